@@ -1,0 +1,76 @@
+# Everything a person types here. `make` alone explains itself.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+PYTHON := .venv/bin/python
+CORRAL := $(PYTHON) generate.py
+LOCK := .venv/bin/uv --no-config pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
+	--generate-hashes --no-emit-index-url --no-emit-find-links --no-header
+
+.PHONY: help env demo demo-down test lint format check bench-memory bench-render bench-gateway render golden catalogue dashboards rules schema lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+env: ## make or repair .venv; the other targets do it by themselves
+	@command -v python3 >/dev/null || { echo "corral: needs Python 3.11 or newer; there is no python3 on PATH" >&2; exit 1; }
+	@python3 tools/make_env.py
+
+demo: env ## the whole request path on this machine; MODEL=file.gguf or MODEL=hf:owner/repo/file.gguf
+	@$(CORRAL) demo $(if $(MODEL),--model "$$MODEL")
+
+demo-down: env ## stop the demo and leave nothing behind
+	@$(CORRAL) demo --down
+
+test: env ## all that can be tested here, and what was left out and why; ARGS="-k plan" for less
+	@$(PYTHON) -m pytest $(ARGS)
+
+lint: env ## ruff and mypy strict
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m ruff format --check .
+	@$(PYTHON) -m mypy
+
+format: env ## let ruff order imports and lay out code
+	@$(PYTHON) -m ruff check --fix .
+	@$(PYTHON) -m ruff format .
+
+check: lint test ## what has to be green before a commit
+
+bench-memory: env ## estimated against reported memory of llama-server, for many architectures
+	@$(PYTHON) tools/bench_memory.py $(ARGS)
+
+bench-render: env ## render farms of 8, 80, 800 and 8 000 GPUs: time, memory, growth
+	@$(PYTHON) tools/bench_render.py $(ARGS)
+
+bench-gateway: env ## what the gateway costs and how well it shares, beside plain LiteLLM; six minutes of an idle machine
+	@$(PYTHON) tools/bench_gateway.py $(ARGS)
+
+render: env ## write the committed rendering of the default site again
+	@$(CORRAL) render
+
+golden: env ## write expected trees and reference pages again; read the change like code
+	@$(PYTHON) -m pytest tests/unit tests/rules -k "golden or fresh" --update-golden $(ARGS)
+
+catalogue: env ## read the names of figures from the running programs again
+	@$(PYTHON) -m tools.catalogue
+
+dashboards: env ## write Grafana's pages in monitoring/dashboards again
+	@$(PYTHON) -m tools.dashboards
+
+rules: env ## write the rules about objectives again
+	@$(PYTHON) -m tools.objectives > monitoring/rules/objectives.yml.part
+	@mv monitoring/rules/objectives.yml.part monitoring/rules/objectives.yml
+
+schema: env ## write inventory.schema.json again
+	@$(CORRAL) schema > inventory.schema.json.part && mv inventory.schema.json.part inventory.schema.json
+
+lock: env ## lock the requirements again, with hashes; ARGS=--upgrade for newer ones
+	@$(LOCK) requirements.in --output-file requirements.txt $(ARGS)
+	@$(LOCK) requirements-dev.in --output-file requirements-dev.txt $(ARGS)
+	@$(LOCK) requirements-uv.in --output-file requirements-uv.txt $(ARGS)
+
+clean: ## remove what checks and builds left; .venv stays
+	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis build
+	@find . -name .venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,68 @@
+"""One module per component. Each says in `STAGE` when it is asked and in `contribute` what it adds to the plan.
+
+A module is found by being here; nothing else names it. Earlier stages' contributions are there to be read.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterable
+from enum import IntEnum
+from functools import cache
+from typing import Protocol, cast
+
+from corral.contributions import Contribution, Contributions
+from corral.site import Site
+
+
+class Stage(IntEnum):
+    """Order in which components are asked; within a stage nobody sees the others."""
+
+    BACKENDS = 1
+    BALANCER = 2
+    GATEWAY = 3
+    MONITORING = 4
+    DASHBOARDS = 5
+
+
+class Component(Protocol):
+    """What a component module offers."""
+
+    STAGE: Stage
+
+    def contribute(self, site: Site, published: Contributions) -> Iterable[Contribution]:
+        """What the component adds, given the site and what earlier stages published."""
+        ...
+
+
+@cache
+def components() -> tuple[tuple[str, Component], ...]:
+    """Every component with its name, in the order of stages and then names."""
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    found = [(name, cast(Component, importlib.import_module(f"{__name__}.{name}"))) for name in names]
+    return tuple(sorted(found, key=lambda item: (item[1].STAGE, item[0])))
+
+
+def gather(site: Site) -> Contributions:
+    """Everything that the components add to a site."""
+    published = Contributions()
+    for stage in Stage:
+        added = [
+            item
+            for _, component in components()
+            if stage == component.STAGE
+            for item in component.contribute(site, published)
+        ]
+        for item in added:
+            published.add(item)
+    return published
+
+
+def image_keys() -> frozenset[str]:
+    """Names under which `images` of an inventory can replace a component's own image."""
+    keys: set[str] = set()
+    for _, component in components():
+        keys |= set(getattr(component, "IMAGES", ()))
+        keys |= {getattr(component, "COMPONENT", "")} if hasattr(component, "IMAGE") else set()
+    return frozenset(keys)

@@ -1,0 +1,300 @@
+"""The balancer: HAProxy gives every replica only as many requests as it has slots, and bounds the queue of every pool.
+
+Settings and their reasons were measured; see docs/decisions/0003-balancing.md.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
+from typing import Any
+
+from corral.components import Stage
+from corral.contributions import (
+    Backend,
+    ConfigMount,
+    Contribution,
+    Contributions,
+    Endpoint,
+    File,
+    Health,
+    Port,
+    Relabel,
+    Route,
+    Rules,
+    ScrapeTarget,
+    Service,
+    SlotFigures,
+)
+from corral.site import Site
+
+STAGE = Stage.BALANCER
+COMPONENT = "haproxy"
+IMAGE = "haproxy:3.2.26"
+FOLDER = "/usr/local/etc/haproxy"
+CONFIG = f"{FOLDER}/haproxy.cfg"
+FILES = ("haproxy.cfg", "farm.lua", "hold.lua", "blame.lua", "health.lua")
+ASSETS = ("hold.lua", "blame.lua", "health.lua")
+STATE_FILE = "/tmp/servers.state"  # noqa: S108 - a path in the container
+"""Where the servers' states are kept over a reload; gone with the container, so that a new one looks for itself."""
+LOCAL_SOCKET = "unix@logs/haproxy.sock mode 600"
+"""Relative to the host's folder, in which supervisord starts every program."""
+SUCCESSOR = "Successor"
+"""The backend through which a worker that a reload replaced hands requests on; its server is no replica."""
+SLOTS_PATH = "/slots"
+"""Where HAProxy says how many slots of every pool are free; no pool's path is of one part only."""
+CONTROL_PORTS = (9999, 9998, 9997)
+STOP_GRACE_S = 3
+"""A stopping HAProxy refuses new requests, and idle connections of the gateway keep it alive: the gap is this long."""
+RETRY_AFTER_SHARE = 12
+"""A refused client is told to wait this fraction of the pool's queue timeout."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Replicas of a pool that take the same request: same protocol, model name, path and key."""
+
+    name: str
+    pool: str
+    backends: tuple[Backend, ...]
+
+    @property
+    def first(self) -> Backend:
+        """Stands for what all of them share."""
+        return self.backends[0]
+
+
+def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
+    """The balancer with its configuration, and a route for every pool (or replica) through it."""
+    gateway = site.inventory.gateway
+    if gateway.balancing == "direct":
+        yield from (_direct_route(site, backend) for backend in published.backends)
+        return
+    groups = list(grouped([backend for backend in published.backends if backend.protocol != "cloud"]))
+    yield from (_direct_route(site, backend) for backend in published.backends if backend.protocol == "cloud")
+    if groups:
+        yield from _balancer(site, groups)
+
+
+def grouped(backends: list[Backend]) -> Iterator[Group]:
+    """Backends by pool and by what a request to them looks like; the pool's own name when they are all alike."""
+    pools: dict[str, dict[tuple[Any, ...], list[Backend]]] = {}
+    for backend in backends:
+        host = backend.endpoint.address if backend.scheme == "https" else ""
+        alone = backend.name if backend.cost and backend.cost.budget_usd else ""
+        key = (
+            backend.protocol, backend.upstream_model, backend.api_path, backend.secret, backend.key_header,
+            backend.health_path, host, repr(sorted(backend.parameters.items())), backend.hides_thoughts,
+            backend.cost, alone,
+        )  # fmt: skip
+        pools.setdefault(backend.pool, {}).setdefault(key, []).append(backend)
+    for pool, kinds in pools.items():
+        for alike in kinds.values():
+            yield Group(pool if len(kinds) == 1 else f"{pool}.{alike[0].name}", pool, tuple(alike))
+
+
+def _balancer(site: Site, groups: list[Group]) -> Iterator[Contribution]:
+    gateway = site.inventory.gateway
+    entry = Endpoint(gateway.balancer_port, gateway.host, COMPONENT)
+    figures = Endpoint(gateway.stats_port, gateway.host, COMPONENT)
+    values = _values(site, groups)
+    yield File(gateway.host, COMPONENT, "haproxy.cfg", template="haproxy/haproxy.cfg.j2", values=values)
+    yield File(gateway.host, COMPONENT, "farm.lua", template="haproxy/farm.lua.j2", values={"groups": values["groups"]})
+    yield from (File(gateway.host, COMPONENT, name, asset=f"litellm/{name}") for name in ASSETS)
+    yield _service(site, groups)
+    yield Rules("monitoring/rules/haproxy.yml")
+    yield ScrapeTarget("haproxy", figures, {"host": gateway.host, "role": "balancer"}, relabel=_relabel(groups))
+    base = f"http://{site.address(entry, gateway.host)}"
+    if _has_spill(site):
+        yield SlotFigures(f"{base}{SLOTS_PATH}")
+    per_pool = Counter(group.pool for group in groups)
+    for group in groups:
+        has_siblings = per_pool[group.pool] > 1
+        if gateway.balancing == "slots":
+            slots = sum(backend.slots for backend in group.backends)
+            yield replace(_route(group.first, group.name, f"{base}/{group.name}/any", slots), has_siblings=has_siblings)
+        else:
+            yield from (
+                replace(
+                    _route(item, item.name, f"{base}/{group.name}/{item.name}", item.slots), has_siblings=has_siblings
+                )
+                for item in group.backends
+            )
+
+
+def _relabel(groups: list[Group]) -> tuple[Relabel, ...]:
+    """HAProxy's own words for a pool and its replicas as everybody else calls them."""
+    pools: dict[str, list[str]] = {}
+    for group in groups:
+        pools.setdefault(group.pool, []).append(group.name)
+    named = (Relabel("proxy", tuple(names), "pool", pool) for pool, names in pools.items())
+    return (*named, Relabel("server", (), "replica"))
+
+
+def _route(backend: Backend, name: str, base: str, slots: int) -> Route:
+    return Route(
+        backend.pool,
+        name,
+        backend.kind,
+        f"{base}{backend.api_path}",
+        backend.upstream_model,
+        backend.protocol,
+        backend.secret,
+        slots,
+        backend.cost,
+        backend.parameters,
+        backend.hides_thoughts,
+    )
+
+
+def _direct_route(site: Site, backend: Backend) -> Route:
+    if backend.protocol == "cloud":
+        return Route(
+            backend.pool, backend.name, backend.kind, "", backend.upstream_model, "cloud", backend.secret,
+            backend.slots, backend.cost,
+        )  # fmt: skip
+    address = site.address(backend.endpoint, site.inventory.gateway.host)
+    return _route(backend, backend.name, f"{backend.scheme}://{address}", backend.slots)
+
+
+def _service(site: Site, groups: list[Group]) -> Service:
+    gateway = site.inventory.gateway
+    monitoring = site.inventory.monitoring
+    path = site.config_path(gateway.host, COMPONENT, "haproxy.cfg", CONFIG)
+    readers = {monitoring.host} if monitoring else set()
+    endpoints = [backend.endpoint for group in groups for backend in group.backends]
+    is_far = any(site.is_outside(endpoint, gateway.host) for endpoint in endpoints)
+    return Service(
+        host=gateway.host,
+        component=COMPONENT,
+        name=COMPONENT,
+        role="balancer",
+        image=site.image(COMPONENT, IMAGE),
+        program="haproxy",
+        args=("haproxy", "-W", "-db", "-f", path) if not site.is_local(gateway.host) else ("-W", "-db", "-f", path),
+        health=Health(gateway.stats_port, "/healthz", _health_command(gateway.stats_port)),
+        memory_mib=256,
+        ports=(
+            Port(gateway.balancer_port, site.publish_address(gateway.host, set()), "loopback"),
+            Port(
+                gateway.stats_port,
+                site.publish_address(gateway.host, readers),
+                "figures only, read by Prometheus on another host",
+            ),
+        ),
+        configs=tuple(ConfigMount(name, "") for name in FILES),
+        mounts=(() if site.is_local(gateway.host) else ((f"./{COMPONENT}", FOLDER),)),
+        user="99:99",
+        cpu_weight=2048,
+        stop_signal="SIGUSR1",
+        stop_grace_s=STOP_GRACE_S,
+        exceptions={"way-out": "it calls servers on other machines"} if is_far else {},
+    )
+
+
+def _health_command(port: int) -> tuple[str, ...]:
+    """The image has bash but neither curl nor wget."""
+    request = r"printf 'GET /healthz HTTP/1.0\r\n\r\n' >&3"
+    return "bash", "-c", f"exec 3<>/dev/tcp/127.0.0.1/{port}; {request}; head -1 <&3 | grep -q ' 200'"
+
+
+def _has_spill(site: Site) -> bool:
+    auto = site.inventory.gateway.auto
+    return auto is not None and any(tier.spill for tier in auto.tiers)
+
+
+def control_port(site: Site) -> int:
+    """Port of HAProxy's runtime API, on the container's own loopback address."""
+    taken = {site.inventory.gateway.balancer_port, site.inventory.gateway.stats_port}
+    return next(port for port in CONTROL_PORTS if port not in taken)
+
+
+def answer_timeout_s(site: Site, pool: str) -> int:
+    """Longest time in seconds that one answer of a pool may take, without the wait for a slot."""
+    return site.inventory.pools[pool].timeout_s or site.inventory.gateway.timeout_s
+
+
+def _values(site: Site, groups: list[Group]) -> dict[str, Any]:
+    gateway = site.inventory.gateway
+    bind = "127.0.0.1" if site.is_local(gateway.host) else "*"
+    depths, per_pool = _depths(site, groups), Counter(group.pool for group in groups)
+    values = [_group_values(site, group, depths[group.name]) for group in groups]
+    return {
+        "entry": f"{bind}:{gateway.balancer_port}",
+        "successor": SUCCESSOR,
+        "successor_address": f"127.0.0.1:{gateway.balancer_port}",
+        "figures": f"{bind}:{gateway.stats_port}",
+        "has_docker_dns": not site.is_local(gateway.host),
+        "control": LOCAL_SOCKET if site.is_local(gateway.host) else f"ipv4@127.0.0.1:{control_port(site)}",
+        "state_file": "" if site.is_local(gateway.host) else STATE_FILE,
+        "longest_answer_s": max(answer_timeout_s(site, group.pool) for group in groups),
+        "groups": values,
+        "unlike": [group.name for group in groups if per_pool[group.pool] > 1],
+        "slots_path": SLOTS_PATH if _has_spill(site) else "",
+        "pools": [
+            {"name": pool, "groups": [value for value in values if value["pool"] == pool]}
+            for pool in dict.fromkeys(group.pool for group in groups)
+        ],
+        "has_background": any(pool.background for pool in site.inventory.pools.values()),
+    }
+
+
+def _depths(site: Site, groups: list[Group]) -> dict[str, int]:
+    """Requests that may wait for each group: the pool's queue, shared out by slots where a pool has several groups."""
+    pools: dict[str, list[Group]] = {}
+    for group in groups:
+        pools.setdefault(group.pool, []).append(group)
+    return {
+        group.name: share
+        for pool, members in pools.items()
+        for group, share in zip(
+            members,
+            _shares(
+                (site.inventory.pools[pool].queue or site.inventory.gateway.queue).depth,
+                [sum(backend.slots for backend in group.backends) for group in members],
+            ),
+            strict=True,
+        )
+    }
+
+
+def _shares(total: int, weights: list[int]) -> list[int]:
+    """Whole numbers in proportion to the weights, which add up to the total."""
+    bounds = [total * part // sum(weights) for part in accumulate(weights, initial=0)]
+    return [end - start for start, end in pairwise(bounds)]
+
+
+def _group_values(site: Site, group: Group, depth: int) -> dict[str, Any]:
+    pool = site.inventory.pools[group.pool]
+    queue = pool.queue or site.inventory.gateway.queue
+    return {
+        "name": group.name,
+        "pool": group.pool,
+        "depth": depth,
+        "background_depth": (depth + 1) // 2 if pool.background else 0,
+        "key_header": group.first.key_header.lower(),
+        "queue_timeout_s": queue.timeout_s,
+        "retry_after_s": max(1, queue.timeout_s // RETRY_AFTER_SHARE),
+        "answer_timeout_s": answer_timeout_s(site, group.pool),
+        "health_path": group.first.health_path,
+        "health_status": "200,401,403" if group.first.health_path == "/v1/models" else "200",
+        "host_header": group.first.endpoint.address if group.first.scheme == "https" else "",
+        "has_sessions": group.first.kind == "chat" and len(group.backends) > 1,
+        "has_choice": len(group.backends) > 1,
+        "servers": [_server(site, number, backend) for number, backend in enumerate(group.backends, start=1)],
+    }
+
+
+def _server(site: Site, number: int, backend: Backend) -> dict[str, Any]:
+    return {
+        "name": backend.name,
+        "id": number,
+        "address": site.address(backend.endpoint, site.inventory.gateway.host),
+        "slots": backend.slots,
+        "model_text": json.dumps(backend.upstream_model, ensure_ascii=False),
+        "is_ours": backend.is_ours,
+        "is_tls": backend.scheme == "https",
+    }

@@ -1,0 +1,211 @@
+"""Chat, embedding and rerank servers: one llama-server for each replica (llama.cpp)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from corral.accelerators import access, backend_of, claims
+from corral.components import Stage
+from corral.contributions import (
+    Backend,
+    Contribution,
+    Contributions,
+    CpuVariant,
+    Endpoint,
+    Fact,
+    Health,
+    Port,
+    Rules,
+    ScrapeTarget,
+    Secret,
+    Service,
+)
+from corral.inventory import Thinking, file_of
+from corral.site import Replica, Site, memory_on_cpu_mib
+
+STAGE = Stage.BACKENDS
+COMPONENT = "llama"
+API_KEY = "LLAMA_API_KEY"
+
+IMAGES = {
+    "llama-cpu": "ghcr.io/ggml-org/llama.cpp:server-b11347",
+    "llama-cuda12": "ghcr.io/ggml-org/llama.cpp:server-cuda-b11347",
+    "llama-cuda13": "ghcr.io/ggml-org/llama.cpp:server-cuda13-b11347",
+    "llama-rocm": "ghcr.io/ggml-org/llama.cpp:server-rocm-b11347",
+    "llama-vulkan": "ghcr.io/ggml-org/llama.cpp:server-vulkan-b11347",
+    "llama-intel": "ghcr.io/ggml-org/llama.cpp:server-intel-b11347",
+}
+"""Upstream's own tags by build number; CUDA 12 means 12.8, which still knows Maxwell, Pascal and Volta."""
+
+STOP_GRACE_S = 2
+"""Once told to stop, a busy llama-server neither ends its answers nor itself, so waiting longer helps nobody."""
+THINKING_WORDS: dict[Thinking, list[str]] = {
+    "hidden": [],
+    "off": ["--reasoning", "off"],
+    "shown": ["--reasoning-format", "none"],
+}
+"""By itself llama-server puts thoughts into `reasoning_content`."""
+
+
+def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
+    """A service, a backend and a scrape target for every replica, and the key that protects them."""
+    replicas = [replica for replica in site.replicas if replica.kind != "image"]
+    yield from _secrets(site, replicas)
+    consumers = consumer_hosts(site)
+    if replicas:
+        yield Rules("monitoring/rules/llama.yml")
+    for replica in replicas:
+        endpoint = Endpoint(replica.port, replica.host, replica.service)
+        yield _service(site, replica, consumers)
+        yield Backend(
+            replica.pool,
+            replica.container,
+            replica.kind,
+            endpoint,
+            replica.slots,
+            replica.pool,
+            "/health",
+            secret=API_KEY,
+            hides_thoughts=_leaves_thoughts(site, replica),
+        )
+        yield ScrapeTarget("llama", endpoint, labels_of(replica), secret=API_KEY)
+        yield from facts_of(replica)
+
+
+def _sight(site: Site, replica: Replica) -> list[str]:
+    """Options of a model that sees."""
+    projector = replica.weights.projector
+    return ["--mmproj", site.model_path(replica.host, file_of(projector))] if projector else []
+
+
+def _thinking(site: Site, replica: Replica) -> Thinking:
+    return site.inventory.pools[replica.pool].thinking or "hidden"
+
+
+def _leaves_thoughts(site: Site, replica: Replica) -> bool:
+    """Whether thoughts have to be taken out of the answers; with a chat template llama-server separates them itself."""
+    return replica.kind == "chat" and _thinking(site, replica) != "shown" and not replica.engine.jinja
+
+
+def consumer_hosts(site: Site) -> set[str]:
+    """Hosts whose programs call the replicas: the gateway's and the monitoring's."""
+    monitoring = site.inventory.monitoring
+    return {site.inventory.gateway.host} | ({monitoring.host} if monitoring else set())
+
+
+def labels_of(replica: Replica) -> dict[str, str]:
+    """Labels by which figures of a replica are found."""
+    labels = {
+        "host": replica.host,
+        "pool": replica.pool,
+        "model": replica.model,
+        "replica": replica.container,
+        "role": replica.kind,
+    }
+    if replica.cards:
+        labels |= {"gpu": ",".join(str(card.number) for card in replica.cards), "card": replica.cards[0].card}
+    return labels
+
+
+def facts_of(replica: Replica) -> Iterator[Fact]:
+    """What a replica has, and how long it may take to load."""
+    labels = labels_of(replica)
+    yield Fact("inventory:replica_slots", replica.slots, labels)
+    yield Fact("inventory:replica_start_seconds", replica.engine.start_timeout_s or 600, labels)
+
+
+def _secrets(site: Site, replicas: list[Replica]) -> Iterator[Secret]:
+    for host in sorted({replica.host for replica in replicas} | (consumer_hosts(site) if replicas else set())):
+        yield Secret(API_KEY, host, "opens the inference servers for the gateway and Prometheus", "hex")
+
+
+def _service(site: Site, replica: Replica, consumers: set[str]) -> Service:
+    engine, cards = replica.engine, access(site, replica)
+    publish = site.publish_address(replica.host, consumers)
+    if replica.is_port_explicit and not publish:
+        publish = site.host(replica.host).address
+    return Service(
+        host=replica.host,
+        component=COMPONENT,
+        name=replica.service,
+        container=replica.container,
+        role=replica.kind,
+        image=_image(site, replica),
+        program="llama-server",
+        args=arguments(site, replica),
+        health=Health(
+            replica.port,
+            "/health",
+            ("curl", "-fsS", f"http://localhost:{replica.port}/health"),
+            engine.start_timeout_s or 600,
+        ),
+        memory_mib=replica.memory_mib,
+        memory_swap_mib=engine.memory_swap_mib or 0,
+        environment={**cards.environment, **(engine.environment or {})},
+        secrets=(API_KEY,),
+        ports=(Port(replica.port, publish, "the key LLAMA_API_KEY"),),
+        mounts=((site.host(replica.host).models_dir, "/models"),),
+        gpus=claims(replica),
+        devices=cards.devices,
+        groups=cards.groups,
+        cpu_variant=_cpu_variant(site, replica),
+        user="65534:65534",
+        mlock=bool(engine.mlock),
+        stop_grace_s=STOP_GRACE_S,
+        threads=engine.threads or 0,
+        exceptions=cards.exceptions,
+    )
+
+
+def _cpu_variant(site: Site, replica: Replica) -> CpuVariant | None:
+    if not replica.cards:
+        return None
+    memory_mib = max(replica.memory_mib, memory_on_cpu_mib(replica))
+    return CpuVariant(site.image("llama-cpu", IMAGES["llama-cpu"]), memory_mib)
+
+
+def _image(site: Site, replica: Replica) -> str:
+    if replica.engine.image:
+        return replica.engine.image
+    key = image_key(replica)
+    return site.image(key, IMAGES[key])
+
+
+def image_key(replica: Replica) -> str:
+    """Key of the image that suits the replica's card."""
+    return f"llama-{backend_of(replica)}"
+
+
+def arguments(site: Site, replica: Replica) -> tuple[str, ...]:
+    """llama-server's command line. Everything that it would choose by itself is said: port, slots, cache, fit."""
+    engine = replica.engine
+    is_local = site.is_local(replica.host)
+    words = [
+        "--model", site.model_path(replica.host, replica.file),
+        "--alias", replica.pool,
+        "--host", "127.0.0.1" if is_local else "0.0.0.0",  # noqa: S104 - inside the container's own network
+        "--port", replica.port,
+        "--api-key-file", site.secret_path(replica.host, API_KEY),
+        "--ctx-size", replica.context,
+        "--parallel", replica.slots,
+        "--batch-size", engine.batch,
+        "--ubatch-size", min(engine.ubatch or 512, engine.batch or 2048),
+        "--flash-attn", engine.flash_attention,
+        "--cache-type-k", engine.cache_type,
+        "--cache-type-v", engine.cache_type,
+        "--cache-ram", replica.cache_ram_mib,
+        "--fit", "off",
+        "--offline",
+        "--metrics",
+    ]  # fmt: skip
+    words += ["--n-gpu-layers", engine.gpu_layers] if replica.cards else ["--n-gpu-layers", 0]
+    words += ["--threads", engine.threads] if engine.threads else []
+    words += ["--cache-reuse", engine.cache_reuse] if engine.cache_reuse else []
+    words += ["--load-mode", "mmap+mlock"] if engine.mlock else []
+    words += [] if engine.jinja else ["--no-jinja"]
+    words += {"embedding": ["--embeddings"], "rerank": ["--reranking"]}.get(replica.kind, [])
+    words += ["--pooling", engine.pooling] if engine.pooling else []
+    words += ["--split-mode", "layer"] if len(replica.cards) > 1 else []
+    words += _sight(site, replica)
+    words += THINKING_WORDS[_thinking(site, replica)] if replica.kind == "chat" else []
+    return (*map(str, words), *(engine.extra_args or ()))

@@ -1,0 +1,72 @@
+"""redis_exporter: figures of the gateway's Valkey."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from corral.components import Stage
+from corral.contributions import (
+    Contribution,
+    Contributions,
+    Endpoint,
+    Health,
+    Port,
+    Rules,
+    ScrapeTarget,
+    Secret,
+    Service,
+    Store,
+)
+from corral.inventory import Monitoring
+from corral.site import Site
+
+STAGE = Stage.GATEWAY
+COMPONENT = "valkey-exporter"
+IMAGE = "oliver006/redis_exporter:v1.86.0-alpine"
+PASSWORDS = "VALKEY_EXPORTER_PASSWORDS"
+
+
+def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
+    """An exporter beside every cache, its target and its rules."""
+    monitoring = site.inventory.monitoring
+    stores = [store for store in published.stores if store.kind == "cache"]
+    if monitoring is None or not monitoring.store_exporters or not stores:
+        return
+    yield Rules("monitoring/rules/valkey.yml")
+    for store in stores:
+        host = store.endpoint.host
+        address = _address(site, store)
+        passwords = f'{{{{"{address}": "{{{store.secret}}}"}}}}\n'
+        yield Secret(PASSWORDS, host, "Valkey's password as its exporter reads it", template=passwords)
+        yield _service(site, monitoring, store)
+        endpoint = Endpoint(monitoring.cache_exporter_port, host, COMPONENT)
+        yield ScrapeTarget("valkey", endpoint, {"host": host, "role": "cache"})
+
+
+def _address(site: Site, store: Store) -> str:
+    return f"redis://{site.address(store.endpoint, store.endpoint.host)}"
+
+
+def _service(site: Site, monitoring: Monitoring, store: Store) -> Service:
+    host, port = store.endpoint.host, monitoring.cache_exporter_port
+    listen = f"{'127.0.0.1' if site.is_local(host) else ''}:{port}"
+    return Service(
+        host=host,
+        component="valkey_exporter",
+        name=COMPONENT,
+        role="exporter",
+        image=site.image(COMPONENT, IMAGE),
+        program="prometheus-redis-exporter",
+        args=(
+            f"--redis.addr={_address(site, store)}",
+            f"--redis.password-file={site.secret_path(host, PASSWORDS)}",
+            f"--web.listen-address={listen}",
+        ),
+        health=Health(port, "/health", ("wget", "-q", "-O", "/dev/null", f"http://127.0.0.1:{port}/health")),
+        memory_mib=64,
+        secrets=(PASSWORDS,),
+        ports=(Port(port, site.publish_address(host, {monitoring.host}), "figures of the counters, none of them"),),
+        user="59000:59000",
+        cpu_weight=256,
+        after=((store.endpoint.service, "service_healthy"),),
+    )

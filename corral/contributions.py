@@ -1,0 +1,377 @@
+"""What components tell each other: typed, frozen, and all that one component ever learns of another.
+
+Producers publish (a backend, a scrape target, a secret …), consumers read; no component names another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+SYSTEM_FOLDERS = ("/boot", "/dev", "/etc", "/lib", "/lib64", "/proc", "/sys", "/usr", "/var/lib/docker")
+"""Folders of the host that no container is to see, nor anything below them, without a reason."""
+
+
+def is_system_folder(path: str) -> bool:
+    """Whether a folder of the host belongs to its system, or lies below one that does."""
+    return any(f"{path}/".startswith(f"{folder}/") for folder in SYSTEM_FOLDERS)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a program listens: on a host of the site, or at a node's own address."""
+
+    port: int
+    host: str = ""
+    service: str = ""
+    address: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """A port of a service. `publish` is the address on the host that it is bound to; empty: inside the farm only."""
+
+    number: int
+    publish: str = ""
+    protection: str = ""
+    """What keeps strangers out: a key, a password, loopback, or the stated reason why it is open."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigMount:
+    """A rendered file that a service reads: its name in the component's folder, its path in the container.
+
+    Without a path the file is not mounted by itself: the folder that it lies in is among the service's mounts.
+    """
+
+    file: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class GpuClaim:
+    """A service's share of a card."""
+
+    number: int
+    device: str
+    vram_mib: int
+    vendor: str = "nvidia"
+
+
+@dataclass(frozen=True, slots=True)
+class CpuVariant:
+    """What of a service on a graphics card is different when the same host runs it on its processor instead."""
+
+    image: str
+    memory_mib: int
+    environment: Mapping[str, str] = field(default_factory=dict)
+    configs: tuple[ConfigMount, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """How to see that a service is ready: a path on its port, or a command inside the container."""
+
+    port: int = 0
+    path: str = ""
+    command: tuple[str, ...] = ()
+    start_timeout_s: int = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One container (or, on a `local` host, one process)."""
+
+    host: str
+    component: str
+    name: str
+    image: str
+    program: str
+    args: tuple[str, ...] = ()
+    health: Health = Health()
+    memory_mib: int = 256
+    memory_swap_mib: int = 0
+    container: str = ""
+    role: str = ""
+    entrypoint: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    secrets: tuple[str, ...] = ()
+    ports: tuple[Port, ...] = ()
+    configs: tuple[ConfigMount, ...] = ()
+    volumes: tuple[tuple[str, str], ...] = ()
+    """Named volume (kept across `down`) and its path in the container."""
+    mounts: tuple[tuple[str, str], ...] = ()
+    """Folder on the host and its path in the container, read-only."""
+    tmpfs: tuple[str, ...] = ("/tmp:size=64m",)  # noqa: S108 - a path in the container
+    gpus: tuple[GpuClaim, ...] = ()
+    devices: tuple[str, ...] = ()
+    """Device files of the host, under the same path in the container."""
+    groups: tuple[int, ...] = ()
+    """Further groups of the program's user, by number."""
+    cpu_variant: CpuVariant | None = None
+    """For services with `gpus`: how they run on a machine without cards."""
+    user: str = ""
+    read_only: bool = True
+    cap_add: tuple[str, ...] = ()
+    pid_host: bool = False
+    mlock: bool = False
+    threads: int = 0
+    cpu_weight: int = 1024
+    """Share of the processors when they are short; an idle processor is nobody's, so this slows nothing down."""
+    pids: int = 256
+    shm_mib: int = 0
+    stop_grace_s: int = 10
+    stop_signal: str = ""
+    after: tuple[tuple[str, Literal["service_healthy", "service_started"]], ...] = ()
+    exceptions: Mapping[str, str] = field(default_factory=dict)
+    """Rules of the security baseline (corral/policy.py) that do not hold for this service, each with the reason.
+
+    `way-out` puts the service on a network that leads out of the host.
+    """
+
+    @property
+    def needs_cards(self) -> bool:
+        """Whether it has nothing to do on a machine without cards."""
+        return bool(self.gpus) and self.cpu_variant is None
+
+    @property
+    def tenancies(self) -> tuple[GpuClaim, ...]:
+        """The cards on which it computes; an exporter has cards only to look at them."""
+        return () if self.role == "exporter" else self.gpus
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a backend charges for a token, in US dollars, and the most that it may cost in a period."""
+
+    input_usd: float
+    output_usd: float
+    budget_usd: float | None = None
+    period: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """One replica of a pool that can answer requests."""
+
+    pool: str
+    name: str
+    kind: str
+    endpoint: Endpoint
+    slots: int
+    upstream_model: str
+    health_path: str
+    api_path: str = "/v1"
+    scheme: Literal["http", "https"] = "http"
+    protocol: Literal["openai", "ollama", "cloud"] = "openai"
+    secret: str = ""
+    tier: str = ""
+    is_ours: bool = True
+    """Whether the kit starts it; a node is asked for its health less often."""
+    cost: Cost | None = None
+    key_header: str = ""
+    """Header in which it wants its key; empty: `Authorization: Bearer`."""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    """What every request to it carries besides the client's own, in LiteLLM's `litellm_params`."""
+    hides_thoughts: bool = False
+    """Whether the gateway takes thoughts out of its answers: the server may leave them in the text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """How the gateway reaches a pool, or one replica of it, through whatever stands in between."""
+
+    pool: str
+    name: str
+    kind: str
+    url: str
+    upstream_model: str
+    protocol: Literal["openai", "ollama", "cloud"] = "openai"
+    secret: str = ""
+    slots: int = 1
+    cost: Cost | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    hides_thoughts: bool = False
+    has_siblings: bool = False
+    """Whether the pool has further routes, among which the gateway has to choose by what the balancer knows."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlotFigures:
+    """Where the gateway learns how many slots of every pool are free: JSON at a URL, kept by the balancer."""
+
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
+class ScrapeTarget:
+    """Figures for Prometheus."""
+
+    job: str
+    endpoint: Endpoint
+    labels: Mapping[str, str] = field(default_factory=dict)
+    path: str = "/metrics"
+    secret: str = ""
+    scheme: Literal["http", "https"] = "http"
+    relabel: tuple[Relabel, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Relabel:
+    """A label that Prometheus adds to a target's series where another label has one of these values."""
+
+    source: str
+    values: tuple[str, ...]
+    target: str
+    replacement: str = ""
+    """What the new label says; empty: the same as the source."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """Recording and alerting rules for Prometheus: a file below monitoring/rules."""
+
+    asset: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """A figure of the inventory, as a series of constant value: rules compare what is with what should be."""
+
+    name: str
+    value: float
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Dashboard:
+    """A page of figures for Grafana: a file below monitoring/dashboards."""
+
+    asset: str
+
+
+@dataclass(frozen=True, slots=True)
+class AlertSink:
+    """Where Prometheus sends alerts."""
+
+    endpoint: Endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class DataSource:
+    """Figures for dashboards: a Prometheus."""
+
+    name: str
+    endpoint: Endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """A value that one or more hosts need; generated once and kept, or given by the user."""
+
+    name: str
+    host: str
+    purpose: str
+    generate: Literal["hex", "sk", "given"] = "hex"
+    template: str = ""
+    """Made from other secrets, as `postgresql://corral:{POSTGRES_PASSWORD}@…`; never stored by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """A store for other programs: the gateway's database or its shared counters."""
+
+    kind: Literal["database", "cache"]
+    endpoint: Endpoint
+    secret: str
+    """Name of the secret that opens it: the whole URL for a database, the password for a cache."""
+    password: str = ""
+    """Name of the secret with the password alone."""
+    user: str = ""
+    database: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file beside a component's compose.yaml: laid out by a template, dumped from data, or copied from an asset."""
+
+    host: str
+    component: str
+    path: str
+    template: str = ""
+    values: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    asset: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What of a service's data is worth keeping when its machine is lost.
+
+    A program that has a way of its own to say what it holds names the commands, which run in its container: the first
+    prints everything, the second reads that and puts it in the place of what is there, all of it or nothing. Without
+    them the files below `path` are copied while the service stands still for a moment.
+    """
+
+    host: str
+    service: str
+    name: str
+    purpose: str
+    volume: str
+    """The named volume that holds it."""
+    path: str = ""
+    """Where the volume is in the container."""
+    dump: tuple[str, ...] = ()
+    load: tuple[str, ...] = ()
+
+
+Contribution = (
+    Service
+    | Backend
+    | Route
+    | SlotFigures
+    | ScrapeTarget
+    | Secret
+    | Store
+    | File
+    | Rules
+    | Fact
+    | Dashboard
+    | AlertSink
+    | DataSource
+    | State
+)
+
+
+@dataclass(slots=True)
+class Contributions:
+    """Everything published so far, by kind, in the order in which it was published."""
+
+    services: list[Service] = field(default_factory=list)
+    backends: list[Backend] = field(default_factory=list)
+    routes: list[Route] = field(default_factory=list)
+    slot_figures: list[SlotFigures] = field(default_factory=list)
+    targets: list[ScrapeTarget] = field(default_factory=list)
+    secrets: list[Secret] = field(default_factory=list)
+    stores: list[Store] = field(default_factory=list)
+    files: list[File] = field(default_factory=list)
+    rules: list[Rules] = field(default_factory=list)
+    facts: list[Fact] = field(default_factory=list)
+    dashboards: list[Dashboard] = field(default_factory=list)
+    sinks: list[AlertSink] = field(default_factory=list)
+    sources: list[DataSource] = field(default_factory=list)
+    states: list[State] = field(default_factory=list)
+
+    def add(self, item: Contribution) -> None:
+        """Puts a contribution where consumers of its kind look."""
+        lists: dict[type, list[Any]] = {
+            Service: self.services, Backend: self.backends, Route: self.routes, SlotFigures: self.slot_figures,
+            ScrapeTarget: self.targets, Secret: self.secrets, Store: self.stores, File: self.files,
+            Rules: self.rules, Fact: self.facts, Dashboard: self.dashboards, AlertSink: self.sinks,
+            DataSource: self.sources,
+            State: self.states,
+        }  # fmt: skip
+        lists[type(item)].append(item)

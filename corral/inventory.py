@@ -1,0 +1,832 @@
+"""What is wanted: the one YAML file that a person writes, as typed and described models.
+
+The JSON Schema, the reference page and the editor's help are all made from the descriptions in this file.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    StringConstraints,
+    model_validator,
+)
+
+from corral.errors import shown
+
+SCHEMA_VERSION = 1
+MAX_GPUS = 1024
+MAX_DIGITS = 4
+GPU_EXAMPLE = 'write for instance 3, 1-3 or "1-3,5"'
+MAX_LAYERS = 9999
+MAX_PARTS = 1000
+DAY_S = 86_400
+TIB_MIB = 1024 * 1024
+
+
+class Pattern(NamedTuple):
+    """A pattern for texts, and the words that say what it wants."""
+
+    expression: str
+    words: str
+    """What the text has to be, as `must be …`."""
+    remedy: str = ""
+
+
+NAME = Pattern(r"^[a-z0-9][a-z0-9._-]{0,62}$", "a name", "lower-case letters, digits, `.`, `_` and `-`; at most 63")
+MODEL_NAME = Pattern(
+    r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,126}$",
+    "a model's name",
+    "letters, digits, `.`, `_`, `-`, `:` and `/`; at most 127",
+)
+CONSUMER_NAME = Pattern(
+    r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", "a consumer's name", "letters, digits, `.`, `_` and `-`; at most 63"
+)
+PERIOD = Pattern(r"^([1-9]\d{0,4}[smhd]|[1-9]\d?mo)$", "a period", "such as 12h, 7d, 30d or 1mo")
+SECRET_NAME = Pattern(
+    r"^[A-Z][A-Z0-9_]{0,62}$", "the name of a secret", "such as OPENAI_API_KEY; the value goes into .env"
+)
+VARIABLE = Pattern(r"^[A-Za-z_][A-Za-z0-9_]{0,126}$", "the name of an environment variable", "letters, digits and `_`")
+LINE = Pattern(r"^[^\x00-\x1f\x7f-\x9f]+$", "one line of text", "remove line breaks and control characters")
+WORD = Pattern(r"^[^\x00-\x20\x7f-\xa0]+$", "one word", "remove spaces and line breaks")
+FOLDER = Pattern(
+    r"^[^\x00-\x1f\x7f-\x9f$%:~][^\x00-\x1f\x7f-\x9f$%:]*$", "a folder", "without `:`, `$`, `%` and a leading `~`"
+)
+SSH = Pattern(
+    r"^[A-Za-z0-9_][A-Za-z0-9_.@:-]*$", "an ssh destination", "such as user@192.0.2.10, or a name from ~/.ssh/config"
+)
+UUID = Pattern(r"^(GPU|MIG)-[0-9a-fA-F-]{8,}$", "a UUID as `nvidia-smi -L` prints it", "GPU-, then hexadecimal digits")
+SLOT = Pattern(r"^([0-9a-fA-F]{4,8}:)?[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]$", "a PCI slot", "such as 0000:01:00.0")
+CAPABILITY = Pattern(r"^\d{1,2}\.\d$", "a compute capability", "such as 6.1")
+REVISION = Pattern(r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$", "a branch, tag or commit", "such as main, or 40 digits")
+URL = Pattern(
+    r"^https?://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?$",
+    "a base address",
+    "such as http://192.0.2.7:8080",
+)
+PATH = Pattern(r"^/[A-Za-z0-9._~/?=&:-]*$", "a path", "such as /health")
+ORIGIN = Pattern(r"^https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?$", "an origin", "such as https://chat.example.com")
+PEM = Pattern(r"^/([A-Za-z0-9._-]+/)+[A-Za-z0-9._-]+$", "an absolute path", "such as /etc/ssl/farm/farm.pem")
+HEADER = Pattern(r"^[A-Za-z][A-Za-z0-9-]{0,63}$", "the name of a header", "such as X-Api-Key")
+PATTERNS = tuple(item for item in list(globals().values()) if isinstance(item, Pattern))
+"""All of them: `validation` finds the words for what does not match."""
+
+
+def _text(pattern: Pattern) -> StringConstraints:
+    return StringConstraints(pattern=pattern.expression)
+
+
+Name = Annotated[str, _text(NAME)]
+ModelName = Annotated[str, _text(MODEL_NAME)]
+ConsumerName = Annotated[str, _text(CONSUMER_NAME)]
+SecretName = Annotated[str, _text(SECRET_NAME)]
+Line = Annotated[str, _text(LINE)]
+Word = Annotated[str, _text(WORD)]
+PortNumber = Annotated[int, Field(ge=1, le=65535)]
+Mib = Annotated[int, Field(ge=16, le=64 * TIB_MIB)]
+Gib = Annotated[float, Field(gt=0, le=65536)]
+Kind = Literal["chat", "embedding", "rerank", "image"]
+CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "iq4_nl", "q4_1", "q4_0"]
+Thinking = Literal["off", "hidden", "shown"]
+ANY_LIST = Field(strict=False)
+"""Lists are read as tuples; everything else has to be of its own type."""
+
+
+def _address(value: str) -> str:
+    """An IP address that other hosts can use; Docker publishes ports on nothing else."""
+    try:
+        address = ipaddress.ip_address(value)
+    except ValueError:
+        raise ValueError("must be an IP address, such as 192.0.2.10") from None
+    if address.is_unspecified or address.is_multicast or "%" in value:
+        raise ValueError(
+            "must be one address of this host; the other hosts reach it there, and ports are open only there"
+        )
+    return str(address)
+
+
+def _url(value: str) -> str:
+    port = re.search(r":(\d+)(/|$)", value.removeprefix("http").removeprefix("s").removeprefix("://"))
+    if port and not 0 < int(port[1]) <= 65535:  # noqa: PLR2004 - the last port there is
+        raise ValueError(f"there is no port {port[1]}; ports go from 1 to 65535")
+    return value
+
+
+def _moment(value: str) -> str:
+    """A day or a moment, as ISO 8601 writes it; without a zone it is UTC."""
+    try:
+        datetime.fromisoformat(value)
+    except ValueError:
+        raise ValueError("must be a day or a moment; write for instance 2027-01-31 or 2027-01-31T18:00:00Z") from None
+    return value
+
+
+def _without_password(value: Any) -> Any:
+    """A url without a user; the message does not repeat what it refuses."""
+    if isinstance(value, str) and "@" in value:
+        raise ValueError("has a user or password in it; name the key in api_key and put its value into .env")
+    return value
+
+
+def _version(value: Any) -> Any:
+    if type(value) is not int:
+        raise ValueError(f"must be a number without quotes; write schema_version: {SCHEMA_VERSION}")
+    return value
+
+
+def _layers(value: Any) -> Any:
+    """Layers as a number or `all`; both alternatives in one message."""
+    if value is None or value == "all" or (type(value) is int and 0 <= value <= MAX_LAYERS):
+        return value
+    raise ValueError(f"must be a whole number from 0 to {MAX_LAYERS}, or all")
+
+
+def _capability(value: Any) -> Any:
+    return str(value) if isinstance(value, float) else value
+
+
+def parse_gpu_numbers(value: Any) -> Any:
+    """GPU numbers from `3`, `1-3` or `1-3,5`, as a list; lists are left as they are."""
+    if isinstance(value, list | tuple):
+        return value
+    if not isinstance(value, int | str) or isinstance(value, bool):
+        raise ValueError(f"must be a GPU number or range; {GPU_EXAMPLE}")  # noqa: TRY004 - for pydantic
+    return [number for part in str(value).split(",") for number in _gpu_range(part.strip())]
+
+
+def _gpu_range(text: str) -> range:
+    first, dash, last = text.partition("-")
+    if not (text.isascii() and first.isdecimal() and (last.isdecimal() or not dash)):
+        raise ValueError(f"{shown(text)} is no GPU number or range; {GPU_EXAMPLE}")
+    if len(first) > MAX_DIGITS or len(last) > MAX_DIGITS or max(int(first), int(last or first)) > MAX_GPUS:
+        raise ValueError(f"GPU numbers go up to {MAX_GPUS}")
+    if int(first) == 0:
+        raise ValueError("there is no GPU 0; GPUs count from 1")
+    if dash and int(last) < int(first):
+        raise ValueError(f'"{text}" runs backwards; write {last}-{first}')
+    return range(int(first), int(last or first) + 1)
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, Mapping) else value
+
+
+def _places(value: Any) -> Any:
+    """Places as a list; `auto` is one that the plan chooses."""
+    return [{"auto": True}] if value == "auto" else _as_list(value)
+
+
+GpuNumbers = Annotated[
+    tuple[Annotated[int, Field(ge=1, le=MAX_GPUS)], ...],
+    BeforeValidator(parse_gpu_numbers, json_schema_input_type=int | str | list[int]),
+    Field(min_length=1, strict=False),
+]
+
+
+class Model(BaseModel):
+    """Base of everything in the inventory: frozen, and unknown keys are refused."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class Engine(Model):
+    """Settings of an inference server; each level (kind, card, model, pool) overrides the one before."""
+
+    slots: int | None = Field(None, ge=1, le=256)
+    """Requests that one replica works on at the same time."""
+    gpu_layers: Annotated[int | Literal["all"] | None, BeforeValidator(_layers)] = None
+    """Layers kept on the GPU (`--n-gpu-layers`)."""
+    batch: int | None = Field(None, ge=1, le=1_048_576)
+    """Logical batch in tokens (`--batch-size`)."""
+    ubatch: int | None = Field(None, ge=1, le=1_048_576)
+    """Physical batch in tokens (`--ubatch-size`); on weak CPUs smaller is faster."""
+    threads: int | None = Field(None, ge=1, le=1024)
+    """CPU threads of one server (`--threads`)."""
+    cache_type: CacheType | None = None
+    """Number format of the K and V cache, the same for both: CUDA builds have fused kernels only for equal types."""
+    flash_attention: Literal["on", "off", "auto"] | None = None
+    """Flash attention (`--flash-attn`); a quantized cache needs it."""
+    cache_reuse: int | None = Field(None, ge=0, le=1_048_576)
+    """Smallest chunk in tokens that is reused from the prompt cache by shifting (`--cache-reuse`)."""
+    cache_ram_mib: int | None = Field(None, ge=0, le=64 * TIB_MIB)
+    """Host memory for prompts of earlier requests (`--cache-ram`); the program's own 8192 MiB burst containers."""
+    mlock: bool | None = None
+    """Keep the weights in RAM (`--load-mode mmap+mlock`)."""
+    jinja: bool | None = None
+    """Use the model's own chat template (`--jinja`)."""
+    pooling: Literal["none", "mean", "cls", "last", "rank"] | None = None
+    """How token vectors become one embedding (`--pooling`); normally the model file says it."""
+    memory_mib: Mib | None = None
+    """Memory limit of one server's container, in MiB."""
+    memory_swap_mib: Mib | None = None
+    """Limit of memory and swap together, in MiB; the memory limit itself when absent, that is, no swap."""
+    vram_mib: int | None = Field(None, ge=0, le=64 * TIB_MIB)
+    """GPU memory that one replica takes, in MiB, when you know better than the estimate."""
+    start_timeout_s: int | None = Field(None, ge=1, le=DAY_S)
+    """How long a server may load before it counts as broken, in seconds."""
+    backend: Literal["cuda12", "cuda13", "rocm", "vulkan", "intel"] | None = None
+    """Build of llama.cpp that runs a card, instead of the one chosen for it; `vulkan` for AMD and Intel cards."""
+    image: Word | None = None
+    """Container image, instead of the one chosen for the card."""
+    extra_args: Annotated[tuple[Line, ...], ANY_LIST] | None = None
+    """Further command-line words for the server, added at the end."""
+    environment: dict[Annotated[str, _text(VARIABLE)], Line | Literal[""]] | None = None
+    """Further environment variables of the server; never a secret."""
+
+
+class Gpu(Model):
+    """One graphics card of a host."""
+
+    card: Name
+    """Kind of card, for instance `p104-100`; see `cards`."""
+    uuid: Annotated[str, _text(UUID)] | None = None
+    """UUID as `nvidia-smi -L` prints it: the card stays the same when the order changes after a reboot."""
+    pci: Annotated[str, _text(SLOT)] | None = None
+    """PCI slot, for instance `0000:01:00.0`."""
+    power_limit_w: int | None = Field(None, ge=1, le=2000)
+    """Power limit in watts."""
+    vram_gib: float | None = Field(None, gt=0, le=1024)
+    """Memory in GiB, when it differs from the catalogue's."""
+
+
+def _gpu_list(value: Any) -> Any:
+    """The short form `{card: X, count: N, …}` as the list of N equal cards that it stands for."""
+    if not isinstance(value, Mapping) or "count" not in value:
+        return _as_list(value)
+    count = value["count"]
+    if type(count) is not int or not 0 <= count <= MAX_GPUS:
+        raise ValueError(f"count must be a whole number of equal cards, 0 to {MAX_GPUS}")
+    if "uuid" in value or "pci" in value:
+        raise ValueError("uuid and pci name one card; list the cards one by one instead of giving a count")
+    return [{key: item for key, item in value.items() if key != "count"}] * count
+
+
+class _GpuGroup(Gpu):
+    """The short form of several equal cards (only for the JSON Schema)."""
+
+    count: int = Field(ge=0, le=MAX_GPUS)
+    """Number of equal cards."""
+
+
+class Cpu(Model):
+    """The processor of a host."""
+
+    cores: int | None = Field(None, ge=1, le=4096)
+    """Number of cores."""
+    avx: bool = True
+    """False for processors without AVX, such as the Celeron 3865U; they need another image."""
+
+
+class Host(Model):
+    """A machine on which the kit starts programs."""
+
+    runtime: Literal["compose", "local"] = "compose"
+    """`compose`: Docker Compose; `local`: processes under supervisord, without Docker."""
+    address: Annotated[str, AfterValidator(_address)] = "127.0.0.1"
+    """IP address under which the other hosts reach it, and the only one on which ports are published."""
+    ram_gib: Gib | None = None
+    """Memory in GiB; the plan then checks that all container limits fit."""
+    os_reserve_gib: float = Field(2.0, ge=0, le=65536)
+    """Memory in GiB that stays free for the operating system."""
+    cpu: Cpu = Cpu()
+    """Its processor."""
+    gpus: Annotated[
+        tuple[Gpu, ...],
+        BeforeValidator(_gpu_list, json_schema_input_type=_GpuGroup | list[Gpu]),
+        Field(max_length=MAX_GPUS, strict=False),
+    ] = ()
+    """The cards in the order of their index; the first is GPU 1. Either a list, or `{card: …, count: N}`."""
+    device_groups: Annotated[tuple[int, ...], ANY_LIST] = ()
+    """AMD and Intel cards: numbers of the groups that own `/dev/kfd` and `/dev/dri/render*` (`stat -c %g`)."""
+    models_dir: Annotated[str, _text(FOLDER)] = "./models"
+    """Folder with the model files; relative to the host's rendered folder unless it starts with `/`."""
+    ssh: Annotated[str, _text(SSH)] | None = None
+    """How this machine reaches the host: `user@192.0.2.10` or a name from `~/.ssh/config`; absent: it is this one."""
+    gpu_exporter: Literal["nvidia", "dcgm", "none"] | None = None
+    """Who reads this host's cards, when it differs from the monitoring's `gpu_exporter`."""
+    folder: Annotated[str, _text(FOLDER)] | None = None
+    """Folder on a host reached by ssh, for its rendered files; absent: `corral/<site>/<host>` in the user's home."""
+
+
+def file_of(source: str) -> str:
+    """Name in a models folder of the file that a source names."""
+    return source.removesuffix("/").rpartition("/")[2].removeprefix("hf:").partition("?")[0]
+
+
+class Weights(Model):
+    """A model: which file, of what kind, and how it is served."""
+
+    source: Word
+    """`hf:owner/repo/file.gguf`, `https://…`, `file:/path` on this machine, or a file name in the models folder."""
+    revision: Annotated[str, _text(REVISION)] | None = None
+    """Branch, tag or commit of an `hf:` repository; `models pull` pins the commit it finds."""
+    kind: Kind
+    """What it does: chat, embedding, rerank or image."""
+    context: int = Field(4096, ge=32, le=16_777_216)
+    """Tokens that one request may use, prompt and answer together; every slot gets that much."""
+    size_gib: Gib | None = None
+    """Size of the file in GiB, with the projector's; estimated from its name when absent."""
+    projector: Word | None = None
+    """Chat models that see: the file with which llama-server reads images (`--mmproj`), written like `source`."""
+    backend: Word | None = None
+    """Image models: the LocalAI backend, for instance `diffusers`."""
+    pipeline: Word | None = None
+    """Image models: the diffusers pipeline class."""
+    scheduler: Word | None = None
+    """Image models: the sampler."""
+    steps: int | None = Field(None, ge=1, le=1000)
+    """Image models: sampling steps."""
+    engine: Engine = Engine()
+    """Settings of servers with this model."""
+
+    @property
+    def file(self) -> str:
+        """Name of the model's file in the models folder; the first of several parts."""
+        return file_of(self.source)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The sources of all its files: several when the model is split or has a projector."""
+        return (*self._parts, *([self.projector] if self.projector else []))
+
+    @property
+    def _parts(self) -> tuple[str, ...]:
+        found = re.search(r"-(\d{5})-of-(\d{5})(?=\.gguf)", self.source)
+        count = int(found[2]) if found else 1
+        if not found or not 0 < count <= MAX_PARTS:
+            return (self.source,)
+        start, end = self.source[: found.start()], self.source[found.end() :]
+        return tuple(f"{start}-{number:05}-of-{count:05}{end}" for number in range(1, count + 1))
+
+    def key(self, source: str) -> str:
+        """What the lock calls one of its sources."""
+        return f"{source}@{self.revision}" if self.revision else source
+
+
+class Card(Model):
+    """Facts and settings of a kind of graphics card."""
+
+    vram_gib: float | None = Field(None, gt=0, le=1024)
+    """Memory in GiB."""
+    compute_capability: (
+        Annotated[str, BeforeValidator(_capability, json_schema_input_type=str | float), _text(CAPABILITY)] | None
+    ) = None
+    """CUDA compute capability, for instance `6.1`."""
+    vendor: Literal["nvidia", "amd", "intel"] | None = None
+    """Who made it; nvidia when neither the catalogue nor this says so."""
+    warm_c: int | None = Field(None, ge=20, le=120)
+    """Temperature in °C above which an alert warns; the monitoring's when absent."""
+    hot_c: int | None = Field(None, ge=20, le=120)
+    """Temperature in °C above which an alert is critical; the monitoring's when absent."""
+    engine: Engine = Engine()
+    """Settings that suit this kind of card."""
+
+
+class Price(Model):
+    """What tokens count against budgets: your own figure for your own machines, the provider's for cloud models."""
+
+    input_usd_per_million: float = Field(ge=0, le=1_000_000)
+    """US dollars for a million tokens of the prompt."""
+    output_usd_per_million: float = Field(ge=0, le=1_000_000)
+    """US dollars for a million tokens of the answer."""
+
+
+class Budget(Model):
+    """What a key may spend, or a node may cost; whoever has reached it gets nothing until the period is over."""
+
+    max_usd: float = Field(gt=0, le=1_000_000_000)
+    """US dollars; `price` of a pool or node says what its tokens count."""
+    period: Annotated[str, _text(PERIOD)] | None = None
+    """After which spending counts from zero again, such as `30d`; absent: never for a key, `30d` for a node."""
+
+
+class Node(Model):
+    """An inference server that the kit does not start: a Mac, a phone, another farm, a cloud account."""
+
+    url: Annotated[str, BeforeValidator(_without_password), _text(URL), AfterValidator(_url)] | None = None
+    """Base address, for instance `http://192.0.2.7:8080`; not for `engine: cloud`."""
+    engine: Literal["openai", "llama.cpp", "mlx", "ollama", "inferrlm", "vllm", "lmstudio", "cloud"] = "openai"
+    """What answers there; it decides protocol and health check. `cloud` is a provider known to LiteLLM."""
+    model: Line
+    """Name of the model at that server, or for `cloud` LiteLLM's name such as `openai/gpt-4o-mini`."""
+    kind: Kind = "chat"
+    """What it does."""
+    slots: int = Field(1, ge=1, le=4096)
+    """Requests that it works on at the same time."""
+    tier: Name | None = None
+    """Class of the node for complexity routing, for instance `primary` or `smart`."""
+    health: Annotated[str, _text(PATH)] | None = None
+    """Path that answers 200 when the node is well; known for each engine."""
+    context: int | None = Field(None, ge=32, le=16_777_216)
+    """Tokens that one request may use there, prompt and answer together; needed for `context_fallback` only."""
+    price: Price | None = None
+    """What it charges; needed for a budget."""
+    budget: Budget | None = None
+    """The most that it may cost in a period."""
+    api_key: SecretName | None = None
+    """Name of the secret with the node's key; the value goes into `.env`."""
+    key_header: Annotated[str, _text(HEADER)] | None = None
+    """Header in which the node wants its key, such as `X-Api-Key`; absent: `Authorization: Bearer …`."""
+    thinking: Thinking | None = None
+    """What becomes of the model's thoughts, when it differs from the pool's."""
+
+
+class Placement(Model):
+    """Where replicas of a pool live: on GPUs or the CPU of a host, or on a node."""
+
+    host: Name | None = None
+    """Host that runs the replicas."""
+    gpus: GpuNumbers | None = None
+    """GPU numbers from 1, as `2`, `1-3` or `"1-3,5"`: one replica for each."""
+    gpus_per_replica: int = Field(1, ge=1, le=64)
+    """Cards over which one replica is split."""
+    replicas: int | None = Field(None, ge=1, le=1024)
+    """Number of replicas on the CPU, or on every card named in `gpus`."""
+    node: Name | None = None
+    """A node instead of a host."""
+    auto: bool = False
+    """The plan chooses a card for every replica: on `host`, or on any host; `on: auto` is short for it."""
+
+
+class MeasuredBy(Model):
+    """The run of `bench sweep` from which limits come; `bench apply` writes it."""
+
+    run: Line
+    """Name of the run."""
+    basis: Literal["knee", "safe", "n-1"] = "safe"
+    """Which of its rates the limit is."""
+    mark: Line
+    """Stands for hardware, model and settings that were measured; `plan` tells when they are others now."""
+
+
+class Limits(Model):
+    """Limits for the whole pool, whatever the number of replicas."""
+
+    rpm: int | None = Field(None, ge=1, le=1_000_000_000)
+    """Requests per minute."""
+    tpm: int | None = Field(None, ge=1, le=1_000_000_000)
+    """Tokens per minute."""
+    measured: MeasuredBy | None = None
+    """Where they come from; without it they count as never measured."""
+
+
+class Queue(Model):
+    """How requests wait when every slot is taken."""
+
+    depth: int = Field(10, ge=0, le=100_000)
+    """Requests that may wait; further ones get 429 with Retry-After."""
+    timeout_s: int = Field(60, ge=1, le=3600)
+    """Longest wait in seconds; then 429 with Retry-After."""
+
+
+class Objective(Model):
+    """What clients of a pool may expect; alerts tell when too many requests fall short of it."""
+
+    availability_percent: float = Field(99.0, ge=50, lt=100)
+    """Requests in a hundred that are answered, and not refused for want of a slot."""
+    first_token_s: float = Field(10.0, gt=0, le=3600)
+    """Seconds to the first token of a streamed answer."""
+    answer_s: float = Field(60.0, gt=0, le=3600)
+    """Seconds to the whole answer, the wait for a slot included."""
+    in_time_percent: float = Field(95.0, ge=50, lt=100)
+    """Requests in a hundred that keep each of both times."""
+
+
+class Pool(Model):
+    """What clients call: one name with one or more replicas behind it."""
+
+    model: Name | None = None
+    """The model that the replicas serve; not needed when all of them are nodes."""
+    on: Annotated[
+        tuple[Placement, ...],
+        BeforeValidator(
+            _places,
+            json_schema_input_type=Literal["auto"] | Placement | Annotated[list[Placement], Field(min_length=1)],
+        ),
+        Field(min_length=1, strict=False),
+    ]
+    """Where the replicas live: one place, a list, or `auto`."""
+    short: Name | None = None
+    """Short name for services and containers: `short: gpu` gives service `gpu-1`, container `<host>-gpu-1`."""
+    ports: PortNumber | None = None
+    """Port of the first replica; the others follow by one. Derived from kind and GPU number when absent."""
+    aliases: Annotated[tuple[ModelName, ...], ANY_LIST] = ()
+    """Further names under which clients may call the pool, in any case."""
+    background: Annotated[tuple[ModelName, ...], ANY_LIST] = ()
+    """Names for work that can wait: of the requests in the queue, all others go first."""
+    editor_names: bool = False
+    """Answer to names that editors and SDKs have built in, too, such as `gpt-4o`; docs/keys.md lists them."""
+    price: Price | None = None
+    """What this pool's tokens count against budgets; absent: nothing, or the provider's price of a cloud model."""
+    fallback: Annotated[tuple[Name, ...], ANY_LIST] = ()
+    """Pools that are asked instead, in this order, when this one fails or refuses."""
+    context_fallback: Annotated[tuple[Name, ...], ANY_LIST] = ()
+    """Pools with a longer context, asked in this order with requests that are too long for this one."""
+    limits: Limits = Limits()
+    """What the pool may be asked for."""
+    queue: Queue | None = None
+    """Waiting room of this pool, when it differs from the gateway's."""
+    timeout_s: int | None = Field(None, ge=1, le=DAY_S)
+    """Longest time in seconds that one answer may take."""
+    objective: Objective | None = None
+    """What clients of this pool may expect, when it differs from the monitoring's."""
+    thinking: Thinking | None = None
+    """`hidden` (default): no `<think>` in answers; `off`: the model does not think, where its server can turn that off,
+    and what leaks is taken out; `shown`: answers stay as the server writes them."""
+    engine: Engine = Engine()
+    """Settings of this pool's servers."""
+
+
+class Tier(Model):
+    """A level of difficulty: which requests are of it, and who answers them.
+
+    What is absent is taken from the tier of that name in the seed of this kit: `simple`, `medium` and `complex` are
+    known.
+    """
+
+    name: Name
+    """Name of the tier; `simple`, `medium` and `complex` come with words and lengths of their own."""
+    pool: Name
+    """Pool that answers."""
+    spill: Annotated[tuple[Name, ...], ANY_LIST] = ()
+    """Pools that answer instead while every slot of `pool` is taken; the first with a free slot."""
+    words: Annotated[tuple[Line, ...], ANY_LIST] | None = None
+    """Words and phrases in the user's last message that make a request one of this tier."""
+    words_beyond: int | None = Field(None, ge=0, le=1_000_000)
+    """Those words count only in a message of more words than this."""
+    characters_beyond: int | None = Field(None, ge=0, le=1_000_000_000)
+    """So does a conversation of more characters than this."""
+    messages_beyond: int | None = Field(None, ge=0, le=1_000_000)
+    """And one of more messages than this."""
+
+
+class Auto(Model):
+    """A name that clients call when the kit is to choose the pool by how difficult the request is."""
+
+    name: Name = "auto"
+    """The name."""
+    aliases: Annotated[tuple[Name, ...], ANY_LIST] = ()
+    """Further names for the same."""
+    tiers: Annotated[tuple[Tier, ...], ANY_LIST] = Field(min_length=1, max_length=16)
+    """From the easiest to the hardest; the hardest that fits is taken, the first one when none does."""
+
+
+class Entrance(Model):
+    """A guarded way in for clients beyond the farm: HAProxy before LiteLLM, which lets `/v1/` and `/health` through."""
+
+    port: PortNumber = 443
+    """Port on the gateway's host."""
+    certificate: Annotated[str, _text(PEM)] | None = None
+    """File on the gateway's host with certificate, chain and key, readable for user 99; without it there is no TLS.
+    A renewed file is in use within seconds, without a restart."""
+    origins: Annotated[tuple[Annotated[str, _text(ORIGIN)], ...], ANY_LIST] = ()
+    """Origins of web pages that may call the gateway (CORS), such as `https://chat.example.com`."""
+    max_body_kib: int = Field(1024, ge=1, le=1024 * 1024)
+    """Longest request in KiB; longer ones get 413."""
+    max_messages: int = Field(100, ge=1, le=100_000)
+    """Most messages in one request; more get 413."""
+    max_message_kib: int = Field(32, ge=1, le=1024 * 1024)
+    """Longest text of one message in KiB; longer ones get 413."""
+    max_tokens: int | None = Field(None, ge=1, le=10_000_000)
+    """Most tokens of one answer; requests for more get this many."""
+
+
+class Gateway(Model):
+    """The one address that clients call: LiteLLM, with HAProxy behind it."""
+
+    host: Name
+    """Host that runs it."""
+    port: PortNumber = 4000
+    """Port for clients."""
+    unknown_model: Name | None = None
+    """Pool that answers requests for models that do not exist; without it they get 404."""
+    balancing: Literal["slots", "least-busy", "direct"] = "slots"
+    """Who chooses the replica: HAProxy by free slots, LiteLLM by load, or LiteLLM at random without HAProxy."""
+    queue: Queue = Queue()
+    """How requests wait when every slot of their pool is taken."""
+    timeout_s: int = Field(300, ge=1, le=DAY_S)
+    """Longest time in seconds that one answer may take, after waiting for a slot."""
+    auto: Auto | None = None
+    """The name under which requests are routed by how difficult they are."""
+    database: bool = True
+    """PostgreSQL for virtual keys, budgets and spend; without it there is only the master key."""
+    cache: bool = True
+    """Valkey for counters that several processes share."""
+    balancer_port: PortNumber = 8081
+    """Port of HAProxy inside the farm; published only on a `local` host, on loopback."""
+    stats_port: PortNumber = 8404
+    """Port of HAProxy's figures for Prometheus."""
+    database_port: PortNumber = 5432
+    """Port of PostgreSQL; used inside the farm only."""
+    cache_port: PortNumber = 6379
+    """Port of Valkey; used inside the farm only."""
+    memory_mib: int = Field(2048, ge=256, le=64 * TIB_MIB)
+    """Memory limit of LiteLLM's container, in MiB."""
+    entrance: Entrance | None = None
+    """A guarded way in for clients beyond the farm, with TLS and CORS; without it they call LiteLLM itself."""
+    extra: dict[str, Any] = Field(default_factory=dict)
+    """Merged into LiteLLM's rendered `config.yaml`: any setting that this file does not know yet."""
+
+
+class ConsumerLimits(Model):
+    """What one key may ask for, over all its pools."""
+
+    rpm: int | None = Field(None, ge=1, le=1_000_000_000)
+    """Requests per minute."""
+    tpm: int | None = Field(None, ge=1, le=1_000_000_000)
+    """Tokens per minute, prompts and answers together."""
+    parallel: int | None = Field(None, ge=1, le=100_000)
+    """Requests at the same time."""
+
+
+class Consumer(Model):
+    """A person or program with a key of its own; `keys sync` makes LiteLLM agree."""
+
+    pools: Annotated[tuple[Name, ...], Field(min_length=1, strict=False)] | None = None
+    """Pools that the key opens, with their aliases; all of them when absent."""
+    limits: ConsumerLimits = ConsumerLimits()
+    """What the key may ask for."""
+    budget: Budget | None = None
+    """What the key may spend."""
+    expires: Annotated[Line, AfterValidator(_moment)] | None = None
+    """Day (its first moment, UTC) or moment from which the key is refused, such as `2027-01-31`."""
+    metadata: dict[Name, Line | int | float | bool] = Field(default_factory=dict)
+    """Notes that LiteLLM keeps with the key, such as `team: vision`; never a secret."""
+
+
+Severity = Literal["critical", "warning", "watchdog"]
+
+
+class Receiver(Model):
+    """Somebody who is told about alerts. What must stay secret is named here, and its value goes into `.env`."""
+
+    name: Name
+    """Name of the receiver."""
+    kind: Literal["slack", "email", "webhook", "ntfy"]
+    """How: Slack, e-mail, any program that takes Alertmanager's webhook, or ntfy on a phone."""
+    severities: Annotated[tuple[Severity, ...], ANY_LIST] = ("critical", "warning")
+    """What it is told: `critical` wakes somebody, `warning` waits for the morning, `watchdog` comes for ever, so that
+    an outside service notices when it stops."""
+    secret: SecretName | None = None
+    """Name of the secret: the address for Slack, webhook and ntfy (with topic), the password for e-mail."""
+    channel: Line | None = None
+    """Slack: the channel, for instance `#farm`; the address's own when absent."""
+    to: Word | None = None
+    """E-mail: address of who is told."""
+    sender: Word | None = None
+    """E-mail: address of the sender."""
+    server: Word | None = None
+    """E-mail: the mail server as `host:port`, for instance `mail.example.com:587`."""
+    user: Word | None = None
+    """E-mail: name of the account; its password is the secret."""
+    repeat_h: float = Field(12.0, gt=0, le=720)
+    """Hours after which an alert that still holds is told again."""
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> Self:
+        needed = ("to", "sender", "server") if self.kind == "email" else ("secret",)
+        missing = [name for name in needed if getattr(self, name) is None]
+        if missing:
+            raise ValueError(f"a receiver of kind {self.kind} needs {' and '.join(missing)}")
+        if self.kind == "email" and (self.user is None) != (self.secret is None):
+            raise ValueError("user and secret (its password) belong together")
+        return self
+
+
+class Thresholds(Model):
+    """Where figures start to be alerts."""
+
+    gpu_warm_c: int = Field(80, ge=20, le=120)
+    """Temperature of a card in °C that is a warning; `cards` may say otherwise for a kind of card."""
+    gpu_hot_c: int = Field(85, ge=20, le=120)
+    """Temperature of a card in °C that is critical."""
+    gpu_memory_percent: float = Field(98.0, ge=1, le=100)
+    """Used share of a card's memory that is a warning."""
+    cpu_warm_c: int = Field(80, ge=20, le=120)
+    """Temperature of a processor in °C that is a warning."""
+    cpu_hot_c: int = Field(95, ge=20, le=120)
+    """Temperature of a processor in °C that is critical."""
+    cpu_percent: float = Field(90.0, ge=1, le=100)
+    """Use of all processors of a host that is a warning."""
+    load_per_core: float = Field(4.0, gt=0, le=1000)
+    """Programs that want to run, for each core, that are a warning."""
+    memory_free_percent: float = Field(5.0, ge=0, le=100)
+    """Free share of a host's memory below which there is a warning."""
+    disk_free_percent: float = Field(10.0, ge=0, le=100)
+    """Free share of a file system below which it is critical."""
+    disk_full_h: float = Field(24.0, gt=0, le=720)
+    """A file system that will be full within these hours is a warning."""
+    queued: int = Field(1, ge=1, le=100_000)
+    """Requests of a pool that wait, for five minutes without a pause, that are a warning."""
+    error_percent: float = Field(10.0, gt=0, le=100)
+    """Failed requests in a hundred over five minutes that are a warning at once."""
+    mean_answer_s: float = Field(30.0, gt=0, le=3600)
+    """Mean time of an answer in seconds that is a warning."""
+    imbalance: float = Field(2.0, gt=1, le=100)
+    """How many times the mean of its pool's replicas the busiest may have."""
+    database_gib: float = Field(20.0, gt=0, le=65536)
+    """Size of the gateway's database that is a warning."""
+    database_connections_percent: float = Field(80.0, ge=1, le=100)
+    """Used share of PostgreSQL's connections that is a warning."""
+
+
+class Monitoring(Model):
+    """Prometheus with rules and alerts, the exporters, and who is told."""
+
+    host: Name
+    """Host that runs the farm's Prometheus and Alertmanager."""
+    port: PortNumber = 9090
+    """Port of Prometheus, bound to loopback: it has no password of its own."""
+    receivers: Annotated[tuple[Receiver, ...], ANY_LIST] = ()
+    """Who is told about alerts; with at least one there is an Alertmanager."""
+    alertmanager_port: PortNumber = 9093
+    """Port of Alertmanager, bound to loopback: it has no password of its own."""
+    objective: Objective = Objective()
+    """What clients may expect of every pool that does not say otherwise."""
+    thresholds: Thresholds = Thresholds()
+    """Where figures start to be alerts."""
+    runbooks: Annotated[str, _text(URL)] | None = None
+    """Where people find the pages of docs/runbooks, as the start of an address; alerts link there."""
+    gpu_exporter: Literal["nvidia", "dcgm", "none"] = "nvidia"
+    """Who reads the NVIDIA cards: nvidia_gpu_exporter (every card), dcgm-exporter (datacentre cards), or nobody."""
+    gpu_exporter_port: PortNumber = 9835
+    """Port of the cards' figures on every host that has cards."""
+    store_exporters: bool = True
+    """Figures of the gateway's PostgreSQL and Valkey."""
+    database_exporter_port: PortNumber = 9187
+    """Port of PostgreSQL's figures; used inside the farm only, as long as the monitoring is on the gateway's host."""
+    cache_exporter_port: PortNumber = 9121
+    """Port of Valkey's figures; used inside the farm only, as long as the monitoring is on the gateway's host."""
+    node_exporter_port: PortNumber = 9100
+    """Port of the machine figures on every host."""
+    node_exporter: bool = True
+    """Machine figures (CPU, memory, disk) of every host."""
+    local: dict[Name, PortNumber] = Field(default_factory=dict)
+    """Hosts that keep a Prometheus of their own for what runs there, and its port."""
+    scrape_interval_s: int = Field(15, ge=1, le=300)
+    """Seconds between two readings."""
+    retention_days: int = Field(30, ge=1, le=36_500)
+    """Days that figures are kept."""
+    retention_gib: float = Field(10.0, ge=0.1, le=65536)
+    """Disk space in GiB that figures may take; the oldest go first."""
+    extra: dict[str, Any] = Field(default_factory=dict)
+    """Merged into Prometheus' rendered configuration."""
+
+
+class Inventory(Model):
+    """A whole site in one file. Keys that start with `x-` are yours, for anchors and notes."""
+
+    schema_version: Annotated[Literal[1], BeforeValidator(_version)]
+    """Version of this format; write `schema_version: 1`."""
+    name: Name
+    """Name of the site; the Compose projects are called after it."""
+    hosts: dict[Name, Host] = Field(min_length=1)
+    """Machines on which the kit starts programs."""
+    nodes: dict[Name, Node] = Field(default_factory=dict)
+    """Inference servers that the kit only uses."""
+    cards: dict[Name, Card] = Field(default_factory=dict)
+    """Kinds of graphics cards: facts that the catalogue lacks, settings that suit the card."""
+    models: dict[Name, Weights] = Field(default_factory=dict)
+    """Models by name."""
+    defaults: dict[Kind, Engine] = Field(default_factory=dict)
+    """Engine settings for every pool of a kind."""
+    pools: dict[Name, Pool] = Field(min_length=1)
+    """What clients call."""
+    gateway: Gateway
+    """The one address that clients call."""
+    consumers: dict[ConsumerName, Consumer] = Field(default_factory=dict)
+    """Keys of people and programs, by name (LiteLLM's `key_alias`)."""
+    monitoring: Monitoring | None = None
+    """Prometheus and the exporters; without this section there is no monitoring."""
+    images: dict[Name, Word] = Field(default_factory=dict)
+    """Container images, instead of the pinned ones."""
+
+    _notes: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What stands under keys that start with `x-`."""
+        return self._notes
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _set_notes_apart(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if not isinstance(data, Mapping):
+            return handler(data)
+        notes = {key: value for key, value in data.items() if str(key).startswith("x-")}
+        made = handler({key: value for key, value in data.items() if key not in notes})
+        made._notes = notes  # noqa: SLF001 - its own
+        return made

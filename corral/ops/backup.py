@@ -1,0 +1,197 @@
+"""`backup`: all that a site cannot make again, in one file: inventory, rendering, secrets (sealed), state of services.
+
+Weights and images are not in it: they come from where they came from, or from a bundle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from corral import __version__
+from corral.errors import CorralError
+from corral.model_lock import LOCK_FILE, lock_of
+from corral.ops import archive
+from corral.ops.archive import INVENTORY, RENDERING, SECRETS, Manifest, Member, SavedState
+from corral.ops.history import files_on_disk, packed
+from corral.ops.hosts import ComposeHost, compose_hosts
+from corral.ops.interrupts import Interrupts
+from corral.ops.lock import alone
+from corral.ops.states import state_of_plan, take_words, title
+from corral.ops.survey import check_engine, image_ids
+from corral.ops.up import LOCK
+from corral.output import MANIFEST, finish_interrupted
+from corral.plan import Plan
+from corral.sealing import seal
+from corral.secrets import ENV_FILE, FOLDER
+
+UNITS = ("bytes", "KiB", "MiB", "GiB")
+STEP = 1024
+
+
+@dataclass(slots=True)
+class _Parts:
+    """What has been gathered for an archive: the file of each member, and what the manifest says of it."""
+
+    place: Path
+    files: dict[str, Path] = field(default_factory=dict)
+    members: dict[str, Member] = field(default_factory=dict)
+    states: list[SavedState] = field(default_factory=list)
+
+    def new_path(self) -> Path:
+        """A file that is not there yet."""
+        return self.place / f"part-{len(self.files)}"
+
+    def add(self, name: str, path: Path, member: Member) -> None:
+        """A member whose file is written."""
+        self.files[name], self.members[name] = path, member
+
+    def add_data(self, name: str, data: bytes) -> None:
+        """A member from memory."""
+        path = self.new_path()
+        self.add(name, path, archive.write_part(path, data))
+
+
+def backup(
+    plan: Plan,
+    out: Path,
+    talk: Console,
+    *,
+    hosts: Iterable[str] | None = None,
+    to: Path | None = None,
+    passphrase: str | None,
+) -> Path:
+    """The archive that was made, mode 0600.
+
+    Args:
+        plan: what the inventory says.
+        out: the folder of renderings.
+        talk: where progress goes.
+        hosts: hosts to save; all of them when absent.
+        to: the archive's name; the site's and the date in this folder when absent.
+        passphrase: what seals the secrets; None leaves them out.
+
+    Raises:
+        CorralError: something cannot be read or written; there is no archive then.
+    """
+    now = datetime.now(UTC).replace(microsecond=0)
+    target = to or Path(f"{plan.inventory.name}-{now:%Y%m%dT%H%M%SZ}.tar.gz")
+    _check_target(target)
+    finish_interrupted(out)
+    chosen = [name for name in plan.inventory.hosts if hosts is None or name in set(hosts)]
+    running = compose_hosts(plan, out, chosen)
+    for host in running:
+        check_engine(host)
+    with (
+        Interrupts(),
+        alone(out / LOCK, "corral up"),
+        archive.workshop(target.absolute().parent, plan.inventory.name) as place,
+        archive.explained(target),
+    ):
+        parts = _Parts(place)
+        parts.add_data(INVENTORY, Path(plan.source_file).read_bytes())
+        if lock_of(Path(plan.source_file)).is_file():
+            parts.add_data(LOCK_FILE, lock_of(Path(plan.source_file)).read_bytes())
+        _add_renderings(parts, plan, out, chosen)
+        if passphrase is not None:
+            parts.add_data(SECRETS, seal(packed(_secret_files(plan, out, chosen)), passphrase))
+            talk.print(f"secrets of {', '.join(chosen)}: sealed with the passphrase")
+        for host in running:
+            _add_states(parts, host, talk)
+        manifest = Manifest(
+            format="corral-backup/1",
+            corral=__version__,
+            site=plan.inventory.name,
+            made=now,
+            hosts=tuple(chosen),
+            has_secrets=passphrase is not None,
+            secret_names={name: tuple(secret.name for secret in plan.secrets_of(name)) for name in chosen},
+            images={host.name: _images(host) for host in running},
+            states=tuple(parts.states),
+            members=parts.members,
+        )
+        archive.write_archive(target.absolute(), place, manifest, parts.files)
+    _say_end(plan, target, chosen, talk, is_sealed=passphrase is not None)
+    return target
+
+
+def _check_target(target: Path) -> None:
+    if target.exists() or target.is_symlink():
+        raise CorralError(f"{target}: is there already; name another file")
+    if not target.absolute().parent.is_dir():
+        raise CorralError(f"{target.parent}: no such folder; make it first")
+
+
+def _add_renderings(parts: _Parts, plan: Plan, out: Path, chosen: Sequence[str]) -> None:
+    for name in chosen:
+        files = files_on_disk(out, name)
+        if not files and plan.services_of(name):
+            raise CorralError(f"{out / name}: nothing is rendered there; run ./generate.py render, then up")
+        if files:
+            files[MANIFEST] = (out / name / MANIFEST).read_bytes()
+        for path, data in sorted(files.items()):
+            parts.add_data(f"{RENDERING}{name}/{path}", data)
+
+
+def _secret_files(plan: Plan, out: Path, chosen: Sequence[str]) -> dict[str, bytes]:
+    """The hosts' `.env`, and files that somebody else laid beside what is made from it."""
+    found: dict[str, bytes] = {}
+    for name in chosen:
+        names = {secret.name for secret in plan.secrets_of(name)}
+        store = out / name / ENV_FILE
+        if store.is_file():
+            found[f"{name}/{ENV_FILE}"] = store.read_bytes()
+        elif names:
+            raise CorralError(
+                f"{store}: no such file, so there are no secrets to save; --without-secrets leaves them out"
+            )
+        for path in sorted((out / name / FOLDER).glob("*")):
+            if path.is_file() and path.name not in names:
+                found[f"{name}/{FOLDER}/{path.name}"] = path.read_bytes()
+    return found
+
+
+def _add_states(parts: _Parts, host: ComposeHost, talk: Console) -> None:
+    images = {service.name: service.image for service in host.plan.services_of(host.name)}
+    for state in state_of_plan(host):
+        path = parts.new_path()
+        with host.stream(take_words(host, state)) as data:
+            member = archive.receive(data, path)
+        name = f"states/{state.host}/{state.service}/{state.name}{'.dump' if state.dump else '.tar'}"
+        parts.add(name, path, member)
+        parts.states.append(
+            SavedState(
+                host=state.host,
+                service=state.service,
+                name=state.name,
+                purpose=state.purpose,
+                image=images[state.service],
+                member=name,
+            )
+        )
+        talk.print(Text(f"{title(state)}: {amount(member.size)}"))
+
+
+def _images(host: ComposeHost) -> dict[str, str]:
+    return image_ids(host, {service.image for service in host.plan.services_of(host.name)})
+
+
+def _say_end(plan: Plan, target: Path, chosen: Sequence[str], talk: Console, *, is_sealed: bool) -> None:
+    for name in chosen:
+        if plan.site.is_local(name):
+            talk.print(Text(f"{name}: runs no containers; its data folder is not in the backup", "yellow"))
+    keep = "keep the passphrase elsewhere: without it the secrets are lost" if is_sealed else "without secrets"
+    talk.print(Text(f"{target}: {amount(target.stat().st_size)}, complete; {keep}"))
+
+
+def amount(size: float) -> str:
+    """A number of bytes as people say it: `3.4 MiB`."""
+    unit = 0
+    while size >= STEP and unit < len(UNITS) - 1:
+        size, unit = size / STEP, unit + 1
+    return f"{size:.0f} {UNITS[unit]}" if unit == 0 else f"{size:.1f} {UNITS[unit]}"

@@ -1,0 +1,279 @@
+"""HAProxy's runtime API: who is in rotation and how busy, taking servers out and putting them back, a hitless reload.
+
+In a container the API listens on the container's own loopback address; it is asked through bash, which the image has
+(socat it has not). On a `local` host it is a Unix socket in the host's folder.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from corral.components import haproxy
+from corral.contributions import Backend
+from corral.errors import CorralError
+from corral.ops.hosts import ComposeHost
+from corral.plan import Plan
+from corral.site import bracketed
+
+ANSWER_LIMIT_S = 15
+RELOAD_LIMIT_S = 30
+POLL_S = 0.25
+FORCED_OUT = 0x01 | 0x08
+"""Bits of `srv_admin_state`: taken out, or drained, by command."""
+ASK = r'exec 3<>/dev/tcp/127.0.0.1/"$1" && printf "%s\n" "$2" >&3 && cat <&3'
+_DIGEST = re.compile(r"^\s*description:? ([0-9a-f]{16})\b", re.MULTILINE)
+
+
+class BalancerError(CorralError):
+    """The balancer does not answer, or refused what it was told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A replica as HAProxy sees it at this moment."""
+
+    group: str
+    name: str
+    status: str
+    """HAProxy's words, such as `UP`, `DOWN 1/3`, `MAINT`."""
+    in_flight: int
+    waiting: int
+    """Requests that wait for this server alone."""
+    address: str
+    port: int
+    is_out: bool
+    """Whether somebody took it out of rotation by command."""
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it gets requests."""
+        return self.status.startswith("UP") and not self.is_out
+
+
+@dataclass(frozen=True, slots=True)
+class Balancer:
+    """The running balancer of a plan."""
+
+    plan: Plan
+    host: ComposeHost
+
+    @property
+    def container(self) -> str:
+        """Name of its container."""
+        return f"{self.host.name}-{haproxy.COMPONENT}"
+
+    @property
+    def _is_local(self) -> bool:
+        return self.plan.site.is_local(self.host.name)
+
+    def ask(self, *commands: str) -> str:
+        """The answer to commands of the runtime API; raises BalancerError when there is none."""
+        line = "; ".join(commands)
+        return self._ask_socket(line) if self._is_local else self._ask_container(line)
+
+    def _ask_container(self, line: str) -> str:
+        port = str(haproxy.control_port(self.plan.site))
+        done = self.host.run(
+            ["docker", "exec", self.container, "timeout", str(ANSWER_LIMIT_S), "bash", "-c", ASK, "-", port, line],
+            check=False,
+        )
+        if done.code != 0:
+            raise BalancerError(f"{self.host.name}: the balancer does not answer: {done.words}")
+        return done.out
+
+    def _ask_socket(self, line: str) -> str:
+        path = self.host.rendered / haproxy.LOCAL_SOCKET.removeprefix("unix@").partition(" ")[0]
+        try:
+            with socket.socket(socket.AF_UNIX) as link:
+                link.settimeout(ANSWER_LIMIT_S)
+                link.connect(str(path))
+                link.sendall(f"{line}\n".encode())
+                return b"".join(iter(lambda: link.recv(65536), b"")).decode(errors="replace")
+        except OSError as error:
+            raise BalancerError(f"{self.host.name}: the balancer does not answer: {error.strerror or error}") from None
+
+    def is_running(self) -> bool:
+        """Whether it answers."""
+        try:
+            self.ask("show version")
+        except CorralError:
+            return False
+        return True
+
+    def servers(self) -> dict[str, Server]:
+        """Every replica by the name that the balancer knows it by (the container's)."""
+        return parse_servers(self.ask("show stat", "show servers state"))
+
+    def command(self, line: str) -> None:
+        """Says something that has no answer; raises BalancerError when it is refused."""
+        answer = self.ask(line).strip()
+        if answer:
+            raise BalancerError(f"{self.host.name}: the balancer refused `{line}`: {answer}")
+
+    def take_out(self, server: Server) -> None:
+        """From now on the server gets no new request; those that it has go on."""
+        self.command(f"set server {server.group}/{server.name} state maint")
+
+    def put_back(self, server: Server) -> None:
+        """The server gets requests again as soon as it passes a health check."""
+        self.command(f"set server {server.group}/{server.name} state ready")
+
+    def move(self, server: Server, address: str, port: int) -> None:
+        """The server is elsewhere from now on."""
+        self.ask(f"set server {server.group}/{server.name} addr {address} port {port}")
+
+    def hold(self, group: str, seconds: int) -> bool:
+        """Lets new requests to a pool wait, for so long at most; False when this HAProxy cannot (it has no Lua)."""
+        return self.ask(f"corral hold {group} {seconds}").strip() == "held"
+
+    def release(self, group: str) -> None:
+        """Lets the waiting requests of a pool go on."""
+        self.ask(f"corral release {group}")
+
+    def put_all_back(self) -> list[str]:
+        """Undoes what a killed run left: every server in rotation, no request held; names of those that were out."""
+        servers = self.servers()
+        out = [server for server in servers.values() if server.is_out]
+        for server in out:
+            self.put_back(server)
+        for group in sorted({server.group for server in servers.values()}):
+            self.release(group)
+        return [server.name for server in out]
+
+    # --- configuration ---
+
+    def loaded(self) -> str:
+        """Digest of the configuration that the running HAProxy has read."""
+        found = _DIGEST.search(self.ask("show info"))
+        return found[1] if found else ""
+
+    def rendered(self) -> str:
+        """Digest of the configuration that is rendered."""
+        return config_digest(self.host.rendered / haproxy.COMPONENT / "haproxy.cfg")
+
+    def reload(self) -> None:
+        """Makes HAProxy read its files anew; no request is lost, and servers keep their states.
+
+        Raises:
+            BalancerError: HAProxy refuses the new configuration, and goes on with the old one.
+        """
+        wanted = self.rendered()
+        words = ["docker", "exec", self.container, "haproxy", "-c", "-f", haproxy.CONFIG]
+        done = self.host.run(words, check=False)
+        if done.code != 0:
+            raise BalancerError(
+                f"{self.host.name}: HAProxy refuses the new configuration; the old one stays: {done.words}"
+            )
+        self._store_state()
+        self.host.run(["docker", "kill", "--signal", "SIGUSR2", self.container])
+        deadline = time.monotonic() + RELOAD_LIMIT_S
+        while not self._has_loaded(wanted):
+            if time.monotonic() > deadline:
+                words = ["docker", "logs", "--tail", "8", self.container]
+                raise BalancerError(
+                    f"{self.host.name}: HAProxy did not take its new configuration: {self.host.run(words).words}"
+                )
+            time.sleep(POLL_S)
+
+    def _has_loaded(self, digest: str) -> bool:
+        try:
+            return self.loaded() == digest
+        except BalancerError:  # its workers are changing places
+            return False
+
+    def _store_state(self) -> None:
+        """Keeps who is up for the next worker; servers that moved are left out, it has to look at them anew."""
+        site = self.plan.site
+        places = {item.name: site.address(item.endpoint, self.host.name) for item in self.plan.contributions.backends}
+        state = keep_known(self.ask("show servers state"), places)
+        script = f"cat >{haproxy.STATE_FILE}"
+        self.host.run(["docker", "exec", "--interactive", self.container, "bash", "-c", script], given=state.encode())
+
+
+def balancer_of(plan: Plan, out: Path) -> Balancer | None:
+    """The plan's balancer, running or not; None when the plan has none."""
+    if not any(service.component == haproxy.COMPONENT for service in plan.contributions.services):
+        return None
+    return Balancer(plan, ComposeHost(plan, plan.inventory.gateway.host, out))
+
+
+def config_digest(config: Path) -> str:
+    """The digest that a rendered configuration has in it; empty when there is none."""
+    try:
+        found = _DIGEST.search(config.read_text(encoding="utf-8"))
+    except OSError:
+        return ""
+    return found[1] if found else ""
+
+
+def backend_of(plan: Plan, host: str, service: str) -> Backend | None:
+    """What the balancer knows a service as; None for services that it does not send requests to."""
+    for backend in plan.contributions.backends:
+        if (backend.endpoint.host, backend.endpoint.service) == (host, service):
+            return backend
+    return None
+
+
+def parse_servers(text: str) -> dict[str, Server]:
+    """Servers by name, from the answers to `show stat` and `show servers state`."""
+    lines = text.splitlines()
+    begin = next((number for number, line in enumerate(lines) if line.startswith("# be_id")), len(lines))
+    stats = {
+        (row["# pxname"], row["svname"]): row
+        for row in csv.DictReader(_table(lines[:begin]))
+        if row["svname"] not in {"FRONTEND", "BACKEND"}
+    }
+    names = lines[begin].removeprefix("# ").split() if begin < len(lines) else []
+    states = [dict(zip(names, line.split(), strict=False)) for line in lines[begin + 1 :] if line.strip()]
+    return {
+        state["srv_name"]: _server(state, stats.get((state["be_name"], state["srv_name"]), {}))
+        for state in states
+        if state["be_name"] != haproxy.SUCCESSOR
+    }
+
+
+def _table(lines: Sequence[str]) -> list[str]:
+    """The lines of the figures, from their header on."""
+    begin = next((number for number, line in enumerate(lines) if line.startswith("# pxname")), len(lines))
+    return [line for line in lines[begin:] if line.strip()]
+
+
+def _server(state: Mapping[str, str], figures: Mapping[str, str]) -> Server:
+    return Server(
+        group=state["be_name"],
+        name=state["srv_name"],
+        status=figures.get("status", ""),
+        in_flight=int(figures.get("scur") or 0),
+        waiting=int(figures.get("qcur") or 0),
+        address="" if state["srv_addr"] == "-" else state["srv_addr"],
+        port=int(state["srv_port"]),
+        is_out=bool(int(state["srv_admin_state"]) & FORCED_OUT),
+    )
+
+
+def keep_known(state: str, places: Mapping[str, str]) -> str:
+    """`show servers state` with only those servers that are still at their places, `address:port` by name."""
+    head: list[str] = []
+    kept: list[str] = []
+    names: list[str] = []
+    for line in state.splitlines():
+        if line.startswith("# be_id"):
+            names = line.removeprefix("# ").split()
+        row = dict(zip(names, line.split(), strict=False)) if names and not line.startswith("#") else {}
+        if not row:
+            head.append(line)
+        elif places.get(row["srv_name"]) == _place(row):
+            kept.append(line)
+    return "\n".join([*head, *kept]) + "\n"
+
+
+def _place(state: Mapping[str, str]) -> str:
+    """Where a server is by its configuration: its name if it has one, which the resolver turns into an address."""
+    name = state["srv_addr"] if state["srv_fqdn"] == "-" else state["srv_fqdn"]
+    return f"{bracketed(name)}:{state['srv_port']}"

@@ -1,0 +1,104 @@
+"""From the steps of a sweep to what a pool holds: knee, safe, N-1, slots, queue allowance, noise. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from corral.inventory import Objective
+from corral.ops.bench.figures import Figures
+
+SAFE = 0.8
+SLOWEST_MARGIN = 1.5
+"""Times the slowest measured answers, for the longest time that one may take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One load of a sweep."""
+
+    repeat: int
+    share: float
+    """Of the estimated capacity."""
+    rate: float
+    """Requests a second that were asked for."""
+    began: float
+    ended: float
+    figures: Figures
+    holds: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What a pool holds. Rates in requests a minute, with tokens a minute beside them."""
+
+    knee_rpm: float
+    safe_rpm: float
+    survives_rpm: float | None
+    """With its largest replica lost (N-1); None: there is only one."""
+    tokens_per_request: float
+    slots: int
+    in_flight: float
+    """Requests under way at the knee (Little); near the slots when the pool is full."""
+    queue_depth: int
+    queue_timeout_s: int
+    timeout_s: int
+    noise_percent: float
+    is_bounded: bool
+    """Whether a step was reached that did not hold; otherwise the pool holds at least this."""
+
+    def tpm(self, rpm: float | None) -> float | None:
+        """Tokens a minute at that rate, in and out together."""
+        return None if rpm is None else rpm * self.tokens_per_request
+
+    def data(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+
+def capacity_of(steps: Sequence[Step], slots: Sequence[int], objective: Objective) -> Capacity:
+    """The capacity that the steps of a pool show.
+
+    Args:
+        steps: of all repeats; at least one.
+        slots: of each replica.
+        objective: what the steps were judged by.
+    """
+    repeats = [[step for step in steps if step.repeat == number] for number in sorted({step.repeat for step in steps})]
+    knees = [_knee(repeat) for repeat in repeats]
+    rates = [step.figures.answered_per_s if step else 0.0 for step in knees]
+    lowest = knees[rates.index(min(rates))]
+    knee = min(rates)
+    lightest = min(steps, key=lambda step: step.rate).figures
+    first = (lightest.ttft_s or lightest.e2e_s).get("p95", 0.0)
+    allowance = max(0.0, min(objective.first_token_s, objective.answer_s) - first)
+    figures = lowest.figures if lowest else lightest
+    slowest = figures.e2e_s.get("p99", 0.0)
+    total = sum(slots)
+    return Capacity(
+        knee_rpm=60 * knee, safe_rpm=60 * knee * SAFE,
+        survives_rpm=60 * knee * (total - max(slots)) / total if len(slots) > 1 else None,
+        tokens_per_request=figures.tokens_in_mean + figures.tokens_out_mean, slots=total,
+        in_flight=figures.in_flight_mean, queue_depth=math.floor(allowance * knee),
+        queue_timeout_s=max(1, math.ceil(allowance)),
+        timeout_s=math.ceil(max(objective.answer_s, SLOWEST_MARGIN * slowest)),
+        noise_percent=noise(rates), is_bounded=any(not step.holds for step in steps),
+    )  # fmt: skip
+
+
+def noise(rates: Sequence[float]) -> float:
+    """How far repeats are apart, in percent of their mean."""
+    mean = sum(rates) / len(rates)
+    return 100 * (max(rates) - min(rates)) / mean if mean else 0.0
+
+
+def _knee(steps: Sequence[Step]) -> Step | None:
+    """The last step that held before the first that did not."""
+    last = None
+    for step in sorted(steps, key=lambda step: step.rate):
+        if not step.holds:
+            return last
+        last = step
+    return last

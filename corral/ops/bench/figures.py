@@ -1,0 +1,161 @@
+"""Requests in, figures out: percentiles, goodput, rates, and whether the queue grew. Pure.
+
+docs/decisions/0008-measuring.md says what each figure means.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from corral.inventory import Objective
+
+PERCENTILES = (50, 90, 95, 99)
+SIGNIFICANT_T = 2.6
+"""A slope this many times its own error is one (99 in a hundred, two sides)."""
+LEAST_FOR_SLOPE = 10
+LEAST_GROWTH = 0.5
+"""Share of its mean by which a quantity has to grow over a step before growing matters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What one load was like. Times in seconds, rates in requests (or tokens) a second."""
+
+    requests: int
+    answered: int
+    in_time: int
+    """Answered within both times of the objective (goodput)."""
+    lasted_s: float
+    sent_per_s: float
+    answered_per_s: float
+    goodput_per_s: float
+    errors: dict[str, int]
+    refused_saying_when: int
+    """Refusals with Retry-After."""
+    ttft_s: dict[str, float]
+    tpot_s: dict[str, float]
+    itl_s: dict[str, float]
+    e2e_s: dict[str, float]
+    lag_p99_s: float
+    tokens_in_mean: float
+    tokens_out_mean: float
+    tokens_per_s: float
+    """In and out together, of answered requests."""
+    in_flight_mean: float
+    """Rate times mean time (Little)."""
+    is_growing: bool
+    """Over-saturated: requests under way and the wait for the first token both grew significantly."""
+    is_aborted: bool = False
+    replicas: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def answered_percent(self) -> float:
+        """Answered requests in a hundred."""
+        return 100 * self.answered / self.requests if self.requests else 0.0
+
+    @property
+    def in_time_percent(self) -> float:
+        """Requests in a hundred that were answered in time, of those that were answered."""
+        return 100 * self.in_time / self.answered if self.answered else 0.0
+
+    @property
+    def refused(self) -> int:
+        """Requests that got 429."""
+        return self.errors.get("refused", 0)
+
+    def keeps(self, objective: Objective) -> bool:
+        """Whether the load was one that the farm can hold for ever within the objective."""
+        return (
+            not self.is_growing
+            and not self.is_aborted
+            and self.answered_percent >= objective.availability_percent
+            and self.in_time_percent >= objective.in_time_percent
+        )
+
+    def data(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+
+def figures_of(
+    rows: Sequence[Mapping[str, Any]], objective: Objective, lasts_s: float, *, is_aborted: bool = False
+) -> Figures:
+    """The figures of a load.
+
+    Args:
+        rows: its requests, as load-tests/measured.py writes them.
+        objective: what counts as in time.
+        lasts_s: seconds in which requests were sent.
+        is_aborted: whether it ended before its time.
+    """
+    good = [row for row in rows if not row["error"]]
+    in_time = [row for row in good if is_in_time(row, objective)]
+    tokens = sum(row["tokens_in"] + row["tokens_out"] for row in good)
+    span = lasts_s or 1.0
+    e2e = [row["e2e_s"] for row in good]
+    return Figures(
+        requests=len(rows), answered=len(good), in_time=len(in_time), lasted_s=span,
+        sent_per_s=len(rows) / span, answered_per_s=len(good) / span, goodput_per_s=len(in_time) / span,
+        errors=dict(Counter(row["error"] for row in rows if row["error"]).most_common()),
+        refused_saying_when=sum(row["error"] == "refused" and row["says_when"] for row in rows),
+        ttft_s=percentiles(row["ttft_s"] for row in good if row["ttft_s"] is not None),
+        tpot_s=percentiles(_tpots(good)), itl_s=percentiles(gap for row in good for gap in row["gaps_s"]),
+        e2e_s=percentiles(e2e), lag_p99_s=percentiles(row["lag_s"] for row in rows).get("p99", 0.0),
+        tokens_in_mean=_mean(row["tokens_in"] for row in good),
+        tokens_out_mean=_mean(row["tokens_out"] for row in good),
+        tokens_per_s=tokens / span, in_flight_mean=sum(e2e) / span, is_growing=is_growing(rows), is_aborted=is_aborted,
+        replicas=dict(sorted(Counter(row["replica"] for row in good).items())),
+    )  # fmt: skip
+
+
+def is_in_time(row: Mapping[str, Any], objective: Objective) -> bool:
+    """Whether an answer kept both times."""
+    first = row["ttft_s"] if row["ttft_s"] is not None else 0.0
+    return bool(first <= objective.first_token_s and row["e2e_s"] <= objective.answer_s)
+
+
+def percentiles(values: Iterable[float]) -> dict[str, float]:
+    """Percentiles by name; empty when there is nothing to say. The nearest measured value, none in between."""
+    ordered = sorted(values)
+    if not ordered:
+        return {}
+    return {f"p{share}": ordered[math.ceil(share / 100 * len(ordered)) - 1] for share in PERCENTILES}
+
+
+def is_growing(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether requests under way and the time to the first token both grew from start to end."""
+    ordered = sorted((row for row in rows if not row["error"]), key=lambda row: row["due_at"])
+    at = [row["due_at"] for row in ordered]
+    first = [row["ttft_s"] if row["ttft_s"] is not None else row["e2e_s"] for row in ordered]
+    return all(_grows(at, values) for values in ([row["in_flight"] for row in ordered], first))
+
+
+def _grows(at: Sequence[float], values: Sequence[float]) -> bool:
+    """Whether a line through the points climbs significantly, and by something worth the name."""
+    count = len(at)
+    if count < LEAST_FOR_SLOPE:
+        return False
+    middle, mean = sum(at) / count, sum(values) / count
+    spread = sum((moment - middle) ** 2 for moment in at)
+    if not spread or not mean:
+        return False
+    slope = sum((moment - middle) * (value - mean) for moment, value in zip(at, values, strict=True)) / spread
+    rest = sum((value - mean - slope * (moment - middle)) ** 2 for moment, value in zip(at, values, strict=True))
+    error = math.sqrt(rest / (count - 2) / spread)
+    is_significant = slope > SIGNIFICANT_T * error
+    return is_significant and slope * (at[-1] - at[0]) > LEAST_GROWTH * mean
+
+
+def _tpots(rows: Iterable[Mapping[str, Any]]) -> Iterable[float]:
+    for row in rows:
+        if row["ttft_s"] is not None and row["tokens_out"] > 1:
+            yield (row["e2e_s"] - row["ttft_s"]) / (row["tokens_out"] - 1)
+
+
+def _mean(values: Iterable[float]) -> float:
+    found = list(values)
+    return sum(found) / len(found) if found else 0.0

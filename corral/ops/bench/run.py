@@ -1,0 +1,192 @@
+"""`bench run`: one scenario, its figures, and whether it was what it promises."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from corral.errors import CorralError, UsageError, did_you_mean, on_one_line
+from corral.ops.bench.figures import Figures, figures_of
+from corral.ops.bench.process import Load, Rows, run_load
+from corral.ops.bench.scenarios import SCENARIOS, Scenario
+from corral.ops.bench.settings import Target, Tasks, chosen_pools, kind_of, objective_of, slots_of, tasks_for
+from corral.output import write_atomically
+
+FIRST_S = 120.0
+OK = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the user asks for; None: what the scenario says."""
+
+    scenario: str
+    pools: tuple[str, ...] = ()
+    rate: float | None = None
+    users: int | None = None
+    duration_s: float | None = None
+    web: str = ""
+    to: Path | None = None
+
+
+def run(target: Target, wanted: Wanted, talk: Console) -> dict[str, Any]:
+    """Runs a scenario and returns its figures by pool; raises CorralError when it cannot start."""
+    scenario = _scenario(wanted.scenario).lasting(wanted.duration_s)
+    pools = chosen_pools(target.plan, wanted.pools, scenario.kinds)
+    if target.replica:
+        pools = [pool for pool in pools if any(one.name == target.replica for one in _backends(target, pool))] or pools
+    tasks = tasks_for(target, pools, scenario.long_share, scenario.max_tokens)
+    level = _level(target, scenario, wanted, pools)
+    stages = tuple(replace(stage, start=stage.start * level, to=stage.to * level) for stage in scenario.stages)
+    load = Load(
+        tasks, scenario.loop, stages, timeout_s=scenario.timeout_s, turns=scenario.turns, is_ramped=scenario.is_ramped
+    )
+    check_ways(tasks)
+    unit = {"open": "requests a second", "closed": "clients", "burst": "requests in a burst"}[scenario.loop]
+    talk.print(Text(f"{scenario.name}: {', '.join(pools)}, up to {level:g} {unit}, {load.lasts_s:.0f} s"))
+    folder = wanted.to or Path(".corral") / "bench" / target.plan.inventory.name / scenario.name
+    found = run_load(load, folder / "requests.jsonl", wanted.web)
+    return _told(target, scenario, pools, found, load, folder)
+
+
+def _backends(target: Target, pool: str) -> list[Any]:
+    return [backend for backend in target.plan.contributions.backends if backend.pool == pool]
+
+
+def _scenario(name: str) -> Scenario:
+    if name not in SCENARIOS:
+        raise UsageError(f'no scenario named "{name}"; {did_you_mean(name, SCENARIOS)}')
+    return SCENARIOS[name]
+
+
+def _level(target: Target, scenario: Scenario, wanted: Wanted, pools: Iterable[str]) -> float:
+    """Requests a second, clients, or requests in one burst."""
+    if scenario.loop != "open":
+        slots = sum(_slots(target, pool) for pool in pools)
+        return float(wanted.users or scenario.users or slots)
+    if wanted.rate:
+        return wanted.rate
+    limits = [target.plan.inventory.pools[pool].limits.rpm for pool in pools]
+    if not any(limits):
+        raise UsageError(f"{scenario.name} needs a rate, and no pool has a limit: say --rate REQUESTS_A_SECOND")
+    return sum(limit or 0 for limit in limits) / 60
+
+
+def _slots(target: Target, pool: str) -> int:
+    if target.replica:
+        return next((one.slots for one in _backends(target, pool) if one.name == target.replica), 1)
+    return slots_of(target.plan, pool)
+
+
+def check_ways(tasks: Tasks) -> None:
+    """One small request on every way; raises CorralError with all that do not answer."""
+    problems = []
+    seen: set[tuple[str, str]] = set()
+    with httpx.Client(trust_env=False, timeout=FIRST_S) as client:
+        for item in tasks.tasks:
+            for place in item["places"]:
+                way = (place["url"], place["model"])
+                if way not in seen and item["kind"] != "image":
+                    seen.add(way)
+                    problem = _first_answer(client, item["kind"], place, tasks.environment.get(place["key"], ""))
+                    if problem:
+                        problems.append(f"{place['model']} at {place['url']}: {problem}")
+    if problems:
+        raise CorralError("nothing was measured:\n  " + "\n  ".join(problems))
+
+
+def _first_answer(client: httpx.Client, kind: str, place: dict[str, Any], key: str) -> str:
+    """What is wrong with the answer; empty when nothing is."""
+    headers = {place["key_header"]: key} if place["key_header"] else {"Authorization": f"Bearer {key}"} if key else {}
+    body: dict[str, Any] = {"model": place["model"]}
+    if kind == "chat":
+        path, body = "chat/completions", body | {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
+    else:
+        path, body = "embeddings", body | {"input": "hi"}
+    try:
+        answer = client.post(f"{place['url']}/{path}", json=body, headers=headers)
+    except httpx.HTTPError as error:
+        return f"no answer ({on_one_line(str(error)) or type(error).__name__}); is the farm up?"
+    return "" if answer.status_code == OK else f"status {answer.status_code}: {on_one_line(answer.text)[:200]}"
+
+
+def _told(
+    target: Target, scenario: Scenario, pools: Iterable[str], found: Rows, load: Load, folder: Path
+) -> dict[str, Any]:
+    by_pool: dict[str, Figures] = {}
+    for pool in pools:
+        rows = [row for row in found.requests if row["pool"] == pool]
+        by_pool[pool] = figures_of(rows, objective_of(target.plan, pool), load.lasts_s, is_aborted=found.is_aborted)
+    data = {
+        "scenario": scenario.name, "site": target.plan.inventory.name,
+        "kinds": {name: kind_of(target.plan, name) for name in by_pool},
+        "pools": {name: figures.data() for name, figures in by_pool.items()}, "broken": _broken(scenario, by_pool),
+        "went_quiet": went_quiet(found.requests), "raw": str(folder / "requests.jsonl"),
+    }  # fmt: skip
+    write_atomically(folder / "figures.json", (json.dumps(data, indent=2) + "\n").encode(), 0o644)
+    return data
+
+
+def _broken(scenario: Scenario, by_pool: dict[str, Figures]) -> list[str]:
+    """What the scenario promises and the farm did not hold."""
+    sent, answered = sum(item.requests for item in by_pool.values()), sum(item.answered for item in by_pool.values())
+    share = 100 * answered / sent if sent else 0.0
+    words = [] if answered else ["no request was answered"]
+    if share < scenario.success_percent:
+        words.append(f"{share:.1f} % answered, {scenario.success_percent:g} % wanted")
+    for name, figures in by_pool.items():
+        if figures.answered_percent < scenario.pool_success_percent:
+            words.append(
+                f"{name}: {figures.answered_percent:.1f} % answered, {scenario.pool_success_percent:g} % wanted"
+            )
+        slow = figures.e2e_s.get("p95", 0.0)
+        if scenario.p95_s and slow > scenario.p95_s:
+            words.append(f"{name}: 95 % of the answers within {slow:.1f} s, {scenario.p95_s:g} s wanted")
+    return words
+
+
+def went_quiet(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """Replicas that answered in the first half of a load and no more in the second."""
+    ordered = sorted((row for row in rows if not row["error"]), key=lambda row: float(row["due_at"]))
+    half = len(ordered) // 2
+    early, late = ({row["replica"] for row in part} for part in (ordered[:half], ordered[half:]))
+    return sorted(early - late)
+
+
+def show(data: dict[str, Any], console: Console) -> None:
+    """The figures of a run for eyes."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for title in (
+        "pool",
+        "sent",
+        "answered",
+        "in time",
+        "first token p50/p95",
+        "answer p50/p95",
+        "tokens/s",
+        "failures",
+    ):
+        table.add_column(title)
+    for name, item in data["pools"].items():
+        failures = ", ".join(f"{count} {kind}" for kind, count in item["errors"].items())
+        times = [f"{_seconds(item[key], 'p50')} / {_seconds(item[key], 'p95')}" for key in ("ttft_s", "e2e_s")]
+        counts = [str(item[key]) for key in ("requests", "answered", "in_time")]
+        table.add_row(name, *counts, *times, f"{item['tokens_per_s']:.1f}", failures)
+    console.print(table)
+    for words in data["broken"]:
+        console.print(Text(words, style="red"))
+    if data["went_quiet"]:
+        console.print(Text(f"answered at first and no more later: {', '.join(data['went_quiet'])}", style="yellow"))
+
+
+def _seconds(values: dict[str, float], name: str) -> str:
+    return f"{values[name]:.2f} s" if name in values else "-"

@@ -1,0 +1,73 @@
+"""Progress of services on their hosts: a live table on a terminal, else a line for every change worth knowing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+Key = tuple[str, str]
+"""Host and service."""
+
+
+@dataclass(slots=True)
+class _Row:
+    state: str
+    detail: str
+    since: float
+    is_done: bool
+
+
+class Board:
+    """Says what happens to which service; `say` prints a line of its own."""
+
+    def __init__(self, talk: Console) -> None:
+        self.talk = talk
+        self._rows: dict[Key, _Row] = {}
+        self._spinner = Spinner("dots")
+        self._live = Live(get_renderable=self._table, console=talk, transient=True, refresh_per_second=8)
+
+    def __enter__(self) -> Self:
+        if self.talk.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def say(self, words: str, style: str = "") -> None:
+        """Prints a line."""
+        self.talk.print(Text(words, style))
+
+    def show(self, host: str, service: str, state: str, detail: str = "", *, is_done: bool = False) -> None:
+        """A service's state now; `detail` changes often and is seen on a terminal only."""
+        row = self._rows.get((host, service))
+        if row is not None and row.state == state:
+            row.detail = detail
+            return
+        self._rows[host, service] = _Row(state, detail, time.monotonic(), is_done)
+        if not self.talk.is_terminal:
+            self.talk.print(Text(f"  {host}/{service}: {state}{f' ({detail})' if detail else ''}"))
+
+    def forget(self, keys: Iterable[Key]) -> None:
+        """Takes services off the table."""
+        for key in keys:
+            self._rows.pop(key, None)
+
+    def _table(self) -> Table:
+        grid = Table.grid(padding=(0, 1, 0, 1))
+        for (host, service), row in self._rows.items():
+            mark = Text("✓", "green") if row.is_done else self._spinner
+            seconds = "" if row.is_done else f"{time.monotonic() - row.since:.0f} s"
+            grid.add_row(mark, f"{host}/{service}", Text(row.state), Text(row.detail, "dim"), Text(seconds, "dim"))
+        return grid

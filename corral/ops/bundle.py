@@ -1,0 +1,335 @@
+"""`bundle`: all that a site needs on machines without internet, in a folder or one tar file; no secrets.
+
+Images as the hosts' engines have them, model files as the hosts have them, the rendering, and the kit with its Python
+wheels. What a run before has fetched is not fetched again.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from corral import __version__
+from corral.errors import CorralError, UsageError
+from corral.model_lock import LOCK_FILE, lock_of
+from corral.ops.backup import amount
+from corral.ops.hosts import ComposeHost, compose_hosts
+from corral.ops.interrupts import Interrupts
+from corral.ops.parcel import SUMS, HostParts, Image, Manifest, ModelFile, Packer, explained, pack
+from corral.ops.setup import model_sources, models_folder
+from corral.ops.survey import check_engine
+from corral.ops.up import PULL_LIMIT_S, check_rendering
+from corral.output import locked
+from corral.plan import Plan
+from corral.render import render
+
+ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / "templates" / "_bundle" / "README.txt"
+KIT = (
+    "generate.py", "corral", "templates", "gpu-server", "litellm", "monitoring", "load-tests", "tools", "docs",
+    "inventory.schema.json", "pyproject.toml", "Makefile", "README.md", "CHANGELOG.md", "LICENSE",
+    "requirements.in", "requirements.txt", "requirements-dev.in", "requirements-dev.txt", "requirements-uv.in",
+    "requirements-uv.txt",
+)  # fmt: skip
+"""What of the checkout is needed to run it elsewhere."""
+LOCKS = ("requirements.txt", "requirements-dev.txt", "requirements-uv.txt")
+RECORDS = "images"
+HASH_LIMIT_S = 3600
+BLOB = "blobs/sha256/"
+FACTS = """
+for file; do
+    if [ -r "$file" ]; then set -- $(sha256sum <"$file"); echo "$1 $(wc -c <"$file")"; else echo "- 0"; fi
+done
+"""
+"""Checksum and size of every file."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """An image of a host's engine."""
+
+    host: ComposeHost
+    image: Image
+    layers: tuple[str, ...]
+
+
+def bundle(
+    plan: Plan, out: Path, talk: Console, *, hosts: Iterable[str] | None = None, to: Path, with_kit: bool = True
+) -> None:
+    """Makes a bundle, or completes one.
+
+    Args:
+        plan: what the inventory says; the rendering on disk must agree with it.
+        out: the folder of renderings.
+        talk: where progress goes.
+        hosts: hosts to make it for; all with services when absent.
+        to: a folder, or a file whose name ends in .tar.
+        with_kit: whether the kit and its wheels are to be in it.
+
+    Raises:
+        DriftError: the rendering differs from the inventory.
+        CorralError: something cannot be had or written; what was fetched stays for the next run.
+    """
+    chosen = compose_hosts(plan, out, hosts)
+    is_file = to.suffix == ".tar"
+    folder = to.with_name(f".{to.name}.parts") if is_file else to
+    _check_place(to, folder)
+    check_rendering(plan, out, {host.name for host in chosen})
+    for host in chosen:
+        check_engine(host)
+    with Interrupts(), explained(to):
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder):
+            (folder / SUMS).unlink(missing_ok=True)  # from here on it is not complete
+            packer = Packer(folder)
+            held = [image for host in chosen for image in _images(host, talk)]
+            models = {host.name: _models(host, talk) for host in chosen}
+            _check_space(packer, held, models, 2 if is_file else 1)
+            images = [_add_image(packer, item, talk) for item in _each_once(held)]
+            for host in chosen:
+                _add_models(packer, host, models[host.name], talk)
+            _add_site(packer, plan, {host.name for host in chosen})
+            if with_kit:
+                _add_kit(packer, talk)
+            packer.finish(_manifest(plan, held, images, models, is_with_kit=with_kit))
+        if is_file:
+            pack(folder, to)
+    size = to.stat().st_size if is_file else sum(path.stat().st_size for path in to.rglob("*") if path.is_file())
+    count = f"{len(images)} images, {sum(map(len, models.values()))} model files"
+    talk.print(
+        Text(f"{to}: complete, {count}, {amount(size)}; carry it over, then: ./generate.py bundle load {to.name}")
+    )
+
+
+def _check_place(to: Path, folder: Path) -> None:
+    if folder != to and to.exists():
+        raise CorralError(f"{to}: is there already; name another file")
+    is_foreign = folder.is_dir() and any(folder.iterdir()) and not (folder / "blobs").is_dir()
+    if is_foreign or (folder.exists() and not folder.is_dir()):
+        raise UsageError(f"{folder}: is there and is no bundle; name an empty folder, a new one, or FILE.tar")
+
+
+# --- what there is to take -------------------------------------------------------------------------------------------
+
+
+def _images(host: ComposeHost, talk: Console) -> list[_Held]:
+    """The host's images, one entry for each id; fetched first where they are not there."""
+    references = sorted({service.image for service in host.plan.services_of(host.name)})
+    pinned = [name for name in references if "@" in name]
+    if pinned:
+        words = "an engine forgets digests when it loads an image; name the tag alone in images:"
+        raise CorralError(f"{host.name}: {', '.join(pinned)} cannot be had without a registry: {words}")
+    found: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    for name in references:
+        facts = _inspected(host, name, talk)
+        found.setdefault(str(facts["Id"]), []).append((name, facts))
+    return [_held(host, entries) for entries in found.values()]
+
+
+def _inspected(host: ComposeHost, name: str, talk: Console) -> dict[str, Any]:
+    done = host.run(["docker", "image", "inspect", name], check=False)
+    if done.code != 0:
+        talk.print(Text(f"{host.name}: fetching {name}"))
+        pulled = host.run(["docker", "pull", "--quiet", name], check=False, limit_s=PULL_LIMIT_S)
+        if pulled.code != 0:
+            raise CorralError(f"{host.name}: the image {name} is not there and cannot be fetched: {pulled.words}")
+        done = host.run(["docker", "image", "inspect", name])
+    facts: dict[str, Any] = json.loads(done.out)[0]
+    return facts
+
+
+def _held(host: ComposeHost, entries: Sequence[tuple[str, dict[str, Any]]]) -> _Held:
+    facts = entries[0][1]
+    image = Image(
+        id=str(facts["Id"]),
+        references=tuple(name for name, _ in entries),
+        digests=tuple(sorted(facts.get("RepoDigests") or [])),
+        platform=f"{facts['Os']}/{facts['Architecture']}",
+        size=int(facts["Size"]),
+        files={},
+    )
+    return _Held(host, image, tuple(facts["RootFS"].get("Layers") or []))
+
+
+def _each_once(held: Iterable[_Held]) -> list[_Held]:
+    """Images by id, with the references of every host; the first host that has one gives it."""
+    found: dict[str, _Held] = {}
+    for item in held:
+        known = found.setdefault(item.image.id, item)
+        references = tuple(sorted({*known.image.references, *item.image.references}))
+        image = known.image.model_copy(update={"references": references})
+        found[item.image.id] = _Held(known.host, image, known.layers)
+    return list(found.values())
+
+
+def _models(host: ComposeHost, talk: Console) -> list[ModelFile]:
+    """The host's model files with their checksums; raises CorralError with all that are not there."""
+    sources = model_sources(host)
+    if not sources:
+        return []
+    talk.print(Text(f"{host.name}: checksums of {len(sources)} model files"))
+    paths = [f"{models_folder(host)}/{file}" for file in sources]
+    lines = host.run(["sh", "-c", FACTS, "sh", *paths], limit_s=HASH_LIMIT_S).out.splitlines()
+    facts = [line.split() for line in lines]
+    missing = [
+        f"  {path}  from {source}"
+        for path, source, fact in zip(paths, sources.values(), facts, strict=True)
+        if fact[0] == "-"
+    ]
+    if missing:
+        raise CorralError(f"{host.name}: model files are not there:\n" + "\n".join(missing))
+    return [
+        ModelFile(file=file, source=source, sha256=fact[0], size=int(fact[1]))
+        for (file, source), fact in zip(sources.items(), facts, strict=True)
+    ]
+
+
+def _check_space(packer: Packer, held: Sequence[_Held], models: Mapping[str, list[ModelFile]], times: int) -> None:
+    """Raises CorralError when the disk is too small for certain; images that share layers are counted as one."""
+    groups: dict[str, int] = {}
+    for item in held:
+        if not (packer.folder / RECORDS / _record_name(item.image.id)).exists():
+            base = item.layers[0] if item.layers else item.image.id
+            groups[base] = max(groups.get(base, 0), item.image.size)
+    files = {model.sha256: model.size for found in models.values() for model in found}
+    missing = {sha256: size for sha256, size in files.items() if not packer.has(sha256, size)}
+    needed = times * (sum(groups.values()) + sum(missing.values()))
+    free = shutil.disk_usage(packer.folder).free
+    if needed > free:
+        raise CorralError(
+            f"{packer.folder}: the disk has {amount(free)} free and at least {amount(needed)} are needed; "
+            "nothing was fetched: name a larger disk with --to"
+        )
+
+
+# --- taking it -------------------------------------------------------------------------------------------------------
+
+
+def _record_name(image: str) -> str:
+    return f"{image.removeprefix('sha256:')[:16]}.json"
+
+
+def _add_image(packer: Packer, held: _Held, talk: Console) -> Image:
+    """An image with its files, which are blobs of the bundle now."""
+    record = packer.folder / RECORDS / _record_name(held.image.id)
+    known = _recorded(packer, record, held.image)
+    if known is None:
+        references = ", ".join(held.image.references)
+        talk.print(Text(f"{held.host.name}: {references} ({amount(held.image.size)} with shared layers)"))
+        with held.host.stream(["docker", "save", *held.image.references]) as data:
+            files = _unpacked(packer, data)
+        known = held.image.model_copy(update={"files": files})
+    packer.add_file(f"{RECORDS}/{record.name}", known.model_dump_json(indent=1).encode() + b"\n")
+    return known
+
+
+def _recorded(packer: Packer, record: Path, image: Image) -> Image | None:
+    """What an earlier run noted of an image, if all of it is there and it goes by the same names."""
+    try:
+        known = Image.model_validate_json(record.read_bytes())
+    except (OSError, ValueError):
+        return None
+    if known.model_copy(update={"files": {}, "digests": image.digests}) != image:
+        return None
+    is_there = all(packer.has(sha256) for sha256 in known.files.values())
+    return known.model_copy(update={"digests": image.digests}) if is_there else None
+
+
+def _unpacked(packer: Packer, data: Any) -> dict[str, str]:
+    """The files of a `docker save`, each taken in as a blob unless it is there."""
+    files: dict[str, str] = {}
+    with tarfile.open(fileobj=data, mode="r|") as archive:
+        for member in archive:
+            content = archive.extractfile(member) if member.isfile() else None
+            if content is not None:
+                announced = member.name.removeprefix(BLOB) if member.name.startswith(BLOB) else ""
+                is_there = bool(announced) and packer.has(announced, member.size)
+                files[member.name] = announced if is_there else packer.add_blob(content, member.size, announced)
+    while data.read(1 << 20):  # the padding at its end
+        pass
+    return files
+
+
+def _add_models(packer: Packer, host: ComposeHost, models: Sequence[ModelFile], talk: Console) -> None:
+    for model in models:
+        if packer.has(model.sha256, model.size):
+            continue
+        talk.print(Text(f"{host.name}: {model.file} ({amount(model.size)})"))
+        path = f"{models_folder(host)}/{model.file}"
+        packer.fetch_blob(
+            model.sha256,
+            model.size,
+            lambda count, path=path: host.stream(["tail", "-c", f"+{count + 1}", path]),  # type: ignore[misc]
+        )
+
+
+def _add_site(packer: Packer, plan: Plan, hosts: set[str]) -> None:
+    packer.add_file("inventory.yaml", Path(plan.source_file).read_bytes())
+    if lock_of(Path(plan.source_file)).is_file():
+        packer.add_file(LOCK_FILE, lock_of(Path(plan.source_file)).read_bytes())
+    for path, data in render(plan).items():
+        if path.partition("/")[0] in hosts:
+            packer.add_file(f"compose/{path}", data)
+    packer.add_file("README.txt", README.read_bytes())
+
+
+def _add_kit(packer: Packer, talk: Console) -> None:
+    """The kit's own files, and wheels of all that it needs, for this machine's system and Python."""
+    for name in KIT:
+        place = ROOT / name
+        files = [place] if place.is_file() else sorted(place.rglob("*"))
+        for path in files:
+            if path.is_file() and "__pycache__" not in path.parts:
+                mode = 0o755 if path.stat().st_mode & 0o100 else 0o644
+                packer.add_file(f"kit/{path.relative_to(ROOT)}", path.read_bytes(), mode)
+    talk.print(Text("the kit's Python wheels"))
+    wheels = packer.folder / "wheels"
+    locks = [word for lock in LOCKS for word in ("--requirement", str(ROOT / lock))]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--only-binary"]
+    done = subprocess.run(
+        [*command, ":all:", "--require-hashes", "--no-deps", "--dest", str(wheels), *locks],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        words = (done.stderr.strip().splitlines() or ["no answer"])[-1]
+        raise CorralError(f"the kit's wheels cannot be fetched: {words}; without them: --without-kit")
+    for path in sorted(wheels.glob("*.whl")):
+        packer.note(f"wheels/{path.name}")
+
+
+def _manifest(
+    plan: Plan,
+    held: Sequence[_Held],
+    images: Sequence[Image],
+    models: Mapping[str, list[ModelFile]],
+    *,
+    is_with_kit: bool,
+) -> Manifest:
+    version = ".".join(platform.python_version_tuple()[:2])
+    parts = {
+        name: HostParts(images=tuple(item.image.id for item in held if item.host.name == name), models=tuple(found))
+        for name, found in models.items()
+    }
+    return Manifest(
+        format="corral-bundle/1",
+        corral=__version__,
+        site=plan.inventory.name,
+        made=datetime.now(UTC).replace(microsecond=0),
+        platform=f"{platform.system()} {platform.machine()}, Python {version}" if is_with_kit else "",
+        hosts=parts,
+        images=tuple(images),
+    )

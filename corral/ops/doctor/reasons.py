@@ -1,0 +1,190 @@
+"""Why a container does not run or is not well, in words for a person, with what helps."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from corral.components import llama
+from corral.contributions import Service
+from corral.ops.observed import Container
+
+OUT_OF_MEMORY = 137
+SHOWN = 160
+EXIT_WORDS = {
+    126: "its program may not be run",
+    127: "its program is not in the image",
+    132: "illegal instruction",
+    134: "it gave up by itself",
+    OUT_OF_MEMORY: "killed from outside",
+    139: "it crashed: segmentation fault",
+}
+STOPPED = (0, 143)
+ENDS = 3
+"""A program that ended so often while it starts will not become well by waiting."""
+EXIT_REMEDIES = {
+    127: "check images: and engine.image in the inventory",
+    132: "this processor lacks what the image was built for: write cpu: {avx: false}, or set engine.image",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """What is wrong, and what helps; the remedy is empty when nobody knows one."""
+
+    what: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Sign:
+    """Words in a log or an engine's message, and what they mean."""
+
+    pattern: re.Pattern[str]
+    what: str
+    remedy: str
+
+
+def _sign(pattern: str, what: str, remedy: str) -> _Sign:
+    return _Sign(re.compile(pattern, re.IGNORECASE), what, remedy)
+
+
+SIGNS = (
+    _sign(
+        r"could not select device driver|unresolvable CDI devices|unknown or invalid runtime name: nvidia",
+        "the engine cannot hand out NVIDIA cards",
+        "install nvidia-container-toolkit, run nvidia-ctk runtime configure --runtime=docker, restart docker",
+    ),
+    _sign(
+        r"nvidia-container-cli: .*(unknown device|device error)",
+        "the card that it wants is not there",
+        "compare the uuid, pci and order of hosts.….gpus with nvidia-smi -L",
+    ),
+    _sign(
+        r"unsatisfied condition: cuda",
+        "the NVIDIA driver is too old for the image",
+        "install a newer driver, or name an older image in images:",
+    ),
+    _sign(
+        r"cannot assign requested address",
+        "the host has no such address",
+        "correct hosts.….address in the inventory, then render and up",
+    ),
+    _sign(
+        r"port is already allocated|address already in use|couldn't bind HTTP server socket",
+        "another program holds its port",
+        "stop that program or choose another port",
+    ),
+    _sign(r"no space left on device", "the disk is full", "free some space"),
+    _sign(
+        r"failed to open GGUF file|gguf_init_from_file.*(no such file|failed to open)",
+        "its model file cannot be opened",
+        "put the file into the host's models_dir, readable for everybody",
+    ),
+    _sign(
+        r"invalid magic|not within the file bounds|failed to read (key-values|tensor)|failed to load GGUF",
+        "its model file is damaged or not complete",
+        "fetch the file again",
+    ),
+    _sign(
+        r"unsupported toolchain|CUDA driver version is insufficient",
+        "the NVIDIA driver is too old for the image",
+        "install driver 570 or newer (580 for CUDA 13 images)",
+    ),
+    _sign(
+        r"no kernel image is available",
+        "the image has no code for this card",
+        "use a CUDA 12 image for cards before Turing",
+    ),
+    _sign(
+        r"cudaMalloc failed: out of memory|CUDA error: out of memory|unable to allocate \S*CUDA\S* buffer",
+        "the card's memory is full",
+        "less context, fewer slots, cache_type q8_0, or a smaller quantization",
+    ),
+    _sign(
+        r"no CUDA-capable device|failed to initialize CUDA|Failed to initialize NVML",
+        "it sees no card",
+        "run doctor again after ./generate.py restart; if nvidia-smi on the host fails too, reboot",
+    ),
+    _sign(
+        r"password authentication failed|WRONGPASS|NOAUTH",
+        "a password differs from the one that its store was made with",
+        "put the old value back into .env, run secrets init, then restart it",
+    ),
+    _sign(r"\bpermission denied", "it may not read or write something it needs", "see its last lines in the logs"),
+)
+
+
+def explained(container: Container | None, service: Service | None = None, log: str = "") -> Reason:
+    """Why a container is not well.
+
+    Args:
+        container: what the engine says; None when there is none.
+        service: its service in the plan, for the remedy.
+        log: its last lines.
+    """
+    if container is None:
+        return Reason("it has no container", "./generate.py up")
+    is_calm = container.is_running and not container.restarts
+    known = _known(container.last_check if is_calm else f"{container.error}\n{log}")
+    if container.was_out_of_memory and not container.is_running:
+        return Reason(f"container {_ended(container, 'out of memory')}", _memory_remedy(service))
+    return _unwell(container, known, log) if container.is_running else _stopped(container, known, log)
+
+
+def _unwell(container: Container, known: _Sign | None, log: str) -> Reason:
+    if container.health == "unhealthy":
+        words = shortened(container.last_check) or "its health check does not end"
+        remedy = known.remedy if known else f"./generate.py restart {container.service}"
+        return Reason(f"it runs, but its health check fails: {words}", remedy)
+    if container.health == "starting" and container.restarts >= ENDS:
+        words = known.what if known else shortened(last_line(log))
+        tail = f": {words}" if words else ""
+        what = f"container keeps ending while it starts ({container.restarts} times){tail}"
+        return Reason(what, known.remedy if known else "see its logs")
+    if container.health == "starting":
+        return Reason("it is still starting", "wait; ./generate.py logs shows how far it is")
+    return Reason("it runs")
+
+
+def _stopped(container: Container, known: _Sign | None, log: str) -> Reason:
+    if container.state == "created":
+        what = known.what if known else shortened(container.error) or "it was never started"
+        return Reason(f"the container was made but not started: {what}", known.remedy if known else "./generate.py up")
+    words = known.what if known else EXIT_WORDS.get(container.exit_code, "")
+    if container.state == "paused":
+        return Reason("the container is paused", f"docker unpause {container.name}")
+    if container.state == "exited" and container.exit_code in STOPPED:
+        return Reason("the container was stopped", "./generate.py up starts it")
+    last = shortened(last_line(log))
+    tail = f"; it said: {last}" if last and not known else ""
+    remedy = known.remedy if known else EXIT_REMEDIES.get(container.exit_code, "")
+    by_hand = "./generate.py up starts it" if container.state == "exited" and not known else "see its logs"
+    return Reason(f"container {_ended(container, words)}{tail}", remedy or by_hand)
+
+
+def _ended(container: Container, words: str) -> str:
+    """`exited (137: out of memory)`, `keeps restarting (1)`."""
+    verb = "keeps restarting" if container.state == "restarting" else "exited"
+    return f"{verb} ({container.exit_code}{': ' if words else ''}{words})"
+
+
+def _memory_remedy(service: Service | None) -> str:
+    if service is not None and service.component == llama.COMPONENT:
+        return "raise memory_mib or lower cache_ram_mib"
+    return "raise its memory_mib"
+
+
+def _known(text: str) -> _Sign | None:
+    return next((sign for sign in SIGNS if sign.pattern.search(text)), None)
+
+
+def last_line(log: str) -> str:
+    """The last line that says something."""
+    return next((line.strip() for line in reversed(log.splitlines()) if line.strip()), "")
+
+
+def shortened(text: str) -> str:
+    """A program's words on one line, not too long."""
+    line = " ".join(text.split())
+    return line if len(line) <= SHOWN else line[: SHOWN - 1] + "…"

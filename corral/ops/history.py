@@ -1,0 +1,121 @@
+"""Renderings that once came up well, kept so that one can go back: `<out>/.history/<host>/<number>-<hash>.tar.gz`.
+
+The inventory of the time lies beside it. Neither has a secret in it, so neither has the history. It is nobody's to
+commit: it says what this machine did.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import re
+import tarfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from corral.errors import CorralError
+from corral.output import compare, digest, write_atomically
+
+FOLDER = ".history"
+KEPT = 5
+INVENTORY = ".inventory.yaml"
+"""Name of the inventory among a host's files."""
+_NAME = re.compile(r"(\d{6})-([0-9a-f]{16})\.tar\.gz")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One kept rendering of a host."""
+
+    number: int
+    hash: str
+    path: Path
+
+
+def rendering_hash(files: Mapping[str, bytes]) -> str:
+    """Short hash of a host's rendering: paths below the host's folder, and contents; the inventory does not count."""
+    total = hashlib.sha256()
+    for path, data in sorted(files.items()):
+        if path != INVENTORY:
+            total.update(f"{path}\0{digest(data)}\n".encode())
+    return total.hexdigest()[:16]
+
+
+def files_of(tree: Mapping[str, bytes], host: str) -> dict[str, bytes]:
+    """A host's part of a rendered tree, by path below its folder."""
+    return {path.removeprefix(f"{host}/"): data for path, data in tree.items() if path.startswith(f"{host}/")}
+
+
+def files_on_disk(out: Path, host: str) -> dict[str, bytes]:
+    """A host's rendering as it lies there, by path below its folder; what was edited by hand among it."""
+    known = compare({}, out, {host})
+    return {change.path.removeprefix(f"{host}/"): change.old for change in known if change.old is not None}
+
+
+def entries(out: Path, host: str) -> list[Entry]:
+    """What is kept of a host, oldest first."""
+    found = [(match, path) for path in (out / FOLDER / host).glob("*") if (match := _NAME.fullmatch(path.name))]
+    return sorted((Entry(int(match[1]), match[2], path) for match, path in found), key=lambda entry: entry.number)
+
+
+def record(out: Path, host: str, files: Mapping[str, bytes], inventory: str) -> Entry:
+    """Keeps a rendering, and the inventory it was made of, as the newest; only the last few, and each only once."""
+    known = entries(out, host)
+    name = rendering_hash(files)
+    if known and known[-1].hash == name:
+        return known[-1]
+    number = known[-1].number + 1 if known else 1
+    folder = out / FOLDER / host
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (out / FOLDER / ".gitignore").exists():
+            write_atomically(out / FOLDER / ".gitignore", b"*\n", 0o644)
+        path = folder / f"{number:06}-{name}.tar.gz"
+        write_atomically(path, packed({**files, INVENTORY: inventory.encode()}), 0o644)
+        older = [entry for entry in known if entry.hash != name]
+        for entry in [*(entry for entry in known if entry.hash == name), *older[: max(0, len(older) + 1 - KEPT)]]:
+            entry.path.unlink(missing_ok=True)
+    except OSError as error:
+        raise CorralError(f"{error.filename or folder}: cannot be written: {error.strerror}") from None
+    return Entry(number, name, path)
+
+
+def before(out: Path, host: str, now: Mapping[str, bytes]) -> Entry | None:
+    """The newest kept rendering that is not the one given; None when there is none."""
+    name = rendering_hash(now)
+    return next((entry for entry in reversed(entries(out, host)) if entry.hash != name), None)
+
+
+def load(entry: Entry) -> dict[str, bytes]:
+    """A kept rendering, with its inventory; raises CorralError when its file is damaged."""
+    try:
+        files = unpacked(entry.path.read_bytes())
+    except (OSError, EOFError, tarfile.TarError) as error:
+        raise CorralError(f"{entry.path}: cannot be read: {error}") from None
+    if rendering_hash(files) != entry.hash:
+        raise CorralError(f"{entry.path}: damaged: its content is not what its name says")
+    return files
+
+
+def packed(files: Mapping[str, bytes]) -> bytes:
+    """Files as a compressed archive; the same files give the same bytes."""
+    buffer = io.BytesIO()
+    with gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0) as zipped, tarfile.open(fileobj=zipped, mode="w") as archive:
+        for path, data in sorted(files.items()):
+            member = tarfile.TarInfo(path)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def unpacked(data: bytes) -> dict[str, bytes]:
+    """The files of an archive, by path."""
+    found: dict[str, bytes] = {}
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
+        for member in archive:
+            file = archive.extractfile(member) if member.isfile() else None
+            if file is not None:
+                found[member.name] = file.read()
+    return found

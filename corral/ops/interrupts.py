@@ -1,0 +1,77 @@
+"""Ctrl-C, SIGTERM and a closed terminal, as one KeyboardInterrupt that comes once and never in the wrong moment."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+AGAIN_S = 0.01
+"""How long after an interruption that Python swallowed it comes once more."""
+
+
+class Interrupts:
+    """While it is entered, the first of these signals raises KeyboardInterrupt; later ones are ignored."""
+
+    def __init__(self) -> None:
+        self._old: dict[signal.Signals, Any] = {}
+        self._is_held = False
+        self._is_due = False
+        self._old_hook: Callable[[sys.UnraisableHookArgs], Any] = sys.unraisablehook
+
+    def __enter__(self) -> Self:
+        self._old[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._receive_again)
+        self._old_hook, sys.unraisablehook = sys.unraisablehook, self._swallowed
+        for number in SIGNALS:
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
+                self._old[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+        sys.unraisablehook = self._old_hook
+
+    def _receive(self, _number: int, _frame: FrameType | None) -> None:
+        self.ignore()
+        self._is_due = True
+        self._deliver()
+
+    def _deliver(self) -> None:
+        if self._is_due and not self._is_held:
+            self._is_due = False
+            raise KeyboardInterrupt
+
+    def ignore(self) -> None:
+        """From now on nothing interrupts: what was begun is being put away."""
+        self._is_due = False
+        for number in self._old.keys() & set(SIGNALS):
+            signal.signal(number, signal.SIG_IGN)
+
+    def _swallowed(self, unraisable: sys.UnraisableHookArgs) -> None:
+        """An interruption inside a finalizer or a weak reference's callback does not rise from there."""
+        if isinstance(unraisable.exc_value, KeyboardInterrupt):
+            self._is_due = True
+            signal.setitimer(signal.ITIMER_REAL, AGAIN_S)
+        else:
+            self._old_hook(unraisable)
+
+    def _receive_again(self, _number: int, _frame: FrameType | None) -> None:
+        self._deliver()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """What happens inside is done to its end; an interruption meanwhile comes right after it."""
+        self._is_held = True
+        try:
+            yield
+        finally:
+            self._is_held = False
+            self._deliver()  # also in the place of an error: what was interrupted fails for that very reason

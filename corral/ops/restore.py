@@ -1,0 +1,341 @@
+"""`restore`: what a backup holds, on a machine that has nothing of it; afterwards `up` starts the site as it was.
+
+Nothing is written before every byte of the archive is checked and the secrets are open. A place that is not empty is
+left alone unless asked. A restore that was cut off goes on where it stopped when it is run again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from corral.contributions import State
+from corral.errors import CorralError, UsageError
+from corral.load import load_texts
+from corral.model_lock import LOCK_FILE, lock_of
+from corral.ops.archive import INVENTORY, RENDERING, SECRETS, Backup, feed_states, read_backup
+from corral.ops.backup import amount
+from corral.ops.board import Board
+from corral.ops.history import unpacked
+from corral.ops.hosts import CommandError, ComposeHost, compose_hosts
+from corral.ops.interrupts import Interrupts
+from corral.ops.lock import alone
+from corral.ops.states import put_back, state_of_plan, title
+from corral.ops.survey import check_engine
+from corral.ops.up import LOCK, Run, fetch_images, look
+from corral.ops.waiting import COMMAND_LIMIT_S
+from corral.output import MANIFEST, compare, is_below, write, write_atomically
+from corral.plan import Plan, build_plan
+from corral.render import refuse_other_site
+from corral.sealing import find_passphrase, unseal
+from corral.secrets import ENV_FILE, FOLDER, initialise
+
+NOTE = ".restore.json"
+"""In the folder of renderings while a restore is not finished: of which backup, and which states are back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Where a backup goes, and what a person said about it."""
+
+    inventory: Path
+    out: Path
+    hosts: frozenset[str] | None = None
+    passphrase_file: Path | None = None
+    replace: bool = False
+    yes: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A restore at work."""
+
+    backup: Backup
+    wanted: Wanted
+    plan: Plan
+    names: tuple[str, ...]
+    tree: dict[str, bytes]
+    """Rendered files of the hosts, by path, without the kit's own records."""
+    secrets: dict[str, bytes]
+    """Files by path below the folder of renderings; none when the archive has none."""
+
+    @property
+    def hosts(self) -> list[ComposeHost]:
+        """Hosts that get something back into their containers or volumes."""
+        busy = [name for name in self.names if self.plan.services_of(name) and not self.plan.site.is_local(name)]
+        return compose_hosts(self.plan, self.wanted.out, busy) if busy else []
+
+    def states(self, host: ComposeHost) -> dict[str, State]:
+        """What goes back on a host, by the archive's member."""
+        known = {(state.service, state.name): state for state in state_of_plan(host)}
+        saved = [item for item in self.backup.manifest.states if item.host == host.name]
+        return {item.member: known[item.service, item.name] for item in saved if (item.service, item.name) in known}
+
+
+# --- looking ---------------------------------------------------------------------------------------------------------
+
+
+def listing(backup: Backup) -> Table:
+    """What is in a backup, as a table."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("what")
+    table.add_column("size", justify="right")
+    table.add_column("sha256")
+    manifest = backup.manifest
+    purposes = {item.member: f"{item.host}/{item.service}: {item.name} ({item.purpose})" for item in manifest.states}
+    for host in manifest.hosts:
+        rendered = [item for name, item in manifest.members.items() if name.startswith(f"{RENDERING}{host}/")]
+        table.add_row(f"{host}: rendering, {len(rendered)} files", amount(sum(item.size for item in rendered)), "")
+    for name, member in manifest.members.items():
+        if not name.startswith(RENDERING):
+            words = purposes.get(name, "secrets, sealed" if name == SECRETS else name)
+            table.add_row(Text(words), amount(member.size), member.sha256[:16])
+    return table
+
+
+def summary(backup: Backup) -> str:
+    """One line about a backup that is whole."""
+    manifest = backup.manifest
+    secrets = "with secrets" if manifest.has_secrets else "without secrets"
+    hosts = ", ".join(manifest.hosts)
+    return (
+        f"{backup.path}: whole; site {manifest.site} ({hosts}), made {manifest.made:%Y-%m-%d %H:%M:%S} UTC "
+        f"by corral {manifest.corral}, {secrets}"
+    )
+
+
+# --- restoring -------------------------------------------------------------------------------------------------------
+
+
+def restore(path: Path, talk: Console, wanted: Wanted) -> None:
+    """Brings back what a backup holds.
+
+    Raises:
+        WrongPassphraseError: the secrets do not open; nothing was changed.
+        UsageError: the place is not empty; the message says what is there.
+        CorralError: the archive is damaged, or something is left for a person to do; the message says what.
+    """
+    backup = read_backup(path)
+    talk.print(Text(summary(backup)))
+    job = _job(backup, wanted)
+    hosts = job.hosts
+    for host in hosts:
+        check_engine(host)
+    wanted.out.mkdir(parents=True, exist_ok=True)
+    with Interrupts(), alone(wanted.out / LOCK, "corral up"), Board(talk) as board:
+        done = _states_that_are_back(job)
+        if done is None:
+            _make_room(job, hosts, talk)
+        _note(job, done or [])
+        _lay_out_files(job, talk)
+        _lay_out_secrets(job, talk)
+        _put_states_back(job, hosts, board, done or [])
+        (wanted.out / NOTE).unlink()
+    talk.print(Text(f"restored; next: ./generate.py up{_options(wanted)}"))
+
+
+def _job(backup: Backup, wanted: Wanted) -> _Job:
+    names = tuple(name for name in backup.manifest.hosts if wanted.hosts is None or name in wanted.hosts)
+    unknown = sorted((wanted.hosts or frozenset()) - set(backup.manifest.hosts))
+    if unknown:
+        raise UsageError(f'no host named "{unknown[0]}" in the backup; there are {", ".join(backup.manifest.hosts)}')
+    text = backup.files.get(INVENTORY)
+    if text is None:
+        raise CorralError(f"{backup.path}: has no inventory")
+    plan = build_plan(load_texts(text, backup.files.get(LOCK_FILE), str(wanted.inventory)))
+    secrets: dict[str, bytes] = {}
+    if backup.manifest.has_secrets:
+        passphrase = find_passphrase(wanted.passphrase_file, is_new=False)
+        secrets = unpacked(unseal(backup.files[SECRETS], passphrase))
+        if not all(map(is_below, secrets)):
+            raise CorralError(f"{backup.path}: its secrets name places outside of the site")
+    tree = _of_hosts(backup.rendering, names)
+    return _Job(backup, wanted, plan, names, tree, _of_hosts(secrets, names))
+
+
+def _of_hosts(files: Mapping[str, bytes], names: Collection[str]) -> dict[str, bytes]:
+    return {path: data for path, data in files.items() if path.partition("/")[0] in names}
+
+
+def _states_that_are_back(job: _Job) -> list[str] | None:
+    """Members that an unfinished restore of this backup has put back; None when there is no such restore."""
+    try:
+        note = json.loads((job.wanted.out / NOTE).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    is_ours = isinstance(note, dict) and note.get("backup") == job.backup.mark
+    return [str(name) for name in note.get("done", [])] if is_ours else None
+
+
+def _note(job: _Job, done: Sequence[str]) -> None:
+    data = json.dumps({"backup": job.backup.mark, "done": list(done)}).encode() + b"\n"
+    _write(job.wanted.out / NOTE, data, 0o600)
+
+
+def _write(path: Path, data: bytes, mode: int) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, data, mode)
+    except OSError as error:
+        raise CorralError(
+            f"{error.filename or path}: cannot be written: {error.strerror}; run the same command again to go on"
+        ) from None
+
+
+# --- an empty place --------------------------------------------------------------------------------------------------
+
+
+def _make_room(job: _Job, hosts: Sequence[ComposeHost], talk: Console) -> None:
+    """Empties the place when that was asked for; raises UsageError that says what is there when it was not."""
+    volumes = {host.name: _volumes_in_the_way(host, job.states(host).values()) for host in hosts}
+    containers = {host.name: len(host.containers()) for host in hosts}
+    lost = [
+        *_files_in_the_way(job),
+        *(f"{name}: {count} containers of this site" for name, count in containers.items() if count),
+        *(f"{host}: volume {name}" for host, names in volumes.items() for name in names),
+    ]
+    if not lost:
+        return
+    there = "\n".join(f"  {line}" for line in lost)
+    if not job.wanted.replace:
+        raise UsageError(f"nothing was changed; the place is not empty:\n{there}\nto replace all that, add --replace")
+    if not job.wanted.yes:
+        raise UsageError(f"nothing was changed; this would be lost:\n{there}\nto lose it, add --yes")
+    for host in hosts:
+        if containers[host.name]:
+            talk.print(Text(f"{host.name}: stopping and removing {containers[host.name]} containers"))
+            words = ["docker", "compose", "--project-name", host.project, "down", "--remove-orphans"]
+            host.run(words, limit_s=COMMAND_LIMIT_S)
+        for volume in volumes[host.name]:
+            host.run(["docker", "volume", "rm", volume])
+
+
+def _files_in_the_way(job: _Job) -> list[str]:
+    """Files that are there and are not what the backup has."""
+    found = []
+    out = job.wanted.out
+    found += [
+        f"{path}, another one" for path, data in _chosen_files(job) if path.exists() and path.read_bytes() != data
+    ]
+    refuse_other_site(job.plan, out)
+    changed = [item for item in compare(_own(job.tree), out, set(job.names)) if item.old not in {None, item.new}]
+    if changed:
+        found.append(f"{len(changed)} rendered files that differ, such as {out / changed[0].path}")
+    for path, data in job.secrets.items():
+        if (out / path).exists() and (out / path).read_bytes() != data:
+            found.append(f"{out / path}, other secrets")
+    return found
+
+
+def _chosen_files(job: _Job) -> list[tuple[Path, bytes]]:
+    """The inventory and, if there is one, the lock of its models, with their places."""
+    places = {INVENTORY: job.wanted.inventory, LOCK_FILE: lock_of(job.wanted.inventory)}
+    return [(place, job.backup.files[name]) for name, place in places.items() if name in job.backup.files]
+
+
+def _own(tree: dict[str, bytes]) -> dict[str, bytes]:
+    return {path: data for path, data in tree.items() if path.rpartition("/")[2] != MANIFEST}
+
+
+def _volumes_in_the_way(host: ComposeHost, states: Iterable[State]) -> list[str]:
+    names = {f"{host.project}_{state.volume}" for state in states}
+    return sorted(names & set(host.run(["docker", "volume", "ls", "--format", "{{.Name}}"]).out.split()))
+
+
+# --- filling it ------------------------------------------------------------------------------------------------------
+
+
+def _lay_out_files(job: _Job, talk: Console) -> None:
+    inventory = job.wanted.inventory
+    for place, data in _chosen_files(job):
+        if not place.exists() or place.read_bytes() != data:
+            _write(place, data, 0o644)
+    write(_own(job.tree), job.wanted.out, set(job.names), force=True)
+    for path, data in job.tree.items():
+        if path.rpartition("/")[2] == MANIFEST:  # so that files that were edited by hand stay known as such
+            _write(job.wanted.out / path, data, 0o644)
+    talk.print(Text(f"{inventory} and {len(_own(job.tree))} rendered files are in place"))
+
+
+def _lay_out_secrets(job: _Job, talk: Console) -> None:
+    """Writes the secrets; raises CorralError that says what to supply when some are not to be had."""
+    out, plan = job.wanted.out, job.plan
+    for path, data in job.secrets.items():
+        folder = (out / path).parent
+        if folder.name == FOLDER:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _write(out / path, data, 0o644 if folder.name == FOLDER else 0o600)
+    if not job.backup.manifest.has_secrets:
+        missing = [name for name in job.names if plan.secrets_of(name) and not (out / name / ENV_FILE).is_file()]
+        if missing:
+            raise CorralError(_what_to_supply(job, missing))
+    needed = {name: plan.secrets_of(name) for name in plan.inventory.hosts if plan.secrets_of(name)}
+    reports = initialise(needed, out, set(job.names))
+    unknown = [f"{name} in {out / report.host / ENV_FILE}" for report in reports for name in report.missing]
+    if unknown:
+        words = ", ".join(unknown)
+        raise CorralError(f"these values only you know; write them, then run the same command again: {words}")
+    talk.print(Text(f"secrets of {', '.join(job.names)} are in place"))
+
+
+def _what_to_supply(job: _Job, hosts: Sequence[str]) -> str:
+    lines = [
+        "the backup has no secrets; inventory and rendering are in place, data is not yet",
+        "write NAME=value into",
+    ]
+    for name in hosts:
+        lines.append(f"  {job.wanted.out / name / ENV_FILE}:")
+        stored = [secret for secret in job.plan.secrets_of(name) if not secret.template]
+        lines += [f"    {secret.name}  ({secret.purpose})" for secret in stored]
+    lines.append("what you do not have any more: ./generate.py secrets init makes new values (docs/backup.md says what")
+    lines.append("is lost with the old ones); then run the same command again")
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class _Progress:
+    """States that are back, noted on the disk one by one."""
+
+    job: _Job
+    board: Board
+    done: list[str]
+
+    def put_back(self, host: ComposeHost, member: str, state: State, data: IO[bytes]) -> None:
+        """Puts a state back; raises CorralError with the service's own words when it is not taken."""
+        try:
+            put_back(host, state, data, self.board)
+        except CommandError as error:
+            words = f"{title(state)}: is not back: {error.done.words}"
+            raise CorralError(f"{words}\n  run the same command again when that is mended") from None
+        self.done.append(member)
+        _note(self.job, self.done)
+        self.board.say(f"{title(state)}: is back")
+
+
+def _put_states_back(job: _Job, hosts: Sequence[ComposeHost], board: Board, done: Sequence[str]) -> None:
+    run = Run(job.plan, job.wanted.out, list(hosts), board)
+    if hosts:
+        look(run)
+        fetch_images(run)
+    progress = _Progress(job, board, list(done))
+    wanted = {
+        member: partial(progress.put_back, host, member, state)
+        for host in run.hosts
+        for member, state in job.states(host).items()
+        if member not in done
+    }
+    feed_states(job.backup, wanted)
+
+
+def _options(wanted: Wanted) -> str:
+    inventory = "" if wanted.inventory == Path("inventory.yaml") else f" --inventory {wanted.inventory}"
+    return inventory + ("" if wanted.out == Path("compose") else f" --out {wanted.out}")

@@ -1,0 +1,81 @@
+"""Taking the state of services out of their containers and putting it back, on hosts near and far.
+
+A volume is read and written by the engine itself (`docker cp`), so that an image needs no tools for it.
+"""
+
+from __future__ import annotations
+
+from typing import IO, Any
+
+from corral.contributions import Service, State
+from corral.errors import CorralError
+from corral.ops.board import Board
+from corral.ops.hosts import ComposeHost, service_of
+from corral.ops.waiting import create, wait_well
+
+COPY = """
+set -eu
+id=$1 path=$2 held=
+end() { [ -z "$held" ] || docker unpause "$id" >/dev/null; }
+trap end EXIT
+trap 'exit 1' HUP INT TERM
+if [ "$(docker inspect --format '{{.State.Running}} {{.State.Paused}}' "$id")" = "true false" ]; then
+    held=yes
+    docker pause "$id" >/dev/null
+fi
+docker cp --archive "$id:$path/." -
+"""
+"""Copies a folder while nobody writes to it. It ends by itself when its reader is gone, and lets the service go on."""
+
+
+def state_of_plan(host: ComposeHost) -> list[State]:
+    """What of a host's services is worth keeping."""
+    return [state for state in host.plan.contributions.states if state.host == host.name]
+
+
+def title(state: State) -> str:
+    """`sa/postgres: database (keys, budgets and spend)`."""
+    return f"{state.host}/{state.service}: {state.name} ({state.purpose})"
+
+
+def container_of(host: ComposeHost, service: str) -> dict[str, Any] | None:
+    """The container of a service; None when there is none."""
+    return next((item for item in host.containers() if service_of(item) == service), None)
+
+
+def take_words(host: ComposeHost, state: State) -> list[str]:
+    """The command on the host that prints a state; raises CorralError when there is nothing to take it from."""
+    container = container_of(host, state.service)
+    remedy = f"start it first: ./generate.py up --host {host.name}"
+    if container is None:
+        raise CorralError(f"{title(state)} cannot be saved: {state.service} has no container; {remedy}")
+    if not state.dump:
+        return ["sh", "-c", COPY, "sh", str(container["Id"]), state.path]
+    if container["State"]["Status"] != "running":
+        status = container["State"]["Status"]
+        raise CorralError(f"{title(state)} cannot be saved: {state.service} does not run ({status}); {remedy}")
+    return ["docker", "exec", str(container["Id"]), *state.dump]
+
+
+def put_back(host: ComposeHost, state: State, data: IO[bytes], board: Board) -> None:
+    """Puts a state where it belongs; raises CorralError when the service does not take it."""
+    service = _service(host, state)
+    if state.load:
+        create(host, [service.name])
+        wait_well(host, [service], board)
+        words = ["docker", "exec", "--interactive", _id(host, state), *state.load]
+    else:
+        host.compose("up", "--no-start", "--no-deps", "--no-build", "--pull", "never", service.name)
+        words = ["docker", "cp", "--archive", "-", f"{_id(host, state)}:{state.path}"]
+    host.feed(words, data)
+
+
+def _service(host: ComposeHost, state: State) -> Service:
+    return next(item for item in host.plan.services_of(host.name) if item.name == state.service)
+
+
+def _id(host: ComposeHost, state: State) -> str:
+    container = container_of(host, state.service)
+    if container is None:
+        raise CorralError(f"{title(state)}: the container of {state.service} is gone again")
+    return str(container["Id"])

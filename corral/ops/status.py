@@ -1,0 +1,426 @@
+"""`status`: what of the plan runs, how well, and how busy it is; every host as a table."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from corral.contributions import Service
+from corral.ops.doctor.reasons import EXIT_WORDS
+from corral.ops.hosts import ComposeHost
+from corral.ops.observed import Container, Observed, SeenCard, Server, balancer, container_name, observe
+from corral.plan import Plan
+from corral.show import bar, gib
+from corral.site import Replica
+
+DRIFT = "older than the rendering"
+OUT_OF_ROTATION = {
+    "DOWN": "the balancer cannot reach it",
+    "MAINT": "taken out of the balancer",
+    "DRAIN": "draining",
+    "NOLB": "draining",
+}
+GOOD = ("healthy", "running")
+MINUTE_S, HOUR_S, DAY_S = 60, 3600, 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One service of the plan, or one container that is not in the plan."""
+
+    host: str
+    service: str
+    container: str
+    state: str
+    """As the engine says, or `missing`."""
+    health: str
+    is_well: bool
+    notes: tuple[str, ...] = ()
+    uptime_s: float | None = None
+    restarts: int = 0
+    memory_mib: float | None = None
+    memory_limit_mib: float | None = None
+    gpus: tuple[int, ...] = ()
+    slots_busy: int | None = None
+    slots: int | None = None
+    pool: str = ""
+    model: str = ""
+    role: str = ""
+    is_planned: bool = True
+
+    @property
+    def condition(self) -> str:
+        """One word: health while it runs, else the state."""
+        return (self.health or "running") if self.state == "running" else self.state
+
+
+@dataclass(frozen=True, slots=True)
+class HostStatus:
+    """A host with its rows; `problem` says why there are none."""
+
+    name: str
+    address: str
+    problem: str
+    rows: tuple[Row, ...] = ()
+    cards: tuple[SeenCard, ...] = ()
+
+    @property
+    def is_well(self) -> bool:
+        """Whether everything of the plan runs well here."""
+        return not self.problem and all(row.is_well for row in self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """A node as the balancer sees it; `state` is empty when nobody knows."""
+
+    name: str
+    pool: str
+    address: str
+    state: str
+    slots_busy: int | None
+    slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class FarmStatus:
+    """All of it at one moment."""
+
+    hosts: tuple[HostStatus, ...]
+    nodes: tuple[NodeStatus, ...]
+
+    @property
+    def is_well(self) -> bool:
+        """Whether everything that the kit runs is well; nodes are other people's."""
+        return all(host.is_well for host in self.hosts)
+
+
+# --- finding out -----------------------------------------------------------------------------------------------------
+
+
+def farm_status(plan: Plan, hosts: Sequence[ComposeHost]) -> FarmStatus:
+    """What runs now on these hosts, and how busy the balancer says its servers are."""
+    observed = {item.host: item for item in _observed(plan, hosts)}
+    known = balancer(plan)
+    servers = observed[known[0]].servers if known and known[0] in observed else {}
+    now = datetime.now(UTC)
+    found = tuple(_host_status(host, observed[host.name], servers, now) for host in hosts)
+    return FarmStatus(found, tuple(_nodes(plan, servers)))
+
+
+def _observed(plan: Plan, hosts: Sequence[ComposeHost]) -> list[Observed]:
+    """Every host, and the balancer's too even if it was not asked for."""
+    known = balancer(plan)
+    more = [known[0]] if known and known[0] not in {host.name for host in hosts} else []
+    everywhere = [*hosts, *(ComposeHost(plan, name, hosts[0].out) for name in more if not plan.site.is_local(name))]
+    with ThreadPoolExecutor(len(everywhere)) as pool:
+        return list(pool.map(observe, everywhere))
+
+
+def _host_status(host: ComposeHost, seen: Observed, servers: Mapping[str, Server], now: datetime) -> HostStatus:
+    address = host.plan.site.host(host.name).address
+    if seen.problem:
+        return HostStatus(host.name, address, seen.problem)
+    services = sorted(host.plan.services_of(host.name), key=lambda service: natural(service.name))
+    rows = [_row(host, service, seen, servers, now) for service in services]
+    return HostStatus(host.name, address, "", (*rows, *_strangers(host, seen, now)), seen.cards)
+
+
+def _row(host: ComposeHost, service: Service, seen: Observed, servers: Mapping[str, Server], now: datetime) -> Row:
+    container = seen.container_of(service.name, host.project)
+    replicas = {item.service: item for item in host.plan.site.replicas if item.host == host.name}
+    replica = replicas.get(service.name)
+    name = container_name(host.plan, host.name, service.name)
+    server = servers.get(name) if replica else None
+    notes = tuple(_notes(service, container, seen, server))
+    facts: dict[str, Any] = _engine_facts(container, now) | _replica_facts(replica, server)
+    is_up = server is None or server.status == "UP"
+    return Row(
+        host=host.name,
+        service=service.name,
+        container=name,
+        is_well=container is not None and container.condition in GOOD and is_up,
+        notes=notes,
+        gpus=tuple(claim.number for claim in service.tenancies),
+        role=service.role or service.component,
+        **facts,
+    )
+
+
+def _engine_facts(container: Container | None, now: datetime) -> dict[str, Any]:
+    if container is None:
+        return {"state": "missing", "health": ""}
+    since = (now - container.started).total_seconds() if container.started and container.is_running else None
+    return {
+        "state": container.state,
+        "health": container.health,
+        "uptime_s": max(0, round(since)) if since is not None else None,
+        "restarts": container.restarts,
+        "memory_mib": round(container.memory_mib, 1) if container.memory_mib is not None else None,
+        "memory_limit_mib": container.limit_mib or container.wanted_mib or None,
+    }
+
+
+def _replica_facts(replica: Replica | None, server: Server | None) -> dict[str, Any]:
+    if replica is None:
+        return {}
+    return {
+        "pool": replica.pool,
+        "model": replica.model,
+        "slots": replica.slots,
+        "slots_busy": server.busy if server else None,
+    }
+
+
+def _notes(service: Service, container: Container | None, seen: Observed, server: Server | None) -> Iterator[str]:
+    if container is None:
+        return
+    if not container.is_running:
+        yield f"code {container.exit_code}" + _meaning(container)
+    elif server is not None and server.status != "UP" and container.condition in GOOD:
+        yield OUT_OF_ROTATION.get(server.status, server.status)
+    wanted = seen.hashes.get(service.name)
+    if wanted and container.config_hash and wanted != container.config_hash:
+        yield DRIFT
+
+
+def _meaning(container: Container) -> str:
+    words = "out of memory" if container.was_out_of_memory else EXIT_WORDS.get(container.exit_code, "")
+    return f": {words}" if words else ""
+
+
+def _strangers(host: ComposeHost, seen: Observed, now: datetime) -> Iterator[Row]:
+    """Containers that carry the site's labels and that the plan does not know."""
+    planned = {service.name for service in host.plan.services_of(host.name)}
+    neighbours = {ComposeHost(host.plan, name, host.out).project for name in host.plan.inventory.hosts} - {host.project}
+    for item in seen.containers:
+        if item.project in neighbours or (item.project == host.project and item.service in planned):
+            continue
+        yield Row(
+            host=host.name,
+            service=item.service or item.name,
+            container=item.name,
+            is_well=True,
+            notes=("not in the plan",),
+            is_planned=False,
+            **_engine_facts(item, now),
+        )
+
+
+def _nodes(plan: Plan, servers: Mapping[str, Server]) -> Iterator[NodeStatus]:
+    for backend in plan.contributions.backends:
+        if not backend.is_ours:
+            server = servers.get(backend.name)
+            address = f"{backend.endpoint.address}:{backend.endpoint.port}" if backend.endpoint.address else "provider"
+            state = server.status.lower() if server else ""
+            yield NodeStatus(backend.name, backend.pool, address, state, server.busy if server else None, backend.slots)
+
+
+# --- showing ---------------------------------------------------------------------------------------------------------
+
+
+def status_as_data(status: FarmStatus) -> dict[str, Any]:
+    """The status as plain data."""
+    return {
+        "well": status.is_well,
+        "hosts": {
+            host.name: {
+                "address": host.address,
+                "well": host.is_well,
+                "problem": host.problem or None,
+                "services": [_row_data(row) for row in host.rows],
+                "gpus": [_card_data(card) for card in host.cards],
+            }
+            for host in status.hosts
+        },
+        "nodes": [
+            {
+                "name": node.name, "pool": node.pool, "address": node.address, "state": node.state or None,
+                "slots_busy": node.slots_busy, "slots": node.slots,
+            }
+            for node in status.nodes
+        ],
+    }  # fmt: skip
+
+
+def _row_data(row: Row) -> dict[str, Any]:
+    return {
+        "service": row.service, "container": row.container, "state": row.state, "health": row.health or None,
+        "well": row.is_well, "in_plan": row.is_planned, "notes": list(row.notes), "uptime_s": row.uptime_s,
+        "restarts": row.restarts, "memory_mib": row.memory_mib, "memory_limit_mib": row.memory_limit_mib,
+        "gpus": list(row.gpus), "slots_busy": row.slots_busy, "slots": row.slots, "pool": row.pool or None,
+        "model": row.model or None, "role": row.role or None,
+    }  # fmt: skip
+
+
+def _card_data(card: SeenCard) -> dict[str, Any]:
+    return {
+        "number": card.index + 1, "name": card.name, "uuid": card.uuid, "pci": card.pci, "memory_mib": card.used_mib,
+        "memory_total_mib": card.total_mib, "use_percent": card.use_percent, "celsius": card.celsius,
+    }  # fmt: skip
+
+
+def status_view(status: FarmStatus) -> RenderableType:
+    """The status for a person's eyes."""
+    blocks: list[RenderableType] = []
+    for host in status.hosts:
+        blocks += [Text(), _headline(host)] if blocks else [_headline(host)]
+        if host.rows:
+            blocks.append(_table(host))
+        if host.cards:
+            blocks.append(_cards_table(host.cards))
+    if status.nodes:
+        headline = Text.assemble(("nodes", "bold cyan"), "  used, not run by the kit")
+        blocks += [Text(), headline, _nodes_table(status.nodes)]
+    return Group(*blocks)
+
+
+def _headline(host: HostStatus) -> Text:
+    planned = [row for row in host.rows if row.is_planned]
+    well = sum(row.is_well for row in planned)
+    if host.problem:
+        words, style = host.problem, "red"
+    elif well == len(planned):
+        words, style = f"all {well} services well", "green"
+    else:
+        words, style = f"{well} of {len(planned)} services well", "red"
+    line = Text.assemble((host.name, "bold cyan"), f"  {host.address} · ", (words, style))
+    changed = sum(DRIFT in row.notes or row.state == "missing" for row in planned)
+    if changed and not host.problem:
+        line.append(f" · {changed} not as rendered: ./generate.py up", "yellow")
+    return line
+
+
+def _table(host: HostStatus) -> Table:
+    has_gpus, has_slots = any(row.gpus for row in host.rows), any(row.slots for row in host.rows)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("service", no_wrap=True)
+    table.add_column("state")
+    table.add_column("up", justify="right", no_wrap=True)
+    table.add_column("restarts", justify="right")
+    table.add_column("memory, MiB", justify="right", no_wrap=True)
+    if has_gpus:
+        table.add_column("GPU", justify="right")
+    if has_slots:
+        table.add_column("slots", no_wrap=True)
+    table.add_column("model")
+    for row in host.rows:
+        cells: list[RenderableType] = [row.service, _state(row), duration(row.uptime_s), _restarts(row), _memory(row)]
+        cells += [", ".join(map(str, row.gpus))] if has_gpus else []
+        cells += [_slots(row.slots_busy, row.slots)] if has_slots else []
+        table.add_row(*cells, Text(row.model) if row.model else Text(row.role, "dim"))
+    return table
+
+
+def _state(row: Row) -> Text:
+    is_odd = not row.is_planned or row.condition == "starting" or DRIFT in row.notes
+    style = "red" if not row.is_well and row.condition != "starting" else "yellow" if is_odd else "green"
+    return Text(", ".join([row.condition, *row.notes]), style, overflow="fold")
+
+
+def _restarts(row: Row) -> Text:
+    if row.state == "missing":
+        return Text()
+    return Text(str(row.restarts), "yellow" if row.restarts else "dim")
+
+
+def _memory(row: Row) -> Text:
+    if row.memory_mib is None:
+        return Text()
+    if not row.memory_limit_mib:
+        return Text(f"{row.memory_mib:.0f}")
+    share = row.memory_mib / row.memory_limit_mib
+    style = "red" if share > 0.95 else "yellow" if share > 0.85 else ""  # noqa: PLR2004 - shares of the limit
+    return Text(f"{row.memory_mib:.0f} of {row.memory_limit_mib:.0f}", style)
+
+
+def _slots(busy: int | None, slots: int | None) -> Text:
+    if not slots:
+        return Text()
+    if busy is None:
+        return Text(f"? of {slots}", "dim")
+    return Text(f"{busy} of {slots}", "yellow" if busy >= slots else "")
+
+
+def _cards_table(cards: Iterable[SeenCard]) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("GPU", justify="right")
+    for name in ("card", "memory, GiB", "busy", "°C"):
+        table.add_column(name, justify="left" if name in ("card", "memory, GiB") else "right", no_wrap=True)
+    for card in cards:
+        busy = f"{card.use_percent} %" if card.use_percent is not None else ""
+        heat = str(card.celsius) if card.celsius is not None else ""
+        table.add_row(str(card.index + 1), card.name, _card_memory(card), busy, heat)
+    return table
+
+
+def _card_memory(card: SeenCard) -> str:
+    if card.used_mib is None:
+        return gib(card.total_mib)
+    return f"{bar(card.used_mib, card.total_mib)} {gib(card.used_mib)} of {gib(card.total_mib)}"
+
+
+def _nodes_table(nodes: Iterable[NodeStatus]) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for name in ("node", "state", "slots", "address", "pool"):
+        table.add_column(name)
+    for node in nodes:
+        state = Text(node.state or "unknown", "green" if node.state == "up" else "yellow" if node.state else "dim")
+        table.add_row(node.name, state, _slots(node.slots_busy, node.slots), node.address, node.pool)
+    return table
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """For sorting: `gpu-10` comes after `gpu-9`."""
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]
+
+
+def duration(seconds: float | None) -> str:
+    """`12 s`, `5 min`, `3 h 12 min`, `4 d 2 h`; empty for None."""
+    if seconds is None:
+        return ""
+    if seconds < MINUTE_S:
+        return f"{seconds:.0f} s"
+    if seconds < HOUR_S:
+        return f"{seconds // MINUTE_S:.0f} min"
+    if seconds < DAY_S:
+        return f"{seconds // HOUR_S:.0f} h {seconds % HOUR_S // MINUTE_S:.0f} min"
+    return f"{seconds // DAY_S:.0f} d {seconds % DAY_S // HOUR_S:.0f} h"
+
+
+def show_status(plan: Plan, hosts: Sequence[ComposeHost], console: Console) -> bool:
+    """Prints the status once; whether all is well."""
+    status = farm_status(plan, hosts)
+    console.print(status_view(status))
+    return status.is_well
+
+
+def watch_status(plan: Plan, hosts: Sequence[ComposeHost], console: Console, every_s: float) -> bool:
+    """Redraws the status until Ctrl-C, or prints it again without a terminal; whether all was well at the end."""
+    is_well = False
+    try:
+        if not console.is_terminal:
+            while True:
+                is_well = show_status(plan, hosts, console)
+                console.print()
+                time.sleep(every_s)
+        with Live(console=console, auto_refresh=False, screen=True, vertical_overflow="crop") as live:
+            while True:
+                status = farm_status(plan, hosts)
+                is_well = status.is_well
+                stamp = Text(f"{datetime.now().astimezone():%H:%M:%S}, every {every_s:g} s, Ctrl-C ends", "dim")
+                live.update(Group(status_view(status), Text(), stamp), refresh=True)
+                time.sleep(every_s)
+    except KeyboardInterrupt:
+        return is_well

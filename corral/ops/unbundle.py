@@ -1,0 +1,228 @@
+"""`bundle load`: what a bundle holds, on machines without internet: images, model files, inventory, rendering.
+
+Every file is checked before anything is changed. What is there already is left as it is, so that a load that was cut
+off is simply run again.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+from rich.text import Text
+
+from corral.errors import CorralError, UsageError
+from corral.load import load_texts
+from corral.model_lock import LOCK_FILE, lock_of
+from corral.ops.backup import amount
+from corral.ops.hosts import CommandError, ComposeHost, compose_hosts
+from corral.ops.interrupts import Interrupts
+from corral.ops.parcel import PART, Bundle, Image, ModelFile, opened
+from corral.ops.setup import models_folder
+from corral.ops.survey import check_engine, image_ids
+from corral.output import compare, write, write_atomically
+from corral.plan import Plan, build_plan
+from corral.render import refuse_other_site
+from corral.secrets import ENV_FILE
+
+INVENTORY = "inventory.yaml"
+HASH_LIMIT_S = 3600
+FACTS = """
+for file; do
+    if [ -r "$file" ]; then set -- $(sha256sum <"$file"); echo "$1"; else echo -; fi
+done
+"""
+PARTLY = 'mkdir -p "${1%/*}" && { wc -c <"$1" 2>/dev/null || echo 0; }'
+APPEND = 'umask 022 && cat >>"$1"'
+FINISH = 'set -- "$1" "$2" $(sha256sum <"$1") && [ "$3" = "$2" ] && sync "$1" && mv -f "$1" "${1%.part}"'
+FREE_KIB = 'while [ ! -d "$1" ]; do set -- "$(dirname "$1")"; done; df -Pk "$1" | awk "END { print \\$4 }"'
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Where a bundle goes."""
+
+    inventory: Path
+    out: Path
+    hosts: frozenset[str] | None = None
+
+
+def load(path: Path, talk: Console, wanted: Wanted) -> None:
+    """Brings what a bundle holds to its hosts, and says what to type next.
+
+    Raises:
+        UsageError: the place has another inventory or rendering; nothing was changed.
+        CorralError: the bundle is damaged, or a host does not take something; run it again to go on.
+    """
+    talk.print(Text(f"{path}: checking every file"))
+    bar = Progress(TextColumn("checked"), BarColumn(), DownloadColumn(), console=talk, transient=True)
+    with Interrupts(), bar if talk.is_terminal else nullcontext():
+        task = bar.add_task("checked", total=_total(path))
+        with opened(path, lambda count: bar.advance(task, count)) as bundle:
+            if talk.is_terminal:
+                bar.stop()
+            talk.print(Text(_summary(bundle)))
+            plan = _plan(bundle, wanted)
+            hosts = _hosts(bundle, plan, wanted)
+            for host in hosts:
+                check_engine(host)
+            _lay_out(bundle, plan, wanted, talk)
+            for host in hosts:
+                _load_images(bundle, host, talk)
+                _copy_models(bundle, host, talk)
+    talk.print(Text(_next(plan, wanted, hosts)))
+
+
+def _total(path: Path) -> int | None:
+    try:
+        return sum(item.stat().st_size for item in path.rglob("*")) if path.is_dir() else path.stat().st_size
+    except OSError:
+        return None
+
+
+def _summary(bundle: Bundle) -> str:
+    manifest = bundle.manifest
+    models = {model.sha256 for parts in manifest.hosts.values() for model in parts.models}
+    return (
+        f"whole; site {manifest.site} ({', '.join(manifest.hosts)}), {len(manifest.images)} images, "
+        f"{len(models)} model files, made {manifest.made:%Y-%m-%d %H:%M:%S} UTC by corral {manifest.corral}"
+    )
+
+
+def _plan(bundle: Bundle, wanted: Wanted) -> Plan:
+    lock = bundle.read(LOCK_FILE) if LOCK_FILE in bundle.names else None
+    return build_plan(load_texts(bundle.read(INVENTORY), lock, str(wanted.inventory)))
+
+
+def _hosts(bundle: Bundle, plan: Plan, wanted: Wanted) -> list[ComposeHost]:
+    known = bundle.manifest.hosts
+    unknown = sorted((wanted.hosts or frozenset()) - set(known))
+    if unknown:
+        raise UsageError(f'no host named "{unknown[0]}" in the bundle; there are {", ".join(known)}')
+    return compose_hosts(plan, wanted.out, wanted.hosts or set(known))
+
+
+# --- inventory and rendering -----------------------------------------------------------------------------------------
+
+
+def _lay_out(bundle: Bundle, plan: Plan, wanted: Wanted, talk: Console) -> None:
+    tree, inventory = bundle.below("compose/"), wanted.inventory
+    places = {INVENTORY: inventory, LOCK_FILE: lock_of(inventory)}
+    texts = {place: bundle.read(name) for name, place in places.items() if name in bundle.names}
+    for place, data in texts.items():
+        if place.exists() and place.read_bytes() != data:
+            raise UsageError(
+                f"nothing was changed: {place} is another one than the bundle's; move it away, "
+                "or name other places: --inventory FILE --out FOLDER"
+            )
+    refuse_other_site(plan, wanted.out)
+    hosts = set(bundle.manifest.hosts)
+    edited = [change.path for change in compare(tree, wanted.out, hosts) if change.action == "edited"]
+    if edited:
+        raise UsageError(f"nothing was changed: {wanted.out / edited[0]} was edited by hand; move it away")
+    try:
+        inventory.parent.mkdir(parents=True, exist_ok=True)
+        for place, data in texts.items():
+            write_atomically(place, data, 0o644)
+    except OSError as error:
+        raise CorralError(f"{error.filename or inventory}: cannot be written: {error.strerror}") from None
+    write(tree, wanted.out, hosts)
+    talk.print(Text(f"{inventory} and {len(tree)} rendered files are in place"))
+
+
+# --- images ----------------------------------------------------------------------------------------------------------
+
+
+def _load_images(bundle: Bundle, host: ComposeHost, talk: Console) -> None:
+    ids = set(bundle.manifest.hosts[host.name].images)
+    for image in bundle.manifest.images:
+        if image.id in ids:
+            _load_image(bundle, host, image, talk)
+
+
+def _load_image(bundle: Bundle, host: ComposeHost, image: Image, talk: Console) -> None:
+    names = ", ".join(image.references)
+    if set(image_ids(host, image.references).values()) == {image.id}:
+        talk.print(Text(f"{host.name}: {names}: is there"))
+        return
+    talk.print(Text(f"{host.name}: {names}: loading"))
+    try:
+        host.feed(["docker", "load", "--quiet"], bundle.image_archive(image))
+    except CommandError as error:
+        raise CorralError(f"{host.name}: {names}: the engine does not take it: {error.done.words}") from None
+    other = {name: found for name, found in image_ids(host, image.references).items() if found != image.id}
+    if other:
+        name, found = next(iter(other.items()))
+        raise CorralError(
+            f"{host.name}: {name} has the id {found or 'of nothing'} after loading, not {image.id}; "
+            "do both engines keep images in the same way (docker info: containerd snapshotter)?"
+        )
+
+
+# --- model files -----------------------------------------------------------------------------------------------------
+
+
+def _copy_models(bundle: Bundle, host: ComposeHost, talk: Console) -> None:
+    models = bundle.manifest.hosts[host.name].models
+    missing = _missing(host, models)
+    needed = sum(model.size for model in missing)
+    free = _free(host)
+    if missing and free is not None and needed > free:
+        words = f"{amount(free)} free and {amount(needed)} are needed"
+        raise CorralError(f"{host.name}: {models_folder(host)}: the disk has {words}; no model file was copied")
+    for model in models:
+        if model in missing:
+            _copy_model(bundle, host, model, talk)
+        else:
+            talk.print(Text(f"{host.name}: {model.file}: is there"))
+
+
+def _missing(host: ComposeHost, models: Sequence[ModelFile]) -> list[ModelFile]:
+    if not models:
+        return []
+    paths = [f"{models_folder(host)}/{model.file}" for model in models]
+    found = host.run(["sh", "-c", FACTS, "sh", *paths], limit_s=HASH_LIMIT_S).out.split()
+    return [model for model, sha256 in zip(models, found, strict=True) if sha256 != model.sha256]
+
+
+def _free(host: ComposeHost) -> int | None:
+    """Free bytes where the models go; None when the host does not say."""
+    words = host.run(["sh", "-c", FREE_KIB, "sh", models_folder(host)], check=False).out.strip()
+    return int(words) * 1024 if words.isdecimal() else None
+
+
+def _copy_model(bundle: Bundle, host: ComposeHost, model: ModelFile, talk: Console) -> None:
+    """Goes on with what an earlier run has brought; the file gets its name when its checksum is right there."""
+    talk.print(Text(f"{host.name}: {model.file}: copying {amount(model.size)}"))
+    draft = f"{models_folder(host)}/{model.file}{PART}"
+    try:
+        there = int(host.run(["sh", "-c", PARTLY, "sh", draft]).out.strip())
+        if there > model.size:
+            host.run(["rm", "-f", draft])
+            there = 0
+        with bundle.blob(model.sha256) as data:
+            data.seek(there)
+            host.feed(["sh", "-c", APPEND, "sh", draft], data)
+    except CommandError as error:
+        words = error.done.words
+        raise CorralError(f"{host.name}: {draft}: cannot be written: {words}; run it again to go on") from None
+    done = host.run(["sh", "-c", FINISH, "sh", draft, model.sha256], limit_s=HASH_LIMIT_S, check=False)
+    if done.code != 0:
+        host.run(["rm", "-f", draft])
+        raise CorralError(
+            f"{host.name}: {model.file}: was not copied as it is: {done.words or 'other checksum'}; again"
+        )
+
+
+def _next(plan: Plan, wanted: Wanted, hosts: Sequence[ComposeHost]) -> str:
+    places = "" if wanted.inventory == Path(INVENTORY) else f" --inventory {shlex.quote(str(wanted.inventory))}"
+    places += "" if wanted.out == Path("compose") else f" --out {shlex.quote(str(wanted.out))}"
+    names = [host.name for host in hosts if plan.secrets_of(host.name)]
+    if all((wanted.out / name / ENV_FILE).is_file() for name in names):
+        return f"next: ./generate.py up{places}"
+    return f"next: ./generate.py secrets init{places} && ./generate.py up{places}"

@@ -1,0 +1,59 @@
+"""The plan: everything about a site resolved and decided, frozen and printable. Pure; templates see nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from corral.components import gather
+from corral.contributions import Contributions, File, Secret, Service
+from corral.errors import Problem, SiteError, in_order
+from corral.inventory import Inventory
+from corral.load import Loaded
+from corral.rules import check_plan, check_references
+from corral.site import Site, resolve
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A site, what its components add to it, and what is questionable about it."""
+
+    site: Site
+    contributions: Contributions
+    warnings: tuple[Problem, ...] = ()
+    source_file: str = ""
+
+    @property
+    def inventory(self) -> Inventory:
+        """What the plan was made from."""
+        return self.site.inventory
+
+    def services_of(self, host: str) -> list[Service]:
+        """The host's services, in the order in which they are rendered."""
+        return [service for service in self.contributions.services if service.host == host]
+
+    def files_of(self, host: str) -> list[File]:
+        """The host's configuration files."""
+        return [file for file in self.contributions.files if file.host == host]
+
+    def secrets_of(self, host: str) -> list[Secret]:
+        """The host's secrets, each once."""
+        return list({secret.name: secret for secret in self.contributions.secrets if secret.host == host}.values())
+
+
+def load_site(loaded: Loaded) -> Site:
+    """The resolved site, whether or not it fits; raises SiteError when a name in the inventory leads nowhere."""
+    wrong = check_references(loaded.inventory)
+    if wrong:
+        raise SiteError(map(loaded.source.locate, wrong))
+    return resolve(loaded.inventory, loaded.lock)
+
+
+def build_plan(loaded: Loaded) -> Plan:
+    """The plan of an inventory; raises SiteError with every broken rule at once, located in the file."""
+    site = load_site(loaded)
+    contributions = gather(site)
+    found = [loaded.source.locate(problem) for problem in check_plan(site, contributions)]
+    errors = [problem for problem in found if problem.level == "error"]
+    if errors:
+        raise SiteError(errors)
+    return Plan(site, contributions, in_order(found), loaded.source.file)

@@ -1,0 +1,179 @@
+"""GGUF files of several architectures with random weights, a few MB each: they say nonsense, but take real memory.
+
+For checking what `corral/memory.py` computes against what llama-server reports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from corral.tiny_models import make_embedding_model, make_rerank_model
+
+if TYPE_CHECKING:
+    import gguf
+    import numpy as np
+
+GEMMA_NORMS = ("post_attention_norm.weight", "post_ffw_norm.weight")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a decoder's tensors are shaped by."""
+
+    architecture: str
+    width: int = 256
+    layers: int = 4
+    heads: int = 8
+    kv_heads: int = 2
+    head: int = 32
+    feed_forward: int = 768
+    vocabulary: int = 8192
+    context: int = 32768
+    is_tied: bool = False
+    has_biases: bool = False
+    has_head_norms: bool = False
+    norms: tuple[str, ...] = ()
+    window: int = 0
+    experts: int = 0
+    experts_used: int = 0
+    expert_feed_forward: int = 0
+    is_quantized: bool = False
+
+
+SHAPES: Mapping[str, Shape] = {
+    "llama": Shape("llama", width=512, layers=6, head=64, feed_forward=2048, vocabulary=32768),
+    "llama-q8_0": Shape("llama", width=512, layers=4, head=64, feed_forward=1536, is_quantized=True),
+    "llama-wide": Shape("llama", width=512, layers=3, head=64, feed_forward=8192, vocabulary=1024),
+    "qwen2": Shape("qwen2", has_biases=True),
+    "qwen3": Shape("qwen3", head=64, has_head_norms=True, is_tied=True),
+    "qwen3-moe": Shape("qwen3moe", has_head_norms=True, experts=16, experts_used=4, expert_feed_forward=256),
+    "gemma2": Shape("gemma2", layers=6, is_tied=True, norms=GEMMA_NORMS, window=4096),
+    "gemma3": Shape(
+        "gemma3", layers=12, head=64, vocabulary=16384, is_tied=True, has_head_norms=True, norms=GEMMA_NORMS,
+        window=1024,
+    ),
+}  # fmt: skip
+"""Decoders by the names that reports use."""
+EMBEDDERS = ("bert", "bert-wide", "rerank")
+NAMES = (*SHAPES, *EMBEDDERS)
+
+
+def make_random_model(name: str, path: Path) -> None:
+    """Writes the model of that name; equal names give equal bytes."""
+    if name == "bert":
+        make_embedding_model(path, width=384, layers=6, context=2048)
+    elif name == "bert-wide":
+        make_embedding_model(path, width=384, layers=6, context=512, ff=4 * 384)
+    elif name == "rerank":
+        make_rerank_model(path, width=384, layers=6, context=512)
+    else:
+        _Decoder(SHAPES[name]).write(path)
+
+
+@dataclass
+class _Decoder:
+    """Writes one decoder."""
+
+    shape: Shape
+    writer: gguf.GGUFWriter = field(init=False)
+    random: np.random.Generator = field(init=False)
+
+    def write(self, path: Path) -> None:
+        import gguf
+        import numpy as np
+
+        self.writer = gguf.GGUFWriter(path, self.shape.architecture)
+        self.random = np.random.default_rng(1)
+        self._describe()
+        self._add_tokenizer()
+        self._matrix("token_embd.weight", self.shape.vocabulary, self.shape.width)
+        self._ones("output_norm.weight", self.shape.width)
+        if not self.shape.is_tied:
+            self._matrix("output.weight", self.shape.vocabulary, self.shape.width)
+        for layer in range(self.shape.layers):
+            self._add_attention(f"blk.{layer}.")
+            self._add_feed_forward(f"blk.{layer}.")
+        self.writer.write_header_to_file()
+        self.writer.write_kv_data_to_file()
+        self.writer.write_tensors_to_file()
+        self.writer.close()
+
+    def _describe(self) -> None:
+        import gguf
+
+        shape, writer = self.shape, self.writer
+        file_type = gguf.LlamaFileType.MOSTLY_Q8_0 if shape.is_quantized else gguf.LlamaFileType.MOSTLY_F16
+        numbers: Mapping[str, Any] = {
+            "context_length": shape.context, "embedding_length": shape.width, "block_count": shape.layers,
+            "feed_forward_length": shape.feed_forward, "attention.head_count": shape.heads,
+            "attention.head_count_kv": shape.kv_heads, "attention.key_length": shape.head,
+            "attention.value_length": shape.head, "rope.dimension_count": shape.head,
+            "attention.sliding_window": shape.window, "expert_count": shape.experts,
+            "expert_used_count": shape.experts_used, "expert_feed_forward_length": shape.expert_feed_forward,
+        }  # fmt: skip
+        writer.add_name("random")
+        writer.add_file_type(file_type)
+        writer.add_layer_norm_rms_eps(1e-6)
+        writer.add_rope_freq_base(10000.0)
+        for name, number in numbers.items():
+            if number:
+                writer.add_uint32(f"{shape.architecture}.{name}", number)
+
+    def _add_tokenizer(self) -> None:
+        writer, count = self.writer, self.shape.vocabulary
+        printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+        letters = [chr(code) for code in printable] + [chr(256 + place) for place in range(256 - len(printable))]
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("qwen2")
+        writer.add_token_list([*letters, *(f"w{number}" for number in range(count - len(letters) - 1)), "<end>"])
+        writer.add_token_types([1] * (count - 1) + [3])
+        writer.add_token_merges(["a b"])
+        writer.add_eos_token_id(count - 1)
+        writer.add_bos_token_id(count - 1)
+        writer.add_add_bos_token(value=False)
+
+    def _add_attention(self, block: str) -> None:
+        shape = self.shape
+        sizes = {"q": shape.heads * shape.head, "k": shape.kv_heads * shape.head, "v": shape.kv_heads * shape.head}
+        self._ones(block + "attn_norm.weight", shape.width)
+        for name, size in sizes.items():
+            self._matrix(f"{block}attn_{name}.weight", size, shape.width)
+            if shape.has_biases:
+                self._ones(f"{block}attn_{name}.bias", size)
+        self._matrix(block + "attn_output.weight", shape.width, sizes["q"])
+        for name in ("attn_q_norm.weight", "attn_k_norm.weight") if shape.has_head_norms else ():
+            self._ones(block + name, shape.head)
+        for name in shape.norms:
+            self._ones(block + name, shape.width)
+
+    def _add_feed_forward(self, block: str) -> None:
+        shape = self.shape
+        self._ones(block + "ffn_norm.weight", shape.width)
+        if not shape.experts:
+            for name in ("gate", "up"):
+                self._matrix(f"{block}ffn_{name}.weight", shape.feed_forward, shape.width)
+            self._matrix(block + "ffn_down.weight", shape.width, shape.feed_forward)
+            return
+        self._matrix(block + "ffn_gate_inp.weight", shape.experts, shape.width)
+        for name in ("gate", "up"):
+            self._matrix(f"{block}ffn_{name}_exps.weight", shape.experts, shape.expert_feed_forward, shape.width)
+        self._matrix(block + "ffn_down_exps.weight", shape.experts, shape.width, shape.expert_feed_forward)
+
+    def _matrix(self, name: str, *shape: int) -> None:
+        import gguf
+        import numpy as np
+
+        values = self.random.standard_normal(shape, dtype=np.float32) * np.float32(0.02)
+        if self.shape.is_quantized:
+            quantized = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q8_0)
+            self.writer.add_tensor(name, quantized, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+        else:
+            self.writer.add_tensor(name, values.astype(np.float16))
+
+    def _ones(self, name: str, length: int) -> None:
+        import numpy as np
+
+        self.writer.add_tensor(name, np.ones(length, dtype=np.float32))

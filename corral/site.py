@@ -1,0 +1,438 @@
+"""The inventory resolved to facts about hosts, cards and replicas, and the questions components ask of it. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from corral.auto import Seat, placed
+from corral.cards import VRAM_RESERVE_MIB, CardFacts, card_facts, vram_mib
+from corral.contributions import Endpoint
+from corral.errors import KeyPath
+from corral.inventory import Engine, Gpu, Host, Inventory, Node, Placement, Weights, file_of
+from corral.memory import CARD_MIB, MIB, Memory, Use, memory_of
+from corral.model_lock import Gguf, ModelLock
+from corral.sizes import kv_cache_mib, replica_mib, weights_mib
+
+PORT_BASE = {"chat": 8100, "embedding": 8300, "rerank": 8500, "image": 8700}
+"""Port of GPU 0 (the CPU) for each kind, when the inventory names none; the GPU number is added."""
+PORTS_OF_COPY = 20
+"""Distance between the derived ports of several replicas on one card."""
+
+NO_LOCK = ModelLock()
+
+KIND_DEFAULTS: dict[str, dict[str, Any]] = {
+    "chat": {"slots": 1, "cache_reuse": 256},
+    "embedding": {"slots": 4, "cache_ram_mib": 0, "cache_reuse": 0},
+    "rerank": {"slots": 4, "cache_ram_mib": 0, "cache_reuse": 0},
+    "image": {"slots": 1, "memory_mib": 4096, "start_timeout_s": 1800},
+}
+WHOLE_INPUT = ("embedding", "rerank")
+"""Kinds whose server refuses an input that does not fit into one physical batch (`--ubatch-size`)."""
+COMMON_DEFAULTS: dict[str, Any] = {
+    "gpu_layers": "all", "batch": 2048, "ubatch": 512, "cache_type": "f16", "flash_attention": "auto",
+    "mlock": False, "jinja": True, "start_timeout_s": 600,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One graphics card of a host, with all that is known of it."""
+
+    host: str
+    number: int
+    card: str
+    vram_mib: int
+    vendor: str
+    compute_capability: tuple[int, int] | None
+    index: int
+    """From 0 among the host's cards of the same maker, as the maker's own tools count."""
+    backend: str = ""
+    """Build that suits the card, where its maker alone does not say."""
+    uuid: str = ""
+    pci: str = ""
+    power_limit_w: int | None = None
+
+    @property
+    def device(self) -> str:
+        """What the container runtime is asked for: the UUID, else the PCI slot, else the index from 0."""
+        return self.uuid or (self.pci if self.pci.count(":") != 1 else f"0000:{self.pci}") or str(self.index)
+
+    @property
+    def pinned_by(self) -> Literal["UUID", "PCI slot", "index"]:
+        """By what `device` names the card; an index means another card when the order changes."""
+        if self.uuid:
+            return "UUID"
+        return "PCI slot" if self.pci else "index"
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One server of a pool, with every setting resolved."""
+
+    pool: str
+    host: str
+    service: str
+    container: str
+    kind: str
+    model: str
+    weights: Weights
+    cards: tuple[Card, ...]
+    port: int
+    is_port_explicit: bool
+    engine: Engine
+    slots: int
+    vram_mib: int
+    memory_mib: int
+    cache_ram_mib: int
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Every file that it opens in the models folder, the model first, and where each comes from."""
+    memory: Memory | None = None
+    """What it takes, from what its model file says; None: estimated from the file's name."""
+
+    @property
+    def context(self) -> int:
+        """Tokens of all slots together, as llama-server's `--ctx-size` counts."""
+        return self.weights.context * self.slots
+
+    @property
+    def file(self) -> str:
+        """Name of its model file in the models folder."""
+        return next(iter(self.files), "")
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """The resolved site."""
+
+    inventory: Inventory
+    cards: dict[str, tuple[Card, ...]] = field(default_factory=dict)
+    replicas: tuple[Replica, ...] = ()
+    lock: ModelLock = NO_LOCK
+    reasons: tuple[str, ...] = ()
+    """Why replicas of `on: auto` are where they are."""
+
+    def host(self, name: str) -> Host:
+        """The host of that name."""
+        return self.inventory.hosts[name]
+
+    def is_local(self, host: str) -> bool:
+        """Whether the host runs processes instead of containers."""
+        return self.host(host).runtime == "local"
+
+    def address(self, endpoint: Endpoint, seen_from: str) -> str:
+        """`name:port` under which a program on host `seen_from` reaches an endpoint."""
+        if endpoint.address:
+            return f"{bracketed(endpoint.address)}:{endpoint.port}"
+        if endpoint.host != seen_from:
+            return f"{bracketed(self.host(endpoint.host).address)}:{endpoint.port}"
+        return f"{'127.0.0.1' if self.is_local(seen_from) else endpoint.service}:{endpoint.port}"
+
+    def is_outside(self, endpoint: Endpoint, seen_from: str) -> bool:
+        """Whether an endpoint is on another machine than the host `seen_from`."""
+        return bool(endpoint.address) or endpoint.host != seen_from
+
+    def publish_address(self, host: str, consumers: set[str]) -> str:
+        """Address that a port must be bound to for its consumers' sake; empty when the farm's own network is enough."""
+        if consumers - {host}:
+            return self.host(host).address
+        return "127.0.0.1" if self.is_local(host) else ""
+
+    def model_path(self, host: str, file: str) -> str:
+        """Path of a model file as programs on that host see it."""
+        return f"{self.local_folder(self.host(host).models_dir)}/{file}" if self.is_local(host) else f"/models/{file}"
+
+    def config_path(self, host: str, component: str, file: str, container: str) -> str:
+        """Path of a rendered file as programs on that host see it."""
+        return f"{self.local_folder(component)}/{file}" if self.is_local(host) else container
+
+    def secret_path(self, host: str, name: str) -> str:
+        """Path of a secret's file as programs on that host see it."""
+        return f"{self.local_folder('secrets')}/{name}" if self.is_local(host) else f"/run/secrets/{name}"
+
+    def data_path(self, host: str, component: str, container: str) -> str:
+        """Path of a component's own data as programs on that host see it."""
+        return self.local_folder(f"data/{component}") if self.is_local(host) else container
+
+    @staticmethod
+    def local_folder(path: str) -> str:
+        """A path relative to a local host's rendered folder, in supervisord's own spelling of that folder."""
+        return path if path.startswith("/") else f"%(here)s/{path.removeprefix('./')}"
+
+    def image(self, key: str, default: str) -> str:
+        """The image of that key: the site's own, else the pinned one."""
+        return self.inventory.images.get(key, default)
+
+
+def resolve(inventory: Inventory, lock: ModelLock = NO_LOCK) -> Site:
+    """The site of an inventory whose references hold (see references.check_references).
+
+    Args:
+        inventory: what is wanted.
+        lock: what is known of the model files; what is not known is estimated.
+    """
+    ordered = _in_order(inventory)
+    facts = _facts_of_cards(ordered)
+    cards = {name: tuple(_cards(name, host, facts)) for name, host in ordered.hosts.items()}
+    ordered, reasons = _with_chosen_cards(ordered, lock, cards)
+    replicas = (replica for name in ordered.pools for replica in _replicas(ordered, lock, cards, name))
+    return Site(ordered, cards, tuple(replicas), lock, reasons)
+
+
+def _with_chosen_cards(
+    inventory: Inventory, lock: ModelLock, cards: dict[str, tuple[Card, ...]]
+) -> tuple[Inventory, tuple[str, ...]]:
+    """The inventory with a card for every replica that leaves the choice to the plan."""
+    seats = [
+        Seat(card.host, card.number, card.card, card.vram_mib - VRAM_RESERVE_MIB)
+        for host, found in cards.items()
+        if inventory.hosts[host].runtime == "compose"
+        for card in found
+    ]
+
+    @cache
+    def size(pool: str, kind: str) -> int:
+        return _settings(inventory, lock, pool, kind).vram_mib
+
+    return placed(inventory, seats, size)
+
+
+def _in_order(inventory: Inventory) -> Inventory:
+    """The inventory with its named things sorted: what is rendered does not depend on the order in which they stand."""
+    sections = ("hosts", "nodes", "cards", "models", "defaults", "pools", "images")
+    update: dict[str, Any] = {name: dict(sorted(getattr(inventory, name).items())) for name in sections}
+    if inventory.monitoring is not None:
+        local = dict(sorted(inventory.monitoring.local.items()))
+        update["monitoring"] = inventory.monitoring.model_copy(update={"local": local})
+    return inventory.model_copy(update=update)
+
+
+def _facts_of_cards(inventory: Inventory) -> dict[str, CardFacts]:
+    names = {gpu.card for host in inventory.hosts.values() for gpu in host.gpus}
+    found = {name: card_facts(name, inventory.cards.get(name)) for name in sorted(names)}
+    return {name: facts for name, facts in found.items() if facts is not None}
+
+
+def _cards(host: str, facts: Host, known: dict[str, CardFacts]) -> Iterator[Card]:
+    before: Counter[str] = Counter()
+    for number, gpu in enumerate(facts.gpus, start=1):
+        kind = known[gpu.card]
+        yield _card(host, number, before[kind.vendor], gpu, kind)
+        before[kind.vendor] += 1
+
+
+def _card(host: str, number: int, index: int, gpu: Gpu, facts: CardFacts) -> Card:
+    return Card(
+        host, number, gpu.card, vram_mib(gpu, facts), facts.vendor, facts.compute_capability, index, facts.backend,
+        gpu.uuid or "", gpu.pci or "", gpu.power_limit_w,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Seat:
+    """Where one replica of a pool lives."""
+
+    host: str
+    cards: tuple[Card, ...]
+    copy: int
+    """Number from 1 among the replicas on the same cards, or on the CPU."""
+    index: int
+    """Number from 0 among all replicas of the pool."""
+
+
+def _replicas(
+    inventory: Inventory, lock: ModelLock, cards: dict[str, tuple[Card, ...]], name: str
+) -> Iterator[Replica]:
+    pool = inventory.pools[name]
+    if pool.model is None:
+        return
+    settings = cache(lambda card, cards: _settings(inventory, lock, name, card, cards))
+    index = 0
+    for placement in pool.on:
+        if placement.host is None:
+            continue
+        for group, copy in _groups(placement):
+            chosen = tuple(cards[placement.host][number - 1] for number in group)
+            seat = _Seat(placement.host, chosen, copy, index)
+            replica = _replica(inventory, name, settings(chosen[0].card if chosen else "", len(chosen)), seat)
+            yield replace(replica, files=_files(lock, replica.weights))
+            index += 1
+
+
+def _files(lock: ModelLock, weights: Weights) -> dict[str, str]:
+    """The model's files in the models folder: each the one that the lock says was taken, else the source's own."""
+    known = {source: lock.get(weights.key(source)) for source in weights.sources}
+    return {taken.file if taken else file_of(source): source for source, taken in known.items()}
+
+
+def _groups(placement: Placement) -> Iterator[tuple[tuple[int, ...], int]]:
+    """GPU numbers and copy number (from 1) of every replica of a placement."""
+    copies = range(1, (placement.replicas or 1) + 1)
+    if placement.gpus is None:
+        yield from (((), copy) for copy in copies)
+        return
+    size = placement.gpus_per_replica
+    for start in range(0, len(placement.gpus), size):
+        yield from ((placement.gpus[start : start + size], copy) for copy in copies)
+
+
+def merged_engine(inventory: Inventory, pool: str, card: str) -> Engine:
+    """Engine settings of a pool on a kind of card: kind, card, model and pool have their say, in that order."""
+    weights = inventory.models[inventory.pools[pool].model or ""]
+    merged: dict[str, Any] = {**COMMON_DEFAULTS, **KIND_DEFAULTS[weights.kind]}
+    if weights.kind in WHOLE_INPUT:
+        merged |= {"batch": max(merged["batch"], weights.context), "ubatch": max(merged["ubatch"], weights.context)}
+    for _, level in _engine_levels(inventory, pool, card):
+        merged.update({key: value for key, value in level if value is not None})
+    return Engine(**merged)
+
+
+def engine_place(inventory: Inventory, pool: str, card: str, key: str) -> KeyPath:
+    """Where in the inventory an engine setting is said, or would be said for the pool alone."""
+    places = [path for path, level in _engine_levels(inventory, pool, card) if getattr(level, key) is not None]
+    return (*(places[-1] if places else ("pools", pool, "engine")), key)
+
+
+def _engine_levels(inventory: Inventory, pool: str, card: str) -> Iterator[tuple[KeyPath, Engine]]:
+    """What the inventory says about a pool's engine on a kind of card, and where; the last word counts."""
+    model = inventory.pools[pool].model or ""
+    weights = inventory.models[model]
+    if weights.kind in inventory.defaults:
+        yield ("defaults", weights.kind), inventory.defaults[weights.kind]
+    if card in inventory.cards:
+        yield ("cards", card, "engine"), inventory.cards[card].engine
+    yield ("models", model, "engine"), weights.engine
+    yield ("pools", pool, "engine"), inventory.pools[pool].engine
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """What all replicas of a pool on one kind of card have in common."""
+
+    engine: Engine
+    slots: int
+    vram_mib: int
+    memory_mib: int
+    cache_ram_mib: int
+    memory: Memory | None
+
+
+def _settings(inventory: Inventory, lock: ModelLock, pool: str, card: str, cards: int = 1) -> _Settings:
+    """Settings of a pool's replicas on so many cards of a kind; 0 cards: on the processor."""
+    weights = inventory.models[inventory.pools[pool].model or ""]
+    engine = merged_engine(inventory, pool, card)
+    memory = memory_of_replica(weights, lock, engine, cards)
+    limit = engine.memory_mib or _default_memory_mib(weights, engine, memory, is_on_gpu=cards > 0)
+    cache_ram = engine.cache_ram_mib if engine.cache_ram_mib is not None else min(1024, limit // 4)
+    vram = engine.vram_mib if engine.vram_mib is not None else _vram_mib(weights, engine, memory, cards)
+    return _Settings(engine, engine.slots or 1, vram if cards else 0, limit, cache_ram, memory)
+
+
+def memory_of_replica(weights: Weights, lock: ModelLock, engine: Engine, cards: int) -> Memory | None:
+    """What a server takes, from what its model file says; None while the lock does not know the file."""
+    gguf = gguf_of(weights, lock)
+    if gguf is None or weights.kind == "image":
+        return None
+    use = Use(
+        slots=engine.slots or 1, context=weights.context, batch=engine.batch or 2048, ubatch=engine.ubatch or 512,
+        cache_type=engine.cache_type or "f16", flash_attention=engine.flash_attention or "auto",
+        gpu_layers=(engine.gpu_layers if engine.gpu_layers is not None else "all") if cards else 0,
+        embeds=weights.kind in WHOLE_INPUT, cards=max(1, cards),
+    )  # fmt: skip
+    return memory_of(gguf, use)
+
+
+def gguf_of(weights: Weights, lock: ModelLock) -> Gguf | None:
+    """What a model's file says of itself; the first of several speaks, further parts and a projector add bytes.
+
+    None while the lock does not know all of them.
+    """
+    files = [lock.get(weights.key(source)) for source in weights.sources]
+    first = files[0].gguf if files[0] else None
+    if first is None or len(files) == 1:
+        return first
+    if not all(known and known.size for known in files):
+        return None
+    spoken = sum(first.layer_bytes) + first.input_bytes + first.output_bytes + first.other_bytes
+    more = max(0, sum(known.size for known in files if known) - spoken)
+    return first.model_copy(update={"other_bytes": first.other_bytes + more})
+
+
+def _vram_mib(weights: Weights, engine: Engine, memory: Memory | None, cards: int) -> int:
+    """MiB on all its cards together."""
+    if memory is not None:
+        return -(-memory.device // MIB) + CARD_MIB * cards
+    return replica_mib(weights, engine.slots or 1, engine.cache_type or "f16")
+
+
+def _replica(inventory: Inventory, name: str, settings: _Settings, seat: _Seat) -> Replica:
+    pool = inventory.pools[name]
+    weights = inventory.models[pool.model or ""]
+    service = _service_name(pool.short or name, seat, has_gpus=bool(inventory.hosts[seat.host].gpus))
+    return Replica(
+        pool=name,
+        host=seat.host,
+        service=service,
+        container=f"{seat.host}-{service}",
+        kind=weights.kind,
+        model=pool.model or "",
+        weights=weights,
+        cards=seat.cards,
+        port=pool.ports + seat.index if pool.ports else _derived_port(weights.kind, seat),
+        is_port_explicit=pool.ports is not None,
+        engine=settings.engine,
+        slots=settings.slots,
+        vram_mib=settings.vram_mib,
+        memory_mib=settings.memory_mib,
+        cache_ram_mib=settings.cache_ram_mib,
+        memory=settings.memory,
+    )
+
+
+def _service_name(short: str, seat: _Seat, *, has_gpus: bool) -> str:
+    """`gpu-3` on GPU 3, `gpu-3-2` for a second replica there; `chat-1` on the CPU, `chat-cpu-1` beside GPUs."""
+    if seat.cards:
+        return f"{short}-{seat.cards[0].number}" + (f"-{seat.copy}" if seat.copy > 1 else "")
+    return f"{short}-cpu-{seat.copy}" if has_gpus else f"{short}-{seat.copy}"
+
+
+def _derived_port(kind: str, seat: _Seat) -> int:
+    """A port that follows from what the replica is, not from where it stands in the inventory."""
+    if seat.cards:
+        return PORT_BASE[kind] + seat.cards[0].number + (seat.copy - 1) * PORTS_OF_COPY
+    return PORT_BASE[kind] + seat.copy - 1
+
+
+def _default_memory_mib(weights: Weights, engine: Engine, memory: Memory | None, *, is_on_gpu: bool) -> int:
+    """Container limit in MiB: the program and its prompt cache; on the CPU the weights and the KV cache as well."""
+    if is_on_gpu:
+        return 2048 if weights.kind == "chat" else 768
+    if memory is not None:
+        return -(-memory.host // MIB) + 1024
+    return weights_mib(weights) + kv_cache_mib(weights, engine.slots or 1, engine.cache_type or "f16") + 1024
+
+
+def memory_on_cpu_mib(replica: Replica) -> int:
+    """Container limit in MiB when a replica that has cards is run on the processor instead."""
+    memory = None if replica.memory is None else _all_in_host_memory(replica.memory)
+    return _default_memory_mib(replica.weights, replica.engine, memory, is_on_gpu=False) + replica.cache_ram_mib
+
+
+def _all_in_host_memory(memory: Memory) -> Memory:
+    """The same server with everything in host memory."""
+    return replace(memory, host_weights=memory.total, host_cache=0, host_compute=0, output=0)
+
+
+def bracketed(address: str) -> str:
+    """An address as it stands before `:port`: IPv6 in brackets."""
+    return f"[{address}]" if ":" in address else address
+
+
+def node_endpoint(node: Node) -> Endpoint:
+    """Where a node listens."""
+    url = urlsplit(node.url or "")
+    return Endpoint(url.port or (443 if url.scheme == "https" else 80), address=url.hostname or "")

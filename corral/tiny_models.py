@@ -1,0 +1,576 @@
+"""Tiny real GGUF models made on the spot: nothing to download, and the chat model's answer is known in advance.
+
+    python -m corral.tiny_models chat|embed|rerank OUT.gguf
+
+The trick of the chat model: its weights are computed, not trained. Every piece of the answer is one token of its own
+that no prompt can contain. All other tokens share one direction in embedding space, and the output matrix maps that
+direction to the first piece, the embedding of each piece to the next piece, and the last one to the end of the turn. So
+whatever is asked, the model says its one answer and stops. Attention and feed-forward layers hold random weights small
+enough never to change which token wins, so the KV cache, flash attention and quantization really compute. A test can
+compare text byte for byte through any number of proxies, and `max_tokens` cuts it as usual.
+
+The embedding and rerank models are small BERTs with random weights: texts that share words come out nearer to each
+other, and rerank scores mean nothing at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+if TYPE_CHECKING:
+    import gguf
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Matrix = NDArray[np.float32]
+
+WeightType = Literal["f32", "f16", "q8_0"]
+
+KNOWN_ANSWER = "Tiny: " + " ".join(str(number) for number in range(1, 101))
+"""What a chat model made without `answer` says: `Tiny: 1 2 3` and so on up to `100`."""
+
+CHAT_TEMPLATE = r"""
+{%- if tools %}<|im_start|>system
+{% if messages[0].role == 'system' %}{{ messages[0].content + '\n' }}{% endif %}# Tools
+You may call one function per answer.
+<tools>
+{%- for tool in tools %}{{ '\n' + (tool | tojson) }}{%- endfor %}
+</tools>
+Answer with <tool_call>
+{"name": <function-name>, "arguments": <args-json-object>}
+</tool_call><|im_end|>
+{% elif messages[0].role == 'system' %}<|im_start|>system
+{{ messages[0].content }}<|im_end|>
+{% endif %}
+{%- for message in messages %}
+{%- if message.role == 'user' or (message.role == 'system' and not loop.first) %}
+{{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}
+{%- elif message.role == 'assistant' %}
+{{- '<|im_start|>assistant\n' + (message.content or '') }}
+{%- for call in (message.tool_calls or []) %}
+{{- '\n<tool_call>\n{"name": "' + call.function.name + '", "arguments": ' }}
+{{- call.function.arguments | tojson }}
+{{- '}\n</tool_call>' }}
+{%- endfor %}
+{{- '<|im_end|>\n' }}
+{%- elif message.role == 'tool' %}
+{{- '<|im_start|>user\n<tool_response>\n' + message.content + '\n</tool_response><|im_end|>\n' }}
+{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}""".lstrip()
+
+_WORD_LIST = """
+    the of and to in is that for it as was with be by on not he his but at are this have from or had an they which one
+    you were all her she there would their we him been has when who will no more if out so up said what its about than
+    into them can only other time new some could these two may first then do any like my now over such our man me even
+    most made after also did many off before must well back through years much where your way down should because long
+    each just state those people too good very make world still see own work men day get here old life both between
+    being under three never know same last another while us might great since against go came right used take server
+    model token prompt gpu queue cache chat embedding request answer test hello capital france paris berlin germany
+    weather cat dog bank river money
+"""
+WORDS = tuple(dict.fromkeys(_WORD_LIST.split()))
+"""Words with tokens of their own; everything else is spelled out letter by letter."""
+
+HEAD_SIZE = 64
+"""Values per attention head; a multiple of 32, so that every quantized type of the KV cache fits."""
+
+QUANTIZED_BLOCK = 32
+"""Values that Q8_0 quantizes together: rows have to be a multiple of it."""
+
+SHARED_PART, OWN_PART = 0.8, 0.6
+"""How much of a prompt token's embedding points in the direction of all prompt tokens (the squares add up to 1)."""
+
+SHARPNESS = 40.0
+"""The right token's logit; the others stay near 0, so that no usual temperature or quantization picks another one."""
+
+
+def make_chat_model(  # noqa: PLR0913 - keywords with defaults
+    path: Path,
+    *,
+    answer: str | None = None,
+    width: int = 128,
+    layers: int = 2,
+    context: int = 8192,
+    ff: int | None = None,
+    weight_type: WeightType = "f16",
+    seed: int = 1,
+) -> None:
+    """Write a llama model that answers `answer` (default: `KNOWN_ANSWER`) to whatever it is asked.
+
+    `width` is the embedding length, `ff` the feed-forward length (default: twice the width), `context` is in tokens.
+    Larger models say the same, more slowly. The file appears whole or not at all, and equal arguments give equal bytes.
+    ValueError: the answer is empty, or the sizes do not make a model.
+    """
+    import gguf
+    import numpy as np
+
+    size = _Size(width, layers, context, 2 * width if ff is None else ff)
+    if size.heads % size.kv_heads:
+        raise ValueError(f"width {width}: must be {HEAD_SIZE} or a multiple of {2 * HEAD_SIZE}")
+    vocabulary = _chat_vocabulary(KNOWN_ANSWER if answer is None else answer)
+    random = np.random.default_rng(seed)
+    with _written_whole(path) as part:
+        writer = gguf.GGUFWriter(part, "llama")
+        _describe(writer, "tiny-chat", size, len(vocabulary.tokens))
+        _describe_llama(writer, size, weight_type)
+        _add_chat_tokenizer(writer, vocabulary)
+        _add_llama_weights(_Tensors(writer, random, weight_type), vocabulary, size)
+        _finish(writer)
+
+
+def make_embedding_model(
+    path: Path, *, width: int = 128, layers: int = 2, context: int = 512, ff: int | None = None, seed: int = 1
+) -> None:
+    """Write a BERT model with mean pooling that embeds texts in `width` dimensions.
+
+    `ff` is the feed-forward length (default: twice the width). The file appears whole or not at all, and equal
+    arguments give equal bytes.
+    ValueError: the sizes do not make a model.
+    """
+    size = _Size(width, layers, context, 2 * width if ff is None else ff)
+    _make_bert(path, size, seed, is_reranker=False)
+
+
+def make_rerank_model(path: Path, *, width: int = 128, layers: int = 2, context: int = 512, seed: int = 1) -> None:
+    """Write a BERT model with a classification head (pooling `rank`); its scores are made up.
+
+    The file appears whole or not at all, and equal arguments give equal bytes.
+    ValueError: the sizes do not make a model.
+    """
+    _make_bert(path, _Size(width, layers, context, 2 * width), seed, is_reranker=True)
+
+
+@dataclass(frozen=True)
+class _Size:
+    """What a model's tensors are shaped by; ValueError when no model can have these sizes."""
+
+    width: int
+    layers: int
+    context: int
+    feed_forward: int
+
+    def __post_init__(self) -> None:
+        for name, size, unit in (
+            ("width", self.width, HEAD_SIZE),
+            ("layers", self.layers, 1),
+            ("context", self.context, 1),
+            ("ff", self.feed_forward, QUANTIZED_BLOCK),
+        ):
+            if size <= 0 or size % unit:
+                raise ValueError(f"{name} {size}: must be a multiple of {unit}, and positive")
+
+    @property
+    def heads(self) -> int:
+        """Query heads."""
+        return self.width // HEAD_SIZE
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of the KV cache: half as many, as current models share them."""
+        return max(1, self.heads // 2)
+
+
+# --- files
+
+
+@contextmanager
+def _written_whole(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its name once it is complete and on disk."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    part = Path(name)
+    try:
+        os.fchmod(descriptor, 0o644)  # the server in a container is another user
+        yield part
+        os.fsync(descriptor)
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(descriptor)
+    _sync_directory(path.parent)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _finish(writer: gguf.GGUFWriter) -> None:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _describe(writer: gguf.GGUFWriter, name: str, size: _Size, vocabulary_size: int) -> None:
+    writer.add_name(name)
+    writer.add_description("made-up weights for tests and demonstrations")
+    writer.add_context_length(size.context)
+    writer.add_embedding_length(size.width)
+    writer.add_block_count(size.layers)
+    writer.add_feed_forward_length(size.feed_forward)
+    writer.add_vocab_size(vocabulary_size)
+
+
+@dataclass(frozen=True)
+class _Tensors:
+    """Adds tensors to a model file: norms and biases as they are, matrices in the model's weight type."""
+
+    writer: gguf.GGUFWriter
+    random: np.random.Generator
+    weight_type: WeightType
+
+    def matrix(self, name: str, values: Matrix) -> None:
+        """Add given weights."""
+        import gguf
+        import numpy as np
+
+        if self.weight_type == "q8_0":
+            quantized = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q8_0)
+            self.writer.add_tensor(name, quantized, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+        else:
+            self.writer.add_tensor(name, values.astype(np.float16 if self.weight_type == "f16" else np.float32))
+
+    def noise(self, name: str, outputs: int, inputs: int, scale: float = 1.0) -> None:
+        """Add random weights that scale the length of what goes through them by about `scale`."""
+        import numpy as np
+
+        values = self.random.standard_normal((outputs, inputs), dtype=np.float32)
+        self.matrix(name, values * np.float32(scale / np.sqrt(inputs)))
+
+    def constant(self, name: str, length: int, value: float) -> None:
+        """Add a vector of equal numbers: the weights of a norm (1) or a bias (0)."""
+        import numpy as np
+
+        self.writer.add_tensor(name, np.full(length, value, dtype=np.float32))
+
+
+# --- chat: a llama model with a byte-level BPE tokenizer
+
+
+@dataclass
+class _ChatVocabulary:
+    """Tokens by id, in the byte alphabet of GPT-2, with their types and the merges that make words of bytes."""
+
+    tokens: list[str] = field(default_factory=list)
+    types: list[int] = field(default_factory=list)
+    merges: list[str] = field(default_factory=list)
+    ids: dict[str, int] = field(default_factory=dict)
+    answer: tuple[int, ...] = ()
+    end_of_turn: int = 0
+    end_of_text: int = 0
+
+    def add(self, token: str, token_type: int) -> int:
+        """The token's id; the token is new or was there."""
+        if token not in self.ids:
+            self.ids[token] = len(self.tokens)
+            self.tokens.append(token)
+            self.types.append(token_type)
+        return self.ids[token]
+
+
+def _chat_vocabulary(answer: str) -> _ChatVocabulary:
+    from gguf import TokenType
+
+    if not answer:
+        raise ValueError("the answer is empty: a model has to say something before it stops")
+    alphabet = _byte_alphabet()
+    vocabulary = _ChatVocabulary()
+    for byte in range(256):
+        vocabulary.add(alphabet[byte], TokenType.NORMAL)
+    for word in WORDS:
+        _add_word(vocabulary, _spell(" " + word, alphabet))
+    pieces = [_spell(piece, alphabet) for piece in _split_answer(answer, _known_texts())]
+    vocabulary.answer = tuple(vocabulary.add(piece, TokenType.NORMAL) for piece in pieces)
+    vocabulary.add("<|im_start|>", TokenType.CONTROL)
+    vocabulary.end_of_turn = vocabulary.add("<|im_end|>", TokenType.CONTROL)
+    vocabulary.end_of_text = vocabulary.add("<|endoftext|>", TokenType.CONTROL)
+    while len(vocabulary.tokens) % QUANTIZED_BLOCK:  # a row count that GPU kernels like
+        vocabulary.add(f"<|unused{len(vocabulary.tokens)}|>", TokenType.UNUSED)
+    return vocabulary
+
+
+def _byte_alphabet() -> dict[int, str]:
+    """GPT-2's printable stand-in for every byte."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + place) for place, byte in enumerate(others)}
+
+
+def _spell(text: str, alphabet: dict[int, str]) -> str:
+    return "".join(alphabet[byte] for byte in text.encode())
+
+
+def _add_word(vocabulary: _ChatVocabulary, word: str) -> None:
+    """Make the word one token, with merges that build it from left to right."""
+    from gguf import TokenType
+
+    for length in range(1, len(word)):
+        start, letter = word[:length], word[length]
+        if start + letter not in vocabulary.ids:
+            vocabulary.merges.append(f"{start} {letter}")
+            vocabulary.add(start + letter, TokenType.NORMAL)
+
+
+def _known_texts() -> set[str]:
+    """Texts that already are tokens, and which prompts therefore contain."""
+    beginnings = {(" " + word)[:length] for word in WORDS for length in range(1, len(word) + 2)}
+    return beginnings | {chr(byte) for byte in range(128)}
+
+
+def _split_answer(answer: str, known: set[str]) -> list[str]:
+    """The answer in pieces that are all different and, unless it is one known token, not in `known`.
+
+    Different, because each piece decides on the next; not known, because a prompt that ends in a piece would start in
+    the middle of the answer.
+    """
+    pieces: list[str] = []
+    piece = ""
+    for part in re.findall(r"\s*\w+|\s*[^\w\s]|\s+$", answer):
+        piece += part
+        if piece not in known and piece not in pieces:
+            pieces.append(piece)
+            piece = ""
+    while piece and pieces:  # a rest that is no piece by itself belongs to the piece before it
+        piece = pieces.pop() + piece
+        if piece not in pieces:
+            pieces.append(piece)
+            piece = ""
+    return pieces or [piece]
+
+
+def _describe_llama(writer: gguf.GGUFWriter, size: _Size, weight_type: WeightType) -> None:
+    from gguf import LlamaFileType
+
+    file_types = {"f32": LlamaFileType.ALL_F32, "f16": LlamaFileType.MOSTLY_F16, "q8_0": LlamaFileType.MOSTLY_Q8_0}
+    writer.add_file_type(file_types[weight_type])
+    writer.add_head_count(size.heads)
+    writer.add_head_count_kv(size.kv_heads)
+    writer.add_key_length(HEAD_SIZE)
+    writer.add_value_length(HEAD_SIZE)
+    writer.add_rope_dimension_count(HEAD_SIZE)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_layer_norm_rms_eps(1e-5)
+
+
+def _add_chat_tokenizer(writer: gguf.GGUFWriter, vocabulary: _ChatVocabulary) -> None:
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list(vocabulary.tokens)
+    writer.add_token_types(vocabulary.types)
+    writer.add_token_merges(vocabulary.merges)
+    writer.add_eos_token_id(vocabulary.end_of_turn)
+    writer.add_pad_token_id(vocabulary.end_of_text)
+    writer.add_bos_token_id(vocabulary.end_of_text)
+    writer.add_add_bos_token(value=False)
+    writer.add_chat_template(CHAT_TEMPLATE)
+
+
+def _add_llama_weights(tensors: _Tensors, vocabulary: _ChatVocabulary, size: _Size) -> None:
+    embedding, output = _answer_weights(tensors.random, vocabulary, size.width)
+    tensors.matrix("token_embd.weight", embedding)
+    tensors.constant("output_norm.weight", size.width, 1)
+    tensors.matrix("output.weight", output)
+    for layer in range(size.layers):
+        _add_llama_layer(tensors, f"blk.{layer}.", size)
+
+
+def _add_llama_layer(tensors: _Tensors, block: str, size: _Size) -> None:
+    small = 0.05 / size.layers  # all layers together never outweigh the answer
+    query_width, kv_width = size.heads * HEAD_SIZE, size.kv_heads * HEAD_SIZE
+    tensors.constant(block + "attn_norm.weight", size.width, 1)
+    tensors.noise(block + "attn_q.weight", query_width, size.width)
+    tensors.noise(block + "attn_k.weight", kv_width, size.width)
+    tensors.noise(block + "attn_v.weight", kv_width, size.width)
+    tensors.noise(block + "attn_output.weight", size.width, query_width, small)
+    tensors.constant(block + "ffn_norm.weight", size.width, 1)
+    tensors.noise(block + "ffn_gate.weight", size.feed_forward, size.width)
+    tensors.noise(block + "ffn_up.weight", size.feed_forward, size.width)
+    tensors.noise(block + "ffn_down.weight", size.width, size.feed_forward, small)
+
+
+def _answer_weights(random: np.random.Generator, vocabulary: _ChatVocabulary, width: int) -> tuple[Matrix, Matrix]:
+    """The embedding and output matrices that make the model say its answer; see the module's docstring."""
+    import numpy as np
+
+    embedding = _unit_vectors(random, len(vocabulary.tokens), width)
+    shared = _unit_vectors(random, 1, width)[0]
+    prompt_tokens = np.setdiff1d(np.arange(len(vocabulary.tokens)), np.array(vocabulary.answer))
+    embedding[prompt_tokens] = SHARED_PART * shared + OWN_PART * embedding[prompt_tokens]
+    output = np.zeros_like(embedding)
+    output[vocabulary.answer[0]] += shared / SHARED_PART
+    for piece, following in itertools.pairwise((*vocabulary.answer, vocabulary.end_of_turn)):
+        output[following] += embedding[piece]
+    return embedding * np.float32(np.sqrt(width)), output * np.float32(SHARPNESS / np.sqrt(width))
+
+
+def _unit_vectors(random: np.random.Generator, count: int, width: int) -> Matrix:
+    import numpy as np
+
+    vectors = random.standard_normal((count, width), dtype=np.float32)
+    lengths: Matrix = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / lengths
+
+
+# --- embed and rerank: BERT models with a WordPiece tokenizer
+
+PAD, UNKNOWN, START, SEPARATOR, MASK = range(5)
+BERT_SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+WORD_START = "\u2581"
+"""llama.cpp's own spelling of WordPiece: a mark where a word begins, none (no `##`) where it goes on."""
+
+
+def _make_bert(path: Path, size: _Size, seed: int, *, is_reranker: bool) -> None:
+    import gguf
+    import numpy as np
+
+    tokens, types = _bert_tokens()
+    with _written_whole(path) as part:
+        writer = gguf.GGUFWriter(part, "bert")
+        _describe(writer, "tiny-rerank" if is_reranker else "tiny-embed", size, len(tokens))
+        _describe_bert(writer, size, gguf.PoolingType.RANK if is_reranker else gguf.PoolingType.MEAN)
+        _add_bert_tokenizer(writer, tokens, types)
+        tensors = _Tensors(writer, np.random.default_rng(seed), "f32")
+        _add_bert_embeddings(tensors, len(tokens), size)
+        for layer in range(size.layers):
+            _add_bert_layer(tensors, f"blk.{layer}.", size)
+        if is_reranker:
+            _add_score_head(tensors, size.width)
+        _finish(writer)
+
+
+def _bert_tokens() -> tuple[list[str], list[int]]:
+    """WordPiece tokens by id, and their types."""
+    from gguf import TokenType
+
+    letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
+    starts = [WORD_START + text for text in (*letters, *(word for word in WORDS if len(word) > 1))]
+    special: list[int] = [TokenType.CONTROL] * len(BERT_SPECIAL_TOKENS)
+    special[UNKNOWN] = TokenType.UNKNOWN
+    return [*BERT_SPECIAL_TOKENS, *letters, *starts], special + [TokenType.NORMAL] * len(letters + starts)
+
+
+def _describe_bert(writer: gguf.GGUFWriter, size: _Size, pooling: gguf.PoolingType) -> None:
+    from gguf import LlamaFileType
+
+    writer.add_file_type(LlamaFileType.ALL_F32)
+    writer.add_head_count(size.heads)
+    writer.add_layer_norm_eps(1e-12)
+    writer.add_causal_attention(value=False)
+    writer.add_pooling_type(pooling)
+    writer.add_token_type_count(2)
+
+
+def _add_bert_tokenizer(writer: gguf.GGUFWriter, tokens: list[str], types: list[int]) -> None:
+    writer.add_tokenizer_model("bert")
+    writer.add_tokenizer_pre("jina-v2-en")
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_pad_token_id(PAD)
+    writer.add_unk_token_id(UNKNOWN)
+    writer.add_mask_token_id(MASK)
+    writer.add_bos_token_id(START)  # llama.cpp reads BERT's [CLS] from here
+    writer.add_eos_token_id(SEPARATOR)
+    writer.add_sep_token_id(SEPARATOR)
+    writer.add_add_bos_token(value=True)
+    writer.add_add_eos_token(value=True)
+
+
+def _add_bert_embeddings(tensors: _Tensors, token_count: int, size: _Size) -> None:
+    import numpy as np
+
+    words = tensors.random.standard_normal((token_count, size.width), dtype=np.float32)
+    words[[START, SEPARATOR]] = 0  # every text has them; they would make all texts alike
+    tensors.matrix("token_embd.weight", words)
+    tensors.matrix("token_types.weight", np.zeros((2, size.width), dtype=np.float32))
+    positions = tensors.random.standard_normal((size.context, size.width), dtype=np.float32)
+    tensors.matrix("position_embd.weight", positions * np.float32(0.02))
+    _add_norm(tensors, "token_embd_norm", size.width)
+
+
+def _add_bert_layer(tensors: _Tensors, block: str, size: _Size) -> None:
+    for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
+        _add_linear(tensors, block + name, size.width, size.width, 0.3)
+    _add_norm(tensors, block + "attn_output_norm", size.width)
+    _add_linear(tensors, block + "ffn_up", size.feed_forward, size.width)
+    _add_linear(tensors, block + "ffn_down", size.width, size.feed_forward, 0.2)
+    _add_norm(tensors, block + "layer_output_norm", size.width)
+
+
+def _add_score_head(tensors: _Tensors, width: int) -> None:
+    _add_linear(tensors, "cls", width, width)
+    _add_linear(tensors, "cls.output", 1, width, 3.0)
+
+
+def _add_norm(tensors: _Tensors, name: str, width: int) -> None:
+    tensors.constant(name + ".weight", width, 1)
+    tensors.constant(name + ".bias", width, 0)
+
+
+def _add_linear(tensors: _Tensors, name: str, outputs: int, inputs: int, scale: float = 1.0) -> None:
+    tensors.noise(name + ".weight", outputs, inputs, scale)
+    tensors.constant(name + ".bias", outputs, 0)
+
+
+# --- command line
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the model the arguments ask for; 0, or 1 with a message when it cannot be written."""
+    arguments = vars(_parser().parse_args(argv))
+    make = arguments.pop("make")
+    path: Path = arguments.pop("out")
+    try:
+        make(path, **arguments)
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"tiny_models: {path}: {error}\n")
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m corral.tiny_models", description="Make a tiny real GGUF model.", allow_abbrev=False
+    )
+    kinds = parser.add_subparsers(required=True, metavar="chat|embed|rerank")
+    chat = _add_kind(kinds, "chat", make_chat_model, context=8192)
+    chat.add_argument("--answer", help="what the model says to everything; default: Tiny: 1 2 3 ... 100")
+    chat.add_argument("--ff", type=int, help="feed-forward length; default: twice the width")
+    chat.add_argument(
+        "--type", dest="weight_type", choices=get_args(WeightType), default="f16", help="default: %(default)s"
+    )
+    _add_kind(kinds, "embed", make_embedding_model, context=512)
+    _add_kind(kinds, "rerank", make_rerank_model, context=512)
+    return parser
+
+
+def _add_kind(
+    kinds: argparse._SubParsersAction[argparse.ArgumentParser], name: str, make: Callable[..., None], context: int
+) -> argparse.ArgumentParser:
+    kind = kinds.add_parser(name, help=(make.__doc__ or "").splitlines()[0], allow_abbrev=False)
+    kind.set_defaults(make=make)
+    kind.add_argument("out", type=Path, help="the file to write")
+    kind.add_argument("--width", type=int, default=128, help="embedding length; default: %(default)s")
+    kind.add_argument("--layers", type=int, default=2, help="default: %(default)s")
+    kind.add_argument("--context", type=int, default=context, help="tokens; default: %(default)s")
+    kind.add_argument("--seed", type=int, default=1, help="of the random weights; default: %(default)s")
+    return kind
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,305 @@
+"""A rendered Compose project in a real engine: made for one test module, driven as a person would, gone afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from corral import tiny_models
+from corral.load import load_inventory
+from corral.output import write
+from corral.plan import Plan, build_plan
+from corral.render import render
+from corral.secrets import initialise, read_env
+from tests.processes.helpers import wait_until
+
+PREFIX = "corral-test-"
+"""Of every Compose project that tests start; nobody else's project is ever touched."""
+COMMAND_LIMIT_S = 300
+UP_LIMIT_S = 180
+STOP_S = 5
+LOG_LINES = 30
+LOG_WIDTH = 300
+"""The last characters of long lines are shown: the end of a traceback says what happened."""
+MAKERS: dict[str, Callable[..., None]] = {
+    "chat": tiny_models.make_chat_model,
+    "embedding": tiny_models.make_embedding_model,
+    "rerank": tiny_models.make_rerank_model,
+}
+
+
+class CommandFailed(AssertionError):
+    """A command ended with an error; the message has its output."""
+
+
+def docker(*words: str, check: bool = True) -> str:
+    """What a docker command prints; CommandFailed when it fails."""
+    done = subprocess.run(["docker", *words], capture_output=True, text=True, timeout=COMMAND_LIMIT_S, check=False)
+    if check and done.returncode != 0:
+        raise CommandFailed(f"docker {' '.join(words)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def without_permission(folder: Path) -> dict[str, str]:
+    """An environment in which `docker` runs as a user who may not use the engine; only root can make it."""
+    real = shutil.which("docker")
+    fake = folder / "docker"
+    fake.write_text(f'#!/bin/sh\nexec setpriv --reuid 65534 --regid 65534 --clear-groups {real} "$@"\n')
+    fake.chmod(0o755)
+    return {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "DOCKER_CONFIG": str(folder / "none")}
+
+
+def render_site(inventory: Path, out: Path) -> Plan:
+    """Renders an inventory into a folder as `render` and `secrets init` do, and returns its plan."""
+    plan = build_plan(load_inventory(inventory))
+    write(render(plan), out)
+    initialise({host: plan.secrets_of(host) for host in plan.inventory.hosts if plan.secrets_of(host)}, out)
+    return plan
+
+
+def make_models(plan: Plan, host: str, folder: Path) -> None:
+    """Puts a tiny model under every file name that the host's servers ask for."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for replica in plan.site.replicas:
+        path = folder / replica.weights.file
+        if replica.host == host and replica.kind in MAKERS and not path.exists():
+            MAKERS[replica.kind](path, context=replica.weights.context)
+
+
+@dataclass(slots=True)
+class Project:
+    """One host's rendering, run by the engine under a name of its own; files and container names are as rendered."""
+
+    plan: Plan
+    host: str
+    out: Path
+    name: str
+    engine: tuple[str, ...] = ()
+    """Words that put a docker command before another engine, as `("--host", "unix:///…")`."""
+
+    def __enter__(self) -> Self:
+        self.remove()  # of a run that was killed
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.remove()
+
+    @property
+    def folder(self) -> Path:
+        """Where the host's files were rendered."""
+        return self.out / self.host
+
+    @property
+    def secrets(self) -> dict[str, str]:
+        """Values by name, as the host's .env has them."""
+        return read_env(self.folder / ".env")
+
+    def docker(self, *words: str, check: bool = True) -> str:
+        """What a docker command on the project's engine prints."""
+        return docker(*self.engine, *words, check=check)
+
+    def compose(self, *words: str, check: bool = True) -> str:
+        """What a docker compose command for this project prints."""
+        file = str(self.folder / "compose.yaml")
+        return self.docker(
+            "compose", "--project-name", self.name, "--file", file, "--progress", "plain", *words, check=check
+        )
+
+    def up(self, *words: str) -> None:
+        """Starts what is missing or changed and waits until all is healthy; else says which service is not, and why."""
+        try:
+            self.compose("up", "--detach", "--wait", "--wait-timeout", str(UP_LIMIT_S), *words)
+        except (CommandFailed, subprocess.TimeoutExpired) as error:
+            raise CommandFailed(f"{error}\n{self.what_is_wrong()}") from None
+
+    def remove(self) -> None:
+        """Takes away containers, networks and volumes of this project, and says so when something stays."""
+        self.compose("down", "--volumes", "--remove-orphans", "--timeout", str(STOP_S), check=False)
+        left = {kind: self.objects(kind) for kind in ("container", "network", "volume")}
+        assert not any(left.values()), f"{self.name}: still there after down: {left}"
+
+    def objects(self, kind: str) -> set[str]:
+        """Names of the project's containers, networks or volumes."""
+        label = f"label=com.docker.compose.project={self.name}"
+        words = (
+            ["ps", "--all", "--format", "{{.Names}}"] if kind == "container" else [kind, "ls", "--format", "{{.Name}}"]
+        )
+        return set(self.docker(*words, "--filter", label).split())
+
+    def inspect(self, container: str) -> dict[str, Any]:
+        """All that the engine knows of a container."""
+        found: list[dict[str, Any]] = json.loads(self.docker("inspect", container))
+        return found[0]
+
+    def states(self) -> dict[str, str]:
+        """`healthy`, `starting`, `unhealthy` or the container's state, by container."""
+        states = {name: self.inspect(name)["State"] for name in sorted(self.objects("container"))}
+        return {
+            name: state.get("Health", {}).get("Status", "no health check") if state["Running"] else state["Status"]
+            for name, state in states.items()
+        }
+
+    def ids(self) -> dict[str, str]:
+        """Ids by container: another one means that it was made anew."""
+        return {name: str(self.inspect(name)["Id"]) for name in sorted(self.objects("container"))}
+
+    def wait_healthy(self, deadline_s: float = UP_LIMIT_S) -> None:
+        """Returns when every container is healthy."""
+        wait_until(
+            lambda: set(self.states().values()) == {"healthy"}, deadline_s, f"all containers healthy: {self.states()}"
+        )
+
+    def what_is_wrong(self) -> str:
+        """Every container that is not healthy, with its last health check and its last lines."""
+        parts = []
+        for name, state in self.states().items():
+            if state != "healthy":
+                checks = self.inspect(name)["State"].get("Health", {}).get("Log") or [{}]
+                last_check = str(checks[-1].get("Output", "none")).strip()[-LOG_WIDTH:]
+                lines = "\n".join(line[-LOG_WIDTH:] for line in docker_logs(self, name, LOG_LINES).splitlines())
+                parts.append(f"--- {name} is {state}; last check: {last_check!r}\n{lines}")
+        return "\n".join(parts)
+
+
+@contextmanager
+def frozen(project: Project, container: str) -> Iterator[None]:
+    """The container's program stands still inside the block, and answers nothing; the engine takes it for running."""
+    init = project.inspect(container)["State"]["Pid"]
+    program = int(Path(f"/proc/{init}/task/{init}/children").read_text().split()[0])
+    os.kill(program, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(program, signal.SIGCONT)
+
+
+def docker_logs(project: Project, container: str, lines: int | None = None) -> str:
+    """A container's output on both streams, or its last lines."""
+    tail = ["--tail", str(lines)] if lines else []
+    command = ["docker", *project.engine, "logs", *tail, container]
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=COMMAND_LIMIT_S, check=False
+    )
+    return done.stdout
+
+
+def patiently(bring_up: Callable[[], object], is_well: Callable[[], bool], deadline_s: float = 900) -> None:
+    """Brings a site up; on a machine so busy that a service misses its start timeout, again when it has made it."""
+    try:
+        bring_up()
+    except AssertionError:
+        wait_until(is_well, deadline_s, "every container healthy after all")
+        bring_up()
+
+
+@dataclass(slots=True)
+class Client:
+    """Somebody with a key at the gateway's address."""
+
+    base: str
+    key: str
+    timeout_s: float = 60
+
+    def send(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> httpx.Response:
+        """The gateway's answer, whatever it is."""
+        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        with httpx.Client(trust_env=False, timeout=self.timeout_s, base_url=self.base, headers=headers) as client:
+            return client.request(method, path, json=body)
+
+    def chat(self, model: str = "chat", **options: Any) -> httpx.Response:
+        """The answer to one question."""
+        message = {"role": "user", "content": options.pop("content", "hello")}
+        return self.send("POST", "/v1/chat/completions", {"model": model, "messages": [message], **options})
+
+    def chat_text(self, model: str = "chat", **options: Any) -> str:
+        """The text of the answer to one question."""
+        response = self.chat(model, **options)
+        assert response.status_code == 200, response.text
+        return str(response.json()["choices"][0]["message"]["content"])
+
+
+def replica_of(response: httpx.Response) -> str:
+    """The replica that answered, as the balancer named it and the gateway passes it on."""
+    return response.headers["llm_provider-x-replica"]
+
+
+def streamed_text(body: str) -> str:
+    """The text of all events of a streamed chat."""
+    events = [line.removeprefix("data: ") for line in body.splitlines() if line.startswith("data: ")]
+    assert events[-1] == "[DONE]", events[-2:]
+    choices = [choice for event in events[:-1] for choice in json.loads(event)["choices"]]
+    return "".join(choice["delta"].get("content") or "" for choice in choices)
+
+
+@dataclass(slots=True)
+class Load:
+    """Clients that ask one question after the other until the block ends; then `results` has the answers in order."""
+
+    client: Client
+    clients: int = 3
+    most: int = 2000
+    results: list[tuple[int, str]] = field(default_factory=list)
+    """Status (0: no answer at all) and the replica that answered."""
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _pool: ThreadPoolExecutor | None = None
+
+    def __enter__(self) -> Self:
+        self._pool = ThreadPoolExecutor(self.clients)
+        for number in range(self.clients):
+            self._pool.submit(self._ask, number)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        assert self._pool is not None
+        self._pool.shutdown()
+
+    def _ask(self, number: int) -> None:
+        for turn in range(self.most // self.clients):
+            if self._stop.is_set():
+                return
+            try:
+                response = self.client.chat(content=f"question {number} {turn}", max_tokens=10)
+                self.results.append((response.status_code, response.headers.get("llm_provider-x-replica", "")))
+            except httpx.HTTPError:
+                self.results.append((0, ""))
+
+    def wait_for(self, more: int, deadline_s: float = 60) -> None:
+        """Returns after so many more answers."""
+        target = len(self.results) + more
+        wait_until(lambda: len(self.results) >= target, deadline_s, f"{more} more answers under load")
+
+    def wait_for_replica(self, replica: str, deadline_s: float = 60) -> None:
+        """Returns when that replica has answered from now on."""
+        start = len(self.results)
+        wait_until(lambda: replica in {name for _, name in self.results[start:]}, deadline_s, f"an answer by {replica}")
+
+    def failures(self) -> list[tuple[int, str]]:
+        """Every answer but 200."""
+        return [result for result in self.results if result[0] != 200]
+
+
+def files_with(folder: Path, values: Iterable[str], *, but: set[str]) -> list[str]:
+    """Files below a folder that contain one of the values; parts of a path named in `but` are left out."""
+    wanted = [value.encode() for value in values]
+    files = (
+        path for path in sorted(folder.rglob("*")) if path.is_file() and not but & set(path.relative_to(folder).parts)
+    )
+    return [str(path.relative_to(folder)) for path in files if any(value in path.read_bytes() for value in wanted)]

@@ -1,0 +1,319 @@
+"""`backup` and `restore` in a real engine: keys, spend and files survive the loss of the machine."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from corral.load import load_inventory
+from corral.plan import Plan, build_plan
+from corral.secrets import read_env
+from corral.tiny_models import KNOWN_ANSWER, make_chat_model
+from tests.compose.far import Sshd, client_config
+from tests.compose.images.build import ensure_images
+from tests.compose.project import PREFIX, Client, Project, docker, patiently
+from tests.processes.helpers import REPOSITORY, Process, wait_until
+
+pytestmark = pytest.mark.needs("docker-engine", "mmdebstrap", "prisma-engine")
+
+HOST = "ba"
+SITE = f"{PREFIX}backup"
+PORT = 21700
+PASSPHRASE = "open sesame, slowly"
+RUN_LIMIT_S = 900
+WRITTEN_LIMIT_S = 300
+START_LIMIT_S = "600"
+KEPT = "a picture's settings"
+CORRAL = (sys.executable, "-c", "import sys; from corral.cli import main; sys.exit(main())")
+INVENTORY = """\
+schema_version: 1
+name: {site}
+hosts:
+  {host}: {{address: 127.0.0.1, models_dir: {models}}}   # one machine
+models:
+  tiny: {{source: tiny.gguf, kind: chat, context: 2048, size_gib: 0.01}}
+  painter: {{source: "hf:example/painter", kind: image, size_gib: 0.01}}
+pools:
+  chat: {{model: tiny, on: {{host: {host}}}, engine: {{slots: 2, threads: 1, memory_mib: 512}}}}
+  image: {{model: painter, on: {{host: {host}}}, engine: {{memory_mib: 512}}}}
+gateway:
+  host: {host}
+  port: {port}
+  cache: false
+  extra:   # a price, so that there is something to spend
+    model_list:
+      - model_name: chat
+        litellm_params:
+          model: openai/chat
+          api_base: http://haproxy:8081/chat/any/v1
+          api_key: os.environ/LLAMA_API_KEY
+          input_cost_per_token: 0.001
+          output_cost_per_token: 0.001
+"""
+
+
+@dataclass(slots=True)
+class Place:
+    """A folder on a machine with an inventory and its rendering, or without any yet."""
+
+    folder: Path
+    environment: Mapping[str, str]
+
+    @property
+    def out(self) -> Path:
+        return self.folder / "compose"
+
+    @property
+    def plan(self) -> Plan:
+        return build_plan(load_inventory(self.folder / "inventory.yaml"))
+
+    @property
+    def project(self) -> Project:
+        return Project(self.plan, HOST, self.out, f"{SITE}-{HOST}")
+
+    @property
+    def secrets(self) -> dict[str, str]:
+        return read_env(self.out / HOST / ".env")
+
+    def words(self, *words: str) -> list[str]:
+        return [*CORRAL, *words, "--inventory", str(self.folder / "inventory.yaml"), "--out", str(self.out)]
+
+    def corral(self, *words: str, code: int = 0, **environment: str) -> str:
+        """All that a verb prints; it has to end with the given code."""
+        done = subprocess.run(
+            self.words(*words), cwd=REPOSITORY, env={**os.environ, **self.environment, **environment},
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            timeout=RUN_LIMIT_S, check=False,
+        )  # fmt: skip
+        assert done.returncode == code, f"{words} ended with {done.returncode}:\n{done.stdout}"
+        assert "Traceback" not in done.stdout, done.stdout
+        return done.stdout
+
+    def start(self) -> None:
+        """`up`, with patience for a busy machine."""
+        patiently(
+            lambda: self.corral("up", "--timeout", START_LIMIT_S),
+            lambda: set(self.project.states().values()) == {"healthy"},
+        )
+
+    def client(self, key: str = "") -> Client:
+        return Client(f"http://127.0.0.1:{PORT}", key or self.secrets["LITELLM_MASTER_KEY"])
+
+
+@dataclass(slots=True)
+class Saved:
+    """A running site, somebody's key with what it has spent, and the backup of it."""
+
+    place: Place
+    archive: Path
+    key: str
+    spend: float
+
+
+@pytest.fixture(scope="module")
+def saved(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Saved]:
+    folder = tmp_path_factory.mktemp("backup")
+    (folder / "models").mkdir()
+    (folder / "first").mkdir()
+    make_chat_model(folder / "models" / "tiny.gguf", context=2048)
+    place = Place(folder / "first", {"CORRAL_PASSPHRASE": PASSPHRASE})
+    text = INVENTORY.format(site=SITE, host=HOST, models=folder / "models", port=PORT)
+    (place.folder / "inventory.yaml").write_text(text)
+    (place.folder / "models.lock.json").write_text('{"version": 1, "files": {}}\n')
+    ensure_images([place.plan])
+    place.corral("render", "--quiet")
+    with place.project:
+        place.corral("secrets", "init")
+        place.start()
+        made = place.client().send("POST", "/key/generate", {"models": ["chat"], "key_alias": "somebody"})
+        key = str(made.raise_for_status().json()["key"])
+        assert place.client(key).chat_text("chat") == KNOWN_ANSWER
+        wait_until(lambda: spend_of(place, key) > 0, WRITTEN_LIMIT_S, "the gateway writes down what was spent")
+        docker("exec", "--privileged", f"{HOST}-image-1", "sh", "-c", f'echo "{KEPT}" >/data/kept && chown 123:456 /data/kept')
+        archive = folder / "site.tar.gz"
+        said = place.corral("backup", "--to", str(archive))
+        assert said.splitlines()[-1] == str(archive)
+        place.project.wait_healthy(WRITTEN_LIMIT_S)
+        yield Saved(place, archive, key, spend_of(place, key))
+
+
+def spend_of(place: Place, key: str) -> float:
+    found = place.client().send("GET", f"/key/info?key={key}")
+    return float(found.raise_for_status().json()["info"]["spend"])
+
+
+def empty_place(saved: Saved, name: str) -> Place:
+    folder = saved.place.folder.parent / name
+    folder.mkdir()
+    return Place(folder, saved.place.environment)
+
+
+# --- what is in it ---------------------------------------------------------------------------------------------------
+
+
+def test_a_backup_is_its_owners_alone_and_lists_what_it_has(saved: Saved) -> None:
+    assert saved.archive.stat().st_mode & 0o777 == 0o600
+    said = saved.place.corral("restore", str(saved.archive), "--list")
+    for words in ("ba/postgres: database (keys, budgets and spend)", "ba/image-1: data", "secrets, sealed", "whole"):
+        assert words in said
+    listed: dict[str, Any] = json.loads(saved.place.corral("restore", str(saved.archive), "--list", "--json"))
+    assert listed["has_secrets"]
+    assert {state["name"] for state in listed["states"]} == {"database", "configuration", "data"}
+    assert set(listed["images"][HOST]) == {service.image for service in saved.place.plan.services_of(HOST)}
+    assert all(image.startswith("sha256:") for image in listed["images"][HOST].values())
+
+
+def test_no_secret_can_be_read_in_a_backup(saved: Saved) -> None:
+    content = gzip.decompress(saved.archive.read_bytes())
+    assert b"LITELLM_MASTER_KEY" in content  # names, yes
+    assert [name for name, value in saved.place.secrets.items() if value.encode() in content] == []
+    assert saved.key.encode() not in content
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+def test_a_damaged_archive_and_a_wrong_passphrase_change_nothing(saved: Saved) -> None:
+    place = empty_place(saved, "refused")
+    data = bytearray(saved.archive.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged = saved.archive.with_name("damaged.tar.gz")
+    damaged.write_bytes(data)
+    assert "damaged" in place.corral("restore", str(damaged), code=1)
+    assert "damaged" in place.corral("restore", str(damaged), "--list", code=1)
+    said = place.corral("restore", str(saved.archive), code=1, CORRAL_PASSPHRASE="open barley")
+    assert "the passphrase is wrong" in said
+    assert "set CORRAL_PASSPHRASE" in place.corral("restore", str(saved.archive), code=2, CORRAL_PASSPHRASE="")
+    assert list(place.folder.iterdir()) == []
+
+
+def test_a_place_that_is_not_empty_is_left_alone(saved: Saved) -> None:
+    before = saved.place.project.ids()
+    inventory = saved.place.folder / "inventory.yaml"
+    text = inventory.read_text()
+    inventory.write_text(f"{text}# changed since\n")
+    try:
+        said = saved.place.corral("restore", str(saved.archive), code=2)
+        for words in ("inventory.yaml, another one", "5 containers of this site", f"volume {SITE}-{HOST}_database", "--replace"):
+            assert words in said
+        said = saved.place.corral("restore", str(saved.archive), "--replace", code=2)
+        assert "this would be lost" in said
+        assert "--yes" in said
+        assert inventory.read_text() != text
+    finally:
+        inventory.write_text(text)
+    assert saved.place.project.ids() == before
+
+
+def test_an_existing_file_and_a_short_passphrase_are_refused_before_anything_is_asked_of_the_host(saved: Saved) -> None:
+    said = saved.place.corral("backup", "--to", str(saved.archive), code=1)
+    assert "is there already; name another file" in said
+    said = saved.place.corral("backup", code=2, CORRAL_PASSPHRASE="short")
+    assert "at least 8 signs" in said
+
+
+# --- bad weather -----------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_backup_leaves_no_file_and_no_service_standing_still(saved: Saved) -> None:
+    target = saved.archive.with_name("killed.tar.gz")
+    part = target.with_name(f".{SITE}.backup.part")
+    words = saved.place.words("backup", "--to", str(target))
+    with Process(words, saved.archive.with_name("log"), environment=dict(saved.place.environment)) as process:
+        wait_until(lambda: part.is_dir() and any(part.iterdir()), RUN_LIMIT_S, "the first part of the backup")
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait(RUN_LIMIT_S)
+    assert not target.exists()
+    wait_until(lambda: "paused" not in saved.place.project.states().values(), RUN_LIMIT_S, "nothing stands still")
+    saved.place.corral("backup", "--to", str(target))
+    assert "whole" in saved.place.corral("restore", str(target), "--list")
+    assert not part.exists()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="mounts need root")
+def test_a_full_disk_is_said_and_leaves_nothing(saved: Saved, tmp_path: Path) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path], check=True)
+    try:
+        said = saved.place.corral("backup", "--to", str(tmp_path / "a.tar.gz"), code=1)
+        assert "No space left on device; there is no backup of this run" in said
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+    assert "paused" not in saved.place.project.states().values()
+
+
+def test_a_service_that_does_not_run_cannot_be_saved_and_is_named(saved: Saved) -> None:
+    docker("stop", f"{HOST}-postgres")
+    try:
+        said = saved.place.corral("backup", "--to", str(saved.archive.with_name("never.tar.gz")), code=1)
+        assert "ba/postgres: database (keys, budgets and spend) cannot be saved" in said
+        assert "./generate.py up --host ba" in said
+    finally:
+        docker("start", f"{HOST}-postgres")
+        saved.place.project.wait_healthy()
+
+
+# --- the drill -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.needs("sshd")
+@pytest.mark.skipif(os.getuid() != 0, reason="sshd needs root")
+def test_over_ssh_and_without_secrets_it_says_what_to_supply_and_the_data_comes_back(
+    saved: Saved, tmp_path: Path
+) -> None:
+    """Saved from and brought back to a host behind ssh; the secrets of the new place are others."""
+    with Sshd("corral-test", tmp_path / "sshd", docker_host=os.environ.get("DOCKER_HOST", "")) as sshd:
+        far = Place(saved.place.folder, client_config([sshd], tmp_path / "ssh_config"))
+        inventory = saved.place.folder / "inventory.yaml"
+        text = inventory.read_text()
+        inventory.write_text(text.replace("models_dir:", f"ssh: corral-test, folder: {tmp_path}/far, models_dir:"))
+        archive = tmp_path / "far.tar.gz"
+        try:
+            far.corral("backup", "--without-secrets", "--to", str(archive))
+        finally:
+            inventory.write_text(text)
+        saved.place.corral("down", "--volumes", "--yes")
+        place = Place(empty_place(saved, "second").folder, far.environment)
+        said = place.corral("restore", str(archive), code=1)
+        for words in ("the backup has no secrets", f"{place.out}/{HOST}/.env", "LITELLM_SALT_KEY  (encrypts", "again"):
+            assert words in said
+        place.corral("secrets", "init")
+        said = place.corral("restore", str(archive))
+        assert "ba/postgres: database (keys, budgets and spend): is back" in said
+        query = 'SELECT count(*) FROM "LiteLLM_VerificationToken" WHERE key_alias = \'somebody\' AND spend > 0'
+        psql = ["psql", "--port", "5432", "--username", "corral", "--tuples-only", "--no-align", "--command", query]
+        assert docker("exec", f"{HOST}-postgres", *psql).strip() == "1"
+        assert (tmp_path / "far" / "compose.yaml").is_file()
+        place.corral("down", "--volumes", "--yes")
+
+
+def test_keys_spend_and_files_survive_the_loss_of_the_machine(saved: Saved) -> None:
+    plan = saved.place.plan
+    saved.place.corral("down", "--volumes", "--yes")
+    shutil.rmtree(saved.place.folder)
+    place = empty_place(saved, "new")
+    with Project(plan, HOST, place.out, f"{SITE}-{HOST}"):
+        said = place.corral("restore", str(saved.archive))
+        assert said.rstrip().splitlines()[-1].startswith("restored; next: ./generate.py up --inventory")
+        assert not (place.out / ".restore.json").exists()
+        assert (place.folder / "models.lock.json").is_file()
+        place.start()
+        assert place.client(saved.key).chat_text("chat") == KNOWN_ANSWER
+        assert spend_of(place, saved.key) >= saved.spend > 0
+        assert place.client("sk-wrong").chat("chat").status_code == httpx.codes.UNAUTHORIZED
+        kept = docker("exec", f"{HOST}-image-1", "sh", "-c", "cat /data/kept; ls -n /data/kept")
+        assert kept.startswith(f"{KEPT}\n")
+        assert kept.splitlines()[1].split()[2:4] == ["123", "456"]
+        assert "nothing to do" in place.corral("up")

@@ -1,0 +1,729 @@
+"""Every rendered file of every golden case, read by the program that it is for, and compared with the plan."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from corral.components.llama import COMPONENT as LLAMA
+from corral.contributions import Service
+from corral.site import Replica
+from corral.xllama import OPTIONS
+from tests.consumers.litellm_contract import load_with_litellm, unknown_keys
+from tests.needs import program
+from tests.processes.test_entrance import make_certificate
+from tests.trees import CASES, each_case, hosts_of, plan_of, put, services_of, tree_of
+
+MIB = 1024 * 1024
+DEADLINE_S = 120
+
+
+def files_named(name: str) -> list[tuple[str, str]]:
+    """Case and path of every rendered file of this name."""
+    return [(case, path) for case in CASES for path in tree_of(case) if path.rpartition("/")[2] == name]
+
+
+def each_file(name: str) -> pytest.MarkDecorator:
+    """The test for every rendered file of this name."""
+    return pytest.mark.parametrize(("case", "path"), files_named(name))
+
+
+def services_on(case: str, host: str) -> list[Service]:
+    return [service for service in services_of(case) if service.host == host]
+
+
+@pytest.fixture
+def folder(case: str, tmp_path: Path) -> Path:
+    """The tree of a case on disk, with a value for every secret."""
+    put(tree_of(case), tmp_path)
+    for host in plan_of(case).inventory.hosts:
+        for secret in plan_of(case).secrets_of(host):
+            path = tmp_path / host / "secrets" / secret.name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"sk-{secret.name.lower()}")
+    return tmp_path
+
+
+# --- Docker Compose ---------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def compose_model(folder: Path) -> dict[str, Any]:
+    """What Compose makes of a project, `$` as programs get it."""
+    command = ["docker", "compose", "-f", f"{folder}/compose.yaml", "config", "--format", "json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=DEADLINE_S)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    model: dict[str, Any] = json.loads(done.stdout.replace("$$", "$"))
+    return model
+
+
+@pytest.mark.needs("docker-compose")
+@each_case
+def test_compose_takes_every_project(case: str, folder: Path) -> None:
+    for host in hosts_of(case, "compose"):
+        command = ["docker", "compose", "-f", f"{folder}/{host}/compose.yaml", "config", "-q", "--no-interpolate"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=DEADLINE_S)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.needs("docker-compose")
+@each_case
+def test_compose_sees_every_service_as_planned(case: str, folder: Path) -> None:
+    for host in hosts_of(case, "compose"):
+        model = compose_model(folder / host)
+        assert re.fullmatch(r"[a-z0-9][a-z0-9_-]*", model["name"])
+        planned = {service.name: service for service in services_on(case, host)}
+        assert sorted(model["services"]) == sorted(planned)
+        for name, service in planned.items():
+            assert seen(model["services"][name]) == expected(service), name
+
+
+def seen(service: dict[str, Any]) -> dict[str, Any]:
+    """What of a service in Compose's model has to be as planned."""
+    return {
+        "image": service["image"],
+        "container": service["container_name"],
+        "entrypoint": tuple(service["entrypoint"] or ()),
+        "command": tuple(service["command"] or ()),
+        "environment": service.get("environment", {}),
+        "secrets": sorted(secret["source"] for secret in service.get("secrets", [])),
+        "secret targets": sorted(secret.get("target", "") for secret in service.get("secrets", [])),
+        "ports": sorted((port["host_ip"], int(port["published"]), port["target"]) for port in service.get("ports", [])),
+        "mounts": sorted(
+            (mount["type"], mount["target"], mount.get("read_only", False)) for mount in service.get("volumes", [])
+        ),
+        "memory": int(service["mem_limit"]) // MIB,
+        "memory and swap": int(service["memswap_limit"]) // MIB,
+        "pids": service["pids_limit"],
+        "user": service.get("user", ""),
+        "read only": service.get("read_only", False),
+        "capabilities": (service["cap_drop"], tuple(service.get("cap_add", ()))),
+        "security": service["security_opt"],
+        "init": service["init"],
+        "restart": service["restart"],
+        "logging": service["logging"],
+        "health": service["healthcheck"]["test"],
+        "after": {name: after["condition"] for name, after in service.get("depends_on", {}).items()},
+        "gpus": [device["device_ids"] for device in devices_of(service)],
+        "devices": [
+            (device["source"], device["target"], device["permissions"]) for device in service.get("devices", ())
+        ],
+        "groups": service.get("group_add", []),
+        "memlock": service.get("ulimits", {}).get("memlock"),
+        "pid": service.get("pid", ""),
+    }
+
+
+def devices_of(service: dict[str, Any]) -> list[dict[str, Any]]:
+    devices: list[dict[str, Any]] = (
+        service.get("deploy", {}).get("resources", {}).get("reservations", {}).get("devices", [])
+    )
+    assert all(device["driver"] == "nvidia" and device["capabilities"] == ["gpu"] for device in devices)
+    return devices
+
+
+def expected(service: Service) -> dict[str, Any]:
+    """The same of a planned service."""
+    mounts = [("bind", path, True) for _, path in service.mounts]
+    mounts += [("bind", mount.target, True) for mount in service.configs if mount.target]
+    mounts += [("volume", path, False) for _, path in service.volumes]
+    return {
+        "image": service.image,
+        "container": service.container or f"{service.host}-{service.name}",
+        "entrypoint": service.entrypoint,
+        "command": service.args,
+        "environment": dict(service.environment),
+        "secrets": sorted(service.secrets),
+        "secret targets": sorted(f"/run/secrets/{name}" for name in service.secrets),
+        "ports": sorted((port.publish, port.number, port.number) for port in service.ports if port.publish),
+        "mounts": sorted(mounts),
+        "memory": service.memory_mib,
+        "memory and swap": service.memory_swap_mib or service.memory_mib,
+        "pids": service.pids,
+        "user": service.user,
+        "read only": service.read_only,
+        "capabilities": (["ALL"], service.cap_add),
+        "security": ["no-new-privileges:true"],
+        "init": True,
+        "restart": "unless-stopped",
+        "logging": {"driver": "json-file", "options": {"max-file": "3", "max-size": "100m"}},
+        "health": ["CMD", *service.health.command],
+        "after": dict(service.after),
+        "gpus": [[claim.device for claim in service.gpus]] if service.gpus and not service.devices else [],
+        "devices": [(device, device, "rwm") for device in service.devices],
+        "groups": list(map(str, service.groups)),
+        "memlock": {"soft": -1, "hard": -1} if service.mlock else None,
+        "pid": "host" if service.pid_host else "",
+    }
+
+
+# --- seed 004, number by number ---------------------------------------------------------------------------------------
+
+PEA_PORTS = {
+    **{f"gpu-{number}": 8079 + number for number in range(1, 8)},  # 8080-8082 SFW, 8083-8086 NSFW
+    **{f"embed-{number}": 8089 + number for number in range(1, 8)},  # 8090-8096
+    "image-8": 5100,
+    "prometheus": 9099,
+    "node-exporter": 9100,
+}
+CHAT_ARGV = {
+    "--n-gpu-layers": "33",
+    "--ctx-size": "16384",
+    "--batch-size": "128",
+    "--ubatch-size": "64",
+    "--threads": "2",
+    "--cache-type-k": "q8_0",
+    "--cache-type-v": "q8_0",
+    "--cache-reuse": "256",
+    "--parallel": "1",
+}
+
+
+@pytest.fixture(scope="module")
+def pea(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Compose's model of seed 004's GPU host."""
+    folder = put(tree_of("heartcode"), tmp_path_factory.mktemp("heartcode"))
+    services: dict[str, Any] = compose_model(folder / "pea")["services"]
+    exporter = services.pop("gpu-exporter")  # the seed had none
+    assert exporter["container_name"] == "pea-gpu-exporter"
+    return services
+
+
+@pytest.mark.needs("docker-compose")
+def test_004_02_and_03_seventeen_services_and_their_ports(pea: dict[str, Any]) -> None:
+    assert len(pea) == 17
+    assert {name: int(port["published"]) for name, service in pea.items() for port in service["ports"]} == PEA_PORTS
+    addresses = {name: port["host_ip"] for name, service in pea.items() for port in service["ports"]}
+    assert {addresses.pop("prometheus")} == {"127.0.0.1"}
+    assert set(addresses.values()) == {"192.168.0.144"}
+
+
+@pytest.mark.needs("docker-compose")
+def test_004_05_and_06_cards_and_container_names(pea: dict[str, Any]) -> None:
+    for name, service in pea.items():
+        assert service["container_name"] == f"pea-{name}"
+        number = re.fullmatch(r"(?:gpu|embed|image)-(\d)", name)
+        wanted = [[str(int(number[1]) - 1)]] if number else []
+        assert [device["device_ids"] for device in devices_of(service)] == wanted
+
+
+@pytest.mark.needs("docker-compose")
+def test_004_08_to_10_models(pea: dict[str, Any]) -> None:
+    models = {
+        name: Path(options(service["command"])["--model"]).name
+        for name, service in pea.items()
+        if "gpu-" in name or "embed-" in name
+    }
+    assert {models[f"gpu-{number}"] for number in (1, 2, 3)} == {"Llama-3.1-8B-Stheno-v3.4-Q5_K_M.gguf"}
+    assert {models[f"gpu-{number}"] for number in (4, 5, 6, 7)} == {"Lumimaid-v0.2-8B-Q5_K_M.gguf"}
+    assert {models[f"embed-{number}"] for number in range(1, 8)} == {"nomic-embed-text-v1.5.Q8_0.gguf"}
+    image = yaml.safe_load(tree_of("heartcode")["pea/image/image-8.yaml"])
+    assert image["parameters"] == {"model": "segmind/SSD-1B"}
+    assert image["f16"] is True
+
+
+@pytest.mark.needs("docker-compose")
+def test_004_13_to_17_chat_servers_argv(pea: dict[str, Any]) -> None:
+    for number in range(1, 8):
+        found = options(pea[f"gpu-{number}"]["command"])
+        assert {name: found[name] for name in CHAT_ARGV} == CHAT_ARGV
+        assert "--jinja" in found
+        assert found["--port"] == str(8079 + number)
+        assert int(found["--cache-ram"]) <= 1024
+
+
+@pytest.mark.needs("docker-compose")
+def test_004_09_embedding_servers_argv(pea: dict[str, Any]) -> None:
+    for number in range(1, 8):
+        found = options(pea[f"embed-{number}"]["command"])
+        wanted = {"--ctx-size": "2048", "--batch-size": "512", "--n-gpu-layers": "all", "--threads": "2"}
+        assert {name: found[name] for name in wanted} == wanted
+        assert "--embeddings" in found
+
+
+@pytest.mark.needs("docker-compose")
+def test_004_19_memory_limits(pea: dict[str, Any]) -> None:
+    wanted = {"gpu": (2048, 3072), "embed": (512, 1024), "image": (4096, 6144)}
+    for name, service in pea.items():
+        kind = name.partition("-")[0]
+        if kind in wanted:
+            assert (int(service["mem_limit"]) // MIB, int(service["memswap_limit"]) // MIB) == wanted[kind]
+
+
+def test_004_11_and_32_aliases_and_limits() -> None:
+    config = yaml.safe_load(tree_of("heartcode")["prod/litellm/config.yaml"])
+    assert config["router_settings"]["model_group_alias"] == {
+        "heartcode-default": "heartcode-chat-sfw",
+        "heartcode-sfw": "heartcode-chat-sfw",
+        "heartcode-chat": "heartcode-chat-sfw",
+        "heartcode-nsfw": "heartcode-chat-nsfw",
+    }
+    limits = {
+        entry["model_name"]: (entry["model_info"].get("rpm"), entry["model_info"].get("tpm"))
+        for entry in config["model_list"]
+    }
+    assert limits == {
+        "heartcode-chat-sfw": (35, 50000),
+        "heartcode-chat-nsfw": (45, 50000),
+        "heartcode-embed": (None, None),
+        "heartcode-image": (None, None),
+    }
+
+
+def test_004_04_the_gateway_listens_on_port_4000_of_the_proxy_host() -> None:
+    litellm = next(service for service in services_on("heartcode", "prod") if service.role == "gateway")
+    assert [(port.number, port.publish) for port in litellm.ports] == [(4000, "192.168.0.152")]
+
+
+def test_000_the_balancer_listens_on_8899() -> None:
+    litellm = next(service for service in services_of("neural-farm") if service.role == "gateway")
+    assert [port.number for port in litellm.ports] == [8899]
+    config = tree_of("neural-farm")["gateway/haproxy/haproxy.cfg"].decode()
+    assert sum(map(int, re.findall(r"^    server .* maxconn (\d+)", config, re.MULTILINE))) == 6
+
+
+def options(command: list[str]) -> dict[str, str]:
+    """Options of an argument list with their values; a switch has none."""
+    found: dict[str, str] = {}
+    for word, after in zip(command, [*command[1:], "--"], strict=True):
+        if word.startswith("--"):
+            found[word] = "" if after.startswith("--") else after
+    return found
+
+
+# --- HAProxy ----------------------------------------------------------------------------------------------------------
+
+
+BENIGN = (
+    "could not resolve address",  # containers and example.com: they resolve where the farm runs, and `init-addr … none`
+    "Can't open global server state file",  # there is none before the first reload
+)
+
+
+@pytest.mark.needs("haproxy")
+@each_file("haproxy.cfg")
+def test_haproxy_takes_its_configuration(case: str, path: str, folder: Path) -> None:
+    text = (folder / path).read_text()
+    for certificate in re.findall(r" crt (\S+)", text):
+        make_certificate(folder / "farm.pem", "farm.example.com")
+        (folder / path).write_text(text.replace(certificate, str(folder / "farm.pem")))
+    done = subprocess.run(
+        [program("haproxy"), "-c", "-f", folder / path], capture_output=True, text=True, check=False, timeout=DEADLINE_S
+    )
+    assert done.returncode == 0, done.stderr
+    warnings = [line for line in done.stderr.splitlines() if "[WARNING]" in line or "[ALERT]" in line]
+    assert [line for line in warnings if not any(words in line for words in BENIGN)] == []
+
+
+@pytest.mark.parametrize(("case", "path"), [item for item in files_named("haproxy.cfg") if "/haproxy/" in item[1]])
+def test_haproxy_has_every_backend_once_with_its_slots(case: str, path: str) -> None:
+    text = tree_of(case)[path].decode()
+    names = re.findall(r"^backend (\S+)", text, re.MULTILINE)
+    assert len(names) == len(set(names))
+    planned = {
+        backend.name: backend.slots for backend in plan_of(case).contributions.backends if backend.protocol != "cloud"
+    }
+    servers = re.findall(r"^    server (\S+) \S+ id \d+ maxconn (\d+) weight (\d+)", text, re.MULTILINE)
+    assert {name: int(slots) for name, slots, _ in servers} == planned
+    assert len(servers) == len(planned)
+
+
+# --- Prometheus -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.needs("promtool")
+@each_file("prometheus.yml")
+def test_promtool_takes_the_configuration(case: str, path: str, folder: Path) -> None:
+    """Files with credentials must exist; those of containers lie elsewhere here."""
+    config = folder / path
+    host = folder / path.partition("/")[0]
+    text = config.read_text().replace("/run/secrets/", f"{host}/secrets/")
+    config.write_text(text.replace("/etc/prometheus/rules/", f"{host}/prometheus/rules/"))
+    done = subprocess.run(
+        [program("promtool"), "check", "config", config],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=DEADLINE_S,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "SUCCESS" in done.stdout
+
+
+@pytest.mark.needs("promtool")
+@pytest.mark.parametrize("case", CASES)
+def test_promtool_finds_nothing_to_say_about_the_rules(case: str, folder: Path) -> None:
+    files = sorted(folder.glob("*/prometheus/rules/*.yml"))
+    if files:
+        command = [str(program("promtool")), "check", "rules", "--lint=all", "--lint-fatal", *map(str, files)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=DEADLINE_S)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@each_file("prometheus.yml")
+def test_every_target_says_where_it_is_and_what_it_does(case: str, path: str) -> None:
+    """Labels by which alerts and dashboards find it; those of a replica say all that is known of it."""
+    replicas = {replica.container: replica for replica in plan_of(case).site.replicas}
+    config = yaml.safe_load(tree_of(case)[path])
+    for entry in (entry for job in config["scrape_configs"] for entry in job["static_configs"]):
+        labels = entry["labels"]
+        assert {"host", "role"} <= labels.keys()
+        if "replica" in labels:
+            assert {"host", "pool", "model", "replica", "role"} <= labels.keys()
+            replica = replicas.get(labels["replica"])
+            assert not replica or bool(replica.cards) == ({"gpu", "card"} <= labels.keys())
+
+
+@each_case
+def test_figures_and_alerts_are_open_on_loopback_only(case: str) -> None:
+    """Neither Prometheus nor Alertmanager has a password of its own."""
+    for service in services_of(case):
+        if service.component in {"prometheus", "alertmanager"}:
+            assert {port.publish for port in service.ports} == {"127.0.0.1"}
+            assert service.args
+
+
+@each_file("prometheus.yml")
+def test_every_target_has_a_home_and_its_secret(case: str, path: str) -> None:
+    host = path.partition("/")[0]
+    config = yaml.safe_load(tree_of(case)[path])
+    prometheus = next(service for service in services_on(case, host) if service.name == "prometheus")
+    for job in config["scrape_configs"]:
+        secret = job.get("authorization", {}).get("credentials_file", "").rpartition("/")[2]
+        assert not secret or secret in prometheus.secrets
+        assert all(len(entry["targets"]) == 1 for entry in job["static_configs"])
+    targets = [
+        target for job in config["scrape_configs"] for entry in job["static_configs"] for target in entry["targets"]
+    ]
+    assert len(targets) == len(set(targets))
+
+
+# --- Alertmanager -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.needs("amtool")
+@each_file("alertmanager.yml")
+def test_amtool_takes_the_configuration(case: str, path: str, folder: Path) -> None:
+    config = folder / path
+    host = folder / path.partition("/")[0]
+    config.write_text(config.read_text().replace("/run/secrets/", f"{host}/secrets/"))
+    done = subprocess.run(
+        [program("amtool"), "check-config", config], capture_output=True, text=True, check=False, timeout=DEADLINE_S
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+ROUTES = {
+    "severity=critical": "ops,mail,phone",
+    "severity=warning": "ops",
+    "severity=watchdog": "dead-man",
+    "severity=none": "nobody",
+}
+
+
+@pytest.mark.needs("amtool")
+@pytest.mark.parametrize("labels", ROUTES)
+@pytest.mark.parametrize("case", ["everything-on"])
+def test_every_severity_reaches_its_receivers_and_nobody_else(case: str, labels: str, folder: Path) -> None:
+    config = folder / "gate" / "alertmanager" / "alertmanager.yml"
+    command = [str(program("amtool")), "config", "routes", "test", f"--config.file={config}", labels, "alertname=Any"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=DEADLINE_S)
+    assert done.stdout.strip() == ROUTES[labels]
+
+
+@pytest.mark.parametrize("case", ["everything-on"])
+def test_no_receiver_has_its_secret_in_the_configuration(case: str) -> None:
+    config = yaml.safe_load(tree_of(case)["gate/alertmanager/alertmanager.yml"])
+    receivers = {receiver["name"]: receiver for receiver in config["receivers"]}
+    assert receivers["ops"]["slack_configs"][0]["api_url_file"] == "/run/secrets/SLACK_URL"
+    assert receivers["mail"]["email_configs"][0]["auth_password_file"] == "/run/secrets/MAIL_PASSWORD"
+    assert receivers["phone"]["webhook_configs"][0]["url_file"] == "/run/secrets/NTFY_URL"
+    assert receivers["dead-man"]["webhook_configs"][0]["url_file"] == "/run/secrets/DEADMAN_URL"
+
+
+# --- LiteLLM ----------------------------------------------------------------------------------------------------------
+
+
+@each_file("config.yaml")
+def test_litellm_ignores_no_key(case: str, path: str) -> None:
+    assert unknown_keys(yaml.safe_load(tree_of(case)[path])) == []
+
+
+STORE = re.compile(r"redis|database_url")
+
+
+@pytest.mark.parametrize("case", ["least-busy", "direct", "everything-on"])
+def test_litellm_loads_the_configuration(case: str, folder: Path) -> None:
+    """One of each way of balancing. Database and cache are left out: it would connect to them at once."""
+    path = next(path for _, path in files_named("config.yaml") if path in tree_of(case))
+    secrets = folder / path.partition("/")[0] / "secrets"
+    config = yaml.safe_load((folder / path).read_text())
+    for section in ("general_settings", "router_settings"):
+        config[section] = {key: value for key, value in config[section].items() if not STORE.search(key)}
+    (folder / path).write_text(yaml.safe_dump(config))
+    assert load_with_litellm(folder / path, {file.name: file.read_text() for file in secrets.iterdir()}) == ""
+
+
+@each_file("config.yaml")
+def test_litellm_is_given_every_secret_that_its_configuration_names(case: str, path: str) -> None:
+    named = set(re.findall(r"os\.environ/(\w+)", tree_of(case)[path].decode()))
+    litellm = next(service for service in services_of(case) if service.role == "gateway")
+    assert named <= set(litellm.secrets)
+    assert litellm.environment["CORRAL_SECRETS"].split() == list(litellm.secrets)
+
+
+@each_file("config.yaml")
+def test_every_deployment_has_an_id_of_its_own(case: str, path: str) -> None:
+    ids = [entry["model_info"]["id"] for entry in yaml.safe_load(tree_of(case)[path])["model_list"]]
+    assert len(ids) == len(set(ids))
+
+
+# --- llama-server -----------------------------------------------------------------------------------------------------
+
+KNOWN = {name for option in OPTIONS for name in (*option.names, *option.opposites)}
+TAKES_VALUE = {name for option in OPTIONS if option.value for name in option.names}
+
+
+@each_case
+def test_llama_server_knows_every_flag(case: str) -> None:
+    """The wheel's server knows them, and the shim in front of it refuses what llama-server does not have."""
+    for service, replica in llama_servers(case):
+        extra = replica.engine.extra_args or ()
+        words = list(service.args[: len(service.args) - len(extra)])
+        while words:
+            flag = words.pop(0)
+            assert flag in KNOWN, f"{service.name}: {flag}"
+            if flag in TAKES_VALUE:
+                assert words, flag
+                words.pop(0)
+
+
+@each_case
+def test_what_llama_server_would_choose_by_itself_is_said(case: str) -> None:
+    for service, replica in llama_servers(case):
+        found = options(list(service.args))
+        for flag in ("--port", "--parallel", "--ctx-size", "--cache-ram", "--fit", "--flash-attn", "--n-gpu-layers"):
+            assert flag in found, f"{service.name}: {flag}"
+        assert found["--fit"] == "off"
+        assert found["--cache-type-k"] == found["--cache-type-v"]
+        assert int(found["--cache-ram"]) < service.memory_mib
+        assert int(found["--ctx-size"]) == replica.weights.context * replica.slots
+        assert "--metrics" in found
+
+
+def llama_servers(case: str) -> Iterator[tuple[Service, Replica]]:
+    replicas = {(replica.host, replica.service): replica for replica in plan_of(case).site.replicas}
+    for service in services_of(case):
+        if service.component == LLAMA:
+            yield service, replicas[service.host, service.name]
+
+
+# --- LocalAI ----------------------------------------------------------------------------------------------------------
+
+LOCALAI_FIELDS = {
+    "": {"name", "backend", "parameters", "f16", "step", "cuda", "threads", "diffusers", "description"},
+    "parameters": {"model"},
+    "diffusers": {"cuda", "pipeline_type", "scheduler_type", "enable_parameters", "clip_skip"},
+}
+"""Fields of LocalAI 4.9's ModelConfig (core/config/model_config.go: ModelConfig, PredictionOptions, Diffusers)."""
+LOCALAI_ENVIRONMENT = {
+    "LOCALAI_ADDRESS",
+    "LOCALAI_API_KEY",
+    "LOCALAI_BACKENDS_PATH",
+    "LOCALAI_CONFIG_DIR",
+    "LOCALAI_DATA_PATH",
+    "LOCALAI_GENERATED_CONTENT_PATH",
+    "LOCALAI_MAX_ACTIVE_BACKENDS",
+    "LOCALAI_MODELS_PATH",
+    "LOCALAI_THREADS",
+}
+"""Variables that LocalAI 4.9's `run` reads (core/cli/run.go)."""
+LOCALAI_SCHEDULERS = {
+    *("ddim", "pndm", "heun", "unipc", "euler", "euler_a", "lms", "k_lms", "dpm_2", "k_dpm_2", "dpm_2_a", "k_dpm_2_a"),
+    *("dpmpp_2m", "k_dpmpp_2m", "dpmpp_sde", "k_dpmpp_sde", "dpmpp_2m_sde", "k_dpmpp_2m_sde"),
+}
+"""backend/python/diffusers/backend.py: DiffusionScheduler."""
+LOCALAI_GALLERY = {"cpu-diffusers", "cuda12-diffusers", "cuda13-diffusers", "rocm-diffusers", "intel-diffusers"}
+"""backend/index.yaml; all of them answer to the model file's `backend: diffusers`."""
+
+
+@each_case
+def test_localai_knows_every_field_and_variable(case: str) -> None:
+    for service in services_of(case):
+        if service.component != "image":
+            continue
+        model = yaml.safe_load(tree_of(case)[f"{service.host}/image/{service.environment['CORRAL_MODEL_FILE']}"])
+        assert model.keys() <= LOCALAI_FIELDS[""]
+        assert model["parameters"].keys() <= LOCALAI_FIELDS["parameters"]
+        assert model["diffusers"].keys() <= LOCALAI_FIELDS["diffusers"]
+        assert model["backend"] == "diffusers"
+        assert model["diffusers"]["scheduler_type"] in LOCALAI_SCHEDULERS
+        assert {name for name in service.environment if name.startswith("LOCALAI_")} <= LOCALAI_ENVIRONMENT
+        assert service.environment["CORRAL_BACKEND"] in LOCALAI_GALLERY
+
+
+StartLocalAI = Callable[..., tuple[int, list[str]]]
+LOCAL_AI = """#!/bin/sh
+echo "local-ai $* key=${LOCALAI_API_KEY:-none}" >>"$CALLS"
+[ "$1" != backends ] || mkdir -p "$LOCALAI_BACKENDS_PATH/$3"
+[ "$1" != backends ] || [ ! -e "$FAIL" ]
+"""
+
+
+@pytest.fixture
+def start_localai(tmp_path: Path) -> StartLocalAI:
+    """Runs LocalAI's start script with a stub program; returns the exit code and the stub's calls."""
+    stub = tmp_path / "bin" / "local-ai"
+    stub.parent.mkdir()
+    stub.write_text(LOCAL_AI)
+    stub.chmod(0o755)
+    (tmp_path / "key").write_text("k3y")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "image-8.yaml").write_text("name: image\n")
+    script = tree_of("heartcode")["pea/image/start.sh"].decode().replace("/etc/corral/", f"{tmp_path}/config/")
+    environment = {
+        "PATH": f"{stub.parent}:/usr/bin:/bin",
+        "CALLS": str(tmp_path / "calls"),
+        "FAIL": str(tmp_path / "fail"),
+        "CORRAL_BACKEND": "cuda12-diffusers",
+        "CORRAL_MODEL_FILE": "image-8.yaml",
+        "CORRAL_API_KEY_FILE": str(tmp_path / "key"),
+        "LOCALAI_MODELS_PATH": str(tmp_path / "models"),
+        "LOCALAI_BACKENDS_PATH": str(tmp_path / "backends"),
+    }
+
+    def start(**more: str) -> tuple[int, list[str]]:
+        (tmp_path / "calls").unlink(missing_ok=True)
+        done = subprocess.run(
+            ["sh", "-c", script], env=environment | more, capture_output=True, check=False, timeout=DEADLINE_S
+        )
+        calls = tmp_path / "calls"
+        return done.returncode, calls.read_text().splitlines() if calls.exists() else []
+
+    return start
+
+
+INSTALL = "local-ai backends install cuda12-diffusers key=none"
+RUN = "local-ai run key=k3y"
+
+
+def test_004_48_the_backend_is_installed_once(start_localai: StartLocalAI, tmp_path: Path) -> None:
+    assert start_localai() == (0, [INSTALL, RUN])
+    assert start_localai() == (0, [RUN])
+    assert (tmp_path / "models" / "image-8.yaml").read_text() == "name: image\n"
+
+
+def test_004_48_an_installation_that_failed_is_done_again(start_localai: StartLocalAI, tmp_path: Path) -> None:
+    (tmp_path / "fail").touch()
+    assert start_localai() == (1, [INSTALL])
+    (tmp_path / "fail").unlink()
+    assert start_localai() == (0, [INSTALL, RUN])
+
+
+def test_another_backend_is_installed_beside_the_first(start_localai: StartLocalAI) -> None:
+    start_localai()
+    other = "local-ai backends install cpu-diffusers key=none"
+    assert start_localai(CORRAL_BACKEND="cpu-diffusers") == (0, [other, RUN])
+
+
+# --- supervisord ------------------------------------------------------------------------------------------------------
+
+READ_PROGRAMS = """
+import json, shlex, sys
+from supervisor.options import ServerOptions
+options = ServerOptions()
+options.realize(["-c", sys.argv[1]])
+programs = [config for group in options.process_group_configs for config in group.process_configs]
+found = {each.name: [shlex.split(each.command), dict(each.environment), str(each.stdout_logfile)] for each in programs}
+print(json.dumps(found))
+"""
+
+
+@each_file("supervisord.conf")
+def test_supervisord_reads_every_program_as_planned(case: str, path: str, folder: Path) -> None:
+    host = path.partition("/")[0]
+    here = folder / host
+    (here / "logs").mkdir()
+    command = [sys.executable, "-c", READ_PROGRAMS, str(folder / path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=DEADLINE_S)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    planned = {service.name: service for service in services_on(case, host)}
+    assert sorted(found) == sorted(planned)
+    for name, service in planned.items():
+        words, environment, log = found[name]
+        assert (words, environment) == as_process(service, str(here)), name
+        assert log == f"{here}/logs/{name}.log"
+
+
+def as_process(service: Service, here: str) -> tuple[list[str], dict[str, str]]:
+    """The command line and environment that a planned process must get; awkward variables go through `env`."""
+    values = {name: value.replace("%(here)s", here) for name, value in sorted(service.environment.items())}
+    awkward = {name: value for name, value in values.items() if re.search(r"[\"';#]", value)}
+    command = [*(service.entrypoint or (service.program,)), *service.args]
+    env = ["env", *(f"{name}={value}" for name, value in awkward.items())] if awkward else []
+    words = [*env, *(word.replace("%(here)s", here) for word in command)]
+    return words, {name: value for name, value in values.items() if name not in awkward}
+
+
+def test_supervisord_gets_awkward_words_through(tmp_path: Path) -> None:
+    from corral.render import supervisor_command
+
+    words = [
+        "a b",
+        "100% %(x)s",
+        "; start",
+        "mid ; dle",
+        "a # b",
+        "#x",
+        "it's",
+        '"q"',
+        "$HOME `id` \\ ",
+        "",
+        "*",
+        "ü模🦙",
+        "-1",
+    ]
+    conf = tmp_path / "supervisord.conf"
+    conf.write_text(f"[supervisord]\n[program:x]\ncommand = echo {supervisor_command(words)}\n", encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-c", READ_PROGRAMS, str(conf)], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["x"][0] == ["echo", *words]
+
+
+# --- shell scripts ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.needs("shellcheck")
+@each_case
+def test_shellcheck_finds_nothing_in_rendered_scripts(case: str, folder: Path) -> None:
+    scripts = [folder / path for path in tree_of(case) if path.endswith(".sh")]
+    assert scripts
+    for script in scripts:
+        assert subprocess.run(["sh", "-n", script], check=False).returncode == 0
+    done = subprocess.run([program("shellcheck"), *scripts], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@each_case
+def test_shell_words_of_health_checks_parse(case: str) -> None:
+    for service in services_of(case):
+        command = service.health.command
+        if len(command) == 3 and command[0] in {"sh", "bash"}:
+            assert subprocess.run([command[0], "-n", "-c", command[2]], check=False).returncode == 0, shlex.join(
+                command
+            )

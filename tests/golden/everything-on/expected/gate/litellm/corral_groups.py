@@ -1,0 +1,119 @@
+# Rendered by corral from the inventory "everything.on", host gate; do not edit.
+# Change the inventory or litellm/corral_groups.py, then run: ./generate.py render
+
+"""A LiteLLM callback that chooses among unlike servers of one pool by what the balancer knows of them.
+
+Servers that need different requests (another protocol, model name or key) cannot stand behind one address, so LiteLLM
+chooses among them. LiteLLM does not know which are up and which are busy; HAProxy does, and tells it for each request:
+one that is up and has a free slot, in turn; when all are busy, the one with the shortest queue.
+
+LiteLLM loads this file from beside its `config.yaml`, and only on sites with such a pool.
+"""
+# ruff: noqa: ARG002 - the hooks' parameters are LiteLLM's, which passes them by name
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import httpx
+from litellm.integrations.custom_logger import CustomLogger
+
+STATE_PATH = "/-/groups"
+ANSWER_WITHIN_S = 2.0
+UNDER_WAY_S = 0.1
+"""So long a request needs at most from here to HAProxy: HAProxy's figures do not count it yet."""
+
+
+class Group(NamedTuple):
+    """What HAProxy says of one group of servers."""
+
+    servers: int
+    """Servers that are up."""
+    free: int
+    """Slots without a request."""
+    waiting: int
+    """Requests in the queue."""
+
+
+class CorralGroups(CustomLogger):
+    """LiteLLM hooks that choose a group; one instance serves every request of a worker."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._turns: Counter[str] = Counter()
+        self._under_way: deque[tuple[float, str]] = deque()
+        self._client = httpx.AsyncClient(timeout=ANSWER_WITHIN_S, trust_env=False)
+
+    async def async_filter_deployments(
+        self,
+        model: str,
+        healthy_deployments: list[Any],
+        messages: list[Any] | None,
+        request_kwargs: dict[str, Any] | None = None,
+        parent_otel_span: object = None,
+    ) -> list[Any]:
+        """Returns the deployments of the group whose turn it is; all of them where there is nothing to choose.
+
+        A cloud model beside servers of the site's own is used when none of these is up.
+        """
+        names = [group_of(deployment) for deployment in healthy_deployments]
+        known = sorted({name for name in names if name})
+        if len(known) <= 1:
+            return healthy_deployments
+        try:
+            groups = await self._ask(next(filter(None, map(_base, healthy_deployments))))
+        except (httpx.HTTPError, ValueError):
+            return healthy_deployments
+        self._turns[model] += 1
+        chosen = choose(
+            {name: groups[name] for name in known if name in groups}, self._recent(), turn=self._turns[model]
+        )
+        if chosen is None:
+            outside = [item for item, name in zip(healthy_deployments, names, strict=True) if not name]
+            return outside or healthy_deployments
+        self._under_way.append((time.monotonic(), chosen))
+        return [item for item, name in zip(healthy_deployments, names, strict=True) if name == chosen]
+
+    async def _ask(self, base: str) -> dict[str, Group]:
+        response = await self._client.get(base + STATE_PATH)
+        return {name: Group(*figures) for name, figures in response.raise_for_status().json().items()}
+
+    def _recent(self) -> Counter[str]:
+        """Requests that were sent off a moment ago, by group."""
+        now = time.monotonic()
+        while self._under_way and now - self._under_way[0][0] > UNDER_WAY_S:
+            self._under_way.popleft()
+        return Counter(name for _, name in self._under_way)
+
+
+def choose(groups: Mapping[str, Group], under_way: Mapping[str, int], *, turn: int) -> str | None:
+    """The group for the next request, None when no server is up: free ones in turn, else the shortest queue."""
+    up = {name: group for name, group in groups.items() if group.servers > 0}
+    free = [name for name, group in up.items() if group.free > under_way.get(name, 0)]
+    if free:
+        return free[turn % len(free)]
+    return min(up, key=lambda name: (up[name].waiting + under_way.get(name, 0), name), default=None)
+
+
+def group_of(deployment: Mapping[str, Any]) -> str:
+    """The group that a deployment's address names; empty for one that is not behind the balancer."""
+    address = urlsplit(str(_parameters(deployment).get("api_base") or ""))
+    parts = address.path.split("/")
+    return parts[1] if len(parts) > 2 else ""  # noqa: PLR2004 - /<group>/<replica>/…
+
+
+def _base(deployment: Mapping[str, Any]) -> str:
+    address = urlsplit(str(_parameters(deployment).get("api_base") or ""))
+    return f"{address.scheme}://{address.netloc}" if group_of(deployment) else ""
+
+
+def _parameters(deployment: Mapping[str, Any]) -> Mapping[str, Any]:
+    parameters = deployment.get("litellm_params")
+    return parameters if isinstance(parameters, Mapping) else {}
+
+
+corral_groups = CorralGroups()

@@ -1,0 +1,15 @@
+-- Rendered by corral from the inventory "local-all", host here; do not edit.
+-- Change the inventory or templates/haproxy/farm.lua.j2, then run: ./generate.py render
+-- What health.lua tells of the farm beside HAProxy's figures; nothing here is secret, and no address is in it.
+corral_farm = {
+    { name = "chat", pool = "chat", depth = 4, replicas = {
+        { name = "here-chat-1", slots = 2, model = "chat" },
+        { name = "here-chat-2", slots = 2, model = "chat" },
+    } },
+    { name = "embed", pool = "embed", depth = 4, replicas = {
+        { name = "here-embed-1", slots = 4, model = "embed" },
+    } },
+    { name = "rank", pool = "rank", depth = 4, replicas = {
+        { name = "here-rank-1", slots = 4, model = "rank" },
+    } },
+}

@@ -1,0 +1,17 @@
+-- Rendered by corral from the inventory "neural-farm", host gateway; do not edit.
+-- Change the inventory or templates/haproxy/farm.lua.j2, then run: ./generate.py render
+-- What health.lua tells of the farm beside HAProxy's figures; nothing here is secret, and no address is in it.
+corral_farm = {
+    { name = "primary.pixel", pool = "primary", depth = 5, replicas = {
+        { name = "pixel", slots = 2, model = "Qwen2.5-3B-Instruct-Q4_K_M" },
+    } },
+    { name = "primary.iphone15", pool = "primary", depth = 2, replicas = {
+        { name = "iphone15", slots = 1, model = "llama-3.2-3b" },
+    } },
+    { name = "primary.iphone16", pool = "primary", depth = 3, replicas = {
+        { name = "iphone16", slots = 1, model = "qwen3-4b" },
+    } },
+    { name = "smart", pool = "smart", depth = 10, replicas = {
+        { name = "mac", slots = 2, model = "mlx-community/Qwen3-8B-4bit" },
+    } },
+}

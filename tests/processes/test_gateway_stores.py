@@ -1,0 +1,76 @@
+"""What the default farm keeps and shows: counters in Valkey, figures in Prometheus; keys are in test_keys.py."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import httpx
+import pytest
+import redis
+
+from tests.processes.fakes import LOOPBACK
+from tests.processes.farm import Farm, in_modes
+from tests.processes.helpers import wait_until
+
+in_slots_mode = in_modes("slots")
+
+
+# --- Valkey
+
+
+@in_slots_mode
+@pytest.mark.needs("redis")
+def test_valkey_wants_its_password_and_the_gateway_has_it(farm: Farm) -> None:
+    def client(password: str | None) -> redis.Redis:
+        return redis.Redis(LOOPBACK, farm.ports["cache"], password=password)
+
+    for password in (None, "wrong"):
+        with client(password) as stranger, pytest.raises(redis.AuthenticationError):
+            stranger.ping()
+    with client(farm.secrets["VALKEY_PASSWORD"]) as own:
+        assert own.ping()
+        own.flushall()
+        assert farm.ask("limited").status_code in {200, 429}
+        wait_until(lambda: bool(own.dbsize()), 20, "the gateway counts in Valkey")
+
+
+# --- Prometheus
+
+
+@in_slots_mode
+@pytest.mark.needs("prometheus", "node-exporter")
+def test_prometheus_reads_everybody(farm: Farm) -> None:
+    def targets() -> list[dict[str, Any]]:
+        url = f"http://{LOOPBACK}:{farm.ports['prometheus']}/api/v1/targets"
+        found: list[dict[str, Any]] = httpx.get(url, trust_env=False).raise_for_status().json()["data"]["activeTargets"]
+        return found
+
+    wait_until(lambda: all(target["health"] == "up" for target in targets()), 20, "all targets are up")
+    jobs = Counter(target["labels"]["job"] for target in targets())
+    assert jobs == {"llama": 3, "haproxy": 1, "litellm": 1, "node": 1, "prometheus": 1}
+
+
+@in_slots_mode
+@pytest.mark.needs("prometheus", "node-exporter")
+def test_figures_of_every_program_are_there(farm: Farm) -> None:
+    farm.ask("chat").raise_for_status()
+    queries = (
+        'llamacpp:tokens_predicted_total{pool="chat",replica="box-chat-1"}',
+        'haproxy_backend_http_responses_total{code="2xx",proxy="chat"}',
+        'haproxy_backend_current_queue{proxy="even"}',
+        'sum(litellm_proxy_total_requests_metric_total{requested_model="chat"})',
+        "node_memory_MemTotal_bytes",
+    )
+
+    def missing() -> list[str]:
+        return [query for query in queries if len(ask_prometheus(farm, query)) != 1]
+
+    wait_until(lambda: not missing(), 20, f"every figure is there once; missing at first: {missing()}")
+
+
+def ask_prometheus(farm: Farm, query: str) -> list[dict[str, Any]]:
+    url = f"http://{LOOPBACK}:{farm.ports['prometheus']}/api/v1/query"
+    answer = httpx.get(url, params={"query": query}, trust_env=False).raise_for_status().json()
+    found: list[dict[str, Any]] = answer["data"]["result"]
+    return found

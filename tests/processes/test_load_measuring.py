@@ -1,0 +1,173 @@
+"""Locust measures what the server did: against a server that writes down its own times for every request (004-55)."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytest
+
+from corral.inventory import Objective
+from corral.ops.bench.figures import figures_of
+from corral.ops.bench.process import Load, Rows, run_load
+from corral.ops.bench.scenarios import Stage
+from corral.ops.bench.settings import Tasks
+
+FIRST_S = 0.4
+GAP_S = 0.15
+PIECES = 6
+CLOSE = 0.05
+"""Share by which client and server may differ."""
+
+
+@dataclass
+class Known:
+    """A server of known timing, and what it did."""
+
+    port: int = 0
+    held: int = 0
+    """Nobody is answered before so many requests are here."""
+    ends_well: bool = True
+    status: int = 200
+    arrivals: list[float] = field(default_factory=list)
+    sent: list[list[float]] = field(default_factory=list)
+    turns: list[int] = field(default_factory=list)
+    all_here: threading.Event = field(default_factory=threading.Event)
+
+
+@contextmanager
+def serving(known: Known) -> Iterator[Known]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *words: Any) -> None:
+            pass
+
+        def do_POST(self) -> None:
+            came = time.monotonic()
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            known.arrivals.append(came)
+            known.turns.append(len(body["messages"]))
+            if known.status != 200:
+                self.send_response(known.status)
+                self.send_header("Content-Length", "0")
+                self.send_header("Retry-After", "1")
+                self.end_headers()
+                return
+            if len(known.arrivals) >= known.held:
+                known.all_here.set()
+            assert known.all_here.wait(60)
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream")
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            times = [came]
+            self.event({"choices": [{"index": 0, "delta": {"role": "assistant"}, "finish_reason": None}]})
+            for number in range(PIECES):
+                time.sleep(GAP_S if number else FIRST_S)
+                self.event({"choices": [{"index": 0, "delta": {"content": f"w{number} "}, "finish_reason": None}]})
+                times.append(time.monotonic())
+            if known.ends_well:
+                self.event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+                self.event({"choices": [], "usage": {"prompt_tokens": 30, "completion_tokens": PIECES}})
+                self.chunk(b"data: [DONE]\n\n")
+            self.chunk(b"")
+            known.sent.append(times)
+
+        def event(self, data: dict[str, Any]) -> None:
+            self.chunk(b"data: " + json.dumps(data).encode() + b"\n\n")
+
+        def chunk(self, data: bytes) -> None:
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
+            self.wfile.flush()
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    known.port = server.server_address[1]
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield known
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def sent(known: Known, folder: Path, **given: Any) -> Rows:
+    place = {"name": "one", "url": f"http://127.0.0.1:{known.port}/v1", "model": "m", "slots": 1}
+    task = {
+        "name": "chat", "pool": "chat", "kind": "chat", "weight": 1, "prompt": "short", "max_tokens": 8,
+        "places": [place | {"key": "", "key_header": ""}],
+    }  # fmt: skip
+    return run_load(Load(Tasks([task]), timeout_s=60, **given), folder / "rows.jsonl")
+
+
+def test_times_are_those_of_the_server(tmp_path: Path) -> None:
+    """TTFT, gaps, TPOT and E2E are within 5 % of what the server wrote down for the same requests."""
+    with serving(Known()) as known:
+        found = sent(known, tmp_path, loop="burst", stages=(Stage(2.4, 1, every_s=0.8),))
+    rows = sorted(found.requests, key=lambda row: float(row["due_at"]))
+    assert len(rows) == len(known.sent) == 3
+    assert [row["error"] for row in rows] == ["", "", ""]
+    there = sorted(known.sent)
+    first = [times[1] - times[0] for times in there]
+    gaps = [after - before for times in there for before, after in itertools.pairwise(times[1:])]
+    whole = [times[-1] - times[0] for times in there]
+    tpot = [(times[-1] - times[1]) / (PIECES - 1) for times in there]
+    assert median(row["ttft_s"] - row["lag_s"] for row in rows) == pytest.approx(median(first), rel=CLOSE)
+    assert median(gap for row in rows for gap in row["gaps_s"]) == pytest.approx(median(gaps), rel=CLOSE)
+    assert median(row["e2e_s"] - row["lag_s"] for row in rows) == pytest.approx(median(whole), rel=CLOSE)
+    figures = figures_of(rows, Objective(), found.lasted_s)
+    assert figures.tpot_s["p50"] == pytest.approx(median(tpot), rel=CLOSE)
+    assert figures.tokens_out_mean == PIECES
+    assert figures.in_time == 3
+
+
+def test_a_server_that_stalls_does_not_stop_the_clock(tmp_path: Path) -> None:
+    """Open loop: nobody is answered before all requests are there, so a client that waits would never send them."""
+    with serving(Known(held=6)) as known:
+        found = sent(known, tmp_path, loop="burst", stages=(Stage(1.2, 1, every_s=0.2),))
+    rows = sorted(found.requests, key=lambda row: float(row["due_at"]))
+    assert [row["error"] for row in rows] == [""] * 6
+    due = [row["due_at"] - rows[0]["due_at"] for row in rows]
+    assert due == pytest.approx([0.2 * number for number in range(6)], abs=0.001)
+    assert all(row["ttft_s"] > FIRST_S + rows[-1]["due_at"] - row["due_at"] for row in rows)
+
+
+def test_arrivals_of_the_open_loop_are_a_poisson_process(tmp_path: Path) -> None:
+    """Refused at once, 40 a second: the gaps between due times have the mean and the spread of an exponential."""
+    with serving(Known(status=429)) as known:
+        found = sent(known, tmp_path, loop="open", stages=(Stage(4, 40, 40),))
+    due = sorted(float(row["due_at"]) for row in found.requests)
+    gaps = [after - before for before, after in itertools.pairwise(due)]
+    mean = sum(gaps) / len(gaps)
+    spread = (sum((gap - mean) ** 2 for gap in gaps) / len(gaps)) ** 0.5
+    assert len(known.arrivals) == len(due)
+    assert mean == pytest.approx(1 / 40, rel=0.25)
+    assert spread == pytest.approx(mean, rel=0.25)
+    assert {(row["error"], row["says_when"]) for row in found.requests} == {("refused", True)}
+
+
+def test_a_stream_without_its_end_is_a_failure_and_ends_a_load_with_an_error_budget(tmp_path: Path) -> None:
+    with serving(Known(ends_well=False)) as known:
+        found = sent(known, tmp_path, loop="open", stages=(Stage(60, 25, 25),), error_budget=0.1)
+    assert {(row["error"], row["status"]) for row in found.requests} == {("broken stream", 200)}
+    assert found.is_aborted
+    assert figures_of(found.requests, Objective(), found.lasted_s).answered == 0
+
+
+def test_a_closed_loop_talks_in_turns_that_carry_what_was_said(tmp_path: Path) -> None:
+    with serving(Known()) as known:
+        found = sent(known, tmp_path, loop="closed", stages=(Stage(4, 2),), turns=2)
+    assert {row["in_flight"] for row in found.requests} <= {1, 2}
+    assert set(known.turns) == {1, 3}

@@ -1,0 +1,391 @@
+"""Servers that the kit does not start, each in its own wire format, behind real LiteLLM and HAProxy (000-01, 001-13).
+
+The site is inventories/neural-farm.yaml with other addresses, and a few nodes more. The Pixel is a real llama-server.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from corral.load import load_inventory
+from corral.output import write
+from corral.plan import build_plan
+from corral.render import render
+from corral.secrets import initialise
+from corral.tiny_models import KNOWN_ANSWER, make_chat_model, make_rerank_model
+from corral.yamlsource import read_source
+from tests.processes import farm as farms
+from tests.processes.farm import HOST, Extras, Farm, Streamed
+from tests.processes.helpers import REPOSITORY, Process, wait_http, wait_until
+from tests.processes.wires import orders
+from tests.processes.wires.orders import LOOPBACK, order
+
+pytestmark = [pytest.mark.needs("haproxy"), pytest.mark.xdist_group("nodes")]
+
+KEY = "value-of-the-key"
+WITHIN_S = 30.0
+"""So soon a dead node is routed around, and a node that is back is used again (000-10)."""
+PHONES = ("iphone15", "iphone16")
+WIRES: dict[str, tuple[str, ...]] = {
+    "mac": ("mlx",), "iphone15": ("inferrlm",), "iphone16": ("inferrlm",), "desk": ("ollama",),
+    "lab": ("rest", "X-Api-Key"), "studio": ("rest", "Authorization"), "raw": ("rest", "Authorization"),
+}  # fmt: skip
+NODE_OF_POOL = {"smart": "mac", "desk": "desk", "lab": "lab", "studio": "studio"}
+"""Pools of one node, each of another wire format."""
+
+
+class Nodes(Farm):
+    """The farm, and what its fakes saw."""
+
+    processes: dict[str, Process]
+
+    def requests_of(self, node: str) -> list[dict[str, Any]]:
+        """Requests for inference that reached a node: path, headers and body of each."""
+        told: list[dict[str, Any]] = orders.seen_by(self.ports[node])["requests"]
+        return told
+
+    def in_flight_at_most(self, node: str) -> int:
+        most: int = orders.seen_by(self.ports[node])["most_in_flight"]
+        return most
+
+    def phone(self, name: str, content: str, **fields: Any) -> httpx.Response:
+        """The answer of one of the phones, which share a pool with the Pixel."""
+        for _ in range(12):
+            answer = self.ask("primary", content, **fields).raise_for_status()
+            if self.replica(answer) == name:
+                return answer
+        raise AssertionError(f"{name} answered none of twelve requests")
+
+    def phone_streamed(self, name: str, content: str, **fields: object) -> Streamed:
+        for _ in range(12):
+            answer = self.ask_streamed("primary", content, **fields)
+            if self.replica(answer.response) == name:
+                return answer
+        raise AssertionError(f"{name} answered none of twelve requests")
+
+
+def inventory_of(ports: dict[str, int]) -> dict[str, Any]:
+    site: dict[str, Any] = read_source(REPOSITORY / "inventories" / "neural-farm.yaml").data
+    site["hosts"] = {HOST: {"runtime": "local", "address": LOOPBACK}}
+    for name, node in site["nodes"].items():
+        node["url"] = f"http://{LOOPBACK}:{ports[name]}"
+    url = {name: f"http://{LOOPBACK}:{ports[name]}" for name in WIRES}
+    rest = {"engine": "openai", "model": "some-model", "api_key": "LAB_KEY"}
+    site["nodes"] |= {
+        "desk": {"url": url["desk"], "engine": "ollama", "model": "qwen3:4b", "slots": 3, "thinking": "off"},
+        "lab": {"url": f"{url['lab']}/v1", **rest, "slots": 4, "key_header": "X-Api-Key"},
+        "studio": {"url": url["studio"], **rest, "engine": "lmstudio"},
+        "raw": {"url": url["raw"], **rest, "thinking": "shown"},
+    }
+    site["pools"] |= {name: {"on": {"node": name}} for name in ("desk", "lab", "studio", "raw")}
+    site["models"] = {"tiny-rank": {"source": "rank.gguf", "kind": "rerank", "context": 256}}
+    site["pools"]["ranks"] = {
+        "model": "tiny-rank", "on": {"host": HOST}, "ports": ports["rank"], "engine": {"threads": 1},
+    }  # fmt: skip
+    site["gateway"] |= {
+        "host": HOST, "port": ports["gateway"], "balancer_port": ports["balancer"], "stats_port": ports["stats"],
+    }  # fmt: skip
+    return site
+
+
+@contextmanager
+def running() -> Iterator[Nodes]:
+    ports = dict(zip([*WIRES, "pixel", "rank", "gateway", "balancer", "stats", "fakes"], _free_ports(), strict=False))
+    folder = Path(tempfile.mkdtemp(prefix="corral-nodes-"))
+    folder.chmod(0o755)
+    try:
+        path = folder / "inventory.yaml"
+        path.write_text(yaml.safe_dump(inventory_of(ports), sort_keys=False), encoding="utf-8")
+        plan = build_plan(load_inventory(path))
+        write(render(plan), folder)
+        (folder / HOST / ".env").write_text(f"LAB_KEY={KEY}\n", encoding="utf-8")
+        initialise({HOST: plan.secrets_of(HOST)}, folder)
+        (folder / HOST / "models").mkdir()
+        make_rerank_model(folder / HOST / "models" / "rank.gguf")
+        farm = Nodes("slots", folder, plan, ports, Extras())
+        farm.processes = {}
+        with ExitStack() as stack:
+            for name in [*WIRES, "pixel"]:
+                farm.processes[name] = stack.enter_context(_process(farm, name))
+            stack.enter_context(farms._started(farm))
+            stack.enter_context(farm.client)
+            yield farm
+    finally:
+        shutil.rmtree(folder)
+
+
+def _free_ports() -> list[int]:
+    return list(farms.choose_ports().values())
+
+
+def _process(farm: Nodes, name: str) -> Process:
+    """One of the nodes, not started yet."""
+    if name in WIRES:
+        wire, *further = WIRES[name]
+        return Process(orders.command(wire, farm.ports[name], *further), farm.folder / f"{name}.log")
+    model = farm.folder / "pixel.gguf"
+    make_chat_model(model)
+    program = REPOSITORY / "gpu-server" / "local" / "llama-server"
+    words = f"--model {model} --host {LOOPBACK} --port {farm.ports[name]} --parallel 2 --ctx-size 4096 --threads 1"
+    return Process([sys.executable, program, *words.split()], farm.folder / f"{name}.log")
+
+
+@pytest.fixture(scope="module")
+def farm() -> Iterator[Nodes]:
+    with running() as nodes:
+        yield nodes
+
+
+def content_of(answer: httpx.Response) -> Any:
+    return answer.raise_for_status().json()["choices"][0]["message"]["content"]
+
+
+# --- every kind of node answers, plain and streamed (000-01, 000-11)
+
+TEXT = ["  Grüße, ", "<b>world</b>", " 1 < 2 and\n\n", "```x```", " <thin", " ice> 🦙", " <"]
+"""What a careless filter would damage (000-12): white space at the edges of pieces, things that are almost tags."""
+
+
+@pytest.mark.parametrize("pool", NODE_OF_POOL)
+def test_answers_arrive_as_they_were_said(farm: Nodes, pool: str) -> None:
+    assert content_of(farm.ask(pool, order(TEXT))) == "".join(TEXT)
+    streamed = farm.ask_streamed(pool, order(TEXT))
+    assert streamed.text == "".join(TEXT)
+    assert streamed.finish_reasons == ["stop"]
+    assert farm.replica(streamed.response) == NODE_OF_POOL[pool]
+
+
+@pytest.mark.parametrize("name", PHONES)
+def test_a_phone_answers_in_its_own_dialect(farm: Nodes, name: str) -> None:
+    assert content_of(farm.phone(name, order(TEXT), max_tokens=77)) == "".join(TEXT)
+    request = farm.requests_of(name)[-1]
+    assert request["path"] == "/api/chat"
+    assert request["body"]["options"] == {"max_tokens": 77}
+    assert request["body"]["stream"] is False
+    streamed = farm.phone_streamed(name, order(TEXT))
+    assert streamed.text == "".join(TEXT)
+    assert streamed.finish_reasons == ["stop"]
+
+
+def test_the_pixel_is_a_llama_server(farm: Nodes) -> None:
+    streamed = farm.phone_streamed("pixel", "hello")
+    assert streamed.text == KNOWN_ANSWER
+    assert content_of(farm.phone("pixel", "hello")) == KNOWN_ANSWER
+
+
+def test_ollama_gets_its_own_options_and_its_figures_are_used(farm: Nodes) -> None:
+    answer = farm.ask("desk", "hello", max_tokens=5, presence_penalty=0.5)
+    assert answer.raise_for_status().json()["usage"]["prompt_tokens"] == 7
+    assert farm.requests_of("desk")[-1]["body"]["options"] == {"num_predict": 5}
+    streamed = farm.ask_streamed("desk", "hello", stream_options={"include_usage": True})
+    assert streamed.events[-1]["usage"]["prompt_tokens"] == 7
+
+
+# --- images and rerank requests
+
+
+PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo=", "detail": "low"}}
+
+
+def test_pictures_reach_the_server(farm: Nodes) -> None:
+    parts = [{"type": "text", "text": "What is this?"}, PICTURE]
+    messages = [{"role": "user", "content": parts}]
+    for pool in ("lab", "desk"):
+        body = {"model": pool, "messages": messages}
+        farm.client.post("/v1/chat/completions", json=body).raise_for_status()
+    assert farm.requests_of("lab")[-1]["body"]["messages"] == messages
+    ollama = farm.requests_of("desk")[-1]["body"]["messages"][0]
+    assert (ollama["content"], ollama["images"]) == ("What is this?", ["iVBORw0KGgo="])
+
+
+def test_documents_are_ranked_by_a_real_llama_server(farm: Nodes) -> None:
+    documents = ["the cat is in the river", "gpu queue model server", "berlin germany"]
+    body = {"model": "ranks", "query": "cat", "documents": documents, "top_n": 2}
+    results = farm.client.post("/v1/rerank", json=body).raise_for_status().json()["results"]
+    scores = [result["relevance_score"] for result in results]
+    assert len(results) == 2
+    assert scores == sorted(scores, reverse=True)
+    address = f"http://{LOOPBACK}:{farm.ports['rank']}/v1/rerank"
+    headers = {"Authorization": f"Bearer {farm.secrets['LLAMA_API_KEY']}"}
+    direct = httpx.post(address, json=body, headers=headers, trust_env=False).raise_for_status().json()["results"]
+    assert [result["index"] for result in results] == [result["index"] for result in direct]
+    assert scores == pytest.approx([result["relevance_score"] for result in direct], abs=1e-4)
+
+
+# --- keys in the header that a server wants (001-13)
+
+
+@pytest.mark.parametrize(
+    ("pool", "header", "value"), [("lab", "x-api-key", KEY), ("studio", "authorization", f"Bearer {KEY}")]
+)
+def test_key_goes_into_its_header_and_no_other(farm: Nodes, pool: str, header: str, value: str) -> None:
+    farm.ask(pool).raise_for_status()
+    headers = farm.requests_of(pool)[-1]["headers"]
+    assert headers[header] == value
+    assert [name for name, text in headers.items() if KEY in text] == [header]
+    assert farm.key not in str(headers)
+
+
+# --- thoughts: 000-12, 000-13
+
+THOUGHT = "<think>\nHm, <think>nested</think> is < allowed.\n</think>\n\n"
+
+
+def cuts(text: str) -> list[list[str]]:
+    """The text in two pieces, cut at every place of its tags, and letter by letter."""
+    places = [place for place, letter in enumerate(text) if "<" in text[max(0, place - 8) : place + 1]]
+    return [[text[:place], text[place:]] for place in places[::3]] + [list(text)]
+
+
+@pytest.mark.parametrize("pool", NODE_OF_POOL)
+def test_thoughts_do_not_reach_the_client(farm: Nodes, pool: str) -> None:
+    text = f"{THOUGHT}The answer <b>is</b> 4 <think>or 5?</think> indeed."
+    wanted = "The answer <b>is</b> 4  indeed."
+    assert content_of(farm.ask(pool, order([text]))) == wanted
+    for pieces in cuts(text):
+        streamed = farm.ask_streamed(pool, order(pieces))
+        assert streamed.text == wanted, pieces
+        assert streamed.finish_reasons == ["stop"]
+
+
+@pytest.mark.parametrize("name", PHONES)
+def test_thoughts_of_a_phone_do_not_reach_the_client(farm: Nodes, name: str) -> None:
+    text = f"{THOUGHT}4"
+    assert content_of(farm.phone(name, order([text]))) == "4"
+    assert farm.phone_streamed(name, order(list(text))).text == "4"
+
+
+def test_unclosed_thought_leaves_an_empty_answer(farm: Nodes) -> None:
+    pieces = ["<thi", "nk>I wonder", " whether"]
+    assert content_of(farm.ask("studio", order(pieces))) == ""
+    streamed = farm.ask_streamed("studio", order(pieces))
+    assert (streamed.text, streamed.finish_reasons) == ("", ["stop"])
+
+
+def assert_shown(answer: httpx.Response) -> None:
+    """LiteLLM itself puts a thought at the beginning of a plain answer where servers that separate it put it."""
+    message = answer.raise_for_status().json()["choices"][0]["message"]
+    assert (message["content"], message["reasoning_content"]) == ("4", "2 and 2")
+
+
+def test_client_may_ask_for_thoughts(farm: Nodes) -> None:
+    farm.client.headers["x-corral-thinking"] = "show"
+    try:
+        assert_shown(farm.ask("studio", order(["<think>2 and 2</think>4"])))
+        assert farm.ask_streamed("studio", order(list(f"{THOUGHT}4"))).text == f"{THOUGHT}4"
+    finally:
+        del farm.client.headers["x-corral-thinking"]
+
+
+def test_inventory_may_show_thoughts(farm: Nodes) -> None:
+    assert_shown(farm.ask("raw", order(["<think>2 and 2</think>4"])))
+    assert farm.ask_streamed("raw", order(list(f"{THOUGHT}4"))).text == f"{THOUGHT}4"
+
+
+def test_what_a_server_separates_stays_separate(farm: Nodes) -> None:
+    text = order(["4"], think=["two and ", "two"])
+    message = farm.ask("studio", text).raise_for_status().json()["choices"][0]["message"]
+    assert (message["content"], message["reasoning_content"]) == ("4", "two and two")
+    streamed = farm.ask_streamed("studio", text)
+    deltas = [choice["delta"] for event in streamed.events for choice in event["choices"]]
+    assert "".join(delta.get("reasoning_content") or "" for delta in deltas) == "two and two"
+    assert streamed.text == "4"
+
+
+@pytest.mark.parametrize("pool", ["smart", "desk"])
+def test_thinking_is_turned_off_where_the_server_can(farm: Nodes, pool: str) -> None:
+    text = order(["4"], think=["two and two"])
+    for stream in (False, True):
+        answer = farm.ask_streamed(pool, text).response if stream else farm.ask(pool, text)
+        assert answer.is_success
+    body = farm.requests_of(NODE_OF_POOL[pool])[-1]["body"]
+    assert body.get("think") is False or body["chat_template_kwargs"] == {"enable_thinking": False}
+    assert "reasoning" not in farm.ask(pool, text).text
+
+
+def test_other_interfaces_hide_thoughts_too(farm: Nodes) -> None:
+    for pieces in ([f"{THOUGHT}4 <"], list(f"{THOUGHT}4 <")):
+        messages = [{"role": "user", "content": order(pieces)}]
+        body = {"model": "studio", "messages": messages, "max_tokens": 9}
+        plain = farm.client.post("/v1/messages", json=body).raise_for_status().text
+        assert "think>" not in plain
+        streamed = farm.client.post("/v1/messages", json=body | {"stream": True}).raise_for_status().text
+        assert "".join(texts_of(streamed)) == "4 <"
+        assert "think" not in streamed
+        body = {"model": "studio", "input": order(pieces)}
+        plain = farm.client.post("/v1/responses", json=body).raise_for_status().text
+        assert "think>" not in plain
+        streamed = farm.client.post("/v1/responses", json=body | {"stream": True}).raise_for_status().text
+        assert "think>" not in streamed
+        assert "".join(re.findall(r'"response.output_text.delta".*"delta":"([^"]*)"', streamed)) == "4 <"
+
+
+def texts_of(events: str) -> list[str]:
+    """The texts of Anthropic's events."""
+    data = [yaml.safe_load(line.removeprefix("data: ")) for line in events.splitlines() if line.startswith("data: {")]
+    return [event["delta"]["text"] for event in data if event.get("delta", {}).get("type") == "text_delta"]
+
+
+# --- unlike servers of one pool: slots, queue, faults (000-06, 000-07, 000-09, 000-10)
+
+
+def test_unlike_servers_take_turns_when_idle(farm: Nodes) -> None:
+    shares = Counter(farm.replica(farm.ask("primary", "hello", max_tokens=4)) for _ in range(30))
+    assert set(shares) == {"pixel", *PHONES}
+    assert max(shares.values()) <= 15
+
+
+def burst(farm: Nodes, count: int, service_s: float) -> list[httpx.Response]:
+    text = order(["done"], service_s=service_s)
+    with ThreadPoolExecutor(count) as threads:
+        return list(threads.map(lambda _: farm.ask("primary", text), range(count)))
+
+
+def test_no_node_gets_more_than_its_slots_and_the_queue_is_bounded(farm: Nodes) -> None:
+    answers = burst(farm, 40, 1.0)
+    statuses = Counter(answer.status_code for answer in answers)
+    assert set(statuses) == {200, 429}
+    assert all(answer.headers["retry-after"] for answer in answers if answer.status_code == 429)
+    for name in PHONES:
+        assert farm.in_flight_at_most(name) == 1
+    assert {farm.replica(answer) for answer in answers if answer.is_success} == {"pixel", *PHONES}
+
+
+@pytest.mark.parametrize("name", ["iphone15", "pixel"])
+def test_dead_node_is_routed_around_and_used_again(farm: Nodes, name: str) -> None:
+    farm.processes[name].__exit__(None, None, None)
+    wait_until(lambda: name in farm.down(), WITHIN_S, f"{name} is down")
+    answers = [farm.ask("primary", "hello", max_tokens=4) for _ in range(8)]
+    assert {answer.status_code for answer in answers} == {200}
+    assert name not in {farm.replica(answer) for answer in answers}
+    farm.processes[name].__enter__()
+    wait_until(lambda: name not in farm.down(), WITHIN_S, f"{name} is up again")
+    assert name in {farm.replica(farm.ask("primary", "hello", max_tokens=4)) for _ in range(8)}
+
+
+def test_only_node_of_a_pool_dies_and_comes_back(farm: Nodes) -> None:
+    farm.processes["mac"].__exit__(None, None, None)
+    wait_until(lambda: "mac" in farm.down(), WITHIN_S, "the Mac is down")
+    assert farm.ask("smart").status_code == 503
+    farm.processes["mac"].__enter__()
+    wait_until(lambda: farm.ask("smart").is_success, WITHIN_S, "the Mac answers again")
+
+
+def test_health_is_asked_without_inference(farm: Nodes) -> None:
+    before = {name: len(farm.requests_of(name)) for name in WIRES}
+    text = wait_http(f"http://{LOOPBACK}:{farm.ports['stats']}/metrics").text
+    assert 'haproxy_server_check_status{proxy="desk"' in text
+    assert {name: len(farm.requests_of(name)) for name in WIRES} == before

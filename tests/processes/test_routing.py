@@ -1,0 +1,444 @@
+"""Tiers, spill, fallbacks, budgets and names that wait, through the rendered LiteLLM and HAProxy, in every mode."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.processes.fakes import LOOPBACK, PIECES_BEFORE_BREAK
+from tests.processes.farm import HOST, Extras, Farm, Mode, in_modes, running
+from tests.processes.helpers import wait_until
+
+POOLS = {
+    "easy": {"easy-1": 1},
+    "hard": {"hard-1": 2},
+    "shared": {"shared-1": 1},
+    "front": {"front-1": 1},
+    "second": {"second-1": 1},
+    "last": {"last-1": 4},
+}
+"""Pools of fakes: the name of each fake and its slots."""
+NAMES = [name for pool in POOLS.values() for name in pool]
+TIERS = ("easy-1", "hard-1")
+CHAIN = ("front-1", "second-1", "last-1")
+DEPTH = 2
+SHARED_DEPTH = 8
+SHORT_CONTEXT, LONG_CONTEXT = 256, 1024
+DOLLARS_PER_ANSWER = 6
+"""A fake's answer is three tokens after a prompt of three, at one dollar each."""
+BUDGET_USD = 30
+SIMPLE, MEDIUM, COMPLEX = (
+    "hello there",
+    "explain rain",
+    "please compare these two very different kinds of bridge for me",
+)
+
+
+def routing_inventory(mode: Mode, ports: dict[str, int], extras: Extras) -> dict[str, Any]:
+    """A site with everything that routes: tiers, fallbacks, a longer context, a budget, and a name that waits."""
+    nodes = {
+        name: {
+            "url": f"http://{LOOPBACK}:{ports[name]}",
+            "model": f"model-of-{pool}",
+            "slots": slots,
+            "health": "/health",
+        }
+        for pool, names in POOLS.items()
+        for name, slots in names.items()
+    }
+    nodes["last-1"] |= {
+        "price": {"input_usd_per_million": 1_000_000, "output_usd_per_million": 1_000_000},
+        "budget": {"max_usd": BUDGET_USD, "period": "1d"},
+        "api_key": "LAST_RESORT_KEY",
+    }
+    on = {pool: {"on": [{"node": name} for name in names]} for pool, names in POOLS.items()}
+    queue = {"depth": DEPTH, "timeout_s": 24}
+    real = {"on": {"host": HOST}, "engine": {"slots": 1, "threads": 1}}
+    return {
+        "schema_version": 1,
+        "name": f"routing-{mode}",
+        "hosts": {HOST: {"runtime": "local", "address": LOOPBACK}},
+        "models": {
+            "short": {"source": "chat.gguf", "kind": "chat", "context": SHORT_CONTEXT},
+            "long": {"source": "chat.gguf", "kind": "chat", "context": LONG_CONTEXT},
+        },
+        "nodes": nodes,
+        "pools": {
+            "easy": on["easy"] | {"queue": queue},
+            "hard": on["hard"] | {"queue": queue},
+            "shared": on["shared"] | {
+                "aliases": ["live"], "background": ["batch"], "queue": queue | {"depth": SHARED_DEPTH},
+            },
+            "front": on["front"] | {
+                "aliases": ["facade"], "fallback": ["second", "last"], "queue": queue | {"depth": 0},
+            },
+            "second": on["second"] | {"queue": queue | {"depth": 0}},
+            "last": on["last"] | {"queue": queue},
+            "short": real | {
+                "model": "short", "ports": ports["chat"], "context_fallback": ["long"], "fallback": ["last"],
+            },
+            "long": real | {"model": "long", "ports": ports["chat-2"]},
+        },
+        "gateway": {
+            "host": HOST, "port": ports["gateway"], "balancing": mode, "timeout_s": 40,
+            "balancer_port": ports["balancer"], "stats_port": ports["stats"],
+            "database": extras.has_database, "database_port": ports["database"],
+            "cache": extras.has_cache, "cache_port": ports["cache"],
+            "auto": {
+                "aliases": ["gpt-4o"],
+                "tiers": [
+                    {"name": "simple", "pool": "easy", "spill": ["hard"]},
+                    {"name": "medium", "pool": "hard"},
+                    {"name": "complex", "pool": "hard", "spill": ["easy"]},
+                ],
+            },
+        },
+    }  # fmt: skip
+
+
+everywhere = in_modes("slots", "least-busy", "direct")
+behind_haproxy = in_modes("slots", "least-busy")
+
+
+@pytest.fixture(scope="module")
+def running_farm(request: pytest.FixtureRequest) -> Iterator[Farm]:
+    with running(request.param, routing_inventory, POOLS) as farm:
+        yield farm
+
+
+@pytest.fixture
+def farm(running_farm: Farm) -> Farm:
+    """The farm of the mode that the test is for, with fakes that answer and have seen nothing."""
+    running_farm.fakes.tell(NAMES)
+    if running_farm.mode != "direct":
+        wait_until(lambda: not running_farm.down(), 30, "HAProxy uses every replica again")
+    running_farm.fakes.reset()
+    return running_farm
+
+
+def pool_of(answer: httpx.Response) -> str:
+    """Which pool answered, as the client is told."""
+    answer.raise_for_status()
+    return str(answer.headers["x-corral-pool"])
+
+
+@contextmanager
+def held(farm: Farm, *names: str) -> Iterator[None]:
+    """These fakes keep their answers for as long as the block lasts."""
+    with farm.fakes.behaving(names, "hold"):
+        yield
+
+
+def is_busy(farm: Farm, number: int) -> bool:
+    return farm.fakes.in_flight(NAMES) >= number
+
+
+def has_waiting(farm: Farm, number: int, *pools: str) -> bool:
+    return sum(map(farm.queue, pools)) >= number
+
+
+@contextmanager
+def asking(farm: Farm, *questions: tuple[str, str]) -> Iterator[list[Future[httpx.Response]]]:
+    """Asks, one after the other, each once the one before has arrived at a fake."""
+    with ThreadPoolExecutor(len(questions)) as threads:
+        futures = []
+        for number, (model, text) in enumerate(questions, start=farm.fakes.in_flight(NAMES) + 1):
+            futures.append(threads.submit(farm.ask, model, text))
+            wait_until(partial(is_busy, farm, number), 20, f"request {number} has arrived")
+        yield futures
+
+
+# --- tiers (000-04)
+
+
+@everywhere
+def test_each_request_goes_to_its_tier(farm: Farm) -> None:
+    for text, tier, pool in ((SIMPLE, "simple", "easy"), (MEDIUM, "medium", "hard"), (COMPLEX, "complex", "hard")):
+        for name in ("auto", "gpt-4o"):
+            answer = farm.ask(name, text).raise_for_status()
+            assert (answer.headers["x-corral-tier"], pool_of(answer)) == (tier, pool)
+    arrivals = farm.fakes.arrivals(NAMES)
+    assert (arrivals["easy-1"], arrivals["hard-1"], sum(arrivals.values())) == (2, 4, 6), "no inference of its own"
+    assert farm.fakes.seen()["hard-1"].bodies[0]["model"] == "model-of-hard"
+    log = (farm.folder / "logs" / "litellm.log").read_text()
+    assert '"tier": "complex", "tier_pool": "hard", "pool": "hard"' in log
+    assert COMPLEX not in log
+
+
+@everywhere
+def test_a_streamed_answer_says_its_tier_too(farm: Farm) -> None:
+    answer = farm.ask_streamed("auto", MEDIUM)
+    assert (answer.response.headers["x-corral-tier"], pool_of(answer.response)) == ("medium", "hard")
+    assert answer.finish_reasons == ["stop"]
+
+
+@everywhere
+def test_models_are_listed_with_all_their_names(farm: Farm) -> None:
+    models = farm.client.get("/v1/models").raise_for_status().json()["data"]
+    assert {model["id"] for model in models} == {*POOLS, "short", "long", "auto", "gpt-4o", "live", "batch", "facade"}
+
+
+# --- spill (000-06) keeps B3: a bounded wait, then 429
+
+
+@behind_haproxy
+def test_a_full_tier_spills_before_anybody_waits(farm: Farm) -> None:
+    with held(farm, *TIERS), asking(farm, *[("auto", SIMPLE)] * 3) as futures:
+        assert farm.fakes.arrivals(TIERS) == {"easy-1": 1, "hard-1": 2}
+        farm.fakes.tell(TIERS)
+        assert [pool_of(future.result()) for future in futures] == ["easy", "hard", "hard"]
+
+
+@behind_haproxy
+def test_when_all_tiers_are_full_requests_wait_and_then_are_refused(farm: Farm) -> None:
+    with held(farm, *TIERS), ThreadPoolExecutor(8) as threads, asking(farm, *[("auto", SIMPLE)] * 3) as running:
+        waiting = []
+        for number in range(1, 2 * DEPTH + 1):
+            waiting.append(threads.submit(farm.ask, "auto", SIMPLE))
+            wait_until(partial(has_waiting, farm, number, "easy", "hard"), 20, "it waits")
+        assert (farm.queue("easy"), farm.queue("hard")) == (DEPTH, DEPTH)
+        refused = farm.ask("auto", SIMPLE)
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "2")
+        farm.fakes.tell(TIERS)
+        assert {future.result().status_code for future in [*running, *waiting]} == {200}
+
+
+@behind_haproxy
+def test_a_burst_is_refused_only_when_nothing_is_left(farm: Farm) -> None:
+    room = 1 + 2 + 2 * DEPTH
+    with farm.fakes.behaving(TIERS, service_s=1.5), ThreadPoolExecutor(2 * room) as threads:
+        answers = list(threads.map(lambda _: farm.ask("auto", SIMPLE), range(2 * room)))
+    statuses = Counter(answer.status_code for answer in answers)
+    assert set(statuses) <= {200, 429}
+    assert statuses[200] >= room, "no place stays empty"
+    assert all("retry-after" in answer.headers for answer in answers if answer.status_code == 429)
+    assert farm.fakes.seen()["easy-1"].most_in_flight == 1
+    assert farm.fakes.seen()["hard-1"].most_in_flight == 2
+
+
+@behind_haproxy
+def test_a_tier_without_spill_waits_for_its_own_pool(farm: Farm) -> None:
+    with held(farm, *TIERS), asking(farm, *[("auto", MEDIUM)] * 2) as running, ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(farm.ask, "auto", MEDIUM)
+        wait_until(lambda: farm.queue("hard") == 1, 20, "it waits")
+        assert farm.fakes.arrivals(TIERS) == {"easy-1": 0, "hard-1": 2}
+        farm.fakes.tell(TIERS)
+        assert {pool_of(future.result()) for future in [*running, waiting]} == {"hard"}
+
+
+@behind_haproxy
+def test_a_tier_whose_servers_are_down_spills(farm: Farm) -> None:
+    with farm.fakes.behaving(["easy-1"], "refuse"):
+        wait_until(lambda: "easy-1" in farm.down(), 30, "HAProxy has seen it")
+        answer = farm.ask("auto", SIMPLE)
+        assert (answer.headers["x-corral-tier"], pool_of(answer)) == ("simple", "hard")
+    wait_until(lambda: not farm.down(), 30, "HAProxy uses it again")
+
+
+@in_modes("direct")
+def test_without_haproxy_nothing_spills(farm: Farm) -> None:
+    with held(farm, *TIERS), asking(farm, *[("auto", SIMPLE)] * 3):
+        assert farm.fakes.arrivals(TIERS) == {"easy-1": 3, "hard-1": 0}
+        farm.fakes.tell(TIERS)
+
+
+# --- names that wait (001-03, 001-05)
+
+
+@everywhere
+def test_live_and_batch_are_one_pool(farm: Farm) -> None:
+    assert [pool_of(farm.ask(name)) for name in ("shared", "live", "batch")] == ["shared"] * 3
+    assert farm.fakes.arrivals(["shared-1"]) == {"shared-1": 3}
+    names = {name.lower() for headers in farm.fakes.seen()["shared-1"].headers for name in headers}
+    assert "x-corral-class" not in names
+
+
+@contextmanager
+def queued(farm: Farm, *questions: tuple[str, str]) -> Iterator[list[Future[httpx.Response]]]:
+    """One request in the only slot of `shared`, and these behind it, in this order; then all are answered."""
+    with (
+        held(farm, "shared-1"),
+        ThreadPoolExecutor(len(questions)) as threads,
+        asking(farm, ("live", "first")) as futures,
+    ):
+        for number, question in enumerate(questions, start=1):
+            futures.append(threads.submit(farm.ask, *question))
+            wait_until(partial(has_waiting, farm, number, "shared"), 20, f"request {number} waits")
+        yield futures
+        farm.fakes.tell(["shared-1"])
+        assert {future.result().status_code for future in futures} == {200}
+
+
+def order_of_arrival(farm: Farm) -> list[str]:
+    return [str(body["messages"][0]["content"]) for body in farm.fakes.seen()["shared-1"].bodies]
+
+
+@behind_haproxy
+def test_live_overtakes_waiting_background(farm: Farm) -> None:
+    questions = (("batch", "b1"), ("batch", "b2"), ("live", "l1"), ("batch", "b3"), ("shared", "l2"))
+    with queued(farm, *questions):
+        pass
+    assert order_of_arrival(farm) == ["first", "l1", "l2", "b1", "b2", "b3"]
+
+
+@behind_haproxy
+def test_background_leaves_half_of_the_queue_to_the_others(farm: Farm) -> None:
+    half = [("batch", f"b{number}") for number in range(SHARED_DEPTH // 2)]
+    with queued(farm, *half):
+        refused = farm.ask("batch", "one too many")
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "2")
+        with ThreadPoolExecutor(1) as threads:
+            live = threads.submit(farm.ask, "live", "l1")
+            wait_until(lambda: farm.queue("shared") == len(half) + 1, 20, "live waits")
+            farm.fakes.tell(["shared-1"])
+            assert live.result().status_code == 200
+    assert order_of_arrival(farm)[:2] == ["first", "l1"]
+
+
+@in_modes("direct")
+def test_without_haproxy_nobody_overtakes(farm: Farm) -> None:
+    with held(farm, "shared-1"), asking(farm, ("live", "first"), ("batch", "b1"), ("live", "l1")):
+        farm.fakes.tell(["shared-1"])
+    assert order_of_arrival(farm) == ["first", "b1", "l1"], "the server has them all at once, in the order they came"
+
+
+# --- fallbacks (000-09, 000-25) keep B5: each pool once, and never after the first byte
+
+
+def attempts(farm: Farm, name: str) -> int:
+    """How often a failing fake was asked, as far as it has to be known: once.
+
+    In direct mode LiteLLM is the only layer. It asks three times, and for the next seconds not at all.
+    """
+    seen = farm.fakes.arrivals([name])[name]
+    return 1 if farm.mode == "direct" and seen <= 3 else seen
+
+
+@everywhere
+def test_b5_after_the_first_byte_nobody_else_is_asked(farm: Farm) -> None:
+    with farm.fakes.behaving(["front-1"], "break", service_s=0.6):
+        answer = farm.ask_streamed("front")
+    assert answer.text.split() == [f"piece{number}" for number in range(PIECES_BEFORE_BREAK)]
+    assert answer.finish_reasons == []
+    assert any("error" in event for event in answer.events)
+    assert farm.fakes.arrivals(CHAIN) == {"front-1": 1, "second-1": 0, "last-1": 0}
+
+
+@everywhere
+@pytest.mark.parametrize("name", ["front", "facade"])
+def test_a_pool_that_fails_falls_back(farm: Farm, name: str) -> None:
+    with farm.fakes.behaving(["front-1"], "error"):
+        assert pool_of(farm.ask(name)) == "second"
+    assert [attempts(farm, fake) for fake in CHAIN[:2]] == [1, 1]
+    assert farm.fakes.arrivals(CHAIN)["last-1"] == 0
+
+
+@everywhere
+def test_the_last_resort_is_asked_last_and_with_its_own_key(farm: Farm) -> None:
+    with farm.fakes.behaving(["front-1", "second-1"], "error"):
+        assert pool_of(farm.ask("front")) == "last"
+    assert [attempts(farm, fake) for fake in CHAIN] == [1, 1, 1]
+    seen = farm.fakes.seen()
+    assert seen["last-1"].headers[0]["Authorization"] == "Bearer value-of-LAST_RESORT_KEY"
+    assert "value-of-LAST_RESORT_KEY" not in str([seen[name].headers for name in CHAIN[:2]])
+
+
+@behind_haproxy
+def test_a_full_pool_falls_back_instead_of_refusing(farm: Farm) -> None:
+    with held(farm, "front-1"), asking(farm, ("front", "first")):
+        assert pool_of(farm.ask("front")) == "second"
+        farm.fakes.tell(["front-1"])
+
+
+@everywhere
+def test_a_clients_own_mistake_goes_nowhere_else(farm: Farm) -> None:
+    answer = farm.ask("short", "hello", grammar="root ::= (")
+    assert answer.status_code == 400, answer.text
+    assert farm.fakes.arrivals(CHAIN)["last-1"] == 0
+
+
+# --- requests that are too long
+
+
+def words(count: int) -> str:
+    return "the river and the bank " * (count // 5)
+
+
+@everywhere
+def test_a_request_that_is_too_long_goes_to_a_longer_context(farm: Farm) -> None:
+    assert pool_of(farm.ask("short", "hello", max_tokens=4)) == "short"
+    answer = farm.ask("short", words(SHORT_CONTEXT + 100), max_tokens=4)
+    assert pool_of(answer) == "long"
+    assert answer.json()["usage"]["prompt_tokens"] > SHORT_CONTEXT
+
+
+@everywhere
+@pytest.mark.parametrize("pool", ["short", "long"])
+def test_a_request_that_is_too_long_for_all_is_the_clients_error(farm: Farm, pool: str) -> None:
+    answer = farm.ask(pool, words(LONG_CONTEXT + 500), max_tokens=4)
+    assert answer.status_code == 400
+    assert "context" in answer.json()["error"]["message"]
+    assert farm.fakes.arrivals(CHAIN)["last-1"] == 0, "a longer context is another thing than a fallback"
+
+
+# --- keys: a fallback leads only where the key may go
+
+
+def new_key(farm: Farm, *models: str) -> str:
+    answer = farm.client.post("/key/generate", json={"models": models}).raise_for_status()
+    return str(answer.json()["key"])
+
+
+@in_modes("slots")
+@pytest.mark.needs("postgres", "prisma-engine")
+def test_a_key_for_auto_has_the_tiers_and_nothing_else(farm: Farm) -> None:
+    key = new_key(farm, "auto")
+    assert [pool_of(farm.ask("auto", text, key=key)) for text in (SIMPLE, MEDIUM)] == ["easy", "hard"]
+    assert farm.ask("hard", key=key).status_code in (401, 403)
+
+
+@in_modes("slots")
+@pytest.mark.needs("postgres", "prisma-engine")
+def test_a_key_for_the_background_stays_there(farm: Farm) -> None:
+    key = new_key(farm, "batch")
+    assert pool_of(farm.ask("batch", key=key)) == "shared"
+    assert farm.ask("live", key=key).status_code in (401, 403)
+
+
+@in_modes("slots")
+@pytest.mark.needs("postgres", "prisma-engine")
+def test_a_fallback_leads_only_where_the_key_may_go(farm: Farm) -> None:
+    with farm.fakes.behaving(["front-1"], "error"):
+        assert farm.ask("front", key=new_key(farm, "front")).status_code == 500
+        assert pool_of(farm.ask("front", key=new_key(farm, "front", "second"))) == "second"
+
+
+# --- a budget that is used up (the last test: afterwards the last resort is out)
+
+
+def is_out(farm: Farm) -> bool:
+    return not farm.ask("last").is_success
+
+
+@everywhere
+def test_a_budget_that_is_used_up_takes_the_last_resort_out(farm: Farm) -> None:
+    wait_until(lambda: is_out(farm), 30, "the budget is used up")
+    spent = farm.fakes.arrivals(CHAIN)["last-1"] * DOLLARS_PER_ANSWER
+    assert spent <= BUDGET_USD + 2 * DOLLARS_PER_ANSWER, "counted in time"
+    refused = farm.ask("last")
+    assert refused.status_code == 429
+    assert "budget" in refused.json()["error"]["message"]
+    farm.fakes.reset()
+    with farm.fakes.behaving(["front-1", "second-1"], "error"):
+        assert not farm.ask("front").is_success
+    assert farm.fakes.arrivals(CHAIN)["last-1"] == 0
+    if farm.extras.has_cache:
+        farm.restart("litellm")
+        assert farm.ask("last").status_code == 429, "and stays out after a restart"

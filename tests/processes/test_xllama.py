@@ -1,0 +1,477 @@
+"""The local llama-server: real processes, real models, over HTTP."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import operator
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from corral.tiny_models import KNOWN_ANSWER, make_chat_model, make_embedding_model, make_rerank_model
+from corral.xllama import OPTIONS, READY, UsageError, help_text, parse
+from tests.processes.helpers import REPOSITORY, Process, free_port, wait_http, wait_until
+
+SCRIPT = REPOSITORY / "gpu-server" / "local" / "llama-server"
+NO_LLAMA_VARIABLES = {name: None for name in os.environ if name.startswith("LLAMA_")}
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+class Server:
+    """A running server, and a client that talks to it with its key."""
+
+    def __init__(self, process: Process, port: int, key: str) -> None:
+        self.process = process
+        self.url = f"http://127.0.0.1:{port}"
+        self.client = httpx.Client(
+            base_url=self.url, trust_env=False, timeout=30, headers={"Authorization": f"Bearer {key}"} if key else {}
+        )
+
+    def get(self, path: str) -> httpx.Response:
+        return self.client.get(path)
+
+    def post(self, path: str, body: Mapping[str, object]) -> httpx.Response:
+        return self.client.post(path, json=dict(body))
+
+    def say(self, **options: object) -> dict[str, Any]:
+        response = self.post("/v1/chat/completions", {"messages": QUESTION, **options})
+        assert response.status_code == 200, response.text
+        answer: dict[str, Any] = response.json()
+        return answer
+
+
+@contextmanager
+def serving(
+    model: Path, log: Path, *arguments: str, key: str = "", environment: Mapping[str, str] | None = None
+) -> Iterator[Server]:
+    port = free_port()
+    command: list[str | Path] = [sys.executable, SCRIPT, "--model", model, "--port", str(port), "--threads", "1"]
+    with Process([*command, *arguments], log, environment={**NO_LLAMA_VARIABLES, **(environment or {})}) as process:
+        server = Server(process, port, key)
+        wait_http(server.url + "/health", process=process)
+        wait_until(lambda: READY in process.output, 5, "signal handlers are there")
+        with server.client:
+            yield server
+
+
+def errors_of(*arguments: str | Path) -> str:
+    """What a server that does not start writes to stderr."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("LLAMA_")}
+    done = subprocess.run(
+        [sys.executable, SCRIPT, *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env=environment,
+    )
+    assert done.returncode == 1, done
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def exhaust(lines: Iterator[str]) -> None:
+    for _line in lines:
+        pass
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    make_chat_model(folder / "chat.gguf")
+    make_chat_model(folder / "long.gguf", context=131072)
+    make_embedding_model(folder / "embed.gguf")
+    make_rerank_model(folder / "rerank.gguf")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def chat(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with the arguments that the kit renders for a chat model."""
+    folder = tmp_path_factory.mktemp("chat")
+    keys = folder / "keys"
+    keys.write_text("# keys of the farm\nfirst-key\n\nsecond-key\n")
+    arguments = [
+        *("--alias", "small,tiny", "--host", "127.0.0.1", "--api-key-file", str(keys)),
+        *("--ctx-size", "4096", "--parallel", "2", "--batch-size", "512", "--ubatch-size", "256"),
+        *("--flash-attn", "on", "--cache-type-k", "q8_0", "--cache-type-v", "q8_0", "--cache-ram", "64"),
+        *("--fit", "off", "--metrics", "--n-gpu-layers", "0", "--cache-reuse", "256", "--ctx-checkpoints", "4"),
+        *("--cont-batching", "--no-warmup", "--no-ui", "--props", "--jinja", "--offline", "--timeout", "60"),
+        *("--reasoning-format", "none", "--threads-http", "4", "--chat-template-kwargs", '{"enable_thinking": false}'),
+    ]
+    with serving(models / "chat.gguf", folder / "log", *arguments, key="second-key") as server:
+        yield server
+
+
+# --- answers
+
+
+def test_known_answer_byte_for_byte(chat: Server) -> None:
+    answer = chat.say()
+    choice = answer["choices"][0]
+    assert choice["message"]["content"].encode() == KNOWN_ANSWER.encode()
+    assert choice["finish_reason"] == "stop"
+    assert answer["usage"]["completion_tokens"] >= 100
+
+
+def test_known_answer_streamed(chat: Server) -> None:
+    body = {"messages": QUESTION, "stream": True}
+    with chat.client.stream("POST", "/v1/chat/completions", json=body) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        events = [line.removeprefix("data: ") for line in response.iter_lines() if line]
+    assert events[-1] == "[DONE]"
+    chunks = [json.loads(event) for event in events[:-1]]
+    pieces = [choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"]]
+    assert "".join(pieces).encode() == KNOWN_ANSWER.encode()
+    assert sum(map(bool, pieces)) >= 100
+
+
+def test_max_tokens_cuts_the_answer(chat: Server) -> None:
+    choice = chat.say(max_tokens=7)["choices"][0]
+    assert choice["finish_reason"] == "length"
+    assert KNOWN_ANSWER.startswith(choice["message"]["content"])
+    assert 0 < len(choice["message"]["content"]) < 30
+
+
+@pytest.mark.parametrize(
+    "answer", ["a", " the", "Grüße, 世界! 🙂 the end", "two\n\nparagraphs. Two, two, two.", "the the the the"]
+)
+def test_any_other_answer_is_said_too(answer: str, tmp_path: Path) -> None:
+    make_chat_model(tmp_path / "chat.gguf", answer=answer, width=64, layers=1, weight_type="q8_0")
+    with serving(tmp_path / "chat.gguf", tmp_path / "log", "-c", "1024", "-np", "1") as server:
+        body = {"prompt": "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n", "n_predict": 100}
+        said = server.post("/completion", body).json()
+        assert said["content"].encode() == answer.encode()
+        assert said["stop_type"] == "eos"
+
+
+def test_tool_call_is_parsed(tmp_path: Path) -> None:
+    call = '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>'
+    make_chat_model(tmp_path / "chat.gguf", answer=call)
+    parameters = {"type": "object", "properties": {"city": {"type": "string"}}}
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": parameters}}]
+    with serving(tmp_path / "chat.gguf", tmp_path / "log", "-c", "4096", "-np", "1") as server:
+        choice = server.say(tools=tools)["choices"][0]
+    assert choice["finish_reason"] == "tool_calls"
+    function = choice["message"]["tool_calls"][0]["function"]
+    assert (function["name"], json.loads(function["arguments"])) == ("weather", {"city": "Paris"})
+
+
+def test_larger_quantized_model_says_the_same(tmp_path: Path) -> None:
+    make_chat_model(tmp_path / "chat.gguf", width=256, layers=4, weight_type="q8_0")
+    arguments = ["-c", "1024", "-np", "1", "-fa", "on", "-ctk", "q4_0", "-ctv", "q4_0"]
+    with serving(tmp_path / "chat.gguf", tmp_path / "log", *arguments) as server:
+        assert server.say()["choices"][0]["message"]["content"] == KNOWN_ANSWER
+
+
+# --- what the arguments change
+
+
+def test_key_file_lets_its_keys_in_and_nothing_else(chat: Server) -> None:
+    def status(**headers: str) -> int:
+        return httpx.get(chat.url + "/slots", headers=headers, trust_env=False).status_code
+
+    assert status() == 401
+    for key, expected in {"first-key": 200, "second-key": 200, "# keys of the farm": 401, "wrong": 401}.items():
+        assert status(Authorization=f"Bearer {key}") == expected, key
+
+
+def test_keys_from_argument_and_environment(models: Path, tmp_path: Path) -> None:
+    environment = {"LLAMA_API_KEY": "from-environment"}
+    arguments = ["--api-key", "one,two"]
+    with serving(models / "chat.gguf", tmp_path / "log", *arguments, key="two", environment=environment) as server:
+        assert server.get("/slots").status_code == 200
+        for key, expected in {"one": 200, "from-environment": 200, "one,two": 401}.items():
+            headers = {"Authorization": f"Bearer {key}"}
+            assert server.client.get("/slots", headers=headers).status_code == expected, key
+
+
+def test_aliases_are_the_model_names(chat: Server) -> None:
+    [model] = chat.get("/v1/models").json()["data"]
+    assert model["id"] == "small"
+    assert model["aliases"] == ["small", "tiny"]
+
+
+def test_slots_share_the_context(chat: Server) -> None:
+    slots = chat.get("/slots").json()
+    assert [slot["n_ctx"] for slot in slots] == [2048, 2048]
+    properties = chat.get("/props").json()
+    assert properties["total_slots"] == 2
+    assert properties["default_generation_settings"]["n_ctx"] == 2048
+
+
+def test_context_overflow_is_refused(chat: Server) -> None:
+    response = chat.post("/v1/chat/completions", {"messages": [{"role": "user", "content": "zq " * 3000}]})
+    assert response.status_code == 400
+    assert response.json()["error"]["type"] == "exceed_context_size_error"
+
+
+def test_metrics_count_with_the_switch(chat: Server) -> None:
+    chat.say()
+    lines = chat.get("/metrics").text.splitlines()
+    counted = [float(line.split()[1]) for line in lines if line.startswith("llamacpp:tokens_predicted_total ")]
+    assert counted
+    assert counted[0] >= 100
+
+
+def test_properties_and_log_show_what_was_set(chat: Server) -> None:
+    properties = chat.get("/props").json()
+    assert properties["endpoint_metrics"] is True
+    assert properties["endpoint_props"] is True
+    assert properties["ui"] is False
+    assert "n_threads = 1" in chat.process.output
+    assert "n_slots = 2, n_ctx_slot = 2048" in chat.process.output
+
+
+def test_defaults_have_no_metrics_and_no_key(models: Path, tmp_path: Path) -> None:
+    with serving(models / "chat.gguf", tmp_path / "log", "--no-slots") as server:
+        assert server.get("/metrics").status_code == 501
+        assert server.get("/slots").status_code == 501
+        assert server.post("/props", {}).status_code == 501
+        assert server.get("/").status_code == 200
+        assert server.get("/props").json()["total_slots"] == 4
+        assert server.say(max_tokens=3)["choices"][0]["finish_reason"] == "length"
+
+
+def test_environment_says_what_arguments_do_not(models: Path, tmp_path: Path) -> None:
+    environment = {
+        "LLAMA_ARG_ENDPOINT_METRICS": "1",
+        "LLAMA_ARG_N_PARALLEL": "3",
+        "LLAMA_ARG_CTX_SIZE": "512",
+        "LLAMA_ARG_RERANKING": "0",
+        "LLAMA_API_KEY": "",
+    }
+    with serving(models / "chat.gguf", tmp_path / "log", "--ctx-size", "3072", environment=environment) as server:
+        assert server.get("/metrics").status_code == 200
+        assert [slot["n_ctx"] for slot in server.get("/slots").json()] == [1024] * 3
+
+
+def test_idle_server_sleeps_and_wakes(models: Path, tmp_path: Path) -> None:
+    with serving(models / "chat.gguf", tmp_path / "log", "--sleep-idle-seconds", "1", "-np", "1") as server:
+        end = time.monotonic() + 20
+        while not server.get("/props").json()["is_sleeping"]:
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        assert server.say()["choices"][0]["message"]["content"] == KNOWN_ANSWER
+
+
+def test_embeddings_are_nearer_for_texts_that_share_words(models: Path, tmp_path: Path) -> None:
+    texts = ["the cat is in the river", "the dog is in the river", "gpu queue model server"]
+    with serving(models / "embed.gguf", tmp_path / "log", "--embeddings", "--pooling", "mean", "-a", "e") as server:
+        answer = server.post("/v1/embeddings", {"model": "e", "input": texts}).json()
+        assert server.post("/v1/chat/completions", {"messages": QUESTION}).status_code >= 400
+    vectors = [item["embedding"] for item in sorted(answer["data"], key=lambda item: item["index"])]
+    assert [len(vector) for vector in vectors] == [128, 128, 128]
+    assert all(math.isclose(math.hypot(*vector), 1, abs_tol=1e-3) for vector in vectors)
+
+    def nearness(first: int, second: int) -> float:
+        return float(sum(map(operator.mul, vectors[first], vectors[second])))
+
+    assert nearness(0, 1) > nearness(0, 2)
+
+
+def test_rerank_scores_every_document(models: Path, tmp_path: Path) -> None:
+    body = {"query": "capital of france", "documents": ["paris", "the river", "a gpu"]}
+    with serving(models / "rerank.gguf", tmp_path / "log", "--reranking") as server:
+        results = server.post("/v1/rerank", body).json()["results"]
+    assert sorted(result["index"] for result in results) == [0, 1, 2]
+    assert len({result["relevance_score"] for result in results}) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "attribute", "expected"),
+    [
+        ("-t 3", "cpuparams.n_threads", 3),
+        ("-t 3", "cpuparams_batch.n_threads", 3),
+        ("-tb 2 -t 3", "cpuparams_batch.n_threads", 2),
+        ("-t 0", "cpuparams.n_threads", os.cpu_count()),
+        ("-c 4096", "n_ctx", 4096),
+        ("-np 3", "n_parallel", 3),
+        ("", "n_parallel", -1),
+        ("", "port", 8080),
+        ("-b 64 -ub 32", "n_batch", 64),
+        ("-b 64 -ub 32", "n_ubatch", 32),
+        ("-ngl 7", "n_gpu_layers", 7),
+        ("--gpu-layers all", "n_gpu_layers", -2),
+        ("--n-gpu-layers auto", "n_gpu_layers", -1),
+        ("-fa off", "flash_attn_type.name", "LLAMA_FLASH_ATTN_TYPE_DISABLED"),
+        ("--flash_attn auto", "flash_attn_type.name", "LLAMA_FLASH_ATTN_TYPE_AUTO"),
+        ("-ctk iq4_nl", "cache_type_k.name", "GGML_TYPE_IQ4_NL"),
+        ("-ctv q8_0", "cache_type_v.name", "GGML_TYPE_Q8_0"),
+        ("--cache-ram -1", "cache_ram_mib", -1),
+        ("--cache-reuse 128", "n_cache_reuse", 128),
+        ("--ctx-checkpoints 0", "n_ctx_checkpoints", 0),
+        ("--fit off", "fit_params", False),
+        ("--metrics", "endpoint_metrics", True),
+        ("--no-slots", "endpoint_slots", False),
+        ("--no-slots --slots", "endpoint_slots", True),
+        ("--props", "endpoint_props", True),
+        ("--no-jinja", "use_jinja", False),
+        ("--embedding", "embedding", True),
+        ("--rerank", "embedding", True),
+        ("--rerank", "pooling_type.name", "LLAMA_POOLING_TYPE_RANK"),
+        ("--pooling cls", "pooling_type.name", "LLAMA_POOLING_TYPE_CLS"),
+        ("--mlock", "load_mode.name", "LLAMA_LOAD_MODE_MMAP_MLOCK"),
+        ("--load-mode none", "load_mode.name", "LLAMA_LOAD_MODE_NONE"),
+        ("--no-warmup", "warmup", False),
+        ("-nocb", "cont_batching", False),
+        ("--api-key a,b --api-key c", "api_keys", ["a", "b", "c"]),
+        ("--host 127.0.0.1,::1", "hostnames", ["127.0.0.1", "::1"]),
+        ("-to 9", "timeout_read", 9),
+        ("-to 9", "timeout_write", 9),
+        ("--reasoning off", "enable_reasoning", 0),
+        ("-rea off", "default_template_kwargs", {"enable_thinking": "false"}),
+        ("--reasoning auto", "default_template_kwargs", {}),
+        ("--reasoning-format deepseek-legacy", "reasoning_format.name", "COMMON_REASONING_FORMAT_DEEPSEEK_LEGACY"),
+        ('--chat-template-kwargs {"a":[1,"ü"]}', "default_template_kwargs", {"a": '[1, "ü"]'}),
+        ("--offline", "offline", True),
+        ("--no-webui", "ui", False),
+        ("--sleep-idle-seconds 5", "sleep_idle_seconds", 5),
+        ("--threads-http 3", "n_threads_http", 3),
+        ("-sm layer", "split_mode.name", "LLAMA_SPLIT_MODE_LAYER"),
+        ("-kvu", "kv_unified", True),
+        ("-a b,a", "model_alias", {"a", "b"}),
+    ],
+)
+def test_arguments_become_parameters(models: Path, arguments: str, attribute: str, expected: object) -> None:
+    value = parse(["-m", str(models / "chat.gguf"), *arguments.split()], {})
+    for name in attribute.split("."):
+        value = getattr(value, name)
+    assert value == expected
+
+
+def test_every_option_has_its_own_names_and_is_in_the_help() -> None:
+    names = [name for option in OPTIONS for name in (*option.names, *option.opposites)]
+    assert len(set(names)) == len(names)
+    assert all(name in help_text() for name in names)
+
+
+# --- loading, failing, ending
+
+
+def test_health_is_good_only_once_it_can_answer(tmp_path: Path) -> None:
+    make_chat_model(tmp_path / "chat.gguf", width=768, layers=8)
+    port = free_port()
+    model = str(tmp_path / "chat.gguf")
+    command = [sys.executable, str(SCRIPT), "-m", model, "--port", str(port), "-t", "1", "-c", "1024"]
+    url = f"http://127.0.0.1:{port}"
+    states: list[str] = []
+    with Process(command, tmp_path / "log") as process, httpx.Client(base_url=url, trust_env=False) as client:
+        while "200" not in states:
+            assert process.exit_code() is None, process.output
+            try:
+                states.append(str(client.get("/health").status_code))
+            except httpx.ConnectError:
+                states.append("refused")
+            time.sleep(0.005)
+        said = client.post("/v1/chat/completions", json={"messages": QUESTION, "max_tokens": 4}, timeout=30)
+        assert said.status_code == 200
+    assert set(states[:-1]) <= {"refused", "503"}
+    assert states == sorted(states, key=["refused", "503", "200"].index)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--x"], "error: unknown argument: --x"),
+        (["--model"], 'error: argument "--model" lacks its value'),
+        (["--port=1"], "error: unknown argument: --port=1"),
+        (["--mod", "x"], "error: unknown argument: --mod"),
+        (["model.gguf"], "error: unknown argument: model.gguf"),
+        ([], "error: --model is missing: there is nothing to serve"),
+        (["-m", "nowhere.gguf"], "error: cannot read --model nowhere.gguf: No such file or directory"),
+        (["--port", "x"], "error: argument \"--port\": 'x' is not a whole number"),
+        (["--port", "70000"], 'error: argument "--port": 70000 is not between 0 and 65535'),
+        (["-np", "0"], 'error: argument "-np": 0 slots serve nobody; -1 lets the server choose'),
+        (["-fa", "yes"], "error: argument \"-fa\": 'yes' is none of on, off, auto"),
+        (["--chat-template-kwargs", "[]"], 'error: argument "--chat-template-kwargs": not a JSON object'),
+    ],
+)
+def test_wrong_command_line_ends_with_one_message(arguments: list[str], message: str) -> None:
+    assert errors_of(*arguments) == message + "\n"
+
+
+def test_wrong_environment_is_named(models: Path) -> None:
+    with pytest.raises(UsageError, match=r'environment variable "LLAMA_ARG_CTX_SIZE": .x. is not a whole number'):
+        parse(["-m", str(models / "chat.gguf")], {"LLAMA_ARG_CTX_SIZE": "x"})
+
+
+def test_key_file_without_a_key_does_not_open_the_server(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("# none yet\n\n")
+    assert "no key in" in errors_of("-m", models / "chat.gguf", "--api-key-file", tmp_path / "keys")
+    assert "No such file" in errors_of("-m", models / "chat.gguf", "--api-key-file", tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("percent", [0, 1, 5, 20, 50, 80, 99])
+def test_truncated_model_ends_with_a_message(models: Path, tmp_path: Path, percent: int) -> None:
+    content = (models / "chat.gguf").read_bytes()
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(content[: len(content) * percent // 100])
+    port = str(free_port())
+    message = f"cannot serve {broken} on 127.0.0.1:{port}; llama.cpp's log lines say why"
+    if not percent:
+        message = f"--model {broken} is no GGUF file"
+    assert f"error: {message}\n" in errors_of("-m", broken, "--port", port, "-t", "1")
+
+
+def test_taken_port_ends_with_a_message(chat: Server, models: Path) -> None:
+    port = chat.url.rpartition(":")[2]
+    errors = errors_of("-m", models / "chat.gguf", "--port", port, "-t", "1")
+    assert f"error: cannot serve {models}/chat.gguf on 127.0.0.1:{port}; llama.cpp's log lines say why\n" in errors
+    assert chat.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_ends_it_at_once_even_in_the_middle_of_a_stream(
+    models: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    body = {"prompt": "hello", "n_predict": 100_000, "ignore_eos": True, "stream": True}
+    with (
+        serving(models / "long.gguf", tmp_path / "log", "-c", "131072", "-np", "1") as server,
+        server.client.stream("POST", "/completion", json=body) as response,
+    ):
+        lines = response.iter_lines()
+        assert all(line.startswith("data: ") for line in itertools.islice(filter(None, lines), 50))
+        os.kill(server.process.pid, number)
+        assert server.process.wait(2.0) == 0
+        with pytest.raises(httpx.RemoteProtocolError):
+            exhaust(lines)
+
+
+def test_idle_server_ends_and_its_port_is_free_again(models: Path, tmp_path: Path) -> None:
+    port = str(free_port())
+    for _round in range(2):
+        command = [sys.executable, str(SCRIPT), "-m", str(models / "chat.gguf"), "--port", port, "-t", "1"]
+        with Process(command, tmp_path / "log") as process:
+            wait_until(lambda: READY in process.output, 10, f"ready on {port}")
+            assert wait_http(f"http://127.0.0.1:{port}/health", 1).json() == {"status": "ok"}
+            os.kill(process.pid, signal.SIGTERM)
+            assert process.wait(2.0) == 0
+
+
+def test_signal_while_loading_ends_it_at_once(tmp_path: Path) -> None:
+    make_chat_model(tmp_path / "chat.gguf", width=768, layers=8)
+    port = free_port()
+    command = [sys.executable, str(SCRIPT), "-m", str(tmp_path / "chat.gguf"), "--port", str(port), "-t", "1"]
+    with Process(command, tmp_path / "log") as process:
+        wait_until(lambda: "loading model" in process.output, 10, "loading")
+        os.kill(process.pid, signal.SIGINT)
+        assert process.wait(2.0) in {0, -signal.SIGINT}  # it may just have finished loading
+
+
+def test_script_runs_by_itself() -> None:
+    assert os.access(SCRIPT, os.X_OK)
+    assert SCRIPT.read_text().startswith("#!/usr/bin/env python3\n")
+    done = subprocess.run([sys.executable, SCRIPT, "--help"], check=True, capture_output=True, text=True, cwd="/")
+    assert done.stdout == help_text()

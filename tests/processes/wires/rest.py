@@ -1,0 +1,90 @@
+"""A fake REST server of OpenAI's protocol behind a key, as LM Studio, vLLM and hosted providers offer it.
+
+    python -m tests.processes.wires.rest PORT HEADER
+
+It answers 401 to what does not carry the key in HEADER (with `Bearer ` before it in `Authorization`), in the words of
+vLLM's `AuthenticationMiddleware` (vllm/entrypoints/openai). Thoughts stand in `reasoning_content`, as llama-server and
+LM Studio put them. No event of a stream arrives in one piece.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import web
+
+from tests.processes.wires.orders import LOOPBACK, Order, Seen
+
+SEEN = Seen()
+KEY = "value-of-the-key"
+PART = 7
+"""Bytes that are written at once."""
+
+
+@web.middleware
+async def authentication(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Lets requests with the key in."""
+    header = sys.argv[2]
+    wanted = f"Bearer {KEY}" if header.lower() == "authorization" else KEY
+    if request.path != "/seen" and request.headers.get(header) != wanted:
+        return web.json_response({"error": "Unauthorized"}, status=401)
+    return await handler(request)
+
+
+async def chat(request: web.Request) -> web.StreamResponse:
+    """A chat request."""
+    body = await request.json()
+    with SEEN.request(request.path, dict(request.headers), body) as order:
+        if body.get("stream"):
+            return await _stream(request, order)
+        await asyncio.sleep(order.service_s)
+        message = {"role": "assistant", "content": "".join(order.say)}
+        message |= {"reasoning_content": "".join(order.think)} if order.think else {}
+        usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+        return web.json_response(_packet({"message": message, "finish_reason": "stop"}) | {"usage": usage})
+
+
+async def _stream(request: web.Request, order: Order) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+    await response.prepare(request)
+    for key, pieces in (("reasoning_content", order.think), ("content", order.say)):
+        for piece in pieces:
+            raw = _event({"delta": {"role": "assistant", key: piece}, "finish_reason": None})
+            for start in range(0, len(raw), PART):
+                await response.write(raw[start : start + PART])
+    await response.write(_event({"delta": {}, "finish_reason": "stop"}) + b"data: [DONE]\n\n")
+    return response
+
+
+def _packet(choice: dict[str, Any]) -> dict[str, Any]:
+    head = {"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "some-model"}
+    return head | {"choices": [{"index": 0, **choice}]}
+
+
+def _event(choice: dict[str, Any]) -> bytes:
+    packet = _packet(choice) | {"object": "chat.completion.chunk"}
+    return b"data: " + json.dumps(packet, ensure_ascii=False).encode() + b"\n\n"
+
+
+async def models(_request: web.Request) -> web.Response:
+    """What it serves."""
+    return web.json_response({"object": "list", "data": [{"id": "some-model", "object": "model"}]})
+
+
+async def told(_request: web.Request) -> web.Response:
+    """What the fake has seen."""
+    return web.json_response(SEEN.told())
+
+
+if __name__ == "__main__":
+    app = web.Application(middlewares=[authentication])
+    app.router.add_post("/v1/chat/completions", chat)
+    app.router.add_get("/v1/models", models)
+    app.router.add_get("/seen", told)
+    web.run_app(app, host=LOOPBACK, port=int(sys.argv[1]), print=None, access_log=None)

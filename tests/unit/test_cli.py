@@ -1,0 +1,308 @@
+"""The command line: exit codes, what goes where, and whether its advice holds."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from corral.cli import main
+from tests.trees import ROOT, inventory_of
+
+COLOR = re.compile(r"\x1b\[[0-9;]*3[0-7]m")
+RUN_MAIN = "import sys; from corral.cli import main; sys.exit(main())"
+DEADLINE_S = 60
+
+
+class Said(NamedTuple):
+    """What a run printed and how it ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def last(self) -> str:
+        """The last line of its talk."""
+        return self.err.rstrip().splitlines()[-1]
+
+
+Run = Callable[..., Said]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """Runs the command line in an empty folder that has the default inventory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "inventory.yaml").write_bytes((ROOT / "inventory.yaml").read_bytes())
+    mask = os.umask(0o022)
+
+    def call(*arguments: str) -> Said:
+        capsys.readouterr()
+        code = main(list(arguments))
+        said = capsys.readouterr()
+        assert "Traceback" not in said.out + said.err
+        return Said(code, said.out, said.err)
+
+    yield call
+    os.umask(mask)
+
+
+# --- exit codes, and which stream -------------------------------------------------------------------------------------
+
+
+def test_check_is_quiet_on_stdout(run: Run) -> None:
+    said = run("check")
+    assert (said.code, said.out) == (0, "")
+    assert "inventory.yaml: fine" in said.err
+
+
+def test_plan_is_data(run: Run) -> None:
+    said = run("plan")
+    assert said.code == 0
+    assert "chat-1" in said.out
+    assert said.err == ""
+
+
+def test_schema_is_data(run: Run) -> None:
+    said = run("schema")
+    assert (said.code, said.err) == (0, "")
+    assert json.loads(said.out)["title"] == "corral inventory"
+
+
+def test_version_is_data(run: Run) -> None:
+    assert run("--version").out.startswith("corral ")
+
+
+def test_render_talks_on_stderr(run: Run) -> None:
+    said = run("render")
+    assert (said.code, said.out) == (0, "")
+    assert re.search(r"^ +create +compose/box/compose\.yaml$", said.err, re.MULTILINE)
+
+
+def test_quiet_render_says_nothing(run: Run) -> None:
+    assert run("render", "--quiet") == Said(0, "", "")
+
+
+def test_a_wrong_inventory_is_1_with_every_problem(run: Run, tmp_path: Path) -> None:
+    text = (
+        (tmp_path / "inventory.yaml")
+        .read_text()
+        .replace("host: box", "host: bx")
+        .replace("schema_version: 1", "schema_version: 1\nnmae: x")
+    )
+    (tmp_path / "inventory.yaml").write_text(text)
+    for verb in (["check"], ["plan"], ["plan", "--json"], ["diff"], ["render"], ["secrets", "init"]):
+        said = run(*verb)
+        assert (said.code, said.out) == (1, ""), verb
+        assert re.search(r'^inventory\.yaml:\d+:\d+: .*unknown key "nmae"; did you mean "name"', said.err, re.MULTILINE)
+    assert not (tmp_path / "compose").exists()
+
+
+def test_a_missing_inventory_is_2_and_says_how_to_name_one(run: Run) -> None:
+    for verb in ("check", "plan", "diff", "render"):
+        said = run(verb, "--inventory", "not-there.yaml")
+        assert said.code == 2
+        assert "not-there.yaml: no such file; name the inventory with --inventory PATH" in said.err
+
+
+def test_an_unknown_host_is_2_with_its_near_miss(run: Run) -> None:
+    for verb in (["plan"], ["diff"], ["render"], ["secrets", "init"]):
+        said = run(*verb, "--host", "boxx")
+        assert said.code == 2, verb
+        assert 'no host named "boxx"; did you mean "box"?' in said.err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["rendr"], ["render", "--forse"], ["render", "--host"], ["check", "extra"], ["secrets", "x"]]
+)
+def test_wrong_usage_is_2_and_points_to_the_help(run: Run, arguments: list[str]) -> None:
+    said = run(*arguments)
+    assert (said.code, said.out) == (2, "")
+    assert "see ./generate.py --help" in said.err
+
+
+@pytest.mark.parametrize("verb", [[], ["render"], ["secrets"], ["secrets", "init"]])
+def test_every_verb_explains_itself(run: Run, verb: list[str]) -> None:
+    said = run(*verb, "--help")
+    assert said.code == 0
+    assert "Usage:" in said.out
+
+
+# --- diff -------------------------------------------------------------------------------------------------------------
+
+
+def test_diff_is_3_until_rendered_and_0_after(run: Run) -> None:
+    said = run("diff")
+    assert said.code == 3
+    assert "--- /dev/null\n+++ b/box/compose.yaml\n@@ " in said.out
+    assert "files differ from the inventory; ./generate.py render writes them" in said.err
+    run("render")
+    said = run("diff")
+    assert (said.code, said.out) == (0, "")
+    assert "compose agrees with inventory.yaml" in said.err
+
+
+def test_diff_shows_what_render_would_change(run: Run, tmp_path: Path) -> None:
+    run("render")
+    inventory = tmp_path / "inventory.yaml"
+    inventory.write_text(inventory.read_text().replace("port: 4000", "port: 4001"))
+    said = run("diff")
+    assert said.code == 3
+    assert "--- a/box/litellm/compose.yaml\n+++ b/box/litellm/compose.yaml\n@@ " in said.out
+    assert re.search(r'^-\s+- "127\.0\.0\.1:4000:4000"\n\+\s+- "127\.0\.0\.1:4001:4001"$', said.out, re.MULTILINE)
+
+
+def test_the_diff_can_be_applied(run: Run, tmp_path: Path) -> None:
+    run("render")
+    inventory = tmp_path / "inventory.yaml"
+    inventory.write_text(inventory.read_text().replace("port: 4000", "port: 4001"))
+    patch = run("diff").out
+    subprocess.run(["git", "apply", "--directory=compose", "-"], input=patch, text=True, cwd=tmp_path, check=True)
+    assert run("diff").code == 0
+
+
+# --- edited by hand ---------------------------------------------------------------------------------------------------
+
+
+def test_edited_files_are_reported_kept_and_overwritten_when_forced(run: Run, tmp_path: Path) -> None:
+    run("render")
+    file = tmp_path / "compose" / "box" / "compose.yaml"
+    file.write_text("mine\n")
+    said = run("render")
+    assert said.code == 1
+    assert re.search(r"^ +edited +compose/box/compose\.yaml$", said.err, re.MULTILINE)
+    assert "write over them with --force" in said.err
+    assert file.read_text() == "mine\n"
+    assert "edited by hand: box/compose.yaml" in run("diff").out
+    assert run("render", "--force").code == 0
+    assert "name:" in file.read_text()
+
+
+def test_another_site_is_not_rendered_over_this_one(run: Run, tmp_path: Path) -> None:
+    run("render")
+    other = (tmp_path / "inventory.yaml").read_text().replace("name: farm", "name: other").replace("box", "else")
+    (tmp_path / "other.yaml").write_text(other)
+    for verb in ("render", "diff"):
+        said = run(verb, "--inventory", "other.yaml")
+        assert said.code == 1
+        assert 'compose/box belongs to the site "farm", not "other"; name another folder with --out' in said.err
+    assert sorted(path.name for path in (tmp_path / "compose").iterdir()) == ["box"]
+
+
+def test_a_failure_of_the_disk_is_1_and_in_words(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "compose").write_text("a file")
+    said = run("render")
+    assert said.code == 1
+    assert "compose: cannot be written" in said.err
+
+
+# --- json and colours -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", ["heartcode", "neural-farm", "local-everything", "everything-on"])
+def test_the_plan_as_json(run: Run, case: str) -> None:
+    said = run("plan", "--json", "--inventory", str(inventory_of(case)))
+    data = json.loads(said.out)
+    assert said.code == 0
+    assert set(data) >= {"name", "hosts", "pools"}
+
+
+def test_the_plan_of_one_host(run: Run) -> None:
+    said = run("plan", "--json", "--inventory", str(inventory_of("heartcode")), "--host", "pea")
+    assert list(json.loads(said.out)["hosts"]) == ["pea"]
+
+
+@pytest.mark.parametrize(("variable", "is_coloured"), [("NO_COLOR", False), ("UNRELATED", True)])
+def test_colours_on_a_terminal_unless_told_otherwise(tmp_path: Path, variable: str, *, is_coloured: bool) -> None:
+    (tmp_path / "inventory.yaml").write_bytes((ROOT / "inventory.yaml").read_bytes())
+    ours, theirs = pty.openpty()
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "TERM": "xterm-256color", variable: "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_MAIN, "render"],
+        cwd=tmp_path,
+        env=environment,
+        stderr=theirs,
+        check=True,
+        timeout=DEADLINE_S,
+    )
+    os.close(theirs)
+    text = os.read(ours, 65536).decode()
+    os.close(ours)
+    assert done.returncode == 0
+    assert bool(COLOR.search(text)) == is_coloured
+
+
+def test_no_escape_codes_where_there_is_no_terminal(run: Run) -> None:
+    assert "\x1b" not in run("render").err + run("plan").out + run("diff").out
+
+
+# --- the next command -------------------------------------------------------------------------------------------------
+
+
+def next_command(said: Said) -> str:
+    assert said.last.startswith("next: ")
+    return said.last.removeprefix("next: ")
+
+
+@pytest.mark.parametrize("case", ["default", "heartcode", "one host", "with a space"])
+def test_the_next_commands_lead_to_running_containers(run: Run, case: str, tmp_path: Path) -> None:
+    arguments = {
+        "default": ["render"],
+        "heartcode": ["render", "--inventory", str(inventory_of("heartcode")), "--out", "elsewhere"],
+        "one host": ["render", "--inventory", str(inventory_of("heartcode")), "--host", "prod"],
+        "with a space": ["render", "--out", "a folder"],
+    }[case]
+    program, *words = shlex.split(next_command(run(*arguments)))
+    assert program == "./generate.py"
+    assert run(*words).code == 0
+    command = shlex.split(next_command(run(*arguments)))
+    assert command[:3] == ["docker", "compose", "-f"]
+    assert command[-3:] == ["up", "-d", "--wait"]
+    assert (tmp_path / command[3]).is_file()
+    assert ("prod" in command[3]) == (case == "one host")
+
+
+@pytest.mark.needs("docker-compose")
+def test_compose_takes_the_project_of_the_next_command(run: Run) -> None:
+    run("render")
+    run("secrets", "init")
+    *command, _up, _detached, _wait = shlex.split(next_command(run("render")))
+    done = subprocess.run([*command, "config", "-q"], capture_output=True, text=True, check=False, timeout=DEADLINE_S)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_next_command_of_a_local_host_starts_its_supervisor(run: Run, tmp_path: Path) -> None:
+    arguments = ["render", "--inventory", str(inventory_of("local-everything"))]
+    words = shlex.split(next_command(run(*arguments)))
+    assert run(*words[1:]).code == 1, "one value only the user knows"
+    secrets = tmp_path / "compose" / "here" / ".env"
+    secrets.write_text(f"{secrets.read_text()}HOOK_URL=https://hook.example.com/farm\n")
+    assert run(*words[1:]).code == 0
+    command = next_command(run(*arguments))
+    assert command.startswith("mkdir -p compose/here/logs && ")
+    supervisord, option, conf = shlex.split(command.partition("&& ")[2])
+    assert os.access(supervisord, os.X_OK) or not (Path(sys.prefix) / "bin" / "supervisord").exists()
+    assert (option, (tmp_path / conf).is_file()) == ("-c", True)
+
+
+def test_secrets_init_says_what_it_made_and_what_only_the_user_knows(run: Run, tmp_path: Path) -> None:
+    said = run("secrets", "init")
+    assert (said.code, said.out) == (0, "")
+    assert "compose/box/.env: " in said.err
+    values = [line.partition("=")[2] for line in (tmp_path / "compose" / "box" / ".env").read_text().splitlines()]
+    assert not any(value and value in said.err for value in values)
+    assert "nothing new; kept 6" in run("secrets", "init").err
+    said = run("secrets", "init", "--inventory", str(inventory_of("everything-on")), "--out", "all")
+    assert said.code == 1
+    assert "these values only you know" in said.err
+    assert "OPENAI_API_KEY in all/gate/.env" in said.err

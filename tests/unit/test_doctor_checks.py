@@ -1,0 +1,774 @@
+import json
+import os
+import stat
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from corral.load import load_inventory
+from corral.ops.doctor import path as path_area
+from corral.ops.doctor.checks import AREAS, Case, Finding, checks, findings
+from corral.ops.doctor.facts import Facts, Filesystem, SeenFile, certificate_files, collect, understood
+from corral.ops.doctor.gpus import short_slot
+from corral.ops.doctor.reasons import SIGNS, explained
+from corral.ops.doctor.report import table
+from corral.ops.hosts import ComposeHost, Done
+from corral.ops.observed import Container, Observed, Server, container_name, parse_cards, parse_figures
+from corral.ops.observed import understood as observed
+from corral.output import digest, write
+from corral.plan import Plan, build_plan
+from corral.render import render
+from corral.secrets import initialise
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+INVENTORY = """
+schema_version: 1
+name: site
+hosts:
+  pea:
+    address: 192.0.2.144
+    ram_gib: 32
+    cpu: {cores: 2, avx: false}
+    gpus:
+    - {card: p104-100, uuid: GPU-11111111-aaaa}
+    - {card: p104-100, pci: "02:00.0"}
+    - {card: rtx-3060}
+nodes:
+  mac: {url: "http://192.0.2.9:8080", engine: mlx, model: m}
+models:
+  small: {source: hf:example/small/small.gguf, kind: chat, context: 2048, size_gib: 1}
+pools:
+  chat:
+    model: small
+    short: gpu
+    on: [{host: pea, gpus: 1-3}, {node: mac}]
+    ports: 8080
+    engine: {memory_mib: 2048, memory_swap_mib: 3072}
+gateway: {host: pea, database: false, cache: false}
+"""
+NVIDIA = """\
+0, GPU-11111111-aaaa-bbbb, 00000000:01:00.0, NVIDIA P104-100, 8192, 5120, 12, 61, 580.95.05, 6.1
+1, GPU-22222222-aaaa-bbbb, 00000000:02:00.0, NVIDIA P104-100, 8192, 300, [N/A], 40, 580.95.05, 6.1
+2, GPU-33333333-aaaa-bbbb, 00000000:03:00.0, NVIDIA GeForce RTX 3060, 12288, 300, 0, 35, 580.95.05, 8.6
+code 0
+"""
+CARDS, _ = parse_cards(NVIDIA)
+AGO = timedelta(hours=3)
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    path = tmp_path_factory.mktemp("doctor") / "inventory.yaml"
+    path.write_text(INVENTORY)
+    return build_plan(load_inventory(path))
+
+
+@pytest.fixture(scope="module")
+def out(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rendered")
+    write(render(plan), folder)
+    initialise({"pea": plan.secrets_of("pea")}, folder)
+    return folder
+
+
+@pytest.fixture
+def case(plan: Plan, out: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
+    """Everything is well; tests change one thing."""
+    monkeypatch.setattr(ComposeHost, "run", lambda *_, **__: Done(0, "", ""))
+    monkeypatch.setattr(path_area, "_client", lambda _case, key="", _limit_s=0.0: gateway(key, plan, out))
+    host = ComposeHost(plan, "pea", out)
+    containers = tuple(well(plan, service.name) for service in plan.services_of("pea"))
+    servers = {item.name: Server("UP", 0, "L7OK", 200) for item in plan.contributions.backends}
+    hashes = {item.service: item.config_hash for item in containers}
+    return Case(host, good_facts(host), Observed("pea", containers=containers, hashes=hashes, servers=servers), servers)
+
+
+def well(plan: Plan, service: str) -> Container:
+    planned = next(item for item in plan.services_of("pea") if item.name == service)
+    return Container(
+        id=service,
+        name=container_name(plan, "pea", service),
+        project="site-pea",
+        service=service,
+        image=planned.image,
+        state="running",
+        health="healthy",
+        started=datetime.now(UTC) - AGO,
+        config_hash="0" * 64,
+        memory_mib=100,
+        limit_mib=planned.memory_mib,
+        wanted_mib=planned.memory_mib,
+        published=tuple((port.publish, port.number) for port in planned.ports if port.publish),
+        devices=tuple(claim.device for claim in planned.gpus),
+    )
+
+
+def good_facts(host: ComposeHost) -> Facts:
+    files = {path.relative_to(host.rendered).as_posix(): path for path in sorted(host.rendered.rglob("*"))}
+    return Facts(
+        engine_version="28.5.2+dfsg4",
+        compose_version="2.40.3-3",
+        info={"MemoryLimit": True, "SwapLimit": True, "PidsLimit": True, "Runtimes": {"runc": {}, "nvidia": {}}},
+        user="ann",
+        groups=frozenset({"docker"}),
+        future_groups=frozenset({"docker"}),
+        machine="x86_64",
+        cores=2,
+        cpu_flags=frozenset({"sse4_2"}),
+        ram_mib=32000,
+        swap_mib=8192,
+        addresses=frozenset({"127.0.0.1", "192.0.2.144"}),
+        filesystems=(Filesystem("engine", "/", 500_000, 90_000),),
+        is_clock_synchronised=True,
+        clock_ahead_s=0.2,
+        files={
+            name: SeenFile(
+                f"{path.stat().st_mode & 0o777:o}",
+                path.stat().st_size,
+                digest(path.read_bytes()) if path.is_file() else "",
+            )
+            for name, path in files.items()
+        },
+        models={".": SeenFile("755", 4096), "small.gguf": SeenFile("644", 1000, magic="GGUF")},
+        certificates={"/etc/ssl/own.pem": f"{datetime.now(UTC) + timedelta(days=90):%b %d %H:%M:%S %Y} GMT"},
+        cards=CARDS,
+        litellm_version="1.106.2",
+    )
+
+
+def gateway(key: str, plan: Plan, out: Path) -> httpx.Client:
+    """A gateway that knows the site's own key and pools."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/health/liveliness":
+            return httpx.Response(200)
+        if not key:
+            return httpx.Response(401)
+        return httpx.Response(200, json={"data": [{"id": name} for name in plan.inventory.pools]})
+
+    return httpx.Client(base_url="http://gateway", transport=httpx.MockTransport(answer))
+
+
+def found(case: Case, check: str) -> list[Finding]:
+    item = next(item for item in checks() if item.id == check)
+    return list(item.find(case)) if all(case.has(need) for need in item.needs) else []
+
+
+def with_facts(**changes: Any) -> Callable[[Case], Case]:
+    return lambda case: replace(case, facts=replace(case.facts, **changes))
+
+
+def with_container(service: str, **changes: Any) -> Callable[[Case], Case]:
+    def change(case: Case) -> Case:
+        containers = tuple(
+            replace(item, **changes) if item.service == service else item for item in case.seen.containers
+        )
+        return replace(case, seen=replace(case.seen, containers=containers))
+
+    return change
+
+
+def just_started_again(case: Case) -> Case:
+    return with_container("gpu-2", restarts=7, started=datetime.now(UTC))(case)
+
+
+def without_container(service: str) -> Callable[[Case], Case]:
+    def change(case: Case) -> Case:
+        containers = tuple(item for item in case.seen.containers if item.service != service)
+        return replace(case, seen=replace(case.seen, containers=containers))
+
+    return change
+
+
+def with_server(name: str, server: Server) -> Callable[[Case], Case]:
+    return lambda case: replace(case, servers={**case.servers, name: server})
+
+
+def with_card(index: int, **changes: Any) -> Callable[[Case], Case]:
+    cards = tuple(replace(card, **changes) if card.index == index else card for card in CARDS)
+    return with_facts(cards=tuple(sorted(cards, key=lambda card: card.index)))
+
+
+def with_driver(version: str) -> Callable[[Case], Case]:
+    return with_facts(cards=tuple(replace(card, driver=version) for card in CARDS))
+
+
+def with_model(**changes: Any) -> Callable[[Case], Case]:
+    file = replace(SeenFile("644", 1000, magic="GGUF"), **changes)
+    return with_facts(models={".": SeenFile("755", 4096), "small.gguf": file})
+
+
+def with_image(component: str, image: str) -> Callable[[Case], Case]:
+    def change(case: Case) -> Case:
+        old = case.plan.contributions
+        services = [replace(item, image=image) if item.component == component else item for item in old.services]
+        plan = replace(case.plan, contributions=replace(old, services=services))
+        return replace(case, host=replace(case.host, plan=plan), facts=replace(case.facts, litellm_version=""))
+
+    return change
+
+
+def with_device_files(**there: int) -> Callable[[Case], Case]:
+    """GPU 2 is a card of AMD, group 44 is known; these files are on the host, each with the group that owns it."""
+
+    def change(case: Case) -> Case:
+        old = case.plan.contributions
+        services = [
+            replace(item, devices=("/dev/kfd", "/dev/dri"), groups=(44,)) if item.name == "gpu-2" else item
+            for item in old.services
+        ]
+        plan = replace(case.plan, contributions=replace(old, services=services))
+        facts = replace(
+            case.facts, device_files={f"/dev/{name.replace('_', '/')}": group for name, group in there.items()}
+        )
+        return replace(case, host=replace(case.host, plan=plan), facts=facts)
+
+    return change
+
+
+def both(*changes: Callable[[Case], Case]) -> Callable[[Case], Case]:
+    def change(case: Case) -> Case:
+        for one in changes:
+            case = one(case)
+        return case
+
+    return change
+
+
+OOM = {"state": "exited", "health": "", "exit_code": 137, "was_out_of_memory": True}
+DOWN = Server("DOWN", 0, "L4CON", 0)
+FAULTS: list[tuple[str, Callable[[Case], Case], str]] = [
+    ("host-reachable", with_facts(problem="ssh pea does not connect: Permission denied (publickey)"), "publickey"),
+    ("engine-answers", with_facts(engine_version="", engine_problem="sh: 1: docker: not found"), "not installed"),
+    ("engine-version", with_facts(engine_version="20.10.24+dfsg1"), "Docker Engine 20.10.24+dfsg1 is older than 25"),
+    ("compose-version", with_facts(compose_version="2.20.0"), "Compose 2.20.0 is older than 2.24"),
+    (
+        "compose-version",
+        with_facts(compose_version="", compose_problem="docker: unknown command: docker compose"),
+        "no Compose plugin",
+    ),
+    ("limits-supported", with_facts(info={"MemoryLimit": False}), "does not limit the memory"),
+    ("limits-supported", with_facts(info={"MemoryLimit": True, "SwapLimit": False}), "does not limit the swap"),
+    (
+        "address",
+        with_facts(addresses=frozenset({"127.0.0.1", "192.0.2.7", "172.17.0.1"})),
+        "192.0.2.144 is not an address of this machine; it has 192.0.2.7",
+    ),
+    ("cpu", with_facts(cores=1), "says 2 cores, the machine has 1"),
+    ("ram", with_facts(ram_mib=16000), "the inventory says 32 GiB of RAM, the machine has 15.6"),
+    ("ram", with_facts(ram_mib=4000), "the containers may take"),
+    ("swap", with_facts(swap_mib=0), "containers may use 1024 MiB of swap each, the machine has 0"),
+    (
+        "disk",
+        with_facts(filesystems=(Filesystem("engine", "/", 9000, 500), Filesystem("models", "/", 9000, 500))),
+        "0.5 GiB are left on / (engine and models)",
+    ),
+    ("clock", with_facts(is_clock_synchronised=False), "no time service"),
+    ("clock", with_facts(clock_ahead_s=-90.0), "90 s behind"),
+    (
+        "ports",
+        both(
+            without_container("gpu-1"),
+            with_facts(listeners={8080: ("::",)}, holders={8080: "the container other"}),
+        ),
+        "port 8080 (gpu-1) is taken by the container other",
+    ),
+    (
+        "gpu-driver",
+        with_facts(cards=(), cards_problem="Failed to initialize NVML: Driver/library version mismatch"),
+        "updated under the running kernel module",
+    ),
+    ("gpu-driver", with_facts(cards=(), cards_problem=""), "nvidia-smi is not on this machine"),
+    (
+        "gpu-driver",
+        with_facts(cards_problem="Unable to determine the device handle for GPU0000:03:00.0: GPU is lost."),
+        "a card was lost",
+    ),
+    ("gpu-runtime", with_facts(info={"Runtimes": {"runc": {}}}), "no NVIDIA runtime"),
+    ("device-files", with_device_files(dri_renderD128=44), "gpu-2 wants /dev/kfd, which this machine lacks"),
+    ("device-files", with_device_files(kfd=44, dri_renderD128=105), "the device files belong to group 105"),
+    ("driver-version", with_driver("535.183.01"), "driver 535.183.01 is too old"),
+    ("driver-version", with_driver("590.44.01"), "driver 590.44.01 no longer knows p104-100"),
+    ("driver-version", both(with_driver("570.1"), with_image("llama", "x/llama.cpp:server-cuda13-b1")), "needs 580"),
+    ("card-there", with_facts(cards=CARDS[1:]), "GPU 1 (UUID GPU-11111111-aaaa) is not in this machine"),
+    ("card-there", with_facts(cards=CARDS[:2]), "2 of 3 cards answer"),
+    (
+        "card-there",
+        with_card(1, pci="00000000:07:00.0"),
+        "GPU 2 (PCI slot 0000:02:00.0) is not in this machine; at that place is GPU-22222222-aaaa-bbbb in slot 0000:07",
+    ),
+    (
+        "card-order",
+        with_facts(cards=(replace(CARDS[2], index=0), CARDS[0], replace(CARDS[1], index=2))),
+        "index 2 is not the card that the inventory means by GPU 3: it is a NVIDIA P104-100, not a rtx-3060",
+    ),
+    ("card-kind", with_card(0, total_mib=4096), "GPU 1 (NVIDIA P104-100) has 4.0 GiB, the plan counts on 8.0"),
+    ("card-kind", with_card(0, compute_capability=(8, 6)), "compute capability 8.6, the plan counts on 6.1"),
+    (
+        "running-as-rendered",
+        with_container("gpu-2", config_hash="1" * 64),
+        "running with an older configuration: gpu-2",
+    ),
+    (
+        "secrets-private",
+        with_facts(files={".env": SeenFile("644"), "secrets": SeenFile("755")}),
+        "others can read .env (mode 644)",
+    ),
+    (
+        "secrets-private",
+        with_facts(files={"secrets/LLAMA_API_KEY": SeenFile("600")}),
+        "containers cannot read secrets/LLAMA_API_KEY",
+    ),
+    ("models", with_facts(models={}), "there is no folder"),
+    ("models", with_facts(models={".": SeenFile("755")}), "small.gguf is not there"),
+    ("models", with_model(size=0), "is empty"),
+    ("models", with_model(magic="<htm"), "is no GGUF file; it begins with '<htm'"),
+    ("models", with_model(mode="600"), "containers cannot read"),
+    (
+        "models",
+        with_facts(models={".": SeenFile("700"), "small.gguf": SeenFile("644", 9, magic="GGUF")}),
+        "cannot look into",
+    ),
+    ("certificates", with_facts(certificates={"/c.pem": "Jan  1 00:00:00 2020 GMT"}), "/c.pem ended on"),
+    (
+        "certificates",
+        with_facts(certificates={"/c.pem": f"{datetime.now(UTC) + timedelta(days=5, hours=1):%b %d %H:%M:%S %Y} GMT"}),
+        "ends in 5 days",
+    ),
+    ("certificates", with_facts(certificates={"/c.pem": ""}), "cannot be read"),
+    ("started", lambda case: replace(case, seen=Observed("pea")), "nothing runs here yet"),
+    ("running", with_container("gpu-2", **OOM), "gpu-2: container exited (137: out of memory)"),
+    ("running", without_container("gpu-2"), "gpu-2: it has no container"),
+    (
+        "running",
+        with_container("gpu-2", health="unhealthy", last_check="curl: (28) timed out"),
+        "its health check fails: curl: (28) timed out",
+    ),
+    ("restarts", just_started_again, "gpu-2: started again 7 times"),
+    ("memory-limits", with_container("gpu-2", limit_mib=32000), "not in force for gpu-2"),
+    ("memory-room", with_container("gpu-2", memory_mib=2040), "2040 of 2048 MiB are taken"),
+    (
+        "strangers",
+        lambda case: replace(
+            case,
+            seen=replace(
+                case.seen,
+                containers=(*case.seen.containers, replace(case.seen.containers[0], name="pea-old-1", service="old-1")),
+            ),
+        ),
+        "pea-old-1 is not in the plan",
+    ),
+    ("litellm-version", with_image("litellm", "ghcr.io/berriai/litellm:v1.83.6"), "CVE-2026-42208"),
+    ("litellm-version", with_image("litellm", "ghcr.io/berriai/litellm:v1.82.8"), "malware"),
+    ("litellm-version", with_facts(litellm_version="1.82.7"), "the running LiteLLM 1.82.7 carries malware"),
+    ("images-pinned", with_image("haproxy", "haproxy:latest"), "can become another one at any time"),
+    (
+        "balancer-answers",
+        with_container("haproxy", state="exited", health="", exit_code=1),
+        "litellm → haproxy does not answer: container exited (1)",
+    ),
+    ("balancer-answers", lambda case: replace(case, servers={}), "gives no figures"),
+    (
+        "replicas-up",
+        both(with_container("gpu-2", **OOM), with_server("pea-gpu-2", DOWN)),
+        "chat: HAProxy → pea-gpu-2 refuses the connection on gpu-2:8081: container exited (137: out of memory)",
+    ),
+    (
+        "replicas-up",
+        with_server("pea-gpu-2", Server("DOWN", 0, "L4TOUT", 0)),
+        "does not answer on gpu-2:8081, although it is healthy on pea",
+    ),
+    ("replicas-up", with_server("pea-gpu-2", Server("MAINT", 0, "", 0)), "was taken out of the balancer"),
+    ("pools-alive", lambda case: replace(case, servers=dict.fromkeys(case.servers, DOWN)), "chat: no replica is up"),
+    (
+        "nodes",
+        with_server("mac", Server("DOWN", 0, "L4TOUT", 0)),
+        "HAProxy → node mac does not answer on 192.0.2.9:8080",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("check", "change", "words"), FAULTS, ids=[f"{check}-{at}" for at, (check, _, _) in enumerate(FAULTS)]
+)
+def test_a_fault_is_found_with_a_remedy(case: Case, check: str, change: Callable[[Case], Case], words: str) -> None:
+    all_found = found(change(case), check)
+    matching = [item for item in all_found if words in item.what]
+    assert matching, all_found
+    assert all(item.remedy for item in matching) or check in ("host-reachable", "limits-supported")
+
+
+@pytest.mark.parametrize("check", [item.id for item in checks()])
+def test_a_host_that_is_well_has_no_finding_but_hints(case: Case, check: str) -> None:
+    if check == "rendered":  # compares the rendering itself
+        assert found(case, check) == []
+    assert [item for item in found(case, check) if item.level != "hint"] == []
+
+
+def test_every_check_has_a_fault_in_this_file() -> None:
+    elsewhere = {"rendered", "copied", "secrets", "gateway-answers", "key-accepted", "pools-offered", "answers"}
+    assert {check for check, _, _ in FAULTS} | elsewhere == {item.id for item in checks()}
+
+
+def test_checks_are_in_the_documentation() -> None:
+    text = (REPOSITORY / "docs" / "doctor.md").read_text()
+    assert table() in text, "docs/doctor.md: put there what corral.ops.doctor.report.table() returns"
+    assert {item.area for item in checks()} == set(AREAS)
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_out(case: Case, plan: Plan, tmp_path: Path) -> Case:
+    """A case with a rendered folder that the test may change."""
+    write(render(plan), tmp_path)
+    initialise({"pea": plan.secrets_of("pea")}, tmp_path)
+    host = ComposeHost(plan, "pea", tmp_path)
+    return replace(case, host=host, facts=good_facts(host))
+
+
+def test_edited_and_old_files_are_told_apart(own_out: Case) -> None:
+    (own_out.host.rendered / "haproxy" / "haproxy.cfg").write_text("mine\n")
+    (own_out.host.rendered / "compose.yaml").unlink()
+    what = [item.what for item in found(own_out, "rendered")]
+    assert what == ["edited by hand: pea/haproxy/haproxy.cfg", "1 file is not as the inventory says"]
+
+
+def test_nothing_rendered_is_said_so(case: Case, tmp_path: Path) -> None:
+    bare = replace(case, host=replace(case.host, out=tmp_path))
+    assert [item.what for item in found(bare, "rendered")] == ["nothing is rendered for this host yet"]
+
+
+def test_secrets_without_value_or_with_another_one(own_out: Case) -> None:
+    env = own_out.host.rendered / ".env"
+    env.write_text(env.read_text().replace("LLAMA_API_KEY=", "LLAMA_API_KEY=x"))
+    assert [item.what for item in found(own_out, "secrets")] == [".env and secrets/ disagree about LLAMA_API_KEY"]
+    env.write_text("")
+    assert found(own_out, "secrets")[0].what.startswith("no value for LLAMA_API_KEY, LITELLM_MASTER_KEY in ")
+    assert "sk-" not in str(found(own_out, "secrets"))
+
+
+def far(case: Case) -> Case:
+    inventory = case.plan.inventory
+    host = inventory.hosts["pea"].model_copy(update={"ssh": "ann@192.0.2.144"})
+    site = replace(case.plan.site, inventory=inventory.model_copy(update={"hosts": {"pea": host}}))
+    return replace(case, host=replace(case.host, plan=replace(case.plan, site=site)))
+
+
+def test_a_far_host_with_other_files_or_secrets_is_found(own_out: Case) -> None:
+    case = far(own_out)
+    assert found(case, "copied") == found(case, "secrets") == []
+    changed = {
+        **case.facts.files,
+        "compose.yaml": SeenFile("644", 1, "0"),
+        "secrets/LLAMA_API_KEY": SeenFile("644", 1, "0"),
+    }
+    case = with_facts(files=changed)(case)
+    assert [item.what for item in found(case, "copied")] == [
+        "other files on the host than were rendered here: compose.yaml"
+    ]
+    assert [item.what for item in found(case, "secrets")] == [
+        "the host has another value for LLAMA_API_KEY than this machine"
+    ]
+    assert [item.level for item in found(with_facts(files={})(case), "copied")] == ["hint"]
+
+
+# --- the way of a request --------------------------------------------------------------------------------------------
+
+
+def answering(monkeypatch: pytest.MonkeyPatch, answer: Callable[[httpx.Request], httpx.Response]) -> None:
+    def client(_case: Case, key: str = "", _limit_s: float = 1) -> httpx.Client:
+        headers = {"Authorization": key} if key else {}
+        return httpx.Client(base_url="http://gateway", headers=headers, transport=httpx.MockTransport(answer))
+
+    monkeypatch.setattr(path_area, "_client", client)
+
+
+def refused(request: httpx.Request) -> httpx.Response:
+    raise httpx.ConnectError("[Errno 111] Connection refused")
+
+
+def test_a_dead_gateway_is_named_with_its_reason(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    answering(monkeypatch, refused)
+    dead = with_container("litellm", **OOM)(case)
+    (finding,) = found(dead, "gateway-answers")
+    assert (
+        finding.what
+        == "clients → litellm does not answer: [Errno 111] Connection refused: container exited (137: out of memory)"
+    )
+    assert finding.remedy == "raise its memory_mib"
+    (finding,) = found(case, "gateway-answers")
+    assert "at http://192.0.2.144:4000, although it is healthy" in finding.what
+
+
+@pytest.mark.parametrize(("status", "words"), [(401, "refuses LITELLM_MASTER_KEY"), (500, "answers 500 to /v1/models")])
+def test_a_key_that_the_gateway_refuses(case: Case, monkeypatch: pytest.MonkeyPatch, status: int, words: str) -> None:
+    answering(monkeypatch, lambda _: httpx.Response(status))
+    assert words in found(case, "key-accepted")[0].what
+
+
+def test_a_gateway_open_to_everybody(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    answering(monkeypatch, lambda _: httpx.Response(200, json={"data": [{"id": "other"}]}))
+    assert [item.what for item in found(case, "key-accepted")] == [
+        "the gateway answers 200 without a key: anybody may use it"
+    ]
+    assert [item.what for item in found(case, "pools-offered")] == ["the gateway does not offer chat"]
+
+
+def test_pools_are_asked_only_on_request(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        paths.append(request.url.path)
+        if request.url.path == "/v1/models":
+            return httpx.Response(200, json={"data": [{"id": "chat"}]})
+        return httpx.Response(503, text="no replica could take this request in time")
+
+    answering(monkeypatch, answer)
+    assert found(case, "answers") == []
+    assert not paths
+    (finding,) = found(replace(case, must_ask=True), "answers")
+    assert finding.what == "chat: answered 503: no replica could take this request in time"
+
+
+# --- reasons ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (
+            "gguf_init_from_file: failed to open GGUF file '/models/x.gguf' (No such file or directory)",
+            "cannot be opened",
+        ),
+        ("gguf_init_from_reader: invalid magic characters: '<htm', expected 'GGUF'", "damaged"),
+        (
+            "llama_model_load: error loading model: tensor 'a' data is not within the file bounds, model is corrupted",
+            "damaged",
+        ),
+        (
+            "alloc_buffer: allocating 7000.00 MiB on device 0: cudaMalloc failed: out of memory",
+            "card's memory is full",
+        ),
+        ("CUDA error: no kernel image is available for execution on the device", "no code for this card"),
+        ("CUDA error: the provided PTX was compiled with an unsupported toolchain.", "driver is too old"),
+        ('could not select device driver "nvidia" with capabilities: [[gpu]]', "cannot hand out"),
+        ("nvidia-container-cli: device error: 7: unknown device: unknown", "is not there"),
+        ("nvidia-container-cli: requirement error: unsatisfied condition: cuda>=13.0", "driver is too old"),
+        ("listen tcp4 192.0.2.1:4000: bind: cannot assign requested address", "no such address"),
+        ("couldn't bind HTTP server socket, hostname: 0.0.0.0, port: 8080", "holds its port"),
+        ('FATAL:  password authentication failed for user "corral"', "password differs"),
+        ("write /data: no space left on device", "disk is full"),
+    ],
+)
+def test_what_programs_say_is_understood(plan: Plan, line: str, words: str) -> None:
+    container = replace(well(plan, "gpu-1"), state="exited", health="", exit_code=1)
+    assert words in explained(container, None, f"starting\n{line}\nbye\n").what
+
+
+def test_every_sign_has_a_remedy() -> None:
+    assert all(sign.what and sign.remedy for sign in SIGNS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"state": "exited", "health": "", "exit_code": 132}, "container exited (132: illegal instruction)"),
+        (
+            {"state": "exited", "health": "", "exit_code": 137},
+            "container exited (137: killed from outside); it said: bye",
+        ),
+        ({"state": "exited", "health": "", "exit_code": 0}, "the container was stopped"),
+        ({"state": "restarting", "health": "", "exit_code": 1}, "container keeps restarting (1); it said: bye"),
+        ({"health": "starting"}, "it is still starting"),
+        ({"health": "starting", "restarts": 5}, "container keeps ending while it starts (5 times): bye"),
+        ({"state": "paused"}, "the container is paused"),
+        ({"state": "created", "health": ""}, "the container was made but not started: it was never started"),
+    ],
+)
+def test_states_in_words(plan: Plan, changes: dict[str, Any], words: str) -> None:
+    assert explained(replace(well(plan, "gpu-1"), **changes), None, "hello\nbye\n").what.startswith(words)
+
+
+# --- what programs print ---------------------------------------------------------------------------------------------
+
+
+def test_nvidia_smi_is_read() -> None:
+    assert [(card.index, card.uuid[:12], short_slot(card.pci), card.used_mib, card.use_percent) for card in CARDS] == [
+        (0, "GPU-11111111", "0000:01:00.0", 5120, 12),
+        (1, "GPU-22222222", "0000:02:00.0", 300, None),
+        (2, "GPU-33333333", "0000:03:00.0", 300, 0),
+    ]
+    assert CARDS[0].compute_capability == (6, 1)
+
+
+@pytest.mark.parametrize(
+    "complaint",
+    [
+        "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.",
+        "Failed to initialize NVML: Driver/library version mismatch",
+        "No devices were found",
+    ],
+)
+def test_nvidia_smi_that_fails_is_quoted(complaint: str) -> None:
+    cards, problem = parse_cards(f"{complaint}\ncode 9\n")
+    assert (cards, problem) == ((), complaint)
+
+
+def test_figures_of_the_balancer_are_read() -> None:
+    text = """\
+haproxy_server_current_sessions{proxy="chat",server="pea-gpu-1"} 2
+haproxy_server_status{proxy="chat",server="pea-gpu-1",state="UP"} 1
+haproxy_server_check_status{proxy="chat",server="pea-gpu-1",state="L7OK"} 1
+haproxy_server_check_code{proxy="chat",server="pea-gpu-1"} 200
+haproxy_server_status{proxy="chat",server="pea-gpu-2",state="DOWN"} 1
+haproxy_server_check_status{proxy="chat",server="pea-gpu-2",state="L4CON"} 1
+"""
+    assert parse_figures(text) == {"pea-gpu-1": Server("UP", 2, "L7OK", 200), "pea-gpu-2": DOWN}
+
+
+def test_memory_of_both_versions_of_control_groups_is_read() -> None:
+    container = {
+        "Id": "abc",
+        "Name": "/c",
+        "State": {"Status": "running", "ExitCode": 0, "OOMKilled": False},
+        "Config": {"Image": "i", "Labels": {}},
+        "HostConfig": {"Memory": 1048576},
+        "NetworkSettings": {},
+    }
+    for most, limit in (("2097152", 2.0), ("max", None), ("9223372036854771712", None)):
+        seen = observed("pea", {"containers": json.dumps([container]), "memory": f"abc 3145728 1048576 {most}"})
+        assert (seen.containers[0].memory_mib, seen.containers[0].limit_mib) == (2.0, limit)
+
+
+def test_a_compose_file_that_cannot_be_read_is_quoted() -> None:
+    seen = observed("pea", {"containers": "", "hashes": "open /x/compose.yaml: no such file or directory\n"})
+    assert (seen.hashes, seen.hashes_problem) == ({}, "open /x/compose.yaml: no such file or directory")
+
+
+# --- real programs, and fakes of those that are not here -------------------------------------------------------------
+
+
+@pytest.fixture
+def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Puts a shell script before everything else on PATH."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+    def make(name: str, script: str) -> None:
+        path = folder / name
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(path.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
+
+    return make
+
+
+def asked(plan: Plan, out: Path) -> Case:
+    host = ComposeHost(plan, "pea", out)
+    return Case(host, collect(host), Observed("pea"))
+
+
+@pytest.mark.parametrize(
+    ("script", "what", "remedy"),
+    [
+        ("echo 'sh: 1: docker: not found' >&2; exit 127", "Docker is not installed", "setup"),
+        (
+            "echo 'Cannot connect to the Docker daemon at unix:///s. Is the docker daemon running?' >&2; exit 1",
+            "Docker is installed but does not run",
+            "systemctl",
+        ),
+        (
+            "echo 'permission denied while trying to connect to the Docker daemon socket' >&2; exit 1",
+            "may not use Docker",
+            "usermod -aG docker",
+        ),
+    ],
+)
+def test_an_engine_that_does_not_answer(
+    plan: Plan, out: Path, fakes: Callable[[str, str], None], script: str, what: str, remedy: str
+) -> None:
+    fakes("docker", script)
+    (finding,) = found(asked(plan, out), "engine-answers")
+    assert what in finding.what
+    assert remedy in finding.remedy
+
+
+def test_cards_of_a_fake_nvidia_smi(plan: Plan, out: Path, fakes: Callable[[str, str], None]) -> None:
+    fakes("docker", "exit 1")
+    lines = NVIDIA.replace("code 0\n", "")
+    fakes("nvidia-smi", f"cat <<'END'\n{lines}END")
+    case = asked(plan, out)
+    assert case.facts.cards == CARDS
+    assert [item for item in found(case, "card-order") if item.level != "hint"] == []
+
+
+def test_this_machine_is_understood(plan: Plan, out: Path) -> None:
+    facts = asked(plan, out).facts
+    assert facts.problem == ""
+    assert (facts.cores, facts.ram_mib > 100, "127.0.0.1" in facts.addresses) == (os.cpu_count(), True, True)
+    assert {item.purpose for item in facts.filesystems} >= {"rendering", "models"}
+    assert facts.files[".env"].mode == "600"
+    assert facts.files["secrets"].mode == "700"
+    assert facts.files["compose.yaml"].digest == digest((out / "pea" / "compose.yaml").read_bytes())
+    assert facts.models == {}
+
+
+def test_models_and_certificates_on_this_machine(plan: Plan, out: Path, tmp_path: Path) -> None:
+    folder = out / "pea" / "models"
+    folder.mkdir()
+    (folder / "small.gguf").write_bytes(b"GGUF\x03\x00")
+    pem = tmp_path / "own.pem"
+    words = [
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-keyout",
+        "/dev/null",
+        "-out",
+        str(pem),
+        "-days",
+        "9",
+        "-subj",
+        "/CN=x",
+    ]
+    subprocess.run(["openssl", *words], check=True, capture_output=True)
+    services = [replace(item, mounts=(*item.mounts, (str(pem), "/c.pem"))) for item in plan.contributions.services]
+    with_pem = replace(plan, contributions=replace(plan.contributions, services=services))
+    assert certificate_files(services) == [str(pem)]
+    case = asked(with_pem, out)
+    assert (case.facts.models["small.gguf"].magic, case.facts.models["small.gguf"].size) == ("GGUF", 6)
+    assert [item.what for item in found(case, "certificates")] == [f"{pem} ends in 8 days"]
+
+
+def test_listeners_and_addresses_of_the_kernel_are_read() -> None:
+    facts = understood(
+        {
+            "sockets": "  sl  local_address rem_address st\n 0: 0100007F:1F90 0:0 0A x\n 1: 0100007F:0050 0:0 01 x",
+            "addresses": "  |-- 192.0.2.144\n     /32 host LOCAL\n  |-- 192.0.2.255\n     /32 link BROADCAST",
+            "addresses6": "20010db8000000000000000000000001 02 40 00 80 eth0",
+            "programs": 'LISTEN 0 128 127.0.0.1:8080 0.0.0.0:* users:(("python3",pid=12,fd=3))',
+            "published": "pea-gpu-1 192.0.2.144:8081->8081/tcp\nother ",
+            "clock": "Reference ID : 0\nLeap status     : Not synchronised\n",
+        }
+    )
+    assert facts.listeners == {8080: ("127.0.0.1",)}
+    assert facts.addresses == {"192.0.2.144", "2001:db8::1"}
+    assert facts.holders == {8080: "python3 (pid 12)", 8081: "the container pea-gpu-1"}
+    assert facts.is_clock_synchronised is False
+
+
+def test_a_far_host_that_does_not_answer_is_one_finding(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    silent = replace(
+        case, facts=Facts(problem="ssh pea does not connect: timed out"), seen=Observed("pea", problem="x"), servers={}
+    )
+    assert [item.id for item, _ in findings(silent)] == ["host-reachable"]

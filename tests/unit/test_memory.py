@@ -1,0 +1,125 @@
+"""Where weights and caches lie, what would fit, and plans that need neither network nor files (004-20, F6, F10)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from corral.cli import main
+from corral.gguf_header import facts_of, read_header
+from corral.load import load_inventory
+from corral.memory import MIB, Use, memory_of
+from corral.model_lock import Gguf, LockedFile, ModelLock, write_lock
+from corral.plan import load_site
+from corral.random_models import make_random_model
+
+LLAMA_8B = Gguf(
+    architecture="llama", quantization="Q4_K_M", parameters=8_030_000_000, context=131072, vocabulary=128256,
+    embedding=4096, feed_forward=(14336,) * 32, heads=(32,) * 32, kv_heads=(8,) * 32, key_length=128, value_length=128,
+    input_bytes=295_000_000, output_bytes=431_000_000, layer_bytes=(130_000_000,) * 32,
+)  # fmt: skip
+"""About as a real one is; its cache is known: 128 KiB for each token at 16 bits."""
+
+
+def use(**changes: object) -> Use:
+    return Use(**{"slots": 1, "context": 8192, "batch": 2048, "ubatch": 512, **changes})  # type: ignore[arg-type]
+
+
+def test_a_known_model_has_its_known_cache() -> None:
+    assert memory_of(LLAMA_8B, use()).cache == 8192 * 128 * 1024
+    assert memory_of(LLAMA_8B, use(slots=3)).cache == 3 * 8192 * 128 * 1024
+    assert memory_of(LLAMA_8B, use(cache_type="q8_0")).cache == 8192 * 68 * 1024
+
+
+def test_layers_stay_where_they_are_told() -> None:
+    whole, half, none = (memory_of(LLAMA_8B, use(gpu_layers=n)) for n in ("all", 16, 0))
+    assert whole.weights == sum(LLAMA_8B.layer_bytes) + LLAMA_8B.output_bytes
+    assert whole.host_weights == LLAMA_8B.input_bytes, "tokens become vectors in host memory"
+    assert half.weights == sum(LLAMA_8B.layer_bytes) // 2
+    assert half.cache == half.host_cache == whole.cache // 2
+    assert none.device == 0
+    assert none.host > whole.device
+    assert memory_of(LLAMA_8B, use(gpu_layers=33)).weights == whole.weights, "33 of 32: the output as well"
+
+
+def test_every_further_card_has_a_compute_buffer_of_its_own() -> None:
+    one, two = memory_of(LLAMA_8B, use()), memory_of(LLAMA_8B, use(cards=2))
+    assert two.compute == 2 * one.compute
+    assert (two.weights, two.cache) == (one.weights, one.cache)
+
+
+def test_a_tied_table_is_on_the_card_and_in_host_memory(tmp_path: Path) -> None:
+    make_random_model("qwen3", tmp_path / "m.gguf")
+    with (tmp_path / "m.gguf").open("rb") as file:
+        model = facts_of([read_header(file.read)])
+    memory = memory_of(model, use())
+    assert memory.weights >= model.input_bytes + sum(model.layer_bytes)
+    assert memory.host_weights == model.input_bytes
+
+
+def test_compressed_caches_and_recurrent_layers_take_what_their_metadata_says() -> None:
+    """MLA keeps one compressed row for each token; a recurrent layer keeps a state, however long the text is."""
+    latent = LLAMA_8B.model_copy(update={"latent": 512, "rope": 64, "kv_heads": (1,) * 32})
+    assert memory_of(latent, use()).cache == 32 * 8192 * (512 + 64) * 2
+    mixed = LLAMA_8B.model_copy(update={"recurrent": (1, 1, 1, 0) * 8, "state_bytes": 1 << 20})
+    short, long = memory_of(mixed, use(slots=2)), memory_of(mixed, use(slots=2, context=16384))
+    assert short.state == long.state == 2 * 24 * (1 << 20)
+    assert short.cache == memory_of(LLAMA_8B, use(slots=2)).cache // 4
+
+
+# --- in a plan -------------------------------------------------------------------------------------------------------
+
+INVENTORY = """
+schema_version: 1
+name: farm
+hosts:
+  box: {address: 192.0.2.10, gpus: [{card: p104-100}, {card: p104-100}, {card: rtx-3060}]}
+models:
+  m: {source: m.gguf, kind: chat, context: CONTEXT}
+pools:
+  chat: {model: m, on: {host: box, gpus: 1}, engine: {slots: 2}}
+gateway: {host: box}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    lock = ModelLock(files={"m.gguf": LockedFile(file="m.gguf", size=4_900_000_000, gguf=LLAMA_8B)})
+    write_lock(tmp_path / "models.lock.json", lock)
+    return tmp_path
+
+
+def test_a_plan_needs_no_file_and_shows_no_guess(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "inventory.yaml").write_text(INVENTORY.replace("CONTEXT", "4096"))
+    assert main(["plan"]) == 0
+    said = capsys.readouterr().out
+    assert "estimated from file names" not in said
+    [replica] = load_site(load_inventory(folder / "inventory.yaml")).replicas
+    assert replica.memory is not None
+    assert replica.vram_mib == pytest.approx(replica.memory.device / MIB + 420, abs=1)
+
+
+def test_over_budget_says_by_how_much_and_what_fits(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "inventory.yaml").write_text(INVENTORY.replace("CONTEXT", "16384"))
+    assert main(["check"]) == 1
+    [line, *_] = capsys.readouterr().err.splitlines()
+    assert "GPU 1 of box lacks" in line
+    advice = line.split("what would fit: ")[1].removesuffix(" [vram]").split("; ")
+    assert "chat with slots: 1" in advice
+    assert "chat on GPU 3 of box (rtx-3060)" in advice
+    assert "chat split with gpus_per_replica: 2" in advice
+    contexts = [int(words.split()[-1]) for words in advice if words.startswith("models.m.context")]
+    text = (folder / "inventory.yaml").read_text()
+    [context] = contexts
+    for changed in (
+        text.replace("slots: 2", "slots: 1"),
+        text.replace("16384", str(context)),
+        text.replace("gpus: 1}", "gpus: 3}"),
+        text.replace("gpus: 1}", "gpus: 1-2, gpus_per_replica: 2}"),
+    ):
+        (folder / "inventory.yaml").write_text(changed)
+        assert main(["check"]) == 0, capsys.readouterr().err
+    (folder / "inventory.yaml").write_text(text.replace("16384", str(context + 1024)))
+    assert main(["check"]) == 1, "the largest context that fits was named"

@@ -1,0 +1,225 @@
+"""Tiny models: the same bytes for the same arguments, whole files only, and files that gguf's own reader takes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+
+from corral import tiny_models
+from corral.tiny_models import KNOWN_ANSWER, WeightType, main, make_chat_model, make_embedding_model, make_rerank_model
+
+MAKERS: dict[str, Callable[..., None]] = {
+    "chat": make_chat_model,
+    "embed": make_embedding_model,
+    "rerank": make_rerank_model,
+}
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def field(reader: gguf.GGUFReader, name: str) -> object:
+    found = reader.get_field(name)
+    assert found is not None, name
+    contents: object = found.contents()
+    return contents
+
+
+def text_of(spelled: str) -> str:
+    """Text from its spelling in GPT-2's byte alphabet."""
+    byte_of = {letter: byte for byte, letter in tiny_models._byte_alphabet().items()}
+    return bytes(byte_of[letter] for letter in spelled).decode()
+
+
+def test_known_answer_counts_to_a_hundred() -> None:
+    assert KNOWN_ANSWER.startswith("Tiny: 1 2 3 4 ")
+    assert KNOWN_ANSWER.endswith(" 98 99 100")
+    assert len(KNOWN_ANSWER.split()) == 101
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_same_arguments_give_same_bytes(kind: str, tmp_path: Path) -> None:
+    first, second, other = tmp_path / "first.gguf", tmp_path / "second.gguf", tmp_path / "other.gguf"
+    MAKERS[kind](first)
+    MAKERS[kind](second)
+    MAKERS[kind](other, seed=2)
+    assert digest(first) == digest(second)
+    assert digest(first) != digest(other)
+
+
+def test_same_bytes_in_another_process(tmp_path: Path) -> None:
+    here, there = tmp_path / "here.gguf", tmp_path / "there.gguf"
+    make_chat_model(here, width=64, layers=1, weight_type="q8_0")
+    command = [sys.executable, "-m", "corral.tiny_models", "chat", str(there)]
+    root = Path(tiny_models.__file__).parents[1]
+    subprocess.run([*command, "--width", "64", "--layers", "1", "--type", "q8_0"], check=True, cwd=root)
+    assert digest(here) == digest(there)
+
+
+@pytest.mark.parametrize("weight_type", ["f32", "f16", "q8_0"])
+@pytest.mark.parametrize("width", [64, 128, 256])
+def test_chat_model_opens_and_has_its_sizes(weight_type: WeightType, width: int, tmp_path: Path) -> None:
+    path = tmp_path / "chat.gguf"
+    make_chat_model(path, width=width, layers=3, context=4096, ff=96, weight_type=weight_type)
+    reader = gguf.GGUFReader(path)
+    assert field(reader, "general.architecture") == "llama"
+    assert field(reader, "llama.embedding_length") == width
+    assert field(reader, "llama.block_count") == 3
+    assert field(reader, "llama.context_length") == 4096
+    assert field(reader, "llama.feed_forward_length") == 96
+    types = {tensor.name: tensor.tensor_type.name.lower() for tensor in reader.tensors}
+    assert len(types) == 3 + 3 * 9
+    assert types["blk.2.ffn_down.weight"] == types["token_embd.weight"] == weight_type
+    assert types["output_norm.weight"] == "f32"
+
+
+@pytest.mark.parametrize("kind", ["embed", "rerank"])
+def test_bert_models_open_and_have_their_pooling(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "bert.gguf"
+    MAKERS[kind](path, width=192, layers=1, context=64)
+    reader = gguf.GGUFReader(path)
+    assert field(reader, "general.architecture") == "bert"
+    assert field(reader, "bert.embedding_length") == 192
+    assert field(reader, "bert.context_length") == 64
+    pooling = {"embed": gguf.PoolingType.MEAN, "rerank": gguf.PoolingType.RANK}[kind]
+    assert field(reader, "bert.pooling_type") == pooling
+    assert ("cls.output.weight" in {tensor.name for tensor in reader.tensors}) == (kind == "rerank")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        KNOWN_ANSWER,
+        "a",
+        " the",
+        "the the the the",
+        "word word word. word",
+        "Grüße, 世界! 🙂 the end",
+        '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>',
+        "two\n\nparagraphs\t \n",
+        "  leading",
+    ],
+)
+def test_answer_is_cut_into_different_tokens_that_no_prompt_has(answer: str) -> None:
+    vocabulary = tiny_models._chat_vocabulary(answer)
+    pieces = [vocabulary.tokens[token] for token in vocabulary.answer]
+    assert text_of("".join(pieces)) == answer
+    assert len(set(pieces)) == len(pieces)
+    assert len(set(vocabulary.tokens)) == len(vocabulary.tokens)
+    merged = {merge.replace(" ", "", 1) for merge in vocabulary.merges}
+    assert len(pieces) == 1 or not merged & set(pieces)
+
+
+def test_model_may_be_made_over_an_old_one_and_is_readable_to_all(tmp_path: Path) -> None:
+    path = tmp_path / "chat.gguf"
+    path.write_bytes(b"old")
+    make_chat_model(path, width=64, layers=1)
+    assert path.read_bytes()[:4] == b"GGUF"
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_failure_leaves_the_old_file_and_nothing_else(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"old")
+
+    def disk_is_full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", disk_is_full)
+    with pytest.raises(OSError, match="No space left"):
+        MAKERS[kind](path, layers=1)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_name_appears_only_after_the_bytes_are_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.gguf"
+    seen: list[tuple[str, bool]] = []
+    synced, replace = os.fsync, Path.replace
+
+    def watched_fsync(descriptor: int) -> None:
+        seen.append(("fsync", path.exists()))
+        synced(descriptor)
+
+    def watched_replace(part: Path, target: Path) -> Path:
+        assert gguf.GGUFReader(part).tensors
+        assert part.parent == target.parent
+        seen.append(("replace", path.exists()))
+        return replace(part, target)
+
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    monkeypatch.setattr(Path, "replace", watched_replace)
+    make_chat_model(path, width=64, layers=1)
+    assert seen == [("fsync", False), ("replace", False), ("fsync", True)]
+
+
+def test_killed_run_leaves_no_file_under_the_final_name(tmp_path: Path) -> None:
+    """SIGKILL at twelve moments spread over the run: the name is absent, or the file is whole."""
+    whole = tmp_path / "whole.gguf"
+    make_chat_model(whole, width=512, layers=6)
+    command = [sys.executable, "-m", "corral.tiny_models", "chat"]
+    options = ["--width", "512", "--layers", "6"]
+    root = Path(tiny_models.__file__).parents[1]
+    started = time.monotonic()
+    subprocess.run([*command, tmp_path / "timed.gguf", *options], check=True, cwd=root)
+    run_s = time.monotonic() - started
+    outcomes = []
+    for step in range(12):
+        path = tmp_path / f"killed-{step}.gguf"
+        with subprocess.Popen([*command, path, *options], cwd=root, start_new_session=True) as process:
+            time.sleep(run_s * (0.3 + 0.7 * step / 12))
+            os.killpg(process.pid, signal.SIGKILL)
+        outcomes.append(path.exists())
+        if path.exists():
+            assert digest(path) == digest(whole)
+    assert not all(outcomes)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "complaint"),
+    [
+        ({"width": 100}, "width 100: must be a multiple of 64"),
+        ({"width": 0}, "width 0: must be a multiple of 64, and positive"),
+        ({"width": 320}, "width 320: must be 64 or a multiple of 128"),
+        ({"layers": 0}, "layers 0"),
+        ({"context": -1}, "context -1"),
+        ({"ff": 100}, "ff 100: must be a multiple of 32"),
+        ({"answer": ""}, "the answer is empty"),
+    ],
+)
+def test_impossible_models_are_refused(sizes: dict[str, Any], complaint: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        make_chat_model(tmp_path / "chat.gguf", **sizes)
+    assert not list(tmp_path.iterdir())
+
+
+def test_command_line_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "chat.gguf"
+    assert main(["chat", str(path), "--answer", "Yes.", "--width", "64", "--layers", "1"]) == 0
+    assert path.exists()
+    assert main(["embed", str(tmp_path / "nowhere" / "model.gguf")]) == 1
+    assert "No such file or directory" in capsys.readouterr().err
+    assert main(["chat", str(path), "--width", "100"]) == 1
+    assert "width 100: must be a multiple of 64" in capsys.readouterr().err
+
+
+def test_importing_the_module_is_cheap() -> None:
+    code = "import sys, corral.tiny_models; print({'numpy', 'gguf'} & set(sys.modules))"
+    root = Path(tiny_models.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], check=True, cwd=root, capture_output=True, text=True)
+    assert done.stdout == "set()\n"

@@ -1,0 +1,581 @@
+"""monitoring/dashboards/*.json: the pages for Grafana, made of the pieces of tools/panels.py.
+
+    python -m tools.dashboards            # or: make dashboards
+
+Queries use the farm's own names (monitoring/rules) where there are some, so a page holds for every engine and exporter.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from tools.panels import (
+    BAD,
+    FINE,
+    LOOK,
+    Page,
+    Query,
+    Step,
+    Variable,
+    bars,
+    lines,
+    number,
+    page,
+    states,
+    table,
+    words_only,
+)
+
+FOLDER = Path(__file__).resolve().parents[1] / "monitoring" / "dashboards"
+RATE = "$__rate_interval"
+
+SOME_IS_BAD: tuple[Step, ...] = ((None, FINE), (1, BAD))
+LESS_IS_BAD: tuple[Step, ...] = ((None, BAD), (1, FINE))
+FILL: tuple[Step, ...] = ((None, FINE), (0.8, LOOK), (0.95, BAD))
+LEFT: tuple[Step, ...] = ((None, BAD), (0.1, LOOK), (0.25, FINE))
+FAILING: tuple[Step, ...] = ((None, FINE), (0.01, LOOK), (0.05, BAD))
+BURN: tuple[Step, ...] = ((None, FINE), (1, LOOK), (6, BAD))
+SHARE: tuple[Step, ...] = ((None, FINE), (1.5, LOOK), (2, BAD))
+YES_NO = {"0": "no", "1": "YES"}
+UP_DOWN = {"0": "DOWN", "1": "up"}
+
+HOST = Variable("host", "Host", "host:up", "host")
+GPU_HOST = Variable("host", "Host", "gpu:temperature:celsius", "host")
+GPU = Variable("gpu", "Card", "gpu:temperature:celsius", "gpu", ("host",))
+POOL = Variable("pool", "Pool", "pool:slots", "pool")
+KEY = Variable("key", "Key", "key:requests:rate5m", "api_key_alias")
+
+ON_GPU = 'host=~"$host", gpu=~"$gpu"'
+ON_POOL = 'pool=~"$pool"'
+ON_HOST = 'host=~"$host"'
+OF_KEY = 'api_key_alias=~"$key"'
+CARD = "{{host}} GPU {{gpu}}"
+P50 = "10,10"
+
+FARM = Page(
+    "corral-farm",
+    "Farm",
+    "Is it well, who is busy, what waits, what hurts",
+    {
+        "Is it well?": [
+            number(
+                "Alerts that fire", "Critical and warning; each has a runbook.", "none",
+                Query('count(ALERTS{alertstate="firing", severity=~"critical|warning"}) or vector(0)', "alerts"),
+                steps=SOME_IS_BAD,
+            ),
+            number(
+                "Programs not answering", "Targets that Prometheus cannot read.", "none",
+                Query("count(up == 0) or vector(0)", "targets down"), steps=SOME_IS_BAD,
+            ),
+            number(
+                "Pools without a replica", "Every request to such a pool fails.", "none",
+                Query("count(pool:replicas_routable == 0) or vector(0)", "pools down"), steps=SOME_IS_BAD,
+            ),
+            number(
+                "Replicas in use", "Share of all replicas to which the balancer sends requests.", "percentunit",
+                Query("sum(pool:replicas_routable) / sum(pool:replicas)", "in use"), steps=LESS_IS_BAD,
+            ),
+            number(
+                "Requests that fail", "Over five minutes, all pools; mistakes of clients do not count.", "percentunit",
+                Query("sum(pool:failures:rate5m) / sum(pool:requests:rate5m)", "failing"), steps=FAILING,
+            ),
+            number(
+                "Cards seen", "Cards that the driver shows; see also how many the inventory has.", "none",
+                Query(
+                    "count(group by (host, gpu) (gpu:info)) or 0 * count(up)", "cards"
+                ), steps=LESS_IS_BAD,
+            ),
+        ],
+        "Who is busy?": [
+            bars(
+                "Slots in use", "Requests at work for each slot of a pool; at 100 % the next one waits.", "percentunit",
+                Query("pool:busy:ratio", "{{pool}}"), steps=FILL,
+            ),
+            lines(
+                "Requests", "Requests per second of each pool, five minutes' average.", "reqps",
+                Query("pool:requests:rate5m", "{{pool}}"), is_stacked=True,
+            ),
+            lines(
+                "Tokens written", "Tokens per second of each pool's answers.", "none",
+                Query("pool:generated_tokens:rate5m", "{{pool}} tokens/s"), is_stacked=True,
+            ),
+            bars(
+                "Busiest keys", "Requests per second of the ten keys that ask most.", "reqps",
+                Query("topk(10, sum by (api_key_alias) (key:requests:rate5m))", "{{api_key_alias}}"), top=10,
+            ),
+            lines(
+                "Busy replicas", "Requests at work for each slot of a replica.", "percentunit",
+                Query("replica:busy:ratio", "{{replica}}"), top=1, width=16,
+            ),
+        ],
+        "What waits?": [
+            lines(
+                "Queue", "Requests in the balancer that wait for a slot.", "none", Query("pool:queue", "{{pool}}"),
+            ),
+            lines(
+                "Time in the queue", "Average over the last 1024 requests.", "s",
+                Query("pool:queue_time:seconds", "{{pool}}"),
+            ),
+            lines(
+                "Refused for want of a slot", "Requests per second that waited as long as they may, in vain.", "reqps",
+                Query("pool:refused:rate5m", "{{pool}}"),
+            ),
+        ],
+        "What hurts?": [
+            table(
+                "What fires now", ("One line per alert; Watchdog always fires and shows that alerts work.", "none"),
+                Query('ALERTS{alertstate="firing"}', ""),
+                {"alertname": "Alert", "severity": "Severity", "host": "Host", "pool": "Pool", "replica": "Replica"},
+                words={"1": "fires"},
+            ),
+            lines(
+                "Requests that fail", "Share of each pool; above the lines it breaks what clients were promised.",
+                "percentunit", Query("pool:failures:ratio5m", "{{pool}}"), width=12, steps=FAILING,
+            ),
+            lines(
+                "First token", "Of 20 streamed answers 19 begin within this time.", "s",
+                Query("pool:first_token:p95_5m", "{{pool}}"),
+            ),
+            lines(
+                "Hottest card", "Of each host, and what its kind of card may have at most.", "celsius",
+                Query("max by (host) (gpu:temperature:celsius)", "{{host}}"),
+                Query("min by (host) (threshold:gpu_hot_celsius)", "{{host}}: limit", dashes=P50),
+            ),
+            bars(
+                "Disk left", "The fullest disk of each host.", "percentunit",
+                Query("min by (host) (host:disk_free:ratio)", "{{host}}"), steps=LEFT,
+            ),
+        ],
+    },
+)  # fmt: skip
+
+CARDS = Page(
+    "corral-gpu",
+    "GPU",
+    "Heat, memory, power and errors of every card",
+    {
+        "Now": [
+            number(
+                "Hottest card", "Degrees of the hottest of the chosen cards.", "celsius",
+                Query(f"topk(1, gpu:temperature:celsius{{{ON_GPU}}})", CARD),
+            ),
+            number(
+                "Fullest memory", "A card above 95 % may fail its next allocation.", "percentunit",
+                Query(f"topk(1, gpu:memory_used:bytes{{{ON_GPU}}} / gpu:memory_total:bytes{{{ON_GPU}}})", CARD),
+                steps=FILL,
+            ),
+            number("Power", "Of all chosen cards.", "watt", Query(f"sum(gpu:power:watts{{{ON_GPU}}})", "together")),
+            number(
+                "Slowed by heat or supply", "Cards that protect themselves; a power limit is no such thing.", "none",
+                Query(f'count(gpu:throttled{{{ON_GPU}, reason!="power limit"}} > 0) or vector(0)', "cards"),
+                steps=SOME_IS_BAD,
+            ),
+            number(
+                "Driver errors (Xid)", "Cards with one in the last hour.", "none",
+                Query(f"count(gpu:xid_recent{{{ON_GPU}}} > 0) or vector(0)", "cards"), steps=SOME_IS_BAD,
+            ),
+            number(
+                "Exporter", "Whether the cards of every host can be read.", "none",
+                Query(f"min(gpu:exporter_works{{{ON_HOST}}})", "figures"), steps=LESS_IS_BAD,
+                words={"0": "BLIND", "1": "works"},
+            ),
+        ],
+        "Work": [
+            lines(
+                "Utilization", "Share of the time in which a card computed anything at all.", "percentunit",
+                Query(f"gpu:utilization:ratio{{{ON_GPU}}}", CARD), top=1,
+            ),
+            lines(
+                "Memory in use", "Of the card's memory; weights and context are taken when a model starts.",
+                "percentunit",
+                Query(f"gpu:memory_used:bytes{{{ON_GPU}}} / gpu:memory_total:bytes{{{ON_GPU}}}", CARD), top=1,
+                steps=FILL,
+            ),
+            lines(
+                "Tokens written", "Tokens per second of the models on a card.", "none",
+                Query(
+                    f"sum by (host, gpu) (replica:generated_tokens:rate5m{{{ON_GPU}}})", CARD
+                ),
+            ),
+            lines(
+                "Requests at work", "Of the models on a card.", "none",
+                Query(f"sum by (host, gpu) (replica:in_flight{{{ON_GPU}}})", CARD),
+            ),
+            lines("Clock", "Of the multiprocessors.", "hertz", Query(f"gpu:clock:hertz{{{ON_GPU}}}", CARD)),
+            lines(
+                "PCIe lanes", "Fewer than usual under load: riser or slot; models load slowly.", "none",
+                Query(f"gpu:pcie_width:lanes{{{ON_GPU}}}", CARD),
+            ),
+        ],
+        "Heat and power": [
+            lines(
+                "Temperature", "The dashed lines are what the inventory allows this kind of card.", "celsius",
+                Query(f"gpu:temperature:celsius{{{ON_GPU}}}", CARD),
+                Query(f"min by (card) (threshold:gpu_warm_celsius{{{ON_GPU}}})", "{{card}}: warm", dashes="4,6"),
+                Query(f"min by (card) (threshold:gpu_hot_celsius{{{ON_GPU}}})", "{{card}}: hot", dashes=P50),
+            ),
+            lines(
+                "Power", "The dashed line is the limit that the card keeps to.", "watt",
+                Query(f"gpu:power:watts{{{ON_GPU}}}", CARD),
+                Query(f"max by (card) (gpu:power_limit:watts{{{ON_GPU}}})", "{{card}}: limit", dashes=P50),
+            ),
+            lines("Fans", "Of their full speed.", "percentunit", Query(f"gpu:fan:ratio{{{ON_GPU}}}", CARD), top=1),
+        ],
+        "Trouble": [
+            states(
+                "Slowed down", "Why a card computes more slowly than it could. A power limit is the owner's wish.",
+                Query(f"gpu:throttled{{{ON_GPU}}}", f"{CARD}: {{{{reason}}}}"), words=YES_NO,
+                steps=((None, FINE), (1, LOOK)),
+            ),
+            table(
+                "Errors of the driver", ("1: within the last hour. What to do: runbook GpuXid.", "none"),
+                Query(f"gpu:xid_recent{{{ON_GPU}}}", ""),
+                {"host": "Host", "gpu": "Card", "card": "Kind", "xid": "Xid"}, width=6,
+                words={"0": "over", "1": "recent"},
+            ),
+            table(
+                "What the driver wants", ("0: nothing.", "none"), Query(f"gpu:recovery_action{{{ON_GPU}}}", ""),
+                {"host": "Host", "gpu": "Card", "card": "Kind"}, width=6,
+                words={"0": "nothing", "1": "reset", "2": "reboot", "3": "drain", "4": "drain, reset"},
+            ),
+        ],
+    },
+    (GPU_HOST, GPU),
+)  # fmt: skip
+
+MODELS = Page(
+    "corral-pool",
+    "Model and pool",
+    "How fast the answers of a pool are, how good its share-out, how full it is",
+    {
+        "Time": [
+            lines(
+                "First token", "Time until a streamed answer begins: half of them (dashed), 19 of 20.", "s",
+                Query(f"pool:first_token:p95_5m{{{ON_POOL}}}", "{{pool}} p95"),
+                Query(f"pool:first_token:p50_5m{{{ON_POOL}}}", "{{pool}} p50", dashes=P50),
+            ),
+            lines(
+                "Time per token", "Mean time from one token of an answer to the next.", "s",
+                Query(f"pool:time_per_token:mean5m{{{ON_POOL}}}", "{{pool}}"),
+            ),
+            lines(
+                "Whole answer", "From the request to the last token: half of them (dashed), 19 of 20.", "s",
+                Query(f"pool:answer:p95_5m{{{ON_POOL}}}", "{{pool}} p95"),
+                Query(f"pool:answer:p50_5m{{{ON_POOL}}}", "{{pool}} p50", dashes=P50),
+            ),
+        ],
+        "What was promised": [
+            lines(
+                "Goodput", "Answers per second that came in time; dashed: all requests.", "reqps",
+                Query(
+                    f'(pool:total:increase_5m{{objective="answer", {ON_POOL}}} - '
+                    f'pool:bad:increase_5m{{objective="answer", {ON_POOL}}}) / 300', "{{pool}} in time",
+                ),
+                Query(f"pool:requests:rate5m{{{ON_POOL}}}", "{{pool}} all", dashes=P50),
+            ),
+            lines(
+                "Requests that fail", "For reasons that are not the client's.", "percentunit",
+                Query(f"pool:failures:ratio5m{{{ON_POOL}}}", "{{pool}}"), steps=FAILING,
+            ),
+            lines(
+                "Use of the error budget", "1: it lasts just as long as it should; 14.4 wakes somebody.", "none",
+                Query(
+                    f"pool:bad:ratio_1h{{{ON_POOL}}} / on (pool, objective) objective:error_budget",
+                    "{{pool}} {{objective}}",
+                ),
+                steps=BURN,
+            ),
+        ],
+        "Room": [
+            lines("Queue", "Requests that wait for a slot.", "none", Query(f"pool:queue{{{ON_POOL}}}", "{{pool}}")),
+            lines(
+                "Slots", "Requests at work, and slots (dashed).", "none",
+                Query(f"pool:in_flight{{{ON_POOL}}}", "{{pool}} at work"),
+                Query(f"pool:slots{{{ON_POOL}}}", "{{pool}} slots", dashes=P50),
+            ),
+            lines(
+                "Refused for want of a slot, or above a limit", "Dashed: above a limit of the key or the pool.",
+                "reqps", Query(f"pool:refused:rate5m{{{ON_POOL}}}", "{{pool}} no slot"),
+                Query(f"pool:limited:rate5m{{{ON_POOL}}}", "{{pool}} limit", dashes=P50),
+            ),
+        ],
+        "Tokens": [
+            lines(
+                "Tokens", "Read (dashed) and written, per second.", "none",
+                Query(f"pool:generated_tokens:rate5m{{{ON_POOL}}}", "{{pool}} written/s"),
+                Query(f"pool:prompt_tokens:rate5m{{{ON_POOL}}}", "{{pool}} read/s", dashes=P50),
+            ),
+            lines(
+                "Cache hits", "Share of the prompt tokens that a replica still knew.", "percentunit",
+                Query(
+                    f"replica:cached_tokens:rate5m{{{ON_POOL}}} / "
+                    f"(replica:cached_tokens:rate5m{{{ON_POOL}}} + replica:prompt_tokens:rate5m{{{ON_POOL}}} > 0)",
+                    "{{replica}}",
+                ), top=1,
+            ),
+            lines(
+                "Speed of a replica", "Tokens per second while it writes.", "none",
+                Query(f"replica:generation_speed:rate5m{{{ON_POOL}}}", "{{replica}} tokens/s"),
+            ),
+        ],
+        "Share-out": [
+            lines(
+                "Requests for each slot", "Equal lines: equal shares.", "reqps",
+                Query(f"replica:requests:rate5m{{{ON_POOL}}} / replica:slots{{{ON_POOL}}}", "{{replica}}"),
+            ),
+            lines(
+                "Imbalance", "The busiest replica against the mean; 1 is even.", "none",
+                Query(f"pool:imbalance:ratio{{{ON_POOL}}}", "{{pool}}"), steps=SHARE,
+            ),
+            states(
+                "Replicas", "Whether the balancer sends requests to it.",
+                Query(f"replica:routable{{{ON_POOL}}}", "{{replica}}"), words=UP_DOWN, width=8, steps=LESS_IS_BAD,
+            ),
+        ],
+    },
+    (POOL,),
+)  # fmt: skip
+
+KEYS = Page(
+    "corral-keys",
+    "Keys",
+    "What every key uses, what it is refused, what it costs",
+    {
+        "Limits": [
+            bars(
+                "Use of the limits", "Of what a key may ask in a minute; at 100 % it is refused.", "percentunit",
+                Query(f"key:limit_used:ratio{{{OF_KEY}}}", "{{api_key_alias}} {{rate_limit_type}}"), width=12,
+                steps=FILL,
+            ),
+            bars(
+                "Budget left", "Of keys that have a budget.", "percentunit",
+                Query(f"key:budget_left:ratio{{{OF_KEY}}}", "{{api_key_alias}}"), width=12, steps=LEFT,
+            ),
+        ],
+        "Requests": [
+            lines(
+                "Requests", "Per second, all answers.", "reqps",
+                Query(f"sum by (api_key_alias) (key:requests:rate5m{{{OF_KEY}}})", "{{api_key_alias}}"),
+            ),
+            lines(
+                "Refused", "Above a limit or a budget (429), per second.", "reqps",
+                Query(
+                    f'sum by (api_key_alias) (key:requests:rate5m{{status_code="429", {OF_KEY}}}) '
+                    f"or 0 * sum by (api_key_alias) (key:requests:rate5m{{{OF_KEY}}})", "{{api_key_alias}}",
+                ),
+            ),
+            lines(
+                "Failed", "Answers other than 2xx and 429, per second.", "reqps",
+                Query(
+                    f'sum by (api_key_alias) (key:requests:rate5m{{status_code!~"2..|429", {OF_KEY}}}) '
+                    f"or 0 * sum by (api_key_alias) (key:requests:rate5m{{{OF_KEY}}})", "{{api_key_alias}}",
+                ),
+            ),
+        ],
+        "Tokens and spend": [
+            lines(
+                "Tokens", "Read and written, per second.", "none",
+                Query(f"sum by (api_key_alias) (key:tokens:rate5m{{{OF_KEY}}})", "{{api_key_alias}} tokens/s"),
+                width=12, is_stacked=True,
+            ),
+            lines(
+                "Models used", "Tokens per second by key and pool.", "none",
+                Query(f"key:tokens:rate5m{{{OF_KEY}}}", "{{api_key_alias}} → {{pool}}"), width=12,
+            ),
+            lines(
+                "Spend", "US dollars since the gateway started; local models cost what the inventory says.",
+                "currencyUSD", Query(f"key:spend:total{{{OF_KEY}}}", "{{api_key_alias}}"), width=12,
+            ),
+            table(
+                "Spend in the chosen time", ("US dollars.", "currencyUSD"),
+                Query(f"sum by (api_key_alias) (increase(litellm_spend_metric_total{{{OF_KEY}}}[$__range]))", ""),
+                {"api_key_alias": "Key"},
+            ),
+        ],
+    },
+    (KEY,),
+)  # fmt: skip
+
+GATEWAY = Page(
+    "corral-gateway",
+    "Gateway and balancer",
+    "LiteLLM, HAProxy and the stores behind them",
+    {
+        "Gateway": [
+            lines(
+                "Answers", "Per second, by status.", "reqps",
+                Query(f"sum by (status_code) (rate(litellm_proxy_total_requests_metric_total[{RATE}]))",
+                      "{{status_code}}"), is_stacked=True,
+            ),
+            lines("Requests at work", "In all its processes.", "none", Query("gateway:in_flight", "{{host}}")),
+            lines(
+                "Time of its own", "What the gateway adds to 19 of 20 requests.", "s",
+                Query("pool:overhead:p95_5m", "{{pool}}"),
+            ),
+            lines(
+                "Memory", "Of the gateway's process; it should not grow for ever.", "bytes",
+                Query('process_resident_memory_bytes{role="gateway"}', "{{host}}"),
+            ),
+            lines(
+                "Processor", "Cores that the gateway uses.", "none",
+                Query(f'rate(process_cpu_seconds_total{{role="gateway"}}[{RATE}])', "{{host}} cores"),
+            ),
+            lines(
+                "Programs", "Whether gateway and balancer answer Prometheus, over time.", "none",
+                Query('up{role=~"gateway|balancer"}', "{{job}} on {{host}}"), top=1,
+            ),
+        ],
+        "Balancer": [
+            states(
+                "Replicas", "Whether the balancer sends requests to it.", Query("replica:routable", "{{replica}}"),
+                words=UP_DOWN, steps=LESS_IS_BAD,
+            ),
+            lines(
+                "Sessions", "Requests at work in each pool, and in its queue (dashed).", "none",
+                Query("pool:in_flight", "{{pool}}"), Query("pool:queue", "{{pool}} waits", dashes=P50), width=12,
+            ),
+            lines(
+                "Errors", "5xx answers and failed connections of a replica, per second.", "reqps",
+                Query("replica:errors:rate5m", "{{replica}}"),
+            ),
+            lines(
+                "Tried again", "Requests sent once more, per second: the first replica did not take them.", "reqps",
+                Query(f"sum by (proxy) (rate(haproxy_backend_retry_warnings_total[{RATE}]))", "{{proxy}}"),
+            ),
+            lines(
+                "Clients gone", "Clients that left before their answer, per second.", "reqps",
+                Query(f"sum by (proxy) (rate(haproxy_backend_client_aborts_total[{RATE}]))", "{{proxy}}"),
+            ),
+            lines(
+                "Answer time", "Of a replica, average of its last 1024 requests.", "s",
+                Query("replica:answer_time:seconds", "{{replica}}"), width=12,
+            ),
+            lines(
+                "Health checks", "Time that a replica takes for one.", "s",
+                Query('haproxy_server_check_duration_seconds{pool!=""}', "{{server}}"), width=12,
+            ),
+        ],
+        "Stores": [
+            lines(
+                "Database connections", "Share of those that PostgreSQL allows.", "percentunit",
+                Query("database:connections:ratio", "{{host}}"), top=1, steps=FILL,
+            ),
+            lines("Database size", "By database.", "bytes", Query("database:size:bytes", "{{host}} {{datname}}")),
+            lines(
+                "Database transactions", "Per second.", "ops", Query("database:transactions:rate5m", "{{host}}"),
+            ),
+            lines(
+                "Counters: memory", "Share of what Valkey may have; full, it forgets limits.", "percentunit",
+                Query("cache:memory:ratio", "{{host}}"), top=1, steps=FILL,
+            ),
+            lines("Counters: commands", "Per second.", "ops", Query("cache:commands:rate5m", "{{host}}")),
+            lines(
+                "Counters thrown away", "In 15 minutes, for want of memory.", "none",
+                Query("cache:evicted:increase15m", "{{host}}"),
+            ),
+        ],
+    },
+)  # fmt: skip
+
+HOSTS = Page(
+    "corral-host",
+    "Host",
+    "Processors, memory, disks, network and clocks of the machines",
+    {
+        "Work": [
+            lines(
+                "Processors", "Share of the time in which they were busy.", "percentunit",
+                Query(f"host:cpu:ratio{{{ON_HOST}}}", "{{host}}"), top=1, steps=FILL,
+            ),
+            lines(
+                "Load per core", "Programs that run or wait, for each core.", "none",
+                Query(f"host:load_per_core{{{ON_HOST}}}", "{{host}}"),
+            ),
+            lines(
+                "Waiting", "Share of the time in which some program waited for this.", "percentunit",
+                Query(f"rate(node_pressure_cpu_waiting_seconds_total{{{ON_HOST}}}[{RATE}])", "{{host}} processor"),
+                Query(f"rate(node_pressure_io_waiting_seconds_total{{{ON_HOST}}}[{RATE}])", "{{host}} disk",
+                      dashes=P50),
+                Query(f"rate(node_pressure_memory_waiting_seconds_total{{{ON_HOST}}}[{RATE}])", "{{host}} memory",
+                      dashes="4,6"),
+            ),
+        ],
+        "Memory": [
+            lines(
+                "Memory", "In use; dashed: what there is.", "bytes",
+                Query(f"host:memory_used:bytes{{{ON_HOST}}}", "{{host}}"),
+                Query(f"host:memory_total:bytes{{{ON_HOST}}}", "{{host}} has", dashes=P50), width=16,
+            ),
+            number(
+                "Ended for want of memory", "Programs that the kernel ended in the last hour.", "none",
+                Query(f"sum(increase(node_vmstat_oom_kill{{{ON_HOST}}}[1h]))", "programs"), width=8, steps=SOME_IS_BAD,
+            ),
+        ],
+        "Disks and network": [
+            bars(
+                "Disk left", "Of each file system.", "percentunit",
+                Query(f"host:disk_free:ratio{{{ON_HOST}}}", "{{host}} {{mountpoint}}"), steps=LEFT,
+            ),
+            lines(
+                "Disk busy", "Share of the time in which the busiest disk worked.", "percentunit",
+                Query(f"host:disk_busy:ratio{{{ON_HOST}}}", "{{host}}"), top=1,
+            ),
+            lines(
+                "Network", "Without loopback and containers.", "Bps",
+                Query(f"host:network:rate5m{{{ON_HOST}}}", "{{host}} {{direction}}"),
+            ),
+        ],
+        "Heat and clock": [
+            lines(
+                "Hottest sensor", "Cards left out.", "celsius",
+                Query(f"host:temperature:celsius{{{ON_HOST}}}", "{{host}}"), width=12,
+            ),
+            lines(
+                "Clock", "How far it is from the time servers.", "s",
+                Query(f"node_timex_offset_seconds{{{ON_HOST}}}", "{{host}}"), width=12,
+            ),
+        ],
+    },
+    (HOST,),
+)  # fmt: skip
+
+JOBS = Page(
+    "corral-jobs",
+    "Jobs",
+    "Place for batch jobs",
+    {
+        "Not yet": [
+            words_only(
+                "Nothing to see yet",
+                "The kit has no batch jobs with figures of their own yet. What a job asks of the gateway is on "
+                "[Keys](/d/corral-keys), under the job's key.",
+            )
+        ]
+    },
+)
+
+PAGES = (FARM, CARDS, MODELS, KEYS, GATEWAY, HOSTS, JOBS)
+
+
+def texts() -> dict[str, str]:
+    """Every dashboard's file name and text."""
+    return {
+        f"{made.uid.removeprefix('corral-')}.json": json.dumps(page(made, PAGES), indent=1, ensure_ascii=False) + "\n"
+        for made in PAGES
+    }
+
+
+def main() -> int:
+    """Writes the dashboards and removes what is none any more."""
+    FOLDER.mkdir(exist_ok=True)
+    for path in FOLDER.glob("*.json"):
+        path.unlink()
+    for name, text in texts().items():
+        (FOLDER / name).write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""monitoring/rules/objectives.yml: how fast pools use up their error budgets, over every window that alerts look at.
+
+    python -m tools.objectives > monitoring/rules/objectives.yml
+
+The same three ratios over seven windows; written by hand they would differ somewhere.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+WINDOWS = ("5m", "30m", "1h", "2h", "6h", "1d", "3d")
+FAST = ((14.4, "1h", "5m"), (6.0, "6h", "30m"))
+"""Times the budget's even use, long and short window: two per cent of a month's budget in an hour, five in six."""
+SLOW = ((3.0, "1d", "2h"), (1.0, "3d", "6h"))
+LEAST_BAD = 5
+"""Bad requests in the long window below which nobody is told: at night one failure may be a fifth of all."""
+TIMES = {
+    "first_token": "litellm_llm_api_time_to_first_token_metric",
+    "answer": "litellm_request_total_latency_metric",
+}
+OWN_FAULT = "40[013457]|413|415|422|429|499"
+HEAD = """\
+# Made by tools/objectives.py; write it again with `make rules`.
+#
+# What clients of a pool may expect (`objective` in the inventory), and how fast that is used up.
+# `pool:bad:ratio_<window>` is the share of requests that fell short; `availability`: failed or refused for want of a
+# slot; `first_token`, `answer`: not in time. Alerts look at a long and a short window, so that they come when it
+# matters and go when it is over.
+groups:
+  - name: objectives
+    rules:
+"""
+
+
+def main() -> None:
+    """Prints the file."""
+    sys.stdout.write(text())
+
+
+def text() -> str:
+    """The file."""
+    recorded = "".join(rule for window in WINDOWS for rule in _recorded(window))
+    fast = _alert("ObjectiveBurnsFast", FAST, "critical", "in a day or two")
+    slow = _alert("ObjectiveBurnsSlow", SLOW, "warning", "before the month is over")
+    return f"{HEAD}{recorded}\n  - name: objectives_alerts\n    rules:\n{fast}{slow}"
+
+
+def _recorded(window: str) -> Iterator[str]:
+    failures = "litellm_proxy_failed_requests_metric_total"
+    failed = f'{failures}{{pool!="", exception_status!~"{OWN_FAULT}"}}[{window}]'
+    refused = f'{failures}{{pool!="", exception_class=~".+[.]RateLimitError"}}[{window}]'
+    total = f'sum by (pool) (increase(litellm_proxy_total_requests_metric_total{{pool!=""}}[{window}]))'
+    bad = f"sum by (pool) (increase({failed}) or increase({refused})) or 0 * {total}"
+    yield _rule("pool:total:increase", window, "availability", total)
+    yield _rule("pool:bad:increase", window, "availability", bad)
+    for objective, metric in TIMES.items():
+        count = f'sum by (pool) (increase({metric}_count{{pool!=""}}[{window}]))'
+        bucket = f'sum by (pool, le) (increase({metric}_bucket{{pool!=""}}[{window}]))'
+        in_time = f'sum by (pool) ({bucket} * on (pool, le) objective:bucket{{objective="{objective}"}})'
+        yield _rule("pool:total:increase", window, objective, count)
+        yield _rule("pool:bad:increase", window, objective, f"clamp_min({count} - {in_time}, 0)")
+    ratio = f"pool:bad:increase_{window} / (pool:total:increase_{window} > 0)"
+    yield f"      - record: pool:bad:ratio_{window}\n        expr: {ratio}\n"
+
+
+def _rule(name: str, window: str, objective: str, expression: str) -> str:
+    return (
+        f"      - record: {name}_{window}\n        labels: {{objective: {objective}}}\n        expr: |\n"
+        f"          {expression}\n"
+    )
+
+
+def _alert(name: str, windows: tuple[tuple[float, str, str], ...], severity: str, when: str) -> str:
+    parts = [
+        f"(\n            pool:bad:ratio_{long} > {factor:g} * objective:error_budget\n"
+        f"              and pool:bad:ratio_{short} > {factor:g} * objective:error_budget\n"
+        f"              and pool:bad:increase_{long} >= {LEAST_BAD}\n          )"
+        for factor, long, short in windows
+    ]
+    expression = " or ".join(parts)
+    return (
+        f"      - alert: {name}\n        expr: |\n          {expression}\n"
+        f"        labels: {{severity: {severity}, about: objective}}\n        annotations:\n"
+        "          summary: '{{ $labels.pool }}: too many requests fall short ({{ $labels.objective }})'\n"
+        "          description: '{{ $value | humanizePercentage }} of the requests; at this rate the budget of a month"
+        f" is gone {when}.'\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
