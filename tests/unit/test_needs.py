@@ -1,6 +1,7 @@
 """What a test needs and this machine lacks: left out and said so, or a failure where everything is to be tested."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -129,3 +130,18 @@ def test_a_program_is_found_where_daemons_lie(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr("tests.needs.EXTRA_FOLDERS", (str(tmp_path),))
     assert find_program("redis-server", "valkey-server") == daemon
+
+
+def test_with_several_workers_what_starts_the_same_programs_stays_together(tmp_path: Path) -> None:
+    """pytest 9.2 with pytest-xdist 3.8 divides silently as if there were no groups (its issue 1386)."""
+    (tmp_path / "processes").mkdir()
+    text = "import pytest\n\n@pytest.mark.parametrize('n', range(6))\ndef test_{name}(n): ...\n"
+    for name in ("one", "two"):
+        (tmp_path / "processes" / f"test_{name}.py").write_text(text.format(name=name), encoding="utf-8")
+    result = run_tests(tmp_path, "", "-n", "2", "--dist", "loadgroup", "-vv")
+    workers = {
+        name: set(re.findall(rf"\[(gw\d)\] .* PASSED .*test_{name}\[\d\]@test_{name}\b", result.stdout))
+        for name in ("one", "two")
+    }
+    assert result.returncode == 0, result.stdout
+    assert [len(found) for found in workers.values()] == [1, 1], result.stdout
