@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -49,6 +50,9 @@ WRITES = "LocalAI's Python backends write beside their code and into their user'
 KEPT = {"configuration": "settings made in LocalAI", "data": "what LocalAI keeps of its use"}
 """Volumes worth a backup, and why; what is in the others is downloaded again."""
 VOLUMES = {"backends": "/backends", "weights": "/models", "configuration": "/configuration", "data": "/data"}
+GENERATED = "/tmp/generated/content"  # noqa: S108 - a path in the container, gone when it stops
+FIRST_PICTURE = {"prompt": "a lighthouse", "size": "512x512", "step": 1}
+"""What loads the model into the card before anybody asks: as large as seed 004's pictures (004-50), with one step."""
 DOWNLOADS = "LocalAI fetches its backend and its model when it first starts"
 
 
@@ -75,6 +79,7 @@ def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
             replica.pool,
             "/readyz",
             secret=API_KEY,
+            parameters={"response_format": "b64_json"},  # LocalAI's default is an address that only its own host knows
         )
         yield ScrapeTarget("localai", endpoint, labels_of(replica), secret=API_KEY)
         yield from facts_of(replica)
@@ -152,10 +157,12 @@ def _service(site: Site, replica: Replica) -> Service:
         environment={
             "CORRAL_BACKEND": BACKENDS[key],
             "CORRAL_MODEL_FILE": f"{replica.service}.yaml",
+            "CORRAL_FIRST_PICTURE": json.dumps({"model": replica.pool, **FIRST_PICTURE}),
             "CORRAL_API_KEY_FILE": site.secret_path(replica.host, API_KEY),
             "LOCALAI_ADDRESS": f":{replica.port}",
             "LOCALAI_MODELS_PATH": "/models",
             "LOCALAI_BACKENDS_PATH": "/backends",
+            "LOCALAI_GENERATED_CONTENT_PATH": GENERATED,
             "LOCALAI_THREADS": str(engine.threads or 2),
             "LOCALAI_MAX_ACTIVE_BACKENDS": "1",
             **cards.environment,

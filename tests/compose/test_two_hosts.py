@@ -17,7 +17,7 @@ from corral.tiny_models import KNOWN_ANSWER
 from tests.compose.engines import Engine, Lab
 from tests.compose.far import Sshd, client_config
 from tests.compose.images.build import ensure_images
-from tests.compose.project import PREFIX, Client, Project, make_models, render_site, replica_of
+from tests.compose.project import PREFIX, Client, Project, docker_logs, make_models, render_site, replica_of
 from tests.compose.site_up import Site
 from tests.processes.helpers import wait_until
 
@@ -27,6 +27,7 @@ INVENTORY = Path(__file__).resolve().parents[2] / "inventories" / "heartcode.yam
 ADDRESSES = {"pea": ("192.168.0.144", "192.0.2.144"), "prod": ("192.168.0.152", "192.0.2.152")}
 FIGURES_LIMIT_S = 90
 FIRST_LIMIT_S = 120
+SLOW_PICTURE_S = 61
 UUID = "GPU-5d3b7e3a-0f4b-4b3e-9a53-0c4f6f1d2e01"
 PINNED = f"""\
 schema_version: 1
@@ -146,7 +147,29 @@ def test_both_chat_pools_the_embeddings_and_the_pictures_answer_through_the_othe
         "POST", "/v1/images/generations", {"model": "heartcode-image", "prompt": "a boat", "size": "64x64"}
     )
     assert drawn.status_code == 200, drawn.text
-    assert drawn.json()["data"][0]["b64_json"].startswith("iVBOR")
+    assert drawn.json()["data"][0]["b64_json"].startswith("iVBOR")  # a picture, though LocalAI's default is an address
+
+
+def test_004_50_the_first_picture_was_drawn_before_anybody_asked(pea: Project) -> None:
+    wait_until(
+        lambda: "the first picture is drawn" in docker_logs(pea, "pea-image-8"), FIRST_LIMIT_S, "the first picture"
+    )
+
+
+def test_004_51_a_picture_that_takes_a_minute_arrives_and_is_asked_for_once(pea: Project, client: Client) -> None:
+    before = docker_logs(pea, "pea-image-8").count("POST /v1/images/generations")
+    wanted = {"model": "heartcode-image", "prompt": "a slow boat", "size": "64x64", "step": SLOW_PICTURE_S}
+    drawn = client.send("POST", "/v1/images/generations", wanted)
+    assert drawn.status_code == 200, drawn.text
+    assert drawn.elapsed.total_seconds() >= SLOW_PICTURE_S
+    assert docker_logs(pea, "pea-image-8").count("POST /v1/images/generations") == before + 1
+
+
+def test_who_asks_for_an_address_gets_the_image_servers_own(client: Client) -> None:
+    wanted = {"model": "heartcode-image", "prompt": "a boat", "size": "64x64", "response_format": "url"}
+    drawn = client.send("POST", "/v1/images/generations", wanted)
+    assert drawn.status_code == 200, drawn.text
+    assert drawn.json()["data"][0]["url"].startswith("http://")
 
 
 def test_the_gateways_prometheus_reads_both_hosts(prod: Project, client: Client) -> None:

@@ -577,25 +577,37 @@ StartLocalAI = Callable[..., tuple[int, list[str]]]
 LOCAL_AI = """#!/bin/sh
 echo "local-ai $* key=${LOCALAI_API_KEY:-none}" >>"$CALLS"
 [ "$1" != backends ] || mkdir -p "$LOCALAI_BACKENDS_PATH/$3"
-[ "$1" != backends ] || [ ! -e "$FAIL" ]
+if [ "$1" = backends ] && [ -e "$FAIL" ]; then exit 1; fi
+if [ "$1" = run ] && [ -n "${CORRAL_FIRST_PICTURE:-}" ]; then
+    until [ -e "$DRAWN" ]; do sleep 0.05; done
+fi
+"""
+CURL = """#!/bin/sh
+case "$*" in
+*/readyz) [ -e "$READY" ] || { touch "$READY"; exit 22; } ;;
+*) echo "curl $* header=$(cat)" >>"$CALLS"; touch "$DRAWN"; [ ! -e "$FAIL" ] ;;
+esac
 """
 
 
 @pytest.fixture
 def start_localai(tmp_path: Path) -> StartLocalAI:
     """Runs LocalAI's start script with a stub program; returns the exit code and the stub's calls."""
-    stub = tmp_path / "bin" / "local-ai"
-    stub.parent.mkdir()
-    stub.write_text(LOCAL_AI)
-    stub.chmod(0o755)
+    (tmp_path / "bin").mkdir()
+    for name, text in (("local-ai", LOCAL_AI), ("curl", CURL)):
+        stub = tmp_path / "bin" / name
+        stub.write_text(text)
+        stub.chmod(0o755)
     (tmp_path / "key").write_text("k3y")
     (tmp_path / "models").mkdir()
     (tmp_path / "config").mkdir()
     (tmp_path / "config" / "image-8.yaml").write_text("name: image\n")
     script = tree_of("heartcode")["pea/image/start.sh"].decode().replace("/etc/corral/", f"{tmp_path}/config/")
     environment = {
-        "PATH": f"{stub.parent}:/usr/bin:/bin",
+        "PATH": f"{tmp_path}/bin:/usr/bin:/bin",
         "CALLS": str(tmp_path / "calls"),
+        "READY": str(tmp_path / "ready"),
+        "DRAWN": str(tmp_path / "drawn"),
         "FAIL": str(tmp_path / "fail"),
         "CORRAL_BACKEND": "cuda12-diffusers",
         "CORRAL_MODEL_FILE": "image-8.yaml",
@@ -636,6 +648,19 @@ def test_another_backend_is_installed_beside_the_first(start_localai: StartLocal
     start_localai()
     other = "local-ai backends install cpu-diffusers key=none"
     assert start_localai(CORRAL_BACKEND="cpu-diffusers") == (0, [other, RUN])
+
+
+def test_004_50_a_first_picture_is_asked_for_once_the_server_is_ready(start_localai: StartLocalAI) -> None:
+    start_localai()
+    service = next(service for service in services_of("heartcode") if service.component == "image")
+    wanted = service.environment["CORRAL_FIRST_PICTURE"]
+    code, calls = start_localai(CORRAL_FIRST_PICTURE=wanted, LOCALAI_ADDRESS=":5100")
+    assert (code, calls[0]) == (0, RUN)
+    assert len(calls) == 2
+    assert f"-d {wanted} http://localhost:5100/v1/images/generations" in calls[1]
+    assert calls[1].endswith("header=Authorization: Bearer k3y")
+    assert "k3y" not in calls[1].partition("header=")[0]  # no secret in the list of processes
+    assert json.loads(wanted) == {"model": "heartcode-image", "prompt": "a lighthouse", "size": "512x512", "step": 1}
 
 
 # --- supervisord ------------------------------------------------------------------------------------------------------
