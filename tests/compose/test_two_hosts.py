@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -159,7 +160,7 @@ def test_004_50_the_first_picture_was_drawn_before_anybody_asked(pea: Project) -
 def test_004_51_a_picture_that_takes_a_minute_arrives_and_is_asked_for_once(pea: Project, client: Client) -> None:
     before = docker_logs(pea, "pea-image-8").count("POST /v1/images/generations")
     wanted = {"model": "heartcode-image", "prompt": "a slow boat", "size": "64x64", "step": SLOW_PICTURE_S}
-    drawn = client.send("POST", "/v1/images/generations", wanted)
+    drawn = replace(client, timeout_s=2 * SLOW_PICTURE_S).send("POST", "/v1/images/generations", wanted)
     assert drawn.status_code == 200, drawn.text
     assert drawn.elapsed.total_seconds() >= SLOW_PICTURE_S
     assert docker_logs(pea, "pea-image-8").count("POST /v1/images/generations") == before + 1
