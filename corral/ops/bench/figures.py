@@ -1,6 +1,6 @@
 """Requests in, figures out: percentiles, goodput, rates, and whether the queue grew. Pure.
 
-docs/decisions/0008-measuring.md says what each figure means.
+docs/decisions/0014-measuring.md says what each figure means.
 """
 
 from __future__ import annotations

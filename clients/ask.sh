@@ -1,0 +1,36 @@
+#!/bin/sh
+# One chat request to the farm, its body in a file; the answer goes to the standard output. Refused, it comes back when
+# it is told to, a random while later, and not for ever. Many, but never more than 3 at once:
+#
+#     printf '%s\n' questions/*.json | xargs -n 1 -P 3 clients/ask.sh
+#
+# docs/clients.md says why it is like this.
+set -eu
+[ $# = 1 ] || { echo "usage: ask.sh BODY.json" >&2; exit 2; }
+: "${OPENAI_BASE_URL:?is the address of the gateway, with /v1}" "${OPENAI_API_KEY:?is your key}"
+
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+trap 'exit 130' INT TERM
+end=$(($(date +%s) + ${PATIENCE_S:-900}))
+spread=1
+while :; do
+    # The key goes by the standard input: everybody on the machine can read a command line.
+    status=$(printf 'header = "Authorization: Bearer %s"\n' "$OPENAI_API_KEY" |
+        curl --config - --silent --show-error --connect-timeout 5 --max-time "${ANSWER_S:-600}" \
+            --header 'Content-Type: application/json' --data-binary "@$1" \
+            --dump-header "$folder/headers" --output "$folder/body" --write-out '%{http_code}' \
+            "$OPENAI_BASE_URL/chat/completions")
+    [ "$status" = 429 ] || break
+    # A refusal that does not say when to come back (a spent budget) is final.
+    after=$(sed -n 's/^[Rr]etry-[Aa]fter: *\([0-9][0-9]*\).*/\1/p' "$folder/headers")
+    [ -n "$after" ] || break
+    random=$(od -An -N2 -tu2 /dev/urandom)
+    wait=$(awk "BEGIN { printf \"%.2f\", $after + ($after > 1 ? $after : 1) * $spread * $random / 65536 }")
+    [ $(($(date +%s) + ${wait%.*})) -lt "$end" ] || break
+    echo "ask.sh: refused, back in $wait s" >&2
+    sleep "$wait"
+    [ "$spread" -ge 8 ] || spread=$((spread * 2))
+done
+cat "$folder/body"
+[ "$status" = 200 ]
