@@ -54,6 +54,12 @@ def test_golden_tree(case: str, *, update_golden: bool) -> None:
     assert difference(read_tree(expected), tree_of(case), case) == ""
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "inventories").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_worked_example_renders_and_is_listed_for_readers(path: Path) -> None:
+    assert render(build_plan(load_inventory(path)))
+    assert f"| `{path.name}` |" in (ROOT / "docs" / "inventory.md").read_text()
+
+
 def test_golden_cases_are_the_folders_that_are_there() -> None:
     assert sorted(CASES) == sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())
 

@@ -1,0 +1,117 @@
+"""From a server that is gone to a person who is told: real HAProxy, Prometheus and Alertmanager, and a webhook's receiver."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.processes import farm as farms
+from tests.processes.farm import BRIEF, Extras, Farm, Mode
+from tests.processes.fakes import LOOPBACK
+from tests.processes.helpers import wait_until
+
+pytestmark = [
+    *(pytest.mark.needs(program) for program in ("haproxy", "prometheus", "alertmanager")),
+    pytest.mark.xdist_group("alert-arrives"),
+]
+SECRET = "OPS_WEBHOOK"  # noqa: S105 - its name
+RUNBOOKS = "https://docs.example.com/runbooks/"
+TOLD_WITHIN_S = 150.0
+"""The rule waits a minute for the replica to come back; reading, evaluating and telling come on top."""
+
+
+def inventory_of(mode: Mode, ports: dict[str, int], _extras: Extras) -> dict[str, Any]:
+    """Two pools of fakes, Prometheus, and somebody who wants to be told."""
+    site = farms.inventory_of(mode, ports, Extras(has_monitoring=True))
+    site["pools"] = {name: site["pools"][name] for name in ("brief", "vectors")}
+    site["nodes"] = {name: site["nodes"][name] for pool in site["pools"] for name in farms.POOLS[pool]}
+    del site["models"]
+    site["monitoring"] |= {
+        "node_exporter": False,
+        "alertmanager_port": ports["cache"],
+        "runbooks": RUNBOOKS,
+        "receivers": [{"name": "ops", "kind": "webhook", "secret": SECRET, "severities": ["critical"]}],
+    }
+    return site
+
+
+class Receiver:
+    """What was posted to an address of this machine."""
+
+    def __init__(self) -> None:
+        self.posted: list[dict[str, Any]] = []
+
+    def alerts(self, status: str, name: str) -> list[dict[str, Any]]:
+        """Alerts of this name that were told as firing or resolved."""
+        told = [alert for post in self.posted for alert in post["alerts"]]
+        return [alert for alert in told if (alert["status"], alert["labels"]["alertname"]) == (status, name)]
+
+
+@contextmanager
+def receiving(receiver: Receiver) -> Iterator[str]:
+    """The address of a webhook, for as long as the block lasts."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            receiver.posted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer((LOOPBACK, 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://{LOOPBACK}:{server.server_port}/hook"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def farm() -> Iterator[Farm]:
+    with farms.running("slots", inventory_of) as farm:
+        yield farm
+
+
+def tell_at_once(farm: Farm) -> None:
+    """Nobody wants to be told every second, but a test does not wait for five minutes until it hears of the end."""
+    path = farm.folder / "alertmanager" / "alertmanager.yml"
+    text = path.read_text()
+    assert text.count("group_interval: 5m") == text.count("group_wait: 30s") == 1
+    path.write_text(
+        text.replace("group_interval: 5m", "group_interval: 1s").replace("group_wait: 30s", "group_wait: 1s")
+    )
+    httpx.post(f"http://{LOOPBACK}:{farm.ports['cache']}/-/reload", trust_env=False).raise_for_status()
+
+
+def test_a_pool_that_is_gone_is_told_with_what_to_do_and_told_again_when_it_is_back(farm: Farm) -> None:
+    receiver = Receiver()
+    with receiving(receiver) as address:
+        (farm.folder / "secrets" / SECRET).write_text(address)
+        tell_at_once(farm)
+        with farm.fakes.behaving(BRIEF, "refuse"):
+            wait_until(lambda: receiver.alerts("firing", "PoolDown"), TOLD_WITHIN_S, "somebody is told")
+        wait_until(lambda: receiver.alerts("resolved", "PoolDown"), TOLD_WITHIN_S, "somebody is told that it is over")
+    [alert] = receiver.alerts("firing", "PoolDown")[:1]
+    assert alert["labels"]["pool"] == "brief"
+    assert alert["labels"]["severity"] == "critical"
+    assert alert["annotations"]["summary"] == "No replica of brief is left"
+    assert alert["annotations"]["runbook_url"].startswith(RUNBOOKS)
+    assert "PoolDown" in alert["annotations"]["runbook_url"]
+    # The pool that was well is in no alert, and the smaller trouble of the one replica is not told beside the greater.
+    told = {
+        (alert["labels"]["alertname"], alert["labels"].get("pool"))
+        for post in receiver.posted
+        for alert in post["alerts"]
+    }
+    assert told == {("PoolDown", "brief")}
