@@ -1,4 +1,4 @@
-"""From a server that is gone to a person who is told: real HAProxy, Prometheus and Alertmanager, and a webhook's receiver."""
+"""From a server that is gone to a person who is told: real HAProxy, Prometheus, Alertmanager, and a webhook."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import httpx
 import pytest
 
 from tests.processes import farm as farms
-from tests.processes.farm import BRIEF, Extras, Farm, Mode
 from tests.processes.fakes import LOOPBACK
+from tests.processes.farm import BRIEF, Extras, Farm, Mode
 from tests.processes.helpers import wait_until
 
 pytestmark = [
     *(pytest.mark.needs(program) for program in ("haproxy", "prometheus", "alertmanager")),
     pytest.mark.xdist_group("alert-arrives"),
 ]
-SECRET = "OPS_WEBHOOK"  # noqa: S105 - its name
+SECRET = "OPS_WEBHOOK"
 RUNBOOKS = "https://docs.example.com/runbooks/"
 TOLD_WITHIN_S = 150.0
 """The rule waits a minute for the replica to come back; reading, evaluating and telling come on top."""
@@ -48,6 +48,10 @@ class Receiver:
     def __init__(self) -> None:
         self.posted: list[dict[str, Any]] = []
 
+    def has(self, status: str, name: str) -> bool:
+        """Whether such an alert was told."""
+        return bool(self.alerts(status, name))
+
     def alerts(self, status: str, name: str) -> list[dict[str, Any]]:
         """Alerts of this name that were told as firing or resolved."""
         told = [alert for post in self.posted for alert in post["alerts"]]
@@ -64,7 +68,7 @@ def receiving(receiver: Receiver) -> Iterator[str]:
             self.send_response(200)
             self.end_headers()
 
-        def log_message(self, format: str, *args: object) -> None:
+        def log_message(self, *_words: object) -> None:
             pass
 
     with ThreadingHTTPServer((LOOPBACK, 0), Handler) as server:
@@ -100,8 +104,8 @@ def test_a_pool_that_is_gone_is_told_with_what_to_do_and_told_again_when_it_is_b
         (farm.folder / "secrets" / SECRET).write_text(address)
         tell_at_once(farm)
         with farm.fakes.behaving(BRIEF, "refuse"):
-            wait_until(lambda: receiver.alerts("firing", "PoolDown"), TOLD_WITHIN_S, "somebody is told")
-        wait_until(lambda: receiver.alerts("resolved", "PoolDown"), TOLD_WITHIN_S, "somebody is told that it is over")
+            wait_until(lambda: receiver.has("firing", "PoolDown"), TOLD_WITHIN_S, "somebody is told")
+        wait_until(lambda: receiver.has("resolved", "PoolDown"), TOLD_WITHIN_S, "somebody is told that it is over")
     [alert] = receiver.alerts("firing", "PoolDown")[:1]
     assert alert["labels"]["pool"] == "brief"
     assert alert["labels"]["severity"] == "critical"

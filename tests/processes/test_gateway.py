@@ -326,7 +326,7 @@ def test_b4_server_at_a_tenth_of_its_speed_gets_less_and_stays(farm: Farm) -> No
 
 @everywhere
 def test_b4_server_that_fails_while_its_health_is_fine_costs_a_bounded_number_of_errors(farm: Farm) -> None:
-    """Behind HAProxy three, and one each time that it is tried again; LiteLLM alone draws lots again up to three times."""
+    """Behind HAProxy three, and one each time that it is tried again; LiteLLM alone draws lots again, three times."""
     with farm.fakes.behaving(EVEN[:1], "error"):
         begin = time.monotonic()
         seen = statuses([farm.ask("even") for _ in range(30)])
@@ -358,8 +358,8 @@ def unlucky(farm: Farm) -> int:
 def everybody_answers(farm: Farm) -> None:
     """Return once each replica has answered again.
 
-    Asked as many at once as there are slots: in `least-busy`, LiteLLM goes on counting the clients of earlier tests that
-    left, and an idle farm would never show that the replica which it thinks busy is back.
+    Asked as many at once as there are slots: in `least-busy`, LiteLLM goes on counting the clients of earlier tests
+    that left, and an idle farm would never show that the replica which it thinks busy is back.
     """
     back: set[str] = set()
 
@@ -431,7 +431,7 @@ def test_b5_broken_stream_ends_visibly_and_is_not_sent_again(farm: Farm) -> None
 
 @everywhere
 def test_b5_answer_broken_before_its_first_byte_is_an_error(farm: Farm) -> None:
-    """HAProxy cannot know whether the request itself is to blame and asks nobody else; LiteLLM alone asks three times more."""
+    """HAProxy cannot know whether the request itself is to blame and asks nobody else; LiteLLM alone asks again."""
     with farm.fakes.behaving(EVEN, "break"):
         response = farm.ask("even")
     assert response.status_code >= 500
