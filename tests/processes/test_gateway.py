@@ -205,7 +205,7 @@ def test_b3_what_does_not_fit_the_queue_is_refused_with_a_delay(farm: Farm) -> N
     count = len(EVEN) + EVEN_DEPTH + too_many
     with ThreadPoolExecutor(count) as pool, farm.fakes.behaving(EVEN, "hold"):
         waiting = [pool.submit(farm.ask, "even") for _ in range(count)]
-        wait_until(lambda: done(waiting) >= too_many, 5, "some are refused")
+        wait_until(lambda: done(waiting) >= too_many, 20, "some are refused")
         wait_until(lambda: farm.fakes.in_flight(EVEN) == len(EVEN), 10, "every slot is taken")
         wait_until(lambda: farm.queue("even") == EVEN_DEPTH, 10, "the queue is full")
         assert done(waiting) == too_many
@@ -242,6 +242,21 @@ def test_b3_who_waited_too_long_is_refused_with_a_delay(farm: Farm, *, is_stream
     assert farm.fakes.arrivals(BRIEF) == {"brief-1": 1}
     assert farm.down() == []
     assert farm.ask("brief").status_code == 200
+
+
+@behind_haproxy
+def test_b3_a_refusal_is_one_line_in_the_gateways_log(farm: Farm) -> None:
+    log = farm.folder / "logs" / "litellm.log"
+    with ThreadPoolExecutor(8) as pool, farm.fakes.behaving(BRIEF, "hold"):
+        before = log.stat().st_size
+        answers = [pool.submit(farm.ask, "brief") for _ in range(8)]
+        wait_until(lambda: done(answers) >= 7, 10, "all but one are refused")
+    refused = statuses([answer.result() for answer in answers])[429]
+    written = log.read_text(errors="replace").encode()[before:].decode()
+    assert refused == 7
+    assert written.count("brief is full") + written.count("could take this request in time") >= 5
+    assert "Traceback" not in written
+    assert 7 <= written.count("Exception occured") <= 8
 
 
 # --- B4: a fault costs at most the requests in flight on it

@@ -10,7 +10,8 @@ LiteLLM loads this file from beside its `config.yaml`:
 
 It does what LiteLLM cannot be configured to do: it passes a backend's `Retry-After` on to the client, it tells the
 balancer which conversation a request belongs to, it lets equally busy replicas take turns, it refuses with the
-statuses that OpenAI's clients expect, and it holds requests that came in by the guarded entrance to the limits there.
+statuses that OpenAI's clients expect, it logs a refusal in one line, and it holds requests that came in by the guarded
+entrance to the limits there.
 """
 # ruff: noqa: ARG002 - the hooks' parameters are LiteLLM's, which passes them by name
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 from collections import Counter
@@ -25,6 +27,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import HTTPException
+from litellm._logging import verbose_logger, verbose_proxy_logger, verbose_router_logger
 from litellm.integrations.custom_logger import CustomLogger
 
 SESSION_HEADER = "x-corral-session"
@@ -59,6 +62,25 @@ MOST_SHOWN = 127
 UNKNOWN_MODEL = os.environ.get("CORRAL_UNKNOWN_MODEL", "")
 """The pool for models that do not exist; without it they get 404."""
 DELAY_OR_DATE = re.compile(r"[\w,: .+-]{1,40}", re.ASCII)
+
+
+class ShortRefusals(logging.Filter):
+    """Takes the traceback off a refusal's log record.
+
+    Refusing is what an overloaded farm does all the time; writing a traceback for each took as long as refusing, and
+    hid the errors that somebody should read.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Lets every record pass."""
+        error = record.exc_info[1] if record.exc_info else None
+        if str(getattr(error, "status_code", "")) == str(TOO_MANY_REQUESTS):
+            record.exc_info = record.exc_text = None
+        return True
+
+
+for _logger in (verbose_logger, verbose_proxy_logger, verbose_router_logger):
+    _logger.filters.insert(0, ShortRefusals())  # before LiteLLM's own, which search the whole text for secrets
 
 
 class CorralGateway(CustomLogger):
