@@ -382,6 +382,25 @@ def status(
 
 
 @app.command()
+def watch(
+    seconds: Annotated[float, typer.Argument(min=0.5, help="Seconds between two looks.")] = 5,
+    inventory: InventoryOption = INVENTORY,
+    out: OutOption = OUT,
+    count: Annotated[int, typer.Option("--count", "-n", min=0, help="Looks; 0 goes on until Ctrl-C.")] = 0,
+    csv_file: Annotated[Path | None, typer.Option("--csv", help="Append every figure to this file.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what the farm does, from its Prometheus: pools, queues, tokens a second, cards and their temperature."""
+    from corral.ops import watch as ops
+
+    ask = ops.asking(_load(inventory), out)
+    if as_json:
+        _print_json(ops.as_data(ops.look(ask)))
+        return
+    ops.watch(ask, page(), seconds, looks=count, csv_file=csv_file)
+
+
+@app.command()
 def logs(  # noqa: PLR0913, PLR0917 - a parameter per option
     names: Annotated[list[str] | None, typer.Argument(help="Service, container, pool, host, GPU; all if none.")] = None,
     inventory: InventoryOption = INVENTORY,

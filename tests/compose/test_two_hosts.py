@@ -199,6 +199,14 @@ def test_both_hosts_are_seen_from_here(site: Site, pea: Project, prod: Project) 
     assert "nothing to do" in site.corral("up")
 
 
+def test_watch_asks_prometheus_over_ssh(site: Site, prod: Project) -> None:
+    def slots() -> dict[str, float]:
+        return {row["name"]: row["slots"] for row in site.data("watch") if "slots" in row}
+
+    wait_until(lambda: len(slots()) == len(site.plan.inventory.pools), FIGURES_LIMIT_S, "every pool is in the figures")
+    assert slots()["heartcode-chat-nsfw"] == 4
+
+
 def test_what_runs_on_a_card_is_reached_by_its_number_over_ssh(site: Site, pea: Project, prod: Project) -> None:
     lines = site.corral("logs", "pea:3", "--tail", "3").splitlines()
     assert {line.split("│")[0].split()[-1] for line in lines if "│" in line} == {"gpu-3", "embed-3"}

@@ -9,6 +9,7 @@ import httpx
 import pytest
 import redis
 
+from corral.ops import watch
 from tests.processes.fakes import LOOPBACK
 from tests.processes.farm import Farm, in_modes
 from tests.processes.helpers import wait_until
@@ -67,6 +68,18 @@ def test_figures_of_every_program_are_there(farm: Farm) -> None:
         return [query for query in queries if len(ask_prometheus(farm, query)) != 1]
 
     wait_until(lambda: not missing(), 20, f"every figure is there once; missing at first: {missing()}")
+
+
+@in_slots_mode
+@pytest.mark.needs("prometheus", "node-exporter")
+def test_watch_shows_what_prometheus_knows(farm: Farm) -> None:
+    def pools() -> dict[str, dict[str, float]]:
+        farm.ask("even").raise_for_status()
+        rows = watch.look(watch.asking(farm.plan, farm.out))
+        return {row.name: row.values for row in rows if row.about == "pool" and row.values.get("requests")}
+
+    wait_until(lambda: "even" in pools(), 20, "requests of the pool are counted")
+    assert pools()["even"]["slots"] == 3
 
 
 def ask_prometheus(farm: Farm, query: str) -> list[dict[str, Any]]:
