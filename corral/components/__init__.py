@@ -1,7 +1,7 @@
 """One module per component. Each says in `STAGE` when it is asked and in `contribute` what it adds to the plan.
 
-A module is found by being here; nothing else names it. Earlier stages' contributions are there to be read. What depends on
-the site alone and is wanted by an earlier stage, a module may say in `announce`, which is asked before all stages.
+A module is found by being here; nothing else names it. Earlier stages' contributions are there to be read. What depends
+on the site alone and is wanted by an earlier stage, a module may say in `announce`, which is asked before all stages.
 """
 
 from __future__ import annotations

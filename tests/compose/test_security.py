@@ -26,7 +26,7 @@ MARKER = "m4rk3r"
 NAMESPACE = "corral-outside"
 HERE, OUTSIDE = "203.0.113.201", "203.0.113.202"
 """Addresses for documentation: this machine on a cable to another one, which is a network namespace."""
-GATEWAY_PORT, PROMETHEUS_PORT, OUTSIDE_PORT = 22000, 22001, 22002
+GATEWAY_PORT, PROMETHEUS_PORT, OUTSIDE_PORT, GRAFANA_PORT = 22000, 22001, 22002, 22003
 NOBODY_ELSE = (
     "litellm", "prometheus", "chat-1", "postgres", "postgres-exporter", "valkey", "valkey-exporter", "node-exporter",
 )  # fmt: skip
@@ -45,7 +45,7 @@ pools:
   chat: {{model: tiny, on: {{host: {HOST}}}, engine: {{threads: 1}}}}
   far: {{on: {{node: far}}}}
 gateway: {{host: {HOST}, port: {GATEWAY_PORT}}}
-monitoring: {{host: {HOST}, port: {PROMETHEUS_PORT}}}
+monitoring: {{host: {HOST}, port: {PROMETHEUS_PORT}, grafana_port: {GRAFANA_PORT}}}
 """
 
 CARD_SITE = f"""\
