@@ -30,6 +30,7 @@ from corral.site import Site, bracketed
 STAGE = Stage.DASHBOARDS
 COMPONENT = "grafana"
 IMAGE = "grafana/grafana:13.1.3"
+"""The last line with Prometheus' data source in the program itself; since 13.2 it is a plugin beside it."""
 DATA = "/var/lib/grafana"
 VOLUME = "dashboards"
 PAGES = "/etc/corral/dashboards"

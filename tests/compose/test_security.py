@@ -29,6 +29,7 @@ HERE, OUTSIDE = "203.0.113.201", "203.0.113.202"
 GATEWAY_PORT, PROMETHEUS_PORT, OUTSIDE_PORT, GRAFANA_PORT = 22000, 22001, 22002, 22003
 NOBODY_ELSE = (
     "litellm", "prometheus", "chat-1", "postgres", "postgres-exporter", "valkey", "valkey-exporter", "node-exporter",
+    "grafana",
 )  # fmt: skip
 ANSWER_S = 3
 
@@ -220,7 +221,7 @@ def test_nothing_else_is_open_to_the_outside(site: Project, outside: Outside) ->
         for ports in (site.inspect(name)["NetworkSettings"]["Ports"] or {}).values()
         for port in ports or []
     }
-    assert published == {(HERE, str(GATEWAY_PORT)), ("127.0.0.1", str(PROMETHEUS_PORT))}
+    assert published == {(HERE, str(GATEWAY_PORT)), (HERE, str(GRAFANA_PORT)), ("127.0.0.1", str(PROMETHEUS_PORT))}
     call = CALL.format(address=HERE, port=PROMETHEUS_PORT, limit=ANSWER_S)
     assert "reached" not in outside.run("python3", "-c", call).stdout
 
