@@ -213,6 +213,8 @@ class ScrapeTarget:
     labels: Mapping[str, str] = field(default_factory=dict)
     path: str = "/metrics"
     secret: str = ""
+    user: str = ""
+    """Who has the secret as a password; empty: it is a key by itself (`Authorization: Bearer`)."""
     scheme: Literal["http", "https"] = "http"
     relabel: tuple[Relabel, ...] = ()
 

@@ -744,10 +744,10 @@ class Thresholds(Model):
 
 
 class Monitoring(Model):
-    """Prometheus with rules and alerts, the exporters, and who is told."""
+    """Prometheus with rules and alerts, the exporters, Grafana, and who is told."""
 
     host: Name
-    """Host that runs the farm's Prometheus and Alertmanager."""
+    """Host that runs the farm's Prometheus, Alertmanager and Grafana."""
     port: PortNumber = 9090
     """Port of Prometheus, bound to loopback: it has no password of its own."""
     receivers: Annotated[tuple[Receiver, ...], ANY_LIST] = ()
@@ -774,6 +774,10 @@ class Monitoring(Model):
     """Port of the machine figures on every host."""
     node_exporter: bool = True
     """Machine figures (CPU, memory, disk) of every host."""
+    grafana: bool = True
+    """Grafana with the pages of monitoring/dashboards, beside Prometheus; not on a `local` host."""
+    grafana_port: PortNumber = 3000
+    """Port of Grafana, on the host's address: it has a password of its own (`GRAFANA_ADMIN_PASSWORD`)."""
     local: dict[Name, PortNumber] = Field(default_factory=dict)
     """Hosts that keep a Prometheus of their own for what runs there, and its port."""
     scrape_interval_s: int = Field(15, ge=1, le=300)

@@ -562,7 +562,7 @@ PAGES = (FARM, CARDS, MODELS, KEYS, GATEWAY, HOSTS, JOBS)
 def texts() -> dict[str, str]:
     """Every dashboard's file name and text."""
     return {
-        f"{made.uid.removeprefix('corral-')}.json": json.dumps(page(made, PAGES), indent=1, ensure_ascii=False) + "\n"
+        f"{made.uid.removeprefix('corral-')}.json": json.dumps(page(made), indent=1, ensure_ascii=False) + "\n"
         for made in PAGES
     }
 

@@ -7,10 +7,12 @@ without them; what a threshold's colour says, a line, a word or the number says 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack
 
 COLUMNS = 24
+TAG = "corral"
+"""Of every page: Grafana itself finds by it the other pages that there are."""
 SCHEMA = 41
 """Of Grafana 12; newer ones read it and bring it to their own."""
 SOURCE = {"type": "prometheus", "uid": "${source}"}
@@ -69,7 +71,7 @@ class Page:
     rows: Mapping[str, Iterable[Panel]]
     variables: tuple[Variable, ...] = ()
     hours: int = 1
-    tags: tuple[str, ...] = field(default=("corral",))
+    tags: tuple[str, ...] = (TAG,)
 
 
 # --- panels ----------------------------------------------------------------------------------------------------------
@@ -222,8 +224,8 @@ def _pattern(dashes: str) -> list[int]:
 # --- pages -----------------------------------------------------------------------------------------------------------
 
 
-def page(made: Page, others: Iterable[Page]) -> dict[str, Any]:
-    """The dashboard as Grafana reads it, with links to the other pages."""
+def page(made: Page) -> dict[str, Any]:
+    """The dashboard as Grafana reads it, with links to those of the other pages that are there."""
     return {
         "uid": made.uid,
         "title": made.title,
@@ -238,12 +240,9 @@ def page(made: Page, others: Iterable[Page]) -> dict[str, Any]:
         "timezone": "browser",
         "links": [
             {
-                "type": "link", "title": other.title, "url": f"/d/{other.uid}", "keepTime": True, "includeVars": False,
-                "targetBlank": False, "icon": "dashboard", "tooltip": other.description, "tags": [],
-                "asDropdown": False,
+                "type": "dashboards", "title": "Pages", "url": "", "keepTime": True, "includeVars": False,
+                "targetBlank": False, "icon": "dashboard", "tooltip": "", "tags": [TAG], "asDropdown": False,
             }
-            for other in others
-            if other.uid != made.uid
         ],
         "templating": {"list": [_source(), *map(_variable, made.variables)]},
         "annotations": {"list": []},

@@ -1,6 +1,7 @@
 """One module per component. Each says in `STAGE` when it is asked and in `contribute` what it adds to the plan.
 
-A module is found by being here; nothing else names it. Earlier stages' contributions are there to be read.
+A module is found by being here; nothing else names it. Earlier stages' contributions are there to be read. What depends
+on the site alone and is wanted by an earlier stage, a module may say in `announce`, which is asked before all stages.
 """
 
 from __future__ import annotations
@@ -47,6 +48,9 @@ def components() -> tuple[tuple[str, Component], ...]:
 def gather(site: Site) -> Contributions:
     """Everything that the components add to a site."""
     published = Contributions()
+    for _, component in components():
+        for item in getattr(component, "announce", _nothing)(site):
+            published.add(item)
     for stage in Stage:
         added = [
             item
@@ -57,6 +61,10 @@ def gather(site: Site) -> Contributions:
         for item in added:
             published.add(item)
     return published
+
+
+def _nothing(_site: Site) -> Iterable[Contribution]:
+    return ()
 
 
 def image_keys() -> frozenset[str]:

@@ -8,6 +8,7 @@ from corral.components import Stage
 from corral.contributions import (
     Contribution,
     Contributions,
+    Dashboard,
     Endpoint,
     Fact,
     GpuClaim,
@@ -44,6 +45,7 @@ def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
             continue
         yield Rules("monitoring/rules/gpu.yml")
         yield Rules(RULES[kind])
+        yield Dashboard("monitoring/dashboards/gpu.json")
         yield from (fact for card in cards for fact in _facts(site, monitoring, card))
         endpoint = Endpoint(monitoring.gpu_exporter_port, host, COMPONENT)
         yield ScrapeTarget(KINDS[kind], endpoint, {"host": host, "role": "gpu"})

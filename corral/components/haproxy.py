@@ -18,6 +18,7 @@ from corral.contributions import (
     ConfigMount,
     Contribution,
     Contributions,
+    Dashboard,
     Endpoint,
     File,
     Health,
@@ -106,6 +107,7 @@ def _balancer(site: Site, groups: list[Group]) -> Iterator[Contribution]:
     yield from (File(gateway.host, COMPONENT, name, asset=f"litellm/{name}") for name in ASSETS)
     yield _service(site, groups)
     yield Rules("monitoring/rules/haproxy.yml")
+    yield Dashboard("monitoring/dashboards/pool.json")
     yield ScrapeTarget("haproxy", figures, {"host": gateway.host, "role": "balancer"}, relabel=_relabel(groups))
     base = f"http://{site.address(entry, gateway.host)}"
     if _has_spill(site):

@@ -12,6 +12,7 @@ from corral.contributions import (
     ConfigMount,
     Contribution,
     Contributions,
+    Dashboard,
     Endpoint,
     File,
     Health,
@@ -112,6 +113,9 @@ def _scraped(site: Site, published: Contributions) -> Iterator[Contribution]:
         if (key, host) != (MASTER_KEY, gateway.host):
             yield Secret(key, host, "opens the gateway's figures, for Prometheus", "sk")
     yield from (Rules(f"monitoring/rules/{name}.yml") for name in ("litellm", "objectives"))
+    yield Dashboard("monitoring/dashboards/gateway.json")
+    if gateway.database:
+        yield Dashboard("monitoring/dashboards/keys.json")
     endpoint = Endpoint(gateway.port, gateway.host, COMPONENT)
     labels = {"host": gateway.host, "role": "gateway"}
     yield ScrapeTarget("litellm", endpoint, labels, "/metrics/", key, relabel=_relabel(published.routes))

@@ -8,6 +8,7 @@ from corral.components import Stage
 from corral.contributions import (
     Contribution,
     Contributions,
+    Dashboard,
     Endpoint,
     Health,
     Port,
@@ -32,6 +33,7 @@ def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
     if monitoring is None or not monitoring.node_exporter:
         return
     yield Rules("monitoring/rules/node.yml")
+    yield Dashboard("monitoring/dashboards/host.json")
     for host in site.inventory.hosts:
         yield _service(site, host, monitoring.node_exporter_port, {monitoring.host})
         yield ScrapeTarget(

@@ -18,6 +18,7 @@ from corral.contributions import (
     ConfigMount,
     Contribution,
     Contributions,
+    Dashboard,
     DataSource,
     Endpoint,
     Fact,
@@ -59,6 +60,7 @@ def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
     itself = ScrapeTarget(COMPONENT, own, {"host": monitoring.host, "role": "monitoring"})
     yield itself
     yield DataSource(COMPONENT, own)
+    yield Dashboard("monitoring/dashboards/farm.json")
     targets = [*published.targets, itself]
     rules = _rule_files(site, monitoring, published)
     yield from rules
@@ -120,7 +122,9 @@ def _job(site: Site, host: str, target: ScrapeTarget) -> dict[str, Any]:
     job: dict[str, Any] = {"job_name": target.job}
     if target.path != "/metrics":
         job["metrics_path"] = target.path
-    if target.secret:
+    if target.user:
+        job["basic_auth"] = {"username": target.user, "password_file": _secret_file(site, host, target.secret)}
+    elif target.secret:
         job["authorization"] = {"credentials_file": _secret_file(site, host, target.secret)}
     if target.relabel:
         job["metric_relabel_configs"] = [_relabel(rule) for rule in target.relabel]

@@ -44,7 +44,7 @@ pools:
     ports: 21150
     engine: {{slots: 2, threads: 1, memory_mib: 512}}
 gateway: {{host: {host}, port: 21000, database: false, cache: false, queue: {{depth: 10, timeout_s: 60}}}}
-monitoring: {{host: {host}, port: 21090, node_exporter: false}}
+monitoring: {{host: {host}, port: 21090, node_exporter: false, grafana: false}}
 """
 
 

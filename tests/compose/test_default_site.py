@@ -38,6 +38,7 @@ INVENTORY = REPOSITORY / "inventory.yaml"
 HOST = "box"
 REPLICAS = ("box-chat-1", "box-chat-2")
 PROMETHEUS = "http://127.0.0.1:9090"
+GRAFANA = "http://127.0.0.1:3000"
 INNER_PORTS = {
     "balancer": 8081,
     "figures": 8404,
@@ -114,7 +115,7 @@ def test_a_wrong_key_is_refused(client: Client, key: str) -> None:
 def test_prometheus_reads_every_target(site: Project, client: Client) -> None:
     jobs = yaml.safe_load((site.folder / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
     expected = {target for job in jobs for group in job["static_configs"] for target in group["targets"]}
-    assert len(expected) == 9
+    assert len(expected) == 10
     words = [sys.executable, "generate.py", "keys", "sync", "--inventory", str(INVENTORY), "--out", str(site.out)]
     subprocess.run(words, cwd=REPOSITORY, check=True, timeout=60)  # Prometheus' own key; `up` does it by itself
     wait_until(lambda: _up() == expected, FIGURES_LIMIT_S, f"all targets up: {expected}")
@@ -136,6 +137,7 @@ def test_prometheus_reads_every_target(site: Project, client: Client) -> None:
         ("valkey", ("curl", "wget", "python3")),
         ("prometheus", ("bash", "curl", "python3", "perl")),
         ("node-exporter", ("bash", "curl", "python3", "perl")),
+        ("grafana", ("python3", "perl", "node")),
     ],
 )
 def test_a_container_has_no_tool_that_upstreams_image_lacks(
@@ -146,17 +148,46 @@ def test_a_container_has_no_tool_that_upstreams_image_lacks(
     assert site.docker("exec", f"{HOST}-{service}", "sh", "-c", script, "-", *tools) == ""
 
 
+# --- what people see --------------------------------------------------------------------------------------------------
+
+
+def test_grafana_lists_the_pages_of_the_site_in_its_folder(site: Project, client: Client) -> None:
+    found = _grafana(site, "/api/search?type=dash-db").json()
+    assert {page["uid"] for page in found} == {f"corral-{name}" for name in ("farm", "gateway", "host", "keys", "pool")}
+    assert {page["folderTitle"] for page in found} == {"farm"}
+
+
+def test_grafana_reaches_the_prometheus_that_its_data_source_names(site: Project, client: Client) -> None:
+    (source,) = _grafana(site, "/api/datasources").json()
+    assert (source["uid"], source["isDefault"], source["readOnly"]) == ("prometheus", True, True)
+    query = f"/api/datasources/proxy/uid/{source['uid']}/api/v1/query?query=vector(42)"
+    assert _grafana(site, query).json()["data"]["result"][0]["value"][1] == "42"
+
+
+def test_grafana_shows_nothing_without_the_password(site: Project, client: Client) -> None:
+    for path in ("/api/search", "/api/datasources", "/metrics"):
+        assert _grafana(site, path, password="admin").status_code == 401, path
+    assert _grafana(site, "/api/health", password="admin").json()["database"] == "ok"
+
+
+def test_grafana_can_write_into_its_volume_and_nowhere_else(site: Project, client: Client) -> None:
+    facts = site.inspect("box-grafana")
+    assert (facts["HostConfig"]["ReadonlyRootfs"], facts["Config"]["User"]) == (True, "472:472")
+    assert [mount["Destination"] for mount in facts["Mounts"] if mount["RW"]] == ["/var/lib/grafana"]
+    assert "grafana.db" in site.docker("exec", "box-grafana", "ls", "/var/lib/grafana")
+
+
 # --- what strangers see ----------------------------------------------------------------------------------------------
 
 
-def test_only_the_gateway_and_prometheus_are_published_and_only_on_the_hosts_address(site: Project) -> None:
+def test_only_what_people_call_is_published_and_only_on_the_hosts_address(site: Project) -> None:
     published = {
         (port["HostIp"], port["HostPort"])
         for name in site.objects("container")
         for ports in (site.inspect(name)["NetworkSettings"]["Ports"] or {}).values()
         for port in ports or []
     }
-    assert published == {("127.0.0.1", "4000"), ("127.0.0.1", "9090")}
+    assert published == {("127.0.0.1", "3000"), ("127.0.0.1", "4000"), ("127.0.0.1", "9090")}
     assert [name for name, port in INNER_PORTS.items() if _is_open(port)] == []
 
 
@@ -268,7 +299,7 @@ def test_a_virtual_key_survives_restart_down_and_up(site: Project, client: Clien
     volumes = site.objects("volume")
     site.compose("down")
     assert (site.objects("container"), site.objects("network")) == (set(), set())
-    assert site.objects("volume") == volumes == {f"{site.name}_database", f"{site.name}_metrics"}
+    assert site.objects("volume") == volumes == {f"{site.name}_{name}" for name in ("dashboards", "database", "metrics")}
 
     site.up()
     wait_until(lambda: user.chat().status_code == 200, BACK_LIMIT_S, "the key works after down and up")
@@ -303,6 +334,11 @@ def _query(expression: str) -> dict[str, float]:
     with httpx.Client(trust_env=False, timeout=10) as http:
         answer = http.get(f"{PROMETHEUS}/api/v1/query", params={"query": expression}).json()
     return {str(item["metric"].get("instance")): float(item["value"][1]) for item in answer["data"]["result"]}
+
+
+def _grafana(site: Project, path: str, password: str = "") -> httpx.Response:
+    login = ("admin", password or site.secrets["GRAFANA_ADMIN_PASSWORD"])
+    return httpx.get(f"{GRAFANA}{path}", auth=login, timeout=10, trust_env=False)
 
 
 def _up() -> set[str]:

@@ -26,9 +26,10 @@ MARKER = "m4rk3r"
 NAMESPACE = "corral-outside"
 HERE, OUTSIDE = "203.0.113.201", "203.0.113.202"
 """Addresses for documentation: this machine on a cable to another one, which is a network namespace."""
-GATEWAY_PORT, PROMETHEUS_PORT, OUTSIDE_PORT = 22000, 22001, 22002
+GATEWAY_PORT, PROMETHEUS_PORT, OUTSIDE_PORT, GRAFANA_PORT = 22000, 22001, 22002, 22003
 NOBODY_ELSE = (
     "litellm", "prometheus", "chat-1", "postgres", "postgres-exporter", "valkey", "valkey-exporter", "node-exporter",
+    "grafana",
 )  # fmt: skip
 ANSWER_S = 3
 
@@ -45,7 +46,7 @@ pools:
   chat: {{model: tiny, on: {{host: {HOST}}}, engine: {{threads: 1}}}}
   far: {{on: {{node: far}}}}
 gateway: {{host: {HOST}, port: {GATEWAY_PORT}}}
-monitoring: {{host: {HOST}, port: {PROMETHEUS_PORT}}}
+monitoring: {{host: {HOST}, port: {PROMETHEUS_PORT}, grafana_port: {GRAFANA_PORT}}}
 """
 
 CARD_SITE = f"""\
@@ -220,7 +221,7 @@ def test_nothing_else_is_open_to_the_outside(site: Project, outside: Outside) ->
         for ports in (site.inspect(name)["NetworkSettings"]["Ports"] or {}).values()
         for port in ports or []
     }
-    assert published == {(HERE, str(GATEWAY_PORT)), ("127.0.0.1", str(PROMETHEUS_PORT))}
+    assert published == {(HERE, str(GATEWAY_PORT)), (HERE, str(GRAFANA_PORT)), ("127.0.0.1", str(PROMETHEUS_PORT))}
     call = CALL.format(address=HERE, port=PROMETHEUS_PORT, limit=ANSWER_S)
     assert "reached" not in outside.run("python3", "-c", call).stdout
 

@@ -400,13 +400,150 @@ def test_every_target_has_a_home_and_its_secret(case: str, path: str) -> None:
     config = yaml.safe_load(tree_of(case)[path])
     prometheus = next(service for service in services_on(case, host) if service.name == "prometheus")
     for job in config["scrape_configs"]:
-        secret = job.get("authorization", {}).get("credentials_file", "").rpartition("/")[2]
+        named = job.get("authorization", {}).get("credentials_file") or job.get("basic_auth", {}).get(
+            "password_file", ""
+        )
+        secret = named.rpartition("/")[2]
         assert not secret or secret in prometheus.secrets
         assert all(len(entry["targets"]) == 1 for entry in job["static_configs"])
     targets = [
         target for job in config["scrape_configs"] for entry in job["static_configs"] for target in entry["targets"]
     ]
     assert len(targets) == len(set(targets))
+
+
+# --- Grafana ----------------------------------------------------------------------------------------------------------
+
+GRAFANA_SOURCE = {
+    *("orgId", "orgName", "version", "name", "type", "access", "url", "user", "database", "basicAuth", "basicAuthUser"),
+    *("withCredentials", "isDefault", "correlations", "jsonData", "secureJsonData", "editable", "uid"),
+}
+"""Grafana 13's pkg/services/provisioning/datasources/types.go: upsertDataSourceFromConfigV1."""
+GRAFANA_PROMETHEUS = {
+    *(
+        "httpMethod",
+        "timeInterval",
+        "manageAlerts",
+        "prometheusType",
+        "prometheusVersion",
+        "cacheLevel",
+        "queryTimeout",
+    ),
+    *("customQueryParameters", "disableRecordingRules", "incrementalQuerying", "exemplarTraceIdDestinations"),
+}
+"""What its Prometheus data source reads of jsonData: packages/grafana-prometheus/src/types.ts, PromOptions."""
+GRAFANA_PROVIDER = {
+    *("name", "type", "orgId", "folder", "folderUid", "editable", "options", "disableDeletion"),
+    *("updateIntervalSeconds", "allowUiUpdates"),
+}
+"""pkg/services/provisioning/dashboards/types.go: configs."""
+GRAFANA_SETTINGS = {
+    "analytics": {"check_for_plugin_updates", "check_for_updates", "feedback_links_enabled", "reporting_enabled"},
+    "auth_anonymous": {"enabled"},
+    "dashboards": {"default_home_dashboard_path"},
+    "metrics": {"basic_auth_password", "basic_auth_username"},
+    "news": {"news_feed_enabled"},
+    "plugins": {"plugin_admin_enabled", "preinstall_disabled", "public_key_retrieval_disabled"},
+    "security": {"admin_password", "disable_gravatar", "secret_key"},
+    "server": {"http_port", "root_url"},
+    "snapshots": {"external_enabled"},
+    "unified_alerting": {"enabled"},
+    "users": {"allow_org_create", "allow_sign_up"},
+}
+"""Of conf/defaults.ini. An unknown variable would change nothing and nobody would be told."""
+GRAFANA_CASES = [case for case in CASES if any(path.endswith("grafana/compose.yaml") for path in tree_of(case))]
+
+
+def grafana_of(case: str) -> tuple[Service, dict[str, Any], dict[str, Any]]:
+    """The service, its data sources and where its pages lie."""
+    service = next(service for service in services_of(case) if service.component == "grafana")
+    kinds = ("datasources", "dashboards")
+    files = (yaml.safe_load(tree_of(case)[f"{service.host}/grafana/{kind}/corral.yaml"]) for kind in kinds)
+    return (service, *files)
+
+
+each_grafana = pytest.mark.parametrize("case", GRAFANA_CASES)
+
+
+def test_grafana_is_where_the_monitoring_is_and_nowhere_else() -> None:
+    assert {case for case in CASES if plan_of(case).inventory.monitoring} - set(GRAFANA_CASES) == {"local-everything"}
+
+
+@each_grafana
+def test_grafana_knows_every_key_of_its_data_source(case: str) -> None:
+    _, found, _ = grafana_of(case)
+    assert found.keys() == {"apiVersion", "datasources"}
+    (source,) = found["datasources"]
+    assert source.keys() <= GRAFANA_SOURCE
+    assert source["jsonData"].keys() <= GRAFANA_PROMETHEUS
+    assert (source["type"], source["access"], source["isDefault"]) == ("prometheus", "proxy", True)
+
+
+@each_grafana
+def test_the_data_source_is_the_sites_prometheus_under_the_name_that_pages_use(case: str) -> None:
+    service, found, _ = grafana_of(case)
+    (source,) = found["datasources"]
+    prometheus = next(item for item in services_on(case, service.host) if item.name == "prometheus")
+    assert source["url"] == f"http://prometheus:{prometheus.ports[0].number}"
+    config = yaml.safe_load(tree_of(case)[f"{service.host}/prometheus/prometheus.yml"])
+    assert source["jsonData"]["timeInterval"] == config["global"]["scrape_interval"]
+    for page in pages_of(case).values():
+        chosen = page["templating"]["list"][0]
+        assert chosen["type"] == "datasource"
+        assert (chosen["query"], chosen["current"]["value"]) == (source["type"], source["uid"])
+
+
+@each_grafana
+def test_grafana_finds_pages_where_they_are_mounted(case: str) -> None:
+    service, _, found = grafana_of(case)
+    assert found.keys() == {"apiVersion", "providers"}
+    (provider,) = found["providers"]
+    assert provider.keys() <= GRAFANA_PROVIDER
+    assert ("./grafana/pages", provider["options"]["path"]) in service.mounts
+    home = service.environment["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert home.removeprefix(f"{provider['options']['path']}/") in pages_of(case)
+
+
+@each_grafana
+def test_a_site_has_the_pages_of_what_is_in_it(case: str) -> None:
+    components = {service.component for service in services_of(case)}
+    wanted = {"farm.json", "gateway.json"}
+    wanted |= {"gpu.json"} if components & {"gpu_exporter", "dcgm_exporter"} else set()
+    wanted |= {"host.json"} if "node_exporter" in components else set()
+    wanted |= {"keys.json"} if "postgres" in components else set()
+    wanted |= {"pool.json"} if "haproxy" in components else set()
+    assert pages_of(case).keys() == wanted
+
+
+def pages_of(case: str) -> dict[str, dict[str, Any]]:
+    """Every rendered page by its file's name."""
+    files = {path: data for path, data in tree_of(case).items() if "/grafana/pages/" in path}
+    return {path.rpartition("/")[2]: json.loads(data) for path, data in files.items()}
+
+
+@each_grafana
+def test_grafana_knows_every_setting(case: str) -> None:
+    service, _, _ = grafana_of(case)
+    known = {f"GF_{section}_{key}".upper() for section, keys in GRAFANA_SETTINGS.items() for key in keys}
+    assert {name.removesuffix("__FILE") for name in service.environment} <= known
+
+
+@each_grafana
+def test_grafana_has_no_password_of_upstreams_and_lets_nobody_in_without_one(case: str) -> None:
+    service, _, _ = grafana_of(case)
+    given = {name: value for name, value in service.environment.items() if name.endswith("__FILE")}
+    assert {Path(value).name for value in given.values()} == set(service.secrets)
+    for name in ("SECURITY_ADMIN_PASSWORD", "SECURITY_SECRET_KEY", "METRICS_BASIC_AUTH_PASSWORD"):
+        assert f"GF_{name}__FILE" in given
+    assert service.environment["GF_METRICS_BASIC_AUTH_USERNAME"]
+    off = (
+        "AUTH_ANONYMOUS_ENABLED",
+        "USERS_ALLOW_SIGN_UP",
+        "ANALYTICS_REPORTING_ENABLED",
+        "ANALYTICS_CHECK_FOR_UPDATES",
+    )
+    assert {service.environment[f"GF_{name}"] for name in off} == {"false"}
+    assert "way-out" not in service.exceptions
 
 
 # --- Alertmanager -----------------------------------------------------------------------------------------------------

@@ -301,7 +301,7 @@ def test_secrets_init_says_what_it_made_and_what_only_the_user_knows(run: Run, t
     assert "compose/box/.env: " in said.err
     values = [line.partition("=")[2] for line in (tmp_path / "compose" / "box" / ".env").read_text().splitlines()]
     assert not any(value and value in said.err for value in values)
-    assert "nothing new; kept 6" in run("secrets", "init").err
+    assert "nothing new; kept 9" in run("secrets", "init").err
     said = run("secrets", "init", "--inventory", str(inventory_of("everything-on")), "--out", "all")
     assert said.code == 1
     assert "these values only you know" in said.err

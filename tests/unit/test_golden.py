@@ -36,7 +36,7 @@ from tests.trees import (
 
 UPDATE = "after reading it, accept it with: make golden"
 MARKER = "m4rk3r"
-HAS_BRACES = re.compile(r"/prometheus/rules/|/alertmanager\.yml$")
+HAS_BRACES = re.compile(r"/prometheus/rules/|/alertmanager\.yml$|/grafana/pages/")
 """Files with templates of the program that reads them."""
 SOURCE_NAMED = re.compile(
     r"^(?:[#;]|--) Change the inventory or (\S+), then run: \./generate\.py render$", re.MULTILINE
@@ -132,6 +132,9 @@ def untidiness(path: str, text: str) -> Iterator[str]:
 @each_case
 def test_every_file_says_where_it_comes_from(case: str) -> None:
     for path, data in tree_of(case).items():
+        if path.endswith(".json"):  # has no comments, so it is the shipped file byte by byte
+            assert data == (ROOT / "monitoring" / "dashboards" / path.rpartition("/")[2]).read_bytes(), path
+            continue
         lines = data.decode().splitlines()
         head = lines[1:3] if lines[0].startswith("#!") else lines[:2]
         assert f'Rendered by corral from the inventory "{plan_of(case).inventory.name}"' in head[0], path
@@ -172,6 +175,8 @@ def parse(path: str, text: str) -> None:
         assert isinstance(yaml.load(text, Loader=UniqueKeys), dict)  # noqa: S506 - a SafeLoader
     elif name.endswith(".py"):
         ast.parse(text)
+    elif name.endswith(".json"):
+        json.loads(text)
     elif name.endswith(".conf"):
         configparser.RawConfigParser(inline_comment_prefixes=(";", "#")).read_string(text)
     elif name == ".env.example":

@@ -103,7 +103,7 @@ def test_stages_come_up_from_the_back_to_the_front() -> None:
         "stores": ["postgres", "valkey"],
         "balancer": ["haproxy"],
         "gateway": ["litellm"],
-        "monitoring": ["node-exporter", "postgres-exporter", "valkey-exporter", "prometheus"],
+        "monitoring": ["node-exporter", "postgres-exporter", "valkey-exporter", "prometheus", "grafana"],
     }
 
 
