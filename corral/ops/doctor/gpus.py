@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from corral.accelerators import CUDA13_FLOOR
+from corral.accelerators import COMPILED, CUDA13_FLOOR
 from corral.ops.doctor.checks import Case, Finding, check
 from corral.ops.observed import SeenCard
 from corral.rules import CUDA13_WORDS
@@ -17,8 +17,6 @@ CUDA12_DRIVER = 570
 """Belongs to CUDA 12.8, which the pinned images are built with."""
 CUDA12_OLDEST = 525
 """Minor-version compatibility: compiled code of every CUDA 12.x runs from here on, PTX does not."""
-COMPILED = ((8, 6), (8, 9), (12, 0))
-"""Cards for which llama.cpp's CUDA 12 images hold compiled code; PTX for others needs a driver as new as CUDA."""
 LAST_BEFORE_TURING = 580
 """The last driver branch for Maxwell, Pascal and Volta."""
 VRAM_TOLERANCE = 0.1
