@@ -169,7 +169,11 @@ def _service(site: Site, replica: Replica, consumers: set[str]) -> Service:
 
 
 def _watched(service: Service, replica: Replica) -> Service:
-    """The service below its watchdog; supervisord, on a local host, watches the server itself."""
+    """The service below its watchdog.
+
+    Not on a local host: supervisord starts and signals the server itself there, and a shell in between that is killed
+    would leave it behind with its port taken.
+    """
     variant = service.cpu_variant
     if variant is not None:
         variant = replace(variant, environment=_patience(replica, is_on_card=False))

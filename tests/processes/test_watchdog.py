@@ -1,4 +1,4 @@
-"""llama-server's watchdog, gpu-server/llama/start.sh: the real server below it, and programs that misbehave in its place.
+"""llama-server's watchdog, gpu-server/llama/start.sh: the real server below it, and others that misbehave.
 
 Time is short here: a look every second, two seconds without progress.
 """
@@ -30,7 +30,7 @@ ENDED = 75
 NO_LLAMA_VARIABLES = {name: None for name in os.environ if name.startswith("LLAMA_")}
 QUICK = {"CORRAL_WATCH_S": "1", "CORRAL_STALL_S": "2", "CORRAL_LOOP_S": "2", "CORRAL_CARD_EVERY": "1"}
 
-FAKE_SERVER = '''
+FAKE_SERVER = """
 import http.server, sys, time
 manner, port = sys.argv[1], int(sys.argv[2])
 began = time.monotonic()
@@ -52,7 +52,7 @@ while True:
         end = time.monotonic() + 0.4
         while time.monotonic() < end: pass
     time.sleep(0.1)
-'''
+"""
 
 
 class Watched:
@@ -75,7 +75,7 @@ class Watched:
 
     def health(self) -> subprocess.CompletedProcess[str]:
         """What the container's health check says."""
-        words = ["sh", SCRIPT, "health", str(self.port)]
+        words = ["sh", str(SCRIPT), "health", str(self.port)]
         environment = self.process.environment
         return subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=10)
 
@@ -121,7 +121,7 @@ def started(
 @contextmanager
 def serving(folder: Path, model: Path, **environment: str) -> Iterator[Watched]:
     """The real server with a real model, ready."""
-    arguments = ["--model", model, "--threads", "1", "--metrics", "--parallel", "1", "--cache-ram", "0"]
+    arguments = ["--model", str(model), "--threads", "1", "--metrics", "--parallel", "1", "--cache-ram", "0"]
     with started(folder, *arguments, environment=environment) as watched:
         wait_http(watched.url + "/health", process=watched.process)
         yield watched

@@ -26,6 +26,7 @@ ASK_S=5         # longest wait for an answer
 KILL_S=5        # what a server that is told to end gets for it
 ENDED=75        # exit code of a server that the watchdog ended
 SHOWN=200       # characters of a log line
+LOST='is lost|fallen off the bus|Unable to determine the device handle|No devices were found'
 parked=$CORRAL_TEMP_DIR/corral-parked reason=$CORRAL_TEMP_DIR/corral-reason
 trouble=$CORRAL_TEMP_DIR/corral-trouble pipe=$CORRAL_TEMP_DIR/corral-log
 record=$CORRAL_STATE_DIR/$CORRAL_NAME
@@ -100,29 +101,35 @@ use_of_processor() {
     used=$((${12:-0} + ${13:-0} - spent)) spent=$((${12:-0} + ${13:-0}))
 }
 
-# What the driver says of a card that is gone; nothing for one that is there, or when it says nothing of use.
-lost_card() {
+# Sets `lost` to what the driver said of a card that is gone when it was asked last, and asks it again. Nobody waits for
+# the answer: on a card in trouble it may never come, and then nothing can end the program that asks.
+ask_driver() {
+    lost=''
     [ "$CORRAL_COMPUTES_ON" = card ] && command -v nvidia-smi >/dev/null 2>&1 || return 0
-    words=$(timeout 20 nvidia-smi --query-gpu=index,name --format=csv,noheader 2>&1) || true
-    case $words in
-        *'is lost'* | *'fallen off the bus'* | *'Unable to determine the device handle'* | *'No devices were found'*)
-            echo "$words" | head -n 1 ;;
-    esac
+    if [ -n "$asking" ] && kill -0 "$asking" 2>/dev/null; then return 0; fi
+    if [ -n "$asking" ]; then
+        lost=$(grep -m 1 -E "$LOST" "$CORRAL_TEMP_DIR/corral-driver") || true
+    fi
+    nvidia-smi --query-gpu=index,name --format=csv,noheader >"$CORRAL_TEMP_DIR/corral-driver" 2>&1 &
+    asking=$!
 }
 
 end_server() {
     echo "$1" >"$reason"
-    kill -TERM "$server" 2>/dev/null || true
-    for _ in $(seq "$KILL_S"); do
-        kill -0 "$server" 2>/dev/null || return 0
-        sleep 1
+    for name in TERM KILL; do
+        kill -"$name" "$server" 2>/dev/null || true
+        for _ in $(seq "$KILL_S"); do
+            kill -0 "$server" 2>/dev/null || return 0
+            sleep 1
+        done
     done
-    kill -KILL "$server" 2>/dev/null || true
+    echo "parked: llama-server cannot be ended, it hangs in the driver: $1" >"$parked"
+    say "$(cat "$parked")"
 }
 
 # Ends the server when it has to be. Time is counted in looks: no clock that is set, and no sleep of the machine, adds to it.
 watch() {
-    still=0 before='' spent=0 looks=0 is_blind=0
+    still=0 before='' spent=0 looks=0 is_blind=0 asking=''
     while sleep "$CORRAL_WATCH_S"; do
         looks=$((looks + 1))
         use_of_processor
@@ -131,7 +138,7 @@ watch() {
             return
         fi
         if [ $((looks % CORRAL_CARD_EVERY)) = 0 ]; then
-            lost=$(lost_card)
+            ask_driver
             if [ -n "$lost" ]; then
                 end_server "the driver has lost the card: $lost"
                 return
