@@ -10,6 +10,9 @@ from corral.site import Replica, Site
 
 CUDA13_FLOOR = (7, 5)
 """CUDA 13 has no code for cards before Turing."""
+COMPILED = ((8, 6), (8, 9), (12, 0))
+"""Cards for which llama.cpp's CUDA 12 images hold compiled code; for others the driver, which has to be as new as CUDA,
+compiles it (PTX) when it is first used."""
 DEVICE_FILES = "AMD and Intel cards are reached through device files; there is no container runtime for them"
 KFD, DRI = "/dev/kfd", "/dev/dri"
 FILES = {"rocm": (KFD, DRI), "vulkan": (DRI,), "intel": (DRI,)}
@@ -55,6 +58,11 @@ def backend_of(replica: Replica) -> str:
     if card.vendor != "nvidia":
         return {"amd": "rocm", "intel": "intel"}[card.vendor]
     return "cuda13" if card.compute_capability and card.compute_capability >= CUDA13_FLOOR else "cuda12"
+
+
+def compiles_first(replica: Replica) -> bool:
+    """Whether the driver has to compile llama.cpp's programs for one of the cards before they first run."""
+    return any(card.vendor == "nvidia" and card.compute_capability not in COMPILED for card in replica.cards)
 
 
 def access(site: Site, replica: Replica) -> Access:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
-from corral.accelerators import access, backend_of, claims
+from corral.accelerators import access, backend_of, claims, compiles_first
 from corral.components import Stage
 from corral.contributions import (
     Backend,
+    ConfigMount,
     Contribution,
     Contributions,
     CpuVariant,
     Endpoint,
     Fact,
+    File,
     Health,
     Port,
     Rules,
@@ -39,6 +42,11 @@ IMAGES = {
 
 STOP_GRACE_S = 2
 """Once told to stop, a busy llama-server neither ends its answers nor itself, so waiting longer helps nobody."""
+START, STATE = "/etc/corral/start.sh", "/var/tmp"  # noqa: S108 - a path in the container
+"""The watchdog, and where it counts: every user may write there, and a new volume takes that over from the image."""
+COUNTS = "llama-restarts"
+LONG_BATCH_S = 900
+"""What one batch may take on a processor: 2048 tokens of an 8B model, on two slow cores."""
 THINKING_WORDS: dict[Thinking, list[str]] = {
     "hidden": [],
     "off": ["--reasoning", "off"],
@@ -57,6 +65,8 @@ def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
     for replica in replicas:
         endpoint = Endpoint(replica.port, replica.host, replica.service)
         yield _service(site, replica, consumers)
+        if not site.is_local(replica.host):
+            yield File(replica.host, COMPONENT, "start.sh", asset="gpu-server/llama/start.sh")
         yield Backend(
             replica.pool,
             replica.container,
@@ -124,7 +134,7 @@ def _service(site: Site, replica: Replica, consumers: set[str]) -> Service:
     publish = site.publish_address(replica.host, consumers)
     if replica.is_port_explicit and not publish:
         publish = site.host(replica.host).address
-    return Service(
+    service = Service(
         host=replica.host,
         component=COMPONENT,
         name=replica.service,
@@ -155,6 +165,41 @@ def _service(site: Site, replica: Replica, consumers: set[str]) -> Service:
         threads=engine.threads or 0,
         exceptions=cards.exceptions,
     )
+    return service if site.is_local(replica.host) else _watched(service, replica)
+
+
+def _watched(service: Service, replica: Replica) -> Service:
+    """The service below its watchdog.
+
+    Not on a local host: supervisord starts and signals the server itself there, and a shell in between that is killed
+    would leave it behind with its port taken.
+    """
+    variant = service.cpu_variant
+    if variant is not None:
+        variant = replace(variant, environment=_patience(replica, is_on_card=False))
+    return replace(
+        service,
+        entrypoint=("/bin/sh", START),
+        health=replace(service.health, command=("/bin/sh", START, "health", str(replica.port))),
+        environment={
+            "CORRAL_NAME": replica.service,
+            "CORRAL_STATE_DIR": STATE,
+            **_patience(replica, is_on_card=bool(replica.cards)),
+            **service.environment,
+        },
+        configs=(ConfigMount("start.sh", START),),
+        volumes=((COUNTS, STATE),),
+        cpu_variant=variant,
+    )
+
+
+def _patience(replica: Replica, *, is_on_card: bool) -> dict[str, str]:
+    """How long a batch may take: a card is done in seconds, unless the driver compiles its programs first."""
+    if not is_on_card:
+        limit = str(LONG_BATCH_S)
+        return {"CORRAL_COMPUTES_ON": "processor", "CORRAL_FIRST_S": limit, "CORRAL_LOOP_S": limit}
+    first = {"CORRAL_FIRST_S": str(replica.engine.start_timeout_s or 600)} if compiles_first(replica) else {}
+    return {"CORRAL_COMPUTES_ON": "card", **first}
 
 
 def _cpu_variant(site: Site, replica: Replica) -> CpuVariant | None:

@@ -32,8 +32,12 @@ CARD_FIELDS = (
 NO_LIMIT = 1 << 60
 """What version 1 of control groups prints is a number near 2**63."""
 NO_DATE = "0001-01-01T00:00:00Z"
+PARKED = "parked: "
+"""Begins what the health check says of a server that its watchdog (gpu-server/llama/start.sh) no longer starts."""
 _FIGURE = re.compile(r'haproxy_server_(\w+)\{proxy="([^"]*)",server="([^"]*)"(?:,state="([^"]*)")?\} (\S+)')
 _HASH = re.compile(r"^(\S+) ([0-9a-f]{64})$", re.MULTILINE)
+_FINE = re.compile(r"(\.\d{1,6})\d*")
+"""Fractions of a second; the engine's are finer than Python's."""
 _AMOUNT = re.compile(r"([\d.]+)\s*([A-Za-z]+)")
 
 _MEMORY_SCRIPT = r"""
@@ -68,7 +72,7 @@ class Container:
     state: str
     """`running`, `exited`, `restarting`, `created`, `paused` or `dead`."""
     health: str = ""
-    """`healthy`, `starting`, `unhealthy`; empty without a health check."""
+    """`healthy`, `starting`, `unhealthy`, or `parked` by its watchdog; empty without a health check."""
     last_check: str = ""
     """What the last health check printed."""
     exit_code: int = 0
@@ -320,7 +324,7 @@ def _container(item: Mapping[str, Any], memory: Mapping[str, tuple[float, float 
         service=labels.get("com.docker.compose.service", ""),
         image=item["Config"]["Image"],
         state=state["Status"],
-        health=_health((state.get("Health") or {}).get("Status", "")),
+        health="parked" if is_parked(item) else _health((state.get("Health") or {}).get("Status", "")),
         last_check=str(checks[-1].get("Output", "")).strip(),
         exit_code=state["ExitCode"],
         was_out_of_memory=state["OOMKilled"],
@@ -352,6 +356,16 @@ def _published(item: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
     for places in (item["NetworkSettings"].get("Ports") or {}).values():
         for place in places or []:
             yield place["HostIp"], int(place["HostPort"])
+
+
+def is_parked(container: Mapping[str, Any]) -> bool:
+    """Whether its watchdog has parked the server of this running container, by a check since it was started."""
+    state = container["State"]
+    check = ((state.get("Health") or {}).get("Log") or [{}])[-1]
+    if state["Status"] != "running" or not str(check.get("Output", "")).startswith(PARKED):
+        return False
+    begun, started = (datetime.fromisoformat(_FINE.sub(r"\1", text)) for text in (check["Start"], state["StartedAt"]))
+    return begun > started
 
 
 def _date(text: str) -> datetime | None:

@@ -19,7 +19,7 @@ from rich.text import Text
 from corral.contributions import Service
 from corral.ops.doctor.reasons import EXIT_WORDS
 from corral.ops.hosts import ComposeHost
-from corral.ops.observed import Container, Observed, SeenCard, Server, balancer, container_name, observe
+from corral.ops.observed import PARKED, Container, Observed, SeenCard, Server, balancer, container_name, observe
 from corral.plan import Plan
 from corral.show import bar, gib
 from corral.site import Replica
@@ -186,7 +186,9 @@ def _replica_facts(replica: Replica | None, server: Server | None) -> dict[str, 
 def _notes(service: Service, container: Container | None, seen: Observed, server: Server | None) -> Iterator[str]:
     if container is None:
         return
-    if not container.is_running:
+    if container.health == "parked":
+        yield container.last_check.removeprefix(PARKED)
+    elif not container.is_running:
         yield f"code {container.exit_code}" + _meaning(container)
     elif server is not None and server.status != "UP" and container.condition in GOOD:
         yield OUT_OF_ROTATION.get(server.status, server.status)
@@ -326,7 +328,10 @@ def _table(host: HostStatus) -> Table:
 def _state(row: Row) -> Text:
     is_odd = not row.is_planned or row.condition == "starting" or DRIFT in row.notes
     style = "red" if not row.is_well and row.condition != "starting" else "yellow" if is_odd else "green"
-    return Text(", ".join([row.condition, *row.notes]), style, overflow="fold")
+    words = [row.condition, *row.notes]
+    if row.condition == "parked":
+        words[:2] = [": ".join(words[:2])]
+    return Text(", ".join(words), style, overflow="fold")
 
 
 def _restarts(row: Row) -> Text:

@@ -10,6 +10,7 @@ from typing import Any
 from corral.contributions import Service
 from corral.errors import CorralError
 from corral.ops.hosts import ComposeHost, service_of
+from corral.ops.observed import is_parked
 
 HASH_LABEL = "com.docker.compose.config-hash"
 CONFIG_LABEL = "corral.config"
@@ -57,10 +58,12 @@ class Survey:
 
 
 def condition(container: Mapping[str, Any]) -> str:
-    """Health while it runs (`running` without a health check), else the engine's word for its state."""
+    """Health while it runs (`running` without a health check, `parked` by a watchdog), else the engine's word."""
     state = container["State"]
     if state["Status"] != "running":
         return str(state["Status"])
+    if is_parked(container):
+        return "parked"
     return str((state.get("Health") or {}).get("Status") or "running")
 
 

@@ -155,7 +155,7 @@ def wait_well(
 
 def _is_hopeless(container: Mapping[str, Any] | None, state: str, restarts: dict[str, int]) -> bool:
     """Whether waiting longer is no use."""
-    if container is None or state in {"exited", "dead", "created"}:
+    if container is None or state in {"exited", "dead", "created", "parked"}:
         return True
     count = int(container.get("RestartCount") or 0)
     first = restarts.setdefault(container["Id"], count)

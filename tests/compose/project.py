@@ -10,13 +10,14 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import httpx
+import psutil
 
 from corral import tiny_models
 from corral.load import load_inventory
@@ -176,16 +177,22 @@ class Project:
         return "\n".join(parts)
 
 
+def program_of(project: Project, container: str) -> psutil.Process:
+    """The container's program: below its init, and for a llama-server below its watchdog, too."""
+    below = psutil.Process(project.inspect(container)["State"]["Pid"]).children(recursive=True)
+    return next((item for item in below if item.name() == "llama-server"), below[0])
+
+
 @contextmanager
 def frozen(project: Project, container: str) -> Iterator[None]:
     """The container's program stands still inside the block, and answers nothing; the engine takes it for running."""
-    init = project.inspect(container)["State"]["Pid"]
-    program = int(Path(f"/proc/{init}/task/{init}/children").read_text().split()[0])
-    os.kill(program, signal.SIGSTOP)
+    program = program_of(project, container)
+    program.suspend()
     try:
         yield
     finally:
-        os.kill(program, signal.SIGCONT)
+        with suppress(psutil.NoSuchProcess):
+            program.resume()
 
 
 def docker_logs(project: Project, container: str, lines: int | None = None) -> str:

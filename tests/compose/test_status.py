@@ -35,7 +35,15 @@ hosts:
 models:
   tiny: {source: tiny.gguf, kind: chat, context: 2048, size_gib: 0.01}
 pools:
-  chat: {model: tiny, on: {host: sa, replicas: 2}, ports: 21510, aliases: [default], engine: {slots: 2, threads: 1}}
+  chat:
+    model: tiny
+    on: {host: sa, replicas: 2}
+    ports: 21510
+    aliases: [default]
+    engine:
+      slots: 2
+      threads: 1
+      environment: {CORRAL_WATCH_S: "1", CORRAL_STALL_S: "20", CORRAL_RESTARTS: "1"}
 gateway: {host: sa, port: 21500, database: false, cache: false}
 """
 
@@ -145,6 +153,26 @@ def test_a_replica_that_the_balancer_cannot_reach_is_not_well(site: Project) -> 
         assert not rows(site)["chat-2"]["well"]
     finally:
         docker("network", "connect", "--alias", "chat-2", network, "sa-chat-2")
+
+
+def test_a_hung_replica_is_started_anew_and_parked_past_its_budget(site: Project) -> None:
+    def was_ended(times: int) -> bool:
+        return bool(rows(site)["chat-2"]["restarts"] == times)
+
+    before = rows(site)["chat-2"]["restarts"]
+    with frozen(site, "sa-chat-2"):
+        wait_until(lambda: was_ended(before + 1), 90, "the watchdog has ended the frozen server")
+    wait_until(lambda: rows(site)["chat-2"]["well"], LIMIT_S, "it is back, in rotation")
+    docker("exec", "sa-chat-2", "sh", "-c", "echo 'CUDA error: made up' >/tmp/corral-trouble")
+    wait_until(lambda: rows(site)["chat-2"]["health"] == "parked", LIMIT_S, "it is parked")
+    words = "ended 2 times in 60 min, last: CUDA error: made up"
+    assert rows(site)["chat-2"]["notes"] == [words]
+    shown = " ".join(corral(site, "status", NO_COLOR="1", COLUMNS="200").stdout.split())
+    assert f"parked: {words}" in shown
+    assert rows(site)["chat-1"]["well"]
+    done = corral(site, "restart", "chat-2", NO_COLOR="1")
+    assert done.returncode == 0, done.stderr
+    assert rows(site)["chat-2"]["well"]
 
 
 def test_a_container_that_is_not_in_the_plan_is_marked(site: Project) -> None:

@@ -66,6 +66,9 @@ pools:
 gateway: {host: box}
 """)
     services = {item.name: item for item in build_plan(load_inventory(path)).services_of("box") if item.gpus}
-    shown = {name: {**item.environment} for name, item in services.items()}
+    names = ("ROCR_VISIBLE_DEVICES", "GGML_VK_VISIBLE_DEVICES")
+    shown = {
+        name: {key: value for key, value in item.environment.items() if key in names} for name, item in services.items()
+    }
     assert {"ROCR_VISIBLE_DEVICES": "GPU-0a1b2c3d00000000,GPU-0a1b2c3d00000001"} in shown.values()
     assert {"GGML_VK_VISIBLE_DEVICES": "1"} in shown.values()

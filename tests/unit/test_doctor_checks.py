@@ -14,13 +14,14 @@ import pytest
 from corral.load import load_inventory
 from corral.ops.doctor import path as path_area
 from corral.ops.doctor.checks import AREAS, Case, Finding, checks, findings
-from corral.ops.doctor.facts import Facts, Filesystem, SeenFile, certificate_files, collect, understood
+from corral.ops.doctor.facts import Facts, Filesystem, SeenFile, Xid, certificate_files, collect, understood
 from corral.ops.doctor.gpus import short_slot
 from corral.ops.doctor.reasons import SIGNS, explained
 from corral.ops.doctor.report import table
 from corral.ops.hosts import ComposeHost, Done
 from corral.ops.observed import Container, Observed, Server, container_name, parse_cards, parse_figures
 from corral.ops.observed import understood as observed
+from corral.ops.survey import condition
 from corral.output import digest, write
 from corral.plan import Plan, build_plan
 from corral.render import render
@@ -290,6 +291,8 @@ FAULTS: list[tuple[str, Callable[[Case], Case], str]] = [
         with_facts(cards_problem="Unable to determine the device handle for GPU0000:03:00.0: GPU is lost."),
         "a card was lost",
     ),
+    ("card-errors", with_facts(xids=(Xid("0000:01:00", 48, ""),)), "GPU 1 in slot 0000:01:00.0: memory error"),
+    ("card-errors", with_facts(xids=(Xid("0000:09:00", 79, ""),)), "a card in slot 0000:09:00.0: fell off the bus"),
     ("gpu-runtime", with_facts(info={"Runtimes": {"runc": {}}}), "no NVIDIA runtime"),
     ("device-files", with_device_files(dri_renderD128=44), "gpu-2 wants /dev/kfd, which this machine lacks"),
     ("device-files", with_device_files(kfd=44, dri_renderD128=105), "the device files belong to group 105"),
@@ -557,6 +560,11 @@ def test_pools_are_asked_only_on_request(case: Case, monkeypatch: pytest.MonkeyP
             "alloc_buffer: allocating 7000.00 MiB on device 0: cudaMalloc failed: out of memory",
             "card's memory is full",
         ),
+        ("NVRM: Xid (PCI:0000:01:00): 79, pid=1, GPU has fallen off the bus.", "fell off the bus"),
+        ("0.01.002 E CUDA error: uncorrectable ECC error encountered", "memory is faulty"),
+        ("CUDA error: an illegal memory access was encountered", "its card made an error"),
+        ("warning: no usable GPU found, --gpu-layers option will be ignored", "sees no card"),
+        ("corral: llama-server was ended (137): busy, but no batch was done for 120 s", "it hung"),
         ("CUDA error: no kernel image is available for execution on the device", "no code for this card"),
         ("CUDA error: the provided PTX was compiled with an unsupported toolchain.", "driver is too old"),
         ('could not select device driver "nvidia" with capabilities: [[gpu]]', "cannot hand out"),
@@ -588,6 +596,10 @@ def test_every_sign_has_a_remedy() -> None:
         ({"state": "exited", "health": "", "exit_code": 0}, "the container was stopped"),
         ({"state": "restarting", "health": "", "exit_code": 1}, "container keeps restarting (1); it said: bye"),
         ({"health": "starting"}, "it is still starting"),
+        (
+            {"health": "parked", "last_check": "parked: ended 6 times in 60 min, last: no answer for 120 s"},
+            "its watchdog does not start it any more (parked: ended 6 times in 60 min, last: no answer for 120 s)",
+        ),
         ({"health": "starting", "restarts": 5}, "container keeps ending while it starts (5 times): bye"),
         ({"state": "paused"}, "the container is paused"),
         ({"state": "created", "health": ""}, "the container was made but not started: it was never started"),
@@ -708,6 +720,40 @@ def test_cards_of_a_fake_nvidia_smi(plan: Plan, out: Path, fakes: Callable[[str,
     case = asked(plan, out)
     assert case.facts.cards == CARDS
     assert [item for item in found(case, "card-order") if item.level != "hint"] == []
+
+
+def test_errors_of_a_card_in_the_kernels_log(plan: Plan, out: Path, fakes: Callable[[str, str], None]) -> None:
+    fakes("docker", "exit 1")
+    fakes("dmesg", "exit 1")
+    fakes("nvidia-smi", f"cat <<'END'\n{NVIDIA.replace('code 0', '')}END")
+    lost = "NVRM: Xid (PCI:0000:02:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus."
+    harmless = "NVRM: Xid (PCI:0000:03:00): 31, pid=1, name=x, Ch 00000010"
+    fakes("journalctl", f"cat <<'END'\nNov 27 01:00:00 pea kernel: {lost}\nNov 27 01:00:00 pea kernel: {harmless}\nEND")
+    case = asked(plan, out)
+    assert {(item.pci, item.code) for item in case.facts.xids} == {("0000:02:00", 79), ("0000:03:00", 31)}
+    (finding,) = found(case, "card-errors")
+    assert finding.what == "GPU 2 in slot 0000:02:00.0: fell off the bus (Xid 79) since the host was started"
+    assert finding.remedy.startswith("reboot the host; if it comes back, reseat")
+
+
+def test_a_parked_server_is_told_by_its_last_check(plan: Plan) -> None:
+    check = {"Start": "2026-11-27T01:00:00.123456789Z", "ExitCode": 1, "Output": "parked: ended 6 times\n"}
+    state = {"Status": "running", "ExitCode": 0, "OOMKilled": False, "StartedAt": "2026-11-27T01:00:00.1234561Z"}
+    item = {
+        "Id": "1", "Name": "/pea-gpu-1", "Config": {"Image": "i"}, "HostConfig": {}, "NetworkSettings": {},
+        "State": state | {"Health": {"Status": "starting", "Log": [check]}},
+    }  # fmt: skip
+    conditions = []
+    for started in ("2026-11-27T01:00:00.1Z", "2026-11-27T01:00:00.2Z"):
+        state["StartedAt"] = started
+        item["State"] = state | {"Health": {"Status": "starting", "Log": [check]}}
+        (container,) = observed("pea", {"containers": json.dumps([item])}).containers
+        conditions.append(container.condition)
+        assert condition(item) == container.condition
+    assert conditions == ["parked", "starting"]
+    reason = explained(replace(container, health="parked", last_check="parked: last: CUDA error: x"))
+    assert "reset the card" in reason.remedy
+    assert reason.remedy.endswith("then ./generate.py restart ")
 
 
 def test_this_machine_is_understood(plan: Plan, out: Path) -> None:

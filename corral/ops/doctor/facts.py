@@ -25,6 +25,9 @@ LISTENING = "0A"
 CERTIFICATE_ENDINGS = (".pem", ".crt", ".cer")
 TIME_SERVICE = "timedatectl show --property NTPSynchronized --value 2>/dev/null"
 UP_TO_WHAT_EXISTS = 'until [ -e "$place" ] || [ "$place" = / ] || [ "$place" = . ]; do place=$(dirname "$place"); done'
+KERNEL_MESSAGES = "(journalctl -k -b -q --no-pager; dmesg) 2>/dev/null | grep -o 'NVRM: Xid .*' | sort -u | tail -n 50"
+"""Both, since each of them may be closed to this user."""
+_XID = re.compile(r"^NVRM: Xid \(PCI:([0-9A-Fa-f:.]+)\): (\d+)[, ]*(.*)$", re.MULTILINE)
 _PROCESS = re.compile(r'\(\("([^"]+)",pid=(\d+)')
 
 
@@ -51,6 +54,15 @@ class SeenFile:
     def exists(self) -> bool:
         """Whether it is there."""
         return bool(self.mode)
+
+
+@dataclass(frozen=True, slots=True)
+class Xid:
+    """An error that the NVIDIA driver has told the kernel: the card's PCI slot, the error's number, and its words."""
+
+    pci: str
+    code: int
+    words: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +106,8 @@ class Facts:
     """Through which AMD and Intel cards are reached: the number of the group that owns each."""
     cards: tuple[SeenCard, ...] = ()
     cards_problem: str = ""
+    xids: tuple[Xid, ...] = ()
+    """The kernel's messages about cards since the host was started, where this user may read them."""
     litellm_version: str = ""
     """Of the running gateway."""
 
@@ -173,6 +187,7 @@ def script(host: ComposeHost) -> str:
         *_part("hook", "PATH=$PATH:/usr/local/bin:/usr/bin command -v nvidia-container-runtime-hook"),
         *_part("devices", "stat -L -c '%n %g' /dev/kfd /dev/dri/render* 2>/dev/null"),
         *_part("cards", *card_lines()),
+        *_part("xids", KERNEL_MESSAGES),
         *_part("litellm", *_gateway_lines(host)),
         "} </dev/null",
     ]  # fmt: skip
@@ -276,6 +291,7 @@ def understood(found: Mapping[str, str], clock_ahead_s: float | None = None) -> 
         },
         cards=cards,
         cards_problem=cards_problem,
+        xids=tuple(Xid(slot, int(code), words) for slot, code, words in _XID.findall(found.get("xids", ""))),
         litellm_version=found.get("litellm", "").strip(),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from corral.accelerators import CUDA13_FLOOR
+from corral.accelerators import COMPILED, CUDA13_FLOOR
 from corral.ops.doctor.checks import Case, Finding, check
 from corral.ops.observed import SeenCard
 from corral.rules import CUDA13_WORDS
@@ -17,11 +17,21 @@ CUDA12_DRIVER = 570
 """Belongs to CUDA 12.8, which the pinned images are built with."""
 CUDA12_OLDEST = 525
 """Minor-version compatibility: compiled code of every CUDA 12.x runs from here on, PTX does not."""
-COMPILED = ((8, 6), (8, 9), (12, 0))
-"""Cards for which llama.cpp's CUDA 12 images hold compiled code; PTX for others needs a driver as new as CUDA."""
 LAST_BEFORE_TURING = 580
 """The last driver branch for Maxwell, Pascal and Volta."""
 VRAM_TOLERANCE = 0.1
+RESET = "stop what runs on it, nvidia-smi --gpu-reset -i INDEX, or reboot the host"
+XIDS = {
+    48: ("memory error that cannot be corrected", f"{RESET}; if it comes back, replace the card"),
+    62: ("its own processor halted", "reboot the host; if it comes back, replace the card"),
+    64: ("memory rows cannot be replaced", f"{RESET}; if it comes back, replace the card"),
+    74: ("link error", f"{RESET}; if it comes back, reseat the card and its bridge"),
+    79: ("fell off the bus", "reboot the host; if it comes back, reseat card and riser, look at power and heat"),
+    95: ("memory error that spread", f"{RESET}; if it comes back, replace the card"),
+    119: ("its firmware does not answer", "reboot the host; if it comes back, install another driver"),
+    120: ("its firmware failed", "reboot the host; if it comes back, install another driver"),
+}
+"""Errors (Xid) from which a card does not recover by itself, as in monitoring/rules/gpu.yml, and what helps."""
 INSTALL_TOOLKIT = (
     "install nvidia-container-toolkit, run sudo nvidia-ctk runtime configure --runtime=docker, restart docker"
 )
@@ -148,12 +158,27 @@ def card_there(case: Case) -> Iterator[Finding]:
             yield Finding(words, "reseat it and reboot, or correct its uuid and pci in the inventory")
     if len(seen) < len(wanted):
         words = f"{len(seen)} of {len(wanted)} cards answer"
-        yield Finding(
-            words, "look at riser and power, reboot; `dmesg | grep -i xid` names a card that fell off the bus"
-        )
+        yield Finding(words, "look at riser and power, reboot; card-errors names one that fell off the bus")
     elif len(seen) > len(wanted):
         words = f"the machine has {len(seen)} cards, the inventory {len(wanted)}"
         yield Finding(words, f"add them to hosts.{case.name}.gpus to use them", "hint")
+
+
+@check("card-errors", "gpus", "reset the card, reboot the host or reseat it, as the error says", "gpus")
+def card_errors(case: Case) -> Iterator[Finding]:
+    """The kernel has no message (Xid) of this boot about an error from which a card does not recover by itself."""
+    there = {_slot(item.pci)[:3] for item in case.facts.cards}
+    for xid in {(item.pci, item.code): item for item in case.facts.xids if item.code in XIDS}.values():
+        what, remedy = XIDS[xid.code]
+        place = _slot(xid.pci)[:3]
+        numbers = [
+            card.number
+            for card in _cards(case)
+            if (seen := _pinned(card, case.facts.cards)) and _slot(seen.pci)[:3] == place
+        ]
+        name = f"GPU {numbers[0]}" if numbers else "a card"
+        words = f"{name} in slot {short_slot(xid.pci)}: {what} (Xid {xid.code}) since the host was started"
+        yield Finding(words, remedy, "warning" if place in there else "error")
 
 
 @check("card-order", "gpus", "pin every card by its uuid", "gpus")
@@ -209,7 +234,7 @@ def _pinned(card: Card, seen: tuple[SeenCard, ...]) -> SeenCard | None:
 
 def _slot(text: str) -> tuple[int, ...]:
     """A PCI slot as numbers: nvidia-smi writes eight digits of domain, people four or none."""
-    numbers = [int(part, 16) for part in re.split(r"[:.]", text)]
+    numbers = [int(part, 16) for part in re.split(r"[:.]", text if "." in text else f"{text}.0")]
     return tuple([0] * (4 - len(numbers)) + numbers)
 
 

@@ -9,9 +9,11 @@ from corral.components import llama
 from corral.contributions import Service
 from corral.ops.observed import Container
 
+WATCHDOG = 75
 OUT_OF_MEMORY = 137
 SHOWN = 160
 EXIT_WORDS = {
+    WATCHDOG: "ended by its watchdog, see its logs",
     126: "its program may not be run",
     127: "its program is not in the image",
     132: "illegal instruction",
@@ -102,9 +104,31 @@ SIGNS = (
         "less context, fewer slots, cache_type q8_0, or a smaller quantization",
     ),
     _sign(
-        r"no CUDA-capable device|failed to initialize CUDA|Failed to initialize NVML",
+        r"Xid \S+: 79\b|fallen off the bus|GPU is lost|Unable to determine the device handle",
+        "its card fell off the bus",
+        "reboot the host; if it comes back, reseat card and riser, look at power and heat",
+    ),
+    _sign(
+        r"uncorrectable ECC|Xid \S+: (48|64|95)\b",
+        "its card's memory is faulty",
+        "reset the card (nvidia-smi --gpu-reset -i INDEX) or reboot the host; if it comes back, replace the card",
+    ),
+    _sign(r"it hangs in the driver", "nothing but the kernel can end it", "reboot the host"),
+    _sign(
+        r"no CUDA-capable device|failed to initialize CUDA|Failed to initialize NVML|no usable GPU found|offloaded 0/"
+        r"|No devices were found",
         "it sees no card",
         "run doctor again after ./generate.py restart; if nvidia-smi on the host fails too, reboot",
+    ),
+    _sign(
+        r"(CUDA|ROCm|SYCL) error|ErrorDeviceLost|Xid \S+: \d",
+        "its card made an error",
+        "reset the card (nvidia-smi --gpu-reset -i INDEX) or reboot the host; if it comes back, reseat it",
+    ),
+    _sign(
+        r"no batch was done for|no answer for \d+ s|and the processor idle",
+        "it hung",
+        "./generate.py restart it; if it comes back, doctor's card-errors and a newer image may help",
     ),
     _sign(
         r"password authentication failed|WRONGPASS|NOAUTH",
@@ -133,6 +157,11 @@ def explained(container: Container | None, service: Service | None = None, log: 
 
 
 def _unwell(container: Container, known: _Sign | None, log: str) -> Reason:
+    if container.health == "parked":
+        sign = _known(container.last_check)
+        what = f"its watchdog does not start it any more ({shortened(container.last_check)})"
+        remedy = f"{sign.what}: {sign.remedy}" if sign else "see its logs"
+        return Reason(what, f"{remedy}; then ./generate.py restart {container.service}")
     if container.health == "unhealthy":
         words = shortened(container.last_check) or "its health check does not end"
         remedy = known.remedy if known else f"./generate.py restart {container.service}"
