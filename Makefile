@@ -9,7 +9,7 @@ CORRAL := $(PYTHON) generate.py
 LOCK := .venv/bin/uv --no-config pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
 	--generate-hashes --no-emit-index-url --no-emit-find-links --no-header
 
-.PHONY: help env demo demo-down test lint format check bench-memory bench-render bench-gateway render golden catalogue dashboards rules schema lock clean
+.PHONY: help env demo demo-down test lint format check bench-memory bench-render bench-gateway bench-simulation render golden catalogue dashboards rules schema lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ bench-render: env ## render farms of 8, 80, 800 and 8 000 GPUs: time, memory, gr
 
 bench-gateway: env ## what the gateway costs and how well it shares, beside plain LiteLLM; six minutes of an idle machine
 	@$(PYTHON) tools/bench_gateway.py $(ARGS)
+
+bench-simulation: env ## the simulation of `plan --what-if` beside the real balancer; ten minutes of an idle machine
+	@$(PYTHON) tools/bench_simulation.py $(ARGS)
 
 render: env ## write the committed rendering of the default site again
 	@$(CORRAL) render

@@ -22,7 +22,9 @@ WARM_SHARE = 0.25
 """Of the simulated time: a farm that was empty a moment ago says nothing of one that runs."""
 MINUTE_S = 60.0
 LEAST_MINUTES = 10
-"""How many minutes are simulated where the gateway counts by the minute."""
+"""How many minutes are simulated where some of them reach the gateway's limit."""
+RARE = 4
+"""Standard deviations above its mean that a minute's number of requests hardly ever reaches."""
 SEED = 1
 
 Fate = Literal["answered", "full", "late"]
@@ -110,7 +112,7 @@ def make_trace(station: Station, arrivals: int, seed: int = SEED) -> Trace:
     """
     # Two of them, so that farms that differ in one thing only get the same requests.
     coming, working = random.Random(seed), random.Random(seed + 1)  # noqa: S311 - no secret
-    least_s = LEAST_MINUTES * MINUTE_S if station.limit_rpm else 0.0
+    least_s = LEAST_MINUTES * MINUTE_S if _meets_limit(station) else 0.0
     most = max(arrivals, MOST_ARRIVALS)
     found: list[float] = []
     shut: list[tuple[float, float]] = []
@@ -182,6 +184,11 @@ class _Run:
 
 def _usual_arrivals(station: Station) -> int:
     return min(MOST_ARRIVALS, max(LEAST_ARRIVALS, ARRIVALS_PER_SLOT * station.slots))
+
+
+def _meets_limit(station: Station) -> bool:
+    asked = station.rate_per_s * MINUTE_S
+    return station.limit_rpm is not None and asked + RARE * math.sqrt(asked) >= station.limit_rpm
 
 
 def _answer_s(station: Station, chance: random.Random) -> float:
