@@ -139,15 +139,18 @@ def cases(plan: Plan, changes: Mapping[str, Changes], answers: Mapping[str, Meas
 
 
 def run(found: Iterable[Case]) -> list[Result]:
-    """Each case with what comes of it; equal stations are simulated once."""
-    results = []
-    for case in found:
-        if case.now is None or case.then is None:
-            results.append(Result(case))
-            continue
-        now = simulate(case.now)
-        results.append(Result(case, now, now if case.then == case.now else simulate(case.then)))
-    return results
+    """Each case with what comes of it; pools that are alike are simulated once."""
+    known: dict[Station, Outcome] = {}
+
+    def outcome(station: Station | None) -> Outcome | None:
+        if station is None:
+            return None
+        alike = replace(station, pool="")
+        if alike not in known:
+            known[alike] = simulate(alike)
+        return known[alike]
+
+    return [Result(case, outcome(case.now), outcome(case.then)) for case in found]
 
 
 def as_data(results: Iterable[Result]) -> dict[str, Any]:

@@ -30,12 +30,13 @@ from tools.bench_render import farm, machine  # noqa: E402
 RESULT = ROOT / "docs" / "benchmarks" / "simulation.json"
 LASTS_S = 75.0
 ANSWER_S = 0.8
-DEPTH = 40
+DEPTHS = {"even": 40, "mixed": 12}
+"""Requests that may wait for each pool."""
 AIM_PERCENT = 10.0
 SEED = 7
 GPUS = 8000
 WHAT_IFS = {
-    "a site of 8 000 GPUs, all 20 pools, with 2 000 more in one": (
+    "a site of 8 000 GPUs, ten pools alike for chat and ten for embeddings, with 2 000 more in one": (
         None, ("answer_s=30", "rpm=9000", "limit_rpm=10000", "chat-0.gpus=2800"),
     ),
     "one pool of three cards, if it had 8 000": (
@@ -53,22 +54,24 @@ class Case:
     load: float
     """Of what the slots can do."""
     answer_cv: float = 1.0
-    depth: int = DEPTH
     through_gateway: bool = False
 
 
 CASES = (
     Case("even", 0.5), Case("even", 0.7), Case("even", 0.85), Case("even", 0.85, answer_cv=0.0),
-    Case("mixed", 0.7), Case("mixed", 0.85), Case("even", 0.7, through_gateway=True), Case("even", 1.4, depth=4),
+    Case("mixed", 0.7), Case("mixed", 0.85), Case("even", 0.7, through_gateway=True), Case("mixed", 1.4),
 )  # fmt: skip
 
 
 def _inventory(mode: Mode, ports: dict[str, int], _extras: Extras) -> dict[str, Any]:
-    """The tests' farm with nothing but gateway, balancer and fakes; a pool of its own has the short queue."""
+    """The tests' farm with nothing but gateway, balancer and fakes."""
     made = inventory_of(mode, ports, Extras())
-    pools = {name: {"on": made["pools"][name]["on"], "queue": {"depth": DEPTH, "timeout_s": 60}} for name in POOLS}
-    pools |= {"even-short": pools["even"] | {"queue": {"depth": 4, "timeout_s": 60}}}
-    return made | {"pools": pools, "models": {}}
+    pools = {
+        name: {"on": made["pools"][name]["on"], "queue": {"depth": depth, "timeout_s": 60}}
+        for name, depth in DEPTHS.items()
+    }
+    nodes = {name: node for name, node in made["nodes"].items() if any(name in POOLS[pool] for pool in pools)}
+    return made | {"pools": pools, "nodes": nodes, "models": {}}
 
 
 def measure(cases: tuple[Case, ...], lasts_s: float) -> list[dict[str, Any]]:
@@ -76,16 +79,15 @@ def measure(cases: tuple[Case, ...], lasts_s: float) -> list[dict[str, Any]]:
     rows = []
     with running("slots", _inventory) as made:
         for case in cases:
-            slots = sum(POOLS[case.pool].values())
-            name = case.pool if case.depth == DEPTH else f"{case.pool}-short"
-            station = Station(name, slots, case.load * slots / ANSWER_S, ANSWER_S, case.answer_cv, case.depth, 60.0)
-            way = Way.to(made, name, through_gateway=case.through_gateway)
+            slots, depth = sum(POOLS[case.pool].values()), DEPTHS[case.pool]
+            station = Station(case.pool, slots, case.load * slots / ANSWER_S, ANSWER_S, case.answer_cv, depth, 60.0)
+            way = Way.to(made, case.pool, through_gateway=case.through_gateway)
             found = compare(way, station, trace_of(station, lasts_s, SEED))
             rows.append(
                 {
                     "way": "LiteLLM and HAProxy" if case.through_gateway else "HAProxy",
                     "replicas": len(POOLS[case.pool]), "slots": slots, "load": case.load, "answer_cv": case.answer_cv,
-                    "queue_depth": case.depth, "requests": found.requests,
+                    "queue_depth": depth, "requests": found.requests,
                     "measured_wait_s": round(found.measured_wait_s, 4),
                     "simulated_wait_s": round(found.simulated_wait_s, 4),
                     "error_percent": round(100 * found.error, 1),
