@@ -28,7 +28,7 @@ from tests.processes.replaying import Way, compare, trace_of  # noqa: E402
 from tools.bench_render import farm, machine  # noqa: E402
 
 RESULT = ROOT / "docs" / "benchmarks" / "simulation.json"
-LASTS_S = 75.0
+LASTS_S = 60.0
 ANSWER_S = 0.8
 DEPTHS = {"even": 40, "mixed": 12}
 """Requests that may wait for each pool."""

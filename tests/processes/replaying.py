@@ -103,7 +103,8 @@ async def _send(way: Way, trace: Trace) -> list[tuple[float, int, float]]:
 
 def _session(way: Way) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0),
+        # A connection for each: LiteLLM closes idle ones after some seconds, perhaps just as a request goes out.
+        connector=aiohttp.TCPConnector(limit=0, force_close=True),
         headers={"Authorization": f"Bearer {way.key}"},
         timeout=aiohttp.ClientTimeout(ANSWER_LIMIT_S),
     )
