@@ -9,7 +9,7 @@ CORRAL := $(PYTHON) generate.py
 LOCK := .venv/bin/uv --no-config pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
 	--generate-hashes --no-emit-index-url --no-emit-find-links --no-header
 
-.PHONY: help env demo demo-down test lint format check bench-memory bench-render bench-gateway bench-operations bench render golden catalogue dashboards rules schema lock clean
+.PHONY: help env demo demo-down test lint format check bench-memory bench-render bench-gateway bench-operations bench-simulation bench render golden catalogue dashboards rules schema lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ bench-gateway: env ## what the gateway costs and how well it shares, beside plai
 
 bench-operations: env ## up, changes and down of a farm in the Docker engine, and what figures cost; seven minutes
 	@$(PYTHON) tools/bench_operations.py $(ARGS)
+
+bench-simulation: env ## the simulation of `plan --what-if` beside the real balancer; ten minutes of an idle machine
+	@$(PYTHON) tools/bench_simulation.py $(ARGS)
 
 bench: bench-render bench-memory bench-operations bench-simulation bench-gateway ## all of it; half an hour of an idle machine
 

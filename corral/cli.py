@@ -24,7 +24,7 @@ from corral.render import refuse_other_site
 from corral.render import render as render_plan
 from corral.schema import schema_text
 from corral.secrets import initialise
-from corral.show import page, plan_as_data, show_plan
+from corral.show import page, plan_as_data, show_plan, show_what_if
 
 if TYPE_CHECKING:
     from corral.ops.models import Shelf
@@ -114,14 +114,40 @@ def check(inventory: InventoryOption = INVENTORY) -> None:
 
 
 @app.command()
-def plan(inventory: InventoryOption = INVENTORY, host: HostOption = None, as_json: JsonOption = False) -> None:
+def plan(
+    inventory: InventoryOption = INVENTORY,
+    host: HostOption = None,
+    what_if: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--what-if", metavar="[POOL.]KEY=VALUE", help="Simulate waits and refusals with this changed; repeatable."
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
     """Show the resolved farm: hosts, GPUs, services, ports, memory, slots, limits."""
     found = _load(inventory)
     hosts = _chosen(found, host)
+    if what_if:
+        _what_if(found, what_if, hosts, as_json)
+        return
     if as_json:
         _print_json(plan_as_data(found, hosts))
         return
     show_plan(found, page(), hosts)
+
+
+def _what_if(found: Plan, words: list[str], hosts: set[str] | None, as_json: bool) -> None:
+    from corral import whatif
+    from corral.ops.bench.answers import measured_answers
+
+    if hosts:
+        raise UsageError("--what-if is for whole pools; leave --host out")
+    results = whatif.run(whatif.cases(found, whatif.parse_changes(words, found), measured_answers(found)))
+    if as_json:
+        _print_json(whatif.as_data(results))
+    else:
+        show_what_if(results, page())
 
 
 @app.command()

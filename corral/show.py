@@ -7,7 +7,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -22,6 +22,10 @@ from corral.plan import Plan
 from corral.routing import tier_settings
 from corral.rules import VRAM_RESERVE_MIB
 from corral.site import Card, Replica
+
+if TYPE_CHECKING:
+    from corral.simulation import Outcome, Station
+    from corral.whatif import Result
 
 BAR_WIDTH = 10
 WIDE = 120
@@ -249,9 +253,43 @@ def _table(*columns: str) -> Table:
     for column in columns:
         is_number = column in ("port", "slots", "RAM, MiB", "replicas", "GPU")
         table.add_column(
-            column, justify="right" if is_number else "left", overflow="fold", no_wrap=column == "VRAM, GiB"
+            column, justify="right" if is_number else "left", overflow="fold", no_wrap=column in ("VRAM, GiB", "")
         )
     return table
+
+
+def show_what_if(results: Iterable[Result], console: Console) -> None:
+    """Prints what the simulation says of every pool, as it is and as it would be."""
+    table = _table(
+        "pool", "", "slots", "asked/min", "in use", "mean wait", "95 % wait", "answered/min", "refused", "by the limit"
+    )
+    lines = []
+    for result in results:
+        case = result.case
+        if case.reason:
+            lines.append(f"{case.pool}: not simulated: {case.reason}")
+            continue
+        _add_side(table, case.pool, "now", case.now, result.now)
+        _add_side(table, "", "what if", case.then, result.then)
+        lines.append(f"{case.pool}: answers of {_seconds(case.now.answer_s if case.now else 0)}, {case.source}")
+    if table.row_count:
+        console.print(table)
+    for line in lines:
+        console.print(f"[dim]{escape(line)}[/]", soft_wrap=True)
+
+
+def _add_side(table: Table, pool: str, side: str, station: Station | None, outcome: Outcome | None) -> None:
+    if station is None or outcome is None:
+        return
+    table.add_row(
+        pool, side, str(station.slots), f"{60 * station.rate_per_s:.4g}", f"{outcome.busy_share:.0%}",
+        _seconds(outcome.mean_wait_s), _seconds(outcome.p95_wait_s), f"{60 * outcome.answered_per_s:.4g}",
+        f"{outcome.refused_share:.1%}", f"{outcome.limited_share:.1%}",
+    )  # fmt: skip
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.1f} s" if value >= 1 else f"{1000 * value:.0f} ms"
 
 
 def is_guess(replica: Replica) -> bool:

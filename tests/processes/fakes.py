@@ -2,7 +2,8 @@
 
     python tests/processes/fakes.py CONTROL_PORT NAME:PORT:SLOTS …
 
-A fake answers at once unless told otherwise; `Fakes` is how a test starts them, tells them and asks what they saw.
+A fake answers at once unless told otherwise, or asked for a `service_s` by the request itself; `Fakes` is how a test
+starts them, tells them and asks what they saw.
 Real servers answer real questions elsewhere; these are for timing, counting and misbehaving at will.
 """
 
@@ -144,7 +145,7 @@ class Fake:
             return await self._stream(request, manner)
         if manner == "hold":
             await self._released.wait()
-        await asyncio.sleep(self.service_s)
+        await asyncio.sleep(body.get("service_s", self.service_s))
         if manner == "break":
             self._cut(request)
         if request.path.endswith("/embeddings"):

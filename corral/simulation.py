@@ -1,0 +1,227 @@
+"""What a pool does under a load: waits, answers, refusals, from slots, one bounded queue and a minute's limit. Pure.
+
+The pool is simulated with simpy as HAProxy runs it: whoever finds a free slot is answered at once, the others wait in
+the order in which they came, a full queue refuses, and so does a wait beyond its longest. Requests come by chance at a
+steady mean rate (Poisson). In front of that the gateway counts a pool's requests by the minute.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import simpy
+
+LEAST_ARRIVALS = 20_000
+ARRIVALS_PER_SLOT = 20
+MOST_ARRIVALS = 1_000_000
+WARM_SHARE = 0.25
+"""Of the simulated time: a farm that was empty a moment ago says nothing of one that runs."""
+MINUTE_S = 60.0
+LEAST_MINUTES = 10
+"""How many minutes are simulated where some of them reach the gateway's limit."""
+RARE = 4
+"""Standard deviations above its mean that a minute's number of requests hardly ever reaches."""
+SEED = 1
+
+Fate = Literal["answered", "full", "late"]
+"""`full`: refused at once; `late`: refused after the longest wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class Station:
+    """A pool and its load."""
+
+    pool: str
+    slots: int
+    """Requests that it works on at the same time."""
+    rate_per_s: float
+    """Requests a second that clients ask for."""
+    answer_s: float
+    """Mean seconds of an answer, the wait left out."""
+    answer_cv: float = 1.0
+    """How much answers differ: their standard deviation by their mean (gamma); 1: exponential, 0: all alike."""
+    queue_depth: int = 10
+    queue_timeout_s: float = 60.0
+    limit_rpm: int | None = None
+    """Requests that the gateway lets through in one minute of the clock; None: all."""
+
+    def __post_init__(self) -> None:
+        above_zero = ("slots", "rate_per_s", "answer_s", *(["limit_rpm"] if self.limit_rpm is not None else []))
+        wrong = [name for name in above_zero if getattr(self, name) <= 0]
+        wrong += [name for name in ("answer_cv", "queue_depth", "queue_timeout_s") if getattr(self, name) < 0]
+        if wrong:
+            raise ValueError(f"{self.pool}: too small: {', '.join(wrong)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What comes of it, in the long run."""
+
+    busy_share: float
+    """Share of the slots in use, on average."""
+    mean_wait_s: float
+    """Seconds that answered requests waited for a slot."""
+    p95_wait_s: float
+    answered_per_s: float
+    refused_share: float
+    """Share of all requests that got 429, from the gateway or from the balancer."""
+    limited_share: float
+    """The part of `refused_share` that the gateway's limit refused."""
+
+
+@dataclass(slots=True)
+class Trace:
+    """Requests that reach the balancer: when each comes, and how long its answer takes; both in seconds."""
+
+    arrivals: Sequence[float] = ()
+    answers: Sequence[float] = ()
+    ends_s: float = 0.0
+    shut: list[tuple[float, float]] = field(default_factory=list)
+    """Stretches in which the gateway let nobody through, since the minute's limit was reached."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What became of each request of a trace."""
+
+    waits_s: list[float]
+    """Seconds in the queue, also of those who left it in vain."""
+    fates: list[Fate]
+
+
+def simulate(station: Station, *, arrivals: int | None = None, seed: int = SEED) -> Outcome:
+    """The outcome of a station's load; the same for the same seed.
+
+    Args:
+        station: the pool and its load.
+        arrivals: how many requests are simulated at least; chosen by the number of slots when None.
+        seed: of the chance by which requests come and answers differ.
+    """
+    trace = make_trace(station, arrivals or _usual_arrivals(station), seed)
+    return _outcome(station, trace, replay(station, trace))
+
+
+def make_trace(station: Station, arrivals: int, seed: int = SEED) -> Trace:
+    """At least so many requests by chance, those left out that the gateway refuses.
+
+    Once a minute's limit is reached the rest of that minute is skipped: what comes by chance has no memory.
+    """
+    # Two of them, so that farms that differ in one thing only get the same requests.
+    coming, working = random.Random(seed), random.Random(seed + 1)  # noqa: S311 - no secret
+    least_s = LEAST_MINUTES * MINUTE_S if _meets_limit(station) else 0.0
+    most = max(arrivals, MOST_ARRIVALS)
+    found: list[float] = []
+    shut: list[tuple[float, float]] = []
+    now, minute, count = 0.0, 0, 0
+    while len(found) < arrivals or (now < least_s and len(found) < most):
+        now += coming.expovariate(station.rate_per_s)
+        if now >= (minute + 1) * MINUTE_S:
+            minute, count = int(now // MINUTE_S), 0
+        found.append(now)
+        count += 1
+        if count == station.limit_rpm:
+            shut.append((now, (minute + 1) * MINUTE_S))
+            now, minute, count = shut[-1][1], minute + 1, 0
+    answers = [_answer_s(station, working) for _ in found]
+    return Trace(found, answers, now, shut)
+
+
+def replay(station: Station, trace: Trace) -> Replayed:
+    """What becomes of every request of a trace at a station's slots and queue; its load is the trace's alone."""
+    run = _Run(station, trace)
+    run.env.process(run.arrive())
+    run.env.run()
+    return Replayed(run.waits_s, run.fates)
+
+
+class _Run:
+    """One pass of a trace through slots and queue."""
+
+    def __init__(self, station: Station, trace: Trace) -> None:
+        self.station, self.trace = station, trace
+        self.env = simpy.Environment()
+        # A counter, not a simpy.Resource: that one looks through all its users at each release.
+        self.free = simpy.Container(self.env, capacity=station.slots, init=station.slots)
+        self.waits_s = [0.0] * len(trace.arrivals)
+        self.fates: list[Fate] = ["full"] * len(trace.arrivals)
+
+    def arrive(self) -> Generator[simpy.Event, Any, None]:
+        """Everybody in their turn; who finds the queue full is gone again."""
+        for number, at in enumerate(self.trace.arrivals):
+            yield self.env.timeout(max(0.0, at - self.env.now))
+            if self.free.level:
+                self.free.get(1)
+                self.begin(number)
+            elif len(self.free.get_queue) < self.station.queue_depth:
+                self.env.process(self.wait(number))
+
+    def wait(self, number: int) -> Generator[simpy.Event, Any, None]:
+        """One request in the queue, until a slot is free or it has waited too long."""
+        came = self.env.now
+        slot = self.free.get(1)
+        yield slot | self.env.timeout(self.station.queue_timeout_s)
+        self.waits_s[number] = self.env.now - came
+        if slot.triggered:
+            self.begin(number)
+        else:
+            slot.cancel()
+            self.fates[number] = "late"
+
+    def begin(self, number: int) -> None:
+        """An answer on a slot that is taken already. No process for each: that takes three times as long."""
+        self.fates[number] = "answered"
+        end = self.env.timeout(self.trace.answers[number])
+        end.callbacks.append(self.end)
+
+    def end(self, _event: simpy.Event) -> None:
+        """The slot goes to whoever waits longest."""
+        self.free.put(1)
+
+
+def _usual_arrivals(station: Station) -> int:
+    return min(MOST_ARRIVALS, max(LEAST_ARRIVALS, ARRIVALS_PER_SLOT * station.slots))
+
+
+def _meets_limit(station: Station) -> bool:
+    asked = station.rate_per_s * MINUTE_S
+    return station.limit_rpm is not None and asked + RARE * math.sqrt(asked) >= station.limit_rpm
+
+
+def _answer_s(station: Station, chance: random.Random) -> float:
+    spread = station.answer_cv**2
+    return chance.gammavariate(1 / spread, station.answer_s * spread) if spread else station.answer_s
+
+
+def _outcome(station: Station, trace: Trace, replayed: Replayed) -> Outcome:
+    begins_s = trace.ends_s * WARM_SHARE
+    span_s = trace.ends_s - begins_s
+    waits = sorted(
+        wait
+        for at, wait, fate in zip(trace.arrivals, replayed.waits_s, replayed.fates, strict=True)
+        if fate == "answered" and at >= begins_s
+    )
+    shut_s = sum(_overlap(start, end, begins_s, trace.ends_s) for start, end in trace.shut)
+    limited = shut_s * station.rate_per_s
+    asked = sum(at >= begins_s for at in trace.arrivals) + limited
+    worked_s = sum(
+        _overlap(at + wait, at + wait + answer, begins_s, trace.ends_s)
+        for at, answer, wait, fate in zip(trace.arrivals, trace.answers, replayed.waits_s, replayed.fates, strict=True)
+        if fate == "answered"
+    )
+    return Outcome(
+        busy_share=worked_s / (station.slots * span_s),
+        mean_wait_s=sum(waits) / len(waits) if waits else 0.0,
+        p95_wait_s=waits[math.ceil(0.95 * len(waits)) - 1] if waits else 0.0,
+        answered_per_s=len(waits) / span_s,
+        refused_share=1 - len(waits) / asked,
+        limited_share=limited / asked,
+    )
+
+
+def _overlap(start: float, end: float, low: float, high: float) -> float:
+    """Seconds that two stretches of time have in common."""
+    return max(0.0, min(end, high) - max(start, low))
