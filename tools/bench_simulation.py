@@ -93,7 +93,8 @@ def measure(cases: tuple[Case, ...], lasts_s: float) -> list[dict[str, Any]]:
                     "error_percent": round(100 * found.error, 1),
                     "measured_refused": round(found.measured_refused, 4),
                     "simulated_refused": round(found.simulated_refused, 4),
-                    "overhead_ms": round(1000 * found.overhead_s, 1), "latest_ms": round(1000 * found.latest_s, 1),
+                    "overhead_ms": round(1000 * found.overhead_s, 1),
+                    "held_ms": round(1000 * found.held_s, 1), "latest_ms": round(1000 * found.latest_s, 1),
                 }
             )  # fmt: skip
             print_row(rows[-1])

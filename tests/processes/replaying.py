@@ -34,6 +34,8 @@ class Compared:
     """How late the latest request was sent."""
     overhead_s: float
     """What an answer of an idle farm takes beyond the replica's own time."""
+    held_s: float
+    """The part of it for which a slot is taken: what HAProxy and the replica need, and not the gateway."""
 
     @property
     def error(self) -> float:
@@ -48,13 +50,17 @@ class Way:
     url: str
     key: str
     pool: str
+    balancer: str = ""
+    """Address of the pool at the balancer."""
 
     @classmethod
     def to(cls, farm: Farm, pool: str, *, through_gateway: bool = False) -> Way:
         """The way to a pool of this farm."""
+        balancer = f"http://{LOOPBACK}:{farm.ports['balancer']}/{pool}/any/v1/chat/completions"
         if through_gateway:
-            return cls(f"http://{LOOPBACK}:{farm.ports['gateway']}/v1/chat/completions", farm.key, pool)
-        return cls(f"http://{LOOPBACK}:{farm.ports['balancer']}/{pool}/any/v1/chat/completions", "none", pool)
+            gateway = f"http://{LOOPBACK}:{farm.ports['gateway']}/v1/chat/completions"
+            return cls(gateway, farm.key, pool, balancer)
+        return cls(balancer, "none", pool, balancer)
 
 
 def trace_of(station: Station, lasts_s: float, seed: int) -> Trace:
@@ -66,19 +72,21 @@ def trace_of(station: Station, lasts_s: float, seed: int) -> Trace:
 
 def compare(way: Way, station: Station, trace: Trace) -> Compared:
     """The trace through both. The simulation knows only the trace and what an answer costs when nobody waits."""
-    overhead_s = asyncio.run(_overhead(way))
+    held_s = overhead_s = asyncio.run(_overhead(replace(way, url=way.balancer)))
+    if way.url != way.balancer:
+        overhead_s = asyncio.run(_overhead(way))
     rows = asyncio.run(_send(way, trace))
     waits = [
         e2e - answer - overhead_s for (_, status, e2e), answer in zip(rows, trace.answers, strict=True) if status == OK
     ]
     wrong = {status for _, status, _ in rows} - {OK, REFUSED}
     assert not wrong, f"{way.url} answered with {wrong}"
-    simulated = replay(station, replace(trace, answers=[answer + overhead_s for answer in trace.answers]))
+    simulated = replay(station, replace(trace, answers=[answer + held_s for answer in trace.answers]))
     expected = [wait for wait, fate in zip(simulated.waits_s, simulated.fates, strict=True) if fate == "answered"]
     return Compared(
         requests=len(rows), measured_wait_s=statistics.fmean(waits), simulated_wait_s=statistics.fmean(expected),
         measured_refused=1 - len(waits) / len(rows), simulated_refused=1 - len(expected) / len(rows),
-        latest_s=max(late for late, _, _ in rows), overhead_s=overhead_s,
+        latest_s=max(late for late, _, _ in rows), overhead_s=overhead_s, held_s=held_s,
     )  # fmt: skip
 
 
