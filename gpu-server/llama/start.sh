@@ -92,7 +92,7 @@ ask() {
 
 # Sets `used` to the processor time in hundredths of a second that the server has taken since it was asked last.
 use_of_processor() {
-    read -r stat <"/proc/$server/stat" || stat=''
+    { read -r stat <"/proc/$server/stat"; } 2>/dev/null || stat=''
     # shellcheck disable=SC2086 # words are wanted
     set -- ${stat##*) }
     used=$((${12:-0} + ${13:-0} - spent)) spent=$((${12:-0} + ${13:-0}))

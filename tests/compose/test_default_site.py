@@ -48,6 +48,7 @@ INNER_PORTS = {
     "cache": 6379,
     "node": 9100,
 }
+VOLUMES = ("dashboards", "database", "llama-restarts", "metrics")
 FIGURES_LIMIT_S = 60
 """Two scrapes and a start."""
 BACK_LIMIT_S = 30
@@ -299,7 +300,7 @@ def test_a_virtual_key_survives_restart_down_and_up(site: Project, client: Clien
     volumes = site.objects("volume")
     site.compose("down")
     assert (site.objects("container"), site.objects("network")) == (set(), set())
-    assert site.objects("volume") == volumes == {f"{site.name}_{name}" for name in ("dashboards", "database", "metrics")}
+    assert site.objects("volume") == volumes == {f"{site.name}_{name}" for name in VOLUMES}
 
     site.up()
     wait_until(lambda: user.chat().status_code == 200, BACK_LIMIT_S, "the key works after down and up")

@@ -68,8 +68,8 @@ class Watched:
         """The server itself."""
         return next(item for item in psutil.Process(self.process.pid).children() if str(self.port) in item.cmdline())
 
-    def ask(self, **fields: object) -> httpx.Response:
-        body = {"messages": [{"role": "user", "content": "What is the capital of France?"}], **fields}
+    def ask(self, text: str = "What is the capital of France?", **fields: object) -> httpx.Response:
+        body = {"messages": [{"role": "user", "content": text}], **fields}
         headers = {"Authorization": f"Bearer {KEY}"}
         return httpx.post(f"{self.url}/v1/chat/completions", json=body, headers=headers, trust_env=False, timeout=60)
 
@@ -119,9 +119,9 @@ def started(
 
 
 @contextmanager
-def serving(folder: Path, model: Path, **environment: str) -> Iterator[Watched]:
+def serving(folder: Path, model: Path, *more: str, **environment: str) -> Iterator[Watched]:
     """The real server with a real model, ready."""
-    arguments = ["--model", str(model), "--threads", "1", "--metrics", "--parallel", "1", "--cache-ram", "0"]
+    arguments = ["--model", str(model), "--threads", "1", "--metrics", "--parallel", "1", "--cache-ram", "0", *more]
     with started(folder, *arguments, environment=environment) as watched:
         wait_http(watched.url + "/health", process=watched.process)
         yield watched
@@ -244,6 +244,19 @@ def test_real_server_at_work_is_left_alone(tmp_path: Path, model: Path) -> None:
         end = time.monotonic() + 8
         while time.monotonic() < end:
             assert watched.ask(max_tokens=3000, ignore_eos=True).status_code == 200
+        assert watched.process.exit_code() is None
+
+
+def test_long_prompt_is_left_alone(tmp_path: Path) -> None:
+    make_chat_model(tmp_path / "wide.gguf", width=768, layers=8, context=8192)
+    limits = {"CORRAL_STALL_S": "4", "CORRAL_LOOP_S": "4", "CORRAL_FIRST_S": "4"}
+    few = ("--batch-size", "64", "--ubatch-size", "64")
+    with serving(tmp_path, tmp_path / "wide.gguf", *few, **limits) as watched:
+        began = time.monotonic()
+        answers = [watched.ask(text="the cat " * 1500, max_tokens=1)]
+        while time.monotonic() - began < 8:  # on a fast machine
+            answers.append(watched.ask(text=f"{len(answers)} cats " * 1500, max_tokens=1))
+        assert {answer.status_code for answer in answers} == {200}
         assert watched.process.exit_code() is None
 
 
