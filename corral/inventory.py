@@ -209,6 +209,8 @@ class Engine(Model):
     """Requests that one replica works on at the same time."""
     gpu_layers: Annotated[int | Literal["all"] | None, BeforeValidator(_layers)] = None
     """Layers kept on the GPU (`--n-gpu-layers`)."""
+    split_mode: Literal["layer", "row", "tensor"] | None = None
+    """How one replica is split over several cards (`--split-mode`); by layers when absent."""
     batch: int | None = Field(None, ge=1, le=1_048_576)
     """Logical batch in tokens (`--batch-size`)."""
     ubatch: int | None = Field(None, ge=1, le=1_048_576)
@@ -242,7 +244,7 @@ class Engine(Model):
     image: Word | None = None
     """Container image, instead of the one chosen for the card."""
     extra_args: Annotated[tuple[Line, ...], ANY_LIST] | None = None
-    """Further command-line words for the server, added at the end."""
+    """Further flags for llama-server and their values, one word each; those of the pinned build that no key covers."""
     environment: dict[Annotated[str, _text(VARIABLE)], Line | Literal[""]] | None = None
     """Further environment variables of the server; never a secret."""
 

@@ -15,10 +15,12 @@ from corral.accelerators import CUDA13_FLOOR, VENDORS
 from corral.advice import what_fits
 from corral.cards import VRAM_RESERVE_MIB
 from corral.components import image_keys
+from corral.components.llama import is_pinned
 from corral.components.nodes import WITHOUT_THINKING
 from corral.contributions import Contributions, Service
 from corral.errors import KeyPath, Problem, did_you_mean
 from corral.inventory import Consumer, Inventory
+from corral.llama_flags import troubles
 from corral.memory import MIB
 from corral.references import REFERENCE_RULES, ReferenceRule, check_references
 from corral.routing import pools_behind
@@ -420,6 +422,18 @@ def _whole_input(site: Site, _found: Contributions) -> Iterator[Problem]:
 
 
 # --- settings that would do nothing, or not what they say ------------------------------------------------------------
+
+
+@_plan("server-flag")
+def _server_flag(site: Site, _found: Contributions) -> Iterator[Problem]:
+    """Words in `extra_args` are flags that the pinned llama-server has, with values, and that the kit does not set."""
+    for replica in _one_of_each_sort(site):
+        words = replica.engine.extra_args or ()
+        if replica.kind == "image" or not words:
+            continue
+        place = _engine_place(site, replica, "extra_args")
+        for trouble in troubles(words, is_pinned=is_pinned(site, replica)):
+            yield Problem(trouble.message, (*place, trouble.index), trouble.hint)
 
 
 @_plan("image-known")

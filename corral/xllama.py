@@ -196,7 +196,6 @@ OPTIONS = (
     _value("--alias -a", "NAME,...", _adds("model_alias", _words), "ALIAS"),
     _switch("--offline", _sets("offline", _is_on), "OFFLINE"),
     _value("--load-mode -lm", "MODE", _sets("load_mode", _LOAD_MODE), "LOAD_MODE"),
-    _switch("--mlock", _always(_sets("load_mode", _LOAD_MODE), "mmap+mlock"), "MLOCK"),
     _switch("--warmup", _sets("warmup", _is_on), off="--no-warmup"),
     # slots, batches and caches
     _value("--ctx-size -c", "TOKENS", _sets("n_ctx", _number_in(0)), "CTX_SIZE"),

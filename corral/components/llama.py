@@ -37,6 +37,8 @@ IMAGES = {
 }
 """Upstream's own tags by build number; CUDA 12 means 12.8, which still knows Maxwell, Pascal and Volta."""
 
+BUILD = "b11347"
+"""Marks the build in those tags; `llama_flags.yaml` has its flags."""
 STOP_GRACE_S = 2
 """Once told to stop, a busy llama-server neither ends its answers nor itself, so waiting longer helps nobody."""
 THINKING_WORDS: dict[Thinking, list[str]] = {
@@ -164,6 +166,11 @@ def _cpu_variant(site: Site, replica: Replica) -> CpuVariant | None:
     return CpuVariant(site.image("llama-cpu", IMAGES["llama-cpu"]), memory_mib)
 
 
+def is_pinned(site: Site, replica: Replica) -> bool:
+    """Whether a replica runs the build of llama.cpp that the kit pins, whose flags are known."""
+    return BUILD in _image(site, replica)
+
+
 def _image(site: Site, replica: Replica) -> str:
     if replica.engine.image:
         return replica.engine.image
@@ -202,10 +209,10 @@ def arguments(site: Site, replica: Replica) -> tuple[str, ...]:
     words += ["--threads", engine.threads] if engine.threads else []
     words += ["--cache-reuse", engine.cache_reuse] if engine.cache_reuse else []
     words += ["--load-mode", "mmap+mlock"] if engine.mlock else []
-    words += [] if engine.jinja else ["--no-jinja"]
+    words += ["--jinja" if engine.jinja else "--no-jinja"] if replica.kind == "chat" else []
     words += {"embedding": ["--embeddings"], "rerank": ["--reranking"]}.get(replica.kind, [])
     words += ["--pooling", engine.pooling] if engine.pooling else []
-    words += ["--split-mode", "layer"] if len(replica.cards) > 1 else []
+    words += ["--split-mode", engine.split_mode or "layer"] if len(replica.cards) > 1 else []
     words += _sight(site, replica)
     words += THINKING_WORDS[_thinking(site, replica)] if replica.kind == "chat" else []
     return (*map(str, words), *(engine.extra_args or ()))

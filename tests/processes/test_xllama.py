@@ -322,7 +322,7 @@ def test_rerank_scores_every_document(models: Path, tmp_path: Path) -> None:
         ("--rerank", "embedding", True),
         ("--rerank", "pooling_type.name", "LLAMA_POOLING_TYPE_RANK"),
         ("--pooling cls", "pooling_type.name", "LLAMA_POOLING_TYPE_CLS"),
-        ("--mlock", "load_mode.name", "LLAMA_LOAD_MODE_MMAP_MLOCK"),
+        ("--load-mode mmap+mlock", "load_mode.name", "LLAMA_LOAD_MODE_MMAP_MLOCK"),
         ("--load-mode none", "load_mode.name", "LLAMA_LOAD_MODE_NONE"),
         ("--no-warmup", "warmup", False),
         ("-nocb", "cont_batching", False),
@@ -385,6 +385,7 @@ def test_health_is_good_only_once_it_can_answer(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--x"], "error: unknown argument: --x"),
+        (["--mlock"], "error: unknown argument: --mlock"),
         (["--model"], 'error: argument "--model" lacks its value'),
         (["--port=1"], "error: unknown argument: --port=1"),
         (["--mod", "x"], "error: unknown argument: --mod"),
