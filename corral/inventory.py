@@ -328,6 +328,27 @@ def file_of(source: str) -> str:
     return source.removesuffix("/").rpartition("/")[2].removeprefix("hf:").partition("?")[0]
 
 
+class Draft(Model):
+    """A small model that proposes the next tokens; the large one checks them all at once, and answers stay the same."""
+
+    model: Name
+    """One of `models`, of the same vocabulary; it needs no pool of its own."""
+    tokens_max: int | None = Field(None, ge=1, le=1024)
+    """Most tokens that it proposes at a time (`--spec-draft-n-max`); llama-server's own 3 when absent."""
+    tokens_min: int | None = Field(None, ge=0, le=1024)
+    """Fewer proposed tokens than this are not worth checking (`--spec-draft-n-min`)."""
+    probability_min: float | None = Field(None, ge=0, le=1)
+    """It stops proposing at a token that is less likely than this (`--spec-draft-p-min`)."""
+    gpu_layers: Annotated[int | Literal["all"], BeforeValidator(_layers)] = "all"
+    """Its layers kept on the GPU (`--spec-draft-ngl`)."""
+
+    @model_validator(mode="after")
+    def _is_in_order(self) -> Self:
+        if self.tokens_max is not None and (self.tokens_min or 0) > self.tokens_max:
+            raise ValueError("tokens_min is more than tokens_max")
+        return self
+
+
 class Weights(Model):
     """A model: which file, of what kind, and how it is served."""
 
@@ -343,6 +364,8 @@ class Weights(Model):
     """Size of the file in GiB, with the projector's; estimated from its name when absent."""
     projector: Word | None = None
     """Chat models that see: the file with which llama-server reads images (`--mmproj`), written like `source`."""
+    draft: Draft | None = None
+    """Chat models: a small model that makes this one faster (speculative decoding)."""
     backend: Word | None = None
     """Image models: the LocalAI backend, for instance `diffusers`."""
     pipeline: Word | None = None

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import takewhile
@@ -33,10 +33,12 @@ GONE = {
     "--clear-idle": "use --cache-idle-slots",
     "--no-clear-idle": "use --no-cache-idle-slots",
     "-hfv -hfrv --hf-repo-v -hffv --hf-file-v -mv --model-vocoder --tts-use-guide-tokens": f"{LEAVE}: it cannot speak",
+    "--draft --draft-n --draft-max": "write draft: with tokens_max of the model, or use --spec-ngram-mod-n-max",
+    "--draft-min --draft-n-min": "write draft: with tokens_min of the model, or use --spec-ngram-mod-n-min",
     "--verbose-prompt": "use --verbose",
     "--license": LEAVE,
 }
-"""Flags of earlier builds that this one refuses without a word about their successors (xllamacpp 0.2.9 to 2026.4)."""
+"""Flags of earlier builds that this one refuses, mostly without a word about successors (xllamacpp 0.2.9 to 2026.4)."""
 IDLE = {"--defrag-thold": f"{LEAVE}: it does nothing any more"}
 """Flags that are read and do nothing."""
 ENDS = ("--help", "--version", "--cache-list", "--completion-bash", "--list-devices")
@@ -65,18 +67,27 @@ SET = {
     "--embedding": "write kind: embedding for the model",
     "--rerank": "write kind: rerank for the model",
     "--reasoning --reasoning-format": "write thinking: of the pool",
+    "--spec-draft-model --spec-draft-hf": "write draft: of the model",
+    "--spec-draft-n-max": "write tokens_max: in draft: of the model",
+    "--spec-draft-n-min": "write tokens_min: in draft: of the model",
+    "--spec-draft-p-min": "write probability_min: in draft: of the model",
+    "--spec-draft-ngl": "write gpu_layers: in draft: of the model",
+    "--spec-draft-type-k --spec-draft-type-v": "write cache_type: in engine, which holds for the draft, too",
     "--fit --fit-target --fit-ctx": f"{LEAVE}: the plan says what fits, and llama-server takes what it is told",
     "--offline --metrics": f"{LEAVE}: it is always on",
 }
 """What the kit says itself, by any of its names, and the key that decides it."""
-LOCKING = ("mlock", "mmap+mlock")
-"""Values of --load-mode for which the container needs more than the flag."""
+NOT_ENOUGH = {
+    "--load-mode": (("mlock", "mmap+mlock"), GONE["--mlock"]),
+    "--spec-type": (("draft-simple",), "write draft: of the model"),
+}
+"""Flags of which the kit sets some values, and the key for these."""
 
 
 class Trouble(NamedTuple):
     """What is wrong with one word, and what to do."""
 
-    index: int
+    number: int
     message: str
     hint: str
 
@@ -114,7 +125,7 @@ def table() -> Table:
     remedies |= dict.fromkeys(_all_names(flags, " ".join(ENDS)), ("prints something and ends the server", LEAVE))
     for names, hint in IDLE.items():
         remedies |= dict.fromkeys(_all_names(flags, names), ("is read by llama-server and ignored", hint))
-    for names, hint in {**GONE, **data["removed"]}.items():
+    for names, hint in {**data["removed"], **GONE}.items():
         remedies |= dict.fromkeys(names.split(), ("was removed from llama-server", hint))
     return Table(flags, remedies)
 
@@ -123,11 +134,12 @@ def _all_names(flags: Mapping[str, Flag], names: str) -> list[str]:
     return [other for name in names.split() for other in flags[name].names]
 
 
-def troubles(words: Sequence[str], *, is_pinned: bool = True) -> Iterator[Trouble]:
+def troubles(words: Sequence[str], *, rendered: Collection[str] = (), is_pinned: bool = True) -> Iterator[Trouble]:
     """What is wrong with further words for llama-server.
 
     Args:
         words: what stands in `extra_args`.
+        rendered: the command line that they are added to.
         is_pinned: whether it is the pinned build; of another one only what the kit sets itself is known.
     """
     at = 0
@@ -136,6 +148,8 @@ def troubles(words: Sequence[str], *, is_pinned: bool = True) -> Iterator[Troubl
         flag = table().flags.get(name)
         values = list(words[at + 1 : at + 1 + flag.values]) if flag else []
         message, hint = _judged(name, words[at], values)
+        if flag and not message and not set(flag.names).isdisjoint(rendered):
+            message, hint = f"{name} is set by the kit", "remove it, or the key that sets it"
         if message and (is_pinned or flag):
             yield Trouble(at, message, hint)
         if flag is None:
@@ -157,9 +171,10 @@ def _name(word: str) -> str:
 def _judged(name: str, word: str, values: Sequence[str]) -> tuple[str, str]:
     """What is wrong with a word where a flag is due, and the remedy; empty when nothing is."""
     known = table()
-    if name == "--load-mode" or name in known.flags["--load-mode"].names:
-        is_locking = values[:1] and values[0] in LOCKING
-        return (f"{name} {values[0]} is not enough", GONE["--mlock"]) if is_locking else ("", "")
+    first = known.flags[name].names[-1] if name in known.flags else ""
+    ours, hint = NOT_ENOUGH.get(first, ((), ""))
+    if not set(",".join(values).split(",")).isdisjoint(ours):
+        return f"{name} {values[0]} is not enough", hint
     if name in known.remedies:
         message, hint = known.remedies[name]
         return f"{name} {message}", hint
@@ -167,8 +182,8 @@ def _judged(name: str, word: str, values: Sequence[str]) -> tuple[str, str]:
         return "", ""
     if not word.startswith("-"):
         return f"{shown(word)} stands where llama-server wants a flag", "write a flag before it, or remove it"
-    first = word.replace("=", " ").split()[0]
-    if first != word and _name(first) in {**known.flags, **known.remedies}:
-        return f"{shown(word)} is one word", f"write {first} and its value as two words of the list"
+    flag = word.replace("=", " ").split()[0]
+    if flag != word and _name(flag) in {**known.flags, **known.remedies}:
+        return f"{shown(word)} is one word", f"write {flag} and its value as two words of the list"
     near = did_you_mean(name, known.flags)
     return f"llama-server has no flag {shown(word)}", near if near.startswith("did") else f"{LEAVE}; {ALL}"

@@ -588,6 +588,24 @@ def _projector_kind(inventory: Inventory) -> Iterator[Problem]:
             yield Problem(words, ("models", name, "projector"), "remove it, or say kind: chat")
 
 
+@_reference("draft-model")
+def _draft_model(inventory: Inventory) -> Iterator[Problem]:
+    """The model that drafts for a chat model is another chat model."""
+    for name, model in inventory.models.items():
+        if model.draft is None:
+            continue
+        path: KeyPath = ("models", name, "draft")
+        if model.kind != "chat":
+            yield Problem(f"{model.kind} models have nothing to draft", path, "remove it, or say kind: chat")
+        elif model.draft.model not in inventory.models:
+            yield _unknown("model", model.draft.model, (*path, "model"), inventory.models)
+        elif model.draft.model == name:
+            yield Problem(f"{name} cannot draft for itself", (*path, "model"), "name a smaller model of its family")
+        elif (kind := inventory.models[model.draft.model].kind) != "chat":
+            words = f"{model.draft.model} is of kind {kind}, and cannot draft"
+            yield Problem(words, (*path, "model"), "name a chat model")
+
+
 # --- secrets ---------------------------------------------------------------------------------------------------------
 
 SECRET_VALUE = re.compile(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from corral.accelerators import access, backend_of, claims
 from corral.components import Stage
@@ -78,6 +79,24 @@ def _sight(site: Site, replica: Replica) -> list[str]:
     """Options of a model that sees."""
     projector = replica.weights.projector
     return ["--mmproj", site.model_path(replica.host, file_of(projector))] if projector else []
+
+
+def _drafting(site: Site, replica: Replica) -> list[Any]:
+    """Options of a model for which a small one drafts; without --spec-type the small one would only take memory."""
+    draft = replica.weights.draft
+    if draft is None:
+        return []
+    words: list[Any] = [
+        "--spec-type", "draft-simple",
+        "--spec-draft-model", site.model_path(replica.host, replica.draft_file),
+        "--spec-draft-type-k", replica.engine.cache_type,
+        "--spec-draft-type-v", replica.engine.cache_type,
+        "--spec-draft-ngl", draft.gpu_layers if replica.cards else 0,
+    ]  # fmt: skip
+    words += ["--spec-draft-n-max", draft.tokens_max] if draft.tokens_max is not None else []
+    words += ["--spec-draft-n-min", draft.tokens_min] if draft.tokens_min is not None else []
+    words += ["--spec-draft-p-min", draft.probability_min] if draft.probability_min is not None else []
+    return words
 
 
 def _thinking(site: Site, replica: Replica) -> Thinking:
@@ -214,5 +233,6 @@ def arguments(site: Site, replica: Replica) -> tuple[str, ...]:
     words += ["--pooling", engine.pooling] if engine.pooling else []
     words += ["--split-mode", engine.split_mode or "layer"] if len(replica.cards) > 1 else []
     words += _sight(site, replica)
+    words += _drafting(site, replica)
     words += THINKING_WORDS[_thinking(site, replica)] if replica.kind == "chat" else []
     return (*map(str, words), *(engine.extra_args or ()))

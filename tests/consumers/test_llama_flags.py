@@ -10,7 +10,7 @@ import pytest
 import xllamacpp
 import yaml
 
-from corral.llama_flags import ENDS, GONE, IDLE, SET, TABLE, troubles
+from corral.llama_flags import ENDS, GONE, IDLE, NOT_ENOUGH, SET, TABLE, troubles
 from corral.xllama import OPTIONS
 from tests.consumers.test_rendered import llama_servers
 from tests.trees import CASES
@@ -72,7 +72,7 @@ def test_what_the_kit_sets_is_what_it_renders() -> None:
         if word in every_name()
     }
 
-    assert rendered - {"--load-mode"} <= owned
+    assert rendered - set(NOT_ENOUGH) <= owned
 
 
 def group(name: str) -> tuple[str, ...]:

@@ -49,7 +49,7 @@ def test_a_wrong_word_is_told_with_its_remedy(words: str, index: int, message: s
 def test_all_wrong_words_are_told_at_once() -> None:
     found = troubles(["--zzz", "1", "2", "--yyy", "-c", "512", "--temp", "0.5"])
 
-    assert [trouble.index for trouble in found] == [0, 3, 4]
+    assert [trouble.number for trouble in found] == [0, 3, 4]
 
 
 def test_a_flag_and_its_value_in_one_word_are_told_apart() -> None:
