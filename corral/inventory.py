@@ -349,6 +349,19 @@ class Draft(Model):
         return self
 
 
+class Adapter(Model):
+    """A LoRA adapter: loaded with its model, and in force for the requests that ask for it."""
+
+    name: Name
+    """Its name; clients call `<pool>:<name>` as a model."""
+    source: Word
+    """Its GGUF file, written like `source` of a model."""
+    revision: Annotated[str, _text(REVISION)] | None = None
+    """Branch, tag or commit of an `hf:` repository."""
+    scale: float = Field(1.0, gt=0, le=100)
+    """How strongly it works on requests for that name."""
+
+
 class Weights(Model):
     """A model: which file, of what kind, and how it is served."""
 
@@ -361,9 +374,11 @@ class Weights(Model):
     context: int = Field(4096, ge=32, le=16_777_216)
     """Tokens that one request may use, prompt and answer together; every slot gets that much."""
     size_gib: Gib | None = None
-    """Size of the file in GiB, with the projector's; estimated from its name when absent."""
+    """Size of the file in GiB, with the projector's and adapters'; estimated from its name when absent."""
     projector: Word | None = None
     """Chat models that see: the file with which llama-server reads images (`--mmproj`), written like `source`."""
+    adapters: Annotated[tuple[Adapter, ...], ANY_LIST] = ()
+    """Chat models: LoRA adapters that all its servers load, each in force for requests to `<pool>:<name>` only."""
     draft: Draft | None = None
     """Chat models: a small model that makes this one faster (speculative decoding)."""
     backend: Word | None = None
@@ -384,8 +399,9 @@ class Weights(Model):
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """The sources of all its files: several when the model is split or has a projector."""
-        return (*self._parts, *([self.projector] if self.projector else []))
+        """The sources of all its files: several when the model is split, or has a projector or adapters."""
+        adapters = (adapter.source for adapter in self.adapters)
+        return (*self._parts, *([self.projector] if self.projector else []), *adapters)
 
     @property
     def _parts(self) -> tuple[str, ...]:
@@ -398,7 +414,13 @@ class Weights(Model):
 
     def key(self, source: str) -> str:
         """What the lock calls one of its sources."""
-        return f"{source}@{self.revision}" if self.revision else source
+        revision = self.revision_of(source)
+        return f"{source}@{revision}" if revision else source
+
+    def revision_of(self, source: str) -> str:
+        """The revision at which one of its sources is taken; empty when none is said."""
+        own = {adapter.source: adapter.revision for adapter in self.adapters}
+        return own.get(source, self.revision) or ""
 
 
 class Card(Model):

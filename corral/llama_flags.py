@@ -73,6 +73,7 @@ SET = {
     "--spec-draft-p-min": "write probability_min: in draft: of the model",
     "--spec-draft-ngl": "write gpu_layers: in draft: of the model",
     "--spec-draft-type-k --spec-draft-type-v": "write cache_type: in engine, which holds for the draft, too",
+    "--lora --lora-scaled --lora-init-without-apply": "write adapters: of the model",
     "--fit --fit-target --fit-ctx": f"{LEAVE}: the plan says what fits, and llama-server takes what it is told",
     "--offline --metrics": f"{LEAVE}: it is always on",
 }

@@ -35,10 +35,10 @@ def _replica(plan: Plan, replica: Any) -> dict[str, Any]:
         "sha256": known.sha256 if known else "",
         "context": replica.context,
         "engine": replica.engine.model_dump(mode="json"),
-    } | _draft(replica)
+    } | _more(replica)
 
 
-def _draft(replica: Any) -> dict[str, Any]:
+def _more(replica: Any) -> dict[str, Any]:
     """What of it a small model that drafts changes; nothing without one, so that older marks stay."""
     if replica.draft is None:
         return {}

@@ -159,10 +159,16 @@ def _speculative_types(value: str) -> list[object]:
 
 
 def _adapters(value: str) -> list[object]:
-    """LoRA adapters, each of full strength."""
+    """LoRA adapters and how strongly each works on requests that do not say it."""
     import xllamacpp
 
-    return [xllamacpp.CommonAdapterLoraInfo(file, 1.0) for file in _words(value)]
+    found = []
+    for word in _words(value):
+        file, colon, scale = word.partition(":")
+        if not colon or ":" in scale:
+            raise ValueError(f"{word!r} is not FILE:SCALE")
+        found.append(xllamacpp.CommonAdapterLoraInfo(file, float(scale)))
+    return found
 
 
 def _json_values(value: str) -> dict[str, str]:
@@ -246,8 +252,7 @@ OPTIONS = (
         _sets("speculative.draft.cache_type_v", _member("ggml_type", CACHE_TYPES)),
         "SPEC_DRAFT_CACHE_TYPE_V",
     ),
-    _value("--lora", "FILE,...", _sets("lora_adapters", _adapters)),
-    _switch("--lora-init-without-apply", _sets("lora_init_without_apply", _is_on)),
+    _value("--lora-scaled", "FILE:SCALE,...", _sets("lora_adapters", _adapters)),
     # where it computes
     _value("--threads -t", "N", _sets("cpuparams.n_threads", _threads), "THREADS"),
     _value("--threads-batch -tb", "N", _sets("cpuparams_batch.n_threads", _threads)),

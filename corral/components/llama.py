@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from corral.accelerators import access, backend_of, claims
+from corral.aliases import adapter_name
 from corral.components import Stage
 from corral.contributions import (
     Backend,
@@ -70,6 +71,10 @@ def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
             "/health",
             secret=API_KEY,
             hides_thoughts=_leaves_thoughts(site, replica),
+            adapters={
+                adapter_name(replica.pool, adapter): [{"id": number, "scale": adapter.scale}]
+                for number, adapter in enumerate(replica.weights.adapters)
+            },
         )
         yield ScrapeTarget("llama", endpoint, labels_of(replica), secret=API_KEY)
         yield from facts_of(replica)
@@ -79,6 +84,19 @@ def _sight(site: Site, replica: Replica) -> list[str]:
     """Options of a model that sees."""
     projector = replica.weights.projector
     return ["--mmproj", site.model_path(replica.host, file_of(projector))] if projector else []
+
+
+def _adapting(site: Site, replica: Replica) -> list[str]:
+    """Options of a model with adapters: loaded, and in force for nobody who does not ask for one.
+
+    `--lora-init-without-apply` sounds like it and is not: requests that name no adapter then get all of them.
+    """
+    adapters = replica.weights.adapters
+    if not adapters:
+        return []
+    known = {source: file for file, source in replica.files.items()}
+    paths = [site.model_path(replica.host, known[adapter.source]) for adapter in adapters]
+    return ["--lora-scaled", ",".join(f"{path}:0" for path in paths)]
 
 
 def _drafting(site: Site, replica: Replica) -> list[Any]:
@@ -233,6 +251,7 @@ def arguments(site: Site, replica: Replica) -> tuple[str, ...]:
     words += ["--pooling", engine.pooling] if engine.pooling else []
     words += ["--split-mode", engine.split_mode or "layer"] if len(replica.cards) > 1 else []
     words += _sight(site, replica)
+    words += _adapting(site, replica)
     words += _drafting(site, replica)
     words += THINKING_WORDS[_thinking(site, replica)] if replica.kind == "chat" else []
     return (*map(str, words), *(engine.extra_args or ()))

@@ -152,7 +152,7 @@ def wanted_files(site: Site, names: Sequence[str] = (), hosts: Iterable[str] | N
         where = where if chosen is None else where & chosen
         for source in weights.sources:
             key = weights.key(source)
-            found = Wanted(key, source, weights.revision or "", (name,), tuple(sorted(where)))
+            found = Wanted(key, source, weights.revision_of(source), (name,), tuple(sorted(where)))
             users[key] = (*users.get(key, ()), found)
     return [_joined(found) for found in users.values()]
 

@@ -20,7 +20,7 @@ import httpx
 import pytest
 
 from corral.gguf_header import facts_of, read_header
-from corral.tiny_models import KNOWN_ANSWER, make_chat_model, make_embedding_model, make_rerank_model
+from corral.tiny_models import KNOWN_ANSWER, make_adapter, make_chat_model, make_embedding_model, make_rerank_model
 from corral.xllama import OPTIONS, READY, UsageError, help_text, parse
 from tests.processes.helpers import REPOSITORY, Process, free_port, wait_http, wait_until
 
@@ -405,6 +405,30 @@ def test_a_draft_with_other_tokens_is_loaded_and_not_used(
     assert said["choices"][0]["message"]["content"] == KNOWN_ANSWER
     assert ("draft_n" in said["timings"]) is is_used
     assert (ours.tokens == theirs.tokens) is is_used
+
+
+# --- adapters
+
+
+def test_an_adapter_is_in_force_for_requests_that_ask_for_it(models: Path, tmp_path: Path) -> None:
+    make_adapter(tmp_path / "late.gguf", start=50)
+    make_adapter(tmp_path / "later.gguf", start=90)
+    both = f"{tmp_path}/late.gguf:0,{tmp_path}/later.gguf:0"
+    with serving(models / "chat.gguf", tmp_path / "log", "-np", "2", "--lora-scaled", both) as server:
+
+        def said(**options: object) -> str:
+            return str(server.say(temperature=0, **options)["choices"][0]["message"]["content"])
+
+        assert [item["scale"] for item in server.get("/lora-adapters").json()] == [0, 0]
+        assert said() == KNOWN_ANSWER
+        assert said(lora=[{"id": 0, "scale": 1.0}]) == KNOWN_ANSWER[KNOWN_ANSWER.index(" 50 ") :]
+        assert said(lora=[{"id": 1, "scale": 1.0}]) == KNOWN_ANSWER[KNOWN_ANSWER.index(" 90 ") :]
+        assert said(lora=[{"id": 0, "scale": 0.1}]) == KNOWN_ANSWER
+        assert said() == KNOWN_ANSWER, "nothing of it stays in the cache"
+
+
+def test_wrong_adapters_end_with_a_message(models: Path, tmp_path: Path) -> None:
+    assert "'x.gguf' is not FILE:SCALE" in errors_of("-m", models / "chat.gguf", "--lora-scaled", "x.gguf")
 
 
 # --- loading, failing, ending
