@@ -9,7 +9,7 @@ CORRAL := $(PYTHON) generate.py
 LOCK := .venv/bin/uv --no-config pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
 	--generate-hashes --no-emit-index-url --no-emit-find-links --no-header
 
-.PHONY: help env demo demo-down test lint format check bench-memory bench-render bench-gateway bench-operations bench-simulation bench render golden catalogue dashboards rules schema lock clean
+.PHONY: help env demo demo-down test lint format check bench-memory bench-render bench-gateway bench-operations bench-simulation bench render golden flags catalogue dashboards rules schema lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ render: env ## write the committed rendering of the default site again
 
 golden: env ## write expected trees and reference pages again; read the change like code
 	@$(PYTHON) -m pytest tests/unit tests/rules -k "golden or fresh" --update-golden $(ARGS)
+
+flags: env ## read llama-server's flags from llama.cpp's own parser again
+	@$(PYTHON) -m tools.llama_flags
 
 catalogue: env ## read the names of figures from the running programs again
 	@$(PYTHON) -m tools.catalogue

@@ -70,7 +70,7 @@ def _size(
     update = {name: value for name, value in (("cache_type", cache_type), ("slots", slots)) if value}
     weights = replica.weights.model_copy(update={"context": context} if context else {})
     count = cards or len(replica.cards)
-    memory = memory_of_replica(weights, site.lock, replica.engine.model_copy(update=update), count)
+    memory = memory_of_replica(weights, site.lock, replica.engine.model_copy(update=update), count, replica.draft)
     if memory is None or replica.engine.vram_mib is not None:
         return replica.vram_mib
     return -(-memory.device // MIB) // count + CARD_MIB

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from corral.errors import KeyPath
-from corral.inventory import Inventory, Kind
+from corral.inventory import Adapter, Inventory, Kind
 
 EDITOR_NAMES: Mapping[Kind, tuple[str, ...]] = {
     "chat": ("gpt-4o", "gpt-4o-mini", "gpt-4.1", "gpt-4.1-mini", "gpt-4", "gpt-3.5-turbo", "cluster-model"),
@@ -38,11 +38,24 @@ def aliases_of(inventory: Inventory, pool: str) -> tuple[str, ...]:
         return ()
     found = inventory.pools[pool]
     kind = kind_of(inventory, pool)
-    own = (*found.aliases, *found.background)
+    own = (*found.aliases, *found.background, *(name for name, _ in _adapters(inventory, pool)))
     if not found.editor_names or kind is None:
         return own
     claimed = {name for name, _, _ in routed_names(inventory)} | set(inventory.pools)
     return (*own, *(name for name in EDITOR_NAMES[kind] if name not in claimed))
+
+
+def adapter_name(pool: str, adapter: Adapter) -> str:
+    """The name under which clients call a pool with one of its model's adapters in force."""
+    return f"{pool}:{adapter.name}"
+
+
+def _adapters(inventory: Inventory, pool: str) -> Iterator[tuple[str, KeyPath]]:
+    """Names of a pool's adapters, and where each stands."""
+    model = inventory.pools[pool].model or ""
+    if model in inventory.models:
+        for index, adapter in enumerate(inventory.models[model].adapters):
+            yield adapter_name(pool, adapter), ("models", model, "adapters", index, "name")
 
 
 def all_aliases(inventory: Inventory) -> dict[str, str]:
@@ -58,6 +71,8 @@ def routed_names(inventory: Inventory) -> Iterator[tuple[str, str, KeyPath]]:
         for key in ("aliases", "background"):
             for index, alias in enumerate(getattr(pool, key)):
                 yield alias, pool_name, ("pools", pool_name, key, index)
+        for name, path in _adapters(inventory, pool_name):
+            yield name, pool_name, path
     auto = inventory.gateway.auto
     if auto is not None:
         yield auto.name, auto.name, ("gateway", "auto", "name")

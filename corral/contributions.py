@@ -176,6 +176,8 @@ class Backend:
     """What every request to it carries besides the client's own, in LiteLLM's `litellm_params`."""
     hides_thoughts: bool = False
     """Whether the gateway takes thoughts out of its answers: the server may leave them in the text."""
+    adapters: Mapping[str, Any] = field(default_factory=dict)
+    """By the names under which clients ask for a LoRA adapter: what a request for it carries as `lora`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +195,7 @@ class Route:
     cost: Cost | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
     hides_thoughts: bool = False
+    adapters: Mapping[str, Any] = field(default_factory=dict)
     has_siblings: bool = False
     """Whether the pool has further routes, among which the gateway has to choose by what the balancer knows."""
 

@@ -6,6 +6,8 @@ used here.
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import struct
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,6 +23,7 @@ MAX_TEXT = 2**27
 KEPT_ITEMS = 4096
 """Longer lists (tokens, merges, scores) are only counted."""
 CHUNK = 1 << 20
+FREE_TOKENS = 5
 
 Read = Callable[[int], bytes]
 """Gives up to that many of the next bytes; empty at the end."""
@@ -35,6 +38,8 @@ class Long:
     """A list that is only counted."""
 
     length: int
+    mark: str = ""
+    """Checksum of a list of texts, from its sixth on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +152,8 @@ def _list(stream: _Stream, depth: int) -> Any:
     if length <= KEPT_ITEMS:
         return [_value(stream, kind, depth + 1) for _ in range(length)]
     if kind == TEXT:
-        for _ in range(length):
-            stream.take(stream.number())
-    elif kind < len(SCALARS) and kind != LIST:
+        return Long(length, mark_of(stream.take(stream.number()) for _ in range(length)))
+    if kind < len(SCALARS) and kind != LIST:
         size = struct.calcsize(SCALARS[kind])
         for start in range(0, length, CHUNK):
             stream.take(size * min(CHUNK, length - start))
@@ -234,6 +238,7 @@ def _facts(keys: _Keys, tensors: Sequence[Tensor]) -> Gguf:
         parameters=sum(tensor.elements for tensor in tensors),
         context=keys.number("context_length"),
         vocabulary=_length(tokens) or keys.number("vocab_size"),
+        tokens=_mark(tokens),
         embedding=embedding,
         feed_forward=keys.each("feed_forward_length", layers),
         heads=heads,
@@ -288,6 +293,20 @@ def _shares(tensors: Iterable[Tensor], blocks: int) -> _Shares:
 
 def _length(value: Any) -> int:
     return value.length if isinstance(value, Long) else len(value) if isinstance(value, list) else 0
+
+
+def mark_of(texts: Iterable[bytes]) -> str:
+    """Checksum of texts from the sixth on: those before are control tokens, which may differ (as llama.cpp has it)."""
+    found = hashlib.sha256()
+    for text in itertools.islice(texts, FREE_TOKENS, None):
+        found.update(len(text).to_bytes(8, "little") + text)
+    return found.hexdigest()
+
+
+def _mark(tokens: Any) -> str:
+    if isinstance(tokens, Long):
+        return tokens.mark
+    return mark_of(str(token).encode() for token in tokens) if isinstance(tokens, list) else ""
 
 
 def _quantization(file_type: Any, tensors: Sequence[Tensor]) -> str:

@@ -209,6 +209,8 @@ class Engine(Model):
     """Requests that one replica works on at the same time."""
     gpu_layers: Annotated[int | Literal["all"] | None, BeforeValidator(_layers)] = None
     """Layers kept on the GPU (`--n-gpu-layers`)."""
+    split_mode: Literal["layer", "row", "tensor"] | None = None
+    """How one replica is split over several cards (`--split-mode`); by layers when absent."""
     batch: int | None = Field(None, ge=1, le=1_048_576)
     """Logical batch in tokens (`--batch-size`)."""
     ubatch: int | None = Field(None, ge=1, le=1_048_576)
@@ -242,7 +244,7 @@ class Engine(Model):
     image: Word | None = None
     """Container image, instead of the one chosen for the card."""
     extra_args: Annotated[tuple[Line, ...], ANY_LIST] | None = None
-    """Further command-line words for the server, added at the end."""
+    """Further flags for llama-server and their values, one word each; those of the pinned build that no key covers."""
     environment: dict[Annotated[str, _text(VARIABLE)], Line | Literal[""]] | None = None
     """Further environment variables of the server; never a secret."""
 
@@ -326,6 +328,40 @@ def file_of(source: str) -> str:
     return source.removesuffix("/").rpartition("/")[2].removeprefix("hf:").partition("?")[0]
 
 
+class Draft(Model):
+    """A small model that proposes the next tokens; the large one checks them all at once, and answers stay the same."""
+
+    model: Name
+    """One of `models`, of the same vocabulary; it needs no pool of its own."""
+    tokens_max: int | None = Field(None, ge=1, le=1024)
+    """Most tokens that it proposes at a time (`--spec-draft-n-max`); llama-server's own 3 when absent."""
+    tokens_min: int | None = Field(None, ge=0, le=1024)
+    """Fewer proposed tokens than this are not worth checking (`--spec-draft-n-min`)."""
+    probability_min: float | None = Field(None, ge=0, le=1)
+    """It stops proposing at a token that is less likely than this (`--spec-draft-p-min`)."""
+    gpu_layers: Annotated[int | Literal["all"], BeforeValidator(_layers)] = "all"
+    """Its layers kept on the GPU (`--spec-draft-ngl`)."""
+
+    @model_validator(mode="after")
+    def _is_in_order(self) -> Self:
+        if self.tokens_max is not None and (self.tokens_min or 0) > self.tokens_max:
+            raise ValueError("tokens_min is more than tokens_max")
+        return self
+
+
+class Adapter(Model):
+    """A LoRA adapter: loaded with its model, and in force for the requests that ask for it."""
+
+    name: Name
+    """Its name; clients call `<pool>:<name>` as a model."""
+    source: Word
+    """Its GGUF file, written like `source` of a model."""
+    revision: Annotated[str, _text(REVISION)] | None = None
+    """Branch, tag or commit of an `hf:` repository."""
+    scale: float = Field(1.0, gt=0, le=100)
+    """How strongly it works on requests for that name."""
+
+
 class Weights(Model):
     """A model: which file, of what kind, and how it is served."""
 
@@ -338,9 +374,13 @@ class Weights(Model):
     context: int = Field(4096, ge=32, le=16_777_216)
     """Tokens that one request may use, prompt and answer together; every slot gets that much."""
     size_gib: Gib | None = None
-    """Size of the file in GiB, with the projector's; estimated from its name when absent."""
+    """Size of the file in GiB, with the projector's and adapters'; estimated from its name when absent."""
     projector: Word | None = None
     """Chat models that see: the file with which llama-server reads images (`--mmproj`), written like `source`."""
+    adapters: Annotated[tuple[Adapter, ...], ANY_LIST] = ()
+    """Chat models: LoRA adapters that all its servers load, each in force for requests to `<pool>:<name>` only."""
+    draft: Draft | None = None
+    """Chat models: a small model that makes this one faster (speculative decoding)."""
     backend: Word | None = None
     """Image models: the LocalAI backend, for instance `diffusers`."""
     pipeline: Word | None = None
@@ -359,8 +399,9 @@ class Weights(Model):
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """The sources of all its files: several when the model is split or has a projector."""
-        return (*self._parts, *([self.projector] if self.projector else []))
+        """The sources of all its files: several when the model is split, or has a projector or adapters."""
+        adapters = (adapter.source for adapter in self.adapters)
+        return (*self._parts, *([self.projector] if self.projector else []), *adapters)
 
     @property
     def _parts(self) -> tuple[str, ...]:
@@ -373,7 +414,13 @@ class Weights(Model):
 
     def key(self, source: str) -> str:
         """What the lock calls one of its sources."""
-        return f"{source}@{self.revision}" if self.revision else source
+        revision = self.revision_of(source)
+        return f"{source}@{revision}" if revision else source
+
+    def revision_of(self, source: str) -> str:
+        """The revision at which one of its sources is taken; empty when none is said."""
+        own = {adapter.source: adapter.revision for adapter in self.adapters}
+        return own.get(source, self.revision) or ""
 
 
 class Card(Model):

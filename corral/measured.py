@@ -35,7 +35,15 @@ def _replica(plan: Plan, replica: Any) -> dict[str, Any]:
         "sha256": known.sha256 if known else "",
         "context": replica.context,
         "engine": replica.engine.model_dump(mode="json"),
-    }
+    } | _more(replica)
+
+
+def _more(replica: Any) -> dict[str, Any]:
+    """What of it a small model that drafts changes; nothing without one, so that older marks stay."""
+    if replica.draft is None:
+        return {}
+    settings = replica.weights.draft.model_dump(mode="json")
+    return {"draft": settings | {"source": replica.draft.source, "revision": replica.draft.revision}}
 
 
 def state(plan: Plan, pool: str) -> str:

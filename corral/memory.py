@@ -7,7 +7,7 @@ are alive at the same time. `tools/bench_memory.py` compares them with llama-ser
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from corral.model_lock import Gguf
@@ -77,6 +77,10 @@ class Memory:
     def total(self) -> int:
         """All of it."""
         return self.device + self.host
+
+    def __add__(self, other: Memory) -> Memory:
+        """Both, in one server."""
+        return Memory(*(getattr(self, item.name) + getattr(other, item.name) for item in fields(self)))
 
 
 def memory_of(model: Gguf, use: Use) -> Memory:

@@ -38,6 +38,8 @@ class Gguf(Model):
     """Tokens that it was trained for."""
     vocabulary: Count = 0
     """Number of tokens that it knows."""
+    tokens: Sha256 | Literal[""] = ""
+    """Checksum of the tokens themselves from the sixth on, which is where llama.cpp compares a draft's vocabulary."""
     embedding: Count = 0
     """Length of the vector between layers."""
     feed_forward: Counts = ()

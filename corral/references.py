@@ -542,7 +542,8 @@ def _model_source(inventory: Inventory) -> Iterator[Problem]:
 
 def _sources(model: Weights) -> list[tuple[str, str]]:
     """The sources of a model's files, each with the key that it stands under."""
-    return [("source", model.source), *([("projector", model.projector)] if model.projector else [])]
+    own = [("source", model.source), *([("projector", model.projector)] if model.projector else [])]
+    return [*own, *(("adapters", adapter.source) for adapter in model.adapters)]
 
 
 def _source_problem(source: str, kind: Kind) -> tuple[str, str]:
@@ -586,6 +587,44 @@ def _projector_kind(inventory: Inventory) -> Iterator[Problem]:
         if model.projector is not None and model.kind != "chat":
             words = f"{model.kind} models do not read images"
             yield Problem(words, ("models", name, "projector"), "remove it, or say kind: chat")
+
+
+@_reference("adapter")
+def _adapter(inventory: Inventory) -> Iterator[Problem]:
+    """Adapters belong to a chat model and have files of their own, without comma and colon in their names."""
+    for name, model in inventory.models.items():
+        path: KeyPath = ("models", name, "adapters")
+        if model.adapters and model.kind != "chat":
+            yield Problem(f"{model.kind} models take no adapters", path, "remove them, or say kind: chat")
+        first: dict[str, int] = {}
+        for index, adapter in enumerate(model.adapters):
+            if first.setdefault(adapter.source, index) != index:
+                words = f"{model.adapters[first[adapter.source]].name} is the same file"
+                yield Problem(words, (*path, index, "source"), "give each its own, or remove one")
+            if {",", ":"} & set(file_of(adapter.source)):
+                words = "llama-server takes a comma or colon in this file's name for its end"
+                yield Problem(words, (*path, index, "source"), "rename the file")
+            if adapter.revision and not adapter.source.startswith("hf:"):
+                hint = "remove revision, or write hf:owner/repo/file.gguf"
+                yield Problem("only an hf: source has revisions", (*path, index, "source"), hint)
+
+
+@_reference("draft-model")
+def _draft_model(inventory: Inventory) -> Iterator[Problem]:
+    """The model that drafts for a chat model is another chat model."""
+    for name, model in inventory.models.items():
+        if model.draft is None:
+            continue
+        path: KeyPath = ("models", name, "draft")
+        if model.kind != "chat":
+            yield Problem(f"{model.kind} models have nothing to draft", path, "remove it, or say kind: chat")
+        elif model.draft.model not in inventory.models:
+            yield _unknown("model", model.draft.model, (*path, "model"), inventory.models)
+        elif model.draft.model == name:
+            yield Problem(f"{name} cannot draft for itself", (*path, "model"), "name a smaller model of its family")
+        elif (kind := inventory.models[model.draft.model].kind) != "chat":
+            words = f"{model.draft.model} is of kind {kind}, and cannot draft"
+            yield Problem(words, (*path, "model"), "name a chat model")
 
 
 # --- secrets ---------------------------------------------------------------------------------------------------------

@@ -15,10 +15,12 @@ from corral.accelerators import CUDA13_FLOOR, VENDORS
 from corral.advice import what_fits
 from corral.cards import VRAM_RESERVE_MIB
 from corral.components import image_keys
+from corral.components.llama import arguments, is_pinned
 from corral.components.nodes import WITHOUT_THINKING
 from corral.contributions import Contributions, Service
 from corral.errors import KeyPath, Problem, did_you_mean
 from corral.inventory import Consumer, Inventory
+from corral.llama_flags import troubles
 from corral.memory import MIB
 from corral.references import REFERENCE_RULES, ReferenceRule, check_references
 from corral.routing import pools_behind
@@ -38,6 +40,8 @@ PROGRAM_MIB = 150
 """Host memory of one server besides its buffers: program, tokenizer, threads."""
 THREADS_PER_CORE = 8
 """More threads than this for each core cost more than they bring."""
+DRAFT_SLACK = 128
+"""Tokens by which vocabularies may differ (llama.cpp's SPEC_VOCAB_MAX_SIZE_DIFFERENCE): padding of the larger one."""
 LAST_PORT = 65535
 LABEL_LENGTH = 63
 """Longest name of a host in DNS; other containers find a service by its name."""
@@ -92,6 +96,31 @@ def _card(replica: Replica) -> str:
 
 def _engine_place(site: Site, replica: Replica, key: str) -> KeyPath:
     return engine_place(site.inventory, replica.pool, _card(replica), key)
+
+
+# --- models that draft ------------------------------------------------------------------------------------------------
+
+
+@_plan("draft-vocabulary")
+def _draft_vocabulary(site: Site, _found: Contributions) -> Iterator[Problem]:
+    """A model and the one that drafts for it have the same vocabulary; llama-server leaves any other draft unused."""
+    for name, model in site.inventory.models.items():
+        draft = site.inventory.models.get(model.draft.model) if model.draft else None
+        if model.draft is None or draft is None:
+            continue
+        ours, other = (site.lock.get(item.key(item.sources[0])) for item in (model, draft))
+        if not (ours and ours.gguf and other and other.gguf):
+            continue
+        if abs(ours.gguf.vocabulary - other.gguf.vocabulary) > DRAFT_SLACK:
+            words = f"{name} knows {ours.gguf.vocabulary} tokens, {model.draft.model} {other.gguf.vocabulary}"
+        elif ours.gguf.vocabulary == other.gguf.vocabulary and ours.gguf.tokens != other.gguf.tokens:
+            if not (ours.gguf.tokens and other.gguf.tokens):
+                continue
+            words = f"{name} and {model.draft.model} know equally many tokens, but not the same"
+        else:
+            continue
+        hint = "take a small model of the same family; llama-server would load this one and not use it"
+        yield Problem(words, ("models", name, "draft", "model"), hint)
 
 
 # --- ports, names, addresses -----------------------------------------------------------------------------------------
@@ -422,6 +451,19 @@ def _whole_input(site: Site, _found: Contributions) -> Iterator[Problem]:
 # --- settings that would do nothing, or not what they say ------------------------------------------------------------
 
 
+@_plan("server-flag")
+def _server_flag(site: Site, _found: Contributions) -> Iterator[Problem]:
+    """Words in `extra_args` are flags that the pinned llama-server has, with values, and that the kit does not set."""
+    for replica in _one_of_each_sort(site):
+        words = replica.engine.extra_args or ()
+        if replica.kind == "image" or not words:
+            continue
+        place = _engine_place(site, replica, "extra_args")
+        rendered = arguments(site, replica)[: -len(words)]
+        for trouble in troubles(words, rendered=rendered, is_pinned=is_pinned(site, replica)):
+            yield Problem(trouble.message, (*place, trouble.number), trouble.hint)
+
+
 @_plan("image-known")
 def _image_known(site: Site, _found: Contributions) -> Iterator[Problem]:
     """Every key of `images` is the name of an image that the kit uses."""
@@ -443,8 +485,9 @@ def _host_used(site: Site, found: Contributions) -> Iterator[Problem]:
 
 @_plan("model-used", is_warning=True)
 def _model_used(site: Site, _found: Contributions) -> Iterator[Problem]:
-    """A pool serves every model."""
+    """A pool serves every model, or it drafts for another one."""
     used = {pool.model for pool in site.inventory.pools.values()}
+    used |= {model.draft.model for model in site.inventory.models.values() if model.draft}
     for name in site.inventory.models:
         if name not in used:
             hint = "remove it or name it in a pool"

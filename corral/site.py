@@ -93,6 +93,15 @@ class Replica:
     """Every file that it opens in the models folder, the model first, and where each comes from."""
     memory: Memory | None = None
     """What it takes, from what its model file says; None: estimated from the file's name."""
+    draft: Weights | None = None
+    """The small model that makes it faster."""
+    draft_file: str = ""
+    """Name of that model's file in the models folder."""
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Names of all models that it loads, its own first."""
+        return (self.model, *([self.weights.draft.model] if self.weights.draft else []))
 
     @property
     def context(self) -> int:
@@ -259,7 +268,9 @@ def _replicas(
             chosen = tuple(cards[placement.host][number - 1] for number in group)
             seat = _Seat(placement.host, chosen, copy, index)
             replica = _replica(inventory, name, settings(chosen[0].card if chosen else "", len(chosen)), seat)
-            yield replace(replica, files=_files(lock, replica.weights))
+            drafts = _files(lock, replica.draft) if replica.draft else {}
+            files = _files(lock, replica.weights) | drafts
+            yield replace(replica, files=files, draft_file=next(iter(drafts), ""))
             index += 1
 
 
@@ -325,15 +336,32 @@ def _settings(inventory: Inventory, lock: ModelLock, pool: str, card: str, cards
     """Settings of a pool's replicas on so many cards of a kind; 0 cards: on the processor."""
     weights = inventory.models[inventory.pools[pool].model or ""]
     engine = merged_engine(inventory, pool, card)
-    memory = memory_of_replica(weights, lock, engine, cards)
-    limit = engine.memory_mib or _default_memory_mib(weights, engine, memory, is_on_gpu=cards > 0)
+    draft = _draft_of(inventory, weights)
+    memory = memory_of_replica(weights, lock, engine, cards, draft)
+    limit = engine.memory_mib or _default_memory_mib(weights, engine, memory, draft, is_on_gpu=cards > 0)
     cache_ram = engine.cache_ram_mib if engine.cache_ram_mib is not None else min(1024, limit // 4)
-    vram = engine.vram_mib if engine.vram_mib is not None else _vram_mib(weights, engine, memory, cards)
+    vram = engine.vram_mib if engine.vram_mib is not None else _vram_mib(weights, engine, memory, draft, cards)
     return _Settings(engine, engine.slots or 1, vram if cards else 0, limit, cache_ram, memory)
 
 
-def memory_of_replica(weights: Weights, lock: ModelLock, engine: Engine, cards: int) -> Memory | None:
-    """What a server takes, from what its model file says; None while the lock does not know the file."""
+def _draft_of(inventory: Inventory, weights: Weights) -> Weights | None:
+    """The model that drafts for another, as it is served: with the other's context."""
+    if weights.draft is None:
+        return None
+    return inventory.models[weights.draft.model].model_copy(update={"context": weights.context, "draft": None})
+
+
+def memory_of_replica(
+    weights: Weights, lock: ModelLock, engine: Engine, cards: int, draft: Weights | None = None
+) -> Memory | None:
+    """What a server takes, from what its model files say; None while the lock does not know one of them."""
+    if draft is not None and weights.draft is not None:
+        own = memory_of_replica(weights, lock, engine, cards)
+        changed = {"gpu_layers": weights.draft.gpu_layers}
+        more = memory_of_replica(
+            draft.model_copy(update={"context": weights.context}), lock, engine.model_copy(update=changed), cards
+        )
+        return own + more if own and more else None
     gguf = gguf_of(weights, lock)
     if gguf is None or weights.kind == "image":
         return None
@@ -362,11 +390,20 @@ def gguf_of(weights: Weights, lock: ModelLock) -> Gguf | None:
     return first.model_copy(update={"other_bytes": first.other_bytes + more})
 
 
-def _vram_mib(weights: Weights, engine: Engine, memory: Memory | None, cards: int) -> int:
+def _vram_mib(weights: Weights, engine: Engine, memory: Memory | None, draft: Weights | None, cards: int) -> int:
     """MiB on all its cards together."""
     if memory is not None:
         return -(-memory.device // MIB) + CARD_MIB * cards
-    return replica_mib(weights, engine.slots or 1, engine.cache_type or "f16")
+    is_on_card = draft is not None and weights.draft is not None and weights.draft.gpu_layers != 0
+    more = _guessed_mib(draft, engine) if is_on_card else 0
+    return replica_mib(weights, engine.slots or 1, engine.cache_type or "f16") + more
+
+
+def _guessed_mib(model: Weights | None, engine: Engine) -> int:
+    """Weights and cache of a model in MiB, from the name of its file."""
+    if model is None:
+        return 0
+    return weights_mib(model) + kv_cache_mib(model, engine.slots or 1, engine.cache_type or "f16")
 
 
 def _replica(inventory: Inventory, name: str, settings: _Settings, seat: _Seat) -> Replica:
@@ -390,6 +427,7 @@ def _replica(inventory: Inventory, name: str, settings: _Settings, seat: _Seat) 
         memory_mib=settings.memory_mib,
         cache_ram_mib=settings.cache_ram_mib,
         memory=settings.memory,
+        draft=_draft_of(inventory, weights),
     )
 
 
@@ -407,19 +445,22 @@ def _derived_port(kind: str, seat: _Seat) -> int:
     return PORT_BASE[kind] + seat.copy - 1
 
 
-def _default_memory_mib(weights: Weights, engine: Engine, memory: Memory | None, *, is_on_gpu: bool) -> int:
+def _default_memory_mib(
+    weights: Weights, engine: Engine, memory: Memory | None, draft: Weights | None, *, is_on_gpu: bool
+) -> int:
     """Container limit in MiB: the program and its prompt cache; on the CPU the weights and the KV cache as well."""
     if is_on_gpu:
         return 2048 if weights.kind == "chat" else 768
     if memory is not None:
         return -(-memory.host // MIB) + 1024
-    return weights_mib(weights) + kv_cache_mib(weights, engine.slots or 1, engine.cache_type or "f16") + 1024
+    return _guessed_mib(weights, engine) + _guessed_mib(draft, engine) + 1024
 
 
 def memory_on_cpu_mib(replica: Replica) -> int:
     """Container limit in MiB when a replica that has cards is run on the processor instead."""
     memory = None if replica.memory is None else _all_in_host_memory(replica.memory)
-    return _default_memory_mib(replica.weights, replica.engine, memory, is_on_gpu=False) + replica.cache_ram_mib
+    limit = _default_memory_mib(replica.weights, replica.engine, memory, replica.draft, is_on_gpu=False)
+    return limit + replica.cache_ram_mib
 
 
 def _all_in_host_memory(memory: Memory) -> Memory:

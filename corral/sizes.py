@@ -21,6 +21,8 @@ MIB_PER_BILLION = 700
 """Size of a billion parameters, where only the size of the file is known."""
 PROJECTOR_MIB = 1024
 """What reads images, with the buffers in which it works; usual for models of 3 to 30 billion parameters."""
+ADAPTER_MIB = 128
+"""A LoRA adapter; usual for rank 16 to 32 of models of 7 to 14 billion parameters."""
 EXPERTS_SHARE = 0.83
 """Parameters of 8x7B are fewer than 56 billion: attention is there only once."""
 CACHE_BYTES = {
@@ -49,7 +51,8 @@ def weights_mib(model: Weights) -> int:
     """Size of the weights: declared, else parameters times bits, else the usual size of the kind."""
     if model.size_gib is not None:
         return round(model.size_gib * 1024)
-    return _estimated_mib(model) + (PROJECTOR_MIB if model.projector else 0)
+    projector = PROJECTOR_MIB if model.projector else 0
+    return _estimated_mib(model) + projector + ADAPTER_MIB * len(model.adapters)
 
 
 def _estimated_mib(model: Weights) -> int:

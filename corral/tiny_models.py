@@ -129,6 +129,33 @@ def make_chat_model(  # noqa: PLR0913 - keywords with defaults
         _finish(writer)
 
 
+def make_adapter(
+    path: Path, *, start: int, answer: str | None = None, width: int = 128, strength: float = 2.0, seed: int = 1
+) -> None:
+    """Write a LoRA adapter with which the chat model of these arguments begins its answer at piece `start`.
+
+    One row in the output matrix is enough: what means "any prompt" now points at that piece as well, `strength` times
+    as much as at the first one. The file appears whole or not at all.
+    """
+    import gguf
+    import numpy as np
+
+    vocabulary = _chat_vocabulary(KNOWN_ANSWER if answer is None else answer)
+    random = np.random.default_rng(seed)
+    _unit_vectors(random, len(vocabulary.tokens), width)
+    shared = _unit_vectors(random, 1, width)
+    to_piece = np.zeros((len(vocabulary.tokens), 1), dtype=np.float32)
+    to_piece[vocabulary.answer[start]] = strength * SHARPNESS / np.sqrt(width) / SHARED_PART
+    with _written_whole(path) as part:
+        writer = gguf.GGUFWriter(part, "llama")
+        writer.add_type(gguf.GGUFType.ADAPTER)
+        writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+        writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, 1.0)
+        writer.add_tensor("output.weight.lora_a", shared)
+        writer.add_tensor("output.weight.lora_b", to_piece)
+        _finish(writer)
+
+
 def make_embedding_model(
     path: Path, *, width: int = 128, layers: int = 2, context: int = 512, ff: int | None = None, seed: int = 1
 ) -> None:

@@ -28,6 +28,7 @@ READY = "llama-server ready"
 ON, OFF = ("on", "enabled", "true", "1"), ("off", "disabled", "false", "0")
 
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
+SPECULATIVE = ("none", "draft-simple")
 REASONING = {"on": 1, "off": 0, "auto": -1}
 GPU_LAYERS = {"auto": -1, "all": -2}
 
@@ -152,6 +153,24 @@ def _gpu_layers(value: str) -> int:
     return GPU_LAYERS[value] if value in GPU_LAYERS else _number(value)
 
 
+def _speculative_types(value: str) -> list[object]:
+    convert = _member("common_speculative_type", SPECULATIVE)
+    return [convert(word) for word in _words(value)]
+
+
+def _adapters(value: str) -> list[object]:
+    """LoRA adapters and how strongly each works on requests that do not say it."""
+    import xllamacpp
+
+    found = []
+    for word in _words(value):
+        file, colon, scale = word.partition(":")
+        if not colon or ":" in scale:
+            raise ValueError(f"{word!r} is not FILE:SCALE")
+        found.append(xllamacpp.CommonAdapterLoraInfo(file, float(scale)))
+    return found
+
+
 def _json_values(value: str) -> dict[str, str]:
     """The members of a JSON object, each as JSON again, which is how llama.cpp keeps them."""
     members = json.loads(value)
@@ -196,7 +215,6 @@ OPTIONS = (
     _value("--alias -a", "NAME,...", _adds("model_alias", _words), "ALIAS"),
     _switch("--offline", _sets("offline", _is_on), "OFFLINE"),
     _value("--load-mode -lm", "MODE", _sets("load_mode", _LOAD_MODE), "LOAD_MODE"),
-    _switch("--mlock", _always(_sets("load_mode", _LOAD_MODE), "mmap+mlock"), "MLOCK"),
     _switch("--warmup", _sets("warmup", _is_on), off="--no-warmup"),
     # slots, batches and caches
     _value("--ctx-size -c", "TOKENS", _sets("n_ctx", _number_in(0)), "CTX_SIZE"),
@@ -210,6 +228,31 @@ OPTIONS = (
     _value("--cache-ram -cram", "MIB", _sets("cache_ram_mib", _number), "CACHE_RAM"),
     _value("--cache-reuse", "TOKENS", _sets("n_cache_reuse", _number), "CACHE_REUSE"),
     _value("--ctx-checkpoints -ctxcp --swa-checkpoints", "N", _sets("n_ctx_checkpoints", _number), "CTX_CHECKPOINTS"),
+    # a small model that drafts for a large one, and adapters
+    _value("--spec-type", "TYPE,...", _sets("speculative.types", _speculative_types), "SPEC_TYPE"),
+    _value("--spec-draft-model -md --model-draft", "FILE", _sets("speculative.draft.mparams.path"), "SPEC_DRAFT_MODEL"),
+    _value("--spec-draft-n-max", "TOKENS", _sets("speculative.draft.n_max", _number_in(0)), "SPEC_DRAFT_N_MAX"),
+    _value("--spec-draft-n-min", "TOKENS", _sets("speculative.draft.n_min", _number_in(0)), "SPEC_DRAFT_N_MIN"),
+    _value("--spec-draft-p-min --draft-p-min", "P", _sets("speculative.draft.p_min", float), "SPEC_DRAFT_P_MIN"),
+    _value(
+        "--spec-draft-ngl -ngld --gpu-layers-draft --n-gpu-layers-draft",
+        "N|all|auto",
+        _sets("speculative.draft.n_gpu_layers", _gpu_layers),
+        "N_GPU_LAYERS_DRAFT",
+    ),
+    _value(
+        "--spec-draft-type-k -ctkd --cache-type-k-draft",
+        "TYPE",
+        _sets("speculative.draft.cache_type_k", _member("ggml_type", CACHE_TYPES)),
+        "SPEC_DRAFT_CACHE_TYPE_K",
+    ),
+    _value(
+        "--spec-draft-type-v -ctvd --cache-type-v-draft",
+        "TYPE",
+        _sets("speculative.draft.cache_type_v", _member("ggml_type", CACHE_TYPES)),
+        "SPEC_DRAFT_CACHE_TYPE_V",
+    ),
+    _value("--lora-scaled", "FILE:SCALE,...", _sets("lora_adapters", _adapters)),
     # where it computes
     _value("--threads -t", "N", _sets("cpuparams.n_threads", _threads), "THREADS"),
     _value("--threads-batch -tb", "N", _sets("cpuparams_batch.n_threads", _threads)),

@@ -42,6 +42,7 @@ FILES = {
 ROUTING_FILES = {"corral_routing.py": ("litellm/corral_routing.py", "/etc/corral/corral_routing.py")}
 ROUTING = "/etc/corral/routing.yaml"
 CALLBACKS: dict[str, Callable[[Route], bool]] = {
+    "corral_adapters": lambda route: bool(route.adapters),
     "corral_groups": lambda route: route.has_siblings,
     "corral_ollama": lambda route: route.protocol == "ollama" and route.kind == "chat",
     "corral_thinking": lambda route: route.hides_thoughts,
@@ -296,6 +297,7 @@ def _deployment(site: Site, route: Route, pool_slots: int) -> dict[str, Any]:
     params |= {**route.parameters, **_cost(route)}
     info: dict[str, Any] = {"id": route.name, "mode": MODES[route.kind]}
     info |= {"thinking": "hidden"} if route.hides_thoughts else {}
+    info |= {"adapters": dict(route.adapters)} if route.adapters else {}
     info |= _limits(pool, route.slots / pool_slots)
     return {"model_name": route.pool, "litellm_params": params, "model_info": info}
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from corral.accelerators import access, backend_of, claims, compiles_first
+from corral.aliases import adapter_name
 from corral.components import Stage
 from corral.contributions import (
     Backend,
@@ -40,6 +42,8 @@ IMAGES = {
 }
 """Upstream's own tags by build number; CUDA 12 means 12.8, which still knows Maxwell, Pascal and Volta."""
 
+BUILD = "b11347"
+"""Marks the build in those tags; `llama_flags.yaml` has its flags."""
 STOP_GRACE_S = 2
 """Once told to stop, a busy llama-server neither ends its answers nor itself, so waiting longer helps nobody."""
 START, STATE = "/etc/corral/start.sh", "/var/tmp"  # noqa: S108 - a path in the container
@@ -77,6 +81,10 @@ def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
             "/health",
             secret=API_KEY,
             hides_thoughts=_leaves_thoughts(site, replica),
+            adapters={
+                adapter_name(replica.pool, adapter): [{"id": number, "scale": adapter.scale}]
+                for number, adapter in enumerate(replica.weights.adapters)
+            },
         )
         yield ScrapeTarget("llama", endpoint, labels_of(replica), secret=API_KEY)
         yield from facts_of(replica)
@@ -86,6 +94,37 @@ def _sight(site: Site, replica: Replica) -> list[str]:
     """Options of a model that sees."""
     projector = replica.weights.projector
     return ["--mmproj", site.model_path(replica.host, file_of(projector))] if projector else []
+
+
+def _adapting(site: Site, replica: Replica) -> list[str]:
+    """Options of a model with adapters: loaded, and in force for nobody who does not ask for one.
+
+    `--lora-init-without-apply` sounds like it and is not: requests that name no adapter then get all of them.
+    """
+    adapters = replica.weights.adapters
+    if not adapters:
+        return []
+    known = {source: file for file, source in replica.files.items()}
+    paths = [site.model_path(replica.host, known[adapter.source]) for adapter in adapters]
+    return ["--lora-scaled", ",".join(f"{path}:0" for path in paths)]
+
+
+def _drafting(site: Site, replica: Replica) -> list[Any]:
+    """Options of a model for which a small one drafts; without --spec-type the small one would only take memory."""
+    draft = replica.weights.draft
+    if draft is None:
+        return []
+    words: list[Any] = [
+        "--spec-type", "draft-simple",
+        "--spec-draft-model", site.model_path(replica.host, replica.draft_file),
+        "--spec-draft-type-k", replica.engine.cache_type,
+        "--spec-draft-type-v", replica.engine.cache_type,
+        "--spec-draft-ngl", draft.gpu_layers if replica.cards else 0,
+    ]  # fmt: skip
+    words += ["--spec-draft-n-max", draft.tokens_max] if draft.tokens_max is not None else []
+    words += ["--spec-draft-n-min", draft.tokens_min] if draft.tokens_min is not None else []
+    words += ["--spec-draft-p-min", draft.probability_min] if draft.probability_min is not None else []
+    return words
 
 
 def _thinking(site: Site, replica: Replica) -> Thinking:
@@ -209,6 +248,11 @@ def _cpu_variant(site: Site, replica: Replica) -> CpuVariant | None:
     return CpuVariant(site.image("llama-cpu", IMAGES["llama-cpu"]), memory_mib)
 
 
+def is_pinned(site: Site, replica: Replica) -> bool:
+    """Whether a replica runs the build of llama.cpp that the kit pins, whose flags are known."""
+    return BUILD in _image(site, replica)
+
+
 def _image(site: Site, replica: Replica) -> str:
     if replica.engine.image:
         return replica.engine.image
@@ -247,10 +291,12 @@ def arguments(site: Site, replica: Replica) -> tuple[str, ...]:
     words += ["--threads", engine.threads] if engine.threads else []
     words += ["--cache-reuse", engine.cache_reuse] if engine.cache_reuse else []
     words += ["--load-mode", "mmap+mlock"] if engine.mlock else []
-    words += [] if engine.jinja else ["--no-jinja"]
+    words += ["--jinja" if engine.jinja else "--no-jinja"] if replica.kind == "chat" else []
     words += {"embedding": ["--embeddings"], "rerank": ["--reranking"]}.get(replica.kind, [])
     words += ["--pooling", engine.pooling] if engine.pooling else []
-    words += ["--split-mode", "layer"] if len(replica.cards) > 1 else []
+    words += ["--split-mode", engine.split_mode or "layer"] if len(replica.cards) > 1 else []
     words += _sight(site, replica)
+    words += _adapting(site, replica)
+    words += _drafting(site, replica)
     words += THINKING_WORDS[_thinking(site, replica)] if replica.kind == "chat" else []
     return (*map(str, words), *(engine.extra_args or ()))

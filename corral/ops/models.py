@@ -148,11 +148,11 @@ def wanted_files(site: Site, names: Sequence[str] = (), hosts: Iterable[str] | N
     for name, weights in models.items():
         if weights.kind == "image" or (names and name not in names):
             continue
-        where = {replica.host for replica in site.replicas if replica.model == name}
+        where = {replica.host for replica in site.replicas if name in replica.models}
         where = where if chosen is None else where & chosen
         for source in weights.sources:
             key = weights.key(source)
-            found = Wanted(key, source, weights.revision or "", (name,), tuple(sorted(where)))
+            found = Wanted(key, source, weights.revision_of(source), (name,), tuple(sorted(where)))
             users[key] = (*users.get(key, ()), found)
     return [_joined(found) for found in users.values()]
 
@@ -662,7 +662,11 @@ def _row(shelf: Shelf, item: Wanted, known: LockedFile | None, place: Place | No
     gguf = known.gguf if known else None
     weights: Weights = shelf.site.inventory.models[item.models[0]]
     host = place.host if place else ""
-    pools = {replica.pool for replica in shelf.site.replicas if replica.model in item.models and replica.host == host}
+    pools = {
+        replica.pool
+        for replica in shelf.site.replicas
+        if replica.host == host and not set(item.models).isdisjoint(replica.models)
+    }
     return Row(
         model=", ".join(item.models), file=shelf.file(item.key), host=host, folder=str(place or ""), state=state,
         size=known.size if known else 0, quantization=gguf.quantization if gguf else "", context=weights.context,

@@ -63,6 +63,7 @@ INFO_EXTRAS = {
     "description": "shown by /model/info",
     "disable_background_health_check": "read from the deployment's model_info through a local name",
     "thinking": "litellm/corral_thinking.py",
+    "adapters": "litellm/corral_adapters.py",
 }
 
 CACHE_EXTRAS = {

@@ -34,7 +34,7 @@ from corral.output import write
 from corral.plan import Plan, build_plan
 from corral.render import render
 from corral.secrets import initialise, read_env
-from corral.tiny_models import make_chat_model, make_embedding_model
+from corral.tiny_models import make_adapter, make_chat_model, make_embedding_model
 from tests.needs import why_missing
 from tests.processes.fakes import LOOPBACK, Fakes, command
 from tests.processes.helpers import REPOSITORY, Process, wait_http, wait_until
@@ -152,7 +152,12 @@ def inventory_of(mode: Mode, ports: dict[str, int], extras: Extras) -> dict[str,
         "name": f"test-{mode}",
         "hosts": {HOST: {"runtime": "local", "address": LOOPBACK}},
         "models": {
-            "tiny-chat": {"source": "chat.gguf", "kind": "chat", "context": 2048},
+            "tiny-chat": {
+                "source": "chat.gguf", "kind": "chat", "context": 2048,
+                "adapters": [
+                    {"name": "late", "source": "late.gguf"}, {"name": "weak", "source": "weak.gguf", "scale": 0.1},
+                ],
+            },
             "tiny-embed": {"source": "embed.gguf", "kind": "embedding", "context": 512},
         },
         "nodes": nodes,
@@ -409,6 +414,8 @@ def _prepare(inventory: dict[str, Any], folder: Path) -> Plan:
     models = folder / HOST / "models"
     models.mkdir()
     make_chat_model(models / "chat.gguf")
+    make_adapter(models / "late.gguf", start=50)
+    make_adapter(models / "weak.gguf", start=90)
     make_embedding_model(models / "embed.gguf")
     return plan
 

@@ -79,6 +79,24 @@ def test_streamed_chat_arrives_byte_for_byte_and_in_pieces(farm: Farm) -> None:
 
 
 @everywhere
+def test_an_adapter_is_called_like_a_model(farm: Farm) -> None:
+    """`<pool>:<adapter>`, in plain and streamed answers; everybody else's stay as they are (005-4)."""
+    late = KNOWN_ANSWER[KNOWN_ANSWER.index(" 50 ") :]
+
+    def said(model: str, **fields: Any) -> str:
+        return str(farm.ask(model, **fields).raise_for_status().json()["choices"][0]["message"]["content"])
+
+    assert said("chat:late") == late
+    assert farm.ask_streamed("chat:late").text == late
+    assert said("chat") == KNOWN_ANSWER
+    assert said("chat:weak") == KNOWN_ANSWER, "a scale of 0.1 is too little for this one"
+    assert said("chat", lora=[{"id": 1, "scale": 1.0}]) != KNOWN_ANSWER, "a client may say it itself"
+    assert said("chat:late", lora=[]) == KNOWN_ANSWER
+    assert "chat:late" in [item["id"] for item in farm.client.get("/v1/models").json()["data"]]
+    assert farm.ask("chat:none").status_code == (200 if farm.mode == "least-busy" else 404)
+
+
+@everywhere
 def test_embeddings_have_their_shape_and_order(farm: Farm) -> None:
     texts = ["the cat is in the river", "gpu queue model server", "the cat is in the river"]
     response = farm.client.post("/v1/embeddings", json={"model": "embed", "input": texts}).raise_for_status()

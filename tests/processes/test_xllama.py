@@ -19,7 +19,8 @@ from typing import Any
 import httpx
 import pytest
 
-from corral.tiny_models import KNOWN_ANSWER, make_chat_model, make_embedding_model, make_rerank_model
+from corral.gguf_header import facts_of, read_header
+from corral.tiny_models import KNOWN_ANSWER, make_adapter, make_chat_model, make_embedding_model, make_rerank_model
 from corral.xllama import OPTIONS, READY, UsageError, help_text, parse
 from tests.processes.helpers import REPOSITORY, Process, free_port, wait_http, wait_until
 
@@ -322,7 +323,7 @@ def test_rerank_scores_every_document(models: Path, tmp_path: Path) -> None:
         ("--rerank", "embedding", True),
         ("--rerank", "pooling_type.name", "LLAMA_POOLING_TYPE_RANK"),
         ("--pooling cls", "pooling_type.name", "LLAMA_POOLING_TYPE_CLS"),
-        ("--mlock", "load_mode.name", "LLAMA_LOAD_MODE_MMAP_MLOCK"),
+        ("--load-mode mmap+mlock", "load_mode.name", "LLAMA_LOAD_MODE_MMAP_MLOCK"),
         ("--load-mode none", "load_mode.name", "LLAMA_LOAD_MODE_NONE"),
         ("--no-warmup", "warmup", False),
         ("-nocb", "cont_batching", False),
@@ -342,6 +343,13 @@ def test_rerank_scores_every_document(models: Path, tmp_path: Path) -> None:
         ("-sm layer", "split_mode.name", "LLAMA_SPLIT_MODE_LAYER"),
         ("-kvu", "kv_unified", True),
         ("-a b,a", "model_alias", {"a", "b"}),
+        ("-md draft.gguf", "speculative.draft.mparams.path", "draft.gguf"),
+        ("--spec-draft-n-max 8", "speculative.draft.n_max", 8),
+        ("--spec-draft-n-min 2", "speculative.draft.n_min", 2),
+        ("--spec-draft-p-min 0.5", "speculative.draft.p_min", 0.5),
+        ("--spec-draft-ngl all", "speculative.draft.n_gpu_layers", -2),
+        ("-ctkd q8_0", "speculative.draft.cache_type_k.name", "GGML_TYPE_Q8_0"),
+        ("-ctvd q4_0", "speculative.draft.cache_type_v.name", "GGML_TYPE_Q4_0"),
     ],
 )
 def test_arguments_become_parameters(models: Path, arguments: str, attribute: str, expected: object) -> None:
@@ -355,6 +363,72 @@ def test_every_option_has_its_own_names_and_is_in_the_help() -> None:
     names = [name for option in OPTIONS for name in (*option.names, *option.opposites)]
     assert len(set(names)) == len(names)
     assert all(name in help_text() for name in names)
+
+
+# --- a small model that drafts
+
+
+DRAFT = ("--spec-type", "draft-simple", "--spec-draft-n-max", "4", "--spec-draft-ngl", "0")
+
+
+def test_a_draft_changes_nothing_but_the_number_of_steps(models: Path, tmp_path: Path) -> None:
+    make_chat_model(tmp_path / "small.gguf", width=64, layers=1)
+    with serving(models / "chat.gguf", tmp_path / "plain", "-np", "1") as server:
+        alone = server.say(temperature=0)
+    words = ["-np", "1", "--metrics", *DRAFT, "--spec-draft-model", str(tmp_path / "small.gguf")]
+    with serving(models / "chat.gguf", tmp_path / "drafted", *words) as server:
+        drafted = server.say(temperature=0)
+        figures = server.get("/metrics").text
+
+    assert drafted["choices"] == alone["choices"]
+    assert "draft_n" not in alone["timings"]
+    assert drafted["timings"]["draft_n"] >= drafted["timings"]["draft_n_accepted"] > 50
+    proposed = drafted["timings"]["draft_n"]
+    assert f"llamacpp:spec_decode_num_draft_tokens_total {proposed}\n" in figures
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_used"), [(KNOWN_ANSWER, True), (KNOWN_ANSWER.replace("Tiny", "Other"), False), ("x " * 500, False)]
+)
+def test_a_draft_with_other_tokens_is_loaded_and_not_used(
+    models: Path, tmp_path: Path, answer: str, *, is_used: bool
+) -> None:
+    """Which the plan refuses, since nobody else would tell (rule draft-vocabulary)."""
+    make_chat_model(tmp_path / "draft.gguf", answer=answer, width=64, layers=1)
+    words = ["-np", "1", *DRAFT, "--spec-draft-model", str(tmp_path / "draft.gguf")]
+    with serving(models / "chat.gguf", tmp_path / "log", *words) as server:
+        said = server.say(temperature=0)
+    ours, theirs = (
+        facts_of([read_header(path.open("rb").read)]) for path in (models / "chat.gguf", tmp_path / "draft.gguf")
+    )
+
+    assert said["choices"][0]["message"]["content"] == KNOWN_ANSWER
+    assert ("draft_n" in said["timings"]) is is_used
+    assert (ours.tokens == theirs.tokens) is is_used
+
+
+# --- adapters
+
+
+def test_an_adapter_is_in_force_for_requests_that_ask_for_it(models: Path, tmp_path: Path) -> None:
+    make_adapter(tmp_path / "late.gguf", start=50)
+    make_adapter(tmp_path / "later.gguf", start=90)
+    both = f"{tmp_path}/late.gguf:0,{tmp_path}/later.gguf:0"
+    with serving(models / "chat.gguf", tmp_path / "log", "-np", "2", "--lora-scaled", both) as server:
+
+        def said(**options: object) -> str:
+            return str(server.say(temperature=0, **options)["choices"][0]["message"]["content"])
+
+        assert [item["scale"] for item in server.get("/lora-adapters").json()] == [0, 0]
+        assert said() == KNOWN_ANSWER
+        assert said(lora=[{"id": 0, "scale": 1.0}]) == KNOWN_ANSWER[KNOWN_ANSWER.index(" 50 ") :]
+        assert said(lora=[{"id": 1, "scale": 1.0}]) == KNOWN_ANSWER[KNOWN_ANSWER.index(" 90 ") :]
+        assert said(lora=[{"id": 0, "scale": 0.1}]) == KNOWN_ANSWER
+        assert said() == KNOWN_ANSWER, "nothing of it stays in the cache"
+
+
+def test_wrong_adapters_end_with_a_message(models: Path, tmp_path: Path) -> None:
+    assert "'x.gguf' is not FILE:SCALE" in errors_of("-m", models / "chat.gguf", "--lora-scaled", "x.gguf")
 
 
 # --- loading, failing, ending
@@ -385,6 +459,7 @@ def test_health_is_good_only_once_it_can_answer(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--x"], "error: unknown argument: --x"),
+        (["--mlock"], "error: unknown argument: --mlock"),
         (["--model"], 'error: argument "--model" lacks its value'),
         (["--port=1"], "error: unknown argument: --port=1"),
         (["--mod", "x"], "error: unknown argument: --mod"),

@@ -11,6 +11,7 @@ from corral.gguf_header import facts_of, read_header
 from corral.load import load_inventory
 from corral.memory import MIB, Use, memory_of
 from corral.model_lock import Gguf, LockedFile, ModelLock, write_lock
+from corral.ops.models import wanted_files
 from corral.plan import load_site
 from corral.random_models import make_random_model
 
@@ -24,6 +25,15 @@ LLAMA_8B = Gguf(
 
 def use(**changes: object) -> Use:
     return Use(**{"slots": 1, "context": 8192, "batch": 2048, "ubatch": 512, **changes})  # type: ignore[arg-type]
+
+
+def test_a_draft_takes_its_own_weights_and_cache_in_the_same_server() -> None:
+    small = LLAMA_8B.model_copy(update={"layer_bytes": (10_000_000,) * 8})
+    both = memory_of(LLAMA_8B, use()) + memory_of(small, use())
+
+    assert both.weights == memory_of(LLAMA_8B, use()).weights + memory_of(small, use()).weights
+    assert both.device == memory_of(LLAMA_8B, use()).device + memory_of(small, use()).device
+    assert both.cache == 8192 * 128 * 1024 * 5 // 4
 
 
 def test_a_known_model_has_its_known_cache() -> None:
@@ -99,6 +109,32 @@ def test_a_plan_needs_no_file_and_shows_no_guess(folder: Path, capsys: pytest.Ca
     [replica] = load_site(load_inventory(folder / "inventory.yaml")).replicas
     assert replica.memory is not None
     assert replica.vram_mib == pytest.approx(replica.memory.device / MIB + 420, abs=1)
+
+
+def test_a_draft_is_fetched_for_the_host_and_counted_on_the_card(folder: Path) -> None:
+    text = INVENTORY.replace("kind: chat, context: CONTEXT}", "kind: chat, context: 4096}")
+    (folder / "inventory.yaml").write_text(text)
+    [alone] = load_site(load_inventory(folder / "inventory.yaml")).replicas
+    drafted = text.replace(
+        "context: 4096}", "context: 4096, draft: {model: s}}\n  s: {source: s-1b-q4_0.gguf, kind: chat}"
+    )
+    (folder / "inventory.yaml").write_text(drafted)
+    site = load_site(load_inventory(folder / "inventory.yaml"))
+    [guessed] = site.replicas
+    assert guessed.memory is None, "nobody has read the draft's file"
+    assert list(guessed.files) == ["m.gguf", "s-1b-q4_0.gguf"]
+    assert {item.source: item.hosts for item in wanted_files(site)} == {"m.gguf": ("box",), "s-1b-q4_0.gguf": ("box",)}
+    small = LLAMA_8B.model_copy(update={"layer_bytes": (10_000_000,) * 8, "output_bytes": 50_000_000})
+    files = dict(load_inventory(folder / "inventory.yaml").lock.files)
+    files["s-1b-q4_0.gguf"] = LockedFile(file="s-1b-q4_0.gguf", size=200_000_000, gguf=small)
+    write_lock(folder / "models.lock.json", ModelLock(files=files))
+    [known] = load_site(load_inventory(folder / "inventory.yaml")).replicas
+    more = memory_of(small, use(slots=2, context=4096))
+    assert known.vram_mib - alone.vram_mib == pytest.approx(more.device / MIB, abs=1)
+    off_card = drafted.replace("{model: s}", "{model: s, gpu_layers: 0}")
+    (folder / "inventory.yaml").write_text(off_card)
+    [beside] = load_site(load_inventory(folder / "inventory.yaml")).replicas
+    assert beside.vram_mib == pytest.approx(alone.vram_mib, abs=1)
 
 
 def test_over_budget_says_by_how_much_and_what_fits(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

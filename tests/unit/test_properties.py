@@ -50,7 +50,7 @@ def engines(draw: st.DrawFn) -> dict[str, Any]:
         "gpu_layers": st.one_of(st.just("all"), st.integers(0, 40)),
         "mlock": st.booleans(),
         "environment": st.just({"A_WORD": "50% of $HOME", "Z": BRACES}),
-        "extra_args": st.just(["--verbose", "a b", "$x"]),
+        "extra_args": st.just(["--verbose", "--tags", "a b", "--grammar", "$x"]),
     }
     chosen = draw(st.lists(st.sampled_from(sorted(choices)), unique=True, max_size=3))
     return {key: draw(choices[key]) for key in chosen}

@@ -1,0 +1,68 @@
+"""What the callback for LoRA adapters makes of requests (005-4); `tests/processes` sends real ones."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # LiteLLM would fetch a price list when imported
+
+SQL = [{"id": 0, "scale": 1.0}]
+ABLE: dict[str, Any] = {"model_info": {"id": "chat", "adapters": {"chat:sql": SQL}}}
+OTHER: dict[str, Any] = {"model_info": {"id": "mac"}}
+
+
+def load() -> Any:
+    path = Path(__file__).parents[2] / "litellm" / "corral_adapters.py"
+    spec = importlib.util.spec_from_file_location("corral_adapters", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.corral_adapters
+
+
+async def sent(asked: str, deployment: dict[str, Any], **fields: Any) -> Any:
+    """What of `extra_body` the deployment gets."""
+    callback = load()
+    await callback.async_pre_call_hook(None, None, {"model": asked}, "acompletion")
+    changed = await callback.async_pre_call_deployment_hook({"metadata": deployment, **fields}, None)
+    return None if changed is None else changed["extra_body"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "deployment", "fields", "expected"),
+    [
+        ("chat:sql", ABLE, {}, {"lora": SQL}),
+        ("chat:sql", ABLE, {"extra_body": {"top_k": 3}}, {"top_k": 3, "lora": SQL}),
+        ("chat", ABLE, {}, None),
+        ("chat:sql", OTHER, {}, None),
+        ("chat:sql", ABLE, {"extra_body": {"lora": []}}, None),
+        ("chat:sql", ABLE, {"lora": []}, None),
+    ],
+)
+def test_an_adapter_goes_into_the_body(asked: str, deployment: Any, fields: Any, expected: Any) -> None:
+    assert asyncio.run(sent(asked, deployment, **fields)) == expected
+
+
+async def chosen(asked: str, *deployments: dict[str, Any]) -> Any:
+    callback = load()
+    await callback.async_pre_call_hook(None, None, {"model": asked}, "acompletion")
+    return await callback.async_filter_deployments("chat", list(deployments), None)
+
+
+@pytest.mark.parametrize(
+    ("asked", "there", "expected"),
+    [
+        ("chat:sql", (ABLE, OTHER), [ABLE]),
+        ("chat", (ABLE, OTHER), [ABLE, OTHER]),
+        ("chat:sql", (OTHER,), [OTHER]),
+    ],
+)
+def test_who_has_the_adapter_is_asked(asked: str, there: Any, expected: Any) -> None:
+    assert asyncio.run(chosen(asked, *there)) == expected
