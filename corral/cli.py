@@ -855,7 +855,7 @@ def bench_verify(  # noqa: PLR0913, PLR0917 - a parameter per option
     out: OutOption = OUT,
     pool: PoolsOption = None,
     at_s: Annotated[float, typer.Option("--at-s", min=1, help="Seconds at the limit.")] = 60,
-    above_s: Annotated[float, typer.Option("--above-s", min=1, help="Seconds at three times the limit.")] = 30,
+    above_s: Annotated[float, typer.Option("--above-s", min=1, help="Seconds at three times the limit.")] = 60,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer, as in the sweep.")] = 128,
     long_share: LongOption = None,
     to: Annotated[Path | None, typer.Option("--to", help="Folder for raw data and figures.")] = None,

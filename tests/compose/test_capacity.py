@@ -55,7 +55,7 @@ def test_sweep_report_apply_up_verify(site: Site, tmp_path: Path) -> None:
     site.corral("up", "--render")
 
     checked = tmp_path / "verify"
-    site.corral("bench", "verify", "--pool", "chat", "--at-s", "8", "--above-s", "8", *SHORT, "--to", str(checked))
+    site.corral("bench", "verify", "--pool", "chat", "--at-s", "8", "--above-s", "45", *SHORT, "--to", str(checked))
     found = json.loads((checked / "verify.json").read_text())["pools"]["chat"]
     assert found["at"]["answered"] == found["at"]["requests"]
     assert found["above"]["errors"]["refused"] == found["above"]["refused_saying_when"] > 0

@@ -30,7 +30,8 @@ class Wanted:
 
     pools: tuple[str, ...] = ()
     at_s: float = 60.0
-    above_s: float = 30.0
+    above_s: float = 60.0
+    """Limits are counted by the clock's minute: a shorter load may fall into two of them and exceed neither."""
     max_tokens: int = 128
     timeout_s: float = 120.0
 
