@@ -173,12 +173,6 @@ def test_links_lead_to_pages_that_there_are() -> None:
 # --- with figures ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with recorded(tmp_path_factory.mktemp("recorded"), figures.text()) as url:
-        yield url
-
-
 @pytest.mark.needs("prometheus", "promtool")
 @pytest.mark.parametrize("file", BOARDS)
 def test_every_query_returns_figures(file: str, prometheus: str) -> None:
