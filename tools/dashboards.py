@@ -15,6 +15,8 @@ from tools.panels import (
     BAD,
     FINE,
     LOOK,
+    PLAIN,
+    TOKENS,
     Page,
     Query,
     Step,
@@ -33,12 +35,19 @@ RATE = "$__rate_interval"
 
 SOME_IS_BAD: tuple[Step, ...] = ((None, FINE), (1, BAD))
 LESS_IS_BAD: tuple[Step, ...] = ((None, BAD), (1, FINE))
+BUSY: tuple[Step, ...] = ((None, FINE), (1, LOOK))
 FILL: tuple[Step, ...] = ((None, FINE), (0.8, LOOK), (0.95, BAD))
+CARD_FILL: tuple[Step, ...] = ((None, FINE), (0.95, LOOK), (0.98, BAD))
+"""A card is filled on purpose; only what leaves no room for the next allocation is worth a look."""
 LEFT: tuple[Step, ...] = ((None, BAD), (0.1, LOOK), (0.25, FINE))
 FAILING: tuple[Step, ...] = ((None, FINE), (0.01, LOOK), (0.05, BAD))
 BURN: tuple[Step, ...] = ((None, FINE), (1, LOOK), (6, BAD))
 SHARE: tuple[Step, ...] = ((None, FINE), (1.5, LOOK), (2, BAD))
-YES_NO = {"0": "no", "1": "YES"}
+WHY_SLOW = {
+    "0": "no", "1": "power limit", "2": "SUPPLY", "3": "SUPPLY", "4": "HEAT", "5": "HEAT", "6": "HEAT, SUPPLY",
+    "7": "HEAT, SUPPLY",
+}  # fmt: skip
+"""The sum of 1 for the owner's power limit, 2 for a weak supply and 4 for heat: one strip for each card, with words."""
 UP_DOWN = {"0": "DOWN", "1": "up"}
 
 HOST = Variable("host", "Host", "host:up", "host")
@@ -91,19 +100,19 @@ FARM = Page(
         "Who is busy?": [
             bars(
                 "Slots in use", "Requests at work for each slot of a pool; at 100 % the next one waits.", "percentunit",
-                Query("pool:busy:ratio", "{{pool}}"), steps=FILL,
+                Query("pool:busy:ratio", "{{pool}}"), steps=BUSY,
             ),
             lines(
                 "Requests", "Requests per second of each pool, five minutes' average.", "reqps",
                 Query("pool:requests:rate5m", "{{pool}}"), is_stacked=True,
             ),
             lines(
-                "Tokens written", "Tokens per second of each pool's answers.", "none",
-                Query("pool:generated_tokens:rate5m", "{{pool}} tokens/s"), is_stacked=True,
+                "Tokens written", "Tokens per second of each pool's answers.", TOKENS,
+                Query("pool:generated_tokens:rate5m", "{{pool}}"), is_stacked=True,
             ),
             bars(
                 "Busiest keys", "Requests per second of the ten keys that ask most.", "reqps",
-                Query("topk(10, sum by (api_key_alias) (key:requests:rate5m))", "{{api_key_alias}}"), top=10,
+                Query("topk(10, sum by (api_key_alias) (key:requests:rate5m))", "{{api_key_alias}}"),
             ),
             lines(
                 "Busy replicas", "Requests at work for each slot of a replica.", "percentunit",
@@ -141,7 +150,7 @@ FARM = Page(
             lines(
                 "Hottest card", "Of each host, and what its kind of card may have at most.", "celsius",
                 Query("max by (host) (gpu:temperature:celsius)", "{{host}}"),
-                Query("min by (host) (threshold:gpu_hot_celsius)", "{{host}}: limit", dashes=P50),
+                Query("min by (host) (threshold:gpu_hot_celsius)", "{{host}}: limit", dashes=P50), low=20,
             ),
             bars(
                 "Disk left", "The fullest disk of each host.", "percentunit",
@@ -164,7 +173,7 @@ CARDS = Page(
             number(
                 "Fullest memory", "A card above 95 % may fail its next allocation.", "percentunit",
                 Query(f"topk(1, gpu:memory_used:bytes{{{ON_GPU}}} / gpu:memory_total:bytes{{{ON_GPU}}})", CARD),
-                steps=FILL,
+                steps=CARD_FILL,
             ),
             number("Power", "Of all chosen cards.", "watt", Query(f"sum(gpu:power:watts{{{ON_GPU}}})", "together")),
             number(
@@ -185,28 +194,23 @@ CARDS = Page(
         "Work": [
             lines(
                 "Utilization", "Share of the time in which a card computed anything at all.", "percentunit",
-                Query(f"gpu:utilization:ratio{{{ON_GPU}}}", CARD), top=1,
+                Query(f"gpu:utilization:ratio{{{ON_GPU}}}", CARD), top=1, width=12,
             ),
             lines(
                 "Memory in use", "Of the card's memory; weights and context are taken when a model starts.",
                 "percentunit",
                 Query(f"gpu:memory_used:bytes{{{ON_GPU}}} / gpu:memory_total:bytes{{{ON_GPU}}}", CARD), top=1,
-                steps=FILL,
+                steps=CARD_FILL, width=12,
             ),
             lines(
-                "Tokens written", "Tokens per second of the models on a card.", "none",
+                "Tokens written", "Tokens per second of the models on a card.", TOKENS,
                 Query(
                     f"sum by (host, gpu) (replica:generated_tokens:rate5m{{{ON_GPU}}})", CARD
-                ),
+                ), width=12,
             ),
             lines(
                 "Requests at work", "Of the models on a card.", "none",
-                Query(f"sum by (host, gpu) (replica:in_flight{{{ON_GPU}}})", CARD),
-            ),
-            lines("Clock", "Of the multiprocessors.", "hertz", Query(f"gpu:clock:hertz{{{ON_GPU}}}", CARD)),
-            lines(
-                "PCIe lanes", "Fewer than usual under load: riser or slot; models load slowly.", "none",
-                Query(f"gpu:pcie_width:lanes{{{ON_GPU}}}", CARD),
+                Query(f"sum by (host, gpu) (replica:in_flight{{{ON_GPU}}})", CARD), width=12,
             ),
         ],
         "Heat and power": [
@@ -215,29 +219,43 @@ CARDS = Page(
                 Query(f"gpu:temperature:celsius{{{ON_GPU}}}", CARD),
                 Query(f"min by (card) (threshold:gpu_warm_celsius{{{ON_GPU}}})", "{{card}}: warm", dashes="4,6"),
                 Query(f"min by (card) (threshold:gpu_hot_celsius{{{ON_GPU}}})", "{{card}}: hot", dashes=P50),
+                low=20, width=12,
             ),
             lines(
                 "Power", "The dashed line is the limit that the card keeps to.", "watt",
                 Query(f"gpu:power:watts{{{ON_GPU}}}", CARD),
                 Query(f"max by (card) (gpu:power_limit:watts{{{ON_GPU}}})", "{{card}}: limit", dashes=P50),
+                width=12,
             ),
-            lines("Fans", "Of their full speed.", "percentunit", Query(f"gpu:fan:ratio{{{ON_GPU}}}", CARD), top=1),
+            lines(
+                "Fans", "Of their full speed.", "percentunit", Query(f"gpu:fan:ratio{{{ON_GPU}}}", CARD), top=1,
+                width=12,
+            ),
+            lines("Clock", "Of the multiprocessors.", "hertz", Query(f"gpu:clock:hertz{{{ON_GPU}}}", CARD), width=12),
         ],
         "Trouble": [
             states(
                 "Slowed down", "Why a card computes more slowly than it could. A power limit is the owner's wish.",
-                Query(f"gpu:throttled{{{ON_GPU}}}", f"{CARD}: {{{{reason}}}}"), words=YES_NO,
-                steps=((None, FINE), (1, LOOK)),
+                Query(
+                    f'sum by (host, gpu) (gpu:throttled{{reason="power limit", {ON_GPU}}} '
+                    f'or 2 * gpu:throttled{{reason="power supply", {ON_GPU}}} '
+                    f'or 4 * gpu:throttled{{reason="heat", {ON_GPU}}})', CARD,
+                ),
+                words=WHY_SLOW, steps=((None, FINE), (1, PLAIN), (2, LOOK), (4, BAD)),
+            ),
+            lines(
+                "PCIe lanes", "Fewer than usual under load: riser or slot; models load slowly.", "none",
+                Query(f"gpu:pcie_width:lanes{{{ON_GPU}}}", CARD), width=12,
             ),
             table(
                 "Errors of the driver", ("1: within the last hour. What to do: runbook GpuXid.", "none"),
                 Query(f"gpu:xid_recent{{{ON_GPU}}}", ""),
-                {"host": "Host", "gpu": "Card", "card": "Kind", "xid": "Xid"}, width=6,
+                {"host": "Host", "gpu": "Card", "card": "Kind", "xid": "Xid"},
                 words={"0": "over", "1": "recent"},
             ),
             table(
                 "What the driver wants", ("0: nothing.", "none"), Query(f"gpu:recovery_action{{{ON_GPU}}}", ""),
-                {"host": "Host", "gpu": "Card", "card": "Kind"}, width=6,
+                {"host": "Host", "gpu": "Card", "card": "Kind"},
                 words={"0": "nothing", "1": "reset", "2": "reboot", "3": "drain", "4": "drain, reset"},
             ),
         ],
@@ -254,16 +272,12 @@ MODELS = Page(
             lines(
                 "First token", "Time until a streamed answer begins: half of them (dashed), 19 of 20.", "s",
                 Query(f"pool:first_token:p95_5m{{{ON_POOL}}}", "{{pool}} p95"),
-                Query(f"pool:first_token:p50_5m{{{ON_POOL}}}", "{{pool}} p50", dashes=P50),
-            ),
-            lines(
-                "Time per token", "Mean time from one token of an answer to the next.", "s",
-                Query(f"pool:time_per_token:mean5m{{{ON_POOL}}}", "{{pool}}"),
+                Query(f"pool:first_token:p50_5m{{{ON_POOL}}}", "{{pool}} p50", dashes=P50), width=12,
             ),
             lines(
                 "Whole answer", "From the request to the last token: half of them (dashed), 19 of 20.", "s",
                 Query(f"pool:answer:p95_5m{{{ON_POOL}}}", "{{pool}} p95"),
-                Query(f"pool:answer:p50_5m{{{ON_POOL}}}", "{{pool}} p50", dashes=P50),
+                Query(f"pool:answer:p50_5m{{{ON_POOL}}}", "{{pool}} p50", dashes=P50), width=12,
             ),
         ],
         "What was promised": [
@@ -273,11 +287,7 @@ MODELS = Page(
                     f'(pool:total:increase_5m{{objective="answer", {ON_POOL}}} - '
                     f'pool:bad:increase_5m{{objective="answer", {ON_POOL}}}) / 300', "{{pool}} in time",
                 ),
-                Query(f"pool:requests:rate5m{{{ON_POOL}}}", "{{pool}} all", dashes=P50),
-            ),
-            lines(
-                "Requests that fail", "For reasons that are not the client's.", "percentunit",
-                Query(f"pool:failures:ratio5m{{{ON_POOL}}}", "{{pool}}"), steps=FAILING,
+                Query(f"pool:requests:rate5m{{{ON_POOL}}}", "{{pool}} all", dashes=P50), width=12,
             ),
             lines(
                 "Use of the error budget", "1: it lasts just as long as it should; 14.4 wakes somebody.", "none",
@@ -285,27 +295,42 @@ MODELS = Page(
                     f"pool:bad:ratio_1h{{{ON_POOL}}} / on (pool, objective) objective:error_budget",
                     "{{pool}} {{objective}}",
                 ),
-                steps=BURN,
+                steps=BURN, width=12,
             ),
-        ],
-        "Room": [
-            lines("Queue", "Requests that wait for a slot.", "none", Query(f"pool:queue{{{ON_POOL}}}", "{{pool}}")),
             lines(
-                "Slots", "Requests at work, and slots (dashed).", "none",
-                Query(f"pool:in_flight{{{ON_POOL}}}", "{{pool}} at work"),
-                Query(f"pool:slots{{{ON_POOL}}}", "{{pool}} slots", dashes=P50),
+                "Requests that fail", "For reasons that are not the client's.", "percentunit",
+                Query(f"pool:failures:ratio5m{{{ON_POOL}}}", "{{pool}}"), steps=FAILING, width=12,
             ),
             lines(
                 "Refused for want of a slot, or above a limit", "Dashed: above a limit of the key or the pool.",
                 "reqps", Query(f"pool:refused:rate5m{{{ON_POOL}}}", "{{pool}} no slot"),
-                Query(f"pool:limited:rate5m{{{ON_POOL}}}", "{{pool}} limit", dashes=P50),
+                Query(f"pool:limited:rate5m{{{ON_POOL}}}", "{{pool}} limit", dashes=P50), width=12,
+            ),
+        ],
+        "Room": [
+            lines(
+                "Queue", "Requests that wait for a slot.", "none", Query(f"pool:queue{{{ON_POOL}}}", "{{pool}}"),
+                width=12,
+            ),
+            lines(
+                "Slots", "Requests at work, and slots (dashed).", "none",
+                Query(f"pool:in_flight{{{ON_POOL}}}", "{{pool}} at work"),
+                Query(f"pool:slots{{{ON_POOL}}}", "{{pool}} slots", dashes=P50), width=12,
             ),
         ],
         "Tokens": [
             lines(
-                "Tokens", "Read (dashed) and written, per second.", "none",
-                Query(f"pool:generated_tokens:rate5m{{{ON_POOL}}}", "{{pool}} written/s"),
-                Query(f"pool:prompt_tokens:rate5m{{{ON_POOL}}}", "{{pool}} read/s", dashes=P50),
+                "Tokens", "Read (dashed) and written, per second.", TOKENS,
+                Query(f"pool:generated_tokens:rate5m{{{ON_POOL}}}", "{{pool}} written"),
+                Query(f"pool:prompt_tokens:rate5m{{{ON_POOL}}}", "{{pool}} read", dashes=P50), width=12,
+            ),
+            lines(
+                "Time per token", "Mean time from one token of an answer to the next.", "s",
+                Query(f"pool:time_per_token:mean5m{{{ON_POOL}}}", "{{pool}}"), width=12,
+            ),
+            lines(
+                "Speed of a replica", "Tokens per second while it writes.", TOKENS,
+                Query(f"replica:generation_speed:rate5m{{{ON_POOL}}}", "{{replica}}"), width=12,
             ),
             lines(
                 "Cache hits", "Share of the prompt tokens that a replica still knew.", "percentunit",
@@ -313,25 +338,21 @@ MODELS = Page(
                     f"replica:cached_tokens:rate5m{{{ON_POOL}}} / "
                     f"(replica:cached_tokens:rate5m{{{ON_POOL}}} + replica:prompt_tokens:rate5m{{{ON_POOL}}} > 0)",
                     "{{replica}}",
-                ), top=1,
-            ),
-            lines(
-                "Speed of a replica", "Tokens per second while it writes.", "none",
-                Query(f"replica:generation_speed:rate5m{{{ON_POOL}}}", "{{replica}} tokens/s"),
+                ), top=1, width=12,
             ),
         ],
         "Share-out": [
             lines(
                 "Requests for each slot", "Equal lines: equal shares.", "reqps",
-                Query(f"replica:requests:rate5m{{{ON_POOL}}} / replica:slots{{{ON_POOL}}}", "{{replica}}"),
+                Query(f"replica:requests:rate5m{{{ON_POOL}}} / replica:slots{{{ON_POOL}}}", "{{replica}}"), width=12,
             ),
             lines(
                 "Imbalance", "The busiest replica against the mean; 1 is even.", "none",
-                Query(f"pool:imbalance:ratio{{{ON_POOL}}}", "{{pool}}"), steps=SHARE,
+                Query(f"pool:imbalance:ratio{{{ON_POOL}}}", "{{pool}}"), steps=SHARE, width=12,
             ),
             states(
                 "Replicas", "Whether the balancer sends requests to it.",
-                Query(f"replica:routable{{{ON_POOL}}}", "{{replica}}"), words=UP_DOWN, width=8, steps=LESS_IS_BAD,
+                Query(f"replica:routable{{{ON_POOL}}}", "{{replica}}"), words=UP_DOWN, width=24, steps=LESS_IS_BAD,
             ),
         ],
     },
@@ -376,12 +397,12 @@ KEYS = Page(
         ],
         "Tokens and spend": [
             lines(
-                "Tokens", "Read and written, per second.", "none",
-                Query(f"sum by (api_key_alias) (key:tokens:rate5m{{{OF_KEY}}})", "{{api_key_alias}} tokens/s"),
+                "Tokens", "Read and written, per second.", TOKENS,
+                Query(f"sum by (api_key_alias) (key:tokens:rate5m{{{OF_KEY}}})", "{{api_key_alias}}"),
                 width=12, is_stacked=True,
             ),
             lines(
-                "Models used", "Tokens per second by key and pool.", "none",
+                "Models used", "Tokens per second by key and pool.", TOKENS,
                 Query(f"key:tokens:rate5m{{{OF_KEY}}}", "{{api_key_alias}} → {{pool}}"), width=12,
             ),
             lines(
@@ -422,9 +443,10 @@ GATEWAY = Page(
                 "Processor", "Cores that the gateway uses.", "none",
                 Query(f'rate(process_cpu_seconds_total{{role="gateway"}}[{RATE}])', "{{host}} cores"),
             ),
-            lines(
-                "Programs", "Whether gateway and balancer answer Prometheus, over time.", "none",
-                Query('up{role=~"gateway|balancer"}', "{{job}} on {{host}}"), top=1,
+            states(
+                "Programs", "Whether gateway and balancer answer Prometheus, over time.",
+                Query('up{role=~"gateway|balancer"}', "{{job}} on {{host}}"), words=UP_DOWN, width=8,
+                steps=LESS_IS_BAD,
             ),
         ],
         "Balancer": [
@@ -437,8 +459,16 @@ GATEWAY = Page(
                 Query("pool:in_flight", "{{pool}}"), Query("pool:queue", "{{pool}} waits", dashes=P50), width=12,
             ),
             lines(
+                "Answer time", "Of a replica, average of its last 1024 requests.", "s",
+                Query("replica:answer_time:seconds", "{{replica}}"), width=12,
+            ),
+            lines(
                 "Errors", "5xx answers and failed connections of a replica, per second.", "reqps",
-                Query("replica:errors:rate5m", "{{replica}}"),
+                Query("replica:errors:rate5m", "{{replica}}"), width=12,
+            ),
+            lines(
+                "Health checks", "Time that a replica takes for one.", "s",
+                Query('haproxy_server_check_duration_seconds{pool!=""}', "{{server}}"),
             ),
             lines(
                 "Tried again", "Requests sent once more, per second: the first replica did not take them.", "reqps",
@@ -447,14 +477,6 @@ GATEWAY = Page(
             lines(
                 "Clients gone", "Clients that left before their answer, per second.", "reqps",
                 Query(f"sum by (proxy) (rate(haproxy_backend_client_aborts_total[{RATE}]))", "{{proxy}}"),
-            ),
-            lines(
-                "Answer time", "Of a replica, average of its last 1024 requests.", "s",
-                Query("replica:answer_time:seconds", "{{replica}}"), width=12,
-            ),
-            lines(
-                "Health checks", "Time that a replica takes for one.", "s",
-                Query('haproxy_server_check_duration_seconds{pool!=""}', "{{server}}"), width=12,
             ),
         ],
         "Stores": [
@@ -530,11 +552,11 @@ HOSTS = Page(
         "Heat and clock": [
             lines(
                 "Hottest sensor", "Cards left out.", "celsius",
-                Query(f"host:temperature:celsius{{{ON_HOST}}}", "{{host}}"), width=12,
+                Query(f"host:temperature:celsius{{{ON_HOST}}}", "{{host}}"), low=20, width=12,
             ),
             lines(
-                "Clock", "How far it is from the time servers.", "s",
-                Query(f"node_timex_offset_seconds{{{ON_HOST}}}", "{{host}}"), width=12,
+                "Clock", "How far it is before (above 0) or behind the time servers.", "s",
+                Query(f"node_timex_offset_seconds{{{ON_HOST}}}", "{{host}}"), low=0, width=12,
             ),
         ],
     },

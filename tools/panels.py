@@ -20,9 +20,15 @@ Step = tuple[float | None, str]
 FINE = "green"
 LOOK = "orange"
 BAD = "red"
+PLAIN = "blue"
+"""Of what is neither good nor bad."""
 ALL = ".*"
 SPAN_MS = 120_000
 """A line goes on over a gap that is no longer."""
+TOKENS = "suffix:tok/s"
+"""The unit of tokens per second: Grafana has none of its own."""
+BESIDE_WIDTH = 12
+"""A panel this wide has its legend at its side, where a dozen series have room; below it there is room for three."""
 LAST = {"calcs": ["lastNotNull"], "fields": "", "values": False}
 
 Panel = dict[str, Any]
@@ -84,6 +90,8 @@ class Looks(TypedDict, total=False):
     """Of 24 columns."""
     top: float
     """The greatest value that there can be."""
+    low: float
+    """Where a scale begins as long as no value is smaller; without it every scale begins at 0, whatever is below."""
     steps: tuple[Step, ...]
     """From which value on it is how good."""
     words: Mapping[str, str]
@@ -95,12 +103,14 @@ def lines(title: str, description: str, unit: str, *queries: Query, **looks: Unp
     """Series over time. `steps` are drawn as lines, not only as colours."""
     made = _panel("timeseries", (title, description, unit), queries, {"width": 8, **looks})
     is_stacked = looks.get("is_stacked", False)
-    made["fieldConfig"]["defaults"] |= {"min": 0} | ({"max": looks["top"]} if "top" in looks else {})
+    made["fieldConfig"]["defaults"] |= ({} if "low" in looks else {"min": 0}) | (
+        {"max": looks["top"]} if "top" in looks else {}
+    )
     made["fieldConfig"]["defaults"]["custom"] = {
         "drawStyle": "line", "lineWidth": 2, "fillOpacity": 30 if is_stacked else 5, "showPoints": "never",
         "spanNulls": SPAN_MS, "thresholdsStyle": {"mode": "dashed" if "steps" in looks else "off"},
         "stacking": {"mode": "normal" if is_stacked else "none"},
-    }  # fmt: skip
+    } | ({"axisSoftMin": looks["low"]} if "low" in looks else {})  # fmt: skip
     made["fieldConfig"]["overrides"] = [
         {
             "matcher": {"id": "byFrameRefID", "options": _letter(index)},
@@ -109,8 +119,9 @@ def lines(title: str, description: str, unit: str, *queries: Query, **looks: Unp
         for index, query in enumerate(queries)
         if query.dashes
     ]
+    placement = "right" if made["gridPos"]["w"] >= BESIDE_WIDTH else "bottom"
     made["options"] = {
-        "legend": {"displayMode": "table", "placement": "bottom", "showLegend": True, "calcs": ["lastNotNull", "max"]},
+        "legend": {"displayMode": "table", "placement": placement, "showLegend": True, "calcs": ["lastNotNull", "max"]},
         "tooltip": {"mode": "multi", "sort": "desc"},
     }
     return made
@@ -130,7 +141,8 @@ def number(title: str, description: str, unit: str, query: Query, **looks: Unpac
 def bars(title: str, description: str, unit: str, *queries: Query, **looks: Unpack[Looks]) -> Panel:
     """A bar for each series as of now, with its figure written at the end."""
     made = _as_of_now("bargauge", (title, description, unit), queries, {"width": 8, **looks})
-    made["fieldConfig"]["defaults"] |= {"min": 0, "max": looks.get("top", 1)}
+    most = {"max": looks.get("top", 1)} if unit == "percentunit" else {}
+    made["fieldConfig"]["defaults"] |= {"min": 0, **most}
     made["options"] = {
         "displayMode": "basic", "orientation": "horizontal", "valueMode": "text", "namePlacement": "left",
         "showUnfilled": True, "reduceOptions": LAST,
@@ -193,7 +205,7 @@ def _panel(kind: str, what: tuple[str, str, str], queries: Iterable[Query], look
         "fieldConfig": {
             "defaults": {
                 "unit": unit,
-                "color": {"mode": "thresholds" if "steps" in looks and kind != "timeseries" else "palette-classic"},
+                "color": _colour(kind, has_steps="steps" in looks),
                 "thresholds": {
                     "mode": "absolute", "steps": [{"value": value, "color": colour} for value, colour in steps],
                 },
@@ -211,6 +223,13 @@ def _panel(kind: str, what: tuple[str, str, str], queries: Iterable[Query], look
             for index, query in enumerate(queries)
         ],
     }  # fmt: skip
+
+
+def _colour(kind: str, *, has_steps: bool) -> dict[str, str]:
+    """Lines are told from each other by colours; elsewhere only what is judged may look good or bad."""
+    if kind == "timeseries":
+        return {"mode": "palette-classic"}
+    return {"mode": "thresholds"} if has_steps else {"mode": "fixed", "fixedColor": PLAIN}
 
 
 def _letter(index: int) -> str:

@@ -252,8 +252,9 @@ def _asked(labels: dict[str, str], pool: str, height: float) -> Iterator[Series]
         tokens = _grows(_scaled(asks, each))
         yield Series(f"litellm_{name}_tokens_metric_total", labels, tokens)
     yield Series("litellm_spend_metric_total", labels, _grows(lambda when: asks(when) * 0.0004))
-    yield from _times("litellm_request_total_latency_metric", labels, asks, 4.0)
-    yield from _times("litellm_llm_api_time_to_first_token_metric", labels, asks, 0.9)
+    slow = 1.0 if pool == "chat" else 0.15
+    yield from _times("litellm_request_total_latency_metric", labels, asks, 4.0 * slow)
+    yield from _times("litellm_llm_api_time_to_first_token_metric", labels, asks, 0.9 * slow)
     group = {key: value for key, value in labels.items() if key != "requested_model"} | {"model_group": pool}
     yield from _times("litellm_deployment_latency_per_output_token", group, asks, 0.04)
     yield from _times("litellm_overhead_latency_metric", group, asks, 0.02)

@@ -17,9 +17,23 @@ from tests.monitoring.recorded import answer, names_in, recorded
 from tests.monitoring.test_catalogue import OWN, catalogue, made, unknown
 from tools.catalogue import TARGET_LABELS
 from tools.dashboards import FOLDER, texts
+from tools.panels import TOKENS
 
 BOARDS = sorted(path.name for path in FOLDER.glob("*.json"))
-IN_A_WORD = {"reqps", "percentunit", "s", "bytes", "Bps", "celsius", "watt", "hertz", "ops", "currencyUSD", "none"}
+IN_A_WORD = {
+    "reqps",
+    "percentunit",
+    "s",
+    "bytes",
+    "Bps",
+    "celsius",
+    "watt",
+    "hertz",
+    "ops",
+    "currencyUSD",
+    "none",
+    TOKENS,
+}
 RENAMED = "haproxy_backend_current_queue"
 BEHIND_IT = {"farm.json: Queue A", "gateway.json: Sessions B", "pool.json: Queue A"}
 
@@ -171,12 +185,6 @@ def test_links_lead_to_pages_that_there_are() -> None:
 
 
 # --- with figures ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with recorded(tmp_path_factory.mktemp("recorded"), figures.text()) as url:
-        yield url
 
 
 @pytest.mark.needs("prometheus", "promtool")
