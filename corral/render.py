@@ -194,15 +194,14 @@ def told_by(plan: Plan, host: str) -> list[str]:
 def _units(host: _Host) -> Tree:
     """Units that start the project, set up the cards and write figures; they hold no secret and no path."""
     cards = [card for card in host.plan.site.cards[host.name] if card.vendor == "nvidia"]
-    names = unit_names(host.plan, host.name)
-    site = host.plan.inventory.name
-    templates = {names[-1]: "_runtime/corral.service.j2", POWER_UNIT: f"_runtime/{POWER_UNIT}.j2"}
-    told = told_by(host.plan, host.name)
+    units, told, site = unit_names(host.plan, host.name), told_by(host.plan, host.name), host.plan.inventory.name
+    templates = dict.fromkeys(units[:-1], f"_runtime/{POWER_UNIT}.j2") | {units[-1]: "_runtime/corral.service.j2"}
     for name in figure_units(host.plan, host.name):
         templates[name] = f"_runtime/corral-figures.{name.rpartition('.')[2]}.j2"
-        names = [*names, name]
-    values: dict[str, Any] = {"site": site, "host": host.name, "units": unit_names(host.plan, host.name), "cards": cards, "told": told}
-    return {f"systemd/{name}": host.render(templates[name], mark="#", **values) for name in names}
+    return {
+        f"systemd/{name}": host.render(template, site=site, host=host.name, units=units, cards=cards, told=told)
+        for name, template in templates.items()
+    }
 
 
 def _on_cpu(service: Service, variant: CpuVariant | None) -> dict[str, Any]:
