@@ -6,12 +6,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 
-from corral.ops.figures import FILE, FOLDER
+from corral.errors import CorralError
+from corral.ops.figures import FILE, FOLDER, write_figures
 from corral.ops.hosts import ComposeHost
+from tests.compose.far import Sshd, client_config
 from tests.compose.images.build import ensure_images
 from tests.compose.project import Project, docker, make_models, render_site
 from tests.processes.helpers import REPOSITORY, wait_until
@@ -126,3 +129,28 @@ def test_an_engine_that_does_not_answer_is_told_and_the_old_file_stays(
     monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
     assert "Cannot connect to the Docker daemon" in corral(site, "figures", code=1)
     assert path.read_bytes() == before
+
+
+@pytest.mark.needs("sshd")
+@pytest.mark.skipif(os.getuid() != 0, reason="sshd needs root")
+def test_a_far_hosts_file_is_written_there_and_its_copy_compared(
+    site: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inventory, out, far = tmp_path / "inventory.yaml", tmp_path / "out", tmp_path / "far"
+    inventory.write_text(INVENTORY.replace("127.0.0.1}", f"127.0.0.1, ssh: corral-test, folder: {far}}}"))
+    with Sshd("corral-test", tmp_path / "sshd", docker_host=os.environ.get("DOCKER_HOST", "")) as sshd:
+        for name, value in client_config([sshd], tmp_path / "ssh_config").items():
+            monkeypatch.setenv(name, value)
+        host = ComposeHost(render_site(inventory, out), HOST, out)
+        with pytest.raises(CorralError, match=rf"{far}/{FOLDER}/{FILE} cannot be written.*makes the folder"):
+            write_figures(host.plan, [host])
+        host.copy()
+        write_figures(host.plan, [host])
+        assert 'corral_drift{kind="copy"} 0.0' in (far / FOLDER / FILE).read_text()
+        assert not (out / HOST / FOLDER / FILE).exists()
+        inventory.write_text(inventory.read_text().replace("context: 2048", "context: 1024"))
+        again = ComposeHost(render_site(inventory, out), HOST, out)
+        write_figures(again.plan, [again])
+        text = (far / FOLDER / FILE).read_text()
+        assert 'corral_drift{kind="copy"} 1.0' in text
+        assert 'corral_drift{kind="rendering"} 0.0' in text
