@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -263,6 +264,7 @@ def up(
     if render_first:
         render(inventory, out, host, quiet=True)
     bring_up(found, out, talk, hosts=hosts, timeout_s=timeout, is_on_cpu=cpu)
+    _tell_figures(inventory, out, hosts)
 
 
 @app.command()
@@ -292,6 +294,7 @@ def upgrade(
 
     _load(inventory)
     change_images(inventory, out, talk, Console(highlight=False, soft_wrap=True), to=to or [], timeout_s=timeout)
+    _tell_figures(inventory, out, None)
 
 
 @app.command()
@@ -306,6 +309,7 @@ def rollback(
 
     found = _load(inventory)
     go_back(found, out, talk, hosts=_chosen(found, host), timeout_s=timeout)
+    _tell_figures(inventory, out, _chosen(found, host))
 
 
 @app.command()
@@ -326,6 +330,7 @@ def backup(
     passphrase = None if without_secrets else find_passphrase(passphrase_file, is_new=True)
     made = save(found, out, talk, hosts=hosts, to=to, passphrase=passphrase)
     sys.stdout.write(f"{made}\n")
+    _tell_figures(inventory, out, hosts)
 
 
 @app.command()
@@ -410,6 +415,38 @@ def status(
 
 
 @app.command()
+def figures(
+    inventory: InventoryOption = INVENTORY,
+    out: OutOption = OUT,
+    host: HostOption = None,
+    scheduled: Annotated[
+        bool, typer.Option("--scheduled", help="A timer calls: say nothing, and warn when it does not come again.")
+    ] = False,
+) -> None:
+    """Write what no exporter tells (drift, containers, weights, backups) where node-exporter reads it."""
+    from corral.ops.figures import figures_hosts, write_figures
+
+    found = _load(inventory)
+    hosts = figures_hosts(found, out, _chosen(found, host))
+    write_figures(found, hosts, is_scheduled=scheduled, talk=None if scheduled else talk)
+
+
+def _tell_figures(inventory: Path, out: Path, hosts: Iterable[str] | None) -> None:
+    """Writes the figures anew after a verb that changed them, where there are some; the verb's success stays."""
+    from corral.ops.figures import FOLDER, figures_hosts, write_figures
+
+    try:
+        plan = build_plan(load_inventory(inventory))
+        chosen = [item for item in figures_hosts(plan, out, hosts) if (item.rendered / FOLDER).is_dir()]
+    except CorralError:
+        return  # no such figures in this site
+    try:
+        write_figures(plan, chosen)
+    except CorralError as error:
+        talk.print(Text(f"figures were not written: {error}", style="yellow"))
+
+
+@app.command()
 def watch(
     seconds: Annotated[float, typer.Argument(min=0.5, help="Seconds between two looks.")] = 5,
     inventory: InventoryOption = INVENTORY,
@@ -486,6 +523,8 @@ def setup(
     found = _load(inventory)
     chosen = _chosen(found, host)
     Setup(render_plan(found), talk, dry_run=dry_run, units=units).run(compose_hosts(found, out, chosen))
+    if not dry_run:
+        _tell_figures(inventory, out, chosen)
 
 
 @app.command()
@@ -669,6 +708,7 @@ def models_pull(  # noqa: PLR0913, PLR0917 - a parameter per option
     shelf, hosts = _shelf(inventory, out, host)
     chosen = frozenset(hosts) if hosts else None
     pull(shelf, Choice(tuple(names or ()), chosen, offline, fallback, update, jobs, store))
+    _tell_figures(inventory, out, hosts)
 
 
 @models_app.command("inspect")
@@ -697,6 +737,7 @@ def models_verify(
         _print_json(as_data(found))
     else:
         show_verdict(found, Console(highlight=False, soft_wrap=True))
+    _tell_figures(inventory, out, hosts)
     return 0 if all(row.state == "verified" for row in found) else 1
 
 

@@ -788,6 +788,10 @@ class Thresholds(Model):
     """Size of the gateway's database that is a warning."""
     database_connections_percent: float = Field(80.0, ge=1, le=100)
     """Used share of PostgreSQL's connections that is a warning."""
+    backup_days: float = Field(8.0, gt=0, le=3650)
+    """Days after which the last backup is too old; a site that never made one is not warned."""
+    key_left_percent: float = Field(10.0, ge=0, le=100)
+    """What is left of a key's budget below which there is a warning."""
 
 
 class Monitoring(Model):

@@ -173,15 +173,34 @@ def unit_names(plan: Plan, host: str) -> list[str]:
     return [*([POWER_UNIT] if has_nvidia else []), f"corral-{plan.inventory.name}.service"]
 
 
+def figure_units(plan: Plan, host: str) -> list[str]:
+    """The service and the timer that write figures every minute; only where the kit itself is: not behind ssh."""
+    monitoring = plan.inventory.monitoring
+    is_here = not plan.site.is_local(host) and plan.site.host(host).ssh is None
+    if monitoring is None or not monitoring.node_exporter or not is_here:
+        return []
+    return [f"corral-{plan.inventory.name}-figures.{kind}" for kind in ("service", "timer")]
+
+
+def told_by(plan: Plan, host: str) -> list[str]:
+    """The hosts whose figures a host's timer writes: its own, and the first one those behind ssh."""
+    busy = {service.host for service in plan.contributions.services}
+    compose = [name for name in plan.inventory.hosts if name in busy and not plan.site.is_local(name)]
+    near = [name for name in compose if plan.site.host(name).ssh is None]
+    far = [name for name in compose if plan.site.host(name).ssh is not None]
+    return [host, *(far if near[:1] == [host] else [])]
+
+
 def _units(host: _Host) -> Tree:
-    """Units that start the project and set up the cards when the machine boots; they hold no secret and no path."""
+    """Units that start the project, set up the cards and write figures; they hold no secret and no path."""
     cards = [card for card in host.plan.site.cards[host.name] if card.vendor == "nvidia"]
-    names = unit_names(host.plan, host.name)
-    site = host.plan.inventory.name
-    templates = {names[-1]: "_runtime/corral.service.j2", POWER_UNIT: f"_runtime/{POWER_UNIT}.j2"}
+    units, told, site = unit_names(host.plan, host.name), told_by(host.plan, host.name), host.plan.inventory.name
+    templates = dict.fromkeys(units[:-1], f"_runtime/{POWER_UNIT}.j2") | {units[-1]: "_runtime/corral.service.j2"}
+    for name in figure_units(host.plan, host.name):
+        templates[name] = f"_runtime/corral-figures.{name.rpartition('.')[2]}.j2"
     return {
-        f"systemd/{name}": host.render(templates[name], site=site, host=host.name, units=names, cards=cards)
-        for name in names
+        f"systemd/{name}": host.render(template, site=site, host=host.name, units=units, cards=cards, told=told)
+        for name, template in templates.items()
     }
 
 

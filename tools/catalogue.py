@@ -18,6 +18,8 @@ from typing import Any
 
 import httpx
 
+from corral.ops.figures import text as text_of_kit
+from tests.figures_example import EXAMPLE
 from tests.needs import find_program
 from tests.processes.fakes import LOOPBACK
 from tests.processes.farm import Farm, running
@@ -31,10 +33,11 @@ PROGRAMS = {
     "prometheus": ("Prometheus", ("prometheus", "--version")),
     "alertmanager": ("Alertmanager", ("prometheus-alertmanager", "--version")),
     "node": ("node-exporter", ("prometheus-node-exporter", "--version")),
+    "corral": ("./generate.py figures", ()),
     "postgres": ("postgres_exporter", ("prometheus-postgres-exporter", "--version")),
     "valkey": ("redis_exporter", ("prometheus-redis-exporter", "--version")),
 }
-"""Job of the farm's Prometheus: the program, and how it says its version."""
+"""Job of the farm's Prometheus, or the kit itself: the program, and how it says its version."""
 TARGET_LABELS = {"instance", "job", "host", "gpu", "card", "pool", "model", "replica", "role"}
 SETTLE_S = 30
 LABEL = re.compile(r'([a-zA-Z_]\w*)="(?:[^"\\]|\\.)*"')
@@ -42,6 +45,7 @@ LABEL = re.compile(r'([a-zA-Z_]\w*)="(?:[^"\\]|\\.)*"')
 
 def main() -> int:
     """Reads every program of a running farm and writes what it found."""
+    write("corral", text_of_kit(EXAMPLE).decode())
     with running("slots") as farm:
         _stir(farm)
         for job, text in _figures(farm):

@@ -157,6 +157,46 @@ FARM = Page(
                 Query("min by (host) (host:disk_free:ratio)", "{{host}}"), steps=LEFT,
             ),
         ],
+        "Is it as the inventory says?": [
+            table(
+                "Rendering of each host", ("Its hash, and that of the inventory, as of the last look.", "none"),
+                Query("corral_rendering_info", ""),
+                {"host": "Host", "hash": "Rendering", "inventory": "Inventory", "version": "Kit"},
+                words={"1": "known"},
+            ),
+            states(
+                "Drift", "Whether inventory, rendering, its copy on a far host, and containers agree.",
+                Query("host:drift", "{{host}}: {{kind}}"), steps=SOME_IS_BAD, words={"0": "agrees", "1": "DIFFERS"},
+            ),
+            number(
+                "Containers not well", "Planned, and missing, stopped, or failing their health check.", "none",
+                Query("count(container:healthy == 0) or 0 * count(container:healthy)", "containers"), steps=SOME_IS_BAD,
+            ),
+            number(
+                "Restarts", "By the engine, in half an hour, all containers.", "none",
+                Query("sum(container:restarts:increase30m)", "restarts"), steps=SOME_IS_BAD,
+            ),
+            number(
+                "Model files that are wrong", "Missing, cut off or damaged.", "none",
+                Query("count(host:weights_verified == 0) or 0 * count(host:drift)", "files"), steps=SOME_IS_BAD,
+            ),
+            number(
+                "Model files read", "Read to the last byte since they last changed, and as pinned.", "none",
+                Query("count(host:weights_verified == 1) or 0 * count(host:drift)", "files"),
+            ),
+            number(
+                "Oldest backup", "Of the hosts of which there is one.", "s",
+                Query("max(host:backup_age:seconds)", "age"),
+            ),
+            number(
+                "Oldest look", "When the kit last wrote what this row says; a timer does it every minute.", "s",
+                Query("max(host:figures_age:seconds)", "age"),
+            ),
+            bars(
+                "Memory of containers", "Of what each may use; the ten fullest.", "percentunit",
+                Query("topk(10, container:memory:ratio)", "{{container}}"), steps=FILL,
+            ),
+        ],
     },
 )  # fmt: skip
 

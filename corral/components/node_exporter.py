@@ -10,6 +10,7 @@ from corral.contributions import (
     Contributions,
     Dashboard,
     Endpoint,
+    File,
     Health,
     Port,
     Rules,
@@ -24,6 +25,9 @@ IMAGE = "prom/node-exporter:v1.11.1"
 WHOLE_HOST = "it reads the figures of the whole machine, not of its own container; read-only, and as nobody"
 PATHS = ("--path.rootfs=/host", "--path.procfs=/host/proc", "--path.sysfs=/host/sys")
 """With the machine's own /proc there is no need to join its processes (`pid: host`)."""
+TEXTFILES = "textfile"
+"""Folder of the host whose files it tells, too: those of `./generate.py figures`, and of other programs."""
+README = f"{TEXTFILES}/README"
 OPEN = "machine figures without secrets, on the farm's own network"
 
 
@@ -34,7 +38,10 @@ def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
         return
     yield Rules("monitoring/rules/node.yml")
     yield Dashboard("monitoring/dashboards/host.json")
+    yield Rules("monitoring/rules/corral.yml")
     for host in site.inventory.hosts:
+        if not site.is_local(host):
+            yield File(host, "node_exporter", README, template=f"node_exporter/{README}.j2")
         yield _service(site, host, monitoring.node_exporter_port, {monitoring.host})
         yield ScrapeTarget(
             "node", Endpoint(monitoring.node_exporter_port, host, COMPONENT), {"host": host, "role": "host"}
@@ -51,11 +58,14 @@ def _service(site: Site, host: str, port: int, readers: set[str]) -> Service:
         role="exporter",
         image=site.image(COMPONENT, IMAGE),
         program="prometheus-node-exporter",
-        args=(f"--web.listen-address={address}", *(() if is_local else PATHS)),
+        args=(
+            f"--web.listen-address={address}",
+            *(() if is_local else (*PATHS, f"--collector.textfile.directory=/{TEXTFILES}")),
+        ),
         health=Health(port, "/", ("wget", "-q", "-O", "/dev/null", f"http://127.0.0.1:{port}/")),
         memory_mib=96,
         ports=(Port(port, site.publish_address(host, readers), OPEN),),
-        mounts=(("/", "/host"),),
+        mounts=(("/", "/host"), *(() if is_local else ((f"./node_exporter/{TEXTFILES}", f"/{TEXTFILES}"),))),
         user="65534:65534",
         cpu_weight=256,
         exceptions={"host-mount": WHOLE_HOST},

@@ -18,7 +18,7 @@ from corral.errors import CorralError
 from corral.model_lock import LOCK_FILE, lock_of
 from corral.ops import archive
 from corral.ops.archive import INVENTORY, RENDERING, SECRETS, Manifest, Member, SavedState
-from corral.ops.history import files_on_disk, packed
+from corral.ops.history import files_on_disk, note_backup, packed
 from corral.ops.hosts import ComposeHost, compose_hosts
 from corral.ops.interrupts import Interrupts
 from corral.ops.lock import alone
@@ -116,6 +116,7 @@ def backup(
             members=parts.members,
         )
         archive.write_archive(target.absolute(), place, manifest, parts.files)
+        note_backup(out, chosen, now.timestamp())
     _say_end(plan, target, chosen, talk, is_sealed=passphrase is not None)
     return target
 

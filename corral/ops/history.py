@@ -9,9 +9,11 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import json
 import re
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,8 @@ from corral.errors import CorralError
 from corral.output import compare, digest, write_atomically
 
 FOLDER = ".history"
+BACKUPS = "backups.json"
+"""When each host was last saved by `backup`, in seconds since 1970."""
 KEPT = 5
 INVENTORY = ".inventory.yaml"
 """Name of the inventory among a host's files."""
@@ -69,9 +73,7 @@ def record(out: Path, host: str, files: Mapping[str, bytes], inventory: str) -> 
     number = known[-1].number + 1 if known else 1
     folder = out / FOLDER / host
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (out / FOLDER / ".gitignore").exists():
-            write_atomically(out / FOLDER / ".gitignore", b"*\n", 0o644)
+        _make(folder, out)
         path = folder / f"{number:06}-{name}.tar.gz"
         write_atomically(path, packed({**files, INVENTORY: inventory.encode()}), 0o644)
         older = [entry for entry in known if entry.hash != name]
@@ -80,6 +82,31 @@ def record(out: Path, host: str, files: Mapping[str, bytes], inventory: str) -> 
     except OSError as error:
         raise CorralError(f"{error.filename or folder}: cannot be written: {error.strerror}") from None
     return Entry(number, name, path)
+
+
+def _make(folder: Path, out: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (out / FOLDER / ".gitignore").exists():
+        write_atomically(out / FOLDER / ".gitignore", b"*\n", 0o644)
+
+
+def note_backup(out: Path, hosts: Iterable[str], when: float) -> None:
+    """Remembers that these hosts were saved."""
+    known = last_backups(out) | dict.fromkeys(hosts, when)
+    try:
+        _make(out / FOLDER, out)
+        write_atomically(out / FOLDER / BACKUPS, (json.dumps(known, sort_keys=True) + "\n").encode(), 0o644)
+    except OSError as error:
+        raise CorralError(f"{out / FOLDER}: cannot be written: {error.strerror}") from None
+
+
+def last_backups(out: Path) -> dict[str, float]:
+    """When each host was last saved; without those that never were."""
+    with suppress(OSError, ValueError):
+        found = json.loads((out / FOLDER / BACKUPS).read_bytes())
+        if isinstance(found, dict):
+            return {str(host): float(when) for host, when in found.items()}
+    return {}
 
 
 def before(out: Path, host: str, now: Mapping[str, bytes]) -> Entry | None:

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -183,7 +184,7 @@ def remember(path: Path, sha256: str, mutex: threading.Lock) -> None:
         stamps = _stamps(path.parent)
         stamps.pop(path.name, None)
         if sha256:
-            stamps[path.name] = [*_stamp(path), sha256]
+            stamps[path.name] = [*_stamp(path), sha256, round(time.time())]
         write_atomically(path.parent / STAMPS, (json.dumps(stamps, indent=1, sort_keys=True) + "\n").encode(), 0o644)
 
 
@@ -195,7 +196,23 @@ def state_of(path: Path, known: LockedFile | None) -> State:
         return "not pinned"
     if known.size and path.stat().st_size != known.size:
         return "wrong size"
-    return "verified" if _stamps(path.parent).get(path.name) == [*_stamp(path), known.sha256] else "there"
+    found = _checked(path)
+    return "there" if found is None else "verified" if found[0] == known.sha256 else "damaged"
+
+
+def _checked(path: Path) -> tuple[str, float | None] | None:
+    """The checksum that a file had when it was read, and when that was; None if it has changed since."""
+    with suppress(OSError):
+        match _stamps(path.parent).get(path.name):
+            case [size, changed, str(sha256), *when] if [size, changed] == _stamp(path):
+                return sha256, float(when[0]) if when else None
+    return None
+
+
+def checked_at(row: Row) -> float | None:
+    """When a file on this machine was last read from its first to its last byte, in seconds since 1970."""
+    found = _checked(Path(row.folder) / row.file)
+    return found[1] if found else None
 
 
 # --- work side by side -----------------------------------------------------------------------------------------------
@@ -693,12 +710,13 @@ def verify(shelf: Shelf, names: Sequence[str] = (), hosts: Iterable[str] | None 
 def _verified(shelf: Shelf, item: Wanted, place: Place, told: Callable[[int], None]) -> Row:
     known = shelf.lock.get(item.key)
     state = _state(shelf, item, known, place)
-    if state not in ("there", "verified") or known is None:
+    if state not in ("there", "verified", "damaged") or known is None:
         return _row(shelf, item, known, place, state)
     if place.far:
         is_good = place.far.checksum(known.file, shelf.net.stop) == known.sha256
     else:
         path = (place.folder or Path()) / known.file
-        is_good = net.checksum(path, shelf.net.stop, told).sha256 == known.sha256
-        remember(path, known.sha256 if is_good else "", shelf.mutex)
+        found = net.checksum(path, shelf.net.stop, told).sha256
+        is_good = found == known.sha256
+        remember(path, found, shelf.mutex)
     return _row(shelf, item, known, place, "verified" if is_good else "damaged")

@@ -8,8 +8,10 @@ stopped.
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
@@ -19,7 +21,7 @@ from corral.ops.hosts import CommandError, ComposeHost
 from corral.ops.machine import Look, Machine
 from corral.ops.up import up
 from corral.output import compare, write
-from corral.render import Tree, unit_names
+from corral.render import ROOT, Tree, figure_units, told_by, unit_names
 from corral.secrets import ENV_FILE, initialise, read_env
 from corral.secrets import FOLDER as SECRETS_FOLDER
 
@@ -150,16 +152,18 @@ class Setup:
     def _units(self, host: ComposeHost) -> dict[str, bytes]:
         """The files of the host's units by path: as rendered, and a drop-in that says where the rendering lies."""
         folder = host.run(["sh", "-c", f"cd {shlex.quote(host.folder)} 2>/dev/null && pwd -P || true"]).out.strip()
-        names = unit_names(host.plan, host.name)
-        drop_in = f"[Service]\nWorkingDirectory={folder.replace('%', '%%')}\n"
-        files = {f"{self.units_folder}/{name}": self.tree[f"{host.name}/systemd/{name}"] for name in names}
-        return files | {f"{self.units_folder}/{names[-1]}.d/folder.conf": drop_in.encode()}
+        names, figures = unit_names(host.plan, host.name), figure_units(host.plan, host.name)
+        drop_ins = {names[-1]: f"[Service]\nWorkingDirectory={folder.replace('%', '%%')}\n"}
+        if figures:
+            drop_ins[figures[0]] = _figures_drop_in(host)
+        files = {f"{self.units_folder}/{name}": self.tree[f"{host.name}/systemd/{name}"] for name in (*names, *figures)}
+        return files | {f"{self.units_folder}/{name}.d/folder.conf": text.encode() for name, text in drop_ins.items()}
 
     def _look_at_units(self, host: ComposeHost) -> Look:
         if host.run(["test", "-d", "/run/systemd/system"], check=False).code != 0:
             return Look("done", "this machine does not run systemd; the containers come back by their restart policy")
-        names = " and ".join(unit_names(host.plan, host.name))
-        if self._stale_units(host) or any(not _is_enabled(host, name) for name in unit_names(host.plan, host.name)):
+        names = " and ".join(_enabled_units(host))
+        if self._stale_units(host) or any(not _is_enabled(host, name) for name in _enabled_units(host)):
             return Look("todo", f"install {names} in {self.units_folder} and enable them")
         return Look("done", f"{names} are installed and enabled")
 
@@ -175,14 +179,36 @@ class Setup:
                 script = 'umask 022 && mkdir -p "${1%/*}" && cat >"$1.new" && mv "$1.new" "$1"'
                 host.run([*sudo, "sh", "-c", script, "sh", path], given=data)
             host.run([*sudo, "systemctl", "daemon-reload"])
-            for name in unit_names(host.plan, host.name):
+            for name in _enabled_units(host):
                 host.run([*sudo, "systemctl", "enable", name])
-            for name in unit_names(host.plan, host.name)[:-1]:
-                if f"{self.units_folder}/{name}" in stale:
-                    host.run([*sudo, "systemctl", "restart", name])  # power limits hold from now on
+            for name in _enabled_units(host):
+                is_project = name == unit_names(host.plan, host.name)[-1]
+                if f"{self.units_folder}/{name}" in stale and not is_project:
+                    host.run([*sudo, "systemctl", "restart", name])  # power limits and figures: from now on
         except CommandError as error:
             words = "needs root for its units; let this user use sudo without a password, or run setup as root"
             raise CorralError(f"{host.name}: {words}. {error.done.words}" if sudo else str(error)) from None
+
+
+def _enabled_units(host: ComposeHost) -> list[str]:
+    """What systemd starts when the machine boots; the timer starts the service of the figures."""
+    return [*unit_names(host.plan, host.name), *figure_units(host.plan, host.name)[1:]]
+
+
+def _figures_drop_in(host: ComposeHost) -> str:
+    """Who writes figures, and with which kit and inventory; only for this machine, the kit is nowhere else."""
+    paths = ["--inventory", str(Path(host.plan.source_file).resolve()), "--out", str(host.out.resolve())]
+    hosts = [word for name in told_by(host.plan, host.name) for word in ("--host", name)]
+    command = [sys.executable, str(ROOT / "generate.py"), "figures", "--scheduled", *paths, *hosts]
+    user = host.run(["id", "-un"]).out.strip()
+    return f"[Service]\nUser={user}\nExecStart=\nExecStart={' '.join(map(_systemd_word, command))}\n"
+
+
+def _systemd_word(word: str) -> str:
+    """A word of a unit's command line, taken letter by letter."""
+    for old, new in (("\\", "\\\\"), ('"', '\\"'), ("%", "%%"), ("$", "$$")):
+        word = word.replace(old, new)
+    return f'"{word}"'
 
 
 def _is_enabled(host: ComposeHost, unit: str) -> bool:

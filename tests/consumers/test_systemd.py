@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from corral.render import POWER_UNIT, render, unit_names
+from corral.render import POWER_UNIT, figure_units, render, told_by, unit_names
 from corral.site import Card
 from tests.needs import program
 from tests.trees import CASES, each_case, hosts_of, plan_of, put, tree_of
@@ -25,6 +25,11 @@ case "$*" in *"-i $FAILS "*) echo "No devices were found" >&2; exit 6 ;; esac
 def units_of(case: str) -> list[tuple[str, str]]:
     """Host and name of every unit that is rendered for a case."""
     return [(host, name) for host in hosts_of(case, "compose") for name in unit_names(plan_of(case), host)]
+
+
+def timers_of(case: str) -> list[tuple[str, str]]:
+    """Host and name of what writes figures every minute."""
+    return [(host, name) for host in hosts_of(case, "compose") for name in figure_units(plan_of(case), host)]
 
 
 def verify(folder: Path, *units: Path) -> str:
@@ -43,11 +48,11 @@ def test_systemd_takes_every_unit(case: str, tmp_path: Path) -> None:
     put(tree_of(case), tmp_path)
     for host in hosts_of(case, "compose"):
         folder = tmp_path / host / "systemd"
-        (compose,) = folder.glob("corral-[!g]*.service")
+        compose = folder / unit_names(plan_of(case), host)[-1]
         drop_in = folder / f"{compose.name}.d" / "folder.conf"
         drop_in.parent.mkdir()
         drop_in.write_text("[Service]\nWorkingDirectory=/srv/corral/with spaces\n")
-        assert verify(folder, *sorted(folder.glob("*.service"))) == ""
+        assert verify(folder, *sorted(folder.glob("*.service")), *sorted(folder.glob("*.timer"))) == ""
 
 
 @pytest.mark.needs("systemd")
@@ -62,7 +67,7 @@ def test_systemd_would_say_so_if_a_unit_were_wrong(good: str, bad: str, tmp_path
 @each_case
 def test_units_are_rendered_for_docker_hosts_and_power_only_with_nvidia_cards(case: str) -> None:
     rendered = {path for path in tree_of(case) if "/systemd/" in path}
-    assert rendered == {f"{host}/systemd/{name}" for host, name in units_of(case)}
+    assert rendered == {f"{host}/systemd/{name}" for host, name in (*units_of(case), *timers_of(case))}
     for host in hosts_of(case, "compose"):
         has_nvidia = any(card.vendor == "nvidia" for card in plan_of(case).site.cards[host])
         assert (f"{host}/systemd/{POWER_UNIT}" in rendered) == has_nvidia
@@ -139,11 +144,40 @@ def test_the_project_is_started_after_docker_and_stopped_without_losing_logs(cas
 
 @each_case
 def test_units_hold_no_secret_and_no_path_of_the_rendering(case: str) -> None:
-    for host, name in units_of(case):
+    for host, name in (*units_of(case), *timers_of(case)):
         text = tree_of(case)[f"{host}/systemd/{name}"].decode()
         assert not values(text, "Environment")
         assert not values(text, "EnvironmentFile")
         assert not values(text, "WorkingDirectory")
+
+
+# --- figures, every minute -------------------------------------------------------------------------------------------
+
+
+@each_case
+def test_figures_are_written_where_the_kit_is_and_for_every_far_host_once(case: str) -> None:
+    plan = plan_of(case)
+    told: list[str] = []
+    for host in hosts_of(case, "compose"):
+        names = figure_units(plan, host)
+        if not names:
+            continue
+        service, timer = (tree_of(case)[f"{host}/systemd/{name}"].decode() for name in names)
+        (command,) = values(service, "ExecStart")
+        words = shlex.split(command)
+        assert words[:5] == ["/usr/bin/env", ".venv/bin/python", "generate.py", "figures", "--scheduled"]
+        assert words[6::2] == told_by(plan, host)
+        assert (values(timer, "OnCalendar"), values(timer, "WantedBy")) == (["minutely"], ["timers.target"])
+        told += told_by(plan, host)
+    assert len(told) == len(set(told))
+    if told:
+        assert set(told) == set(hosts_of(case, "compose"))
+
+
+def test_there_are_cases_with_and_without_figures() -> None:
+    with_figures = {case for case in CASES if timers_of(case)}
+    assert with_figures
+    assert with_figures != set(CASES)
 
 
 # --- how cards are pinned --------------------------------------------------------------------------------------------

@@ -83,6 +83,7 @@ def series() -> Iterator[Series]:
     yield from _pools()
     yield from _gateway()
     yield from _host()
+    yield from _kit()
     yield from _stores()
     yield from _alerts()
 
@@ -299,6 +300,27 @@ def _host() -> Iterator[Series]:
     yield Series("node_hwmon_temp_celsius", job | {"chip": "cpu", "sensor": "temp1"}, lambda when: 45 + 25 * load(when))
     yield Series("node_timex_offset_seconds", job, lambda when: 0.0004 * math.sin(20 * when))
     yield Series("node_vmstat_oom_kill", job, _flat(0))
+
+
+def _kit() -> Iterator[Series]:
+    """What `./generate.py figures` wrote, read by way of node-exporter; one container was started anew, one is down."""
+    job = {**HOST, "job": "node", "role": "host"}
+    facts = {"hash": "0123456789abcdef", "inventory": "fedcba9876543210", "version": "0.1.0"}
+    yield Series("corral_rendering_info", job | facts, _flat(1))
+    yield Series("corral_figures_scheduled", job, _flat(1))
+    yield Series("corral_figures_timestamp_seconds", job, lambda when: BEGIN + when * SPAN_S - 20)
+    yield Series("corral_backup_last_success_timestamp_seconds", job, _flat(BEGIN - 86_400))
+    for kind in ("rendering", "containers"):
+        yield Series("corral_drift", job | {"kind": kind}, _flat(float(kind == "containers")))
+    for _pool, labels in _replica_labels():
+        container = job | {"service": labels["replica"].removeprefix("pea-"), "container": labels["replica"]}
+        is_down = labels["replica"] == "pea-gpu-4"
+        yield Series("corral_container_healthy", container, _flat(float(not is_down)))
+        yield Series("corral_container_restarts_total", container, lambda when: float(when > 0.5))
+        yield Series("corral_container_memory_bytes", container, lambda when: (1 + load(when)) * GIB)
+        yield Series("corral_container_memory_limit_bytes", container, _flat(3 * GIB))
+    for model, is_right in (("m", 1.0), ("e", 0.0)):
+        yield Series("corral_weights_verified", job | {"model": model, "file": f"{model}.gguf"}, _flat(is_right))
 
 
 def _stores() -> Iterator[Series]:

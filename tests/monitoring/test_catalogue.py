@@ -20,8 +20,8 @@ RULES = Path(__file__).resolve().parents[2] / "monitoring" / "rules"
 OWN = {"up": set[str](), "ALERTS": {"alertname", "alertstate", "severity", "about"}}
 """What Prometheus itself knows of a target, and of an alert."""
 CATALOGUES = {
-    *("alertmanager", "dcgm-exporter", "gpu-exporter", "haproxy", "litellm", "llama", "localai", "node", "postgres"),
-    *("prometheus", "valkey", "vllm"),
+    *("alertmanager", "corral", "dcgm-exporter", "gpu-exporter", "haproxy", "litellm", "llama", "localai", "node"),
+    *("postgres", "prometheus", "valkey", "vllm"),
 }
 
 

@@ -186,7 +186,7 @@ def parse(path: str, text: str) -> None:
     elif name.endswith(".sh"):
         assert subprocess.run(["sh", "-n"], input=text, text=True, check=False).returncode == 0
     else:
-        assert name in {"haproxy.cfg", ".gitignore"} or name.endswith((".service", ".lua")), (
+        assert name in {"haproxy.cfg", ".gitignore", "README"} or name.endswith((".service", ".timer", ".lua")), (
             f"nothing here can read {path}"
         )
 

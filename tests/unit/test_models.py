@@ -158,7 +158,7 @@ def test_verify_finds_one_flipped_bit_and_pull_repairs_it(site: Site, made: Made
     assert code == 1
     assert "DAMAGED" in out
     assert "1 of 2 files" in out
-    assert [row["state"] for row in site.rows()] == ["there", "verified"]
+    assert [row["state"] for row in site.rows()] == ["damaged", "verified"]
     assert "is damaged or another file; fetching it again" in site("pull")[2]
     assert path.read_bytes() == made.chat
     assert site("verify")[0] == 0

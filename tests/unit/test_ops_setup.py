@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import pwd
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from corral.ops import setup as ops_setup
 from corral.ops.hosts import compose_hosts
 from corral.ops.setup import Setup
 from corral.plan import Plan, build_plan
-from corral.render import render
+from corral.render import ROOT, Tree, render
 from corral.secrets import read_env
 
 UUIDS = [f"GPU-0000000{number}-abcd-0000-0000-000000000000" for number in range(3)]
@@ -83,6 +84,10 @@ class Straw:
     @property
     def out(self) -> Path:
         return self.folder / "out"
+
+    @property
+    def tree(self) -> Tree:
+        return render(self.plan)
 
     @property
     def calls(self) -> list[str]:
@@ -396,6 +401,32 @@ def test_units_are_installed_enabled_and_then_left_alone(make: Make) -> None:
     ]
     straw.setup(units=True)
     assert "✓ systemd units: corral-gpu-power.service and corral-straw.service are installed and enabled" in straw.said
+    assert not [call for call in mutating(straw.calls) if call.startswith("systemctl")]
+
+
+def test_the_timer_of_figures_is_installed_for_this_kit_and_inventory(make: Make) -> None:
+    straw = make(SITE + "monitoring: {host: box}\n")
+    straw.set("systemd", "")
+    straw.setup(units=True)
+    units = straw.folder / "units"
+    for kind in ("service", "timer"):
+        name = f"corral-straw-figures.{kind}"
+        assert (units / name).read_bytes() == straw.tree[f"box/systemd/{name}"]
+    drop_in = (units / "corral-straw-figures.service.d" / "folder.conf").read_text()
+    *_, user, reset, command = drop_in.splitlines()
+    words = shlex.split(command.removeprefix("ExecStart="))
+    assert user == f"User={pwd.getpwuid(os.getuid()).pw_name}"
+    assert reset == "ExecStart="
+    assert words[1:4] == [str(ROOT / "generate.py"), "figures", "--scheduled"]
+    paths = ["--inventory", str((straw.folder / "site.yaml").resolve()), "--out", str(straw.out.resolve())]
+    assert words[4:] == [*paths, "--host", "box"]
+    done = [call for call in mutating(straw.calls) if call.startswith("systemctl")]
+    assert done[-3:] == [
+        "systemctl enable corral-straw-figures.timer",
+        "systemctl restart corral-gpu-power.service",
+        "systemctl restart corral-straw-figures.timer",
+    ]
+    straw.setup(units=True)
     assert not [call for call in mutating(straw.calls) if call.startswith("systemctl")]
 
 

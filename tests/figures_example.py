@@ -1,0 +1,27 @@
+"""Figures of a host with something of every kind, for tests and for the catalogue."""
+
+from __future__ import annotations
+
+from corral.ops.figures import HostFigures, ServiceFigures, WeightFigures
+from corral.ops.observed import Container
+
+RUNNING = Container(
+    "1", "box-chat-1", "farm-box", "chat-1", "image", "running", "healthy", restarts=2, memory_mib=100, limit_mib=512
+)
+EXAMPLE = HostFigures(
+    when=1_800_000_000.0,
+    is_scheduled=True,
+    rendering="0123456789abcdef",
+    inventory="fedcba9876543210",
+    drift={"rendering": False, "containers": True, "copy": False},
+    services=(
+        ServiceFigures("chat-1", "box-chat-1", RUNNING),
+        ServiceFigures("haproxy", "box-haproxy", None),
+    ),
+    weights=(
+        WeightFigures("qwen3", "qwen3.gguf", is_right=True, checked=1_799_990_000.0),
+        WeightFigures("nomic", "nomic.gguf", is_right=False),
+        WeightFigures("fresh", "fresh.gguf", is_right=None),
+    ),
+    backup=1_799_900_000.0,
+)
