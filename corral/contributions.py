@@ -269,6 +269,17 @@ class DataSource:
 
 
 @dataclass(frozen=True, slots=True)
+class TraceReceiver:
+    """Who gets a trace of every request that the gateway answers: OTLP over HTTP, `/v1/traces` below a URL."""
+
+    url: str
+    secret: str = ""
+    """Name of the secret with the headers that it wants, as `Name=value,Name=value`."""
+    is_outside: bool = False
+    """Whether it is on another machine than the gateway."""
+
+
+@dataclass(frozen=True, slots=True)
 class Secret:
     """A value that one or more hosts need; generated once and kept, or given by the user."""
 
@@ -345,6 +356,7 @@ Contribution = (
     | AlertSink
     | DataSource
     | State
+    | TraceReceiver
 )
 
 
@@ -366,6 +378,7 @@ class Contributions:
     sinks: list[AlertSink] = field(default_factory=list)
     sources: list[DataSource] = field(default_factory=list)
     states: list[State] = field(default_factory=list)
+    trace_receivers: list[TraceReceiver] = field(default_factory=list)
 
     def add(self, item: Contribution) -> None:
         """Puts a contribution where consumers of its kind look."""
@@ -374,6 +387,6 @@ class Contributions:
             ScrapeTarget: self.targets, Secret: self.secrets, Store: self.stores, File: self.files,
             Rules: self.rules, Fact: self.facts, Dashboard: self.dashboards, AlertSink: self.sinks,
             DataSource: self.sources,
-            State: self.states,
+            State: self.states, TraceReceiver: self.trace_receivers,
         }  # fmt: skip
         lists[type(item)].append(item)

@@ -790,6 +790,25 @@ class Monitoring(Model):
     """Merged into Prometheus' rendered configuration."""
 
 
+class Tracing(Model):
+    """Who gets a trace of every request: pool, model, key, times, tokens, cost. Prompts only if asked for."""
+
+    url: Annotated[str, BeforeValidator(_without_password), _text(URL), AfterValidator(_url)] | None = None
+    """Receiver of OTLP over HTTP, such as `http://192.0.2.5:4318`; traces go to `/v1/traces` below it."""
+    secret: SecretName | None = None
+    """Name of the secret that the receiver wants: the whole value of the header, such as `Bearer …`."""
+    header: Annotated[str, _text(HEADER)] = "Authorization"
+    """Header in which it wants the secret."""
+    prompts: bool = False
+    """Whether prompts and answers are part of a trace; nothing of them leaves the gateway otherwise."""
+
+    @model_validator(mode="after")
+    def _has_receiver(self) -> Self:
+        if self.url is None:
+            raise ValueError("tracing needs a url")
+        return self
+
+
 class Inventory(Model):
     """A whole site in one file. Keys that start with `x-` are yours, for anchors and notes."""
 
@@ -815,6 +834,8 @@ class Inventory(Model):
     """Keys of people and programs, by name (LiteLLM's `key_alias`)."""
     monitoring: Monitoring | None = None
     """Prometheus and the exporters; without this section there is no monitoring."""
+    tracing: Tracing | None = None
+    """Who gets a trace of every request; without this section nobody does."""
     images: dict[Name, Word] = Field(default_factory=dict)
     """Container images, instead of the pinned ones."""
 
