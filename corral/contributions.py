@@ -124,6 +124,8 @@ class Service:
     stop_grace_s: int = 10
     stop_signal: str = ""
     after: tuple[tuple[str, Literal["service_healthy", "service_started"]], ...] = ()
+    networks: tuple[str, ...] = ("farm",)
+    """The project's inner networks that it is on; nobody else is on one but those who name it."""
     exceptions: Mapping[str, str] = field(default_factory=dict)
     """Rules of the security baseline (corral/policy.py) that do not hold for this service, each with the reason.
 
@@ -286,7 +288,8 @@ class Secret:
     name: str
     host: str
     purpose: str
-    generate: Literal["hex", "sk", "given"] = "hex"
+    generate: Literal["hex", "hex64", "sk", "given"] = "hex"
+    """`hex64` is a key of 256 bits."""
     template: str = ""
     """Made from other secrets, as `postgresql://corral:{POSTGRES_PASSWORD}@…`; never stored by itself."""
 
