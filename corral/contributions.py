@@ -124,6 +124,8 @@ class Service:
     stop_grace_s: int = 10
     stop_signal: str = ""
     after: tuple[tuple[str, Literal["service_healthy", "service_started"]], ...] = ()
+    networks: tuple[str, ...] = ("farm",)
+    """The project's inner networks that it is on; nobody else is on one but those who name it."""
     exceptions: Mapping[str, str] = field(default_factory=dict)
     """Rules of the security baseline (corral/policy.py) that do not hold for this service, each with the reason.
 
@@ -272,13 +274,25 @@ class DataSource:
 
 
 @dataclass(frozen=True, slots=True)
+class TraceReceiver:
+    """Who gets a trace of every request that the gateway answers: OTLP over HTTP, `/v1/traces` below a URL."""
+
+    url: str
+    secret: str = ""
+    """Name of the secret with the headers that it wants, as `Name=value,Name=value`."""
+    is_outside: bool = False
+    """Whether it is on another machine than the gateway."""
+
+
+@dataclass(frozen=True, slots=True)
 class Secret:
     """A value that one or more hosts need; generated once and kept, or given by the user."""
 
     name: str
     host: str
     purpose: str
-    generate: Literal["hex", "sk", "given"] = "hex"
+    generate: Literal["hex", "hex64", "sk", "given"] = "hex"
+    """`hex64` is a key of 256 bits."""
     template: str = ""
     """Made from other secrets, as `postgresql://corral:{POSTGRES_PASSWORD}@…`; never stored by itself."""
 
@@ -348,6 +362,7 @@ Contribution = (
     | AlertSink
     | DataSource
     | State
+    | TraceReceiver
 )
 
 
@@ -369,6 +384,7 @@ class Contributions:
     sinks: list[AlertSink] = field(default_factory=list)
     sources: list[DataSource] = field(default_factory=list)
     states: list[State] = field(default_factory=list)
+    trace_receivers: list[TraceReceiver] = field(default_factory=list)
 
     def add(self, item: Contribution) -> None:
         """Puts a contribution where consumers of its kind look."""
@@ -377,6 +393,6 @@ class Contributions:
             ScrapeTarget: self.targets, Secret: self.secrets, Store: self.stores, File: self.files,
             Rules: self.rules, Fact: self.facts, Dashboard: self.dashboards, AlertSink: self.sinks,
             DataSource: self.sources,
-            State: self.states,
+            State: self.states, TraceReceiver: self.trace_receivers,
         }  # fmt: skip
         lists[type(item)].append(item)

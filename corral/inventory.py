@@ -841,6 +841,34 @@ class Monitoring(Model):
     """Merged into Prometheus' rendered configuration."""
 
 
+class Tracing(Model):
+    """Who gets a trace of every request: pool, model, key, times, tokens, cost. Prompts only if asked for."""
+
+    host: Name | None = None
+    """Host that runs a Langfuse of the site's own; not a `local` one."""
+    port: PortNumber = 3100
+    """Port of that Langfuse, on the host's address: it has users and keys of its own (`LANGFUSE_ADMIN_PASSWORD`)."""
+    clickhouse_mib: int = Field(4096, ge=1024, le=TIB_MIB)
+    """Memory limit of its ClickHouse, in MiB; its other programs may take 5.5 GiB together."""
+    url: Annotated[str, BeforeValidator(_without_password), _text(URL), AfterValidator(_url)] | None = None
+    """Instead of `host`: a receiver of OTLP over HTTP that you have, such as `http://192.0.2.5:4318`; traces go to
+    `/v1/traces` below it."""
+    secret: SecretName | None = None
+    """Name of the secret that the receiver wants: the whole value of the header, such as `Bearer …`."""
+    header: Annotated[str, _text(HEADER)] = "Authorization"
+    """Header in which it wants the secret."""
+    prompts: bool = False
+    """Whether prompts and answers are part of a trace; nothing of them leaves the gateway otherwise."""
+
+    @model_validator(mode="after")
+    def _has_receiver(self) -> Self:
+        if (self.host is None) == (self.url is None):
+            raise ValueError("needs either the host for a Langfuse of its own or the url of a receiver")
+        if self.url is None and self.secret is not None:
+            raise ValueError("secret belongs to url; the key of the site's own Langfuse is made up")
+        return self
+
+
 class Inventory(Model):
     """A whole site in one file. Keys that start with `x-` are yours, for anchors and notes."""
 
@@ -866,6 +894,8 @@ class Inventory(Model):
     """Keys of people and programs, by name (LiteLLM's `key_alias`)."""
     monitoring: Monitoring | None = None
     """Prometheus and the exporters; without this section there is no monitoring."""
+    tracing: Tracing | None = None
+    """Who gets a trace of every request; without this section nobody does."""
     images: dict[Name, Word] = Field(default_factory=dict)
     """Container images, instead of the pinned ones."""
 

@@ -141,10 +141,12 @@ def _auto_problems(inventory: Inventory, place: Placement, path: KeyPath) -> Ite
 
 @_reference("role-host-exists")
 def _role_host_exists(inventory: Inventory) -> Iterator[Problem]:
-    """The hosts of the gateway and of the monitoring are in `hosts`."""
+    """The hosts of the gateway, of Langfuse and of the monitoring are in `hosts`."""
     if inventory.gateway.host not in inventory.hosts:
         yield _unknown("host", inventory.gateway.host, ("gateway", "host"), inventory.hosts)
-    monitoring = inventory.monitoring
+    tracing, monitoring = inventory.tracing, inventory.monitoring
+    if tracing is not None and tracing.host is not None and tracing.host not in inventory.hosts:
+        yield _unknown("host", tracing.host, ("tracing", "host"), inventory.hosts)
     if monitoring is None:
         return
     if monitoring.host not in inventory.hosts:
@@ -372,7 +374,11 @@ def _node_once(inventory: Inventory) -> Iterator[Problem]:
 
 @_reference("local-runtime")
 def _local_runtime(inventory: Inventory) -> Iterator[Problem]:
-    """A host with `runtime: local` runs servers on its CPU, and no image servers."""
+    """A host with `runtime: local` runs servers on its CPU, no image servers and no Langfuse."""
+    tracing = inventory.tracing
+    host = inventory.hosts.get(tracing.host or "") if tracing else None
+    if host is not None and host.runtime == "local":
+        yield Problem("Langfuse needs Docker", ("tracing", "host"), "name a host with runtime: compose, or a url")
     for pool, place, path in _places(inventory):
         model = inventory.models.get(inventory.pools[pool].model or "")
         host = inventory.hosts.get(place.host or "")

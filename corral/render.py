@@ -153,6 +153,7 @@ def _compose_host(host: _Host, content: Mapping[str, bytes]) -> Tree:
         project=project_name(host.plan, host.name),
         components=sorted(by_component),
         networks={network for service in host.services for network in _networks(service)},
+        own_networks=sorted({name for service in host.services for name in service.networks} - {"farm"}),
         secrets=sorted({name for service in host.services for name in service.secrets}),
     )
     on_cards = [service for service in host.services if service.gpus]
@@ -223,8 +224,8 @@ def _on_cpu(service: Service, variant: CpuVariant | None) -> dict[str, Any]:
 def _networks(service: Service) -> list[str]:
     """The project's networks that a service is on: the way out also lets people in."""
     if "way-out" in service.exceptions:
-        return ["farm", "way-out"]
-    return ["farm", *(["door"] if any(port.publish for port in service.ports) else [])]
+        return [*service.networks, "way-out"]
+    return [*service.networks, *(["door"] if any(port.publish for port in service.ports) else [])]
 
 
 def _component(host: _Host, services: list[Service], content: Mapping[str, bytes]) -> bytes:

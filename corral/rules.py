@@ -151,7 +151,7 @@ def _port_unique(site: Site, found: Contributions) -> Iterator[Problem]:
 
 def _place_of_port(inventory: Inventory, number: int) -> KeyPath:
     """Where the inventory says a port that belongs to no pool."""
-    for section in ("monitoring", "gateway"):
+    for section in ("tracing", "monitoring", "gateway"):
         for key, value in getattr(inventory, section) or ():
             if key.endswith("port") and value == number:
                 return section, key
@@ -240,10 +240,11 @@ def _address_distinct(site: Site, found: Contributions) -> Iterator[Problem]:
 
 @_plan("address-reachable")
 def _address_reachable(site: Site, found: Contributions) -> Iterator[Problem]:
-    """The gateway and the monitoring reach what they read on other hosts: not on loopback, not on a local host."""
-    gateway, monitoring = site.inventory.gateway, site.inventory.monitoring
+    """The gateway and the monitoring reach what they call on other hosts: not on loopback, not on a local host."""
+    gateway, monitoring, tracing = site.inventory.gateway, site.inventory.monitoring, site.inventory.tracing
     wanted = {(backend.endpoint.host, gateway.host) for backend in found.backends}
     wanted |= {(target.endpoint.host, monitoring.host) for target in found.targets} if monitoring else set()
+    wanted |= {(tracing.host, gateway.host)} if tracing and tracing.host else set()
     for host, reader in sorted(wanted):
         if not host or host == reader:
             continue

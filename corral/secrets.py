@@ -6,6 +6,7 @@ files, because containers run under other user ids than the owner's.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import re
 import secrets
@@ -154,7 +155,9 @@ def _is_to_be_had(secret: Secret, shared: dict[str, str]) -> bool:
 
 
 def _new_value(secret: Secret) -> str:
-    return f"sk-{secrets.token_urlsafe(32)}" if secret.generate == "sk" else secrets.token_hex(24)
+    if secret.generate == "sk":
+        return f"sk-{secrets.token_urlsafe(32)}"
+    return secrets.token_hex(32 if secret.generate == "hex64" else 24)
 
 
 def _write_env(path: Path, made: list[Secret], values: Mapping[str, str]) -> None:
@@ -203,13 +206,18 @@ def _text_for(secret: Secret, values: Mapping[str, str]) -> str:
 
 
 class _TemplateFormatter(string.Formatter):
-    """Fills `{NAME}`, `{NAME:url}` (quoted for a URL) and `{NAME:sha256}` (hashed, in hexadecimal)."""
+    """Fills `{NAME}`, `{NAME:url}` (quoted for a URL) and `{NAME:sha256}` (hashed, in hexadecimal).
+
+    `{NAME:basic USER}` is the user and the value as HTTP's basic authentication has them.
+    """
 
     FORMATS: Mapping[str, Callable[[str], str]] = {
         "": str,
         "url": lambda value: quote(value, safe=""),
+        "basic": lambda value: base64.b64encode(value.encode()).decode(),
         "sha256": lambda value: hashlib.sha256(value.encode()).hexdigest(),
     }
 
     def format_field(self, value: object, format_spec: str) -> str:
-        return self.FORMATS[format_spec](str(value))
+        name, _, user = format_spec.partition(" ")
+        return self.FORMATS[name](f"{user}:{value}" if user else str(value))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from corral.aliases import all_aliases
@@ -24,6 +24,7 @@ from corral.contributions import (
     Secret,
     Service,
     Store,
+    TraceReceiver,
 )
 from corral.inventory import Auto, Pool
 from corral.routing import SECTIONS, chains, has_routing, tier_settings
@@ -48,6 +49,8 @@ CALLBACKS: dict[str, Callable[[Route], bool]] = {
     "corral_thinking": lambda route: route.hides_thoughts,
 }
 """Callbacks beside the gateway's own, each on sites that have a route which needs it."""
+TRACES = "corral_traces"
+"""The callback of sites where somebody wants traces."""
 CONFIG = "/etc/corral/config.yaml"
 MODES = {"chat": "chat", "embedding": "embedding", "rerank": "rerank", "image": "image_generation"}
 PROVIDERS = {
@@ -65,6 +68,7 @@ USER = "65532:65532"
 """Upstream's own; since 1.94 its image keeps the database client's engine where every user can run it."""
 CLOUD = "it calls cloud providers"
 FAR = "it calls servers on other machines"
+TRACED = "it sends traces to another machine"
 EXTRA = "`gateway.extra` may name something on another machine"
 WRITABLE = {"HOME": "/tmp", "XDG_CACHE_HOME": "/tmp/cache", "LITELLM_MIGRATION_DIR": "/tmp/migrations"}  # noqa: S108
 """Where the program may write when its root is read-only: paths in the container, gone when it stops."""
@@ -96,7 +100,8 @@ def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
 
 
 def _callbacks(published: Contributions) -> list[str]:
-    return [name for name, is_needed in CALLBACKS.items() if any(map(is_needed, published.routes))]
+    needed = [name for name, is_needed in CALLBACKS.items() if any(map(is_needed, published.routes))]
+    return [*needed, *([TRACES] if published.trace_receivers else [])]
 
 
 def _files(published: Contributions) -> dict[str, tuple[str, str]]:
@@ -141,7 +146,9 @@ def _buckets(site: Site) -> list[float]:
 
 def _needed_secrets(published: Contributions) -> tuple[str, ...]:
     """Names of every secret that LiteLLM takes from its environment."""
-    names = {route.secret for route in published.routes if route.secret} | {store.secret for store in published.stores}
+    named: tuple[Iterable[Route | Store | TraceReceiver], ...]
+    named = (published.routes, published.stores, published.trace_receivers)
+    names = {item.secret for items in named for item in items if item.secret}
     return tuple(sorted(names | {MASTER_KEY} | ({SALT_KEY} if published.stores else set())))
 
 
@@ -372,6 +379,7 @@ def _service(site: Site, published: Contributions, secrets: tuple[str, ...]) -> 
             "LITELLM_LOCAL_MODEL_COST_MAP": "True",
             "LITELLM_MODE": "PRODUCTION",
             "PROMETHEUS_DISABLE_CREATED_SERIES": "True",
+            **_tracing(site, published),
         },
         secrets=secrets,
         ports=(Port(gateway.port, site.host(gateway.host).address, "LiteLLM's keys"),),
@@ -389,6 +397,20 @@ def _service(site: Site, published: Contributions, secrets: tuple[str, ...]) -> 
     )
 
 
+def _tracing(site: Site, published: Contributions) -> dict[str, str]:
+    """Settings of LiteLLM's OpenTelemetry callback, and of the library that sends for it."""
+    tracing = site.inventory.tracing
+    if tracing is None or not published.trace_receivers:
+        return {}
+    return {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": published.trace_receivers[0].url,
+        "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+        # Clients can talk LiteLLM out of `turn_off_message_logging` with a header, but not out of this.
+        "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT": "SPAN_ONLY" if tracing.prompts else "NO_CONTENT",
+        "OTEL_SERVICE_NAME": site.inventory.name,
+    }
+
+
 def _routing_mounts() -> Iterator[ConfigMount]:
     yield from (ConfigMount(name, target) for name, (_, target) in ROUTING_FILES.items())
     yield ConfigMount("routing.yaml", ROUTING)
@@ -402,4 +424,6 @@ def _way_out(site: Site, published: Contributions) -> dict[str, str]:
     far = [backend for backend in published.backends if site.is_outside(backend.endpoint, gateway.host)]
     if far and gateway.balancing == "direct":
         return {"way-out": FAR}
+    if any(receiver.is_outside for receiver in published.trace_receivers):
+        return {"way-out": TRACED}
     return {"way-out": EXTRA} if gateway.extra else {}

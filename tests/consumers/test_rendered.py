@@ -17,6 +17,7 @@ import yaml
 
 from corral.components.llama import COMPONENT as LLAMA
 from corral.contributions import Service
+from corral.secrets import write_files
 from corral.site import Replica
 from corral.xllama import OPTIONS
 from tests.consumers.litellm_contract import load_with_litellm, unknown_keys
@@ -47,10 +48,11 @@ def folder(case: str, tmp_path: Path) -> Path:
     """The tree of a case on disk, with a value for every secret."""
     put(tree_of(case), tmp_path)
     for host in plan_of(case).inventory.hosts:
-        for secret in plan_of(case).secrets_of(host):
-            path = tmp_path / host / "secrets" / secret.name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(f"sk-{secret.name.lower()}")
+        wanted = plan_of(case).secrets_of(host)
+        (tmp_path / host).mkdir(exist_ok=True)
+        write_files(
+            wanted, {secret.name: f"sk-{secret.name.lower()}" for secret in wanted}, tmp_path / host / "secrets"
+        )
     return tmp_path
 
 
@@ -600,7 +602,7 @@ def test_litellm_ignores_no_key(case: str, path: str) -> None:
 STORE = re.compile(r"redis|database_url")
 
 
-@pytest.mark.parametrize("case", ["least-busy", "direct", "everything-on"])
+@pytest.mark.parametrize("case", ["least-busy", "direct", "everything-on", "traced"])
 def test_litellm_loads_the_configuration(case: str, folder: Path) -> None:
     """One of each way of balancing. Database and cache are left out: it would connect to them at once."""
     path = next(path for _, path in files_named("config.yaml") if path in tree_of(case))
