@@ -51,9 +51,20 @@ def unseal(sealed: bytes, passphrase: str) -> bytes:
     if match is None:
         raise CorralError("the secrets were sealed in a way that this version of corral does not know")
     try:
-        return Fernet(_key(passphrase, base64.urlsafe_b64decode(match[2]), int(match[1]))).decrypt(token.strip())
+        salt, body = _decoded(match[2]), _decoded(token.strip())
+        return Fernet(_key(passphrase, salt, int(match[1]))).decrypt(base64.urlsafe_b64encode(body))
+    except ValueError:
+        raise CorralError("the sealed secrets are damaged: that is not what was written") from None
     except InvalidToken:
         raise WrongPassphraseError("the passphrase is wrong: the secrets do not open with it") from None
+
+
+def _decoded(text: bytes) -> bytes:
+    """What base64 stands for; ValueError where another text stands for the same, as after a change of unused bits."""
+    data = base64.urlsafe_b64decode(text)
+    if base64.urlsafe_b64encode(data) != text:
+        raise ValueError("not as it was written")
+    return data
 
 
 def _key(passphrase: str, salt: bytes, cost: int) -> bytes:
