@@ -239,6 +239,8 @@ class Engine(Model):
     """GPU memory that one replica takes, in MiB, when you know better than the estimate."""
     start_timeout_s: int | None = Field(None, ge=1, le=DAY_S)
     """How long a server may load before it counts as broken, in seconds."""
+    sleep_idle_s: int | None = Field(None, ge=1, le=DAY_S)
+    """Give the memory back after so many idle seconds (`--sleep-idle-seconds`); the next request loads it again."""
     backend: Literal["cuda12", "cuda13", "rocm", "vulkan", "intel"] | None = None
     """Build of llama.cpp that runs a card, instead of the one chosen for it; `vulkan` for AMD and Intel cards."""
     image: Word | None = None

@@ -62,6 +62,7 @@ SET = {
     "--n-gpu-layers": "write gpu_layers: in engine",
     "--split-mode": "write split_mode: in engine",
     "--threads": "write threads: in engine",
+    "--sleep-idle-seconds": "write sleep_idle_s: in engine",
     "--jinja": "write jinja: in engine",
     "--pooling": "write pooling: in engine",
     "--embedding": "write kind: embedding for the model",

@@ -291,6 +291,7 @@ def arguments(site: Site, replica: Replica) -> tuple[str, ...]:
     words += ["--threads", engine.threads] if engine.threads else []
     words += ["--cache-reuse", engine.cache_reuse] if engine.cache_reuse else []
     words += ["--load-mode", "mmap+mlock"] if engine.mlock else []
+    words += ["--sleep-idle-seconds", engine.sleep_idle_s] if engine.sleep_idle_s else []
     words += ["--jinja" if engine.jinja else "--no-jinja"] if replica.kind == "chat" else []
     words += {"embedding": ["--embeddings"], "rerank": ["--reranking"]}.get(replica.kind, [])
     words += ["--pooling", engine.pooling] if engine.pooling else []

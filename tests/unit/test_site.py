@@ -172,7 +172,7 @@ def test_an_embedding_server_takes_a_whole_input_in_one_batch() -> None:
 def test_every_engine_setting_that_a_server_needs_has_a_default() -> None:
     optional = {
         "threads", "pooling", "memory_mib", "memory_swap_mib", "vram_mib", "cache_ram_mib", "image", "extra_args",
-        "environment", "backend", "split_mode",
+        "environment", "backend", "split_mode", "sleep_idle_s",
     }  # fmt: skip
     engine = merged_engine(inventory({"chat": {"model": "m", "on": {"host": "pi"}}}), "chat", "")
 
