@@ -76,6 +76,26 @@ BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120
 """Seconds; upstream's own have nothing between 10 and 30."""
 UNBOUNDED_LABELS = ("client_ip", "end_user", "user_agent", "user_email", "org_id", "org_alias")
 """Labels of LiteLLM's figures that strangers choose, or that say nothing here."""
+METRICS = (
+    "litellm_api_key_max_budget_metric",
+    "litellm_api_key_rate_limit_allowed_metric",
+    "litellm_api_key_rate_limit_used_metric",
+    "litellm_callback_logging_failures_metric",
+    "litellm_deployment_latency_per_output_token",
+    "litellm_in_flight_requests",
+    "litellm_input_cached_tokens_metric",
+    "litellm_input_tokens_metric",
+    "litellm_llm_api_time_to_first_token_metric",
+    "litellm_output_tokens_metric",
+    "litellm_overhead_latency_metric",
+    "litellm_proxy_failed_requests_metric",
+    "litellm_proxy_total_requests_metric",
+    "litellm_remaining_api_key_budget_metric",
+    "litellm_request_total_latency_metric",
+    "litellm_spend_metric",
+    "litellm_total_tokens_metric",
+)
+"""Figures that rules and pages look at. LiteLLM would keep some seventy, and every request would pay for each."""
 SPARE_TIME_S = 60
 """The gateway waits this much longer than queue and answer together may take, so that HAProxy decides."""
 
@@ -191,6 +211,7 @@ def configuration(site: Site, published: Contributions) -> dict[str, Any]:
             "json_logs": True,
             "prometheus_exclude_labels": list(UNBOUNDED_LABELS),
             "prometheus_latency_buckets": _buckets(site),
+            "prometheus_metrics_config": [{"group": "corral", "metrics": list(METRICS)}],
             "request_timeout": patience_s(site),
             "require_auth_for_metrics_endpoint": True,
         },

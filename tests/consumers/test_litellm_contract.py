@@ -40,6 +40,7 @@ SETTINGS: Config = {
         "drop_params": False,
         "json_logs": True,
         "prometheus_latency_buckets": [0.5, 1.0, 5.0],
+        "prometheus_metrics_config": [{"group": "ours", "metrics": ["litellm_spend_metric"]}],
         "request_timeout": 660,
         "require_auth_for_metrics_endpoint": True,
     },

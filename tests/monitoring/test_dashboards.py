@@ -11,10 +11,11 @@ from typing import Any
 import promql_parser as promql
 import pytest
 
+from corral.components import litellm
 from tests.monitoring import figures
 from tests.monitoring.boards import asked, dashboards, panels, plain, troubles
 from tests.monitoring.recorded import answer, names_in, recorded
-from tests.monitoring.test_catalogue import OWN, catalogue, made, unknown
+from tests.monitoring.test_catalogue import OWN, catalogue, made, shipped, unknown
 from tools.catalogue import TARGET_LABELS
 from tools.dashboards import FOLDER, texts
 from tools.panels import TOKENS
@@ -52,6 +53,13 @@ def test_a_name_outside_the_catalogue_is_found() -> None:
     assert list(unknown(plain('rate(llamacpp:kv_cache_usage_ratio{pool=~"$pool"}[$__rate_interval])'))) == [
         "no metric llamacpp:kv_cache_usage_ratio"
     ]
+
+
+def test_the_gateway_keeps_the_figures_that_somebody_looks_at_and_no_others() -> None:
+    """LiteLLM pays for each figure with every request; one that is left out of its list would be an empty panel."""
+    expressions = [*(rule["expr"] for _, rule in shipped()), *(query.plain for query in asked())]
+    names = {name for expression in expressions for name in names_in(expression) if name.startswith("litellm_")}
+    assert {re.sub(r"_(total|bucket|sum|count)$", "", name) for name in names} == set(litellm.METRICS)
 
 
 def test_recorded_figures_are_such_as_programs_have() -> None:
