@@ -277,7 +277,7 @@ def _router(site: Site) -> dict[str, Any]:
     if gateway.balancing == "direct":
         router |= {
             "routing_strategy": "simple-shuffle",
-            "num_retries": 3,  # each draws lots again, and may meet the same replica
+            "num_retries": 2,  # each draws lots again, and may meet the same replica
             "allowed_fails": 2,
             "cooldown_time": 10,
             **_busy_is_no_failure(),

@@ -24,6 +24,7 @@ from rich.text import Text
 from corral.contributions import Service
 from corral.errors import CorralError
 from corral.ops.hosts import CommandError, ComposeHost
+from corral.ops.observed import container_name
 from corral.plan import Plan
 
 LIMIT_S = 10.0
@@ -114,7 +115,7 @@ def _on_loopback(port: int) -> Ask:
 def _over_ssh(host: ComposeHost, service: Service, port: int) -> Ask:
     def ask(query: str) -> list[dict[str, Any]]:
         url = f"http://127.0.0.1:{port}/api/v1/query?query={quote(query)}"
-        words = ["docker", "exec", service.container or service.name, "wget", "-q", "-O", "-", url]
+        words = ["docker", "exec", container_name(host.plan, host.name, service.name), "wget", "-q", "-O", "-", url]
         try:
             return _result(host.run(words, limit_s=LIMIT_S).out)
         except CommandError as error:

@@ -1,7 +1,8 @@
 """Seed 004 as it is meant: a host with eight cards and a host with the gateway, each with an engine and an sshd.
 
-The copy of the inventory has documentation addresses, `ssh:` and a models folder beside the rendering; nothing else
-differs. This machine has the inventory and the kit, and both hosts are looked after from here.
+The copy of the inventory has documentation addresses, `ssh:` and a models folder beside the rendering. It also tells the
+watchdogs that servers compute on the processor, as they do on cards that are not there: else each would be ended for having
+lost its card. Nothing else differs. This machine has the inventory and the kit, and both hosts are looked after from here.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ ADDRESSES = {"pea": ("192.168.0.144", "192.0.2.144"), "prod": ("192.168.0.152", 
 FIGURES_LIMIT_S = 90
 FIRST_LIMIT_S = 120
 SLOW_PICTURE_S = 61
+NO_CARD = "{CORRAL_COMPUTES_ON: processor}"
 UUID = "GPU-5d3b7e3a-0f4b-4b3e-9a53-0c4f6f1d2e01"
 PINNED = f"""\
 schema_version: 1
@@ -60,6 +62,9 @@ def site(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Site:
         far = f"{stand_in}, ssh: {PREFIX}{host}, folder: {_far_folder(site, host)}"
         text = text.replace(f"{{address: {address}", f"{{address: {far}")
         text = text.replace(f"address: {address}", f"address: {far}".replace(", ", "\n    "))
+    text = text.replace("    gpu_layers: 33\n", f"    gpu_layers: 33\n    environment: {NO_CARD}\n")
+    text = text.replace("  embedding: {slots: 1,", f"  embedding: {{slots: 1, environment: {NO_CARD},")
+    assert text.count(NO_CARD) == 2
     assert "192.168." not in text
     assert text.count("ssh:") == len(ADDRESSES)
     site.inventory.write_text(text)

@@ -25,7 +25,7 @@ from tests.processes.helpers import free_port, wait_until
 
 pytestmark = [in_modes("slots"), pytest.mark.needs("postgres", "prisma-engine", "redis")]
 
-CHAT_ALIASES = {"default", "assistant"}
+CHAT_ALIASES = {"default", "assistant", "chat:late", "chat:weak"}
 EVEN_ALIASES = {"Owner/Model:8B", *EDITOR_NAMES["chat"]}
 LIMIT_RPM = 35
 SPEND_WITHIN_S = 40
