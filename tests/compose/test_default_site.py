@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -29,6 +30,7 @@ from tests.compose.project import (
     replica_of,
     streamed_text,
 )
+from tests.monitoring.boards import asked, troubles
 from tests.processes.helpers import wait_until
 
 pytestmark = pytest.mark.needs("docker-engine", "mmdebstrap", "prisma-engine")
@@ -48,6 +50,23 @@ INNER_PORTS = {
     "cache": 6379,
     "node": 9100,
 }
+PAGES = ("farm.json", "gateway.json", "host.json", "keys.json", "pool.json")
+PANELS_LIMIT_S = 240
+NO_LOOK = "`figures` has not looked yet: its timer is systemd's; tests/compose/test_figures.py has these"
+EMPTY_HERE = {
+    **dict.fromkeys(("farm.json: Hottest card A", "farm.json: Hottest card B"), "no cards"),
+    "host.json: Hottest sensor A": "a virtual machine has no sensors",
+    "keys.json: Budget left A": "no consumer has a budget",
+    "keys.json: Use of the limits A": "no consumer has limits",
+    **{
+        f"farm.json: {title} A": NO_LOOK
+        for title in (
+            "Containers not well", "Drift", "Memory of containers", "Model files read", "Model files that are wrong",
+            "Oldest backup", "Oldest look", "Rendering of each host", "Restarts",
+        )
+    },
+}  # fmt: skip
+"""Queries that may have nothing to show on this site, and why."""
 VOLUMES = ("dashboards", "database", "llama-restarts", "metrics")
 FIGURES_LIMIT_S = 60
 """Two scrapes and a start."""
@@ -126,6 +145,20 @@ def test_prometheus_reads_every_target(site: Project, client: Client) -> None:
         FIGURES_LIMIT_S,
         "predicted tokens in Prometheus",
     )
+
+
+def test_every_panel_of_the_sites_pages_shows_something_under_load(site: Project, client: Client) -> None:
+    """The pages that Grafana has here, asked in the site's own Prometheus; recorded figures show the rest elsewhere."""
+
+    def empty() -> set[str]:
+        client.chat(stream=True, max_tokens=20)
+        client.send("POST", "/v1/embeddings", {"model": "embed", "input": "hello"})
+        found = [trouble for query in asked(*PAGES) for trouble in troubles(query, _series)]
+        return {trouble.partition(": no data")[0] for trouble in found} - set(EMPTY_HERE)
+
+    with Load(client):
+        wait_until(lambda: empty() == set(), PANELS_LIMIT_S, "every panel shows something")
+    assert len(list(asked(*PAGES))) > 50
 
 
 @pytest.mark.parametrize(
@@ -329,6 +362,13 @@ def test_a_service_that_cannot_become_healthy_is_named_with_its_last_lines(site:
 
 def _slots(site: Project) -> int:
     return next(replica.slots for replica in site.plan.site.replicas if replica.container == REPLICAS[0])
+
+
+def _series(expression: str) -> list[dict[str, Any]]:
+    with httpx.Client(trust_env=False, timeout=10) as http:
+        answer = http.get(f"{PROMETHEUS}/api/v1/query", params={"query": expression})
+    found: list[dict[str, Any]] = answer.raise_for_status().json()["data"]["result"]
+    return found
 
 
 def _query(expression: str) -> dict[str, float]:
