@@ -78,6 +78,12 @@ class Health:
     command: tuple[str, ...] = ()
     start_timeout_s: int = 60
 
+    @classmethod
+    def by_wget(cls, port: int, path: str, start_timeout_s: int = 60) -> Health:
+        """The path, asked from inside by images that have wget."""
+        command = ("wget", "-q", "-O", "/dev/null", f"http://127.0.0.1:{port}{path}")
+        return cls(port, path, command, start_timeout_s)
+
 
 @dataclass(frozen=True, slots=True)
 class Service:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import re
 import statistics
 import sys
@@ -29,6 +28,7 @@ from tests.compose.conftest import engine_alone  # noqa: E402 - the checkout is 
 from tests.compose.site_up import HOST, Site, site_in  # noqa: E402
 from tests.needs import why_missing  # noqa: E402
 from tests.processes.helpers import wait_until  # noqa: E402
+from tools.bench_render import machine  # noqa: E402
 
 RESULT = ROOT / "docs" / "benchmarks" / "operations.json"
 NEEDED = ("docker-engine", "mmdebstrap")
@@ -139,18 +139,6 @@ def one_round(site: Site, number: int, failures: list[str]) -> dict[str, float]:
     return found
 
 
-def machine() -> dict[str, Any]:
-    """What it ran on, in words that say nothing of who owns it."""
-    return {
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30),
-        "processor": platform.machine(),
-        "system": platform.system(),
-        "python": platform.python_version(),
-        "load_before": round(os.getloadavg()[0], 1),
-    }
-
-
 def main() -> int:
     """Measures, prints and writes; 1 where there is no engine to measure with."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -161,7 +149,7 @@ def main() -> int:
     if missing:
         print("cannot measure: " + "; ".join(missing), file=sys.stderr)
         return 1
-    about, failures = machine(), list[str]()
+    about, failures = machine() | {"load_before": round(os.getloadavg()[0], 1)}, list[str]()
     with (
         engine_alone(),
         tempfile.TemporaryDirectory(prefix="corral-bench-") as folder,

@@ -138,7 +138,7 @@ def _service(site: Site, monitoring: Monitoring) -> Service:
             f"--web.listen-address={'127.0.0.1' if is_local else ''}:{port}",
             "--cluster.listen-address=",
         ),
-        health=Health(port, "/-/ready", ("wget", "-q", "-O", "/dev/null", f"http://127.0.0.1:{port}/-/ready")),
+        health=Health.by_wget(port, "/-/ready"),
         memory_mib=128,
         secrets=tuple(sorted({item.secret for item in monitoring.receivers if item.secret})),
         ports=(Port(port, "127.0.0.1", NO_PASSWORD),),

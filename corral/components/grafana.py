@@ -79,10 +79,15 @@ def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
     yield from (Secret(name, host, purpose) for name, purpose in SECRETS.items())
     yield File(host, COMPONENT, SOURCES_FILE, data=sources(site, monitoring, published.sources))
     yield File(host, COMPONENT, PROVIDERS_FILE, data=providers(site))
-    pages = {PurePosixPath(page.asset).name: page.asset for page in published.dashboards}
-    yield from (File(host, COMPONENT, f"pages/{name}", asset=asset) for name, asset in sorted(pages.items()))
-    yield _service(site, monitoring, sorted(pages))
+    pages = page_assets(published)
+    yield from (File(host, COMPONENT, f"pages/{name}", asset=asset) for name, asset in pages.items())
+    yield _service(site, monitoring, list(pages))
     yield State(host, COMPONENT, "grafana", "accounts and pages that people made", VOLUME, DATA)
+
+
+def page_assets(published: Contributions) -> dict[str, str]:
+    """The site's pages by file name, in the order of names: the asset of each."""
+    return dict(sorted((PurePosixPath(page.asset).name, page.asset) for page in published.dashboards))
 
 
 def announce(site: Site) -> Iterator[Contribution]:
@@ -161,9 +166,7 @@ def _service(site: Site, monitoring: Monitoring, pages: list[str]) -> Service:
         role="monitoring",
         image=site.image(COMPONENT, IMAGE),
         program="grafana-server",
-        health=Health(
-            port, "/api/health", ("wget", "-q", "-O", "/dev/null", f"http://127.0.0.1:{port}/api/health"), 300
-        ),
+        health=Health.by_wget(port, "/api/health", 300),
         memory_mib=512,
         environment={
             **SETTINGS,

@@ -191,10 +191,6 @@ def _given(variables: Mapping[str, str]) -> str:
     return " ".join(f"{variable}={secret}" for variable, secret in sorted(variables.items()))
 
 
-def _fetched(url: str) -> tuple[str, ...]:
-    return "wget", "-q", "-O", "/dev/null", url
-
-
 def _web(site: Site, host: str, tracing: Tracing) -> Service:
     """Pages and API. The first project, its key and its owner are there when it has started."""
     variables = {**VARIABLES, **WEB_VARIABLES}
@@ -208,9 +204,7 @@ def _web(site: Site, host: str, tracing: Tracing) -> Service:
         program="node",
         entrypoint=("/bin/sh", START),
         args=("./web/entrypoint.sh", "node", "./web/server.js", "--keepAliveTimeout", "110000"),
-        health=Health(
-            tracing.port, "/api/public/ready", _fetched(f"http://127.0.0.1:{tracing.port}/api/public/ready"), 600
-        ),
+        health=Health.by_wget(tracing.port, "/api/public/ready", 600),
         memory_mib=2048,
         environment={
             **_environment(site, host, tracing),
@@ -248,7 +242,7 @@ def _worker(site: Site, host: str, tracing: Tracing) -> Service:
         program="node",
         entrypoint=("/bin/sh", START),
         args=("./worker/entrypoint.sh", "node", "worker/dist/index.js"),
-        health=Health(3030, "/api/health", _fetched("http://127.0.0.1:3030/api/health"), 300),
+        health=Health.by_wget(3030, "/api/health", 300),
         memory_mib=2048,
         environment={**_environment(site, host, tracing), "CORRAL_SECRETS": _given(VARIABLES), "PORT": "3030"},
         secrets=tuple(sorted(VARIABLES.values())),
@@ -274,7 +268,7 @@ def _clickhouse(site: Site, host: str, tracing: Tracing) -> Service:
         program="clickhouse-server",
         entrypoint=("/bin/sh", START),
         args=("/entrypoint.sh",),
-        health=Health(8123, "/ping", _fetched("http://127.0.0.1:8123/ping"), 120),
+        health=Health.by_wget(8123, "/ping", 120),
         memory_mib=tracing.clickhouse_mib,
         environment={
             "CLICKHOUSE_DB": "default",

@@ -62,7 +62,7 @@ def _service(site: Site, host: str, port: int, readers: set[str]) -> Service:
             f"--web.listen-address={address}",
             *(() if is_local else (*PATHS, f"--collector.textfile.directory=/{TEXTFILES}")),
         ),
-        health=Health(port, "/", ("wget", "-q", "-O", "/dev/null", f"http://127.0.0.1:{port}/")),
+        health=Health.by_wget(port, "/"),
         memory_mib=96,
         ports=(Port(port, site.publish_address(host, readers), OPEN),),
         mounts=(("/", "/host"), *(() if is_local else ((f"./node_exporter/{TEXTFILES}", f"/{TEXTFILES}"),))),

@@ -54,7 +54,7 @@ def _service(site: Site, monitoring: Monitoring, store: Store) -> Service:
             "DATA_SOURCE_USER": store.user,
             "DATA_SOURCE_PASS_FILE": site.secret_path(host, store.password),
         },
-        health=Health(port, "/", ("wget", "-q", "-O", "/dev/null", f"http://127.0.0.1:{port}/")),
+        health=Health.by_wget(port, "/"),
         memory_mib=96,
         secrets=(store.password,),
         ports=(

@@ -243,7 +243,7 @@ def _service(site: Site, host: str, port: int, targets: list[ScrapeTarget], rule
             f"--storage.tsdb.retention.size={size}MB",
             f"--web.listen-address={'127.0.0.1' if is_local else ''}:{port}",
         ),
-        health=Health(port, "/-/ready", ("wget", "-q", "-O", "/dev/null", f"http://127.0.0.1:{port}/-/ready")),
+        health=Health.by_wget(port, "/-/ready"),
         memory_mib=512,
         secrets=tuple(sorted({target.secret for target in targets if target.secret})),
         ports=(Port(port, "127.0.0.1", NO_PASSWORD),),

@@ -62,7 +62,7 @@ def _service(site: Site, monitoring: Monitoring, store: Store) -> Service:
             f"--redis.password-file={site.secret_path(host, PASSWORDS)}",
             f"--web.listen-address={listen}",
         ),
-        health=Health(port, "/health", ("wget", "-q", "-O", "/dev/null", f"http://127.0.0.1:{port}/health")),
+        health=Health.by_wget(port, "/health"),
         memory_mib=64,
         secrets=(PASSWORDS,),
         ports=(Port(port, site.publish_address(host, {monitoring.host}), "figures of the counters, none of them"),),

@@ -31,7 +31,6 @@ from corral.render import Tree, render
 FOLDER = "node_exporter/textfile"
 """Below a host's folder; node-exporter has it as /textfile."""
 FILE = "corral.prom"
-GOOD = ("healthy", "running")
 WRONG = ("missing", "wrong size", "damaged")
 WRITE = """
 cd "$1" || exit 1
@@ -129,7 +128,7 @@ def _of_containers(services: Sequence[ServiceFigures]) -> Iterator[Metric]:
     limit = GaugeMetricFamily("corral_container_memory_limit_bytes", "Memory that it may use.", labels=names)
     for item in services:
         labels, seen = [item.service, item.container], item.seen
-        healthy.add_metric(labels, seen is not None and seen.condition in GOOD)
+        healthy.add_metric(labels, seen is not None and seen.is_well)
         if seen is None:
             continue
         restarts.add_metric(labels, seen.restarts)
@@ -216,8 +215,7 @@ def look(host: ComposeHost, seen: Observed, tree: Tree, *, is_scheduled: bool = 
 def _services(host: ComposeHost, seen: Observed) -> Iterator[ServiceFigures]:
     for service in as_started(host).services:
         container = seen.container_of(service.name, host.project)
-        wanted = seen.hashes.get(service.name)
-        is_old = bool(container and wanted and container.config_hash and wanted != container.config_hash)
+        is_old = container is not None and seen.is_older(container)
         yield ServiceFigures(service.name, container_name(host.plan, host.name, service.name), container, is_old)
 
 

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.text import Text
 
 from corral import __version__
-from corral.components.grafana import COMPONENT, PASSWORD
+from corral.components.grafana import COMPONENT, PASSWORD, page_assets
 from corral.errors import CorralError, UsageError, did_you_mean, on_one_line
 from corral.plan import Plan
 from corral.render import ROOT
@@ -203,10 +203,10 @@ class Grafana:
 
 def pages(plan: Plan) -> list[Page]:
     """The site's dashboards, the same that its own Grafana has."""
-    assets = {PurePosixPath(page.asset).name: page.asset for page in plan.contributions.dashboards}
+    assets = page_assets(plan.contributions)
     if not assets:
         raise GrafanaError("this site has no `monitoring:` and so no pages")
-    return [json.loads((ROOT / asset).read_text(encoding="utf-8")) for _, asset in sorted(assets.items())]
+    return [json.loads((ROOT / asset).read_text(encoding="utf-8")) for asset in assets.values()]
 
 
 def choose_source(grafana: Grafana, wanted: str, usual: str = PROMETHEUS) -> dict[str, Any]:

@@ -33,6 +33,8 @@ NO_LIMIT = 1 << 60
 """What version 1 of control groups prints is a number near 2**63."""
 NO_DATE = "0001-01-01T00:00:00Z"
 PARKED = "parked: "
+GOOD = frozenset({"healthy", "running"})
+"""Conditions that one wants."""
 """Begins what the health check says of a server that its watchdog (gpu-server/llama/start.sh) no longer starts."""
 _FIGURE = re.compile(r'haproxy_server_(\w+)\{proxy="([^"]*)",server="([^"]*)"(?:,state="([^"]*)")?\} (\S+)')
 _HASH = re.compile(r"^(\S+) ([0-9a-f]{64})$", re.MULTILINE)
@@ -102,6 +104,11 @@ class Container:
         """One word: its health while it runs, else its state."""
         return (self.health or "running") if self.is_running else self.state
 
+    @property
+    def is_well(self) -> bool:
+        """Whether its health check passes; without one, whether it runs."""
+        return self.condition in GOOD
+
 
 @dataclass(frozen=True, slots=True)
 class Server:
@@ -151,6 +158,11 @@ class Observed:
     def container_of(self, service: str, project: str) -> Container | None:
         """The container of a service."""
         return next((item for item in self.containers if (item.service, item.project) == (service, project)), None)
+
+    def is_older(self, container: Container) -> bool:
+        """Whether a container was made from another rendering than the one that lies there; False if nobody knows."""
+        wanted = self.hashes.get(container.service)
+        return bool(wanted and container.config_hash and wanted != container.config_hash)
 
 
 # --- asking ----------------------------------------------------------------------------------------------------------

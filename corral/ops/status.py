@@ -31,7 +31,6 @@ OUT_OF_ROTATION = {
     "DRAIN": "draining",
     "NOLB": "draining",
 }
-GOOD = ("healthy", "running")
 MINUTE_S, HOUR_S, DAY_S = 60, 3600, 86_400
 
 
@@ -143,14 +142,14 @@ def _row(host: ComposeHost, service: Service, seen: Observed, servers: Mapping[s
     replica = replicas.get(service.name)
     name = container_name(host.plan, host.name, service.name)
     server = servers.get(name) if replica else None
-    notes = tuple(_notes(service, container, seen, server))
+    notes = tuple(_notes(container, seen, server))
     facts: dict[str, Any] = _engine_facts(container, now) | _replica_facts(replica, server)
     is_up = server is None or server.status == "UP"
     return Row(
         host=host.name,
         service=service.name,
         container=name,
-        is_well=container is not None and container.condition in GOOD and is_up,
+        is_well=container is not None and container.is_well and is_up,
         notes=notes,
         gpus=tuple(claim.number for claim in service.tenancies),
         role=service.role or service.component,
@@ -183,17 +182,16 @@ def _replica_facts(replica: Replica | None, server: Server | None) -> dict[str, 
     }
 
 
-def _notes(service: Service, container: Container | None, seen: Observed, server: Server | None) -> Iterator[str]:
+def _notes(container: Container | None, seen: Observed, server: Server | None) -> Iterator[str]:
     if container is None:
         return
     if container.health == "parked":
         yield container.last_check.removeprefix(PARKED)
     elif not container.is_running:
         yield f"code {container.exit_code}" + _meaning(container)
-    elif server is not None and server.status != "UP" and container.condition in GOOD:
+    elif server is not None and server.status != "UP" and container.is_well:
         yield OUT_OF_ROTATION.get(server.status, server.status)
-    wanted = seen.hashes.get(service.name)
-    if wanted and container.config_hash and wanted != container.config_hash:
+    if seen.is_older(container):
         yield DRIFT
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from corral.contributions import Service
 from corral.errors import CorralError
 from corral.ops.hosts import ComposeHost, service_of
-from corral.ops.observed import is_parked
+from corral.ops.observed import GOOD, is_parked
 
 HASH_LABEL = "com.docker.compose.config-hash"
 CONFIG_LABEL = "corral.config"
@@ -69,7 +69,7 @@ def condition(container: Mapping[str, Any]) -> str:
 
 def is_well(state: str) -> bool:
     """Whether a condition is what one wants."""
-    return state in {"healthy", "running"}
+    return state in GOOD
 
 
 def check_engine(host: ComposeHost) -> None:

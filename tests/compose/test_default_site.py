@@ -372,9 +372,7 @@ def _series(expression: str) -> list[dict[str, Any]]:
 
 
 def _query(expression: str) -> dict[str, float]:
-    with httpx.Client(trust_env=False, timeout=10) as http:
-        answer = http.get(f"{PROMETHEUS}/api/v1/query", params={"query": expression}).json()
-    return {str(item["metric"].get("instance")): float(item["value"][1]) for item in answer["data"]["result"]}
+    return {str(item["metric"].get("instance")): float(item["value"][1]) for item in _series(expression)}
 
 
 def _grafana(site: Project, path: str, password: str = "") -> httpx.Response:

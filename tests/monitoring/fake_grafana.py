@@ -10,14 +10,15 @@ import base64
 import json
 import math
 import re
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import httpx
+
+from tests.processes.helpers import serving_http
 
 TOKEN = "glsa_of_a_test"
 PASSWORD = "of a test"
@@ -181,12 +182,6 @@ def running(fake: FakeGrafana) -> Iterator[FakeGrafana]:
             self.end_headers()
             self.wfile.write(text)
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        fake.url = f"http://127.0.0.1:{server.server_address[1]}{fake.prefix}"
-        try:
-            yield fake
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving_http(Handler) as port:
+        fake.url = f"http://127.0.0.1:{port}{fake.prefix}"
+        yield fake

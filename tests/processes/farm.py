@@ -187,6 +187,13 @@ def inventory_of(mode: Mode, ports: dict[str, int], extras: Extras) -> dict[str,
     }  # fmt: skip
 
 
+def keep_only(site: dict[str, Any], *pools: str) -> None:
+    """Takes everything out of a site of `inventory_of` but these pools of fakes."""
+    site["pools"] = {name: site["pools"][name] for name in pools}
+    site["nodes"] = {name: site["nodes"][name] for pool in pools for name in POOLS[pool]}
+    del site["models"]
+
+
 def _node(port: int, slots: int, name: str) -> dict[str, Any]:
     node = {"url": f"http://{LOOPBACK}:{port}", "engine": "openai", "model": "fake-model", "slots": slots}
     kind = {"kind": "embedding"} if name in VECTORS else {}

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import httpx
@@ -15,7 +14,7 @@ import pytest
 from tests.processes import farm as farms
 from tests.processes.fakes import LOOPBACK
 from tests.processes.farm import BRIEF, Extras, Farm, Mode
-from tests.processes.helpers import wait_until
+from tests.processes.helpers import serving_http, wait_until
 
 pytestmark = [
     *(pytest.mark.needs(program) for program in ("haproxy", "prometheus", "alertmanager")),
@@ -30,9 +29,7 @@ TOLD_WITHIN_S = 150.0
 def inventory_of(mode: Mode, ports: dict[str, int], _extras: Extras) -> dict[str, Any]:
     """Two pools of fakes, Prometheus, and somebody who wants to be told."""
     site = farms.inventory_of(mode, ports, Extras(has_monitoring=True))
-    site["pools"] = {name: site["pools"][name] for name in ("brief", "vectors")}
-    site["nodes"] = {name: site["nodes"][name] for pool in site["pools"] for name in farms.POOLS[pool]}
-    del site["models"]
+    farms.keep_only(site, "brief", "vectors")
     site["monitoring"] |= {
         "node_exporter": False,
         "alertmanager_port": ports["cache"],
@@ -71,14 +68,8 @@ def receiving(receiver: Receiver) -> Iterator[str]:
         def log_message(self, *_words: object) -> None:
             pass
 
-    with ThreadingHTTPServer((LOOPBACK, 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://{LOOPBACK}:{server.server_port}/hook"
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving_http(Handler) as port:
+        yield f"http://{LOOPBACK}:{port}/hook"
 
 
 @pytest.fixture(scope="module")

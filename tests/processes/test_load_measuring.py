@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,6 +21,7 @@ from corral.ops.bench.figures import figures_of
 from corral.ops.bench.process import Load, Rows, run_load
 from corral.ops.bench.scenarios import Stage
 from corral.ops.bench.settings import Tasks
+from tests.processes.helpers import serving_http
 
 FIRST_S = 0.4
 GAP_S = 0.15
@@ -90,17 +91,8 @@ def serving(known: Known) -> Iterator[Known]:
             self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
             self.wfile.flush()
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    known.port = server.server_address[1]
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
+    with serving_http(Handler) as known.port:
         yield known
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def sent(known: Known, folder: Path, **given: Any) -> Rows:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import gzip
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from tests.processes import farm as farms
 from tests.processes.fakes import LOOPBACK
 from tests.processes.farm import BRIEF, Extras, Farm, Mode
-from tests.processes.helpers import free_port, wait_until
+from tests.processes.helpers import free_port, serving_http, wait_until
 
 pytestmark = [pytest.mark.needs("haproxy"), pytest.mark.xdist_group("traces")]
 SECRET = "TRACES_KEY"
@@ -84,22 +83,14 @@ def receiving(receiver: Receiver, port: int) -> Iterator[None]:
         def log_message(self, *_words: object) -> None:
             pass
 
-    with ThreadingHTTPServer((LOOPBACK, port), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving_http(Handler, port):
+        yield
 
 
 def inventory_of(ports: dict[str, int], port: int, *, prompts: bool) -> dict[str, Any]:
     """Two pools of fakes, and somebody who wants traces."""
     site = farms.inventory_of("slots", ports, Extras())
-    site["pools"] = {name: site["pools"][name] for name in ("brief", "vectors")}
-    site["nodes"] = {name: site["nodes"][name] for pool in site["pools"] for name in farms.POOLS[pool]}
-    del site["models"]
+    farms.keep_only(site, "brief", "vectors")
     site["tracing"] = {"url": f"http://{LOOPBACK}:{port}/otel", "secret": SECRET, "prompts": prompts}
     return site
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from corral.accelerators import COMPILED, CUDA13_FLOOR
 from corral.ops.doctor.checks import Case, Finding, check
+from corral.ops.doctor.reasons import OFF_THE_BUS
 from corral.ops.observed import SeenCard
 from corral.rules import CUDA13_WORDS
 from corral.show import gib
@@ -26,7 +27,7 @@ XIDS = {
     62: ("its own processor halted", "reboot the host; if it comes back, replace the card"),
     64: ("memory rows cannot be replaced", f"{RESET}; if it comes back, replace the card"),
     74: ("link error", f"{RESET}; if it comes back, reseat the card and its bridge"),
-    79: ("fell off the bus", "reboot the host; if it comes back, reseat card and riser, look at power and heat"),
+    79: ("fell off the bus", OFF_THE_BUS),
     95: ("memory error that spread", f"{RESET}; if it comes back, replace the card"),
     119: ("its firmware does not answer", "reboot the host; if it comes back, install another driver"),
     120: ("its firmware failed", "reboot the host; if it comes back, install another driver"),

@@ -51,6 +51,7 @@ def _sign(pattern: str, what: str, remedy: str) -> _Sign:
     return _Sign(re.compile(pattern, re.IGNORECASE), what, remedy)
 
 
+OFF_THE_BUS = "reboot the host; if it comes back, reseat card and riser, look at power and heat"
 SIGNS = (
     _sign(
         r"could not select device driver|unresolvable CDI devices|unknown or invalid runtime name: nvidia",
@@ -106,7 +107,7 @@ SIGNS = (
     _sign(
         r"Xid \S+: 79\b|fallen off the bus|GPU is lost|Unable to determine the device handle",
         "its card fell off the bus",
-        "reboot the host; if it comes back, reseat card and riser, look at power and heat",
+        OFF_THE_BUS,
     ),
     _sign(
         r"uncorrectable ECC|Xid \S+: (48|64|95)\b",

@@ -21,14 +21,13 @@ LITELLM_MALWARE = ((1, 82, 7), (1, 82, 8))
 RESTARTS = 3
 YOUNG_S = 600
 LOG_LINES = "40"
-GOOD = ("healthy", "running")
 MIB_TOLERANCE = 1
 
 
 def reason(case: Case, service: Service) -> Reason | None:
     """Why a service is not well, from the engine's words and its last log lines; None when it is."""
     container = case.seen.container_of(service.name, case.host.project)
-    if container is not None and container.condition in GOOD:
+    if container is not None and container.is_well:
         return None
     log = _log(case, service) if container is not None else ""
     return explained(container, service, log)
