@@ -33,9 +33,9 @@ NO_LIMIT = 1 << 60
 """What version 1 of control groups prints is a number near 2**63."""
 NO_DATE = "0001-01-01T00:00:00Z"
 PARKED = "parked: "
+"""Begins what the health check says of a server that its watchdog (gpu-server/llama/start.sh) no longer starts."""
 GOOD = frozenset({"healthy", "running"})
 """Conditions that one wants."""
-"""Begins what the health check says of a server that its watchdog (gpu-server/llama/start.sh) no longer starts."""
 _FIGURE = re.compile(r'haproxy_server_(\w+)\{proxy="([^"]*)",server="([^"]*)"(?:,state="([^"]*)")?\} (\S+)')
 _HASH = re.compile(r"^(\S+) ([0-9a-f]{64})$", re.MULTILINE)
 _FINE = re.compile(r"(\.\d{1,6})\d*")
