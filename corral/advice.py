@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from corral.cards import VRAM_RESERVE_MIB
 from corral.memory import CARD_MIB, MIB
-from corral.site import Card, Replica, Site, memory_of_replica
+from corral.site import Card, Replica, Site, memory_of_replica, worst
 
 STEP = 1024
 """Contexts are proposed in multiples of this."""
@@ -15,12 +15,40 @@ GENERAL = "less context, fewer slots, cache_type q8_0, or a smaller quantization
 
 def what_fits(site: Site, replicas: list[Replica], lacking: int) -> str:
     """Changes of one tenant each that save at least so many MiB on its card; general words when none is known."""
-    found = [words for replica in replicas if replica.memory is not None for words in _changes(site, replica, lacking)]
+    found = [*_fewer_at_once(replicas, lacking)]
+    found += [words for replica in replicas if replica.memory is not None for words in _changes(site, replica, lacking)]
     return f"what would fit: {'; '.join(found)}" if found else GENERAL
 
 
+def _fewer_at_once(replicas: list[Replica], lacking: int) -> Iterator[str]:
+    """For every shared server on the card: as many models at once as fit."""
+    for service in dict.fromkeys(replica.service for replica in replicas if replica.shared):
+        members = [replica for replica in replicas if replica.service == service]
+        shared, sizes = members[0].shared, [_share(replica) for replica in members]
+        loaded = shared.loaded if shared else 0
+        target = worst(sizes, loaded) - lacking
+        count = next((n for n in range(min(loaded, len(members)) - 1, 0, -1) if worst(sizes, n) <= target), 0)
+        if count:
+            yield f"hosts.{members[0].host}.shared.{service}.loaded: {count}"
+
+
+def _share(replica: Replica) -> int:
+    return replica.vram_mib // len(replica.cards)
+
+
+def _room(site: Site, replica: Replica, lacking: int) -> int:
+    """The most that a replica may take on a card of its own, so that all lacks no more; less than 0: no size does."""
+    if replica.shared is None:
+        return _share(replica) - lacking
+    loaded = replica.shared.loaded
+    members = site.members(replica.host, replica.service)
+    others = [_share(item) for item in members if item is not replica]
+    target = worst(map(_share, members), loaded) - lacking
+    return target - worst(others, loaded - 1) if worst(others, loaded) <= target else -1
+
+
 def _changes(site: Site, replica: Replica, lacking: int) -> Iterator[str]:
-    room = replica.vram_mib // len(replica.cards) - lacking
+    room = _room(site, replica, lacking)
     if replica.engine.cache_type in ("f16", "bf16", "f32") and _size(site, replica, cache_type="q8_0") <= room:
         yield f"{replica.pool} with cache_type: q8_0"
     slots = next((n for n in range(replica.slots - 1, 0, -1) if _size(site, replica, slots=n) <= room), 0)

@@ -47,13 +47,19 @@ def _bins(inventory: Inventory, seats: Sequence[Seat], size: Size) -> list[Bin]:
     kinds = {(seat.host, seat.number): seat.kind for seat in seats}
     taken: Counter[Key] = Counter()
     tenants: dict[Key, set[str]] = defaultdict(set)
+    turns: dict[tuple[Key, str], list[int]] = defaultdict(list)
     for name, pool in inventory.pools.items():
         for item in pool.on:
             for number in item.gpus or ():
                 key = (item.host or "", number)
                 share = size(name, kinds[key]) // item.gpus_per_replica if key in kinds else 0
-                taken[key] += share * (item.replicas or 1)
                 tenants[key].add(name)
+                if item.shared:
+                    turns[key, item.shared].append(share)
+                else:
+                    taken[key] += share * (item.replicas or 1)
+    for (key, server), shares in turns.items():
+        taken[key] += sum(sorted(shares, reverse=True)[: inventory.hosts[key[0]].shared[server].loaded])
     return [
         Bin(key, seat.room - taken[key], bool(tenants[key]), frozenset(tenants[key]))
         for seat in seats

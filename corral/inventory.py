@@ -294,6 +294,20 @@ class Cpu(Model):
     """False for processors without AVX, such as the Celeron 3865U; they need another image."""
 
 
+class Shared(Model):
+    """One llama-server for several pools: it holds as many of their models as fit, and swaps them as requests come."""
+
+    loaded: int = Field(1, ge=1, le=64)
+    """Models in memory at the same time (`--models-max`); one more takes the place of the least recently used."""
+    idle_s: int | None = Field(None, ge=1, le=DAY_S)
+    """Give a model's memory back after so many idle seconds, where its pool does not say `sleep_idle_s` itself."""
+    port: PortNumber | None = None
+    """Its port; derived from the number of its first card when absent. A port that is named is open on the host's
+    address, for `/models/load` and `/models/unload` with the key `LLAMA_API_KEY`."""
+    memory_mib: Mib | None = None
+    """Memory limit of its container, in MiB; what the largest of its models need together when absent."""
+
+
 class Host(Model):
     """A machine on which the kit starts programs."""
 
@@ -313,6 +327,8 @@ class Host(Model):
         Field(max_length=MAX_GPUS, strict=False),
     ] = ()
     """The cards in the order of their index; the first is GPU 1. Either a list, or `{card: …, count: N}`."""
+    shared: dict[Name, Shared] = Field(default_factory=dict)
+    """Servers that several pools share, by the names of their services; pools say `on: {host: …, shared: NAME}`."""
     device_groups: Annotated[tuple[int, ...], ANY_LIST] = ()
     """AMD and Intel cards: numbers of the groups that own `/dev/kfd` and `/dev/dri/render*` (`stat -c %g`)."""
     models_dir: Annotated[str, _text(FOLDER)] = "./models"
@@ -504,6 +520,8 @@ class Placement(Model):
     """Cards over which one replica is split."""
     replicas: int | None = Field(None, ge=1, le=1024)
     """Number of replicas on the CPU, or on every card named in `gpus`."""
+    shared: Name | None = None
+    """One of the host's `shared` servers, which serves this pool beside others, on `gpus` or on the CPU."""
     node: Name | None = None
     """A node instead of a host."""
     auto: bool = False

@@ -77,6 +77,7 @@ SET = {
     "--lora --lora-scaled --lora-init-without-apply": "write adapters: of the model",
     "--fit --fit-target --fit-ctx": f"{LEAVE}: the plan says what fits, and llama-server takes what it is told",
     "--offline --metrics": f"{LEAVE}: it is always on",
+    "--models-dir --models-preset --models-max --models-autoload": "write shared: of the host, and in on: of its pools",
 }
 """What the kit says itself, by any of its names, and the key that decides it."""
 NOT_ENOUGH = {
@@ -159,6 +160,41 @@ def troubles(words: Sequence[str], *, rendered: Collection[str] = (), is_pinned:
         elif len(values) < flag.values and not message:
             yield Trouble(at, f"{name} lacks its value", "write it as the next word of the list")
         at += 1 + len(values)
+
+
+def settings(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Words of a command line as the keys and values of a preset file: a switch is `on`, also one that begins with no-.
+
+    Of a flag that the pinned build does not know, the next word is the value unless it looks like a flag.
+    """
+    for name, values in _in_pieces(words):
+        yield name.lstrip("-"), " ".join(values) if values else "on"
+
+
+def preset_troubles(words: Sequence[str]) -> Iterator[str]:
+    """What of further words a preset file cannot say."""
+    seen: set[tuple[str, ...]] = set()
+    for name, values in _in_pieces(words):
+        flag = table().flags.get(name)
+        names = flag.names if flag else (name,)
+        if len(values) > 1:
+            yield f"{name} has {len(values)} values"
+        elif ";" in "".join(values) or "#" in "".join(values):
+            yield f"the value of {name} has a sign in it with which comments begin"
+        elif names in seen:
+            yield f"{name} is here twice"
+        seen.add(names)
+
+
+def _in_pieces(words: Sequence[str]) -> Iterator[tuple[str, Sequence[str]]]:
+    """Every flag and the words that follow it."""
+    at = 0
+    while at < len(words):
+        name = _name(words[at])
+        flag = table().flags.get(name)
+        count = flag.values if flag else int(at + 1 < len(words) and _is_value(words[at + 1]))
+        yield name, words[at + 1 : at + 1 + count]
+        at += 1 + count
 
 
 def _is_value(word: str) -> bool:

@@ -39,11 +39,12 @@ def _replica(plan: Plan, replica: Any) -> dict[str, Any]:
 
 
 def _more(replica: Any) -> dict[str, Any]:
-    """What of it a small model that drafts changes; nothing without one, so that older marks stay."""
+    """What a small model that drafts and a shared server change; nothing without them, so that older marks stay."""
+    more = {} if replica.shared is None else {"shared": [replica.service, replica.shared.loaded]}
     if replica.draft is None:
-        return {}
+        return more
     settings = replica.weights.draft.model_dump(mode="json")
-    return {"draft": settings | {"source": replica.draft.source, "revision": replica.draft.revision}}
+    return more | {"draft": settings | {"source": replica.draft.source, "revision": replica.draft.revision}}
 
 
 def state(plan: Plan, pool: str) -> str:

@@ -118,6 +118,65 @@ def _place_exists(inventory: Inventory) -> Iterator[Problem]:
             yield Problem(words, path, "its `slots` says how many requests it takes")
 
 
+@_reference("shared-place")
+def _shared_place(inventory: Inventory) -> Iterator[Problem]:
+    """Pools share one of the host's `shared` servers, once each, with text models, all on the same cards."""
+    first: dict[tuple[str, str], tuple[str, Placement]] = {}
+    seen: set[tuple[str, str, str]] = set()
+    for name, place, path in _places(inventory):
+        if place.shared is None:
+            continue
+        key = (place.host or "", place.shared)
+        words, hint = _why_not_shared(inventory, name, place)
+        other, where = first.get(key, (name, place))
+        if words:
+            yield Problem(words, (*path, "shared"), hint)
+        elif (name, *key) in seen:
+            yield Problem(f"{name} is on {place.shared} twice", (*path, "shared"), "remove one")
+        elif set(where.gpus or ()) != set(place.gpus or ()):
+            words = f"{place.shared} is one server: {other} puts it on {_cards_of(where)}, {name} on {_cards_of(place)}"
+            yield Problem(words, (*path, "gpus"), "name the same cards, or make two servers of it")
+        else:
+            first.setdefault(key, (name, place))
+        seen.add((name, *key))
+
+
+def _why_not_shared(inventory: Inventory, pool: str, place: Placement) -> tuple[str, str]:
+    """What is wrong with a place on a shared server by itself, and the remedy; empty when nothing is."""
+    host = inventory.hosts.get(place.host or "")
+    near = did_you_mean(place.shared or "", host.shared) if host else ""
+    reasons = (
+        (place.auto, "a shared server is on cards that you name", "name gpus:, and leave auto: out"),
+        (place.host is None, "a shared server is on a host", "add host:, and remove node:"),
+        (
+            host is not None and place.shared not in host.shared,
+            f'{place.host} shares no server named "{place.shared}"',
+            f"{near}; hosts.{place.host}.shared has them",
+        ),
+        (
+            host is not None and host.runtime == "local",
+            "servers of a local host serve one model each",
+            "use runtime: compose, or servers of their own",
+        ),
+        (
+            place.replicas or len(place.gpus or ()) > place.gpus_per_replica,
+            f"{place.shared} is one server",
+            "name the cards of one replica, and remove replicas:",
+        ),
+        (_kind(inventory, pool) == "image", "an image server serves one model", "remove shared: here"),
+    )
+    return next(((words, hint) for holds, words, hint in reasons if holds), ("", ""))
+
+
+def _kind(inventory: Inventory, pool: str) -> str:
+    model = inventory.models.get(inventory.pools[pool].model or "")
+    return model.kind if model else ""
+
+
+def _cards_of(place: Placement) -> str:
+    return f"GPU {', '.join(map(str, place.gpus))}" if place.gpus else "the processor"
+
+
 @_reference("receiver-unique")
 def _receiver_unique(inventory: Inventory) -> Iterator[Problem]:
     """Receivers of alerts have names of their own, and none is called `nobody`."""

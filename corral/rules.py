@@ -15,12 +15,12 @@ from corral.accelerators import CUDA13_FLOOR, VENDORS
 from corral.advice import what_fits
 from corral.cards import VRAM_RESERVE_MIB
 from corral.components import image_keys
-from corral.components.llama import arguments, is_pinned
+from corral.components.llama import arguments, is_pinned, server_settings
 from corral.components.nodes import WITHOUT_THINKING
 from corral.contributions import Contributions, Service
 from corral.errors import KeyPath, Problem, did_you_mean
 from corral.inventory import Consumer, Inventory
-from corral.llama_flags import troubles
+from corral.llama_flags import preset_troubles, troubles
 from corral.memory import MIB
 from corral.references import REFERENCE_RULES, ReferenceRule, check_references
 from corral.routing import pools_behind
@@ -143,7 +143,10 @@ def _port_unique(site: Site, found: Contributions) -> Iterator[Problem]:
         number, names = ports[0]
         more = f" ({len(ports) - 1} more as well)" if len(ports) > 1 else ""
         pool = next((name for name in reversed(who) if name in site.inventory.pools), "")
-        path = ("pools", pool, "ports") if pool else _place_of_port(site.inventory, number)
+        shared = next((name for name in reversed(names) if name in site.host(host).shared), "")
+        path: KeyPath = ("pools", pool, "ports") if pool else _place_of_port(site.inventory, number)
+        if shared:
+            pool, path = "", ("hosts", host, "shared", shared, "port")
         size = sum(replica.pool == pool for replica in site.replicas) if pool else 1
         hint = f"set {'ports' if pool else path[-1]}: {_free_port(found, number, size)}, which is free"
         yield Problem(f"port {number} of {host} is wanted by {' and '.join(names)}{more}", path, hint)
@@ -274,7 +277,7 @@ def _vram(site: Site, found: Contributions) -> Iterator[Problem]:
         if wanted > room:
             full[host, tuple(pools.get((host, name), name) for name, _ in claims), room, wanted].append(number)
     for (host, who, room, wanted), numbers in full.items():
-        parts = ", ".join(f"{name} {mib}" for name, mib in tenants[host, numbers[0]])
+        parts = ", ".join(f"{name} {mib}{_turns(site, host, name)}" for name, mib in tenants[host, numbers[0]])
         more = f" ({len(numbers) - 1} more as well)" if len(numbers) > 1 else ""
         words = (
             f"GPU {numbers[0]} of {host} lacks {wanted - room} MiB{more}: {room} are free, {wanted} wanted ({parts})"
@@ -282,7 +285,19 @@ def _vram(site: Site, found: Contributions) -> Iterator[Problem]:
         here = [
             item for item in site.replicas if any((card.host, card.number) == (host, numbers[0]) for card in item.cards)
         ]
-        yield Problem(words, ("pools", who[-1], "on"), what_fits(site, here, wanted - room))
+        shared = next((name for name, _ in reversed(tenants[host, numbers[0]]) if name in site.host(host).shared), "")
+        path = ("hosts", host, "shared", shared) if shared else ("pools", who[-1], "on")
+        yield Problem(words, path, what_fits(site, here, wanted - room))
+
+
+def _turns(site: Site, host: str, service: str) -> str:
+    """Of which models a shared server's share is the worst set; empty for a server with one model."""
+    members = sorted(site.members(host, service), key=lambda item: (-item.vram_mib, item.pool))
+    shared = members[0].shared if members else None
+    if shared is None:
+        return ""
+    parts = " + ".join(f"{item.pool} {item.vram_mib // len(item.cards)}" for item in members[: shared.loaded])
+    return f" = {parts}, the largest {min(shared.loaded, len(members))} of {len(members)}"
 
 
 @_plan("host-ram")
@@ -463,6 +478,33 @@ def _server_flag(site: Site, _found: Contributions) -> Iterator[Problem]:
         rendered = arguments(site, replica)[: -len(words)]
         for trouble in troubles(words, rendered=rendered, is_pinned=is_pinned(site, replica)):
             yield Problem(trouble.message, (*place, trouble.number), trouble.hint)
+
+
+@_plan("shared-flag")
+def _shared_flag(site: Site, _found: Contributions) -> Iterator[Problem]:
+    """Words in `extra_args` of a pool on a shared server can stand in its file: flags with one value, each once."""
+    for replica in _one_of_each_sort(site):
+        words = replica.engine.extra_args or ()
+        if replica.shared is None or not words:
+            continue
+        for trouble in preset_troubles(words):
+            hint = f"remove it, or give {replica.pool} a server of its own"
+            yield Problem(trouble, _engine_place(site, replica, "extra_args"), hint)
+
+
+@_plan("shared-alike")
+def _shared_alike(site: Site, _found: Contributions) -> Iterator[Problem]:
+    """Pools on a shared server agree on what is its own: image, environment, locked memory."""
+    first: dict[tuple[str, str], Replica] = {}
+    for replica in site.replicas:
+        if replica.shared is None:
+            continue
+        other = first.setdefault((replica.host, replica.service), replica)
+        ours, theirs = server_settings(site, replica), server_settings(site, other)
+        for key in (key for key in ours if ours[key] != theirs[key]):
+            words = f"{replica.pool} and {other.pool} are on one server, {replica.service}, and differ in {key}"
+            hint = "say the same for both, or give one a server of its own"
+            yield Problem(words, _engine_place(site, replica, key), hint)
 
 
 @_plan("image-known")

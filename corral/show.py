@@ -21,7 +21,7 @@ from corral.inventory import Consumer, Tier
 from corral.plan import Plan
 from corral.routing import tier_settings
 from corral.rules import VRAM_RESERVE_MIB
-from corral.site import Card, Replica
+from corral.site import Card, Replica, claimed_mib
 
 if TYPE_CHECKING:
     from corral.simulation import Outcome, Station
@@ -113,7 +113,8 @@ def _servers_table(cards: tuple[Card, ...], replicas: list[Replica]) -> Table:
     for card in cards:
         room = card.vram_mib - VRAM_RESERVE_MIB
         here = [replica for replica in replicas if card in replica.cards]
-        used = sum(replica.vram_mib // len(replica.cards) for replica in here)
+        servers = {replica.service: [item for item in here if item.service == replica.service] for replica in here}
+        used = sum(claimed_mib(members) // len(members[0].cards) for members in servers.values())
         sign = "~" if any(is_guess(replica) for replica in here) else " "
         _add_rows(
             table, (str(card.number), f"{bar(used, room)}{sign}{gib(used):>4} of {gib(room)}"), seats[card.number]
@@ -132,7 +133,8 @@ def _add_rows(table: Table, place: tuple[str, str], replicas: list[Replica]) -> 
             if replica.kind != "image"
             else _count(replica.slots, "picture")
         )
-        table.add_row(*where, replica.service, replica.pool, str(replica.port), context, str(replica.memory_mib))
+        service = f"{replica.service}, {replica.shared.loaded} at a time" if replica.shared else replica.service
+        table.add_row(*where, service, replica.pool, str(replica.port), context, str(replica.memory_mib))
 
 
 def _services_table(services: Iterable[Service]) -> Table:
@@ -335,7 +337,6 @@ def _auto_data(plan: Plan) -> dict[str, Any] | None:
 
 def _host_data(plan: Plan, name: str, services: list[Service]) -> dict[str, Any]:
     host = plan.site.host(name)
-    replicas = {replica.service: replica for replica in plan.site.replicas if replica.host == name}
     return {
         "address": host.address,
         "runtime": host.runtime,
@@ -349,11 +350,11 @@ def _host_data(plan: Plan, name: str, services: list[Service]) -> dict[str, Any]
             }
             for card in plan.site.cards[name]
         ],
-        "services": [_service_data(service, replicas.get(service.name)) for service in services],
+        "services": [_service_data(service, plan.site.members(name, service.name)) for service in services],
     }
 
 
-def _service_data(service: Service, replica: Replica | None) -> dict[str, Any]:
+def _service_data(service: Service, members: tuple[Replica, ...]) -> dict[str, Any]:
     data: dict[str, Any] = {
         "name": service.name,
         "container": service.container or f"{service.host}-{service.name}",
@@ -364,14 +365,24 @@ def _service_data(service: Service, replica: Replica | None) -> dict[str, Any]:
         "memory_mib": service.memory_mib,
         "exceptions": dict(service.exceptions),
     }
-    if replica is not None:
-        data |= {
-            "pool": replica.pool, "model": replica.model, "slots": replica.slots, "context": replica.weights.context,
-            "gpus": [card.number for card in replica.cards], "vram_mib": replica.vram_mib,
-            "cache_ram_mib": replica.cache_ram_mib,
-            "memory_bytes": None if replica.memory is None else asdict(replica.memory),
-        }  # fmt: skip
-    return data
+    if not members:
+        return data
+    if members[0].shared is None:
+        return data | _replica_data(members[0])
+    return data | {
+        "loaded": members[0].shared.loaded,
+        "vram_mib": claimed_mib(members),
+        "shared_by": list(map(_replica_data, members)),
+    }
+
+
+def _replica_data(replica: Replica) -> dict[str, Any]:
+    return {
+        "pool": replica.pool, "model": replica.model, "slots": replica.slots, "context": replica.weights.context,
+        "gpus": [card.number for card in replica.cards], "vram_mib": replica.vram_mib,
+        "cache_ram_mib": replica.cache_ram_mib,
+        "memory_bytes": None if replica.memory is None else asdict(replica.memory),
+    }  # fmt: skip
 
 
 def _pool_data(plan: Plan, name: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal
@@ -13,13 +13,15 @@ from corral.auto import Seat, placed
 from corral.cards import VRAM_RESERVE_MIB, CardFacts, card_facts, vram_mib
 from corral.contributions import Endpoint
 from corral.errors import KeyPath
-from corral.inventory import Engine, Gpu, Host, Inventory, Node, Placement, Weights, file_of
+from corral.inventory import Engine, Gpu, Host, Inventory, Node, Placement, Shared, Weights, file_of
 from corral.memory import CARD_MIB, MIB, Memory, Use, memory_of
 from corral.model_lock import Gguf, ModelLock
 from corral.sizes import kv_cache_mib, replica_mib, weights_mib
 
 PORT_BASE = {"chat": 8100, "embedding": 8300, "rerank": 8500, "image": 8700}
 """Port of GPU 0 (the CPU) for each kind, when the inventory names none; the GPU number is added."""
+SHARED_PORT_BASE = 8900
+"""The same for servers that several pools share."""
 PORTS_OF_COPY = 20
 """Distance between the derived ports of several replicas on one card."""
 
@@ -97,6 +99,8 @@ class Replica:
     """The small model that makes it faster."""
     draft_file: str = ""
     """Name of that model's file in the models folder."""
+    shared: Shared | None = None
+    """The server that serves it beside others; `service` is that one's name, `container` stays its own."""
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -172,9 +176,25 @@ class Site:
         """A path relative to a local host's rendered folder, in supervisord's own spelling of that folder."""
         return path if path.startswith("/") else f"%(here)s/{path.removeprefix('./')}"
 
+    def members(self, host: str, service: str) -> tuple[Replica, ...]:
+        """The replicas that a service serves: several when pools share it, none when it is no inference server."""
+        return tuple(item for item in self.replicas if (item.host, item.service) == (host, service))
+
     def image(self, key: str, default: str) -> str:
         """The image of that key: the site's own, else the pinned one."""
         return self.inventory.images.get(key, default)
+
+
+def worst(sizes: Iterable[int], count: int) -> int:
+    """What the largest so many take together."""
+    return sum(sorted(sizes, reverse=True)[:count])
+
+
+def claimed_mib(members: Iterable[Replica]) -> int:
+    """MiB that a service takes on all its cards together: of models that take turns, the worst set of them."""
+    found = list(members)
+    shared = found[0].shared if found else None
+    return worst((item.vram_mib for item in found), shared.loaded if shared else len(found))
 
 
 def resolve(inventory: Inventory, lock: ModelLock = NO_LOCK) -> Site:
@@ -251,6 +271,8 @@ class _Seat:
     """Number from 1 among the replicas on the same cards, or on the CPU."""
     index: int
     """Number from 0 among all replicas of the pool."""
+    shared: str = ""
+    """Name of the server that it shares with other pools."""
 
 
 def _replicas(
@@ -266,7 +288,7 @@ def _replicas(
             continue
         for group, copy in _groups(placement):
             chosen = tuple(cards[placement.host][number - 1] for number in group)
-            seat = _Seat(placement.host, chosen, copy, index)
+            seat = _Seat(placement.host, chosen, copy, index, placement.shared or "")
             replica = _replica(inventory, name, settings(chosen[0].card if chosen else "", len(chosen)), seat)
             drafts = _files(lock, replica.draft) if replica.draft else {}
             files = _files(lock, replica.weights) | drafts
@@ -410,24 +432,31 @@ def _replica(inventory: Inventory, name: str, settings: _Settings, seat: _Seat) 
     pool = inventory.pools[name]
     weights = inventory.models[pool.model or ""]
     service = _service_name(pool.short or name, seat, has_gpus=bool(inventory.hosts[seat.host].gpus))
+    shared = inventory.hosts[seat.host].shared.get(seat.shared)
+    port = pool.ports + seat.index if pool.ports else _derived_port(weights.kind, seat)
+    engine = settings.engine
+    if shared is not None:
+        port = shared.port or SHARED_PORT_BASE + (seat.cards[0].number if seat.cards else 0)
+        engine = engine.model_copy(update={"sleep_idle_s": engine.sleep_idle_s or shared.idle_s})
     return Replica(
         pool=name,
         host=seat.host,
-        service=service,
+        service=seat.shared or service,
         container=f"{seat.host}-{service}",
         kind=weights.kind,
         model=pool.model or "",
         weights=weights,
         cards=seat.cards,
-        port=pool.ports + seat.index if pool.ports else _derived_port(weights.kind, seat),
-        is_port_explicit=pool.ports is not None,
-        engine=settings.engine,
+        port=port,
+        is_port_explicit=(shared.port if shared else pool.ports) is not None,
+        engine=engine,
         slots=settings.slots,
         vram_mib=settings.vram_mib,
         memory_mib=settings.memory_mib,
         cache_ram_mib=settings.cache_ram_mib,
         memory=settings.memory,
         draft=_draft_of(inventory, weights),
+        shared=shared,
     )
 
 

@@ -28,6 +28,7 @@ CASES = (
     "least-busy",
     "direct",
     "routing",
+    "shared",
     "traced",
     "everything-on",
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +26,8 @@ from corral.contributions import (
     Service,
 )
 from corral.inventory import Thinking, file_of
-from corral.site import Replica, Site, memory_on_cpu_mib
+from corral.llama_flags import settings
+from corral.site import Replica, Site, claimed_mib, memory_on_cpu_mib, worst
 
 STAGE = Stage.BACKENDS
 COMPONENT = "llama"
@@ -51,6 +52,14 @@ START, STATE = "/etc/corral/start.sh", "/var/tmp"  # noqa: S108 - a path in the 
 COUNTS = "llama-restarts"
 LONG_BATCH_S = 900
 """What one batch may take on a processor: 2048 tokens of an 8B model, on two slow cores."""
+PRESETS = "/etc/corral/models.ini"
+"""Settings of the models of a shared server: their path in the container."""
+OF_THE_SERVER = ("--alias", "--host", "--port", "--api-key-file", "--offline", "--metrics")
+"""What a shared server is told itself; it gives its models names, addresses and what they have in common."""
+ASKED_FOR = {"__param_autoload": "false"}
+"""Prometheus asks a shared server for a model's figures without making it load that model."""
+SPARE_THREADS = 8
+"""HTTP threads of a shared server besides one for each request: for health, figures and who waits for a model."""
 THINKING_WORDS: dict[Thinking, list[str]] = {
     "hidden": [],
     "off": ["--reasoning", "off"],
@@ -68,9 +77,15 @@ def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
         yield Rules("monitoring/rules/llama.yml")
     for replica in replicas:
         endpoint = Endpoint(replica.port, replica.host, replica.service)
-        yield _service(site, replica, consumers)
-        if not site.is_local(replica.host):
-            yield File(replica.host, COMPONENT, "start.sh", asset="gpu-server/llama/start.sh")
+        members = site.members(replica.host, replica.service) if replica.shared else (replica,)
+        if replica is members[0]:
+            yield (
+                _service(site, replica, consumers) if not replica.shared else _shared_service(site, members, consumers)
+            )
+            if replica.shared:
+                yield _presets(site, members)
+            if not site.is_local(replica.host):
+                yield File(replica.host, COMPONENT, "start.sh", asset="gpu-server/llama/start.sh")
         yield Backend(
             replica.pool,
             replica.container,
@@ -86,7 +101,8 @@ def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
                 for number, adapter in enumerate(replica.weights.adapters)
             },
         )
-        yield ScrapeTarget("llama", endpoint, labels_of(replica), secret=API_KEY)
+        job, asked = ("llama-shared", ASKED_FOR | {"__param_model": replica.pool}) if replica.shared else ("llama", {})
+        yield ScrapeTarget(job, endpoint, labels_of(replica) | asked, secret=API_KEY)
         yield from facts_of(replica)
 
 
@@ -205,6 +221,80 @@ def _service(site: Site, replica: Replica, consumers: set[str]) -> Service:
         exceptions=cards.exceptions,
     )
     return service if site.is_local(replica.host) else _watched(service, replica)
+
+
+def _shared_service(site: Site, members: Sequence[Replica], consumers: set[str]) -> Service:
+    """One llama-server for several pools: like that of one of them, with room for the largest that it holds at once."""
+    first, shared = members[0], members[0].shared
+    if shared is None:
+        raise ValueError(f"{first.service} is not shared")
+    limit = shared.memory_mib or worst((item.memory_mib for item in members), shared.loaded)
+    one = _service(site, replace(first, vram_mib=claimed_mib(members), memory_mib=limit), consumers)
+    variant = one.cpu_variant
+    if variant is not None:
+        on_cpu = worst((memory_on_cpu_mib(item) for item in members), shared.loaded)
+        variant = replace(variant, memory_mib=max(limit, on_cpu))
+    return replace(
+        one,
+        container=f"{first.host}-{first.service}",
+        role="chat" if any(item.kind == "chat" for item in members) else first.kind,
+        args=shared_arguments(site, members),
+        health=replace(one.health, start_timeout_s=max(item.engine.start_timeout_s or 600 for item in members)),
+        memory_swap_mib=0,
+        threads=worst((item.engine.threads or 0 for item in members), shared.loaded),
+        configs=(*one.configs, ConfigMount(preset_file(first.service), PRESETS)),
+        cpu_variant=variant,
+    )
+
+
+def shared_arguments(site: Site, members: Sequence[Replica]) -> tuple[str, ...]:
+    """Command line of a server that several pools share: no model, and how many of its presets it may hold."""
+    first, shared = members[0], members[0].shared
+    words = [
+        "--models-preset", PRESETS,
+        "--models-max", shared.loaded if shared else len(members),
+        "--host", "0.0.0.0",  # noqa: S104 - inside the container's own network
+        "--port", first.port,
+        "--api-key-file", site.secret_path(first.host, API_KEY),
+        "--threads-http", sum(item.slots for item in members) + SPARE_THREADS,
+        "--offline",
+        "--metrics",
+    ]  # fmt: skip
+    return tuple(map(str, words))
+
+
+def server_settings(site: Site, replica: Replica) -> dict[str, object]:
+    """Settings that a server has itself, and cannot have for one of its models, by their keys in `engine`."""
+    engine = replica.engine
+    return {
+        "image": _image(site, replica),
+        "environment": dict(engine.environment or {}),
+        "mlock": bool(engine.mlock),
+    }
+
+
+def preset_file(service: str) -> str:
+    """Name of the file with the models of a shared server."""
+    return f"{service}.ini"
+
+
+def preset_words(site: Site, replica: Replica) -> list[str]:
+    """Flags of one model of a shared server, as they would stand on a command line of its own."""
+    found: list[str] = []
+    words = iter(arguments(site, replica))
+    for word in words:
+        if word not in OF_THE_SERVER:
+            found.append(word)
+        elif word not in ("--offline", "--metrics"):
+            next(words)
+    return found
+
+
+def _presets(site: Site, members: Sequence[Replica]) -> File:
+    models = [{"name": item.pool, "settings": list(settings(preset_words(site, item)))} for item in members]
+    first = members[0]
+    values = {"loaded": first.shared.loaded if first.shared else 0, "models": models}
+    return File(first.host, COMPONENT, preset_file(first.service), template="llama/models.ini.j2", values=values)
 
 
 def _watched(service: Service, replica: Replica) -> Service:

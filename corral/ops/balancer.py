@@ -212,12 +212,10 @@ def config_digest(config: Path) -> str:
     return found[1] if found else ""
 
 
-def backend_of(plan: Plan, host: str, service: str) -> Backend | None:
-    """What the balancer knows a service as; None for services that it does not send requests to."""
-    for backend in plan.contributions.backends:
-        if (backend.endpoint.host, backend.endpoint.service) == (host, service):
-            return backend
-    return None
+def backends_of(plan: Plan, host: str, service: str) -> list[Backend]:
+    """What the balancer knows a service as: one for each pool that it serves, none where it sends no requests."""
+    backends = plan.contributions.backends
+    return [item for item in backends if (item.endpoint.host, item.endpoint.service) == (host, service)]
 
 
 def parse_servers(text: str) -> dict[str, Server]:

@@ -14,7 +14,7 @@ from corral.aliases import aliases_of
 from corral.contributions import Service
 from corral.errors import UsageError, did_you_mean
 from corral.plan import Plan
-from corral.site import Card
+from corral.site import Card, Replica
 
 _GPU = re.compile(r"gpu[ _-]?(\d+)", re.IGNORECASE)
 _GPU_OF_HOST = re.compile(r"(.+):(?:gpu[ _-]?)?(\d+)", re.IGNORECASE)
@@ -76,20 +76,27 @@ def _joined(words: Sequence[str]) -> list[str]:
 
 
 def _names(plan: Plan, services: list[Service]) -> _Names:
-    replicas = {(item.host, item.service): item for item in plan.site.replicas}
+    replicas: dict[tuple[str, str], list[Replica]] = {}
+    for replica in plan.site.replicas:
+        replicas.setdefault((replica.host, replica.service), []).append(replica)
 
     def of_replica(pick: Callable[[Service], Iterable[str]]) -> dict[str, list[Service]]:
         return _by_name([item for item in services if (item.host, item.name) in replicas], pick)
 
     def pool_names(item: Service) -> list[str]:
-        pool = replicas[item.host, item.name].pool
-        return [pool, *aliases_of(plan.inventory, pool)]
+        pools = [replica.pool for replica in replicas[item.host, item.name]]
+        return [name for pool in pools for name in (pool, *aliases_of(plan.inventory, pool))]
+
+    def containers(item: Service) -> list[str]:
+        """The container, and what the balancer and the figures call those who share it."""
+        members = replicas.get((item.host, item.name), ())
+        return list(dict.fromkeys([item.container or f"{item.host}-{item.name}", *(one.container for one in members)]))
 
     precise = {
         "service": _by_name(services, lambda item: [item.name]),
-        "container": _by_name(services, lambda item: [item.container or f"{item.host}-{item.name}"]),
+        "container": _by_name(services, containers),
         "pool": of_replica(pool_names),
-        "model": of_replica(lambda item: [replicas[item.host, item.name].model]),
+        "model": of_replica(lambda item: {replica.model for replica in replicas[item.host, item.name]}),
         "host": _by_name(services, lambda item: [item.host]),
     }
     broad = {

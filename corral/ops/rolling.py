@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal
 
 from corral.components.haproxy import answer_timeout_s
 from corral.contributions import Backend, Service
 from corral.errors import CorralError
-from corral.ops.balancer import Balancer, BalancerError, Server, backend_of, balancer_of
+from corral.ops.balancer import Balancer, BalancerError, Server, backends_of, balancer_of
 from corral.ops.board import Board, Key
 from corral.ops.hosts import ComposeHost, service_of
 from corral.ops.waiting import COMMAND_LIMIT_S, create, wait_well
@@ -71,11 +71,11 @@ def roll(
     gaps = []
     for name in services:
         work = _Work(host, known[name], board, action, timeout_s)
-        backend = backend_of(host.plan, host.name, name)
-        if balancer is None or backend is None:
+        backends = backends_of(host.plan, host.name, name)
+        if balancer is None or not backends:
             gaps.append(Gap(host.name, name, _change(work), is_hitless=False))
         else:
-            gaps.append(_change_replica(work, balancer, backend, keep_out=keep_out_on_failure))
+            gaps.append(_change_replica(work, balancer, backends, keep_out=keep_out_on_failure))
     return gaps
 
 
@@ -109,14 +109,17 @@ def _change(work: _Work) -> float:
     return time.monotonic() - began
 
 
-def _change_replica(work: _Work, balancer: Balancer, backend: Backend, *, keep_out: bool) -> Gap:
-    server = balancer.servers().get(backend.name)
-    if server is None:  # not in the running balancer's configuration yet
+def _change_replica(work: _Work, balancer: Balancer, backends: Sequence[Backend], *, keep_out: bool) -> Gap:
+    servers = balancer.servers()
+    known = [backend for backend in backends if backend.name in servers]
+    if not known:  # not in the running balancer's configuration yet
         return Gap(work.host.name, work.service.name, _change(work), is_hitless=True)
-    with _out_of_rotation(work, balancer, backend, keep_out=keep_out) as is_hitless:
+    with ExitStack() as out:  # several for a server that pools share
+        is_hitless = [out.enter_context(_out_of_rotation(work, balancer, item, keep_out=keep_out)) for item in known]
         seconds = _change(work)
-        _follow(work, balancer, backend)
-    return Gap(work.host.name, work.service.name, seconds, is_hitless)
+        for backend in known:
+            _follow(work, balancer, backend)
+    return Gap(work.host.name, work.service.name, seconds, all(is_hitless))
 
 
 @contextmanager

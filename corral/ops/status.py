@@ -138,12 +138,11 @@ def _host_status(host: ComposeHost, seen: Observed, servers: Mapping[str, Server
 
 def _row(host: ComposeHost, service: Service, seen: Observed, servers: Mapping[str, Server], now: datetime) -> Row:
     container = seen.container_of(service.name, host.project)
-    replicas = {item.service: item for item in host.plan.site.replicas if item.host == host.name}
-    replica = replicas.get(service.name)
+    members = host.plan.site.members(host.name, service.name)
     name = container_name(host.plan, host.name, service.name)
-    server = servers.get(name) if replica else None
+    server = servers.get(members[0].container) if members else None
     notes = tuple(_notes(container, seen, server))
-    facts: dict[str, Any] = _engine_facts(container, now) | _replica_facts(replica, server)
+    facts: dict[str, Any] = _engine_facts(container, now) | _replica_facts(members, servers)
     is_up = server is None or server.status == "UP"
     return Row(
         host=host.name,
@@ -171,14 +170,16 @@ def _engine_facts(container: Container | None, now: datetime) -> dict[str, Any]:
     }
 
 
-def _replica_facts(replica: Replica | None, server: Server | None) -> dict[str, Any]:
-    if replica is None:
+def _replica_facts(members: Sequence[Replica], servers: Mapping[str, Server]) -> dict[str, Any]:
+    """What a server serves; one that several pools share names them all, and has all their slots."""
+    if not members:
         return {}
+    known = [servers[item.container] for item in members if item.container in servers]
     return {
-        "pool": replica.pool,
-        "model": replica.model,
-        "slots": replica.slots,
-        "slots_busy": server.busy if server else None,
+        "pool": ", ".join(item.pool for item in members),
+        "model": ", ".join(dict.fromkeys(item.model for item in members)),
+        "slots": sum(item.slots for item in members),
+        "slots_busy": sum(server.busy for server in known) if known else None,
     }
 
 

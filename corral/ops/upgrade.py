@@ -19,7 +19,7 @@ from corral.components import image_keys
 from corral.errors import CorralError, UsageError, did_you_mean
 from corral.load import load_inventory, validate
 from corral.ops import history
-from corral.ops.balancer import backend_of, balancer_of
+from corral.ops.balancer import backends_of, balancer_of
 from corral.ops.board import Board
 from corral.ops.hosts import ComposeHost, compose_hosts
 from corral.ops.interrupts import Interrupts
@@ -237,10 +237,10 @@ def _canaries(run: Run, changed: Iterable[tuple[str, str]]) -> list[tuple[Compos
     wanted = set(changed)
     for name, seen in run.seen.items():
         for service, item in seen.found.items():
-            backend = backend_of(run.plan, name, service)
-            if (name, service) in wanted and backend is not None and item.runs:
-                first.setdefault(backend.pool, (hosts[name], service))
-    return list(first.values())
+            for backend in backends_of(run.plan, name, service):
+                if (name, service) in wanted and item.runs:
+                    first.setdefault(backend.pool, (hosts[name], service))
+    return list(dict.fromkeys(first.values()))
 
 
 def _put_back(run: Run, host: ComposeHost, name: str) -> None:

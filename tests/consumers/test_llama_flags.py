@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import functools
 import re
 from pathlib import Path
@@ -10,10 +11,11 @@ import pytest
 import xllamacpp
 import yaml
 
+from corral.components.llama import COMPONENT as LLAMA
 from corral.llama_flags import ENDS, GONE, IDLE, NOT_ENOUGH, SET, TABLE, troubles
 from corral.xllama import OPTIONS
 from tests.consumers.test_rendered import llama_servers
-from tests.trees import CASES
+from tests.trees import CASES, services_of, tree_of
 from tools.llama_flags import Flag, flags, parsed, table
 
 
@@ -43,6 +45,43 @@ def test_the_parser_reads_every_rendered_command_line(tmp_path: Path) -> None:
 
     refused = [(case, service.name, said) for (case, service), said in zip(servers, verdicts, strict=True) if said]
     assert refused == []
+
+
+def test_the_parser_reads_shared_servers_and_the_files_of_their_models(tmp_path: Path) -> None:
+    """000-19, 002-02: a preset file's keys are flags without their dashes, and the same parser reads them."""
+    keys = tmp_path / "keys"
+    keys.write_text("a-key\n")
+    shared = [item for item in services_of("shared") if item.component == LLAMA]
+    lines = [list(service.args) for service in shared]
+    for words in lines:
+        words[words.index("--api-key-file") + 1] = str(keys)
+    presets = [read_preset(tree_of("shared")[f"box/llama/{service.name}.ini"].decode()) for service in shared]
+    switches = {name for flag in real() for name in flag.names if not flag.values}
+    for settings in (model for preset in presets for model in preset.values()):
+        pairs = [(f"--{key}", value) for key, value in settings.items()]
+        assert {value for name, value in pairs if name in switches} <= {"on"}
+        lines.append([word for name, value in pairs for word in ((name,) if name in switches else (name, value))])
+
+    assert [set(preset) for preset in presets] == [{"quick", "clever", "coder"}, {"embed", "rerank", "words"}]
+    assert parsed(*lines) == [""] * 8
+    assert parsed(["--models-most", "1"]) != [""], "it refuses what it does not know"
+
+
+def test_a_preset_says_what_the_command_line_of_a_server_of_its_own_would_say() -> None:
+    """Model, slots, context, idle sleep and further flags of each model; name, address and key are the router's."""
+    coder = read_preset(tree_of("shared")["box/llama/turns.ini"].decode())["coder"]
+
+    assert coder["model"] == "/models/coder-14b-q4_k_m.gguf"
+    assert (coder["parallel"], coder["ctx-size"], coder["sleep-idle-seconds"]) == ("2", "16384", "60")
+    assert (coder["no-context-shift"], coder["temp"], coder["jinja"]) == ("on", "0.2", "on")
+    assert not {"alias", "host", "port", "api-key-file", "offline", "metrics"} & set(coder)
+
+
+def read_preset(text: str) -> dict[str, dict[str, str]]:
+    """Settings by model."""
+    reader = configparser.RawConfigParser(delimiters="=")
+    reader.read_string(f"[top]\n{text}")
+    return {name: dict(reader[name]) for name in reader.sections() if name != "top"}
 
 
 def test_the_parser_refuses_what_the_kit_calls_gone() -> None:

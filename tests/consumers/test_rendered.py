@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 import yaml
 
 from corral.components.llama import COMPONENT as LLAMA
+from corral.components.llama import arguments
 from corral.contributions import Service
 from corral.secrets import write_files
 from corral.site import Replica
@@ -409,7 +411,10 @@ def test_every_target_has_a_home_and_its_secret(case: str, path: str) -> None:
         assert not secret or secret in prometheus.secrets
         assert all(len(entry["targets"]) == 1 for entry in job["static_configs"])
     targets = [
-        target for job in config["scrape_configs"] for entry in job["static_configs"] for target in entry["targets"]
+        (target, entry["labels"].get("__param_model", ""))
+        for job in config["scrape_configs"]
+        for entry in job["static_configs"]
+        for target in entry["targets"]
     ]
     assert len(targets) == len(set(targets))
 
@@ -662,10 +667,11 @@ def test_what_llama_server_would_choose_by_itself_is_said(case: str) -> None:
 
 
 def llama_servers(case: str) -> Iterator[tuple[Service, Replica]]:
-    replicas = {(replica.host, replica.service): replica for replica in plan_of(case).site.replicas}
+    """Every llama-server with its model; a shared one once for each, with the words that this model is started with."""
+    site = plan_of(case).site
     for service in services_of(case):
-        if service.component == LLAMA:
-            yield service, replicas[service.host, service.name]
+        for replica in site.members(service.host, service.name) if service.component == LLAMA else ():
+            yield replace(service, args=arguments(site, replica)) if replica.shared else service, replica
 
 
 # --- LocalAI ----------------------------------------------------------------------------------------------------------

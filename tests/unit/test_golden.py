@@ -179,6 +179,8 @@ def parse(path: str, text: str) -> None:
         json.loads(text)
     elif name.endswith(".conf"):
         configparser.RawConfigParser(inline_comment_prefixes=(";", "#")).read_string(text)
+    elif name.endswith(".ini"):
+        configparser.RawConfigParser(delimiters="=").read_string(f"[top]\n{text}")  # llama.cpp has keys before sections
     elif name == ".env.example":
         assert all(
             not line or line.startswith("#") or re.fullmatch(r"[A-Z][A-Z0-9_]*=", line) for line in text.splitlines()

@@ -1,0 +1,23 @@
+-- Rendered by corral from the inventory "shared", host box; do not edit.
+-- Change the inventory or templates/haproxy/farm.lua.j2, then run: ./generate.py render
+-- What health.lua tells of the farm beside HAProxy's figures; nothing here is secret, and no address is in it.
+corral_farm = {
+    { name = "clever", pool = "clever", depth = 10, replicas = {
+        { name = "box-clever-1", slots = 1, model = "clever" },
+    } },
+    { name = "coder", pool = "coder", depth = 10, replicas = {
+        { name = "box-coder-1", slots = 2, model = "coder" },
+    } },
+    { name = "embed", pool = "embed", depth = 10, replicas = {
+        { name = "box-embed-cpu-1", slots = 4, model = "embed" },
+    } },
+    { name = "quick", pool = "quick", depth = 10, replicas = {
+        { name = "box-quick-1", slots = 1, model = "quick" },
+    } },
+    { name = "rerank", pool = "rerank", depth = 10, replicas = {
+        { name = "box-rerank-cpu-1", slots = 4, model = "rerank" },
+    } },
+    { name = "words", pool = "words", depth = 10, replicas = {
+        { name = "box-words-cpu-1", slots = 4, model = "words" },
+    } },
+}
