@@ -5,8 +5,7 @@ LiteLLM needs some 30 ms of processor time to pass a refusal on, HAProxy 0.1 ms,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from corral.aliases import aliases_of
@@ -18,7 +17,7 @@ FULL = "Full:"
 
 
 def named_doors(
-    inventory: Inventory, groups: Sequence[Mapping[str, Any]], elsewhere: AbstractSet[str]
+    inventory: Inventory, groups: Sequence[Mapping[str, Any]], elsewhere: Set[str]
 ) -> Iterator[dict[str, Any]]:
     """What may be refused at the door: each name with its further names, and the balancer's groups that could take it.
 

@@ -77,8 +77,8 @@ _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 FIRST_PORTS = range(23_000 + _WORKER % 3 * 3_000, 26_000 + _WORKER % 3 * 3_000)
 """Others for every worker of pytest-xdist; above the ports of tests/compose, below those of outgoing connections."""
 PROGRAMS = (
-    "chat", "chat-2", "embed", "gateway", "litellm", "balancer", "stats", "database", "cache", "prometheus",
-    "node-exporter", "fakes",
+    "chat", "chat-2", "embed", "gateway", "litellm", "balancer", "stats", "database", "cache", "prometheus", "node-exporter",
+    "fakes",
 )  # fmt: skip
 PORT_NAMES = (*PROGRAMS, *(name for pool in POOLS.values() for name in pool))
 
