@@ -761,6 +761,70 @@ def models_ls(
         show_rows(found, Console(highlight=False))
 
 
+PoolsArgument = Annotated[list[str], typer.Argument(help="Pools.")]
+
+
+@models_app.command("ps")
+def models_ps(
+    inventory: InventoryOption = INVENTORY, out: OutOption = OUT, host: HostOption = None, as_json: JsonOption = False
+) -> None:
+    """Show which pools' models are in memory, and how much each takes."""
+    from dataclasses import asdict
+
+    from corral.ops import serving
+
+    plan = _load(inventory)
+    _chosen(plan, host)
+    found = serving.ps(serving.places_of(plan, out, host))
+    if as_json:
+        _print_json([asdict(item) for item in found])
+    else:
+        serving.show(found, Console(highlight=False))
+
+
+@models_app.command("load")
+def models_load(
+    pools: PoolsArgument, inventory: InventoryOption = INVENTORY, out: OutOption = OUT, host: HostOption = None
+) -> None:
+    """Bring models into memory; on a full shared server the least recently used goes, after its answers have ended."""
+    _serve(inventory, out, host, load=pools)
+
+
+@models_app.command("unload")
+def models_unload(
+    pools: PoolsArgument, inventory: InventoryOption = INVENTORY, out: OutOption = OUT, host: HostOption = None
+) -> None:
+    """Take models out of memory after their answers have ended; a shared server loads what is asked for again."""
+    _serve(inventory, out, host, unload=pools)
+
+
+@models_app.command("swap")
+def models_swap(
+    pool: Annotated[str, typer.Argument(help="The pool whose model comes.")],
+    inventory: InventoryOption = INVENTORY,
+    out: OutOption = OUT,
+    host: HostOption = None,
+    instead_of: Annotated[str, typer.Option("--instead-of", help="The pool whose model goes.")] = "",
+) -> None:
+    """Put one model of a shared server in the place of another; when it does not load, the other is back."""
+    _serve(inventory, out, host, load=[pool], instead_of=instead_of)
+
+
+def _serve(
+    inventory: Path, out: Path, host: list[str] | None, *, load: Iterable[str] = (), unload: Iterable[str] = (),
+    instead_of: str = "",
+) -> None:  # fmt: skip
+    from corral.ops import serving
+
+    plan = _load(inventory)
+    _chosen(plan, host)
+    places = serving.places_of(plan, out, host)
+    coming, going = serving.chosen(places, load), serving.chosen(places, unload)
+    with serving.changing(plan, out, talk) as change:
+        serving.unload(change, going)
+        serving.load(change, coming, instead_of)
+
+
 DirectOption = Annotated[bool, typer.Option("--direct", help="Straight at the replicas, past the gateway.")]
 TokensOption = Annotated[int | None, typer.Option("--max-tokens", min=1, help="Longest answer.")]
 LongOption = Annotated[float | None, typer.Option("--long-share", min=0, max=1, help="Share of long prompts.")]

@@ -7,6 +7,7 @@ In a container the API listens on the container's own loopback address; it is as
 from __future__ import annotations
 
 import csv
+import math
 import re
 import socket
 import time
@@ -24,6 +25,8 @@ from corral.site import bracketed
 ANSWER_LIMIT_S = 15
 RELOAD_LIMIT_S = 30
 POLL_S = 0.25
+NO_SERVERS = {"FRONTEND", "BACKEND"}
+"""Rows of HAProxy's figures that stand for a whole proxy."""
 FORCED_OUT = 0x01 | 0x08
 """Bits of `srv_admin_state`: taken out, or drained, by command."""
 ASK = r'exec 3<>/dev/tcp/127.0.0.1/"$1" && printf "%s\n" "$2" >&3 && cat <&3'
@@ -109,6 +112,11 @@ class Balancer:
     def servers(self) -> dict[str, Server]:
         """Every replica by the name that the balancer knows it by (the container's)."""
         return parse_servers(self.ask("show stat", "show servers state"))
+
+    def idle_seconds(self) -> dict[str, float]:
+        """Seconds since each replica was last sent a request, by the balancer's name for it; without end if never."""
+        rows = csv.DictReader(_table(self.ask("show stat").splitlines()))
+        return {row["svname"]: _since(row["lastsess"]) for row in rows if row["svname"] not in NO_SERVERS}
 
     def command(self, line: str) -> None:
         """Says something that has no answer; raises BalancerError when it is refused."""
@@ -225,7 +233,7 @@ def parse_servers(text: str) -> dict[str, Server]:
     stats = {
         (row["# pxname"], row["svname"]): row
         for row in csv.DictReader(_table(lines[:begin]))
-        if row["svname"] not in {"FRONTEND", "BACKEND"}
+        if row["svname"] not in NO_SERVERS
     }
     names = lines[begin].removeprefix("# ").split() if begin < len(lines) else []
     states = [dict(zip(names, line.split(), strict=False)) for line in lines[begin + 1 :] if line.strip()]
@@ -234,6 +242,10 @@ def parse_servers(text: str) -> dict[str, Server]:
         for state in states
         if state["be_name"] not in haproxy.WITHOUT_REPLICAS
     }
+
+
+def _since(text: str) -> float:
+    return float(text) if text.isdecimal() else math.inf
 
 
 def _table(lines: Sequence[str]) -> list[str]:

@@ -1,0 +1,262 @@
+"""Pools that take turns on one llama-server, and `models ps | load | unload | swap`: real engine, router, HAProxy,
+LiteLLM (000-19, 001-07, 002-02, 002-03)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from corral.secrets import read_env
+from corral.tiny_models import make_chat_model
+from tests.compose.images.build import ensure_images
+from tests.compose.project import PREFIX, docker_logs, patiently, streamed_text
+from tests.compose.site_up import Site as UpSite
+from tests.processes.helpers import wait_until
+
+pytestmark = [pytest.mark.needs("docker-engine", "mmdebstrap"), pytest.mark.usefixtures("engine")]
+
+HOST = "ua"
+SITE = f"{PREFIX}up"
+PORT = 21000
+SERVER_PORT = 21190
+SLOW, QUICK, LONE = " ".join(map(str, range(1, 500))), "the other one says hello", "alone"
+NAMES = ("slow", "quick", "broken")
+INVENTORY = """\
+schema_version: 1
+name: {site}
+hosts:
+  {host}:
+    address: 127.0.0.1
+    models_dir: {models}
+    shared: {{turns: {{loaded: 1, port: {port}}}}}
+models:
+  slow: {{source: slow.gguf, kind: chat, context: 2048, size_gib: 0.1}}
+  quick: {{source: quick.gguf, kind: chat, context: 2048, size_gib: 0.01, engine: {{sleep_idle_s: 3}}}}
+  broken: {{source: broken.gguf, kind: chat, context: 2048, size_gib: 0.01}}
+  lone: {{source: lone.gguf, kind: chat, context: 2048, size_gib: 0.01}}
+defaults: {{chat: {{slots: 2, threads: 1, memory_mib: 512}}}}
+pools:
+  slow: {{model: slow, on: {{host: {host}, shared: turns}}}}
+  quick: {{model: quick, on: {{host: {host}, shared: turns}}}}
+  broken: {{model: broken, on: {{host: {host}, shared: turns}}}}
+  lone: {{model: lone, on: {{host: {host}}}}}
+gateway: {{host: {host}, port: 21000, database: false, cache: false, queue: {{depth: 10, timeout_s: 60}}}}
+monitoring: {{host: {host}, port: 21090, node_exporter: false, grafana: false, scrape_interval_s: 1}}
+"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpSite]:
+    """Three models that take turns, one of them with a file that ends too early, and a server of its own."""
+    folder = tmp_path_factory.mktemp("shared")
+    folder.chmod(0o755)
+    models = folder / "models"
+    models.mkdir()
+    # Slow enough that a stream of it is in flight for seconds.
+    make_chat_model(models / "slow.gguf", context=2048, answer=SLOW, width=1024, layers=8, ff=2048, weight_type="q8_0")
+    make_chat_model(models / "quick.gguf", context=2048, answer=QUICK)
+    make_chat_model(models / "lone.gguf", context=2048, answer=LONE)
+    whole = (models / "quick.gguf").read_bytes()
+    (models / "broken.gguf").write_bytes(whole[: len(whole) // 2])
+    made = UpSite(folder)
+    made.inventory.write_text(INVENTORY.format(site=SITE, host=HOST, models=models, port=SERVER_PORT))
+    ensure_images([made.plan])
+    made.corral("render", "--quiet")
+    with made.project:
+        patiently(lambda: made.corral("up", "--render"), lambda: set(made.project.states().values()) == {"healthy"})
+        yield made
+
+
+@pytest.fixture
+def router(site: UpSite) -> Iterator[httpx.Client]:
+    """Somebody with the servers' key at the shared server's own port."""
+    key = read_env(site.out / HOST / ".env")["LLAMA_API_KEY"]
+    headers = {"Authorization": f"Bearer {key}"}
+    base = f"http://127.0.0.1:{SERVER_PORT}"
+    with httpx.Client(base_url=base, headers=headers, trust_env=False, timeout=60) as client:
+        yield client
+
+
+def states(site: UpSite) -> dict[str, str]:
+    return {item["pool"]: item["state"] for item in site.data("models", "ps")}
+
+
+def in_memory(site: UpSite) -> set[str]:
+    return {pool for pool, state in states(site).items() if pool in NAMES and state in {"loaded", "sleeping"}}
+
+
+def stream(site: UpSite) -> httpx.Response:
+    return site.client.chat("slow", stream=True)
+
+
+def is_streaming(site: UpSite, router: httpx.Client) -> bool:
+    """Whether the slow model is at work; asking makes nothing load."""
+    answer = router.get("/metrics", params={"model": "slow", "autoload": "false"})
+    return "llamacpp:requests_processing 1" in answer.text
+
+
+def test_requests_swap_models_and_answers_in_flight_end_first(site: UpSite, router: httpx.Client) -> None:
+    """002-03: the least recently used goes when another one is asked for; whoever is being answered gets all of it."""
+    assert site.client.chat_text("slow") == SLOW
+    assert in_memory(site) == {"slow"}
+
+    with ThreadPoolExecutor() as pool:
+        streaming = pool.submit(stream, site)
+        wait_until(lambda: is_streaming(site, router), 30, "a stream in flight")
+        assert site.client.chat_text("quick") == QUICK
+        assert streamed_text(streaming.result().text) == SLOW
+
+    assert in_memory(site) == {"quick"}
+
+
+def test_the_command_line_swaps_after_the_stream_in_flight_has_ended(site: UpSite, router: httpx.Client) -> None:
+    """000-19, 001-07: `models load`, `unload` and `swap`; already there is no error; nobody is cut off."""
+    site.corral("models", "load", "slow")
+    assert "in memory already" in site.corral("models", "load", "slow")
+    with ThreadPoolExecutor() as pool:
+        streaming = pool.submit(stream, site)
+        wait_until(lambda: is_streaming(site, router), 30, "a stream in flight")
+        words = site.corral("models", "swap", "quick")
+        assert "waits for its answers to end" in words
+        assert streaming.done(), "it was swapped while it answered"
+        assert streamed_text(streaming.result().text) == SLOW
+    assert in_memory(site) == {"quick"}
+
+    site.corral("models", "load", "slow")
+    with ThreadPoolExecutor() as pool:
+        streaming = pool.submit(stream, site)
+        wait_until(lambda: is_streaming(site, router), 30, "a stream in flight")
+        site.corral("models", "unload", "slow")
+        assert streamed_text(streaming.result().text) == SLOW
+    assert in_memory(site) == set()
+    assert site.client.chat_text("slow") == SLOW, "it comes back when somebody asks"
+
+
+def test_a_swap_that_fails_brings_back_what_ran(site: UpSite) -> None:
+    """000-19: a model whose file is broken leaves everything as it was."""
+    site.corral("models", "load", "slow")
+
+    words = site.corral("models", "swap", "broken", "--instead-of", "slow", code=1)
+
+    assert "broken (ua/turns) does not load" in words
+    assert "slow (ua/turns) is in memory again, as before" in words
+    assert in_memory(site) == {"slow"}
+    assert states(site)["broken"] == "failed"
+    assert site.client.chat_text("slow") == SLOW
+    assert "not in memory on turns, which holds slow" in site.corral(
+        "models", "swap", "broken", "--instead-of", "quick", code=2
+    )
+
+
+def test_what_a_model_takes_is_told_and_given_back(site: UpSite) -> None:
+    """002-02: memory of each model, as the kernel counts it for the model's own process."""
+    site.corral("models", "load", "slow")
+    found = {item["pool"]: item for item in site.data("models", "ps")}
+
+    assert found["slow"]["memory_mib"] > found["lone"]["memory_mib"] > 5, found
+    assert found["quick"]["memory_mib"] is None
+    assert found["slow"]["planned_mib"] == 512
+    assert found["slow"]["card_mib"] is None, "there are no cards"
+
+    site.corral("models", "unload", "slow")
+    assert {item["pool"]: item["memory_mib"] for item in site.data("models", "ps")}["slow"] is None
+
+
+def test_an_idle_model_sleeps_and_figures_do_not_wake_it(site: UpSite) -> None:
+    """002-03: auto-unload when idle; Prometheus asks every second all the while, and nothing is loaded by that."""
+    assert site.client.chat_text("quick") == QUICK
+    before = {item["pool"]: item["memory_mib"] for item in site.data("models", "ps")}["quick"]
+    wait_until(lambda: states(site)["quick"] == "sleeping", 30, "the idle model sleeps")
+    time.sleep(4)
+
+    found = {item["pool"]: item for item in site.data("models", "ps")}
+    assert found["quick"]["state"] == "sleeping"
+    assert found["quick"]["memory_mib"] < before
+    assert found["slow"]["state"] == "unloaded"
+    assert figures(site, 'up{job="llama-shared"}') == {"quick": 1, "slow": 0, "broken": 0}
+    assert site.client.chat_text("quick") == QUICK, "a request wakes it"
+
+
+def figures(site: UpSite, query: str) -> dict[str, int]:
+    """Values by pool, from the site's Prometheus."""
+    with httpx.Client(trust_env=False) as client:
+        answer: Any = client.get("http://127.0.0.1:21090/api/v1/query", params={"query": query}).json()
+    return {item["metric"]["pool"]: int(item["value"][1]) for item in answer["data"]["result"]}
+
+
+def test_the_server_with_one_model_is_stopped_and_started(site: UpSite) -> None:
+    """001-07: unload and load without touching anything else."""
+    before = site.ids()
+    site.corral("models", "unload", "lone")
+    assert states(site)["lone"] == "stopped"
+    assert site.client.chat("lone").status_code in {429, 503}
+    site.corral("models", "load", "lone")
+
+    assert states(site)["lone"] == "running"
+    assert site.client.chat_text("lone") == LONE
+    assert site.ids() == before
+
+
+def test_over_http_the_servers_own_key_opens_its_models(site: UpSite, router: httpx.Client) -> None:
+    """002-02: load and unload over HTTP, with the key that `secrets init` made; nothing without it."""
+    site.corral("models", "load", "slow")
+    with httpx.Client(base_url=router.base_url, trust_env=False) as stranger:
+        for method, path in (("GET", "/models/sse"), ("POST", "/models/load"), ("POST", "/models/unload")):
+            assert stranger.request(method, path, json={"model": "slow"}).status_code == 401
+            key = {"Authorization": "Bearer wrong"}
+            assert stranger.request(method, path, json={"model": "slow"}, headers=key).status_code == 401
+    assert in_memory(site) == {"slow"}
+
+    assert router.post("/models/unload", json={"model": "slow"}).status_code == 200
+    wait_until(lambda: in_memory(site) == set(), 30, "nothing in memory")
+    assert router.post("/models/load", json={"model": "quick"}).status_code == 200
+    wait_until(lambda: in_memory(site) == {"quick"}, 30, "loaded over HTTP")
+    listed = {item["id"]: item["status"]["value"] for item in router.get("/models").json()["data"]}
+    assert listed["quick"] in {"loaded", "sleeping"}
+
+
+def test_over_http_a_swap_waits_for_answers_in_flight(site: UpSite, router: httpx.Client) -> None:
+    """Asking for another model's properties loads it as a request would: after what is in flight has ended."""
+    site.corral("models", "load", "slow")
+    with ThreadPoolExecutor() as pool:
+        streaming = pool.submit(stream, site)
+        wait_until(lambda: is_streaming(site, router), 30, "a stream in flight")
+        answer = router.get("/props", params={"model": "quick"})
+        assert answer.status_code == 200
+        assert streamed_text(streaming.result().text) == SLOW
+    assert in_memory(site) == {"quick"}
+
+
+def test_restart_drains_every_pool_of_the_server(site: UpSite, router: httpx.Client) -> None:
+    site.corral("models", "load", "slow")
+    with ThreadPoolExecutor() as pool:
+        streaming = pool.submit(stream, site)
+        wait_until(lambda: is_streaming(site, router), 30, "a stream in flight")
+        site.corral("restart", "quick")
+        assert streamed_text(streaming.result().text) == SLOW
+    assert site.client.chat_text("quick") == QUICK
+
+
+def test_a_model_is_warmed_up_before_its_first_request(site: UpSite) -> None:
+    """llama-server makes an empty run by itself once a model is loaded; nothing that is rendered turns that off."""
+    text = "".join(path.read_text() for path in sorted((site.out / HOST / "llama").iterdir()) if path.is_file())
+    assert "no-warmup" not in text
+    assert "turns" in text
+    site.edit("threads: 1, memory_mib", "threads: 1, extra_args: [--verbose], memory_mib")
+    site.corral("up", "--render")
+    assert site.client.chat_text("quick") == QUICK
+
+    log = docker_logs(site.project, f"{HOST}-turns")
+    assert log.index("warming up the model with an empty run") < log.index("listening on http://127.0.0.1")
+
+
+def test_the_models_folder_is_as_it_was(site: UpSite) -> None:
+    """Nothing was fetched: the router serves what its presets name, and no more."""
+    folder = Path(site.folder / "models")
+    assert sorted(path.name for path in folder.iterdir()) == ["broken.gguf", "lone.gguf", "quick.gguf", "slow.gguf"]
