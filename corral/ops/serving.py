@@ -180,17 +180,14 @@ def _on_host(host: ComposeHost, places: Sequence[Place]) -> Iterator[Model]:
 
 
 def _processes(host: ComposeHost, container: str) -> dict[int, tuple[str, int]]:
-    """Pool and KiB of resident memory of every llama-server with a model in a container, by number of the process."""
+    """Pool (none: a router) and resident KiB of every llama-server in a container, by number of the process."""
     out = host.run(["sh", "-c", PROCESSES % '"$1"', "-", container], check=False).out
     found: dict[int, tuple[str, int]] = {}
     for line in out.splitlines()[1:]:
         pid, rss, command = line.split(None, 2)
         alias = _ALIAS.search(command)
-        is_server = command.split()[0].rpartition("/")[2] == "llama-server"
-        if is_server and "--models-preset" not in command:
+        if command.split()[0].rpartition("/")[2] == "llama-server":
             found[int(pid)] = (alias[1] if alias else "", int(rss))
-        elif is_server:
-            found[int(pid)] = ("", int(rss))
     return found
 
 

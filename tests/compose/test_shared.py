@@ -207,7 +207,7 @@ def test_over_http_the_servers_own_key_opens_its_models(site: UpSite, router: ht
     """002-02: load and unload over HTTP, with the key that `secrets init` made; nothing without it."""
     site.corral("models", "load", "slow")
     with httpx.Client(base_url=router.base_url, trust_env=False) as stranger:
-        for method, path in (("GET", "/models/sse"), ("POST", "/models/load"), ("POST", "/models/unload")):
+        for method, path in (("GET", "/models"), ("POST", "/models/load"), ("POST", "/models/unload")):
             assert stranger.request(method, path, json={"model": "slow"}).status_code == 401
             key = {"Authorization": "Bearer wrong"}
             assert stranger.request(method, path, json={"model": "slow"}, headers=key).status_code == 401
