@@ -68,6 +68,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpSite]:
     made.inventory.write_text(INVENTORY.format(site=SITE, host=HOST, models=models, port=SERVER_PORT))
     ensure_images([made.plan])
     made.corral("render", "--quiet")
+    made.corral("secrets", "init")
     with made.project:
         patiently(lambda: made.corral("up", "--render"), lambda: set(made.project.states().values()) == {"healthy"})
         yield made
