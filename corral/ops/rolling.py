@@ -200,25 +200,27 @@ def _follow(work: _Work, balancer: Balancer, backend: Backend) -> None:
     while True:
         server = balancer.servers()[backend.name]
         if server.port != backend.endpoint.port:
-            balancer.move(server, min(addresses), backend.endpoint.port)
+            balancer.move(server, addresses[0], backend.endpoint.port)
         elif not addresses or server.address in addresses:
             return
         if time.monotonic() > deadline:
-            balancer.move(server, min(addresses), backend.endpoint.port)
+            balancer.move(server, addresses[0], backend.endpoint.port)
             return
         work.show("healthy", "the balancer looks up its new address")
         time.sleep(POLL_S)
 
 
-def _addresses(work: _Work) -> set[str]:
-    """The container's address in the farm's network."""
+def _addresses(work: _Work) -> list[str]:
+    """The container's addresses, that in the farm's network first.
+
+    One with a published port has another in the network of doors, which the balancer is on, too; its name means both.
+    """
     for item in work.host.containers():
         if service_of(item) == work.service.name:
             networks = item["NetworkSettings"]["Networks"].items()
-            return {
-                network["IPAddress"] for name, network in networks if name.endswith(FARM) and network.get("IPAddress")
-            }
-    return set()
+            farm_first = sorted(networks, key=lambda pair: (not pair[0].endswith(FARM), pair[0]))
+            return [network["IPAddress"] for _, network in farm_first if network.get("IPAddress")]
+    return []
 
 
 def wait_usable(balancer: Balancer, names: Collection[str]) -> None:
