@@ -7,13 +7,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from rich.console import Console
 
 from corral.errors import CorralError, UsageError
-from corral.ops import serving
+from corral.ops import rolling, serving
 from corral.ops.balancer import Balancer, Server
 from corral.ops.board import Board
 from corral.ops.hosts import ComposeHost, Done
@@ -153,3 +154,18 @@ def test_idle_seconds_are_read_from_the_balancers_figures(monkeypatch: pytest.Mo
     monkeypatch.setattr(Balancer, "ask", lambda _self, *_commands: text)
     plan = plan_of(tmp_path, "loaded: 1")
     assert Balancer(plan, ComposeHost(plan, "box", tmp_path)).idle_seconds() == {"box-a-1": 12, "box-b-1": math.inf}
+
+
+def test_a_container_with_a_published_port_is_found_at_either_address(tmp_path: Path) -> None:
+    """`restart` of a shared server waited a minute for each pool whose name HAProxy had looked up as the other one."""
+    networks = {"site_door": {"IPAddress": "172.19.0.2"}, "site_farm": {"IPAddress": "172.18.0.3"}, "gone": {}}
+    container = {
+        "Config": {"Labels": {"com.docker.compose.service": "turns"}},
+        "NetworkSettings": {"Networks": networks},
+    }
+    plan = plan_of(tmp_path, "loaded: 1, port: 9400")
+    service = next(item for item in plan.services_of("box") if item.name == "turns")
+    host = cast(ComposeHost, SimpleNamespace(containers=lambda: [container], name="box"))
+    work = rolling._Work(host, service, Board(Console(quiet=True)), "restart", None)
+
+    assert rolling._addresses(work) == ["172.18.0.3", "172.19.0.2"]
