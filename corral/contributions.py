@@ -209,6 +209,13 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
+class Door:
+    """Where clients come in, when that is not the gateway itself."""
+
+    endpoint: Endpoint
+
+
+@dataclass(frozen=True, slots=True)
 class SlotFigures:
     """Where the gateway learns how many slots of every pool are free: JSON at a URL, kept by the balancer."""
 
@@ -357,6 +364,7 @@ Contribution = (
     Service
     | Backend
     | Route
+    | Door
     | SlotFigures
     | ScrapeTarget
     | Secret
@@ -379,6 +387,7 @@ class Contributions:
     services: list[Service] = field(default_factory=list)
     backends: list[Backend] = field(default_factory=list)
     routes: list[Route] = field(default_factory=list)
+    doors: list[Door] = field(default_factory=list)
     slot_figures: list[SlotFigures] = field(default_factory=list)
     targets: list[ScrapeTarget] = field(default_factory=list)
     secrets: list[Secret] = field(default_factory=list)
@@ -395,10 +404,9 @@ class Contributions:
     def add(self, item: Contribution) -> None:
         """Puts a contribution where consumers of its kind look."""
         lists: dict[type, list[Any]] = {
-            Service: self.services, Backend: self.backends, Route: self.routes, SlotFigures: self.slot_figures,
-            ScrapeTarget: self.targets, Secret: self.secrets, Store: self.stores, File: self.files,
-            Rules: self.rules, Fact: self.facts, Dashboard: self.dashboards, AlertSink: self.sinks,
-            DataSource: self.sources,
-            State: self.states, TraceReceiver: self.trace_receivers,
+            Service: self.services, Backend: self.backends, Route: self.routes, Door: self.doors,
+            SlotFigures: self.slot_figures, ScrapeTarget: self.targets, Secret: self.secrets, Store: self.stores,
+            File: self.files, Rules: self.rules, Fact: self.facts, Dashboard: self.dashboards, AlertSink: self.sinks,
+            DataSource: self.sources, State: self.states, TraceReceiver: self.trace_receivers,
         }  # fmt: skip
         lists[type(item)].append(item)

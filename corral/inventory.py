@@ -674,6 +674,8 @@ class Gateway(Model):
     """PostgreSQL for virtual keys, budgets and spend; without it there is only the master key."""
     cache: bool = True
     """Valkey for counters that several processes share."""
+    litellm_port: PortNumber = 4001
+    """Port of LiteLLM behind HAProxy's door; unused in `direct`. Published only on a `local` host, on loopback."""
     balancer_port: PortNumber = 8081
     """Port of HAProxy inside the farm; published only on a `local` host, on loopback."""
     stats_port: PortNumber = 8404

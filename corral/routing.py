@@ -76,3 +76,11 @@ def pools_behind(inventory: Inventory, name: str) -> tuple[str, ...]:
     if auto is not None and name == auto.name:
         return tuple(dict.fromkeys(pool for tier in auto.tiers for pool in (tier.pool, *tier.spill)))
     return tuple(pool for pool, found in inventory.pools.items() if name in found.background)
+
+
+def reachable(inventory: Inventory, name: str) -> tuple[str, ...]:
+    """Every pool that may answer requests for this name: those behind it, and whoever stands in for them when full."""
+    found = list(pools_behind(inventory, name))
+    for pool in found:  # grows as it is walked
+        found += (instead for instead in inventory.pools[pool].fallback if instead not in found)
+    return tuple(found)

@@ -206,7 +206,8 @@ def inventory(ports: dict[str, int]) -> dict[str, Any]:
         "nodes": nodes,
         "pools": pools,
         "gateway": {
-            "host": "here", "port": ports["ours"], "balancer_port": ports["balancer"], "stats_port": ports["stats"],
+            "host": "here", "port": ports["ours"], "litellm_port": ports["litellm"],
+            "balancer_port": ports["balancer"], "stats_port": ports["stats"],
             "database": False, "cache": False,
         },
     }  # fmt: skip
@@ -270,7 +271,7 @@ def process(command: Sequence[str], log: Path, **environment: str) -> Iterator[N
 @contextmanager
 def stacks() -> Iterator[tuple[list[Stack], dict[str, int]]]:
     """All four, healthy."""
-    wanted = [*names("narrow"), *names("wide"), "ours", "balancer", "stats", "plain"]
+    wanted = [*names("narrow"), *names("wide"), "ours", "litellm", "balancer", "stats", "plain"]
     ports = dict(zip(wanted, free_ports(len(wanted)), strict=True))
     folder = Path(tempfile.mkdtemp(prefix="corral-bench-"))
     try:

@@ -37,8 +37,7 @@ def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
     if entrance is None:
         return
     host = site.inventory.gateway.host
-    has_balancer = any(service.component == haproxy.COMPONENT for service in published.services)
-    values = _values(site, entrance, has_balancer=has_balancer)
+    values = _values(site, entrance, published)
     yield File(host, COMPONENT, "haproxy.cfg", template="entrance/haproxy.cfg.j2", values=values)
     yield File(host, COMPONENT, "renew.lua", asset="litellm/renew.lua")
     yield _service(site, entrance)
@@ -77,10 +76,11 @@ def _health_command(port: int) -> tuple[str, ...]:
     return "bash", "-c", f"exec 3<>/dev/tcp/127.0.0.1/{port}"
 
 
-def _values(site: Site, entrance: Entrance, *, has_balancer: bool) -> dict[str, Any]:
+def _values(site: Site, entrance: Entrance, published: Contributions) -> dict[str, Any]:
     gateway = site.inventory.gateway
     is_local = site.is_local(gateway.host)
-    own = Endpoint(gateway.port, gateway.host, litellm.COMPONENT)
+    own = published.doors[0].endpoint if published.doors else litellm.own_endpoint(site, published)
+    has_balancer = any(service.component == haproxy.COMPONENT for service in published.services)
     figures = Endpoint(gateway.stats_port, gateway.host, haproxy.COMPONENT)
     return {
         "entry": f"{'127.0.0.1' if is_local else '*'}:{entrance.port}",

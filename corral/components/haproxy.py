@@ -12,13 +12,14 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any
 
-from corral.components import Stage
+from corral.components import Stage, litellm
 from corral.contributions import (
     Backend,
     ConfigMount,
     Contribution,
     Contributions,
     Dashboard,
+    Door,
     Endpoint,
     File,
     Health,
@@ -30,6 +31,7 @@ from corral.contributions import (
     Service,
     SlotFigures,
 )
+from corral.door import FULL, named_doors
 from corral.site import Site
 
 STAGE = Stage.BALANCER
@@ -45,6 +47,8 @@ LOCAL_SOCKET = "unix@logs/haproxy.sock mode 600"
 """Relative to the host's folder, in which supervisord starts every program."""
 SUCCESSOR = "Successor"
 """The backend through which a worker that a reload replaced hands requests on; its server is no replica."""
+WITHOUT_REPLICAS = (SUCCESSOR, "Gateway")
+"""Backends whose server is no replica."""
 SLOTS_PATH = "/slots"
 """Where HAProxy says how many slots of every pool are free; no pool's path is of one part only."""
 CONTROL_PORTS = (9999, 9998, 9997)
@@ -77,7 +81,8 @@ def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
     groups = list(grouped([backend for backend in published.backends if backend.protocol != "cloud"]))
     yield from (_direct_route(site, backend) for backend in published.backends if backend.protocol == "cloud")
     if groups:
-        yield from _balancer(site, groups)
+        cloud = {backend.pool for backend in published.backends if backend.protocol == "cloud"}
+        yield from _balancer(site, groups, cloud)
 
 
 def grouped(backends: list[Backend]) -> Iterator[Group]:
@@ -97,18 +102,19 @@ def grouped(backends: list[Backend]) -> Iterator[Group]:
             yield Group(pool if len(kinds) == 1 else f"{pool}.{alike[0].name}", pool, tuple(alike))
 
 
-def _balancer(site: Site, groups: list[Group]) -> Iterator[Contribution]:
+def _balancer(site: Site, groups: list[Group], cloud: set[str]) -> Iterator[Contribution]:
     gateway = site.inventory.gateway
     entry = Endpoint(gateway.balancer_port, gateway.host, COMPONENT)
     figures = Endpoint(gateway.stats_port, gateway.host, COMPONENT)
-    values = _values(site, groups)
+    values = _values(site, groups, cloud)
     yield File(gateway.host, COMPONENT, "haproxy.cfg", template="haproxy/haproxy.cfg.j2", values=values)
     yield File(gateway.host, COMPONENT, "farm.lua", template="haproxy/farm.lua.j2", values={"groups": values["groups"]})
     yield from (File(gateway.host, COMPONENT, name, asset=f"litellm/{name}") for name in ASSETS)
     yield _service(site, groups)
+    yield Door(Endpoint(gateway.port, gateway.host, COMPONENT))
     yield Rules("monitoring/rules/haproxy.yml")
     yield Dashboard("monitoring/dashboards/pool.json")
-    yield ScrapeTarget("haproxy", figures, {"host": gateway.host, "role": "balancer"}, relabel=_relabel(groups))
+    yield ScrapeTarget("haproxy", figures, {"host": gateway.host, "role": "balancer"}, relabel=_relabel(groups, values["door"]["named"]))
     base = f"http://{site.address(entry, gateway.host)}"
     if _has_spill(site):
         yield SlotFigures(f"{base}{SLOTS_PATH}")
@@ -127,11 +133,13 @@ def _balancer(site: Site, groups: list[Group]) -> Iterator[Contribution]:
             )
 
 
-def _relabel(groups: list[Group]) -> tuple[Relabel, ...]:
+def _relabel(groups: list[Group], doors: list[dict[str, Any]]) -> tuple[Relabel, ...]:
     """HAProxy's own words for a pool and its replicas as everybody else calls them."""
     pools: dict[str, list[str]] = {}
     for group in groups:
         pools.setdefault(group.pool, []).append(group.name)
+    for door in doors:
+        pools[door["pool"]].append(f"{FULL}{door['name']}")
     named = (Relabel("proxy", tuple(names), "pool", pool) for pool, names in pools.items())
     return (*named, Relabel("server", (), "replica"))
 
@@ -179,8 +187,9 @@ def _service(site: Site, groups: list[Group]) -> Service:
         program="haproxy",
         args=("haproxy", "-W", "-db", "-f", path) if not site.is_local(gateway.host) else ("-W", "-db", "-f", path),
         health=Health(gateway.stats_port, "/healthz", _health_command(gateway.stats_port)),
-        memory_mib=256,
+        memory_mib=512,
         ports=(
+            Port(gateway.port, site.host(gateway.host).address, "LiteLLM's keys"),
             Port(gateway.balancer_port, site.publish_address(gateway.host, set()), "loopback"),
             Port(
                 gateway.stats_port,
@@ -211,7 +220,8 @@ def _has_spill(site: Site) -> bool:
 
 def control_port(site: Site) -> int:
     """Port of HAProxy's runtime API, on the container's own loopback address."""
-    taken = {site.inventory.gateway.balancer_port, site.inventory.gateway.stats_port}
+    gateway = site.inventory.gateway
+    taken = {gateway.port, gateway.balancer_port, gateway.stats_port}
     return next(port for port in CONTROL_PORTS if port not in taken)
 
 
@@ -220,13 +230,20 @@ def answer_timeout_s(site: Site, pool: str) -> int:
     return site.inventory.pools[pool].timeout_s or site.inventory.gateway.timeout_s
 
 
-def _values(site: Site, groups: list[Group]) -> dict[str, Any]:
+def _values(site: Site, groups: list[Group], cloud: set[str]) -> dict[str, Any]:
     gateway = site.inventory.gateway
     bind = "127.0.0.1" if site.is_local(gateway.host) else "*"
     depths, per_pool = _depths(site, groups), Counter(group.pool for group in groups)
     values = [_group_values(site, group, depths[group.name]) for group in groups]
     return {
         "entry": f"{bind}:{gateway.balancer_port}",
+        "door": {
+            "entry": f"{bind}:{gateway.port}",
+            "named": list(named_doors(site.inventory, values, cloud)),
+            "full": FULL,
+            "patience_s": litellm.patience_s(site),
+            "address": site.address(Endpoint(gateway.litellm_port, gateway.host, litellm.COMPONENT), gateway.host),
+        },
         "successor": SUCCESSOR,
         "successor_address": f"127.0.0.1:{gateway.balancer_port}",
         "figures": f"{bind}:{gateway.stats_port}",

@@ -64,6 +64,8 @@ PASSED_ON: dict[str, dict[str, Any]] = {
     "embedding": {"allowed_openai_params": ["user", "dimensions"]},
 }
 """What LiteLLM would otherwise drop or send elsewhere: bodies pass unchanged (B7), to chat/completions."""
+FREE = {"input_cost_per_token": 0.0, "output_cost_per_token": 0.0}
+"""Said outright where nobody has set a price: LiteLLM would look for one in its list, some 4 ms a request, in vain."""
 USER = "65532:65532"
 """Upstream's own; since 1.94 its image keeps the database client's engine where every user can run it."""
 CLOUD = "it calls cloud providers"
@@ -142,9 +144,16 @@ def _scraped(site: Site, published: Contributions) -> Iterator[Contribution]:
     yield Dashboard("monitoring/dashboards/gateway.json")
     if gateway.database:
         yield Dashboard("monitoring/dashboards/keys.json")
-    endpoint = Endpoint(gateway.port, gateway.host, COMPONENT)
+    is_far = monitoring.host != gateway.host
+    endpoint = published.doors[0].endpoint if is_far and published.doors else own_endpoint(site, published)
     labels = {"host": gateway.host, "role": "gateway"}
     yield ScrapeTarget("litellm", endpoint, labels, "/metrics/", key, relabel=_relabel(published.routes))
+
+
+def own_endpoint(site: Site, published: Contributions) -> Endpoint:
+    """Where LiteLLM itself listens: behind the door, where there is one."""
+    gateway = site.inventory.gateway
+    return Endpoint(gateway.litellm_port if published.doors else gateway.port, gateway.host, COMPONENT)
 
 
 def _relabel(routes: list[Route]) -> tuple[Relabel, ...]:
@@ -324,6 +333,8 @@ def _deployment(site: Site, route: Route, pool_slots: int) -> dict[str, Any]:
         params |= PASSED_ON.get(route.kind, {})
     params |= {**route.parameters, **_cost(route)}
     info: dict[str, Any] = {"id": route.name, "mode": MODES[route.kind]}
+    is_priced = pool.price is not None or route.cost is not None or route.protocol == "cloud"
+    info |= FREE if route.kind in ("chat", "embedding") and not is_priced else {}
     info |= {"thinking": "hidden"} if route.hides_thoughts else {}
     info |= {"adapters": dict(route.adapters)} if route.adapters else {}
     info |= _limits(pool, route.slots / pool_slots)
@@ -370,7 +381,9 @@ def _service(site: Site, published: Contributions, secrets: tuple[str, ...]) -> 
     gateway = site.inventory.gateway
     is_local = site.is_local(gateway.host)
     config = site.config_path(gateway.host, COMPONENT, "config.yaml", CONFIG)
-    live = f"http://127.0.0.1:{gateway.port}/health/liveliness"
+    port = own_endpoint(site, published).port
+    address = site.publish_address(gateway.host, set()) if published.doors else site.host(gateway.host).address
+    live = f"http://127.0.0.1:{port}/health/liveliness"
     stores = {store.endpoint.service for store in published.stores}
     return Service(
         host=gateway.host,
@@ -383,9 +396,9 @@ def _service(site: Site, published: Contributions, secrets: tuple[str, ...]) -> 
             "sh" if is_local else "/bin/sh",
             site.config_path(gateway.host, COMPONENT, "start.sh", FILES["start.sh"][1]),
         ),
-        args=("--config", config, "--host", "127.0.0.1" if is_local else "0.0.0.0", "--port", str(gateway.port)),  # noqa: S104
+        args=("--config", config, "--host", "127.0.0.1" if is_local else "0.0.0.0", "--port", str(port)),  # noqa: S104
         health=Health(
-            gateway.port,
+            port,
             "/health/liveliness",
             ("python3", "-c", f"import urllib.request as u; u.urlopen('{live}', timeout=3)"),
             180,
@@ -403,7 +416,7 @@ def _service(site: Site, published: Contributions, secrets: tuple[str, ...]) -> 
             **_tracing(site, published),
         },
         secrets=secrets,
-        ports=(Port(gateway.port, site.host(gateway.host).address, "LiteLLM's keys"),),
+        ports=(Port(port, address, "LiteLLM's keys"),),
         configs=(
             ConfigMount("config.yaml", CONFIG),
             *(ConfigMount(name, target) for name, (_, target) in _files(published).items()),

@@ -234,7 +234,7 @@ def parse_servers(text: str) -> dict[str, Server]:
     return {
         state["srv_name"]: _server(state, stats.get((state["be_name"], state["srv_name"]), {}))
         for state in states
-        if state["be_name"] != haproxy.SUCCESSOR
+        if state["be_name"] not in haproxy.WITHOUT_REPLICAS
     }
 
 

@@ -77,7 +77,7 @@ _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 FIRST_PORTS = range(23_000 + _WORKER % 3 * 3_000, 26_000 + _WORKER % 3 * 3_000)
 """Others for every worker of pytest-xdist; above the ports of tests/compose, below those of outgoing connections."""
 PROGRAMS = (
-    "chat", "chat-2", "embed", "gateway", "balancer", "stats", "database", "cache", "prometheus", "node-exporter",
+    "chat", "chat-2", "embed", "gateway", "litellm", "balancer", "stats", "database", "cache", "prometheus", "node-exporter",
     "fakes",
 )  # fmt: skip
 PORT_NAMES = (*PROGRAMS, *(name for pool in POOLS.values() for name in pool))
@@ -178,7 +178,7 @@ def inventory_of(mode: Mode, ports: dict[str, int], extras: Extras) -> dict[str,
         "gateway": {
             "host": HOST, "port": ports["gateway"], "balancing": mode, "timeout_s": 40,
             **({"unknown_model": UNKNOWN_GOES_TO} if mode == "least-busy" else {}),
-            "balancer_port": ports["balancer"], "stats_port": ports["stats"],
+            "litellm_port": ports["litellm"], "balancer_port": ports["balancer"], "stats_port": ports["stats"],
             "database": extras.has_database, "database_port": ports["database"],
             "cache": extras.has_cache, "cache_port": ports["cache"],
         },

@@ -64,7 +64,7 @@ def entrance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Entrance]:
     folder = tmp_path_factory.mktemp("entrance")
     certificate = folder / "farm.pem"
     make_certificate(certificate, "farm.example.com")
-    ports = {name: free_port() for name in ("entrance", "node", "fakes", "gateway", "balancer", "figures")}
+    ports = {name: free_port() for name in ("entrance", "node", "fakes", "door", "gateway", "balancer", "figures")}
     inventory = {
         "schema_version": 1,
         "name": "entrance",
@@ -74,7 +74,7 @@ def entrance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Entrance]:
         },
         "pools": {"chat": {"on": [{"node": "node-1"}]}},
         "gateway": {
-            "host": "here", "port": ports["gateway"], "balancer_port": ports["balancer"],
+            "host": "here", "port": ports["door"], "litellm_port": ports["gateway"], "balancer_port": ports["balancer"],
             "stats_port": ports["figures"], "database": False, "cache": False,
             "entrance": {
                 "port": ports["entrance"], "certificate": str(certificate), "origins": [ORIGIN],

@@ -262,12 +262,66 @@ def test_b3_who_waited_too_long_is_refused_with_a_delay(farm: Farm, *, is_stream
     assert farm.ask("brief").status_code == 200
 
 
+def refused_at_the_door(farm: Farm, name: str) -> float:
+    return farm.balancer_figures("haproxy_backend_http_responses_total", "code")[f"Full:{name}/4xx"]
+
+
+@behind_haproxy
+def test_b3_a_full_pool_refuses_at_the_door(farm: Farm) -> None:
+    """LiteLLM hears nothing of it, so that it has time for what can be answered (004-F7)."""
+    log = farm.folder / "logs" / "litellm.log"
+    inside = len(EVEN) + EVEN_DEPTH
+    before = refused_at_the_door(farm, "even")
+    with ThreadPoolExecutor(inside + 1) as pool, farm.fakes.behaving(EVEN, "hold"):
+        waiting = [pool.submit(farm.ask, "even") for _ in range(inside)]
+        wait_until(lambda: farm.queue("even") == EVEN_DEPTH, 10, "the queue is full")
+        written = log.stat().st_size
+        refused = [farm.ask(name) for name in ("even", "owner/model:8B", "even")]
+        streamed = farm.ask("even", stream=True)
+        assert log.stat().st_size == written
+        assert refused_at_the_door(farm, "even") == before + 4
+        # What is said in the body, but not as the model, is nobody's name; and other pools have room.
+        assert farm.ask("brief", "even", metadata={"model": "even"}).status_code == 200
+        # A client who names somebody else for this case is not refused for want of the first.
+        assert farm.ask("even", fallbacks=["brief"]).status_code == 200
+    assert statuses([future.result() for future in waiting]) == {200: inside}
+    for answer in (*refused, streamed):
+        assert (answer.status_code, answer.headers["retry-after"]) == (429, "2")
+        assert answer.json()["error"] == {
+            "message": "even is full: all slots are busy and 4 requests wait",
+            "type": "rate_limit_error", "param": None, "code": "429",
+        }  # fmt: skip
+        assert answer.headers["access-control-allow-origin"] == "*", "a page reads the refusal, too"
+    assert farm.ask("even").status_code == 200
+
+
+@behind_haproxy
+def test_b3_nobody_gets_past_the_keys_at_the_door(farm: Farm) -> None:
+    before = farm.fakes.arrivals(BRIEF)
+    with ThreadPoolExecutor(3) as pool, farm.fakes.behaving(BRIEF, "hold"):
+        waiting = [pool.submit(farm.ask, "brief")]
+        wait_until(lambda: farm.fakes.in_flight(BRIEF) == 1, 10, "the only slot is taken")
+        assert farm.ask("brief", key="sk-wrong").status_code == 401
+        with farm.leaving("brief"), farm.leaving("brief"):
+            wait_until(lambda: farm.queue("brief") == 2, 10, "the queue is full")
+            assert farm.ask("brief", key="sk-wrong").status_code == 429
+    assert waiting[0].result().status_code == 200
+    assert farm.ask("brief", key="sk-wrong").status_code == 401
+    assert farm.fakes.arrivals(BRIEF)["brief-1"] == before["brief-1"] + 1
+
+
 @behind_haproxy
 def test_b3_a_refusal_is_one_line_in_the_gateways_log(farm: Farm) -> None:
+    """Those that had room when they came in and none when they arrived; here all of them go around the door."""
     log = farm.folder / "logs" / "litellm.log"
+    behind = f"http://{LOOPBACK}:{farm.ports['litellm']}/v1/chat/completions"
+
+    def ask() -> httpx.Response:
+        return farm.client.post(behind, json=body_of("brief"))
+
     with ThreadPoolExecutor(8) as pool, farm.fakes.behaving(BRIEF, "hold"):
         before = log.stat().st_size
-        answers = [pool.submit(farm.ask, "brief") for _ in range(8)]
+        answers = [pool.submit(ask) for _ in range(8)]
         wait_until(lambda: done(answers) >= 7, 10, "all but one are refused")
     refused = statuses([answer.result() for answer in answers])[429]
     written = log.read_text(errors="replace").encode()[before:].decode()

@@ -96,14 +96,16 @@ def inventory_of(ports: dict[str, int]) -> dict[str, Any]:
         "model": "tiny-rank", "on": {"host": HOST}, "ports": ports["rank"], "engine": {"threads": 1},
     }  # fmt: skip
     site["gateway"] |= {
-        "host": HOST, "port": ports["gateway"], "balancer_port": ports["balancer"], "stats_port": ports["stats"],
+        "host": HOST, "port": ports["gateway"], "litellm_port": ports["litellm"],
+        "balancer_port": ports["balancer"], "stats_port": ports["stats"],
     }  # fmt: skip
     return site
 
 
 @contextmanager
 def running() -> Iterator[Nodes]:
-    ports = dict(zip([*WIRES, "pixel", "rank", "gateway", "balancer", "stats", "fakes"], _free_ports(), strict=False))
+    wanted = [*WIRES, "pixel", "rank", "gateway", "litellm", "balancer", "stats", "fakes"]
+    ports = dict(zip(wanted, _free_ports(), strict=False))
     folder = Path(tempfile.mkdtemp(prefix="corral-nodes-"))
     folder.chmod(0o755)
     try:

@@ -88,7 +88,7 @@ def routing_inventory(mode: Mode, ports: dict[str, int], extras: Extras) -> dict
         },
         "gateway": {
             "host": HOST, "port": ports["gateway"], "balancing": mode, "timeout_s": 40,
-            "balancer_port": ports["balancer"], "stats_port": ports["stats"],
+            "litellm_port": ports["litellm"], "balancer_port": ports["balancer"], "stats_port": ports["stats"],
             "database": extras.has_database, "database_port": ports["database"],
             "cache": extras.has_cache, "cache_port": ports["cache"],
             "auto": {

@@ -155,17 +155,17 @@ def test_diff_is_3_until_rendered_and_0_after(run: Run) -> None:
 def test_diff_shows_what_render_would_change(run: Run, tmp_path: Path) -> None:
     run("render")
     inventory = tmp_path / "inventory.yaml"
-    inventory.write_text(inventory.read_text().replace("port: 4000", "port: 4001"))
+    inventory.write_text(inventory.read_text().replace("port: 4000", "port: 4100"))
     said = run("diff")
     assert said.code == 3
-    assert "--- a/box/litellm/compose.yaml\n+++ b/box/litellm/compose.yaml\n@@ " in said.out
-    assert re.search(r'^-\s+- "127\.0\.0\.1:4000:4000"\n\+\s+- "127\.0\.0\.1:4001:4001"$', said.out, re.MULTILINE)
+    assert "--- a/box/haproxy/compose.yaml\n+++ b/box/haproxy/compose.yaml\n@@ " in said.out
+    assert re.search(r'^-\s+- "127\.0\.0\.1:4000:4000"\n\+\s+- "127\.0\.0\.1:4100:4100"$', said.out, re.MULTILINE)
 
 
 def test_the_diff_can_be_applied(run: Run, tmp_path: Path) -> None:
     run("render")
     inventory = tmp_path / "inventory.yaml"
-    inventory.write_text(inventory.read_text().replace("port: 4000", "port: 4001"))
+    inventory.write_text(inventory.read_text().replace("port: 4000", "port: 4100"))
     patch = run("diff").out
     subprocess.run(["git", "apply", "--directory=compose", "-"], input=patch, text=True, cwd=tmp_path, check=True)
     assert run("diff").code == 0
