@@ -5,7 +5,7 @@ LiteLLM needs some 30 ms of processor time to pass a refusal on, HAProxy 0.1 ms,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from corral.aliases import aliases_of
@@ -17,7 +17,7 @@ FULL = "Full:"
 
 
 def named_doors(
-    inventory: Inventory, groups: Sequence[Mapping[str, Any]], elsewhere: Set[str]
+    inventory: Inventory, groups: Sequence[Mapping[str, Any]], elsewhere: Collection[str]
 ) -> Iterator[dict[str, Any]]:
     """What may be refused at the door: each name with its further names, and the balancer's groups that could take it.
 
@@ -31,7 +31,7 @@ def named_doors(
     for name in (*inventory.pools, *([auto.name] if auto else [])):
         pools = reachable(inventory, name)
         found = [group for group in groups if group["pool"] in pools]
-        if found and elsewhere.isdisjoint(pools):
+        if found and set(elsewhere).isdisjoint(pools):
             yield {
                 "name": name,
                 "pool": pools[0],

@@ -51,8 +51,10 @@ def _recorded(window: str) -> Iterator[str]:
     failures = "litellm_proxy_failed_requests_metric_total"
     failed = f'{failures}{{pool!="", exception_status!~"{OWN_FAULT}"}}[{window}]'
     refused = f'{failures}{{pool!="", exception_class=~".+[.]RateLimitError"}}[{window}]'
-    total = f'sum by (pool) (increase(litellm_proxy_total_requests_metric_total{{pool!=""}}[{window}]))'
-    bad = f"sum by (pool) (increase({failed}) or increase({refused})) or 0 * {total}"
+    at_the_door = f'haproxy_backend_http_responses_total{{pool!="", proxy=~"Full:.+", code="4xx"}}[{window}]'
+    known = f'litellm_proxy_total_requests_metric_total{{pool!=""}}[{window}]'
+    total = f"sum by (pool) (increase({known}) or increase({at_the_door}))"
+    bad = f"sum by (pool) (increase({failed}) or increase({refused}) or increase({at_the_door})) or 0 * {total}"
     yield _rule("pool:total:increase", window, "availability", total)
     yield _rule("pool:bad:increase", window, "availability", bad)
     for objective, metric in TIMES.items():

@@ -114,7 +114,8 @@ def _balancer(site: Site, groups: list[Group], cloud: set[str]) -> Iterator[Cont
     yield Door(Endpoint(gateway.port, gateway.host, COMPONENT))
     yield Rules("monitoring/rules/haproxy.yml")
     yield Dashboard("monitoring/dashboards/pool.json")
-    yield ScrapeTarget("haproxy", figures, {"host": gateway.host, "role": "balancer"}, relabel=_relabel(groups, values["door"]["named"]))
+    labels = {"host": gateway.host, "role": "balancer"}
+    yield ScrapeTarget("haproxy", figures, labels, relabel=_relabel(groups, values["door"]["named"]))
     base = f"http://{site.address(entry, gateway.host)}"
     if _has_spill(site):
         yield SlotFigures(f"{base}{SLOTS_PATH}")

@@ -129,6 +129,22 @@ def test_every_alert_fires_and_stays_silent(file: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.needs("promtool")
+@pytest.mark.parametrize(("proxy", "is_bad"), [("Full:chat", True), ("chat", False)])
+@pytest.mark.parametrize(("alert", "file"), [("ObjectiveBurnsFast", "objectives.yml"), ("PoolErrorsHigh", "farm.yml")])
+def test_what_is_refused_at_the_door_counts_and_other_answers_of_the_balancers_do_not(
+    alert: str, file: str, proxy: str, tmp_path: Path, *, is_bad: bool
+) -> None:
+    """LiteLLM never hears of those; what pools refuse behind it, it has counted itself (004-F7)."""
+    entry = TABLE[alert]
+    door = f'haproxy_backend_http_responses_total{{pool="chat",proxy="{proxy}",code="4xx"}}'
+    answered = 'litellm_proxy_total_requests_metric_total{pool="chat",status_code="200"}'
+    case = case_of("at the door", alert, {answered: "0+10x120", door: "0+50x120"}, fires=is_bad)
+    assert entry["labels"]["pool"] == "chat"
+    done = verdict(rules_for(file, tmp_path), [case], tmp_path)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+
+
+@pytest.mark.needs("promtool")
 @pytest.mark.parametrize("file", FILES)
 def test_a_renamed_metric_makes_the_test_of_its_alert_fail(file: str, tmp_path: Path) -> None:
     """Each alert's last metric under another name: one that fired all the same would not depend on it."""

@@ -57,7 +57,7 @@ EVEN, MIXED, BRIEF, LIMITED, VECTORS = map(tuple, POOLS.values())
 CONSUMERS: dict[str, dict[str, Any]] = {
     "VISTA": {"pools": ["even", "chat"], "limits": {"rpm": 35, "parallel": 2}, "metadata": {"team": "vets"}},
     "whisplbrx": {"pools": ["even"], "limits": {"tpm": 30}},
-    "AnyDataNext": {"pools": ["mixed"], "budget": {"max_usd": 0.1, "period": "30d"}},
+    "AnyDataNext": {"pools": ["mixed", "vectors"], "budget": {"max_usd": 0.1, "period": "30d"}},
     "lbrxvoice": {},
 }
 """Keys of a farm with a database: seed 002's services, with limits that a test can reach."""
@@ -77,8 +77,8 @@ _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 FIRST_PORTS = range(23_000 + _WORKER % 3 * 3_000, 26_000 + _WORKER % 3 * 3_000)
 """Others for every worker of pytest-xdist; above the ports of tests/compose, below those of outgoing connections."""
 PROGRAMS = (
-    "chat", "chat-2", "embed", "gateway", "litellm", "balancer", "stats", "database", "cache", "prometheus", "node-exporter",
-    "fakes",
+    "chat", "chat-2", "embed", "gateway", "litellm", "balancer", "stats", "database", "cache", "prometheus",
+    "node-exporter", "fakes",
 )  # fmt: skip
 PORT_NAMES = (*PROGRAMS, *(name for pool in POOLS.values() for name in pool))
 

@@ -297,17 +297,18 @@ def test_b3_a_full_pool_refuses_at_the_door(farm: Farm) -> None:
 
 @behind_haproxy
 def test_b3_nobody_gets_past_the_keys_at_the_door(farm: Farm) -> None:
-    before = farm.fakes.arrivals(BRIEF)
-    with ThreadPoolExecutor(3) as pool, farm.fakes.behaving(BRIEF, "hold"):
-        waiting = [pool.submit(farm.ask, "brief")]
-        wait_until(lambda: farm.fakes.in_flight(BRIEF) == 1, 10, "the only slot is taken")
-        assert farm.ask("brief", key="sk-wrong").status_code == 401
-        with farm.leaving("brief"), farm.leaving("brief"):
-            wait_until(lambda: farm.queue("brief") == 2, 10, "the queue is full")
-            assert farm.ask("brief", key="sk-wrong").status_code == 429
-    assert waiting[0].result().status_code == 200
-    assert farm.ask("brief", key="sk-wrong").status_code == 401
-    assert farm.fakes.arrivals(BRIEF)["brief-1"] == before["brief-1"] + 1
+    inside = len(EVEN) + EVEN_DEPTH
+    before = sum(farm.fakes.arrivals(EVEN).values())
+    with ThreadPoolExecutor(inside) as pool, farm.fakes.behaving(EVEN, "hold"):
+        waiting = [pool.submit(farm.ask, "even") for _ in range(inside - 1)]
+        wait_until(lambda: farm.queue("even") == EVEN_DEPTH - 1, 10, "one may come in")
+        assert farm.ask("even", key="sk-wrong").status_code == 401
+        waiting.append(pool.submit(farm.ask, "even"))
+        wait_until(lambda: farm.queue("even") == EVEN_DEPTH, 10, "the queue is full")
+        assert farm.ask("even", key="sk-wrong").status_code == 429
+    assert statuses([future.result() for future in waiting]) == {200: inside}
+    assert farm.ask("even", key="sk-wrong").status_code == 401
+    assert sum(farm.fakes.arrivals(EVEN).values()) == before + inside
 
 
 @behind_haproxy

@@ -333,6 +333,7 @@ def test_budget_is_kept_and_spending_survives_a_restart_with_keys_and_limits(far
     answers, refused = ask_until_refused(client, "mixed", 12)
     assert answers >= 1
     assert "budget" in refused.message.lower()
+    assert client.embeddings.create(model="vectors", input="what costs nothing is still answered").data
     wait_until(lambda: as_listed(run)["AnyDataNext"]["spend_usd"] > 0.02, SPEND_WITHIN_S, "spending is in the database")
     before = as_listed(run)["AnyDataNext"]["spend_usd"]
     assert as_listed(run)["lbrxvoice"]["spend_usd"] == 0, "other pools' tokens cost nothing"
