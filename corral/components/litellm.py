@@ -98,6 +98,11 @@ METRICS = (
     "litellm_total_tokens_metric",
 )
 """Figures that rules and pages look at. LiteLLM would keep some seventy, and every request would pay for each."""
+LOGGED_AT_THE_DOOR = (
+    "/v1/chat/completions", "/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/messages", "/v1/rerank",
+    "/v1/responses", "/health/liveliness",
+)  # fmt: skip
+"""Requests of which HAProxy has written a line; a second one of LiteLLM's costs more than all of HAProxy's work."""
 SPARE_TIME_S = 60
 """The gateway waits this much longer than queue and answer together may take, so that HAProxy decides."""
 
@@ -410,6 +415,7 @@ def _service(site: Site, published: Contributions, secrets: tuple[str, ...]) -> 
             "CORRAL_SECRETS_DIR": site.secret_path(gateway.host, "").rstrip("/"),
             **({"CORRAL_UNKNOWN_MODEL": gateway.unknown_model} if gateway.unknown_model else {}),
             **({} if is_local else WRITABLE),
+            **({"LITELLM_DISABLE_ACCESS_LOG_PATHS": ",".join(LOGGED_AT_THE_DOOR)} if published.doors else {}),
             "LITELLM_LOCAL_MODEL_COST_MAP": "True",
             "LITELLM_MODE": "PRODUCTION",
             "PROMETHEUS_DISABLE_CREATED_SERIES": "True",

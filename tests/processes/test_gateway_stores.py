@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -11,7 +12,7 @@ import redis
 
 from corral.ops import watch
 from tests.processes.fakes import LOOPBACK
-from tests.processes.farm import Farm, in_modes
+from tests.processes.farm import EVEN, EVEN_DEPTH, Farm, in_modes
 from tests.processes.helpers import wait_until
 
 in_slots_mode = in_modes("slots")
@@ -68,6 +69,35 @@ def test_figures_of_every_program_are_there(farm: Farm) -> None:
         return [query for query in queries if len(ask_prometheus(farm, query)) != 1]
 
     wait_until(lambda: not missing(), 20, f"every figure is there once; missing at first: {missing()}")
+
+
+@in_slots_mode
+@pytest.mark.needs("prometheus", "node-exporter")
+def test_what_the_door_refuses_is_a_failure_of_its_pool(farm: Farm) -> None:
+    """LiteLLM counts nothing of it."""
+    inside = len(EVEN) + EVEN_DEPTH
+    with ThreadPoolExecutor(inside) as pool, farm.fakes.behaving(EVEN, "hold"):
+        waiting = [pool.submit(farm.ask, "even") for _ in range(inside)]
+        wait_until(lambda: farm.queue("even") == EVEN_DEPTH, 10, "the queue is full")
+        for _ in range(3):
+            assert {farm.ask("even").status_code for _ in range(5)} == {429}
+            wait_until_scraped(farm)
+    assert {future.result().status_code for future in waiting} == {200}
+    refused = 'haproxy_backend_http_responses_total{pool="even",proxy="Full:even",code="4xx"}'
+    wait_until(lambda: value_of(farm, refused) >= 15, 20, "they are counted for their pool")
+    wait_until(lambda: value_of(farm, 'pool:failures:rate5m{pool="even"}') > 0, 60, "and as its failures")
+    assert value_of(farm, 'pool:refused:rate5m{pool="even"}') > 0
+
+
+def wait_until_scraped(farm: Farm) -> None:
+    query = 'timestamp(haproxy_process_uptime_seconds{role="balancer"})'
+    before = value_of(farm, query)
+    wait_until(lambda: value_of(farm, query) > before, 10, "Prometheus has looked again")
+
+
+def value_of(farm: Farm, query: str) -> float:
+    """The one figure that a query finds; 0 when there is none."""
+    return sum(float(item["value"][1]) for item in ask_prometheus(farm, query))
 
 
 @in_slots_mode

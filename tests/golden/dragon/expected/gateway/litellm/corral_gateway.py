@@ -152,6 +152,8 @@ class CorralGateway(CustomLogger):
 
 def keep_within(data: dict[str, Any], limits: Mapping[str, int]) -> None:
     """Refuses a request with too many or too long messages (HTTPException 413), and lowers what it may ask for."""
+    if not limits:
+        return
     messages = data.get("messages")
     texts = [json.dumps(message, ensure_ascii=False, default=str) for message in messages or [] if message]
     if len(texts) > limits.get("messages", len(texts)):
