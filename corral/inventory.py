@@ -291,7 +291,7 @@ class Cpu(Model):
     cores: int | None = Field(None, ge=1, le=4096)
     """Number of cores."""
     avx: bool = True
-    """False for processors without AVX, such as the Celeron 3865U; they need another image."""
+    """False for processors without AVX, such as the Celeron 3865U: llama.cpp's images run there, LocalAI's do not."""
 
 
 class Shared(Model):

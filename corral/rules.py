@@ -22,9 +22,10 @@ from corral.errors import KeyPath, Problem, did_you_mean
 from corral.inventory import Consumer, Inventory
 from corral.llama_flags import preset_troubles, troubles
 from corral.memory import MIB
+from corral.own_image import CUDA11_FLOOR, CUDA12_FLOOR, build_command, is_own
 from corral.references import REFERENCE_RULES, ReferenceRule, check_references
 from corral.routing import pools_behind
-from corral.site import WHOLE_INPUT, Replica, Site, engine_place
+from corral.site import WHOLE_INPUT, Card, Replica, Site, engine_place
 
 __all__ = [
     "PLAN_RULES",
@@ -46,6 +47,8 @@ LAST_PORT = 65535
 LABEL_LENGTH = 63
 """Longest name of a host in DNS; other containers find a service by its name."""
 CUDA13_WORDS = ("cuda13", "cuda-13", "cuda:13", "cu13")
+STOCK_CUDA = "ggml-org/llama.cpp:server-cuda"
+LOCALAI_CPU = "localai-cpu"
 TOLD = 5
 """How many of several equal things a message names."""
 
@@ -422,18 +425,35 @@ def _device_groups(site: Site, _found: Contributions) -> Iterator[Problem]:
 
 @_plan("cuda-image")
 def _cuda_image(site: Site, found: Contributions) -> Iterator[Problem]:
-    """A CUDA 13 image runs on cards from Turing on (compute capability 7.5); it has no code for older ones."""
+    """The image has code for the card: CUDA 13 from Turing on (compute capability 7.5), stock CUDA 12 from 5.0 on."""
     replicas = {(replica.host, replica.service): replica for replica in site.replicas}
     for service in found.services:
         replica = replicas.get((service.host, service.name))
-        if replica is None or not any(word in service.image for word in CUDA13_WORDS):
+        if replica is None:
             continue
         for card in replica.cards:
-            if card.compute_capability and card.compute_capability < CUDA13_FLOOR:
-                capability = ".".join(map(str, card.compute_capability))
-                words = f"{card.card} has compute capability {capability}, which CUDA 13 does not know"
-                yield Problem(words, _place_of_image(site, replica, service.image), "use a CUDA 12 image")
+            problem = _card_without_code(card, service.image, is_llama=replica.kind != "image")
+            if problem:
+                yield Problem(problem[0], _place_of_image(site, replica, service.image), problem[1])
                 break
+
+
+def _card_without_code(card: Card, image: str, *, is_llama: bool) -> tuple[str, str] | None:
+    """What is wrong with the image for the card, and what to do; None when nothing is known to be."""
+    capability = card.compute_capability
+    if not capability or is_own(image):
+        return None
+    who = f"{card.card} has compute capability {'.'.join(map(str, capability))}"
+    own = f"make your own engine.image: {build_command(capability)}"
+    if capability < CUDA12_FLOOR and is_llama and (_is_cuda13(image) or STOCK_CUDA in image):
+        return f"{who}, for which no stock image has code", own if capability >= CUDA11_FLOOR else "take it out"
+    if capability < CUDA13_FLOOR and _is_cuda13(image):
+        return f"{who}, which CUDA 13 does not know", f"use a CUDA 12 image{f', or {own}' if is_llama else ''}"
+    return None
+
+
+def _is_cuda13(image: str) -> bool:
+    return any(word in image for word in CUDA13_WORDS)
 
 
 def _place_of_image(site: Site, replica: Replica, image: str) -> KeyPath:
@@ -446,9 +466,12 @@ def _place_of_image(site: Site, replica: Replica, image: str) -> KeyPath:
 def _no_avx(site: Site, _found: Contributions) -> Iterator[Problem]:
     """LocalAI on the CPU needs AVX; llama.cpp's images bring code for processors without it."""
     for replica in _one_of_each_sort(site):
-        is_stock = replica.kind == "image" and not replica.engine.image
+        is_stock = replica.kind == "image" and not replica.engine.image and LOCALAI_CPU not in site.inventory.images
         if is_stock and not replica.cards and not site.host(replica.host).cpu.avx:
-            hint = "put it on a card, or set engine.image to an image built for this processor (see gpu-server/)"
+            hint = (
+                "put it on a card, or set engine.image to a LocalAI built for this processor "
+                f"(llama.cpp is built for it by: {build_command()}; that draws no pictures)"
+            )
             yield Problem(f"{replica.host} has no AVX, which LocalAI needs", ("pools", replica.pool, "on"), hint)
 
 

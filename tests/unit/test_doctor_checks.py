@@ -818,3 +818,15 @@ def test_a_far_host_that_does_not_answer_is_one_finding(case: Case, monkeypatch:
         case, facts=Facts(problem="ssh pea does not connect: timed out"), seen=Observed("pea", problem="x"), servers={}
     )
     assert [item.id for item, _ in findings(silent)] == ["host-reachable"]
+
+
+def test_the_cuda_of_an_own_image_is_its_builders_business(case: Case) -> None:
+    own = both(with_driver("535.183.01"), with_image("llama", "corral-llama:cuda-61-b11347"))
+    assert found(own(case), "driver-version") == []
+
+
+def test_a_driver_too_old_to_compile_for_the_card_may_stay_under_an_own_image(case: Case) -> None:
+    remedies = [item.remedy for item in found(with_driver("535.183.01")(case), "driver-version") if "p104" in item.what]
+    assert [remedy.partition(", ")[2] for remedy in remedies] == [
+        "or build an image with code for the card (docs/own-image.md)"
+    ]

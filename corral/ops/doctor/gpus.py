@@ -9,6 +9,7 @@ from corral.accelerators import COMPILED, CUDA13_FLOOR
 from corral.ops.doctor.checks import Case, Finding, check
 from corral.ops.doctor.reasons import OFF_THE_BUS
 from corral.ops.observed import SeenCard
+from corral.own_image import is_own
 from corral.rules import CUDA13_WORDS
 from corral.show import gib
 from corral.site import Card
@@ -114,7 +115,7 @@ def driver_version(case: Case) -> Iterator[Finding]:
     major = int(driver.partition(".")[0]) if driver.partition(".")[0].isdecimal() else 0
     cards = [card for card in _cards(case) if card.compute_capability]
     services = [item for item in case.plan.services_of(case.name) if item.gpus]
-    for image in sorted({item.image for item in services}):
+    for image in sorted({item.image for item in services if not is_own(item.image)}):
         numbers = {claim.number for item in services if item.image == image for claim in item.gpus}
         yield from _image_against_driver(image, driver, major, [card for card in cards if card.number in numbers])
     old = sorted({card.card for card in cards if card.compute_capability and card.compute_capability < CUDA13_FLOOR})
@@ -137,6 +138,7 @@ def _image_against_driver(image: str, driver: str, major: int, cards: list[Card]
     without_code = sorted({card.card for card in cards if card.compute_capability not in COMPILED})
     if major < CUDA12_OLDEST or without_code:
         reason = f"; {', '.join(without_code)} needs it to compile for the card" if without_code else ""
+        remedy += ", or build an image with code for the card (docs/own-image.md)" if without_code else ""
         yield Finding(f"driver {driver} is too old for {image} (CUDA 12.8 wants {CUDA12_DRIVER}){reason}", remedy)
     else:
         words = f"driver {driver} runs {image} only by minor-version compatibility (CUDA 12.8 wants {CUDA12_DRIVER})"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from corral.components import llama
 from corral.contributions import Service
 from corral.ops.observed import Container
+from corral.own_image import build_command, tag
 
 WATCHDOG = 75
 OUT_OF_MEMORY = 137
@@ -26,7 +27,10 @@ ENDS = 3
 """A program that ended so often while it starts will not become well by waiting."""
 EXIT_REMEDIES = {
     127: "check images: and engine.image in the inventory",
-    132: "this processor lacks what the image was built for: write cpu: {avx: false}, or set engine.image",
+    132: (
+        "this processor lacks what the image was built for: write cpu: {avx: false}; llama.cpp for any processor: "
+        f"{build_command()}, then set engine.image: {tag()}"
+    ),
 }
 
 

@@ -18,7 +18,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -103,6 +103,18 @@ def _ensure(wanted: Mapping[str, str]) -> Report:
     return report
 
 
+def ensure_debian(suite: str) -> str:
+    """A bare Debian of that suite, as `debian:SUITE-slim` is one; what is there already is taken."""
+    image = f"corral-stand-in-debian:{suite}"
+    with LOCK.open("w") as lock, tempfile.TemporaryDirectory(prefix="corral-stand-in-") as folder:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if _label_of(image) is None:
+            tar = Path(folder, "debian.tar")
+            _make_root(tar, suite, ())
+            _run("docker", "import", "--change", f"LABEL {LABEL}={suite}", str(tar), image)
+    return image
+
+
 # --- what is there ---------------------------------------------------------------------------------------------------
 
 
@@ -170,11 +182,12 @@ def _make_base(base: str, report: Report) -> None:
         _timed(report, "root file system to image", lambda: _import(tar, wheels, python, base))
 
 
-def _make_root(tar: Path) -> None:
+def _make_root(tar: Path, suite: str = SUITE, packages: Sequence[str] = PACKAGES) -> None:
     options = [f"--dpkgopt=path-exclude={pattern}" for pattern in WITHOUT]
+    options += [f"--include={','.join(packages)}"] if packages else []
     _run(
         "mmdebstrap", "--quiet", "--variant=minbase", '--aptopt=Acquire::Check-Valid-Until "false"', *options,
-        f"--include={','.join(PACKAGES)}", SUITE, str(tar), _debian_mirror(),
+        suite, str(tar), _debian_mirror(),
     )  # fmt: skip
 
 

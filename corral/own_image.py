@@ -1,0 +1,40 @@
+"""The image that a site builds itself (gpu-server/Dockerfile): llama.cpp where no stock image has the right code."""
+
+from __future__ import annotations
+
+from corral.components.llama import BUILD
+
+NAME = "corral-llama"
+COMMIT = "5fc4f3c8c7103ffd0b7ff5ee4855bcc78a3ed5cd"
+"""llama.cpp's commit of that build; the Dockerfile fetches it."""
+FOLDER = "gpu-server"
+CUDA12_FLOOR, CUDA11_FLOOR = (5, 0), (3, 5)
+"""CUDA 12 compiles for cards from Maxwell on, 11 for those of the later Kepler."""
+CUDA11 = ("CUDA_VERSION=11.8.0", "CUDA_UBUNTU=22.04")
+"""What cards before Maxwell take."""
+
+Capability = tuple[int, int]
+
+
+def tag(capability: Capability | None = None) -> str:
+    """The image's name for a card of that compute capability, or for the processor."""
+    return f"{NAME}:{'cpu' if capability is None else f'cuda-{_digits(capability)}'}-{BUILD}"
+
+
+def build_command(capability: Capability | None = None) -> str:
+    """What to type in the checkout to build it: for such a card, or for any x86-64 processor, AVX or not."""
+    arguments: list[str] = []
+    if capability is not None:
+        arguments = ["BACKEND=cuda", f"CUDA_ARCH={_digits(capability)}"]
+        arguments += CUDA11 if capability < CUDA12_FLOOR else ()
+    words = [word for argument in arguments for word in ("--build-arg", argument)]
+    return " ".join(["docker build -t", tag(capability), *words, FOLDER])
+
+
+def is_own(image: str) -> bool:
+    """Whether an image is one of these, whose CUDA and code nobody but its builder knows."""
+    return image.rpartition("/")[2].partition(":")[0] == NAME
+
+
+def _digits(capability: Capability) -> str:
+    return "".join(map(str, capability))
