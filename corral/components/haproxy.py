@@ -54,6 +54,10 @@ SLOTS_PATH = "/slots"
 CONTROL_PORTS = (9999, 9998, 9997)
 STOP_GRACE_S = 3
 """A stopping HAProxy refuses new requests, and idle connections of the gateway keep it alive: the gap is this long."""
+FEWEST_CLIENTS = 2048
+"""Connections of clients that are always taken; idle ones are closed after 75 s."""
+CONNECTION_KIB, BASE_MIB = 40, 96
+"""What a busy connection takes (two buffers and its own state), and HAProxy without any."""
 RETRY_AFTER_SHARE = 12
 """A refused client is told to wait this fraction of the pool's queue timeout."""
 
@@ -110,7 +114,7 @@ def _balancer(site: Site, groups: list[Group], cloud: set[str]) -> Iterator[Cont
     yield File(gateway.host, COMPONENT, "haproxy.cfg", template="haproxy/haproxy.cfg.j2", values=values)
     yield File(gateway.host, COMPONENT, "farm.lua", template="haproxy/farm.lua.j2", values={"groups": values["groups"]})
     yield from (File(gateway.host, COMPONENT, name, asset=f"litellm/{name}") for name in ASSETS)
-    yield _service(site, groups)
+    yield _service(site, groups, values["door"]["most_clients"])
     yield Door(Endpoint(gateway.port, gateway.host, COMPONENT))
     yield Rules("monitoring/rules/haproxy.yml")
     yield Dashboard("monitoring/dashboards/pool.json")
@@ -172,7 +176,7 @@ def _direct_route(site: Site, backend: Backend) -> Route:
     return _route(backend, backend.name, f"{backend.scheme}://{address}", backend.slots)
 
 
-def _service(site: Site, groups: list[Group]) -> Service:
+def _service(site: Site, groups: list[Group], most_clients: int) -> Service:
     gateway = site.inventory.gateway
     monitoring = site.inventory.monitoring
     path = site.config_path(gateway.host, COMPONENT, "haproxy.cfg", CONFIG)
@@ -188,7 +192,7 @@ def _service(site: Site, groups: list[Group]) -> Service:
         program="haproxy",
         args=("haproxy", "-W", "-db", "-f", path) if not site.is_local(gateway.host) else ("-W", "-db", "-f", path),
         health=Health(gateway.stats_port, "/healthz", _health_command(gateway.stats_port)),
-        memory_mib=512,
+        memory_mib=BASE_MIB + 2 * most_clients * CONNECTION_KIB // 1024,
         ports=(
             Port(gateway.port, site.host(gateway.host).address, "LiteLLM's keys"),
             Port(gateway.balancer_port, site.publish_address(gateway.host, set()), "loopback"),
@@ -240,6 +244,7 @@ def _values(site: Site, groups: list[Group], cloud: set[str]) -> dict[str, Any]:
         "entry": f"{bind}:{gateway.balancer_port}",
         "door": {
             "entry": f"{bind}:{gateway.port}",
+            "most_clients": _most_clients(groups, depths),
             "named": list(named_doors(site.inventory, values, cloud)),
             "full": FULL,
             "patience_s": litellm.patience_s(site),
@@ -261,6 +266,12 @@ def _values(site: Site, groups: list[Group], cloud: set[str]) -> dict[str, Any]:
         ],
         "has_background": any(pool.background for pool in site.inventory.pools.values()),
     }
+
+
+def _most_clients(groups: list[Group], depths: dict[str, int]) -> int:
+    """Connections of clients at once: twice what the farm can hold, for those that are idle or refused."""
+    slots = sum(backend.slots for group in groups for backend in group.backends)
+    return max(FEWEST_CLIENTS, 2 * (slots + sum(depths.values())))
 
 
 def _depths(site: Site, groups: list[Group]) -> dict[str, int]:

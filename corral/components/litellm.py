@@ -103,6 +103,8 @@ LOGGED_AT_THE_DOOR = (
     "/v1/responses", "/health/liveliness",
 )  # fmt: skip
 """Requests of which HAProxy has written a line; a second one of LiteLLM's costs more than all of HAProxy's work."""
+IDLE_S = 120
+"""How long LiteLLM keeps a connection without requests. HAProxy lets go of it within seconds: nobody closes first."""
 SPARE_TIME_S = 60
 """The gateway waits this much longer than queue and answer together may take, so that HAProxy decides."""
 
@@ -415,7 +417,7 @@ def _service(site: Site, published: Contributions, secrets: tuple[str, ...]) -> 
             "CORRAL_SECRETS_DIR": site.secret_path(gateway.host, "").rstrip("/"),
             **({"CORRAL_UNKNOWN_MODEL": gateway.unknown_model} if gateway.unknown_model else {}),
             **({} if is_local else WRITABLE),
-            **({"LITELLM_DISABLE_ACCESS_LOG_PATHS": ",".join(LOGGED_AT_THE_DOOR)} if published.doors else {}),
+            **(_behind_a_door() if published.doors else {}),
             "LITELLM_LOCAL_MODEL_COST_MAP": "True",
             "LITELLM_MODE": "PRODUCTION",
             "PROMETHEUS_DISABLE_CREATED_SERIES": "True",
@@ -435,6 +437,13 @@ def _service(site: Site, published: Contributions, secrets: tuple[str, ...]) -> 
         after=tuple((name, "service_healthy") for name in sorted(stores)),
         exceptions=_way_out(site, published),
     )
+
+
+def _behind_a_door() -> dict[str, str]:
+    return {
+        "KEEPALIVE_TIMEOUT": str(IDLE_S),
+        "LITELLM_DISABLE_ACCESS_LOG_PATHS": ",".join(LOGGED_AT_THE_DOOR),
+    }
 
 
 def _tracing(site: Site, published: Contributions) -> dict[str, str]:
