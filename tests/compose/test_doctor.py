@@ -157,7 +157,7 @@ def test_a_stopped_balancer_is_the_hop_that_fails(site: Project) -> None:
     docker("stop", "sa-haproxy")
     try:
         found = findings(site)
-        assert found["balancer-answers"].startswith("litellm → haproxy does not answer: ")
+        assert found["balancer-answers"].startswith("clients → haproxy does not answer: ")
         assert "gateway-answers" not in found
     finally:
         docker("start", "sa-haproxy")

@@ -185,7 +185,7 @@ def test_without_an_nvidia_runtime_the_cause_is_named_and_the_processor_can_be_u
 
 
 def test_a_taken_port_is_named_with_its_holder(running: Site) -> None:
-    docker("rm", "--force", "ua-litellm")
+    docker("rm", "--force", "ua-haproxy")
     with socket.create_server(("127.0.0.1", PORT)):
         said = running.corral("up", code=1)
     assert "another program holds the port" in said

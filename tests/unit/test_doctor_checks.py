@@ -374,7 +374,7 @@ FAULTS: list[tuple[str, Callable[[Case], Case], str]] = [
     (
         "balancer-answers",
         with_container("haproxy", state="exited", health="", exit_code=1),
-        "litellm → haproxy does not answer: container exited (1)",
+        "clients → haproxy does not answer: container exited (1)",
     ),
     ("balancer-answers", lambda case: replace(case, servers={}), "gives no figures"),
     (

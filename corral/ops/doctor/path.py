@@ -14,6 +14,7 @@ from corral.components.litellm import MASTER_KEY
 from corral.contributions import Backend
 from corral.errors import CorralError
 from corral.ops.doctor.checks import Case, Finding, check
+from corral.ops.doctor.reasons import Reason
 from corral.ops.doctor.services import reason
 from corral.ops.observed import balancer
 from corral.secrets import ENV_FILE, read_env
@@ -22,6 +23,8 @@ from corral.site import bracketed
 ANSWER_LIMIT_S = 10
 QUESTION_LIMIT_S = 120
 OK, UNAUTHORIZED, FORBIDDEN = 200, 401, 403
+NOBODY_BEHIND_THE_DOOR = (502, 503, 504)
+"""HAProxy's own words for a LiteLLM that is not there, or does not answer."""
 TEAPOT = 400
 CHECK_WORDS = {
     "L4CON": "refuses the connection",
@@ -61,7 +64,7 @@ def _client(case: Case, key: str = "", limit_s: float = ANSWER_LIMIT_S) -> httpx
 )
 def gateway_answers(case: Case) -> Iterator[Finding]:
     """The gateway answers at its published address."""
-    if _is_out_of_reach(case):
+    if _is_out_of_reach(case) or _why_balancer_is_gone(case) is not None:  # then `balancer-answers` says it
         return
     try:
         with _client(case) as client:
@@ -69,8 +72,15 @@ def gateway_answers(case: Case) -> Iterator[Finding]:
     except httpx.HTTPError as error:
         yield _no_gateway(case, f"does not answer: {_words(error)}")
         return
-    if code != OK:
+    if code in NOBODY_BEHIND_THE_DOOR:
+        yield _no_gateway(case, "does not answer")
+    elif code != OK:
         yield _no_gateway(case, f"answers {code} to /health/liveliness")
+
+
+def _why_balancer_is_gone(case: Case) -> Reason | None:
+    found = (reason(case, item) for item in case.plan.services_of(case.name) if item.role == "balancer")
+    return next(found, None)
 
 
 def _no_gateway(case: Case, words: str) -> Finding:
@@ -113,7 +123,9 @@ def _models(case: Case) -> set[str] | Finding | None:
         words = f"the gateway refuses {MASTER_KEY} of {case.host.rendered / ENV_FILE} ({answer.status_code})"
         return Finding(words, "it was started with another value: secrets init, then ./generate.py restart litellm")
     if answer.status_code != OK:
-        return Finding(f"the gateway answers {answer.status_code} to /v1/models", "./generate.py logs litellm")
+        what = f"the gateway answers {answer.status_code} to /v1/models"
+        is_gone = answer.status_code in NOBODY_BEHIND_THE_DOOR  # `gateway-answers` says it
+        return None if is_gone else Finding(what, "./generate.py logs litellm")
     return {str(item["id"]) for item in answer.json()["data"]}
 
 
@@ -135,9 +147,9 @@ def balancer_answers(case: Case) -> Iterator[Finding]:
     if balancer(case.plan) is None:
         return
     service = next(item for item in case.plan.services_of(case.name) if item.role == "balancer")
-    why = reason(case, service)
+    why = _why_balancer_is_gone(case)
     if why is not None:
-        yield Finding(f"litellm → {service.name} does not answer: {why.what}", why.remedy)
+        yield Finding(f"clients → {service.name} does not answer: {why.what}", why.remedy)
         return
     behind = [item for item in case.plan.contributions.backends if item.protocol != "cloud"]
     unknown = [item.name for item in behind if item.name not in case.servers]
