@@ -64,7 +64,10 @@ PASSED_ON: dict[str, dict[str, Any]] = {
     "embedding": {"allowed_openai_params": ["user", "dimensions"]},
 }
 """What LiteLLM would otherwise drop or send elsewhere: bodies pass unchanged (B7), to chat/completions."""
-FREE = {"input_cost_per_token": 0.0, "output_cost_per_token": 0.0}
+FREE = dict.fromkeys(
+    ("input_cost_per_token", "output_cost_per_token", "cache_creation_input_token_cost", "cache_read_input_token_cost"),
+    0.0,
+)
 """Said outright where nobody has set a price: LiteLLM would look for one in its list, some 4 ms a request, in vain."""
 USER = "65532:65532"
 """Upstream's own; since 1.94 its image keeps the database client's engine where every user can run it."""

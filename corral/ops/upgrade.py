@@ -233,14 +233,14 @@ def _try_canaries(run: Run, before: Before, steps: Sequence[Step]) -> None:
 def _canaries(run: Run, changed: Iterable[tuple[str, str]]) -> list[tuple[ComposeHost, str]]:
     """The first running replica of each pool among the services that change."""
     hosts = {host.name: host for host in run.hosts}
-    first: dict[str, tuple[ComposeHost, str]] = {}
+    first: dict[str, tuple[str, str]] = {}
     wanted = set(changed)
     for name, seen in run.seen.items():
         for service, item in seen.found.items():
             for backend in backends_of(run.plan, name, service):
                 if (name, service) in wanted and item.runs:
-                    first.setdefault(backend.pool, (hosts[name], service))
-    return list(dict.fromkeys(first.values()))
+                    first.setdefault(backend.pool, (name, service))
+    return [(hosts[name], service) for name, service in dict.fromkeys(first.values())]
 
 
 def _put_back(run: Run, host: ComposeHost, name: str) -> None:

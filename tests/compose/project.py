@@ -46,6 +46,19 @@ class CommandFailed(AssertionError):
     """A command ended with an error; the message has its output."""
 
 
+@contextmanager
+def cut_off(container: str, alias: str) -> Iterator[None]:
+    """A container that nobody reaches: on none of its networks until the block ends, then on all of them again."""
+    names = docker("inspect", "--format", "{{range $name, $_ := .NetworkSettings.Networks}}{{$name}} {{end}}", container)
+    for name in names.split():
+        docker("network", "disconnect", name, container)
+    try:
+        yield
+    finally:
+        for name in names.split():
+            docker("network", "connect", "--alias", alias, name, container)
+
+
 def docker(*words: str, check: bool = True) -> str:
     """What a docker command prints; CommandFailed when it fails."""
     done = subprocess.run(["docker", *words], capture_output=True, text=True, timeout=COMMAND_LIMIT_S, check=False)

@@ -18,7 +18,7 @@ import pytest
 
 from corral.ops.hosts import ComposeHost
 from tests.compose.images.build import ensure_images
-from tests.compose.project import Project, docker, make_models, render_site, without_permission
+from tests.compose.project import Project, cut_off, docker, make_models, render_site, without_permission
 from tests.processes.helpers import REPOSITORY, wait_until
 
 pytestmark = pytest.mark.needs("docker-engine", "mmdebstrap", "prisma-engine")
@@ -144,13 +144,9 @@ def test_a_damaged_model_file_is_found_in_the_file_and_in_the_log(site: Project)
 
 
 def test_a_replica_cut_off_from_the_balancer_is_told_from_a_sick_one(site: Project) -> None:
-    network = f"{site.name}_farm"
-    docker("network", "disconnect", network, "sa-chat-2")
-    try:
+    with cut_off("sa-chat-2", "chat-2"):
         found = wait_for(site, "replicas-up", "although it is healthy on sa")
         assert found.startswith("chat: HAProxy → sa-chat-2 ")
-    finally:
-        docker("network", "connect", "--alias", "chat-2", network, "sa-chat-2")
 
 
 def test_a_stopped_balancer_is_the_hop_that_fails(site: Project) -> None:

@@ -18,7 +18,7 @@ from corral.ops import observed
 from corral.ops.hosts import ComposeHost
 from corral.ops.observed import observe
 from tests.compose.images.build import ensure_images
-from tests.compose.project import Project, docker, frozen, make_models, render_site
+from tests.compose.project import Project, cut_off, docker, frozen, make_models, render_site
 from tests.processes.helpers import REPOSITORY, Process, wait_until
 
 pytestmark = pytest.mark.needs("docker-engine", "mmdebstrap", "prisma-engine")
@@ -143,16 +143,12 @@ def test_a_stopped_replica_is_named(site: Project) -> None:
 
 
 def test_a_replica_that_the_balancer_cannot_reach_is_not_well(site: Project) -> None:
-    network = f"{site.name}_farm"
-    docker("network", "disconnect", network, "sa-chat-2")
-    try:
+    with cut_off("sa-chat-2", "chat-2"):
         wait_until(
             lambda: rows(site)["chat-2"]["notes"] == ["the balancer cannot reach it"], LIMIT_S, "the balancer lost it"
         )
         assert rows(site)["chat-2"]["health"] == "healthy"
         assert not rows(site)["chat-2"]["well"]
-    finally:
-        docker("network", "connect", "--alias", "chat-2", network, "sa-chat-2")
 
 
 def test_a_hung_replica_is_started_anew_and_parked_past_its_budget(site: Project) -> None:

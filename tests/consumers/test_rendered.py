@@ -286,13 +286,15 @@ def test_004_11_and_32_aliases_and_limits() -> None:
 
 
 def test_004_04_the_gateway_listens_on_port_4000_of_the_proxy_host() -> None:
-    litellm = next(service for service in services_on("heartcode", "prod") if service.role == "gateway")
-    assert [(port.number, port.publish) for port in litellm.ports] == [(4000, "192.168.0.152")]
+    found = {service.name: service for service in services_on("heartcode", "prod")}
+    published = [(port.number, port.publish) for port in found["haproxy"].ports if port.publish]
+    assert published[0] == (4000, "192.168.0.152")
+    assert [port.publish for port in found["litellm"].ports] == [""], "behind the door"
 
 
 def test_000_the_balancer_listens_on_8899() -> None:
-    litellm = next(service for service in services_of("neural-farm") if service.role == "gateway")
-    assert [port.number for port in litellm.ports] == [8899]
+    door = next(service for service in services_of("neural-farm") if service.role == "balancer")
+    assert [port.number for port in door.ports if port.publish] == [8899]
     config = tree_of("neural-farm")["gateway/haproxy/haproxy.cfg"].decode()
     assert sum(map(int, re.findall(r"^    server .* maxconn (\d+)", config, re.MULTILINE))) == 6
 
