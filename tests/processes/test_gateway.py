@@ -240,6 +240,20 @@ def test_b3_what_does_not_fit_the_queue_is_refused_with_a_delay(farm: Farm) -> N
         assert set(share.values()) == {3}, share
 
 
+@behind_haproxy
+def test_connections_to_litellm_are_kept_and_outlive_its_restart(farm: Farm) -> None:
+    """Accepting one costs LiteLLM more than all of HAProxy's part; a request on one that is gone would be lost."""
+
+    def reused() -> float:
+        return farm.balancer_figures("haproxy_server_connection_reuses_total")["Gateway/litellm"]
+
+    before = reused()
+    assert statuses([farm.ask("even") for _ in range(5)]) == {200: 5}
+    assert reused() >= before + 4
+    farm.restart("litellm")
+    assert statuses([farm.ask("even") for _ in range(3)]) == {200: 3}
+
+
 def done(futures: Sequence[Future[Any]]) -> int:
     return sum(future.done() for future in futures)
 
