@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from corral.cards import VRAM_RESERVE_MIB
 from corral.memory import CARD_MIB, MIB
-from corral.site import Card, Replica, Site, memory_of_replica, worst
+from corral.site import Card, Replica, Site, memory_of_replica
+from corral.sizes import worst
 
 STEP = 1024
 """Contexts are proposed in multiples of this."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from corral.inventory import Inventory, Placement, Pool
 from corral.placing import Bin, Key, Piece, Placing, cards_of, place
+from corral.sizes import worst
 
 Size = Callable[[str, str], int]
 """MiB that one replica of a pool takes on a kind of card."""
@@ -59,7 +60,7 @@ def _bins(inventory: Inventory, seats: Sequence[Seat], size: Size) -> list[Bin]:
                 else:
                     taken[key] += share * (item.replicas or 1)
     for (key, server), shares in turns.items():
-        taken[key] += sum(sorted(shares, reverse=True)[: inventory.hosts[key[0]].shared[server].loaded])
+        taken[key] += worst(shares, inventory.hosts[key[0]].shared[server].loaded)
     return [
         Bin(key, seat.room - taken[key], bool(tenants[key]), frozenset(tenants[key]))
         for seat in seats

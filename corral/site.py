@@ -16,7 +16,7 @@ from corral.errors import KeyPath
 from corral.inventory import Engine, Gpu, Host, Inventory, Node, Placement, Shared, Weights, file_of
 from corral.memory import CARD_MIB, MIB, Memory, Use, memory_of
 from corral.model_lock import Gguf, ModelLock
-from corral.sizes import kv_cache_mib, replica_mib, weights_mib
+from corral.sizes import kv_cache_mib, replica_mib, weights_mib, worst
 
 PORT_BASE = {"chat": 8100, "embedding": 8300, "rerank": 8500, "image": 8700}
 """Port of GPU 0 (the CPU) for each kind, when the inventory names none; the GPU number is added."""
@@ -128,6 +128,14 @@ class Site:
     lock: ModelLock = NO_LOCK
     reasons: tuple[str, ...] = ()
     """Why replicas of `on: auto` are where they are."""
+    _members: dict[tuple[str, str], tuple[Replica, ...]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Sorts the replicas by their servers: there may be thousands, and every service is asked for its own."""
+        found: dict[tuple[str, str], list[Replica]] = {}
+        for replica in self.replicas:
+            found.setdefault((replica.host, replica.service), []).append(replica)
+        object.__setattr__(self, "_members", {key: tuple(members) for key, members in found.items()})
 
     def host(self, name: str) -> Host:
         """The host of that name."""
@@ -178,16 +186,11 @@ class Site:
 
     def members(self, host: str, service: str) -> tuple[Replica, ...]:
         """The replicas that a service serves: several when pools share it, none when it is no inference server."""
-        return tuple(item for item in self.replicas if (item.host, item.service) == (host, service))
+        return self._members.get((host, service), ())
 
     def image(self, key: str, default: str) -> str:
         """The image of that key: the site's own, else the pinned one."""
         return self.inventory.images.get(key, default)
-
-
-def worst(sizes: Iterable[int], count: int) -> int:
-    """What the largest so many take together."""
-    return sum(sorted(sizes, reverse=True)[:count])
 
 
 def claimed_mib(members: Iterable[Replica]) -> int:

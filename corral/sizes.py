@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 
 from corral.inventory import Weights
 
@@ -75,3 +76,8 @@ def kv_cache_mib(model: Weights, slots: int, cache_type: str) -> int:
 def replica_mib(model: Weights, slots: int, cache_type: str) -> int:
     """What one replica takes on its card: weights, cache, overhead."""
     return weights_mib(model) + kv_cache_mib(model, slots, cache_type) + OVERHEAD_MIB[model.kind]
+
+
+def worst(sizes: Iterable[int], count: int) -> int:
+    """What the largest so many take together."""
+    return sum(sorted(sizes, reverse=True)[:count])

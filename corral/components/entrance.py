@@ -79,7 +79,7 @@ def _health_command(port: int) -> tuple[str, ...]:
 def _values(site: Site, entrance: Entrance, published: Contributions) -> dict[str, Any]:
     gateway = site.inventory.gateway
     is_local = site.is_local(gateway.host)
-    own = published.doors[0].endpoint if published.doors else litellm.own_endpoint(site, published)
+    public = litellm.public_endpoint(site, published)
     has_balancer = any(service.component == haproxy.COMPONENT for service in published.services)
     figures = Endpoint(gateway.stats_port, gateway.host, haproxy.COMPONENT)
     return {
@@ -88,7 +88,7 @@ def _values(site: Site, entrance: Entrance, published: Contributions) -> dict[st
         "origins": list(entrance.origins),
         "max_body_kib": entrance.max_body_kib,
         "guard": _guard(entrance),
-        "gateway": site.address(own, gateway.host),
+        "gateway": site.address(public, gateway.host),
         "balancer": site.address(figures, gateway.host) if has_balancer else "",
         "has_docker_dns": not is_local,
         "patience_s": litellm.patience_s(site),

@@ -47,7 +47,9 @@ LOCAL_SOCKET = "unix@logs/haproxy.sock mode 600"
 """Relative to the host's folder, in which supervisord starts every program."""
 SUCCESSOR = "Successor"
 """The backend through which a worker that a reload replaced hands requests on; its server is no replica."""
-WITHOUT_REPLICAS = (SUCCESSOR, "Gateway")
+BEHIND_THE_DOOR = "Gateway"
+"""The backend with LiteLLM, for requests that are not refused at the door."""
+WITHOUT_REPLICAS = (SUCCESSOR, BEHIND_THE_DOOR)
 """Backends whose server is no replica."""
 SLOTS_PATH = "/slots"
 """Where HAProxy says how many slots of every pool are free; no pool's path is of one part only."""
@@ -82,11 +84,11 @@ def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
     if gateway.balancing == "direct":
         yield from (_direct_route(site, backend) for backend in published.backends)
         return
+    cloud = [backend for backend in published.backends if backend.protocol == "cloud"]
     groups = list(grouped([backend for backend in published.backends if backend.protocol != "cloud"]))
-    yield from (_direct_route(site, backend) for backend in published.backends if backend.protocol == "cloud")
+    yield from (_direct_route(site, backend) for backend in cloud)
     if groups:
-        cloud = {backend.pool for backend in published.backends if backend.protocol == "cloud"}
-        yield from _balancer(site, groups, cloud)
+        yield from _balancer(site, groups, {backend.pool for backend in cloud})
 
 
 def grouped(backends: list[Backend]) -> Iterator[Group]:
@@ -247,6 +249,7 @@ def _values(site: Site, groups: list[Group], cloud: set[str]) -> dict[str, Any]:
             "most_clients": _most_clients(groups, depths),
             "named": list(named_doors(site.inventory, values, cloud)),
             "full": FULL,
+            "behind": BEHIND_THE_DOOR,
             "patience_s": litellm.patience_s(site),
             "address": site.address(Endpoint(gateway.litellm_port, gateway.host, litellm.COMPONENT), gateway.host),
         },

@@ -155,7 +155,7 @@ def _scraped(site: Site, published: Contributions) -> Iterator[Contribution]:
     if gateway.database:
         yield Dashboard("monitoring/dashboards/keys.json")
     is_far = monitoring.host != gateway.host
-    endpoint = published.doors[0].endpoint if is_far and published.doors else own_endpoint(site, published)
+    endpoint = (public_endpoint if is_far else own_endpoint)(site, published)
     labels = {"host": gateway.host, "role": "gateway"}
     yield ScrapeTarget("litellm", endpoint, labels, "/metrics/", key, relabel=_relabel(published.routes))
 
@@ -164,6 +164,11 @@ def own_endpoint(site: Site, published: Contributions) -> Endpoint:
     """Where LiteLLM itself listens: behind the door, where there is one."""
     gateway = site.inventory.gateway
     return Endpoint(gateway.litellm_port if published.doors else gateway.port, gateway.host, COMPONENT)
+
+
+def public_endpoint(site: Site, published: Contributions) -> Endpoint:
+    """Where clients come in: at the door, where there is one."""
+    return published.doors[0].endpoint if published.doors else own_endpoint(site, published)
 
 
 def _relabel(routes: list[Route]) -> tuple[Relabel, ...]:

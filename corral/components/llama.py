@@ -27,7 +27,8 @@ from corral.contributions import (
 )
 from corral.inventory import Thinking, file_of
 from corral.llama_flags import settings
-from corral.site import Replica, Site, claimed_mib, memory_on_cpu_mib, worst
+from corral.site import Replica, Site, claimed_mib, memory_on_cpu_mib
+from corral.sizes import worst
 
 STAGE = Stage.BACKENDS
 COMPONENT = "llama"

@@ -76,34 +76,34 @@ def _joined(words: Sequence[str]) -> list[str]:
 
 
 def _names(plan: Plan, services: list[Service]) -> _Names:
-    replicas: dict[tuple[str, str], list[Replica]] = {}
-    for replica in plan.site.replicas:
-        replicas.setdefault((replica.host, replica.service), []).append(replica)
+    def members(item: Service) -> tuple[Replica, ...]:
+        return plan.site.members(item.host, item.name)
 
     def of_replica(pick: Callable[[Service], Iterable[str]]) -> dict[str, list[Service]]:
-        return _by_name([item for item in services if (item.host, item.name) in replicas], pick)
+        return _by_name([item for item in services if members(item)], pick)
 
     def pool_names(item: Service) -> list[str]:
-        pools = [replica.pool for replica in replicas[item.host, item.name]]
+        pools = [replica.pool for replica in members(item)]
         return [name for pool in pools for name in (pool, *aliases_of(plan.inventory, pool))]
 
     def containers(item: Service) -> list[str]:
         """The container, and what the balancer and the figures call those who share it."""
-        members = replicas.get((item.host, item.name), ())
-        return list(dict.fromkeys([item.container or f"{item.host}-{item.name}", *(one.container for one in members)]))
+        own = item.container or f"{item.host}-{item.name}"
+        return list(dict.fromkeys([own, *(one.container for one in members(item))]))
 
     precise = {
         "service": _by_name(services, lambda item: [item.name]),
         "container": _by_name(services, containers),
         "pool": of_replica(pool_names),
-        "model": of_replica(lambda item: {replica.model for replica in replicas[item.host, item.name]}),
+        "model": of_replica(lambda item: {replica.model for replica in members(item)}),
         "host": _by_name(services, lambda item: [item.host]),
     }
     broad = {
         "component": _by_name(services, lambda item: {item.component, item.component.replace("_", "-")}),
         "role": _by_name(services, lambda item: [item.role] if item.role else []),
     }
-    return _Names(precise, broad, _by_gpu(plan, services), frozenset(plan.inventory.nodes), frozenset(replicas))
+    replicas = frozenset((item.host, item.service) for item in plan.site.replicas)
+    return _Names(precise, broad, _by_gpu(plan, services), frozenset(plan.inventory.nodes), replicas)
 
 
 def _by_name(services: list[Service], pick: Callable[[Service], Iterable[str]]) -> dict[str, list[Service]]:

@@ -7,7 +7,7 @@ and goes back; then comes the next. When it is the only one of its pool, new req
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -177,14 +177,25 @@ def _hold(work: _Work, balancer: Balancer, backend: Backend, server: Server) -> 
 
 def _wait_idle(balancer: Balancer, name: str, limit_s: float, board: Board, key: Key) -> bool:
     """Returns when a replica has no request, or after so long; whether it has none."""
+
+    def tell(count: int) -> None:
+        board.show(*key, "draining", f"waits for {count} requests, {limit_s:.0f} s at most")
+
+    count = wait_for_answers(balancer, name, limit_s, tell)
+    if count:
+        board.say(f"{name}: {count} requests are not done after {limit_s:.0f} s; they are cut off", "yellow")
+    return not count
+
+
+def wait_for_answers(balancer: Balancer, name: str, limit_s: float, tell: Callable[[int], None]) -> int:
+    """Requests that a replica still has after so many seconds; 0 as soon as it has none. `tell` hears how many."""
     deadline = time.monotonic() + limit_s
     while (now := balancer.servers().get(name)) and (count := now.in_flight + now.waiting):
         if time.monotonic() > deadline:
-            board.say(f"{name}: {count} requests are not done after {limit_s:.0f} s; they are cut off", "yellow")
-            return False
-        board.show(*key, "draining", f"waits for {count} requests, {limit_s:.0f} s at most")
+            return count
+        tell(count)
         time.sleep(POLL_S)
-    return True
+    return 0
 
 
 def _follow(work: _Work, balancer: Balancer, backend: Backend) -> None:

@@ -31,7 +31,7 @@ from corral.ops.hosts import ComposeHost, compose_hosts
 from corral.ops.interrupts import Interrupts
 from corral.ops.lock import alone
 from corral.ops.observed import container_name
-from corral.ops.rolling import wait_usable
+from corral.ops.rolling import wait_for_answers, wait_usable
 from corral.ops.up import LOCK
 from corral.ops.waiting import COMMAND_LIMIT_S, create, wait_well
 from corral.plan import Plan
@@ -399,10 +399,11 @@ def _kept_away(
 
 def _wait_idle(change: Change, balancer: Balancer, place: Place) -> None:
     """Returns when a model has no request; raises CorralError when its answers do not end in the pool's own time."""
-    name, limit_s = place.replica.container, answer_timeout_s(change.plan.site, place.replica.pool)
-    deadline = time.monotonic() + limit_s
-    while (now := balancer.servers().get(name)) and (count := now.in_flight + now.waiting):
-        if time.monotonic() > deadline:
-            raise CorralError(f"{place.words}: {count} requests are not done after {limit_s} s; it stays in memory")
+    limit_s = answer_timeout_s(change.plan.site, place.replica.pool)
+
+    def tell(count: int) -> None:
         change.board.show(*place.key, f"{place.replica.pool}: waits for its answers to end", f"{count}, {limit_s} s")
-        time.sleep(POLL_S)
+
+    count = wait_for_answers(balancer, place.replica.container, limit_s, tell)
+    if count:
+        raise CorralError(f"{place.words}: {count} requests are not done after {limit_s} s; it stays in memory")

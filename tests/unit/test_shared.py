@@ -10,7 +10,8 @@ from corral.errors import SiteError
 from corral.load import load_inventory
 from corral.plan import Plan, build_plan
 from corral.show import plan_as_data
-from corral.site import claimed_mib, worst
+from corral.site import claimed_mib
+from corral.sizes import worst
 
 SITE = """\
 schema_version: 1
