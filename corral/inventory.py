@@ -812,6 +812,8 @@ class Thresholds(Model):
     """Used share of PostgreSQL's connections that is a warning."""
     backup_days: float = Field(8.0, gt=0, le=3650)
     """Days after which the last backup is too old; a site that never made one is not warned."""
+    certificate_days: float = Field(21.0, gt=0, le=3650)
+    """Days before a certificate ends from which there is a warning."""
     key_left_percent: float = Field(10.0, ge=0, le=100)
     """What is left of a key's budget below which there is a warning."""
 

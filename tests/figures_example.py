@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from corral.ops.figures import HostFigures, ServiceFigures, WeightFigures
 from corral.ops.observed import Container
 
@@ -23,5 +25,6 @@ EXAMPLE = HostFigures(
         WeightFigures("nomic", "nomic.gguf", is_right=False),
         WeightFigures("fresh", "fresh.gguf", is_right=None),
     ),
+    certificates={"/etc/ssl/farm.pem": datetime(2027, 6, 1, tzinfo=UTC), "/etc/ssl/page.pem": None},
     backup=1_799_900_000.0,
 )

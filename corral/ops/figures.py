@@ -1,4 +1,4 @@
-"""`figures`: what no exporter tells, in a file for node-exporter: rendering, drift, containers, weights, backups.
+"""`figures`: what no exporter tells, for node-exporter: rendering, drift, containers, weights, backups, certificates.
 
 Its own programs tell Prometheus about themselves; this says how they agree with the inventory. Who asks the engine is
 this command, so no container needs its socket (docs/decisions/0017-figures.md). The label `host` is Prometheus' own.
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -19,6 +20,7 @@ from rich.console import Console
 
 from corral import __version__
 from corral.errors import CorralError, UsageError
+from corral.ops.certificates import certificate_lines, understood_ends
 from corral.ops.history import files_on_disk, last_backups, rendering_hash
 from corral.ops.hosts import ComposeHost, compose_hosts
 from corral.ops.models import Row, checked_at, open_shelf, rows
@@ -74,6 +76,8 @@ class HostFigures:
     drift: dict[str, bool]
     services: tuple[ServiceFigures, ...]
     weights: tuple[WeightFigures, ...] = ()
+    certificates: Mapping[str, datetime | None] = field(default_factory=dict)
+    """When each ends; None when it cannot be read."""
     backup: float | None = None
 
 
@@ -112,6 +116,7 @@ def _families(found: HostFigures) -> Iterator[Metric]:
     yield drift
     yield from _of_containers(found.services)
     yield from _of_weights(found.weights)
+    yield _of_certificates(found.certificates)
     if found.backup is not None:
         yield GaugeMetricFamily(
             "corral_backup_last_success_timestamp_seconds", "When the last backup was complete.", found.backup
@@ -153,6 +158,17 @@ def _of_weights(weights: Sequence[WeightFigures]) -> Iterator[Metric]:
         if item.checked is not None:
             checked.add_metric([item.model, item.file], item.checked)
     yield from (verified, checked)
+
+
+def _of_certificates(ends: Mapping[str, datetime | None]) -> Metric:
+    expires = GaugeMetricFamily(
+        "corral_certificate_expires_timestamp_seconds",
+        "When a certificate ends; 0: the file cannot be read as one.",
+        labels=["file"],
+    )
+    for file, end in ends.items():
+        expires.add_metric([file], end.timestamp() if end else 0)
+    return expires
 
 
 # --- finding out -----------------------------------------------------------------------------------------------------
@@ -208,6 +224,7 @@ def look(host: ComposeHost, seen: Observed, tree: Tree, *, is_scheduled: bool = 
         drift=drift,
         services=services,
         weights=tuple(_weights(host)),
+        certificates=_certificates(host),
         backup=last_backups(out).get(host.name),
     )
 
@@ -229,6 +246,11 @@ def _weights(host: ComposeHost) -> Iterator[WeightFigures]:
     for row in rows(shelf, hosts={host.name}):
         if row.host == host.name:
             yield WeightFigures(row.model, row.file, _is_right(row), None if host.ssh else checked_at(row))
+
+
+def _certificates(host: ComposeHost) -> dict[str, datetime | None]:
+    lines = certificate_lines(host)
+    return understood_ends(host.run(["sh", "-c", "\n".join(lines)], check=False).out) if lines else {}
 
 
 def _is_right(row: Row) -> bool | None:

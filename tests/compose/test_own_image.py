@@ -38,6 +38,8 @@ WHO = {name: "corral" for name in ("GIT_AUTHOR_NAME", "GIT_COMMITTER_NAME")}
 WHO |= {name: "corral@example.com" for name in ("GIT_AUTHOR_EMAIL", "GIT_COMMITTER_EMAIL")}
 WHO |= {name: "2026-01-01T00:00:00Z" for name in ("GIT_AUTHOR_DATE", "GIT_COMMITTER_DATE")}
 WHO |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
+QUICKLY = "-DCMAKE_C_FLAGS_RELEASE=-O1 -DCMAKE_CXX_FLAGS_RELEASE=-O1"
+"""Compiled in less time than -O3 takes; which instructions the compiler may use is a matter of other flags."""
 INSTRUCTION = re.compile(r"^ *[0-9a-f]+:\t(?:(?:rep|repz|repnz|lock|bnd|notrack|data16|cs|ds|es|\{vex\}|\{evex\}) )*(\w+)")
 REGISTERS = re.compile(r"%[yz]mm\d|%k[0-7]\b")
 NOT_VECTORS = {"verr", "verw"}
@@ -162,7 +164,7 @@ def make_repository(sdist: Path, folder: Path) -> str:
 def image(source: Source) -> str:
     """The image, and beside it the stage that it was compiled in."""
     for words in (["--tag", IMAGE], ["--target", "build", "--tag", COMPILER]):
-        done = source.docker_build(*words)
+        done = source.docker_build(*words, CMAKE_ARGS=QUICKLY)
         assert done.returncode == 0, done.stderr[-4000:]
     return IMAGE
 

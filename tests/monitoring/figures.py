@@ -310,6 +310,8 @@ def _kit() -> Iterator[Series]:
     yield Series("corral_figures_scheduled", job, _flat(1))
     yield Series("corral_figures_timestamp_seconds", job, lambda when: BEGIN + when * SPAN_S - 20)
     yield Series("corral_backup_last_success_timestamp_seconds", job, _flat(BEGIN - 86_400))
+    ends = _flat(BEGIN + 60 * 86_400)
+    yield Series("corral_certificate_expires_timestamp_seconds", job | {"file": "/etc/ssl/farm/farm.pem"}, ends)
     for kind in ("rendering", "containers"):
         yield Series("corral_drift", job | {"kind": kind}, _flat(float(kind == "containers")))
     for _pool, labels in _replica_labels():

@@ -100,6 +100,8 @@ def test_the_text_says_what_was_found() -> None:
         ("corral_weights_verified", "nomic.gguf nomic"): 0,
         ("corral_weights_checked_timestamp_seconds", "qwen3.gguf qwen3"): 1_799_990_000,
         ("corral_backup_last_success_timestamp_seconds", ""): 1_799_900_000,
+        ("corral_certificate_expires_timestamp_seconds", "/etc/ssl/farm.pem"): 1_811_808_000,
+        ("corral_certificate_expires_timestamp_seconds", "/etc/ssl/page.pem"): 0,
     }
 
 

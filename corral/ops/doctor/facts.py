@@ -9,11 +9,12 @@ import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from corral.components import litellm
-from corral.contributions import Service
 from corral.errors import CorralError
+from corral.ops.certificates import certificate_lines, understood_ends
 from corral.ops.hosts import ComposeHost
 from corral.ops.observed import SeenCard, card_lines, container_name, parse_cards, parts, section
 from corral.output import MANIFEST
@@ -22,7 +23,6 @@ from corral.site import Replica
 
 LISTENING = "0A"
 """State of a listening socket in /proc/net/tcp."""
-CERTIFICATE_ENDINGS = (".pem", ".crt", ".cer")
 TIME_SERVICE = "timedatectl show --property NTPSynchronized --value 2>/dev/null"
 UP_TO_WHAT_EXISTS = 'until [ -e "$place" ] || [ "$place" = / ] || [ "$place" = . ]; do place=$(dirname "$place"); done'
 KERNEL_MESSAGES = "(journalctl -k -b -q --no-pager; dmesg) 2>/dev/null | grep -o 'NVRM: Xid .*' | sort -u | tail -n 50"
@@ -99,8 +99,8 @@ class Facts:
     """By path below the rendered folder."""
     models: Mapping[str, SeenFile] = field(default_factory=dict)
     """By file name; the models folder itself as `.`."""
-    certificates: Mapping[str, str] = field(default_factory=dict)
-    """When each certificate ends, as openssl prints it; empty when it cannot be read."""
+    certificates: Mapping[str, datetime | None] = field(default_factory=dict)
+    """When each certificate ends; None when it cannot be read, not there on a host without openssl."""
     has_nvidia_hook: bool = False
     device_files: Mapping[str, int] = field(default_factory=dict)
     """Through which AMD and Intel cards are reached: the number of the group that owns each."""
@@ -153,12 +153,6 @@ def model_files(host: ComposeHost) -> list[str]:
     return sorted({file for item in replicas if item.kind != "image" for file in item.files})
 
 
-def certificate_files(services: list[Service]) -> list[str]:
-    """Files on the host that services mount and that look like certificates."""
-    paths = [folder for service in services for folder, _ in service.mounts]
-    return sorted({path for path in paths if path.endswith(CERTIFICATE_ENDINGS)})
-
-
 def script(host: ComposeHost) -> str:
     """The shell script that asks a host about itself."""
     folder, models = shlex.quote(host.folder), shlex.quote(models_folder(host))
@@ -183,7 +177,7 @@ def script(host: ComposeHost) -> str:
         *_part("private", f"(cd {folder} 2>/dev/null && stat -c '%a %s %n' {private} 2>/dev/null)"),
         *_part("digests", f"(cd {folder} 2>/dev/null && sha256sum {private} 2>/dev/null)"),
         *_part("models", f"(cd {models} 2>/dev/null && {{ stat -L -c '%a %s %n' .", *_model_lines(host), "})"),
-        *_part("certificates", *_certificate_lines(host)),
+        *_part("certificates", *certificate_lines(host)),
         *_part("hook", "PATH=$PATH:/usr/local/bin:/usr/bin command -v nvidia-container-runtime-hook"),
         *_part("devices", "stat -L -c '%n %g' /dev/kfd /dev/dri/render* 2>/dev/null"),
         *_part("cards", *card_lines()),
@@ -229,15 +223,6 @@ def _model_lines(host: ComposeHost) -> list[str]:
     return [f'for file in {files}; do stat -L -c \'%a %s %n\' "$file" 2>/dev/null && echo "{magic}"; done']
 
 
-def _certificate_lines(host: ComposeHost) -> list[str]:
-    gateway = host.plan.inventory.gateway
-    entrance = gateway.entrance if gateway.host == host.name else None
-    shown = [entrance.certificate] if entrance and entrance.certificate else []
-    files = [*certificate_files(host.plan.services_of(host.name)), *shown]
-    ends = 'echo "$file $(openssl x509 -noout -enddate -in "$file" 2>/dev/null)"'
-    return [f"(cd {shlex.quote(host.folder)} && for file in {shlex.join(files)}; do {ends}; done)"] if files else []
-
-
 def _gateway_lines(host: ComposeHost) -> list[str]:
     names = [item.name for item in host.plan.services_of(host.name) if item.component == litellm.COMPONENT]
     ask = "import importlib.metadata as m; print(m.version('litellm'))"
@@ -280,10 +265,7 @@ def understood(found: Mapping[str, str], clock_ahead_s: float | None = None) -> 
         clock_ahead_s=clock_ahead_s,
         files=_files(found),
         models=_models(found.get("models", "")),
-        certificates={
-            path: rest.removeprefix("notAfter=")
-            for path, _, rest in (line.partition(" ") for line in found.get("certificates", "").splitlines())
-        },
+        certificates=understood_ends(found.get("certificates", "")),
         has_nvidia_hook=bool(found.get("hook", "").strip()),
         device_files={
             name: int(group)

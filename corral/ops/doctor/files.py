@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 from corral.errors import CorralError
+from corral.inventory import Thresholds
+from corral.ops.certificates import certificate_files
 from corral.ops.doctor.checks import Case, Finding, check
 from corral.ops.doctor.facts import SeenFile, models_folder
 from corral.output import MANIFEST, compare, digest
 from corral.render import render
 from corral.secrets import ENV_FILE, FOLDER, read_env
 
-CERTIFICATE_WARNING = timedelta(days=21)
 GGUF = "GGUF"
 SHOWN = 3
 READABLE, ENTERABLE = 0o004, 0o001
@@ -156,15 +157,20 @@ def models(case: Case) -> Iterator[Finding]:
 
 @check("certificates", "files", "renew the certificate")
 def certificates(case: Case) -> Iterator[Finding]:
-    """Every certificate that a service is given can be read and is valid for three more weeks."""
+    """Every certificate that a service is given can be read and is valid for `thresholds.certificate_days` more."""
+    monitoring = case.plan.inventory.monitoring
+    enough = timedelta(days=(monitoring.thresholds if monitoring else Thresholds()).certificate_days)
+    unknown = set(certificate_files(case.host)) - set(case.facts.certificates)
+    if unknown:
+        yield Finding(f"nobody can say when {_some(sorted(unknown))} ends", "install openssl on the host", "warning")
     for path, end in case.facts.certificates.items():
-        if not end:
+        if end is None:
             yield Finding(f"{path} cannot be read as a certificate", "put the PEM file there")
             continue
-        left = datetime.strptime(end, "%b %d %H:%M:%S %Y %Z").replace(tzinfo=UTC) - datetime.now(UTC)
+        left = end - datetime.now(UTC)
         if left < timedelta():
-            yield Finding(f"{path} ended on {end}", "renew the certificate")
-        elif left < CERTIFICATE_WARNING:
+            yield Finding(f"{path} ended on {end:%d %B %Y}", "renew the certificate")
+        elif left < enough:
             yield Finding(f"{path} ends in {left.days} days", "renew the certificate", "warning")
 
 

@@ -57,6 +57,9 @@ RETRY_AFTER = "retry-after"
 TOO_LARGE = 413
 TOO_MANY_REQUESTS = 429
 NOT_FOUND = 404
+SERVICE_UNAVAILABLE = 503
+NOBODY_THERE = "Exception - Connection error."
+"""How LiteLLM puts it that a backend was not reached, or closed the connection without a word."""
 SOON_S = "5"
 MOST_SHOWN = 127
 UNKNOWN_MODEL = os.environ.get("CORRAL_UNKNOWN_MODEL", "")
@@ -179,9 +182,12 @@ def _guard(data: Mapping[str, Any]) -> dict[str, int]:
 def _correct_status(error: Exception, model: object) -> None:
     """Makes OpenAI's statuses of LiteLLM's own, which sends what it finds here.
 
-    404 for an unknown model, 401 for an unknown key, 429 for a budget that is spent.
+    404 for an unknown model, 401 for an unknown key, 429 for a budget that is spent, 503 when nobody took the request:
+    on a connection that it has answered before, HAProxy says that by closing it.
     """
     kind = str(getattr(error, "type", ""))
+    if NOBODY_THERE in str(getattr(error, "message", "")) and str(getattr(error, "status_code", "")) == "500":
+        vars(error)["status_code"] = SERVICE_UNAVAILABLE
     if type(error).__name__ == "BudgetExceededError":
         vars(error)["status_code"] = TOO_MANY_REQUESTS
     elif kind.endswith("no_db_connection"):  # without a database there is no other key than the master key
