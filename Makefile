@@ -44,7 +44,7 @@ bench-memory: env ## estimated against reported memory of llama-server, for many
 bench-render: env ## render farms of 8, 80, 800 and 8 000 GPUs: time, memory, growth
 	@$(PYTHON) tools/bench_render.py $(ARGS)
 
-bench-gateway: env ## what the gateway costs and how well it shares, beside plain LiteLLM; six minutes of an idle machine
+bench-gateway: env ## what the gateway costs and how well it shares, beside plain LiteLLM; twelve minutes of an idle machine
 	@$(PYTHON) tools/bench_gateway.py $(ARGS)
 
 bench-operations: env ## up, changes and down of a farm in the Docker engine, and what figures cost; seven minutes
@@ -53,7 +53,7 @@ bench-operations: env ## up, changes and down of a farm in the Docker engine, an
 bench-simulation: env ## the simulation of `plan --what-if` beside the real balancer; ten minutes of an idle machine
 	@$(PYTHON) tools/bench_simulation.py $(ARGS)
 
-bench: bench-render bench-memory bench-operations bench-simulation bench-gateway ## all of it; half an hour of an idle machine
+bench: bench-render bench-memory bench-operations bench-simulation bench-gateway ## all of it; forty minutes of an idle machine
 
 render: env ## write the committed rendering of the default site again
 	@$(CORRAL) render

@@ -301,6 +301,8 @@ class Shared(Model):
     """Models in memory at the same time (`--models-max`); one more takes the place of the least recently used."""
     idle_s: int | None = Field(None, ge=1, le=DAY_S)
     """Give a model's memory back after so many idle seconds, where its pool does not say `sleep_idle_s` itself."""
+    turn_s: int = Field(60, ge=1, le=DAY_S)
+    """Seconds that a pool waits for a place before one that always has a request gives way."""
     port: PortNumber | None = None
     """Its port; derived from the number of its first card when absent. A port that is named is open on the host's
     address, for `/models/load` and `/models/unload` with the key `LLAMA_API_KEY`."""

@@ -25,6 +25,8 @@ SHARED_PORT_BASE = 8900
 PORTS_OF_COPY = 20
 """Distance between the derived ports of several replicas on one card."""
 
+START_TIMEOUT_S = 600
+"""How long a server may take to start, where the inventory does not say."""
 NO_LOCK = ModelLock()
 
 KIND_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -37,7 +39,7 @@ WHOLE_INPUT = ("embedding", "rerank")
 """Kinds whose server refuses an input that does not fit into one physical batch (`--ubatch-size`)."""
 COMMON_DEFAULTS: dict[str, Any] = {
     "gpu_layers": "all", "batch": 2048, "ubatch": 512, "cache_type": "f16", "flash_attention": "auto",
-    "mlock": False, "jinja": True, "start_timeout_s": 600,
+    "mlock": False, "jinja": True, "start_timeout_s": START_TIMEOUT_S,
 }  # fmt: skip
 
 
@@ -106,6 +108,11 @@ class Replica:
     def models(self) -> tuple[str, ...]:
         """Names of all models that it loads, its own first."""
         return (self.model, *([self.weights.draft.model] if self.weights.draft else []))
+
+    @property
+    def start_timeout_s(self) -> int:
+        """How long it may take to start and to load."""
+        return self.engine.start_timeout_s or START_TIMEOUT_S
 
     @property
     def context(self) -> int:

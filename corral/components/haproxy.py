@@ -39,8 +39,10 @@ COMPONENT = "haproxy"
 IMAGE = "haproxy:3.2.26"
 FOLDER = "/usr/local/etc/haproxy"
 CONFIG = f"{FOLDER}/haproxy.cfg"
-FILES = ("haproxy.cfg", "farm.lua", "hold.lua", "blame.lua", "health.lua")
+RENDERED = ("haproxy.cfg", "farm.lua")
 ASSETS = ("hold.lua", "blame.lua", "health.lua")
+SHARED_ASSETS = ("turns.lua", "models.lua")
+"""For sites with shared servers."""
 STATE_FILE = "/tmp/servers.state"  # noqa: S108 - a path in the container
 """Where the servers' states are kept over a reload; gone with the container, so that a new one looks for itself."""
 LOCAL_SOCKET = "unix@logs/haproxy.sock mode 600"
@@ -114,9 +116,11 @@ def _balancer(site: Site, groups: list[Group], cloud: set[str]) -> Iterator[Cont
     figures = Endpoint(gateway.stats_port, gateway.host, COMPONENT)
     values = _values(site, groups, cloud)
     yield File(gateway.host, COMPONENT, "haproxy.cfg", template="haproxy/haproxy.cfg.j2", values=values)
-    yield File(gateway.host, COMPONENT, "farm.lua", template="haproxy/farm.lua.j2", values={"groups": values["groups"]})
-    yield from (File(gateway.host, COMPONENT, name, asset=f"litellm/{name}") for name in ASSETS)
-    yield _service(site, groups, values["door"]["most_clients"])
+    told = {name: values[name] for name in ("groups", "shared")}
+    yield File(gateway.host, COMPONENT, "farm.lua", template="haproxy/farm.lua.j2", values=told)
+    assets = (*ASSETS, *(SHARED_ASSETS if values["shared"] else ()))
+    yield from (File(gateway.host, COMPONENT, name, asset=f"litellm/{name}") for name in assets)
+    yield _service(site, groups, values["door"]["most_clients"], (*RENDERED, *assets))
     yield Door(Endpoint(gateway.port, gateway.host, COMPONENT))
     yield Rules("monitoring/rules/haproxy.yml")
     yield Dashboard("monitoring/dashboards/pool.json")
@@ -178,7 +182,7 @@ def _direct_route(site: Site, backend: Backend) -> Route:
     return _route(backend, backend.name, f"{backend.scheme}://{address}", backend.slots)
 
 
-def _service(site: Site, groups: list[Group], most_clients: int) -> Service:
+def _service(site: Site, groups: list[Group], most_clients: int, files: tuple[str, ...]) -> Service:
     gateway = site.inventory.gateway
     monitoring = site.inventory.monitoring
     path = site.config_path(gateway.host, COMPONENT, "haproxy.cfg", CONFIG)
@@ -204,7 +208,7 @@ def _service(site: Site, groups: list[Group], most_clients: int) -> Service:
                 "figures only, read by Prometheus on another host",
             ),
         ),
-        configs=tuple(ConfigMount(name, "") for name in FILES),
+        configs=tuple(ConfigMount(name, "") for name in files),
         mounts=(() if site.is_local(gateway.host) else ((f"./{COMPONENT}", FOLDER),)),
         user="99:99",
         cpu_weight=2048,
@@ -261,6 +265,7 @@ def _values(site: Site, groups: list[Group], cloud: set[str]) -> dict[str, Any]:
         "state_file": "" if site.is_local(gateway.host) else STATE_FILE,
         "longest_answer_s": max(answer_timeout_s(site, group.pool) for group in groups),
         "groups": values,
+        "shared": list(_shared(site, groups)),
         "unlike": [group.name for group in groups if per_pool[group.pool] > 1],
         "slots_path": SLOTS_PATH if _has_spill(site) else "",
         "pools": [
@@ -321,6 +326,36 @@ def _group_values(site: Site, group: Group, depth: int) -> dict[str, Any]:
         "has_choice": len(group.backends) > 1,
         "servers": [_server(site, number, backend) for number, backend in enumerate(group.backends, start=1)],
     }
+
+
+def _shared(site: Site, groups: list[Group]) -> Iterator[dict[str, Any]]:
+    """Servers with several pools: how many of their models are in memory at once, and what each pool may take."""
+    alone = Counter(backend.pool for group in groups for backend in group.backends)
+    members: dict[Endpoint, list[tuple[Group, Backend]]] = {}
+    for group in groups:
+        for backend in group.backends:
+            members.setdefault(backend.endpoint, []).append((group, backend))
+    for endpoint, found in members.items():
+        replicas = site.members(endpoint.host, endpoint.service)
+        shared = replicas[0].shared if replicas else None
+        if shared is None:
+            continue
+        start_s = {item.pool: item.start_timeout_s for item in replicas}
+        yield {
+            "loaded": shared.loaded,
+            "turn_s": shared.turn_s,
+            "members": [
+                {
+                    "name": group.name,
+                    "pool": group.pool,
+                    "server": backend.name,
+                    "takes_turns": alone[group.pool] == 1,
+                    "answer_s": answer_timeout_s(site, group.pool),
+                    "start_s": start_s[group.pool],
+                }
+                for group, backend in found
+            ],
+        }
 
 
 def _server(site: Site, number: int, backend: Backend) -> dict[str, Any]:

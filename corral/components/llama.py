@@ -177,7 +177,7 @@ def facts_of(replica: Replica) -> Iterator[Fact]:
     """What a replica has, and how long it may take to load."""
     labels = labels_of(replica)
     yield Fact("inventory:replica_slots", replica.slots, labels)
-    yield Fact("inventory:replica_start_seconds", replica.engine.start_timeout_s or 600, labels)
+    yield Fact("inventory:replica_start_seconds", replica.start_timeout_s, labels)
 
 
 def _secrets(site: Site, replicas: list[Replica]) -> Iterator[Secret]:
@@ -203,7 +203,7 @@ def _service(site: Site, replica: Replica, consumers: set[str]) -> Service:
             replica.port,
             "/health",
             ("curl", "-fsS", f"http://localhost:{replica.port}/health"),
-            engine.start_timeout_s or 600,
+            replica.start_timeout_s,
         ),
         memory_mib=replica.memory_mib,
         memory_swap_mib=engine.memory_swap_mib or 0,
@@ -240,7 +240,7 @@ def _shared_service(site: Site, members: Sequence[Replica], consumers: set[str])
         container=f"{first.host}-{first.service}",
         role="chat" if any(item.kind == "chat" for item in members) else first.kind,
         args=shared_arguments(site, members),
-        health=replace(one.health, start_timeout_s=max(item.engine.start_timeout_s or 600 for item in members)),
+        health=replace(one.health, start_timeout_s=max(item.start_timeout_s for item in members)),
         memory_swap_mib=0,
         threads=worst((item.engine.threads or 0 for item in members), shared.loaded),
         configs=(*one.configs, ConfigMount(preset_file(first.service), PRESETS)),
@@ -328,7 +328,7 @@ def _patience(replica: Replica, *, is_on_card: bool) -> dict[str, str]:
     if not is_on_card:
         limit = str(LONG_BATCH_S)
         return {"CORRAL_COMPUTES_ON": "processor", "CORRAL_FIRST_S": limit, "CORRAL_LOOP_S": limit}
-    first = {"CORRAL_FIRST_S": str(replica.engine.start_timeout_s or 600)} if compiles_first(replica) else {}
+    first = {"CORRAL_FIRST_S": str(replica.start_timeout_s)} if compiles_first(replica) else {}
     return {"CORRAL_COMPUTES_ON": "card", **first}
 
 

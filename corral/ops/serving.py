@@ -109,7 +109,7 @@ class Place:
     @property
     def start_timeout_s(self) -> int:
         """How long it may load."""
-        return self.replica.engine.start_timeout_s or 600
+        return self.replica.start_timeout_s
 
     def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> tuple[int, Any]:
         """What the router of a shared server answers: status and data; raises CorralError when it does not."""

@@ -3,6 +3,7 @@ LiteLLM (000-19, 001-07, 002-02, 002-03)."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +36,7 @@ hosts:
   {host}:
     address: 127.0.0.1
     models_dir: {models}
-    shared: {{turns: {{loaded: 1, port: {port}}}}}
+    shared: {{turns: {{loaded: 1, turn_s: 2, port: {port}}}}}
 models:
   slow: {{source: slow.gguf, kind: chat, context: 2048, size_gib: 0.1}}
   quick: {{source: quick.gguf, kind: chat, context: 2048, size_gib: 0.01, engine: {{sleep_idle_s: 3}}}}
@@ -236,6 +237,82 @@ def test_over_http_a_swap_waits_for_answers_in_flight(site: UpSite, router: http
         assert answer.status_code == 200
         assert streamed_text(streaming.result().text) == SLOW
     assert in_memory(site) == {"quick"}
+
+
+@pytest.fixture
+def door(site: UpSite, router: httpx.Client) -> Iterator[httpx.Client]:
+    """Somebody with the servers' key where clients come in."""
+    with httpx.Client(base_url="http://127.0.0.1:21000", headers=router.headers, trust_env=False, timeout=120) as client:
+        yield client
+
+
+def test_over_http_models_are_swapped_and_unloaded_once_their_answers_have_ended(
+    site: UpSite, router: httpx.Client, door: httpx.Client
+) -> None:
+    """000-19, 002-02: where llama-server's own address would cut answers off, the farm's lets them end."""
+    for path, body, state in (
+        ("/models/swap", {"model": "quick", "instead_of": "slow"}, {"quick"}),
+        ("/models/load", {"model": "quick"}, {"quick"}),
+        ("/models/unload", {"model": "slow"}, set()),
+    ):
+        site.corral("models", "load", "slow")
+        with ThreadPoolExecutor() as pool:
+            streaming = pool.submit(stream, site)
+            wait_until(lambda: is_streaming(site, router), 30, "a stream in flight")
+            changing = pool.submit(door.post, path, json=body)
+            assert streamed_text(streaming.result().text) == SLOW, path
+            answer = changing.result()
+        assert answer.status_code == 200, answer.text
+        assert in_memory(site) == state, (path, answer.text)
+        assert site.client.chat_text("slow") == SLOW, "requests load it again"
+
+
+def test_over_http_a_swap_that_fails_brings_back_what_ran(site: UpSite, door: httpx.Client) -> None:
+    site.corral("models", "load", "slow")
+    answer = door.post("/models/swap", json={"model": "broken", "instead_of": "slow"})
+    assert answer.status_code == 502
+    assert "slow is in memory again, as before" in answer.json()["error"]["message"]
+    assert in_memory(site) == {"slow"}
+    assert site.client.chat_text("slow") == SLOW
+
+
+def test_over_http_who_asks_for_nonsense_or_without_the_key_changes_nothing(site: UpSite, door: httpx.Client) -> None:
+    site.corral("models", "load", "slow")
+    for key in ({"Authorization": "Bearer wrong"}, {"Authorization": f"Bearer {site.client.key}"}, {"Authorization": ""}):
+        for path in ("/models/load", "/models/unload", "/models/swap"):
+            assert door.post(path, json={"model": "slow"}, headers=key).status_code == 401
+    asked = {
+        400: ({"model": "quick", "instead_of": "broken"}, {}),
+        404: ({"model": "lone"}, {"model": 7}, {"model": "sl\"ow"}),
+    }
+    for status, bodies in asked.items():
+        for body in bodies:
+            answer = door.post("/models/swap", json=body)
+            assert (answer.status_code, bool(answer.json()["error"]["message"])) == (status, True), body
+    assert in_memory(site) == {"slow"}
+
+
+def test_a_pool_that_always_has_a_request_gives_way_to_another(site: UpSite) -> None:
+    """llama-server itself would keep the busy one's place for ever; here each has its turn."""
+    stop = threading.Event()
+    busy: list[int] = []
+
+    def ask_again_and_again() -> None:
+        while not stop.is_set():
+            busy.append(site.client.chat("quick").status_code)
+
+    assert site.client.chat_text("quick") == QUICK
+    with ThreadPoolExecutor() as pool:
+        clients = [pool.submit(ask_again_and_again) for _ in range(3)]
+        wait_until(lambda: len(busy) > 10, 30, "one pool that is always asked")
+        assert site.client.chat_text("slow") == SLOW
+        before = len(busy)
+        wait_until(lambda: len(busy) > before + 10, 60, "the busy one goes on")
+        assert site.client.chat_text("slow") == SLOW, "and gives way again"
+        stop.set()
+        for client in clients:
+            client.result()
+    assert set(busy) == {200}
 
 
 def test_restart_drains_every_pool_of_the_server(site: UpSite, router: httpx.Client) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import httpx
 import pytest
@@ -39,7 +41,11 @@ gateway:
 
 
 class _Answer(BaseHTTPRequestHandler):
+    asked: ClassVar[list[str]] = []
+    """Paths of all requests."""
+
     def do_GET(self) -> None:
+        self.asked.append(self.path)
         self.send_response(200)
         self.send_header("Content-Length", "2")
         self.end_headers()
@@ -133,6 +139,24 @@ def test_only_so_many_wait_and_only_so_long(balancer: Balancer) -> None:
     balancer.put_back(balancer.servers()["here-solo-1"])
     wait_until(lambda: balancer.servers()["here-solo-1"].is_usable, LIMIT_S, "the server back")
     assert _ask(balancer) == 200
+
+
+def test_clients_that_left_while_they_waited_reach_no_server_and_take_no_place(balancer: Balancer) -> None:
+    """Two may wait. A script is not told that a client left; it sees within a second that nobody looks any more."""
+    url = f"http://127.0.0.1:{balancer.plan.inventory.gateway.balancer_port}/solo/any/v1/models"
+    assert balancer.hold("solo", 60)
+    _Answer.asked.clear()
+    for _ in range(2):
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.get(url, timeout=0.3, trust_env=False)
+    time.sleep(1.2)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(_ask, balancer)
+        time.sleep(0.5)
+        assert not answer.done()
+        assert "/v1/models" not in _Answer.asked
+        balancer.release("solo")
+        assert answer.result(LIMIT_S) == 200
 
 
 def test_a_connection_that_was_kept_open_over_a_reload_reaches_the_new_worker(

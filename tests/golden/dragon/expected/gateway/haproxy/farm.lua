@@ -1,6 +1,6 @@
 -- Rendered by corral from the inventory "dragon", host gateway; do not edit.
 -- Change the inventory or templates/haproxy/farm.lua.j2, then run: ./generate.py render
--- What health.lua tells of the farm beside HAProxy's figures; nothing here is secret, and no address is in it.
+-- What the other scripts know of the farm beside HAProxy's figures; nothing here is secret, and no address is in it.
 corral_farm = {
     { name = "command-a", pool = "command-a", depth = 20, replicas = {
         { name = "command-a", slots = 2, model = "mlx-community/command-a-03-2025-q8" },

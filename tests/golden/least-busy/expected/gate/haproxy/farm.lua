@@ -1,6 +1,6 @@
 -- Rendered by corral from the inventory "least-busy", host gate; do not edit.
 -- Change the inventory or templates/haproxy/farm.lua.j2, then run: ./generate.py render
--- What health.lua tells of the farm beside HAProxy's figures; nothing here is secret, and no address is in it.
+-- What the other scripts know of the farm beside HAProxy's figures; nothing here is secret, and no address is in it.
 corral_farm = {
     { name = "chat.one-chat-1", pool = "chat", depth = 7, replicas = {
         { name = "one-chat-1", slots = 3, model = "chat" },

@@ -1,6 +1,6 @@
 -- Rendered by corral from the inventory "neural-farm", host gateway; do not edit.
 -- Change the inventory or templates/haproxy/farm.lua.j2, then run: ./generate.py render
--- What health.lua tells of the farm beside HAProxy's figures; nothing here is secret, and no address is in it.
+-- What the other scripts know of the farm beside HAProxy's figures; nothing here is secret, and no address is in it.
 corral_farm = {
     { name = "primary.pixel", pool = "primary", depth = 5, replicas = {
         { name = "pixel", slots = 2, model = "Qwen2.5-3B-Instruct-Q4_K_M" },

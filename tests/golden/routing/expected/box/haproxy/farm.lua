@@ -1,6 +1,6 @@
 -- Rendered by corral from the inventory "routing", host box; do not edit.
 -- Change the inventory or templates/haproxy/farm.lua.j2, then run: ./generate.py render
--- What health.lua tells of the farm beside HAProxy's figures; nothing here is secret, and no address is in it.
+-- What the other scripts know of the farm beside HAProxy's figures; nothing here is secret, and no address is in it.
 corral_farm = {
     { name = "big", pool = "big", depth = 10, replicas = {
         { name = "box-big-1", slots = 1, model = "big" },

@@ -1,6 +1,6 @@
 -- Rendered by corral from the inventory "shared", host box; do not edit.
 -- Change the inventory or templates/haproxy/farm.lua.j2, then run: ./generate.py render
--- What health.lua tells of the farm beside HAProxy's figures; nothing here is secret, and no address is in it.
+-- What the other scripts know of the farm beside HAProxy's figures; nothing here is secret, and no address is in it.
 corral_farm = {
     { name = "clever", pool = "clever", depth = 10, replicas = {
         { name = "box-clever-1", slots = 1, model = "clever" },
@@ -19,5 +19,17 @@ corral_farm = {
     } },
     { name = "words", pool = "words", depth = 10, replicas = {
         { name = "box-words-cpu-1", slots = 4, model = "words" },
+    } },
+}
+corral_shared = {
+    { loaded = 1, turn_s = 60, members = {
+        { name = "clever", pool = "clever", server = "box-clever-1", takes_turns = true, answer_s = 600, start_s = 600 },
+        { name = "coder", pool = "coder", server = "box-coder-1", takes_turns = true, answer_s = 600, start_s = 600 },
+        { name = "quick", pool = "quick", server = "box-quick-1", takes_turns = true, answer_s = 600, start_s = 600 },
+    } },
+    { loaded = 2, turn_s = 60, members = {
+        { name = "embed", pool = "embed", server = "box-embed-cpu-1", takes_turns = true, answer_s = 300, start_s = 600 },
+        { name = "rerank", pool = "rerank", server = "box-rerank-cpu-1", takes_turns = true, answer_s = 300, start_s = 600 },
+        { name = "words", pool = "words", server = "box-words-cpu-1", takes_turns = true, answer_s = 300, start_s = 600 },
     } },
 }
