@@ -28,9 +28,10 @@ local function reply(applet, status, text)
     applet:send(text)
 end
 
+local KINDS = { [400] = "invalid_request_error", [401] = "authentication_error", [404] = "not_found_error" }
+
 local function refuse(applet, status, words)
-    local code = { [400] = "invalid_request_error", [404] = "not_found_error" }
-    local kind = code[status] or "server_error"
+    local kind = KINDS[status] or "server_error"
     reply(applet, status, string.format('{"error":{"message":%s,"type":"%s","code":%d}}', quoted(words), kind, status))
 end
 
