@@ -77,6 +77,7 @@ core.register_action("hold", { "http-req" }, function(txn, depth, seconds)
     local id = number
     waiting[name] = waiting[name] or {}
     waiting[name][id] = request
+    txn:set_var("txn.refused", "gone")  -- what holds for a client that leaves: HAProxy ends this here and goes on
     while request.looked < last and must_wait(txn, name) do
         core.msleep(POLL_MS)
         request.looked = corral_now_ms()
@@ -84,6 +85,8 @@ core.register_action("hold", { "http-req" }, function(txn, depth, seconds)
     waiting[name][id] = nil
     if request.looked >= last then
         txn:set_var("txn.refused", "too long")
+    else
+        txn:unset_var("txn.refused")
     end
 end, 2)
 
