@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -95,14 +96,16 @@ class Lengths:
     """How long everything is measured."""
 
     rounds: int = 3
-    sequential: int = 60
-    throughput_s: float = 5.0
+    light_rounds: int = 8
+    """Of latency and throughput: many short ones, since a machine's speed changes from minute to minute."""
+    sequential: int = 40
+    throughput_s: float = 3.0
     saturated_s: float = 12.0
     arrivals: int = 240
     overload_s: float = 12.0
 
 
-QUICK = Lengths(rounds=1, sequential=10, throughput_s=1.0, saturated_s=3.0, arrivals=30, overload_s=3.0)
+QUICK = Lengths(rounds=1, light_rounds=1, sequential=10, throughput_s=1.0, saturated_s=3.0, arrivals=30, overload_s=3.0)
 
 
 # --- replicas: fakes with slots -----------------------------------------------------------------------------------
@@ -554,50 +557,53 @@ async def most_in_flight(ports: dict[str, int]) -> int:
 # --- the run ------------------------------------------------------------------------------------------------------
 
 
-async def run(found: list[Stack], ports: dict[str, int], lengths: Lengths) -> dict[str, dict[str, Any]]:
-    """Everything that is measured, by stack."""
+Samples = dict[tuple[str, str], list[float]]
+"""What was measured, by stack and figure."""
+
+
+async def run(
+    found: list[Stack], ports: dict[str, int], lengths: Lengths
+) -> tuple[dict[str, dict[str, Any]], dict[str, list[float]]]:
+    """Everything that is measured, by stack; and round by round what ours is compared with plain LiteLLM by."""
     rows: dict[str, dict[str, Any]] = {stack.name: {} for stack in found}
-    samples: dict[tuple[str, str], list[float]] = {}
-
-    def note(stack: Stack, name: str, value: float) -> None:
-        samples.setdefault((stack.name, name), []).append(value)
-
-    queued = [stack for stack in found if stack.name != "direct"]
-    waits = {stack.name: Waits() for stack in queued}
-    short_waits = {stack.name: Waits() for stack in queued}
-    for number in range(lengths.rounds):
+    samples: Samples = defaultdict(list)
+    for number in range(lengths.light_rounds):
         for stack in found if number % 2 == 0 else found[::-1]:
-            note(stack, "sequential_ms", await sequential_ms(stack, lengths.sequential))
-            note(stack, "requests_per_s", await throughput(stack, lengths.throughput_s))
-            tell(f"round {number + 1} of {lengths.rounds}: {stack.name}, latency and throughput")
+            samples[stack.name, "sequential_ms"].append(await sequential_ms(stack, lengths.sequential))
+            samples[stack.name, "requests_per_s"].append(await throughput(stack, lengths.throughput_s))
+        tell(f"round {number + 1} of {lengths.light_rounds}: latency and throughput")
+    queued = [stack for stack in found if stack.name != "direct"]
+    waits, short_waits = defaultdict[str, Waits](Waits), defaultdict[str, Waits](Waits)
+    for number in range(lengths.rounds):
         for stack in queued if number % 2 == 0 else queued[::-1]:
-            await most_in_flight(ports)
-            note(stack, "saturation", await goodput(stack, lengths.saturated_s))
             arrivals, seed = lengths.arrivals // lengths.rounds, SEED + number
+            await most_in_flight(ports)
+            samples[stack.name, "saturation"].append(await goodput(stack, lengths.saturated_s))
             await measure_waits(stack, arrivals, seed, SERVICE_S, short_waits[stack.name])
             if stack.name != "plain":  # its replicas are never full, whatever it gives them
                 await measure_waits(stack, arrivals, seed, ANSWER_S, waits[stack.name])
-            note(stack, "affinity", await affinity(stack, SEED + number))
+            samples[stack.name, "affinity"].append(await affinity(stack, seed))
             for name, value in (await overload(stack, lengths.overload_s)).items():
-                note(stack, name, value)
-            note(stack, "most_in_flight", await most_in_flight(ports))
+                samples[stack.name, name].append(value)
+            samples[stack.name, "most_in_flight"].append(await most_in_flight(ports))
             tell(f"round {number + 1} of {lengths.rounds}: {stack.name}, waiting, overload and conversations")
             await asyncio.sleep(SERVICE_S * 2)
     for (stack_name, name), values in samples.items():
         worst = max(values) if name in {"most_in_flight", "other_errors"} else statistics.median(values)
         rows[stack_name][name] = round(worst, 4)
-    for prefix, kind in (("", waits), ("short_", short_waits)):
-        for stack_name, wait in kind.items():
-            rows[stack_name] |= wait.figures(prefix)
-    return rows
+    for stack in queued:
+        rows[stack.name] |= waits[stack.name].figures("") | short_waits[stack.name].figures("short_")
+    return rows, {
+        ratio: [own / other for own, other in zip(samples["ours", name], samples["plain", name], strict=True)]
+        for ratio, name in (("overhead_ratio", "sequential_ms"), ("throughput_ratio", "requests_per_s"))
+    }
 
 
-def judge(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Each figure beside what it should be."""
-    ours, plain = rows["ours"], rows["plain"]
+def judge(rows: dict[str, dict[str, Any]], ratios: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
+    """Each figure beside what it should be; the ratios of each round are compared, and their middle half is told."""
+    ours = rows["ours"]
     values = {
-        "overhead_ratio": ours["sequential_ms"] / plain["sequential_ms"],
-        "throughput_ratio": ours["requests_per_s"] / plain["requests_per_s"],
+        **{name: statistics.median(found) for name, found in ratios.items()},
         "saturation_efficiency": ours["saturation"],
         **{name: ours[name] for name in TARGETS if "wait" in name},
         "overload_goodput_ratio": ours["goodput"] / ours["saturation"],
@@ -610,9 +616,18 @@ def judge(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
             "target": " ".join(map(str, TARGETS[name])),
             "holds": value <= TARGETS[name][1] if TARGETS[name][0] == "<=" else value >= TARGETS[name][1],
             "meaning": MEANING[name],
+            **({"middle_half": _middle_half(ratios[name])} if name in ratios else {}),
         }
         for name, value in values.items()
     }
+
+
+def _middle_half(found: list[float]) -> list[float]:
+    """Between which two values half of the rounds lie."""
+    if len(found) < 2:  # noqa: PLR2004 - of one value there is no middle
+        return [round(value, 4) for value in found * 2]
+    low, _, high = statistics.quantiles(found, n=4)
+    return [round(low, 4), round(high, 4)]
 
 
 def machine() -> dict[str, Any]:
@@ -658,8 +673,8 @@ def main() -> int:
         return 0
     about = machine()
     with stacks() as (found, ports):
-        rows = asyncio.run(run(found, ports, QUICK if arguments.quick else Lengths()))
-    figures = judge(rows)
+        rows, ratios = asyncio.run(run(found, ports, QUICK if arguments.quick else Lengths()))
+    figures = judge(rows, ratios)
     print_tables(rows, figures)
     if not arguments.quick and not arguments.no_write:
         text = json.dumps({"machine": about, "figures": figures, "stacks": rows}, indent=2)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -284,9 +285,23 @@ def remove_left_over(run: Run) -> None:
             run.board.say(f"{seen.host.name}: {name} is not in the inventory any more: stopping and removing it")
             run.touched += 1
             if balancer is not None and balancer.is_running():
-                drained(run.plan, balancer, name, run.board)
+                for replica in _replicas_in(balancer, container, run.plan.site.host(seen.host.name).address):
+                    drained(run.plan, balancer, replica, run.board)
             seen.host.run(["docker", "stop", container["Id"]], limit_s=COMMAND_LIMIT_S)
             seen.host.run(["docker", "rm", container["Id"]], check=False)
+
+
+def _replicas_in(balancer: Balancer, container: Mapping[str, Any], host_address: str) -> list[str]:
+    """What the balancer calls the replicas in a container; several where pools share a server."""
+    networks = container["NetworkSettings"]["Networks"].values()
+    inside = {network["IPAddress"] for network in networks if network.get("IPAddress")}
+    doors = [door for port in (container["NetworkSettings"].get("Ports") or {}).values() for door in port or ()]
+    outside = {(host_address, int(door["HostPort"])) for door in doors}
+    return [
+        server.name
+        for server in balancer.servers().values()
+        if server.address in inside or (server.address, server.port) in outside
+    ]
 
 
 def _sync_keys(run: Run) -> None:

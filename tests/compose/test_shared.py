@@ -343,3 +343,19 @@ def test_the_models_folder_is_as_it_was(site: UpSite) -> None:
     """Nothing was fetched: the router serves what its presets name, and no more."""
     folder = Path(site.folder / "models")
     assert sorted(path.name for path in folder.iterdir()) == ["broken.gguf", "lone.gguf", "quick.gguf", "slow.gguf"]
+
+
+def test_a_server_that_is_no_longer_in_the_inventory_ends_its_answers_first(site: UpSite, router: httpx.Client) -> None:
+    """Asked through the balancer, since LiteLLM is made anew with other pools."""
+    site.corral("models", "load", "slow")
+    balancer = f"http://127.0.0.1:{site.plan.inventory.gateway.balancer_port}/slow/any"
+    body = {"model": "slow", "messages": [{"role": "user", "content": "count"}], "stream": True}
+    for name in NAMES:
+        site.edit(f"  {name}: {{model: {name}, on: {{host: {HOST}, shared: turns}}}}\n", "")
+    with ThreadPoolExecutor() as pool, httpx.Client(headers=router.headers, trust_env=False, timeout=60) as client:
+        streaming = pool.submit(client.post, f"{balancer}/v1/chat/completions", json=body)
+        wait_until(lambda: is_streaming(site, router), 30, "a stream in flight")
+        assert f"{HOST}-turns is not in the inventory any more" in site.corral("up", "--render")
+        assert streamed_text(streaming.result().text) == SLOW
+    assert f"{HOST}-turns" not in site.project.states()
+    assert site.client.chat_text("lone") == LONE
