@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -49,7 +48,9 @@ class CommandFailed(AssertionError):
 @contextmanager
 def cut_off(container: str, alias: str) -> Iterator[None]:
     """A container that nobody reaches: on none of its networks until the block ends, then on all of them again."""
-    names = docker("inspect", "--format", "{{range $name, $_ := .NetworkSettings.Networks}}{{$name}} {{end}}", container)
+    names = docker(
+        "inspect", "--format", "{{range $name, $_ := .NetworkSettings.Networks}}{{$name}} {{end}}", container
+    )
     for name in names.split():
         docker("network", "disconnect", name, container)
     try:

@@ -141,7 +141,14 @@ def saved(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sa
         key = str(made.raise_for_status().json()["key"])
         assert place.client(key).chat_text("chat") == KNOWN_ANSWER
         wait_until(lambda: spend_of(place, key) > 0, WRITTEN_LIMIT_S, "the gateway writes down what was spent")
-        docker("exec", "--privileged", f"{HOST}-image-1", "sh", "-c", f'echo "{KEPT}" >/data/kept && chown 123:456 /data/kept')
+        docker(
+            "exec",
+            "--privileged",
+            f"{HOST}-image-1",
+            "sh",
+            "-c",
+            f'echo "{KEPT}" >/data/kept && chown 123:456 /data/kept',
+        )
         archive = folder / "site.tar.gz"
         said = place.corral("backup", "--to", str(archive))
         assert said.splitlines()[-1] == str(archive)
@@ -206,7 +213,12 @@ def test_a_place_that_is_not_empty_is_left_alone(saved: Saved) -> None:
     inventory.write_text(f"{text}# changed since\n")
     try:
         said = saved.place.corral("restore", str(saved.archive), code=2)
-        for words in ("inventory.yaml, another one", "5 containers of this site", f"volume {SITE}-{HOST}_database", "--replace"):
+        for words in (
+            "inventory.yaml, another one",
+            "5 containers of this site",
+            f"volume {SITE}-{HOST}_database",
+            "--replace",
+        ):
             assert words in said
         said = saved.place.corral("restore", str(saved.archive), "--replace", code=2)
         assert "this would be lost" in said
@@ -292,7 +304,7 @@ def test_over_ssh_and_without_secrets_it_says_what_to_supply_and_the_data_comes_
         place.corral("secrets", "init")
         said = place.corral("restore", str(archive))
         assert "ba/postgres: database (keys, budgets and spend): is back" in said
-        query = 'SELECT count(*) FROM "LiteLLM_VerificationToken" WHERE key_alias = \'somebody\' AND spend > 0'
+        query = "SELECT count(*) FROM \"LiteLLM_VerificationToken\" WHERE key_alias = 'somebody' AND spend > 0"
         psql = ["psql", "--port", "5432", "--username", "corral", "--tuples-only", "--no-align", "--command", query]
         assert docker("exec", f"{HOST}-postgres", *psql).strip() == "1"
         assert (tmp_path / "far" / "compose.yaml").is_file()

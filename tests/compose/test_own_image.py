@@ -1,8 +1,8 @@
-"""The image that a site builds itself (gpu-server/Dockerfile): really compiled, without AVX, and served as the farm does.
+"""The image that a site builds itself (gpu-server/Dockerfile): really compiled, without AVX, served as the farm does.
 
-llama.cpp's source is the one in xllamacpp's sdist, whose hash is in requirements.txt; it becomes a commit of a repository
-that the build fetches, as it would from GitHub. Debian 13 from its own packages stands in for `debian:13-slim`. The CUDA
-variant is not compiled: its compiler is in no registry of packages.
+llama.cpp's source is the one in xllamacpp's sdist, whose hash is in requirements.txt; it becomes a commit of a
+repository that the build fetches, as it would from GitHub. Debian 13 from its own packages stands in for
+`debian:13-slim`. The CUDA variant is not compiled: its compiler is in no registry of packages.
 """
 
 from __future__ import annotations
@@ -34,16 +34,18 @@ EMULATOR = ("--rm", "--init", "--network", "none", "--entrypoint", "qemu-x86_64"
 PORT = 19418
 """Where the source is served: the same each time, since the engine keeps what it has built from the same address."""
 BUILD_LIMIT_S = 3000
-WHO = {name: "corral" for name in ("GIT_AUTHOR_NAME", "GIT_COMMITTER_NAME")}
-WHO |= {name: "corral@example.com" for name in ("GIT_AUTHOR_EMAIL", "GIT_COMMITTER_EMAIL")}
-WHO |= {name: "2026-01-01T00:00:00Z" for name in ("GIT_AUTHOR_DATE", "GIT_COMMITTER_DATE")}
+WHO = dict.fromkeys(("GIT_AUTHOR_NAME", "GIT_COMMITTER_NAME"), "corral")
+WHO |= dict.fromkeys(("GIT_AUTHOR_EMAIL", "GIT_COMMITTER_EMAIL"), "corral@example.com")
+WHO |= dict.fromkeys(("GIT_AUTHOR_DATE", "GIT_COMMITTER_DATE"), "2026-01-01T00:00:00Z")
 WHO |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
 QUICKLY = "-DCMAKE_C_FLAGS_RELEASE=-O1 -DCMAKE_CXX_FLAGS_RELEASE=-O1"
 """Compiled in less time than -O3 takes; which instructions the compiler may use is a matter of other flags."""
-INSTRUCTION = re.compile(r"^ *[0-9a-f]+:\t(?:(?:rep|repz|repnz|lock|bnd|notrack|data16|cs|ds|es|\{vex\}|\{evex\}) )*(\w+)")
+INSTRUCTION = re.compile(
+    r"^ *[0-9a-f]+:\t(?:(?:rep|repz|repnz|lock|bnd|notrack|data16|cs|ds|es|\{vex\}|\{evex\}) )*(\w+)"
+)
 REGISTERS = re.compile(r"%[yz]mm\d|%k[0-7]\b")
 NOT_VECTORS = {"verr", "verw"}
-"""Of the instructions that begin with v: these, and those of virtual machines (vm…, but for vector moves), are no AVX."""
+"""Of the instructions that begin with v: these and those of virtual machines (vm…, but for vector moves) are no AVX."""
 VEX_ON_NUMBERS = {
     "andn", "bextr", "blsi", "blsmsk", "blsr", "bzhi", "mulx", "pdep", "pext", "rorx", "sarx", "shlx", "shrx",
 }  # fmt: skip
@@ -134,11 +136,22 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Source]:
 
 def fetch_sdist(folder: Path) -> Path:
     """xllamacpp's source in the locked version; pip refuses what has another hash."""
-    locked = re.search(r"^xllamacpp==.*?(?=^\S)", (REPOSITORY / "requirements.txt").read_text(), re.MULTILINE | re.DOTALL)
+    locked = re.search(
+        r"^xllamacpp==.*?(?=^\S)", (REPOSITORY / "requirements.txt").read_text(), re.MULTILINE | re.DOTALL
+    )
     assert locked is not None
     wanted = folder / "wanted.txt"
     wanted.write_text(locked[0])
-    words = ["--no-deps", "--no-binary", "xllamacpp", "--require-hashes", "--requirement", str(wanted), "--dest", str(folder)]
+    words = [
+        "--no-deps",
+        "--no-binary",
+        "xllamacpp",
+        "--require-hashes",
+        "--requirement",
+        str(wanted),
+        "--dest",
+        str(folder),
+    ]
     command = [sys.executable, "-m", "pip", "download", "--quiet", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -153,7 +166,11 @@ def make_repository(sdist: Path, folder: Path) -> str:
             if place:
                 member.name = place
                 archive.extract(member, folder, filter="data")
-    for words in (["init", "--quiet"], ["add", "--all", "--force", "."], ["commit", "--quiet", "--message", sdist.name]):
+    for words in (
+        ["init", "--quiet"],
+        ["add", "--all", "--force", "."],
+        ["commit", "--quiet", "--message", sdist.name],
+    ):
         subprocess.run(["git", *words], cwd=folder, env={**os.environ, **WHO}, check=True)
     return subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True
@@ -308,7 +325,7 @@ def test_the_server_answers_there(emulated: str, tmp_path: Path) -> None:
     make_chat_model(tmp_path / "tiny.gguf", context=1024)
     tmp_path.chmod(0o755)
     name = f"{PREFIX}emulated"
-    locked_up = ("--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")  # noqa: S108
+    locked_up = ("--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
     server = ("/app/llama-server", "--model", "/w/tiny.gguf", "--port", "8080", "--threads", "1", "--parallel", "1")
     words = (*EMULATOR, "--detach", "--name", name, "--volume", f"{tmp_path}:/w:ro", *locked_up, emulated)
     docker("rm", "--force", name, check=False)

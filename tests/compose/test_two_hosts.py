@@ -1,8 +1,9 @@
 """Seed 004 as it is meant: a host with eight cards and a host with the gateway, each with an engine and an sshd.
 
-The copy of the inventory has documentation addresses, `ssh:` and a models folder beside the rendering. It also tells the
-watchdogs that servers compute on the processor, as they do on cards that are not there: else each would be ended for having
-lost its card. Nothing else differs. This machine has the inventory and the kit, and both hosts are looked after from here.
+The copy of the inventory has documentation addresses, `ssh:` and a models folder beside the rendering. It also tells
+the watchdogs that servers compute on the processor, as they do on cards that are not there: else each would be ended
+for having lost its card. Nothing else differs. This machine has the inventory and the kit, and both hosts are looked
+after from here.
 """
 
 from __future__ import annotations
