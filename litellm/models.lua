@@ -11,12 +11,6 @@ local UNLOAD_MS = 60000
 local IN_MEMORY = { loaded = true, sleeping = true, loading = true }
 local READY = { loaded = true, sleeping = true }
 
-local function quoted(text)
-    return '"' .. tostring(text):gsub('[%c"\\]', function(letter)
-        return string.format("\\u%04x", letter:byte())
-    end) .. '"'
-end
-
 local function reply(applet, status, text)
     applet:set_status(status)
     applet:add_header("content-type", "application/json")
@@ -29,7 +23,7 @@ local KINDS = { [400] = "invalid_request_error", [401] = "authentication_error",
 
 local function refuse(applet, status, words)
     local kind = KINDS[status] or "server_error"
-    reply(applet, status, string.format('{"error":{"message":%s,"type":"%s","code":%d}}', quoted(words), kind, status))
+    reply(applet, status, string.format('{"error":{"message":%s,"type":"%s","code":%d}}', corral_quoted(words), kind, status))
 end
 
 -- Every shared server on which the pool's model is, with that pool's place.
@@ -56,7 +50,7 @@ local function ask(job, method, path, name)
     local headers = { ["authorization"] = { job.key }, ["content-type"] = { "application/json" } }
     local request = { url = "http://" .. address .. path, headers = headers }
     if name then
-        request.body = string.format('{"model":%s}', quoted(name))
+        request.body = string.format('{"model":%s}', corral_quoted(name))
     end
     local client = core.httpclient()
     local answer = method == "GET" and client:get(request) or method == "POST" and client:post(request)
@@ -248,5 +242,5 @@ core.register_service("models", "http", function(applet)
         end
         place.words = words
     end
-    reply(applet, 200, string.format('{"model":%s,"message":%s}', quoted(name), quoted(places[1].words)))
+    reply(applet, 200, string.format('{"model":%s,"message":%s}', corral_quoted(name), corral_quoted(places[1].words)))
 end)

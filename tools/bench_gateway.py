@@ -438,10 +438,10 @@ async def goodput(stack: Stack, seconds: float) -> float:
     return len(inside) * SERVICE_S / (REPLICAS * (seconds - SERVICE_S))
 
 
-def schedule(rate: float, count: int, seed: int, service_s: float) -> list[tuple[float, float]]:
-    """Poisson arrivals in seconds from the start, each with a service time spread evenly around the mean."""
+def schedule(service_s: float, count: int, seed: int) -> list[tuple[float, float]]:
+    """Poisson arrivals at 0.8 of capacity, in seconds from the start, each with a service time around the mean."""
     chance = random.Random(seed)  # noqa: S311 - no secret
-    moments = itertools.accumulate(chance.expovariate(rate) for _ in range(count))
+    moments = itertools.accumulate(chance.expovariate(LOAD * REPLICAS / service_s) for _ in range(count))
     return [(moment, service_s * chance.uniform(0.5, 1.5)) for moment in moments]
 
 
@@ -491,7 +491,7 @@ class Waits:
 
 async def measure_waits(stack: Stack, count: int, seed: int, service_s: float, into: Waits) -> None:
     """Waits at 0.8 of capacity; the few that are refused wait in the ideal queue neither."""
-    planned = schedule(LOAD * REPLICAS / service_s, count, seed, service_s)
+    planned = schedule(service_s, count, seed)
     answers = await open_loop(stack, planned)
     into.refused += sum(answer.status != OK for answer in answers)
     served = [index for index, answer in enumerate(answers) if answer.status == OK]

@@ -7,7 +7,7 @@
 
 local kept, kept_at = nil, -1
 
-local function quoted(text)
+function corral_quoted(text)
     return '"' .. tostring(text):gsub('[%c"\\]', function(letter)
         return string.format("\\u%04x", letter:byte())
     end) .. '"'
@@ -16,14 +16,14 @@ end
 -- Lists are sequences of text, everything else is a list of {name, value}, in this order.
 local function json(value)
     if type(value) == "string" then
-        return quoted(value)
+        return corral_quoted(value)
     end
     if type(value) ~= "table" then
         return tostring(value)
     end
     local parts = {}
     for _, item in ipairs(value) do
-        parts[#parts + 1] = value.is_list and json(item) or quoted(item[1]) .. ":" .. json(item[2])
+        parts[#parts + 1] = value.is_list and json(item) or corral_quoted(item[1]) .. ":" .. json(item[2])
     end
     local inside = table.concat(parts, ",")
     return value.is_list and "[" .. inside .. "]" or "{" .. inside .. "}"

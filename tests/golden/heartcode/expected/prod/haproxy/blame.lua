@@ -16,11 +16,6 @@ local answered = {}    -- by pool/replica: when it last answered well
 local failed = {}      -- by pool and conversation: the replica on which it failed last
 local remembered = 0
 
-local function milliseconds()
-    local now = core.now()
-    return now.sec * 1000 + now.usec // 1000
-end
-
 local function is_error(txn, status)
     if status < 500 or status == 501 or status == 505 then
         return false
@@ -76,7 +71,7 @@ end)
 
 local function succeeded(replica, conversation)
     streaks[replica] = nil
-    answered[replica] = milliseconds()
+    answered[replica] = corral_now_ms()
     if conversation then
         forget(conversation)
     end
@@ -92,7 +87,7 @@ local function has_failed(pool, name, conversation)
     if not is_counted then
         return false
     end
-    local streak = streaks[replica] or { length = 0, since = milliseconds() }
+    local streak = streaks[replica] or { length = 0, since = corral_now_ms() }
     streak.length = streak.length + 1
     streaks[replica] = streak
     if streak.length < LIMIT or not has_sibling_that_answered(pool, name, streak.since) then

@@ -13,6 +13,7 @@ local held_until = {}
 local waiting = {}     -- by pool: when each request that waits came and last looked
 local number = 0
 
+-- For the scripts that are loaded after this one, too.
 function corral_now_ms()
     local now = core.now()
     return now.sec * 1000 + now.usec // 1000
