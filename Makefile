@@ -9,7 +9,7 @@ CORRAL := $(PYTHON) generate.py
 LOCK := .venv/bin/uv --no-config pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
 	--generate-hashes --no-emit-index-url --no-emit-find-links --no-header
 
-.PHONY: help env demo demo-down test lint format check bench-memory bench-render bench-gateway bench-operations bench-simulation bench render golden flags catalogue dashboards rules schema lock clean pictures
+.PHONY: help env demo demo-down test lint format check bench-memory bench-render bench-gateway bench-litellm bench-operations bench-simulation bench render golden flags catalogue dashboards rules schema lock clean pictures
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,13 +47,16 @@ bench-render: env ## render farms of 8, 80, 800 and 8 000 GPUs: time, memory, gr
 bench-gateway: env ## what the gateway costs and how well it shares, beside plain LiteLLM; twelve minutes of an idle machine
 	@$(PYTHON) tools/bench_gateway.py $(ARGS)
 
+bench-litellm: env ## what LiteLLM's settings are worth, in its processor time for a request; six minutes of an idle machine
+	@$(PYTHON) tools/bench_litellm.py $(ARGS)
+
 bench-operations: env ## up, changes and down of a farm in the Docker engine, and what figures cost; seven minutes
 	@$(PYTHON) tools/bench_operations.py $(ARGS)
 
 bench-simulation: env ## the simulation of `plan --what-if` beside the real balancer; ten minutes of an idle machine
 	@$(PYTHON) tools/bench_simulation.py $(ARGS)
 
-bench: bench-render bench-memory bench-operations bench-simulation bench-gateway ## all of it; forty minutes of an idle machine
+bench: bench-render bench-memory bench-operations bench-simulation bench-gateway bench-litellm ## all of it; fifty minutes of an idle machine
 
 render: env ## write the committed rendering of the default site again
 	@$(CORRAL) render

@@ -41,7 +41,7 @@ sys.path[:0] = [str(ROOT)]
 from corral.load import load_inventory  # noqa: E402 - the checkout is not installed
 from corral.ops import supervisor  # noqa: E402
 from corral.output import write  # noqa: E402
-from corral.plan import build_plan  # noqa: E402
+from corral.plan import Plan, build_plan  # noqa: E402
 from corral.render import render  # noqa: E402
 from corral.secrets import initialise, read_env  # noqa: E402
 
@@ -257,8 +257,8 @@ def plain_configuration(ports: dict[str, int]) -> dict[str, Any]:
 
 
 @contextmanager
-def process(command: Sequence[str], log: Path, **environment: str) -> Iterator[None]:
-    """A program for as long as the block lasts."""
+def process(command: Sequence[str], log: Path, **environment: str) -> Iterator[int]:
+    """The id of a program that runs for as long as the block lasts."""
     with log.open("wb") as output:
         running = subprocess.Popen(
             command,
@@ -268,7 +268,7 @@ def process(command: Sequence[str], log: Path, **environment: str) -> Iterator[N
             env={**os.environ, **environment},
         )
     try:
-        yield
+        yield running.pid
     finally:
         running.terminate()
         with suppress(subprocess.TimeoutExpired):
@@ -277,9 +277,19 @@ def process(command: Sequence[str], log: Path, **environment: str) -> Iterator[N
         running.wait()
 
 
+@dataclass(frozen=True)
+class Bench:
+    """A running farm of the kit before fakes, and what another stack beside it needs."""
+
+    folder: Path
+    plan: Plan
+    ports: dict[str, int]
+    key: str
+
+
 @contextmanager
-def stacks() -> Iterator[tuple[list[Stack], dict[str, int]]]:
-    """All four, healthy."""
+def farm() -> Iterator[Bench]:
+    """The fakes and our stack before them, started but perhaps not healthy yet."""
     wanted = [*names("narrow"), *names("wide"), "ours", "litellm", "balancer", "stats", "plain"]
     ports = dict(zip(wanted, free_ports(len(wanted)), strict=True))
     folder = Path(tempfile.mkdtemp(prefix="corral-bench-"))
@@ -289,20 +299,29 @@ def stacks() -> Iterator[tuple[list[Stack], dict[str, int]]]:
         plan = build_plan(load_inventory(path))
         write(render(plan), folder)
         initialise({"here": plan.secrets_of("here")}, folder)
-        (folder / "plain.yaml").write_text(yaml.safe_dump(plain_configuration(ports)), encoding="utf-8")
         fakes = [f"{name}:{ports[name]}:1" for name in [*names("narrow"), *names("wide")]]
-        litellm = str(Path(sys.executable).parent / "litellm")
-        arguments = ["--config", str(folder / "plain.yaml"), "--host", LOOPBACK, "--port", str(ports["plain"])]
-        quiet = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_MODE": "PRODUCTION", "PYTHONUNBUFFERED": "1"}
-        with (
-            process([sys.executable, __file__, "--serve", *fakes], folder / "fakes.log"),
-            process([litellm, *arguments], folder / "plain.log", **quiet),
-            _ours(folder / "here"),
-        ):
+        with process([sys.executable, __file__, "--serve", *fakes], folder / "fakes.log"), _ours(folder / "here"):
             key = read_env(folder / "here" / ".env")["LITELLM_MASTER_KEY"]
-            yield _when_healthy(ports, key), ports
+            yield Bench(folder, plan, ports, key)
     finally:
         shutil.rmtree(folder)
+
+
+@contextmanager
+def stacks() -> Iterator[tuple[list[Stack], dict[str, int]]]:
+    """All four, healthy."""
+    with farm() as bench:
+        path, port = bench.folder / "plain.yaml", str(bench.ports["plain"])
+        path.write_text(yaml.safe_dump(plain_configuration(bench.ports)), encoding="utf-8")
+        quiet = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_MODE": "PRODUCTION", "PYTHONUNBUFFERED": "1"}
+        with process(litellm_command(path, port), bench.folder / "plain.log", **quiet):
+            yield _when_healthy(bench.ports, bench.key), bench.ports
+
+
+def litellm_command(configuration: Path, port: str) -> list[str]:
+    """How a LiteLLM of this environment is started."""
+    program = str(Path(sys.executable).parent / "litellm")
+    return [program, "--config", str(configuration), "--host", LOOPBACK, "--port", port]
 
 
 @contextmanager
@@ -324,20 +343,21 @@ def _when_healthy(ports: dict[str, int], key: str) -> list[Stack]:
         Stack("plain", {pool: base("plain") for pool in ("wide", "narrow")}),
         Stack("ours", {pool: base("ours") for pool in ("wide", "narrow")}, key),
     ]
-    asyncio.run(_answering(found))
+    asyncio.run(answering(found))
     return found
 
 
-async def _answering(found: list[Stack]) -> None:
+async def answering(found: list[Stack]) -> None:
+    """Comes back when every stack has answered on every pool; raises TimeoutError when one does not in four minutes."""
     end = time.monotonic() + START_LIMIT_S
     async with client() as session:
         for stack in found:
             while True:
                 try:
-                    last = str([(await ask(session, stack, pool)).status for pool in stack.urls])
+                    last = str({(await ask(session, stack, pool)).status for pool in stack.urls})
                 except (aiohttp.ClientError, ValueError) as error:
                     last = repr(error)
-                if last == "[200, 200]":
+                if last == str({OK}):
                     break
                 if time.monotonic() > end:
                     raise TimeoutError(f"{stack.name} does not answer: {last}")
@@ -616,13 +636,13 @@ def judge(rows: dict[str, dict[str, Any]], ratios: dict[str, list[float]]) -> di
             "target": " ".join(map(str, TARGETS[name])),
             "holds": value <= TARGETS[name][1] if TARGETS[name][0] == "<=" else value >= TARGETS[name][1],
             "meaning": MEANING[name],
-            **({"middle_half": _middle_half(ratios[name])} if name in ratios else {}),
+            **({"middle_half": middle_half(ratios[name])} if name in ratios else {}),
         }
         for name, value in values.items()
     }
 
 
-def _middle_half(found: list[float]) -> list[float]:
+def middle_half(found: list[float]) -> list[float]:
     """Between which two values half of the rounds lie."""
     if len(found) < 2:  # noqa: PLR2004 - of one value there is no middle
         return [round(value, 4) for value in found * 2]

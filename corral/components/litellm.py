@@ -106,6 +106,8 @@ LOGGED_AT_THE_DOOR = (
     "/v1/responses", "/health/liveliness",
 )  # fmt: skip
 """Requests of which HAProxy has written a line; a second one of LiteLLM's costs more than all of HAProxy's work."""
+DIRECT_CALLS = {"EXPERIMENTAL_OPENAI_BASE_LLM_HTTP_HANDLER": "true"}
+"""LiteLLM calls OpenAI's protocol as it does all others, not through OpenAI's library: a tenth less work a request."""
 IDLE_S = 120
 """How long LiteLLM keeps a connection without requests. HAProxy lets go of it within seconds: nobody closes first."""
 SPARE_TIME_S = 60
@@ -222,7 +224,7 @@ def configuration(site: Site, published: Contributions) -> dict[str, Any]:
     callbacks = ["corral_routing.corral_routing"] if has_routing(site.inventory) else []
     return {
         "model_list": deployments,
-        "router_settings": _router(site),
+        "router_settings": _router(site, published.routes),
         "litellm_settings": {
             "callbacks": [
                 *callbacks,
@@ -290,7 +292,7 @@ def patience_s(site: Site) -> int:
     return max(longest) + SPARE_TIME_S
 
 
-def _router(site: Site) -> dict[str, Any]:
+def _router(site: Site, routes: list[Route]) -> dict[str, Any]:
     gateway = site.inventory.gateway
     aliases = all_aliases(site.inventory)
     longer = chains(site.inventory, "context_fallback")
@@ -307,7 +309,9 @@ def _router(site: Site) -> dict[str, Any]:
             **_busy_is_no_failure(),
         }
     else:
-        router |= {"routing_strategy": "least-busy", "disable_cooldowns": True}
+        has_choice = len({route.pool for route in routes}) < len(routes)
+        strategy = "least-busy" if has_choice else "simple-shuffle"  # the latter keeps no count for nothing
+        router |= {"routing_strategy": strategy, "disable_cooldowns": True}
     if gateway.balancing != "slots":  # there HAProxy knows which replica answered a conversation last
         checks.append("session_affinity")
         router["deployment_affinity_ttl_seconds"] = 1800
@@ -426,6 +430,7 @@ def _service(site: Site, published: Contributions, secrets: tuple[str, ...]) -> 
             **({"CORRAL_UNKNOWN_MODEL": gateway.unknown_model} if gateway.unknown_model else {}),
             **({} if is_local else WRITABLE),
             **(_behind_a_door() if published.doors else {}),
+            **DIRECT_CALLS,
             "LITELLM_LOCAL_MODEL_COST_MAP": "True",
             "LITELLM_MODE": "PRODUCTION",
             "PROMETHEUS_DISABLE_CREATED_SERIES": "True",
