@@ -100,14 +100,18 @@ METRICS = (
     "litellm_spend_metric",
     "litellm_total_tokens_metric",
 )
-"""Figures that rules and pages look at. LiteLLM would keep some seventy, and every request would pay for each."""
+"""Figures that rules and pages look at. LiteLLM would keep some seventy, with a series for every key and model."""
 LOGGED_AT_THE_DOOR = (
     "/v1/chat/completions", "/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/messages", "/v1/rerank",
     "/v1/responses", "/health/liveliness",
 )  # fmt: skip
 """Requests of which HAProxy has written a line; a second one of LiteLLM's costs more than all of HAProxy's work."""
 DIRECT_CALLS = {"EXPERIMENTAL_OPENAI_BASE_LLM_HTTP_HANDLER": "true"}
-"""LiteLLM calls OpenAI's protocol as it does all others, not through OpenAI's library: a tenth less work a request."""
+"""LiteLLM calls OpenAI's protocol as it does all others, not through OpenAI's library: a tenth less work a request.
+
+It also asks once more when a connection is reset. HAProxy resets none that it has taken a request on; a replica that
+dies does, so in `direct` LiteLLM goes on using the library.
+"""
 IDLE_S = 120
 """How long LiteLLM keeps a connection without requests. HAProxy lets go of it within seconds: nobody closes first."""
 SPARE_TIME_S = 60
@@ -430,7 +434,7 @@ def _service(site: Site, published: Contributions, secrets: tuple[str, ...]) -> 
             **({"CORRAL_UNKNOWN_MODEL": gateway.unknown_model} if gateway.unknown_model else {}),
             **({} if is_local else WRITABLE),
             **(_behind_a_door() if published.doors else {}),
-            **DIRECT_CALLS,
+            **(DIRECT_CALLS if gateway.balancing != "direct" else {}),
             "LITELLM_LOCAL_MODEL_COST_MAP": "True",
             "LITELLM_MODE": "PRODUCTION",
             "PROMETHEUS_DISABLE_CREATED_SERIES": "True",

@@ -58,8 +58,11 @@ TOO_LARGE = 413
 TOO_MANY_REQUESTS = 429
 NOT_FOUND = 404
 SERVICE_UNAVAILABLE = 503
-NOBODY_THERE = "Exception - Connection error."
-"""How LiteLLM puts it that a backend was not reached, or closed the connection without a word."""
+NOBODY_THERE = re.compile(r"Exception - (Connection error\.|Server disconnected|Cannot connect to host)")
+"""How LiteLLM puts it that a backend was not reached, or closed the connection without a word.
+
+The first is OpenAI's library, the others are its own connections.
+"""
 SOON_S = "5"
 MOST_SHOWN = 127
 UNKNOWN_MODEL = os.environ.get("CORRAL_UNKNOWN_MODEL", "")
@@ -186,7 +189,7 @@ def _correct_status(error: Exception, model: object) -> None:
     on a connection that it has answered before, HAProxy says that by closing it.
     """
     kind = str(getattr(error, "type", ""))
-    if NOBODY_THERE in str(getattr(error, "message", "")) and str(getattr(error, "status_code", "")) == "500":
+    if NOBODY_THERE.search(str(getattr(error, "message", ""))) and str(getattr(error, "status_code", "")) == "500":
         vars(error)["status_code"] = SERVICE_UNAVAILABLE
     if type(error).__name__ == "BudgetExceededError":
         vars(error)["status_code"] = TOO_MANY_REQUESTS
@@ -207,10 +210,12 @@ def _no_such_model(model: object) -> str:
 
 def _is_unknown(model: object) -> bool:
     """Whether the gateway has no pool, alias or deployment of this name."""
+    if not isinstance(model, str) or not model:
+        return False
     from litellm.proxy import proxy_server
 
     router = proxy_server.llm_router
-    if not isinstance(model, str) or not model or router is None:
+    if router is None:
         return False
     known = model in router.model_names or model in (router.model_group_alias or {}) or router.has_model_id(model)
     return not known and not router.pattern_router.route(model)
