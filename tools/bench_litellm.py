@@ -55,10 +55,6 @@ def _through_the_library(_configuration: Configuration, environment: Environment
         del environment[name]
 
 
-def _least_busy(configuration: Configuration, _environment: Environment) -> None:
-    configuration["router_settings"]["routing_strategy"] = "least-busy"
-
-
 def _prices_looked_up(configuration: Configuration, _environment: Environment) -> None:
     for deployment in configuration["model_list"]:
         for name in litellm.FREE:
@@ -92,7 +88,6 @@ def _nothing(_configuration: Configuration, _environment: Environment) -> None:
 VARIANTS = (
     Variant(AS_RENDERED, _nothing),
     Variant("calls through OpenAI's library", _through_the_library),
-    Variant("least-busy with nothing to choose", _least_busy),
     Variant("prices looked up", _prices_looked_up),
     Variant("a second line in the log", _second_log_line),
     Variant("all seventy figures", _all_figures),
@@ -105,10 +100,9 @@ def running() -> Iterator[list[tuple[gateway.Stack, int]]]:
     """Every variant with its process, healthy."""
     with gateway.farm() as bench, ExitStack() as started:
         service = next(item for item in bench.plan.services_of("here") if item.component == litellm.COMPONENT)
+        as_in_004 = Variant("LiteLLM as seed 004 had it", partial(_plain, bench.ports))
         found = []
-        for number, variant in enumerate(
-            (*VARIANTS, Variant("LiteLLM as seed 004 had it", partial(_plain, bench.ports)))
-        ):
+        for number, variant in enumerate((*VARIANTS, as_in_004)):
             folder = bench.folder / f"variant-{number}"
             shutil.copytree(bench.folder / "here" / litellm.COMPONENT, folder)
             path, environment = folder / "config.yaml", {**service.environment, litellm.MASTER_KEY: bench.key}

@@ -107,7 +107,7 @@ LOGGED_AT_THE_DOOR = (
 )  # fmt: skip
 """Requests of which HAProxy has written a line; a second one of LiteLLM's costs more than all of HAProxy's work."""
 DIRECT_CALLS = {"EXPERIMENTAL_OPENAI_BASE_LLM_HTTP_HANDLER": "true"}
-"""LiteLLM calls OpenAI's protocol as it does all others, not through OpenAI's library: a tenth less work a request.
+"""LiteLLM calls OpenAI's protocol as it does all others, not through OpenAI's library, which is more work.
 
 It also asks once more when a connection is reset. HAProxy resets none that it has taken a request on; a replica that
 dies does, so in `direct` LiteLLM goes on using the library.
@@ -228,7 +228,7 @@ def configuration(site: Site, published: Contributions) -> dict[str, Any]:
     callbacks = ["corral_routing.corral_routing"] if has_routing(site.inventory) else []
     return {
         "model_list": deployments,
-        "router_settings": _router(site, published.routes),
+        "router_settings": _router(site),
         "litellm_settings": {
             "callbacks": [
                 *callbacks,
@@ -296,7 +296,7 @@ def patience_s(site: Site) -> int:
     return max(longest) + SPARE_TIME_S
 
 
-def _router(site: Site, routes: list[Route]) -> dict[str, Any]:
+def _router(site: Site) -> dict[str, Any]:
     gateway = site.inventory.gateway
     aliases = all_aliases(site.inventory)
     longer = chains(site.inventory, "context_fallback")
@@ -313,9 +313,7 @@ def _router(site: Site, routes: list[Route]) -> dict[str, Any]:
             **_busy_is_no_failure(),
         }
     else:
-        has_choice = len({route.pool for route in routes}) < len(routes)
-        strategy = "least-busy" if has_choice else "simple-shuffle"  # the latter keeps no count for nothing
-        router |= {"routing_strategy": strategy, "disable_cooldowns": True}
+        router |= {"routing_strategy": "least-busy", "disable_cooldowns": True}
     if gateway.balancing != "slots":  # there HAProxy knows which replica answered a conversation last
         checks.append("session_affinity")
         router["deployment_affinity_ttl_seconds"] = 1800
