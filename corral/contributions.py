@@ -185,7 +185,7 @@ class Backend:
     hides_thoughts: bool = False
     """Whether the gateway takes thoughts out of its answers: the server may leave them in the text."""
     adapters: Mapping[str, Any] = field(default_factory=dict)
-    """By the names under which clients ask for a LoRA adapter: what a request for it carries as `lora`."""
+    """By the names under which clients ask for a LoRA adapter: fields that the body of a request for it has."""
 
 
 @dataclass(frozen=True, slots=True)

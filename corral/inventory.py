@@ -245,8 +245,14 @@ class Engine(Model):
     """Build of llama.cpp that runs a card, instead of the one chosen for it; `vulkan` for AMD and Intel cards."""
     image: Word | None = None
     """Container image, instead of the one chosen for the card."""
+    gpu_memory_fraction: float | None = Field(None, gt=0, le=1)
+    """vLLM: the share of each card that it takes for itself (`--gpu-memory-utilization`), 0.9 when absent."""
+    adapters_at_once: int | None = Field(None, ge=1, le=256)
+    """vLLM: different adapters among the requests that it works on at the same time (`--max-loras`), 1 when absent."""
+    adapter_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] | None = None
+    """vLLM: highest rank of an adapter (`--max-lora-rank`), 64 when absent."""
     extra_args: Annotated[tuple[Line, ...], ANY_LIST] | None = None
-    """Further flags for llama-server and their values, one word each; those of the pinned build that no key covers."""
+    """Further flags for the server and their values, one word each; those of the pinned build that no key covers."""
     environment: dict[Annotated[str, _text(VARIABLE)], Line | Literal[""]] | None = None
     """Further environment variables of the server; never a secret."""
 
@@ -391,6 +397,9 @@ class Weights(Model):
     """Branch, tag or commit of an `hf:` repository; `models pull` pins the commit it finds."""
     kind: Kind
     """What it does: chat, embedding, rerank or image."""
+    server: Literal["llama.cpp", "vllm"] = "llama.cpp"
+    """What serves it: llama.cpp from a GGUF file, or vLLM, on NVIDIA cards, from a repository such as
+    `hf:owner/repo` or a folder in the models folder; LocalAI serves image models."""
     context: int = Field(4096, ge=32, le=16_777_216)
     """Tokens that one request may use, prompt and answer together; every slot gets that much."""
     size_gib: Gib | None = None
@@ -411,6 +420,11 @@ class Weights(Model):
     """Image models: sampling steps."""
     engine: Engine = Engine()
     """Settings of servers with this model."""
+
+    @property
+    def is_llama(self) -> bool:
+        """Whether llama-server serves it, from GGUF files that the kit fetches; others fetch their own."""
+        return self.kind != "image" and self.server == "llama.cpp"
 
     @property
     def file(self) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from corral.aliases import kind_of, kinds_of, routed_names
 from corral.cards import CATALOGUE, card_facts
 from corral.errors import KeyPath, Problem, did_you_mean, dotted
-from corral.inventory import Inventory, Kind, Placement, Weights, file_of
+from corral.inventory import Engine, Inventory, Kind, Placement, Weights, file_of
 from corral.routing import SECTIONS, pool_context, tier_settings
 from corral.site import engine_place, merged_engine
 
@@ -164,6 +164,7 @@ def _why_not_shared(inventory: Inventory, pool: str, place: Placement) -> tuple[
             "name the cards of one replica, and remove replicas:",
         ),
         (_kind(inventory, pool) == "image", "an image server serves one model", "remove shared: here"),
+        (_server(inventory, pool) == "vllm", "a vLLM server serves one model", "remove shared: here"),
     )
     return next(((words, hint) for holds, words, hint in reasons if holds), ("", ""))
 
@@ -171,6 +172,11 @@ def _why_not_shared(inventory: Inventory, pool: str, place: Placement) -> tuple[
 def _kind(inventory: Inventory, pool: str) -> str:
     model = inventory.models.get(inventory.pools[pool].model or "")
     return model.kind if model else ""
+
+
+def _server(inventory: Inventory, pool: str) -> str:
+    model = inventory.models.get(inventory.pools[pool].model or "")
+    return model.server if model else ""
 
 
 def _cards_of(place: Placement) -> str:
@@ -445,6 +451,8 @@ def _local_runtime(inventory: Inventory) -> Iterator[Problem]:
             continue
         if model is not None and model.kind == "image":
             yield Problem("image servers need Docker", path, "put the pool on a host with runtime: compose")
+        if model is not None and model.server == "vllm":
+            yield Problem("vLLM needs Docker", path, "put the pool on a host with runtime: compose")
         if place.gpus:
             words = "a local host's servers run on the CPU"
             yield Problem(words, (*path, "gpus"), "use runtime: compose for GPUs, or replicas: N")
@@ -597,7 +605,7 @@ def _model_source(inventory: Inventory) -> Iterator[Problem]:
     """A model's source is `hf:owner/repo/file`, `https://…/file`, `file:/…/file` or a file name, without `..`."""
     for name, model in inventory.models.items():
         for key, source in _sources(model):
-            words, hint = _source_problem(source, model.kind)
+            words, hint = _source_problem(source, is_repository=model.kind == "image" or model.server == "vllm")
             if words:
                 yield Problem(words, ("models", name, key), hint)
         if model.revision and not model.source.startswith("hf:"):
@@ -611,12 +619,12 @@ def _sources(model: Weights) -> list[tuple[str, str]]:
     return [*own, *(("adapters", adapter.source) for adapter in model.adapters)]
 
 
-def _source_problem(source: str, kind: Kind) -> tuple[str, str]:
+def _source_problem(source: str, *, is_repository: bool) -> tuple[str, str]:
     """What is wrong with a source, and the remedy; empty when nothing is."""
     scheme, colon, rest = source.partition(":")
     scheme = scheme if colon else ""
     parts = rest.split("/") if colon else [source]
-    wanted = 2 if kind == "image" else 3
+    wanted = 2 if is_repository else 3
     hub_form = "write hf:owner/repo/file.gguf" if wanted > 2 else "write hf:owner/repo"  # noqa: PLR2004
     checks = (
         (not colon and "/" in source, "a file name has no folder",
@@ -636,7 +644,7 @@ def _model_file(inventory: Inventory) -> Iterator[Problem]:
     """Files from different sources have different names: they share the models folder."""
     first: dict[str, tuple[str, str]] = {}
     for name, model in inventory.models.items():
-        if model.kind == "image":
+        if not model.is_llama:
             continue
         for key, source in _sources(model):
             other, origin = first.setdefault(file_of(source), (name, source))
@@ -674,6 +682,59 @@ def _adapter(inventory: Inventory) -> Iterator[Problem]:
                 yield Problem("only an hf: source has revisions", (*path, index, "source"), hint)
 
 
+VLLM_HAS = frozenset(
+    {"slots", "memory_mib", "memory_swap_mib", "start_timeout_s", "gpu_memory_fraction", "adapters_at_once",
+     "adapter_rank", "image", "extra_args", "environment"}
+)  # fmt: skip
+"""Keys of `engine` that mean something to vLLM."""
+VLLM_ALONE = frozenset({"gpu_memory_fraction", "adapters_at_once", "adapter_rank"})
+
+
+@_reference("vllm-model")
+def _vllm_model(inventory: Inventory) -> Iterator[Problem]:
+    """With `server: vllm` a chat model and its adapters come from a repository or a folder; it has no draft."""
+    for name, model in inventory.models.items():
+        if model.server != "vllm":
+            continue
+        path: KeyPath = ("models", name)
+        if model.kind != "chat":
+            yield Problem(f"vLLM serves no {model.kind} models here", (*path, "server"), "remove server: vllm")
+        if model.projector is not None:
+            words = "vLLM reads images with what is in the model's own repository"
+            yield Problem(words, (*path, "projector"), "remove projector")
+        if model.draft is not None:
+            yield Problem("vLLM has no draft model here", (*path, "draft"), "remove draft, or use llama.cpp")
+        for key, source in _sources(model):
+            scheme, _, rest = source.rpartition(":")
+            if scheme not in ("", "hf") or source.endswith(".gguf") or (scheme and rest.count("/") > 1):
+                hint = "write hf:owner/repo, or the name of a folder in the models folder"
+                yield Problem("vLLM reads a repository, not a file", (*path, key), hint)
+        yield from _vllm_adapters(model, (*path, "adapters"))
+
+
+def _vllm_adapters(model: Weights, path: KeyPath) -> Iterator[Problem]:
+    for index, adapter in enumerate(model.adapters):
+        if adapter.scale != 1:
+            yield Problem("vLLM has no scale for adapters", (*path, index, "scale"), "remove scale")
+        if adapter.revision:
+            hint = "remove revision, or put that revision into a folder of the models folder"
+            yield Problem("vLLM takes no revision of an adapter", (*path, index, "revision"), hint)
+
+
+@_reference("vllm-setting")
+def _vllm_setting(inventory: Inventory) -> Iterator[Problem]:
+    """Settings of a model and its pools are such as its server has."""
+    for name, model in inventory.models.items():
+        pools = {key: pool for key, pool in inventory.pools.items() if pool.model == name}
+        said: list[tuple[KeyPath, Engine]] = [(("models", name, "engine"), model.engine)]
+        said += [(("pools", key, "engine"), pool.engine) for key, pool in pools.items()]
+        server = "vLLM" if model.server == "vllm" else "LocalAI" if model.kind == "image" else "llama.cpp"
+        for path, engine in said:
+            told = {key for key, value in engine if value is not None}
+            for key in sorted(told - VLLM_HAS if server == "vLLM" else told & VLLM_ALONE):
+                yield Problem(f"{server} has no {key}", (*path, key), "remove it, or use the other server")
+
+
 @_reference("draft-model")
 def _draft_model(inventory: Inventory) -> Iterator[Problem]:
     """The model that drafts for a chat model is another chat model."""
@@ -687,6 +748,9 @@ def _draft_model(inventory: Inventory) -> Iterator[Problem]:
             yield _unknown("model", model.draft.model, (*path, "model"), inventory.models)
         elif model.draft.model == name:
             yield Problem(f"{name} cannot draft for itself", (*path, "model"), "name a smaller model of its family")
+        elif inventory.models[model.draft.model].server == "vllm":
+            words = f"{model.draft.model} is no GGUF file, and cannot draft"
+            yield Problem(words, (*path, "model"), "name a model that llama.cpp serves")
         elif (kind := inventory.models[model.draft.model].kind) != "chat":
             words = f"{model.draft.model} is of kind {kind}, and cannot draft"
             yield Problem(words, (*path, "model"), "name a chat model")

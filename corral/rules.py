@@ -11,10 +11,11 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
+from corral import vllm_flags
 from corral.accelerators import CUDA13_FLOOR, VENDORS
 from corral.advice import what_fits
 from corral.cards import VRAM_RESERVE_MIB
-from corral.components import image_keys
+from corral.components import image_keys, vllm
 from corral.components.llama import arguments, is_pinned, server_settings
 from corral.components.nodes import WITHOUT_THINKING
 from corral.contributions import Contributions, Service
@@ -43,6 +44,8 @@ THREADS_PER_CORE = 8
 """More threads than this for each core cost more than they bring."""
 DRAFT_SLACK = 128
 """Tokens by which vocabularies may differ (llama.cpp's SPEC_VOCAB_MAX_SIZE_DIFFERENCE): padding of the larger one."""
+VLLM_FLOOR = (7, 5)
+"""Compute capability for which vLLM's images have code."""
 LAST_PORT = 65535
 LABEL_LENGTH = 63
 """Longest name of a host in DNS; other containers find a service by its name."""
@@ -432,7 +435,7 @@ def _cuda_image(site: Site, found: Contributions) -> Iterator[Problem]:
         if replica is None:
             continue
         for card in replica.cards:
-            problem = _card_without_code(card, service.image, is_llama=replica.kind != "image")
+            problem = _card_without_code(card, service.image, is_llama=replica.weights.is_llama)
             if problem:
                 yield Problem(problem[0], _place_of_image(site, replica, service.image), problem[1])
                 break
@@ -460,6 +463,39 @@ def _place_of_image(site: Site, replica: Replica, image: str) -> KeyPath:
     if replica.engine.image:
         return _engine_place(site, replica, "image")
     return next((("images", key) for key, value in site.inventory.images.items() if value == image), ("images",))
+
+
+@_plan("vllm-card")
+def _vllm_card(site: Site, _found: Contributions) -> Iterator[Problem]:
+    """A vLLM server is on NVIDIA cards that vLLM has code for, and its weights are smaller than its share of them."""
+    for replica in _one_of_each_sort(site):
+        if replica.weights.server != "vllm":
+            continue
+        old = next((card for card in replica.cards if (card.compute_capability or VLLM_FLOOR) < VLLM_FLOOR), None)
+        weights_mib = round((replica.weights.size_gib or 0) * 1024)
+        path: KeyPath = ("pools", replica.pool, "on")
+        if not replica.cards or any(card.vendor != "nvidia" for card in replica.cards):
+            hint = "name cards of NVIDIA, or serve a GGUF file with llama.cpp: remove server: vllm"
+            yield Problem("vLLM runs on NVIDIA cards only here", path, hint)
+        elif old is not None:
+            words = f"{old.card} has compute capability {'.'.join(map(str, old.compute_capability or ()))}"
+            least = ".".join(map(str, VLLM_FLOOR))
+            yield Problem(f"{words}, and vLLM wants {least}", path, "serve a GGUF file with llama.cpp there")
+        elif weights_mib > replica.vram_mib:
+            words = f"the weights take {weights_mib} MiB, and vLLM's share of its cards is {replica.vram_mib}"
+            yield Problem(words, path, "split it over more cards (gpus_per_replica), or raise gpu_memory_fraction")
+
+
+@_plan("vllm-open", is_warning=True)
+def _vllm_open(site: Site, found: Contributions) -> Iterator[Problem]:
+    """A vLLM server's port is inside the farm only: it asks for no key at `/invocations`, which answers as well."""
+    pools = _pools_of_services(site)
+    for service in found.services:
+        published = [port for port in service.ports if service.component == vllm.COMPONENT and port.publish]
+        for port in published:
+            words = f"{service.name} answers at /invocations without a key, and {port.publish}:{port.number} is open"
+            hint = "put the gateway on the same host, or let a firewall admit the gateway's address only"
+            yield Problem(words, ("pools", pools[service.host, service.name], "on"), hint)
 
 
 @_plan("no-avx")
@@ -492,14 +528,19 @@ def _whole_input(site: Site, _found: Contributions) -> Iterator[Problem]:
 
 @_plan("server-flag")
 def _server_flag(site: Site, _found: Contributions) -> Iterator[Problem]:
-    """Words in `extra_args` are flags that the pinned llama-server has, with values, and that the kit does not set."""
+    """Words in `extra_args` are flags that the pinned llama-server or vLLM has, and that the kit does not set."""
     for replica in _one_of_each_sort(site):
         words = replica.engine.extra_args or ()
         if replica.kind == "image" or not words:
             continue
         place = _engine_place(site, replica, "extra_args")
-        rendered = arguments(site, replica)[: -len(words)]
-        for trouble in troubles(words, rendered=rendered, is_pinned=is_pinned(site, replica)):
+        if replica.weights.server == "vllm":
+            rendered = vllm.arguments(site, replica)[: -len(words)]
+            found = vllm_flags.troubles(words, rendered=rendered, is_pinned=vllm.is_pinned(site, replica))
+        else:
+            rendered = arguments(site, replica)[: -len(words)]
+            found = troubles(words, rendered=rendered, is_pinned=is_pinned(site, replica))
+        for trouble in found:
             yield Problem(trouble.message, (*place, trouble.number), trouble.hint)
 
 

@@ -295,8 +295,11 @@ def _seconds(value: float) -> str:
 
 
 def is_guess(replica: Replica) -> bool:
-    """Whether a replica's size on its card is estimated from its file's name; a person's own figure is none."""
-    return replica.memory is None and replica.engine.vram_mib is None
+    """Whether a replica's size on its card is estimated from its file's name.
+
+    A person's own figure is none, nor is the share that vLLM takes of its cards, whatever it needs.
+    """
+    return replica.memory is None and replica.engine.vram_mib is None and replica.weights.server != "vllm"
 
 
 def bar(used: int, room: int) -> str:

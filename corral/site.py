@@ -35,6 +35,11 @@ KIND_DEFAULTS: dict[str, dict[str, Any]] = {
     "rerank": {"slots": 4, "cache_ram_mib": 0, "cache_reuse": 0},
     "image": {"slots": 1, "memory_mib": 4096, "start_timeout_s": 1800},
 }
+VLLM_DEFAULTS: dict[str, Any] = {
+    "slots": 16, "memory_mib": 8192, "start_timeout_s": 1800,
+    "gpu_memory_fraction": 0.9, "adapters_at_once": 1, "adapter_rank": 64,
+}  # fmt: skip
+"""What vLLM gets where the inventory says nothing: 001-11, and host memory for the weights' way to the card."""
 WHOLE_INPUT = ("embedding", "rerank")
 """Kinds whose server refuses an input that does not fit into one physical batch (`--ubatch-size`)."""
 COMMON_DEFAULTS: dict[str, Any] = {
@@ -307,7 +312,12 @@ def _replicas(
 
 
 def _files(lock: ModelLock, weights: Weights) -> dict[str, str]:
-    """The model's files in the models folder: each the one that the lock says was taken, else the source's own."""
+    """The model's files in the models folder: each the one that the lock says was taken, else the source's own.
+
+    Empty for servers that fetch their own.
+    """
+    if not weights.is_llama:
+        return {}
     known = {source: lock.get(weights.key(source)) for source in weights.sources}
     return {taken.file if taken else file_of(source): source for source, taken in known.items()}
 
@@ -327,6 +337,8 @@ def merged_engine(inventory: Inventory, pool: str, card: str) -> Engine:
     """Engine settings of a pool on a kind of card: kind, card, model and pool have their say, in that order."""
     weights = inventory.models[inventory.pools[pool].model or ""]
     merged: dict[str, Any] = {**COMMON_DEFAULTS, **KIND_DEFAULTS[weights.kind]}
+    if weights.server == "vllm":
+        merged |= VLLM_DEFAULTS
     if weights.kind in WHOLE_INPUT:
         merged |= {"batch": max(merged["batch"], weights.context), "ubatch": max(merged["ubatch"], weights.context)}
     for _, level in _engine_levels(inventory, pool, card):
@@ -372,7 +384,11 @@ def _settings(inventory: Inventory, lock: ModelLock, pool: str, card: str, cards
     memory = memory_of_replica(weights, lock, engine, cards, draft)
     limit = engine.memory_mib or _default_memory_mib(weights, engine, memory, draft, is_on_gpu=cards > 0)
     cache_ram = engine.cache_ram_mib if engine.cache_ram_mib is not None else min(1024, limit // 4)
-    vram = engine.vram_mib if engine.vram_mib is not None else _vram_mib(weights, engine, memory, draft, cards)
+    if weights.server == "vllm":
+        facts = card_facts(card, inventory.cards.get(card))
+        vram = round((facts.vram_gib if facts else 0) * 1024 * (engine.gpu_memory_fraction or 0)) * cards
+    else:
+        vram = engine.vram_mib if engine.vram_mib is not None else _vram_mib(weights, engine, memory, draft, cards)
     return _Settings(engine, engine.slots or 1, vram if cards else 0, limit, cache_ram, memory)
 
 
@@ -395,7 +411,7 @@ def memory_of_replica(
         )
         return own + more if own and more else None
     gguf = gguf_of(weights, lock)
-    if gguf is None or weights.kind == "image":
+    if gguf is None or not weights.is_llama:
         return None
     use = Use(
         slots=engine.slots or 1, context=weights.context, batch=engine.batch or 2048, ubatch=engine.ubatch or 512,
@@ -461,13 +477,19 @@ def _replica(inventory: Inventory, name: str, settings: _Settings, seat: _Seat) 
         is_port_explicit=(shared.port if shared else pool.ports) is not None,
         engine=engine,
         slots=settings.slots,
-        vram_mib=settings.vram_mib,
+        vram_mib=_own_share_mib(weights, engine, seat.cards) or settings.vram_mib,
         memory_mib=settings.memory_mib,
         cache_ram_mib=settings.cache_ram_mib,
         memory=settings.memory,
         draft=_draft_of(inventory, weights),
         shared=shared,
     )
+
+
+def _own_share_mib(weights: Weights, engine: Engine, cards: tuple[Card, ...]) -> int:
+    """MiB on these cards of a server that takes a share of each, whatever it needs; 0 for others."""
+    fraction = engine.gpu_memory_fraction or 0
+    return sum(round(card.vram_mib * fraction) for card in cards) if weights.server == "vllm" else 0
 
 
 def _service_name(short: str, seat: _Seat, *, has_gpus: bool) -> str:

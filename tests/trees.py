@@ -29,6 +29,7 @@ CASES = (
     "direct",
     "routing",
     "shared",
+    "vllm",
     "traced",
     "everything-on",
 )

@@ -71,7 +71,7 @@ THINKING_WORDS: dict[Thinking, list[str]] = {
 
 def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
     """A service, a backend and a scrape target for every replica, and the key that protects them."""
-    replicas = [replica for replica in site.replicas if replica.kind != "image"]
+    replicas = [replica for replica in site.replicas if replica.weights.is_llama]
     yield from _secrets(site, replicas)
     consumers = consumer_hosts(site)
     if replicas:
@@ -98,7 +98,7 @@ def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
             secret=API_KEY,
             hides_thoughts=_leaves_thoughts(site, replica),
             adapters={
-                adapter_name(replica.pool, adapter): [{"id": number, "scale": adapter.scale}]
+                adapter_name(replica.pool, adapter): {"lora": [{"id": number, "scale": adapter.scale}]}
                 for number, adapter in enumerate(replica.weights.adapters)
             },
         )

@@ -147,7 +147,7 @@ def wanted_files(site: Site, names: Sequence[str] = (), hosts: Iterable[str] | N
     chosen = None if hosts is None else set(hosts)
     users: dict[str, tuple[Wanted, ...]] = {}
     for name, weights in models.items():
-        if weights.kind == "image" or (names and name not in names):
+        if not weights.is_llama or (names and name not in names):
             continue
         where = {replica.host for replica in site.replicas if name in replica.models}
         where = where if chosen is None else where & chosen
@@ -323,8 +323,9 @@ def pull(shelf: Shelf, choice: Choice) -> None:
 
 def _say_skipped(shelf: Shelf, choice: Choice) -> None:
     for name, weights in shelf.site.inventory.models.items():
-        if weights.kind == "image" and (not choice.names or name in choice.names):
-            shelf.talk.print(Text(f"{name}: LocalAI fetches {weights.source} itself, when it first starts", "dim"))
+        if not weights.is_llama and (not choice.names or name in choice.names):
+            server = "LocalAI" if weights.kind == "image" else "vLLM"
+            shelf.talk.print(Text(f"{name}: {server} fetches {weights.source} itself, when it first starts", "dim"))
 
 
 def _look_around(

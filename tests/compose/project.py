@@ -90,7 +90,7 @@ def make_models(plan: Plan, host: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for replica in plan.site.replicas:
         path = folder / replica.weights.file
-        if replica.host == host and replica.kind in MAKERS and not path.exists():
+        if replica.host == host and replica.weights.is_llama and not path.exists():
             MAKERS[replica.kind](path, context=replica.weights.context)
 
 

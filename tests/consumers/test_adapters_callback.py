@@ -13,7 +13,8 @@ import pytest
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # LiteLLM would fetch a price list when imported
 
 SQL = [{"id": 0, "scale": 1.0}]
-ABLE: dict[str, Any] = {"model_info": {"id": "chat", "adapters": {"chat:sql": SQL}}}
+ABLE: dict[str, Any] = {"model_info": {"id": "chat", "adapters": {"chat:sql": {"lora": SQL}}}}
+VLLM: dict[str, Any] = {"model_info": {"id": "chat", "adapters": {"chat:sql": {"model": "chat:sql"}}}}
 OTHER: dict[str, Any] = {"model_info": {"id": "mac"}}
 
 
@@ -48,6 +49,16 @@ async def sent(asked: str, deployment: dict[str, Any], **fields: Any) -> Any:
 )
 def test_an_adapter_goes_into_the_body(asked: str, deployment: Any, fields: Any, expected: Any) -> None:
     assert asyncio.run(sent(asked, deployment, **fields)) == expected
+
+
+def test_where_an_adapter_is_a_model_its_name_takes_the_place_of_the_pools() -> None:
+    async def changed() -> Any:
+        callback = load()
+        await callback.async_pre_call_hook(None, None, {"model": "chat:sql"}, "acompletion")
+        request = {"metadata": VLLM, "model": "openai/chat", "extra_body": {"top_k": 3}}
+        return await callback.async_pre_call_deployment_hook(request, None)
+
+    assert asyncio.run(changed()) == {"metadata": VLLM, "model": "openai/chat:sql", "extra_body": {"top_k": 3}}
 
 
 async def chosen(asked: str, *deployments: dict[str, Any]) -> Any:

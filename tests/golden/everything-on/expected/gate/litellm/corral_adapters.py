@@ -4,9 +4,10 @@
 """The LiteLLM callback by which a LoRA adapter is called like a model: `<pool>:<adapter>`.
 
 LiteLLM knows such a name as an alias of the pool, so keys, limits, slots and queue are the pool's. What the alias adds
-is in the `model_info` of deployments that have the adapter: `adapters: {"chat:sql": [{id: 0, scale: 1.0}]}`. It goes
-into the request's body as `lora`, which llama-server reads. A deployment without it, such as a fallback's, gets the
-request as it is; so does one whose client says `lora` itself.
+is in the `model_info` of deployments that have the adapter. For llama-server, whose requests have a field for it, it is
+`adapters: {"chat:sql": {lora: [{id: 0, scale: 1.0}]}}`; for vLLM, where it is a model of its own,
+`adapters: {"chat:sql": {model: "chat:sql"}}`. A deployment without it, such as a fallback's, gets the request as it is;
+so does one whose client says `lora` itself.
 
 LiteLLM loads this file from beside its `config.yaml`, and only on sites with an adapter.
 """
@@ -51,7 +52,10 @@ class CorralAdapters(CustomLogger):
         body = kwargs.get("extra_body") or {}
         if adapter is None or "lora" in kwargs or "lora" in body:
             return None
-        return {**kwargs, "extra_body": {**body, "lora": adapter}}
+        if "model" in adapter:
+            provider = str(kwargs.get("model") or "").partition("/")[0]
+            return {**kwargs, "model": f"{provider}/{adapter['model']}"}
+        return {**kwargs, "extra_body": {**body, **adapter}}
 
 
 def adapters_of(request: Mapping[str, Any]) -> Mapping[str, Any]:

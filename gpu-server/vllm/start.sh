@@ -1,0 +1,11 @@
+#!/bin/sh
+# vLLM's start: it reads its key from its environment only. The key's file is a secret; a container's declared environment
+# would show the key in `docker inspect`, and a command line to everybody on the host.
+set -eu
+if [ ! -r "$CORRAL_API_KEY_FILE" ]; then
+    echo "corral: the secret ${CORRAL_API_KEY_FILE##*/} is missing; run: ./generate.py secrets init" >&2
+    exit 78
+fi
+VLLM_API_KEY=$(cat "$CORRAL_API_KEY_FILE")
+export VLLM_API_KEY
+exec vllm serve "$@"

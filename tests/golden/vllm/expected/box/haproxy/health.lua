@@ -1,0 +1,118 @@
+-- Rendered by corral from the inventory "vllm", host box; do not edit.
+-- Change the inventory or litellm/health.lua, then run: ./generate.py render
+
+-- The farm's state as JSON for anyone who may reach this port: names, never addresses (GET /health).
+--
+-- Figures are HAProxy's own and no server is asked for any. `corral_farm` is set by farm.lua, which is rendered.
+
+local kept, kept_at = nil, -1
+
+function corral_quoted(text)
+    return '"' .. tostring(text):gsub('[%c"\\]', function(letter)
+        return string.format("\\u%04x", letter:byte())
+    end) .. '"'
+end
+
+-- Lists are sequences of text, everything else is a list of {name, value}, in this order.
+local function json(value)
+    if type(value) == "string" then
+        return corral_quoted(value)
+    end
+    if type(value) ~= "table" then
+        return tostring(value)
+    end
+    local parts = {}
+    for _, item in ipairs(value) do
+        parts[#parts + 1] = value.is_list and json(item) or corral_quoted(item[1]) .. ":" .. json(item[2])
+    end
+    local inside = table.concat(parts, ",")
+    return value.is_list and "[" .. inside .. "]" or "{" .. inside .. "}"
+end
+
+local function number(text)
+    return math.tointeger(tonumber(text) or 0) or 0
+end
+
+local function node_of(pool, replica)
+    local figures = core.backends[pool.name].servers[replica.name]:get_stats()
+    local is_healthy = figures.status:sub(1, 2) == "UP"
+    return {
+        is_healthy = is_healthy,
+        busy = number(figures.scur),
+        slots = replica.slots,
+        requests = number(figures.stot),
+        errors = number(figures.hrsp_5xx) + number(figures.econ) + number(figures.eresp),
+        json = {
+            { "name", replica.name },
+            { "pool", pool.pool },
+            { "models", { replica.model, is_list = true } },
+            { "healthy", is_healthy },
+            { "status", figures.status },
+            { "busy", number(figures.scur) },
+            { "parallel", replica.slots },
+            { "queued", number(figures.qcur) },
+            { "requests", number(figures.stot) },
+            { "errors", number(figures.hrsp_5xx) + number(figures.econ) + number(figures.eresp) },
+            { "avgMs", number(figures.ttime) },
+            { "uptimeMs", is_healthy and number(figures.lastchg) * 1000 or 0 },
+        },
+    }
+end
+
+local function pool_of(pool, busy, slots)
+    local figures = core.backends[pool.name]:get_stats()
+    return {
+        { "name", pool.name },
+        { "busy", busy },
+        { "slots", slots },
+        { "queued", number(figures.qcur) },
+        { "depth", pool.depth },
+    }, number(figures.qcur)
+end
+
+local function state()
+    local sum = { healthy = 0, total = 0, busy = 0, slots = 0, queued = 0, requests = 0, errors = 0 }
+    local nodes, pools = { is_list = true }, { is_list = true }
+    for _, pool in ipairs(corral_farm) do
+        local busy, slots = 0, 0
+        for _, replica in ipairs(pool.replicas) do
+            local node = node_of(pool, replica)
+            nodes[#nodes + 1] = node.json
+            sum.total = sum.total + 1
+            sum.healthy = sum.healthy + (node.is_healthy and 1 or 0)
+            sum.requests, sum.errors = sum.requests + node.requests, sum.errors + node.errors
+            busy, slots = busy + node.busy, slots + (node.is_healthy and node.slots or 0)
+        end
+        local described, queued = pool_of(pool, busy, slots)
+        pools[#pools + 1] = described
+        sum.busy, sum.slots, sum.queued = sum.busy + busy, sum.slots + slots, sum.queued + queued
+    end
+    local word = sum.healthy == sum.total and "ok" or sum.healthy > 0 and "degraded" or "down"
+    return sum.healthy > 0 and 200 or 503, json({
+        { "status", word },
+        { "healthy", sum.healthy },
+        { "total", sum.total },
+        { "busy", sum.busy },
+        { "slots", sum.slots },
+        { "queued", sum.queued },
+        { "requests", sum.requests },
+        { "errors", sum.errors },
+        { "uptimeMs", number(core.get_info()["Uptime_sec"]) * 1000 },
+        { "pools", pools },
+        { "nodes", nodes },
+    })
+end
+
+core.register_service("health", "http", function(applet)
+    local second = core.now().sec
+    if second ~= kept_at then
+        local status, text = state()
+        kept, kept_at = { status = status, text = text .. "\n" }, second
+    end
+    applet:set_status(kept.status)
+    applet:add_header("content-type", "application/json")
+    applet:add_header("cache-control", "no-store")
+    applet:add_header("content-length", tostring(#kept.text))
+    applet:start_response()
+    applet:send(kept.text)
+end)

@@ -1,0 +1,276 @@
+# Rendered by corral from the inventory "vllm", host box; do not edit.
+# Change the inventory or litellm/corral_gateway.py, then run: ./generate.py render
+
+"""The LiteLLM callback that lets a farm's gateway and its balancer work as one.
+
+LiteLLM loads this file from beside its `config.yaml`:
+
+    litellm_settings:
+      callbacks: ["corral_gateway.corral_gateway"]
+
+It does what LiteLLM cannot be configured to do: it passes a backend's `Retry-After` on to the client, it tells the
+balancer which conversation a request belongs to, it lets equally busy replicas take turns, it refuses with the
+statuses that OpenAI's clients expect, it logs a refusal in one line, and it holds requests that came in by the guarded
+entrance to the limits there.
+"""
+# ruff: noqa: ARG002 - the hooks' parameters are LiteLLM's, which passes them by name
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import HTTPException
+from litellm._logging import verbose_logger, verbose_proxy_logger, verbose_router_logger
+from litellm.integrations.custom_logger import CustomLogger
+
+SESSION_HEADER = "x-corral-session"
+"""The header the balancer keeps conversations together by; 32 hexadecimal characters, the length of its stick table."""
+
+CLIENT_SESSION_HEADERS = ("x-litellm-session-id", "x-session-id", "litellm_session_id")
+"""Headers a client may name its conversation with, first match wins."""
+
+CONVERSATIONS = frozenset(
+    {
+        "completion",
+        "acompletion",
+        "text_completion",
+        "atext_completion",
+        "anthropic_messages",
+        "aanthropic_messages",
+        "responses",
+        "aresponses",
+    }
+)
+"""Kinds of call that may get the header. For any other LiteLLM would write it into the body, or it has no use."""
+
+GUARD_HEADER = "x-corral-guard"
+"""Set by the entrance for whoever comes in by it, such as `messages=100 message_kib=32 tokens=1024 choices=1`."""
+
+RETRY_AFTER = "retry-after"
+TOO_LARGE = 413
+TOO_MANY_REQUESTS = 429
+NOT_FOUND = 404
+SERVICE_UNAVAILABLE = 503
+NOBODY_THERE = re.compile(r"Exception - (Connection error\.|Server disconnected|Cannot connect to host)")
+"""How LiteLLM puts it that a backend was not reached, or closed the connection without a word.
+
+The first is OpenAI's library, the others are its own connections.
+"""
+SOON_S = "5"
+MOST_SHOWN = 127
+UNKNOWN_MODEL = os.environ.get("CORRAL_UNKNOWN_MODEL", "")
+"""The pool for models that do not exist; without it they get 404."""
+DELAY_OR_DATE = re.compile(r"[\w,: .+-]{1,40}", re.ASCII)
+
+
+class ShortRefusals(logging.Filter):
+    """Takes the traceback off a refusal's log record.
+
+    Refusing is what an overloaded farm does all the time; writing a traceback for each took as long as refusing, and
+    hid the errors that somebody should read.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Lets every record pass."""
+        error = record.exc_info[1] if record.exc_info else None
+        if str(getattr(error, "status_code", "")) == str(TOO_MANY_REQUESTS):
+            record.exc_info = record.exc_text = None
+        return True
+
+
+for _logger in (verbose_logger, verbose_proxy_logger, verbose_router_logger):
+    _logger.filters.insert(0, ShortRefusals())  # before LiteLLM's own, which search the whole text for secrets
+
+
+class CorralGateway(CustomLogger):
+    """LiteLLM hooks of a corral gateway; one instance serves every request of a worker."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._turns: Counter[str] = Counter()
+
+    async def async_post_call_failure_hook(
+        self,
+        request_data: dict[str, Any],
+        original_exception: Exception,
+        user_api_key_dict: object,
+        traceback_str: str | None = None,
+    ) -> None:
+        """Refuses as OpenAI does, and says when to come back: LiteLLM alone hides a backend's `Retry-After`."""
+        _correct_status(original_exception, request_data.get("model"))
+        if str(getattr(original_exception, "status_code", "")) != str(TOO_MANY_REQUESTS):
+            return
+        own_headers = _lower_case(getattr(original_exception, "headers", None))
+        if own_headers.get("rate_limit_type") == "max_parallel_requests":
+            # LiteLLM says a minute, as for its other limits; but a place is free as soon as an answer ends.
+            vars(original_exception)["headers"] = {**own_headers, RETRY_AFTER: SOON_S}
+        delay = _lower_case(_response_headers(original_exception)).get(RETRY_AFTER, "")
+        if RETRY_AFTER in own_headers or not DELAY_OR_DATE.fullmatch(delay):
+            return
+        # The proxy sends what it finds in this attribute; the exception classes do not declare it.
+        vars(original_exception)["headers"] = {**own_headers, RETRY_AFTER: delay}
+
+    async def async_pre_call_hook(
+        self, user_api_key_dict: object, cache: object, data: dict[str, Any], call_type: str
+    ) -> dict[str, Any]:
+        """Returns the request with the conversation's name in a header for the balancer; the body stays as it was.
+
+        Where the site names a pool for models that do not exist, such a request gets its name. What came in by the
+        guarded entrance is held to its limits first; raises HTTPException 413 if it is too big.
+        """
+        keep_within(data, _guard(data))
+        if UNKNOWN_MODEL and _is_unknown(data.get("model")):
+            data["model"] = UNKNOWN_MODEL
+        if call_type not in CONVERSATIONS:
+            return data
+        headers = _text_items(data.get("extra_headers"))
+        upstream = {name: value for name, value in headers.items() if name.lower() != SESSION_HEADER}
+        key = str(getattr(user_api_key_dict, "api_key", None) or "")
+        name = conversation_name(data, key)
+        if name:
+            upstream[SESSION_HEADER] = name
+        if upstream or headers:
+            data["extra_headers"] = upstream
+        return data
+
+    async def async_filter_deployments(
+        self,
+        model: str,
+        healthy_deployments: list[Any],
+        messages: list[Any] | None,
+        request_kwargs: dict[str, Any] | None = None,
+        parent_otel_span: object = None,
+    ) -> list[Any]:
+        """Returns all the deployments, another one first each time: least-busy takes the first of equals."""
+        if len(healthy_deployments) <= 1:
+            return healthy_deployments
+        turn = self._turns[model] % len(healthy_deployments)
+        self._turns[model] += 1
+        return [*healthy_deployments[turn:], *healthy_deployments[:turn]]
+
+
+def keep_within(data: dict[str, Any], limits: Mapping[str, int]) -> None:
+    """Refuses a request with too many or too long messages (HTTPException 413), and lowers what it may ask for."""
+    if not limits:
+        return
+    messages = data.get("messages")
+    texts = [json.dumps(message, ensure_ascii=False, default=str) for message in messages or [] if message]
+    if len(texts) > limits.get("messages", len(texts)):
+        raise HTTPException(TOO_LARGE, f"a request may have {limits['messages']} messages")
+    longest = max((len(text.encode()) for text in texts), default=0)
+    if longest > limits.get("message_kib", longest) * 1024:
+        raise HTTPException(TOO_LARGE, f"a message may have {limits['message_kib']} KiB")
+    if "tokens" in limits and messages is not None:
+        name = "max_completion_tokens" if "max_completion_tokens" in data else "max_tokens"
+        data[name] = min(data.get(name) or limits["tokens"], limits["tokens"])
+    if "choices" in limits and isinstance(data.get("n"), int):
+        data["n"] = min(data["n"], limits["choices"])
+
+
+def _guard(data: Mapping[str, Any]) -> dict[str, int]:
+    """Returns the limits that the entrance sets; nothing for requests that came another way."""
+    request = data.get("proxy_server_request")
+    headers = _lower_case(request.get("headers") if isinstance(request, Mapping) else None)
+    pairs = (part.partition("=") for part in headers.get(GUARD_HEADER, "").split())
+    return {name: int(limit) for name, _, limit in pairs if limit.isdecimal()}
+
+
+def _correct_status(error: Exception, model: object) -> None:
+    """Makes OpenAI's statuses of LiteLLM's own, which sends what it finds here.
+
+    404 for an unknown model, 401 for an unknown key, 429 for a budget that is spent, 503 when nobody took the request:
+    on a connection that it has answered before, HAProxy says that by closing it.
+    """
+    kind = str(getattr(error, "type", ""))
+    if NOBODY_THERE.search(str(getattr(error, "message", ""))) and str(getattr(error, "status_code", "")) == "500":
+        vars(error)["status_code"] = SERVICE_UNAVAILABLE
+    if type(error).__name__ == "BudgetExceededError":
+        vars(error)["status_code"] = TOO_MANY_REQUESTS
+    elif kind.endswith("no_db_connection"):  # without a database there is no other key than the master key
+        vars(error).update(code="401", message="Authentication Error, this key is not known here", type="auth_error")
+    elif not _is_unknown(model):
+        return
+    elif type(error).__name__ == "ProxyModelNotFoundError":
+        vars(error).update(status_code=NOT_FOUND, detail=_no_such_model(model))
+    elif kind.endswith("key_model_access_denied"):
+        found = {"code": str(NOT_FOUND), "message": _no_such_model(model), "type": "invalid_request_error"}
+        vars(error).update(found)
+
+
+def _no_such_model(model: object) -> str:
+    return f"The model '{str(model)[:MOST_SHOWN]}' does not exist. GET /v1/models lists the models of your key."
+
+
+def _is_unknown(model: object) -> bool:
+    """Whether the gateway has no pool, alias or deployment of this name."""
+    if not isinstance(model, str) or not model:
+        return False
+    from litellm.proxy import proxy_server
+
+    router = proxy_server.llm_router
+    if router is None:
+        return False
+    known = model in router.model_names or model in (router.model_group_alias or {}) or router.has_model_id(model)
+    return not known and not router.pattern_router.route(model)
+
+
+def conversation_name(data: Mapping[str, Any], key: str) -> str | None:
+    """Returns the same 32 characters for every turn of a conversation, None where there is no conversation.
+
+    A conversation is what the client says it is, otherwise all requests with one key, model and opening: the messages
+    up to and including the first of the user. The key is part of both, so that tenants never share a name.
+    """
+    if session := _client_session(data):
+        return _digest(["session", key, session])
+    if opening := _opening(data.get("messages")):
+        return _digest(["opening", key, data.get("model"), opening])
+    return None
+
+
+def _client_session(data: Mapping[str, Any]) -> str | None:
+    request = data.get("proxy_server_request")
+    headers = _lower_case(request.get("headers") if isinstance(request, Mapping) else None)
+    named = (headers.get(name) for name in CLIENT_SESSION_HEADERS)
+    return next((value for value in named if value), None)
+
+
+def _opening(messages: object) -> list[object]:
+    """Returns the messages up to the first of the user; they stay the same while the conversation grows."""
+    if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)):
+        return []
+    for index, message in enumerate(messages):
+        if isinstance(message, Mapping) and message.get("role") == "user":
+            return list(messages[: index + 1])
+    return []
+
+
+def _digest(parts: list[object]) -> str:
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _response_headers(error: Exception) -> object:
+    """Returns the backend's headers, which LiteLLM leaves in one of two places depending on the call."""
+    return getattr(error, "litellm_response_headers", None) or getattr(
+        getattr(error, "response", None), "headers", None
+    )
+
+
+def _lower_case(headers: object) -> dict[str, str]:
+    return {name.lower(): value for name, value in _text_items(headers).items()}
+
+
+def _text_items(mapping: object) -> dict[str, str]:
+    if not isinstance(mapping, Mapping):
+        return {}
+    return {str(name): str(value) for name, value in mapping.items()}
+
+
+corral_gateway = CorralGateway()
