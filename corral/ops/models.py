@@ -323,9 +323,13 @@ def pull(shelf: Shelf, choice: Choice) -> None:
 
 def _say_skipped(shelf: Shelf, choice: Choice) -> None:
     for name, weights in shelf.site.inventory.models.items():
-        if not weights.is_llama and (not choice.names or name in choice.names):
-            server = "LocalAI" if weights.kind == "image" else "vLLM"
-            shelf.talk.print(Text(f"{name}: {server} fetches {weights.source} itself, when it first starts", "dim"))
+        if weights.is_llama or (choice.names and name not in choice.names):
+            continue
+        server = "LocalAI" if weights.kind == "image" else "vLLM"
+        words = f"{server} fetches {weights.source} itself, when it first starts"
+        if server == "vLLM" and not weights.source.startswith("hf:"):
+            words = f"put the folder {weights.source} into the models folder of its hosts"
+        shelf.talk.print(Text(f"{name}: {words}", "dim"))
 
 
 def _look_around(

@@ -172,7 +172,8 @@ def test_an_embedding_server_takes_a_whole_input_in_one_batch() -> None:
 def test_every_engine_setting_that_a_server_needs_has_a_default() -> None:
     optional = {
         "threads", "pooling", "memory_mib", "memory_swap_mib", "vram_mib", "cache_ram_mib", "image", "extra_args",
-        "environment", "backend", "split_mode", "sleep_idle_s",
+        "environment", "backend", "split_mode", "sleep_idle_s", "gpu_memory_fraction", "adapters_at_once",
+        "adapter_rank",
     }  # fmt: skip
     engine = merged_engine(inventory({"chat": {"model": "m", "on": {"host": "pi"}}}), "chat", "")
 
@@ -200,6 +201,19 @@ def test_memory_on_a_card_is_the_card_s() -> None:
 
     assert found.vram_mib == 4578 + 2036 + 550
     assert found.memory_mib == 2048
+
+
+def test_vllm_takes_its_share_of_each_card_whatever_it_needs() -> None:
+    """001-11: 0.9 of the card, one adapter at once of rank 64; a card's own figure counts, not its kind's."""
+    models = {"v": {"source": "hf:owner/repo", "kind": "chat", "server": "vllm"}}
+    gpus = [{"card": "rtx-3060"}, {"card": "rtx-3060", "vram_gib": 11}]
+    hosts = BASE["hosts"] | {"box": {"address": "192.0.2.10", "gpus": gpus}}
+    on = {"host": "box", "gpus": "1-2", "gpus_per_replica": 2}
+    (found,) = replicas({"p": {"model": "v", "on": on}}, models=models, hosts=hosts)
+
+    assert found.vram_mib == round(0.9 * 12 * 1024) + round(0.9 * 11 * 1024)
+    assert (found.slots, found.memory_mib, found.files) == (16, 8192, {})
+    assert (found.engine.adapters_at_once, found.engine.adapter_rank) == (1, 64)
 
 
 def test_the_prompt_cache_fits_its_container() -> None:
