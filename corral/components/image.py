@@ -8,7 +8,7 @@ from typing import Any
 
 from corral.accelerators import access, backend_of, claims
 from corral.components import Stage
-from corral.components.llama import consumer_hosts, facts_of, labels_of
+from corral.components.llama import facts_of, keys_for, labels_of, published_at
 from corral.contributions import (
     Backend,
     ConfigMount,
@@ -21,7 +21,6 @@ from corral.contributions import (
     Port,
     Rules,
     ScrapeTarget,
-    Secret,
     Service,
     State,
 )
@@ -59,8 +58,7 @@ DOWNLOADS = "LocalAI fetches its backend and its model when it first starts"
 def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
     """A service with its model file and start script, and a backend, for every image replica."""
     replicas = [replica for replica in site.replicas if replica.kind == "image"]
-    for host in sorted({replica.host for replica in replicas} | (consumer_hosts(site) if replicas else set())):
-        yield Secret(API_KEY, host, "opens the image servers for the gateway and Prometheus", "hex")
+    yield from keys_for(site, replicas, API_KEY, "opens the image servers for the gateway and Prometheus")
     if replicas:
         yield Rules("monitoring/rules/localai.yml")
     for replica in replicas:
@@ -134,9 +132,6 @@ def _model(replica: Replica, *, is_on_gpu: bool) -> dict[str, Any]:
 def _service(site: Site, replica: Replica) -> Service:
     engine, cards = replica.engine, access(site, replica)
     key = _image_key(replica)
-    publish = site.publish_address(replica.host, consumer_hosts(site))
-    if replica.is_port_explicit and not publish:
-        publish = site.host(replica.host).address
     return Service(
         host=replica.host,
         component=COMPONENT,
@@ -169,7 +164,7 @@ def _service(site: Site, replica: Replica) -> Service:
             **(engine.environment or {}),
         },
         secrets=(API_KEY,),
-        ports=(Port(replica.port, publish, "the key LOCALAI_API_KEY"),),
+        ports=(Port(replica.port, published_at(site, replica), "the key LOCALAI_API_KEY"),),
         configs=(
             ConfigMount("start.sh", "/etc/corral/start.sh"),
             ConfigMount(f"{replica.service}.yaml", f"/etc/corral/{replica.service}.yaml"),

@@ -72,17 +72,14 @@ THINKING_WORDS: dict[Thinking, list[str]] = {
 def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
     """A service, a backend and a scrape target for every replica, and the key that protects them."""
     replicas = [replica for replica in site.replicas if replica.weights.is_llama]
-    yield from _secrets(site, replicas)
-    consumers = consumer_hosts(site)
+    yield from keys_for(site, replicas, API_KEY, "opens the inference servers for the gateway and Prometheus")
     if replicas:
         yield Rules("monitoring/rules/llama.yml")
     for replica in replicas:
         endpoint = Endpoint(replica.port, replica.host, replica.service)
         members = site.members(replica.host, replica.service) if replica.shared else (replica,)
         if replica is members[0]:
-            yield (
-                _service(site, replica, consumers) if not replica.shared else _shared_service(site, members, consumers)
-            )
+            yield _service(site, replica) if not replica.shared else _shared_service(site, members)
             if replica.shared:
                 yield _presets(site, members)
             if not site.is_local(replica.host):
@@ -180,16 +177,20 @@ def facts_of(replica: Replica) -> Iterator[Fact]:
     yield Fact("inventory:replica_start_seconds", replica.start_timeout_s, labels)
 
 
-def _secrets(site: Site, replicas: list[Replica]) -> Iterator[Secret]:
+def keys_for(site: Site, replicas: Sequence[Replica], name: str, purpose: str) -> Iterator[Secret]:
+    """The key of these servers, on their hosts and on those whose programs call them."""
     for host in sorted({replica.host for replica in replicas} | (consumer_hosts(site) if replicas else set())):
-        yield Secret(API_KEY, host, "opens the inference servers for the gateway and Prometheus", "hex")
+        yield Secret(name, host, purpose, "hex")
 
 
-def _service(site: Site, replica: Replica, consumers: set[str]) -> Service:
+def published_at(site: Site, replica: Replica) -> str:
+    """Address of the host that a replica's port is bound to: one that is named is open; empty: inside the farm only."""
+    publish = site.publish_address(replica.host, consumer_hosts(site))
+    return site.host(replica.host).address if replica.is_port_explicit and not publish else publish
+
+
+def _service(site: Site, replica: Replica) -> Service:
     engine, cards = replica.engine, access(site, replica)
-    publish = site.publish_address(replica.host, consumers)
-    if replica.is_port_explicit and not publish:
-        publish = site.host(replica.host).address
     service = Service(
         host=replica.host,
         component=COMPONENT,
@@ -209,7 +210,7 @@ def _service(site: Site, replica: Replica, consumers: set[str]) -> Service:
         memory_swap_mib=engine.memory_swap_mib or 0,
         environment={**cards.environment, **(engine.environment or {})},
         secrets=(API_KEY,),
-        ports=(Port(replica.port, publish, "the key LLAMA_API_KEY"),),
+        ports=(Port(replica.port, published_at(site, replica), "the key LLAMA_API_KEY"),),
         mounts=((site.host(replica.host).models_dir, "/models"),),
         gpus=claims(replica),
         devices=cards.devices,
@@ -224,13 +225,13 @@ def _service(site: Site, replica: Replica, consumers: set[str]) -> Service:
     return service if site.is_local(replica.host) else _watched(service, replica)
 
 
-def _shared_service(site: Site, members: Sequence[Replica], consumers: set[str]) -> Service:
+def _shared_service(site: Site, members: Sequence[Replica]) -> Service:
     """One llama-server for several pools: like that of one of them, with room for the largest that it holds at once."""
     first, shared = members[0], members[0].shared
     if shared is None:
         raise ValueError(f"{first.service} is not shared")
     limit = shared.memory_mib or worst((item.memory_mib for item in members), shared.loaded)
-    one = _service(site, replace(first, vram_mib=claimed_mib(members), memory_mib=limit), consumers)
+    one = _service(site, replace(first, vram_mib=claimed_mib(members), memory_mib=limit))
     variant = one.cpu_variant
     if variant is not None:
         on_cpu = worst((memory_on_cpu_mib(item) for item in members), shared.loaded)

@@ -8,7 +8,7 @@ from typing import Any
 from corral.accelerators import access, claims
 from corral.aliases import adapter_name
 from corral.components import Stage
-from corral.components.llama import consumer_hosts, facts_of, labels_of
+from corral.components.llama import facts_of, keys_for, labels_of, published_at
 from corral.components.nodes import WITHOUT_THINKING
 from corral.contributions import (
     Backend,
@@ -21,7 +21,6 @@ from corral.contributions import (
     Port,
     Rules,
     ScrapeTarget,
-    Secret,
     Service,
 )
 from corral.site import Replica, Site
@@ -44,8 +43,7 @@ DOWNLOADS = "vLLM fetches its model when it first starts"
 def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
     """A service, a backend and a scrape target for every replica, and the key that protects them."""
     replicas = [replica for replica in site.replicas if replica.weights.server == "vllm"]
-    for host in sorted({replica.host for replica in replicas} | (consumer_hosts(site) if replicas else set())):
-        yield Secret(API_KEY, host, "opens the vLLM servers for the gateway", "hex")
+    yield from keys_for(site, replicas, API_KEY, "opens the vLLM servers for the gateway")
     if replicas:
         yield Rules("monitoring/rules/vllm.yml")
     for host in sorted({replica.host for replica in replicas}):
@@ -119,9 +117,6 @@ def is_fetched(replica: Replica) -> bool:
 
 def _service(site: Site, replica: Replica) -> Service:
     engine, cards = replica.engine, access(site, replica)
-    publish = site.publish_address(replica.host, consumer_hosts(site))
-    if replica.is_port_explicit and not publish:
-        publish = site.host(replica.host).address
     return Service(
         host=replica.host,
         component=COMPONENT,
@@ -151,7 +146,7 @@ def _service(site: Site, replica: Replica) -> Service:
             **(engine.environment or {}),
         },
         secrets=(API_KEY,),
-        ports=(Port(replica.port, publish, PROTECTION),),
+        ports=(Port(replica.port, published_at(site, replica), PROTECTION),),
         mounts=((site.host(replica.host).models_dir, "/models"),),
         volumes=((f"{replica.service}-cache", HOME),),
         configs=(ConfigMount("start.sh", START),),

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import os
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # LiteLLM would fetch a price list when imported
+from tests.callbacks import load_callback
 
 SQL = [{"id": 0, "scale": 1.0}]
 ABLE: dict[str, Any] = {"model_info": {"id": "chat", "adapters": {"chat:sql": {"lora": SQL}}}}
@@ -18,19 +15,9 @@ VLLM: dict[str, Any] = {"model_info": {"id": "chat", "adapters": {"chat:sql": {"
 OTHER: dict[str, Any] = {"model_info": {"id": "mac"}}
 
 
-def load() -> Any:
-    path = Path(__file__).parents[2] / "litellm" / "corral_adapters.py"
-    spec = importlib.util.spec_from_file_location("corral_adapters", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.corral_adapters
-
-
 async def sent(asked: str, deployment: dict[str, Any], **fields: Any) -> Any:
     """What of `extra_body` the deployment gets."""
-    callback = load()
+    callback = load_callback("corral_adapters").corral_adapters
     await callback.async_pre_call_hook(None, None, {"model": asked}, "acompletion")
     changed = await callback.async_pre_call_deployment_hook({"metadata": deployment, **fields}, None)
     return None if changed is None else changed["extra_body"]
@@ -53,7 +40,7 @@ def test_an_adapter_goes_into_the_body(asked: str, deployment: Any, fields: Any,
 
 def test_where_an_adapter_is_a_model_its_name_takes_the_place_of_the_pools() -> None:
     async def changed() -> Any:
-        callback = load()
+        callback = load_callback("corral_adapters").corral_adapters
         await callback.async_pre_call_hook(None, None, {"model": "chat:sql"}, "acompletion")
         request = {"metadata": VLLM, "model": "openai/chat", "extra_body": {"top_k": 3}}
         return await callback.async_pre_call_deployment_hook(request, None)
@@ -62,7 +49,7 @@ def test_where_an_adapter_is_a_model_its_name_takes_the_place_of_the_pools() -> 
 
 
 async def chosen(asked: str, *deployments: dict[str, Any]) -> Any:
-    callback = load()
+    callback = load_callback("corral_adapters").corral_adapters
     await callback.async_pre_call_hook(None, None, {"model": asked}, "acompletion")
     return await callback.async_filter_deployments("chat", list(deployments), None)
 

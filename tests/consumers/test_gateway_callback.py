@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
-import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,9 +13,7 @@ from typing import Any
 import pytest
 
 from corral.components.litellm import DIRECT_CALLS
-from tests.trees import ROOT
-
-os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # LiteLLM would fetch a price list when imported
+from tests.callbacks import load_callback
 
 ANSWER = {
     "id": "x",
@@ -31,12 +27,7 @@ ANSWER = {
 
 @pytest.fixture(scope="module")
 def gateway() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("corral_gateway", ROOT / "litellm" / "corral_gateway.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_callback("corral_gateway")
 
 
 @pytest.fixture(params=[True, False], ids=["direct calls", "library"], autouse=True)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import os
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,8 +13,7 @@ import yaml
 from corral.load import load_inventory
 from corral.plan import build_plan
 from corral.render import render
-
-os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # LiteLLM would fetch a price list when imported
+from tests.callbacks import load_callback
 
 DEEP = "compare these two kinds of bridge"
 INVENTORY = """
@@ -38,23 +35,13 @@ OWN = """[
     {name: code, pool: large, words: [c++, code], characters_beyond: 50}]"""
 
 
-def load_callback(folder: Path) -> ModuleType:
-    """The callback as LiteLLM loads it: by path, from beside the rendered `routing.yaml`."""
-    spec = importlib.util.spec_from_file_location("corral_routing", folder / "corral_routing.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def callback_for(tiers: str, folder: Path) -> ModuleType:
     path = folder / "inventory.yaml"
     path.write_text(INVENTORY.replace("TIERS", tiers), encoding="utf-8")
     for name, content in render(build_plan(load_inventory(path))).items():
         if Path(name).parent.name == "litellm":
             (folder / Path(name).name).write_bytes(content)
-    return load_callback(folder)
+    return load_callback("corral_routing", folder)
 
 
 @pytest.fixture(scope="module")

@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import re
-import sys
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-CALLBACK = Path(__file__).parents[2] / "litellm" / "corral_thinking.py"
+from tests.callbacks import load_callback
 
-
-def _load() -> ModuleType:
-    """The file as LiteLLM loads it: by its path, since its folder is no package."""
-    spec = importlib.util.spec_from_file_location("corral_thinking", CALLBACK)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-thinking = _load()
+thinking = load_callback("corral_thinking")
 TAG = re.compile(r"</?think(ing)?>")
 
 PIECES = ["<think>", "</think>", "<thinking>", "</thinking>", "<", ">", "<th", "ink>", "</", " ", "\n", "a", "ß🦙"]

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 from types import ModuleType
 from typing import Any
 
 import pytest
 from fastapi import HTTPException
 
-from tests.trees import ROOT
-
-os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # LiteLLM would fetch a price list when imported
+from tests.callbacks import load_callback
 
 
 @pytest.fixture(scope="module")
 def gateway() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("corral_gateway", ROOT / "litellm" / "corral_gateway.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_callback("corral_gateway")
 
 
 LIMITS = {"messages": 2, "message_kib": 1, "tokens": 64, "choices": 1}
