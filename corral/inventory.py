@@ -76,7 +76,11 @@ URL = Pattern(
     "such as http://192.0.2.7:8080",
 )
 PATH = Pattern(r"^/[A-Za-z0-9._~/?=&:-]*$", "a path", "such as /health")
-ORIGIN = Pattern(r"^https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?$", "an origin", "such as https://chat.example.com")
+ORIGIN = Pattern(
+    r"^[a-z][a-z0-9+.-]*://[A-Za-z0-9._-]+(:[0-9]{1,5})?$",
+    "an origin",
+    "such as https://chat.example.com, app://obsidian.md or chrome-extension://…",
+)
 PEM = Pattern(r"^/([A-Za-z0-9._-]+/)+[A-Za-z0-9._-]+$", "an absolute path", "such as /etc/ssl/farm/farm.pem")
 HEADER = Pattern(r"^[A-Za-z][A-Za-z0-9-]{0,63}$", "the name of a header", "such as X-Api-Key")
 PATTERNS = tuple(item for item in list(globals().values()) if isinstance(item, Pattern))
@@ -588,6 +592,36 @@ class Objective(Model):
     """Requests in a hundred that keep each of both times."""
 
 
+class TokenLimits(Model):
+    """How long answers may be, in tokens."""
+
+    default: int | None = Field(None, ge=1, le=10_000_000)
+    """What a request gets that does not say it; `most` when absent."""
+    most: int | None = Field(None, ge=1, le=10_000_000)
+    """Requests for more get this many."""
+
+    @model_validator(mode="after")
+    def _is_in_order(self) -> Self:
+        if self.default is not None and self.most is not None and self.default > self.most:
+            raise ValueError("default is more than most")
+        return self
+
+
+class RequestLimits(Model):
+    """What one request may ask for, on every route and in every spelling."""
+
+    max_tokens: TokenLimits | None = None
+    """Tokens of one answer."""
+    max_messages: int | None = Field(None, ge=1, le=1_000_000)
+    """Most messages, texts or documents in one request; more get 413."""
+    max_message_kib: int | None = Field(None, ge=1, le=1024 * 1024)
+    """Longest text of one message in KiB; pictures and files do not count as text. Longer ones get 413."""
+    max_text_kib: int | None = Field(None, ge=1, le=1024 * 1024)
+    """All text of one request together in KiB; more gets 413."""
+    max_choices: int | None = Field(None, ge=1, le=1024)
+    """Most answers to one request (`n`); more get 400. For servers of the farm 1 when absent: each takes a slot."""
+
+
 class Pool(Model):
     """What clients call: one name with one or more replicas behind it."""
 
@@ -620,6 +654,8 @@ class Pool(Model):
     """Pools with a longer context, asked in this order with requests that are too long for this one."""
     limits: Limits = Limits()
     """What the pool may be asked for."""
+    request: RequestLimits = RequestLimits()
+    """What one request may ask for, where it differs from the gateway's."""
     queue: Queue | None = None
     """Waiting room of this pool, when it differs from the gateway's."""
     timeout_s: int | None = Field(None, ge=1, le=DAY_S)
@@ -668,7 +704,7 @@ class Auto(Model):
 
 
 class Entrance(Model):
-    """A guarded way in for clients beyond the farm: HAProxy before LiteLLM, which lets `/v1/` and `/health` through."""
+    """A guarded way in for clients beyond the farm, beside the gateway's own port, with TLS and narrower limits."""
 
     port: PortNumber = 443
     """Port on the gateway's host."""
@@ -676,12 +712,13 @@ class Entrance(Model):
     """File on the gateway's host with certificate, chain and key, readable for user 99; without it there is no TLS.
     A renewed file is in use within seconds, without a restart."""
     origins: Annotated[tuple[Annotated[str, _text(ORIGIN)], ...], ANY_LIST] = ()
-    """Origins of web pages that may call the gateway (CORS), such as `https://chat.example.com`."""
-    max_body_kib: int = Field(1024, ge=1, le=1024 * 1024)
-    """Longest request in KiB; longer ones get 413."""
-    max_messages: int = Field(100, ge=1, le=100_000)
+    """Origins of web pages and apps that may call the gateway (CORS), such as `https://chat.example.com` or
+    `app://obsidian.md`."""
+    max_body_kib: int = Field(16 * 1024, ge=1, le=900 * 1024)
+    """Longest request in KiB, pictures included; longer ones get 413."""
+    max_messages: int = Field(2048, ge=1, le=1_000_000)
     """Most messages in one request; more get 413."""
-    max_message_kib: int = Field(32, ge=1, le=1024 * 1024)
+    max_message_kib: int = Field(1024, ge=1, le=1024 * 1024)
     """Longest text of one message in KiB; longer ones get 413."""
     max_tokens: int | None = Field(None, ge=1, le=10_000_000)
     """Most tokens of one answer; requests for more get this many."""
@@ -694,6 +731,10 @@ class Gateway(Model):
     """Host that runs it."""
     port: PortNumber = 4000
     """Port for clients."""
+    address: Annotated[str, AfterValidator(_address)] | None = None
+    """Address of its host on which `port` is open; the host's own when absent, or loopback beside an `entrance`."""
+    admin_port: PortNumber = 4002
+    """Port of everything that LiteLLM has, its admin pages included, on the host's loopback address only."""
     unknown_model: Name | None = None
     """Pool that answers requests for models that do not exist; without it they get 404."""
     balancing: Literal["slots", "least-busy", "direct"] = "slots"
@@ -720,8 +761,12 @@ class Gateway(Model):
     """Port of Valkey; used inside the farm only."""
     memory_mib: int = Field(2048, ge=256, le=64 * TIB_MIB)
     """Memory limit of LiteLLM's container, in MiB."""
+    max_body_kib: int = Field(16 * 1024, ge=1, le=900 * 1024)
+    """Longest request in KiB, pictures included; longer ones get 413."""
+    request: RequestLimits = RequestLimits()
+    """What one request may ask for, for pools that do not say otherwise."""
     entrance: Entrance | None = None
-    """A guarded way in for clients beyond the farm, with TLS and CORS; without it they call LiteLLM itself."""
+    """A guarded way in for clients beyond the farm, with TLS and CORS."""
     extra: dict[str, Any] = Field(default_factory=dict)
     """Merged into LiteLLM's rendered `config.yaml`: any setting that this file does not know yet."""
 

@@ -11,12 +11,11 @@ from typing import Any, Literal
 from corral.aliases import aliases_of
 from corral.inventory import Consumer, Inventory
 from corral.references import OWN_PREFIX
+from corral.routes import CONSUMER_ROUTES, METRICS_ROUTES
 
 MANAGED = {"managed_by": "corral"}
 """In the metadata of every key that `keys sync` may change and revoke."""
 METRICS_NAME = f"{OWN_PREFIX}prometheus"
-CONSUMER_ROUTES = ("openai_routes", "anthropic_routes", "/v1/models", "/key/info")
-"""What a consumer's key may call: models, their list, and what is left of its own limits and budget."""
 NO_MODELS = "no-default-models"
 FIELDS = (
     "models", "rpm_limit", "tpm_limit", "max_parallel_requests", "max_budget", "budget_duration", "allowed_routes",
@@ -114,8 +113,7 @@ def wanted_keys(inventory: Inventory, metrics_key: str = "") -> list[Wanted]:
     """The keys of all consumers, and Prometheus' own where it has one."""
     found = [wanted_of(inventory, name, consumer) for name, consumer in inventory.consumers.items()]
     if metrics_key:
-        routes = ["/metrics", "/metrics/"]
-        settings = _settings({"models": [NO_MODELS], "allowed_routes": routes, "metadata": dict(MANAGED)})
+        settings = _settings({"models": [NO_MODELS], "allowed_routes": list(METRICS_ROUTES), "metadata": dict(MANAGED)})
         found.append(Wanted(METRICS_NAME, settings, value=metrics_key))
     return found
 

@@ -16,12 +16,13 @@ from rich.table import Table
 
 from corral import measured
 from corral.aliases import aliases_of
+from corral.components.haproxy import gateway_publish_address
 from corral.contributions import Service
 from corral.inventory import Consumer, Tier
 from corral.plan import Plan
 from corral.routing import tier_settings
 from corral.rules import VRAM_RESERVE_MIB
-from corral.site import Card, Replica, claimed_mib
+from corral.site import Card, Replica, bracketed, claimed_mib
 
 if TYPE_CHECKING:
     from corral.simulation import Outcome, Station
@@ -239,14 +240,15 @@ def _tier_takes(tier: Tier) -> str:
 
 def _show_path(plan: Plan, console: Console) -> None:
     gateway = plan.inventory.gateway
-    address = plan.site.host(gateway.host).address
+    entrance = f"entrance port {gateway.entrance.port}, or " if gateway.entrance else ""
     way = {
         "slots": "HAProxy by free slots",
         "least-busy": "LiteLLM least-busy, then HAProxy",
         "direct": "LiteLLM alone",
     }[gateway.balancing]
     console.print(
-        f"\nclients → [bold]http://{address}:{gateway.port}/v1[/] (LiteLLM on {gateway.host}) → {way} → replicas"
+        f"\nclients → {entrance}[bold]http://{bracketed(gateway_publish_address(plan.site))}:{gateway.port}/v1[/] "
+        f"(LiteLLM on {gateway.host}) → {way} → replicas"
     )
 
 

@@ -7,8 +7,7 @@ LiteLLM loads this file from beside its `config.yaml`:
 
 It does what LiteLLM cannot be configured to do: it passes a backend's `Retry-After` on to the client, it tells the
 balancer which conversation a request belongs to, it lets equally busy replicas take turns, it refuses with the
-statuses that OpenAI's clients expect, it logs a refusal in one line, and it holds requests that came in by the guarded
-entrance to the limits there.
+statuses that OpenAI's clients expect, and it logs a refusal in one line.
 """
 # ruff: noqa: ARG002 - the hooks' parameters are LiteLLM's, which passes them by name
 
@@ -23,7 +22,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastapi import HTTPException
 from litellm._logging import verbose_logger, verbose_proxy_logger, verbose_router_logger
 from litellm.integrations.custom_logger import CustomLogger
 
@@ -47,11 +45,7 @@ CONVERSATIONS = frozenset(
 )
 """Kinds of call that may get the header. For any other LiteLLM would write it into the body, or it has no use."""
 
-GUARD_HEADER = "x-corral-guard"
-"""Set by the entrance for whoever comes in by it, such as `messages=100 message_kib=32 tokens=1024 choices=1`."""
-
 RETRY_AFTER = "retry-after"
-TOO_LARGE = 413
 TOO_MANY_REQUESTS = 429
 NOT_FOUND = 404
 SERVICE_UNAVAILABLE = 503
@@ -119,10 +113,8 @@ class CorralGateway(CustomLogger):
     ) -> dict[str, Any]:
         """Returns the request with the conversation's name in a header for the balancer; the body stays as it was.
 
-        Where the site names a pool for models that do not exist, such a request gets its name. What came in by the
-        guarded entrance is held to its limits first; raises HTTPException 413 if it is too big.
+        Where the site names a pool for models that do not exist, such a request gets its name.
         """
-        keep_within(data, _guard(data))
         if UNKNOWN_MODEL and _is_unknown(data.get("model")):
             data["model"] = UNKNOWN_MODEL
         if call_type not in CONVERSATIONS:
@@ -151,32 +143,6 @@ class CorralGateway(CustomLogger):
         turn = self._turns[model] % len(healthy_deployments)
         self._turns[model] += 1
         return [*healthy_deployments[turn:], *healthy_deployments[:turn]]
-
-
-def keep_within(data: dict[str, Any], limits: Mapping[str, int]) -> None:
-    """Refuses a request with too many or too long messages (HTTPException 413), and lowers what it may ask for."""
-    if not limits:
-        return
-    messages = data.get("messages")
-    texts = [json.dumps(message, ensure_ascii=False, default=str) for message in messages or [] if message]
-    if len(texts) > limits.get("messages", len(texts)):
-        raise HTTPException(TOO_LARGE, f"a request may have {limits['messages']} messages")
-    longest = max((len(text.encode()) for text in texts), default=0)
-    if longest > limits.get("message_kib", longest) * 1024:
-        raise HTTPException(TOO_LARGE, f"a message may have {limits['message_kib']} KiB")
-    if "tokens" in limits and messages is not None:
-        name = "max_completion_tokens" if "max_completion_tokens" in data else "max_tokens"
-        data[name] = min(data.get(name) or limits["tokens"], limits["tokens"])
-    if "choices" in limits and isinstance(data.get("n"), int):
-        data["n"] = min(data["n"], limits["choices"])
-
-
-def _guard(data: Mapping[str, Any]) -> dict[str, int]:
-    """Returns the limits that the entrance sets; nothing for requests that came another way."""
-    request = data.get("proxy_server_request")
-    headers = _lower_case(request.get("headers") if isinstance(request, Mapping) else None)
-    pairs = (part.partition("=") for part in headers.get(GUARD_HEADER, "").split())
-    return {name: int(limit) for name, _, limit in pairs if limit.isdecimal()}
 
 
 def _correct_status(error: Exception, model: object) -> None:

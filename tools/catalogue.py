@@ -56,7 +56,7 @@ def main() -> int:
 
 def _stir(farm: Farm) -> None:
     """Work of every kind, because many figures appear with the first event that they count."""
-    made = farm.client.post("/key/generate", json={"key_alias": "catalogue", "rpm_limit": 2, "max_budget": 1.0})
+    made = farm.admin.post("/key/generate", json={"key_alias": "catalogue", "rpm_limit": 2, "max_budget": 1.0})
     key = made.raise_for_status().json()["key"]
     for _ in range(4):
         farm.ask("chat", key=key)

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
+from pathlib import PurePosixPath
 from typing import Any
 
 from corral.components import Stage, litellm
@@ -30,8 +31,12 @@ from corral.contributions import (
     ScrapeTarget,
     Service,
     SlotFigures,
+    is_system_folder,
 )
 from corral.door import FULL, named_doors
+from corral.fronts import LARGE_KIB, MOST_ADMINS, fronts
+from corral.inventory import Entrance
+from corral.routes import AZURE_PREFIX, MODEL_ROUTES, READ_ROUTES
 from corral.site import Site
 
 STAGE = Stage.BALANCER
@@ -40,9 +45,29 @@ IMAGE = "haproxy:3.2.26"
 FOLDER = "/usr/local/etc/haproxy"
 CONFIG = f"{FOLDER}/haproxy.cfg"
 RENDERED = ("haproxy.cfg", "farm.lua")
-ASSETS = ("hold.lua", "blame.lua", "health.lua")
+ASSETS = ("hold.lua", "blame.lua", "health.lua", "credentials.lua")
 SHARED_ASSETS = ("turns.lua", "models.lua")
 """For sites with shared servers."""
+CERTIFICATE_ASSETS = ("renew.lua",)
+"""For sites whose entrance has a certificate."""
+CERTIFICATES = "/etc/corral/certificates"
+CERTIFICATE_THERE = "the certificate is kept in that folder; nothing beside it is mounted, and nothing can be written"
+GUARDED = "a key, one list of routes, limits for each address"
+SESSION_HEADERS = ("x-litellm-session-id", "x-session-id", "litellm_session_id")
+"""Headers by which a client may name its conversation, first match wins."""
+CONTROL_HEADERS = (
+    "x-litellm-", "litellm", "x-corral-", "langfuse", "x-forwarded-", "forwarded", "x-real-ip", "x-mcp-",
+    "custom-llm-provider",
+)  # fmt: skip
+"""Beginnings of headers that LiteLLM or the kit obeys: a client's own are removed."""
+WRONG_KEYS = 20
+"""Wrong keys that an address may try in a minute; then unknown ones are refused without asking LiteLLM."""
+UNKNOWN_KEYS_OF_ADDRESS_10S = 50
+"""Unknown keys that LiteLLM is asked about in ten seconds for one address, behind which may be a whole office."""
+UNKNOWN_KEYS_10S = 150
+"""The same for all addresses together: a fifth of LiteLLM's core."""
+TABLES_MIB = 24
+"""Memory of the tables of addresses and keys, when full."""
 STATE_FILE = "/tmp/servers.state"  # noqa: S108 - a path in the container
 """Where the servers' states are kept over a reload; gone with the container, so that a new one looks for itself."""
 LOCAL_SOCKET = "unix@logs/haproxy.sock mode 600"
@@ -51,7 +76,7 @@ SUCCESSOR = "Successor"
 """The backend through which a worker that a reload replaced hands requests on; its server is no replica."""
 BEHIND_THE_DOOR = "Gateway"
 """The backend with LiteLLM, for requests that are not refused at the door."""
-WITHOUT_REPLICAS = (SUCCESSOR, BEHIND_THE_DOOR)
+WITHOUT_REPLICAS = (SUCCESSOR, BEHIND_THE_DOOR, f"{BEHIND_THE_DOOR}:large")
 """Backends whose server is no replica."""
 SLOTS_PATH = "/slots"
 """Where HAProxy says how many slots of every pool are free; no pool's path is of one part only."""
@@ -83,14 +108,12 @@ class Group:
 def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
     """The balancer with its configuration, and a route for every pool (or replica) through it."""
     gateway = site.inventory.gateway
-    if gateway.balancing == "direct":
-        yield from (_direct_route(site, backend) for backend in published.backends)
-        return
-    cloud = [backend for backend in published.backends if backend.protocol == "cloud"]
-    groups = list(grouped([backend for backend in published.backends if backend.protocol != "cloud"]))
-    yield from (_direct_route(site, backend) for backend in cloud)
-    if groups:
-        yield from _balancer(site, groups, {backend.pool for backend in cloud})
+    is_direct = gateway.balancing == "direct"
+    past = [backend for backend in published.backends if is_direct or backend.protocol == "cloud"]
+    groups = list(grouped([backend for backend in published.backends if backend not in past]))
+    yield from (_direct_route(site, backend) for backend in past)
+    if not is_direct or gateway.entrance is not None:
+        yield from _balancer(site, groups, {backend.pool for backend in past})
 
 
 def grouped(backends: list[Backend]) -> Iterator[Group]:
@@ -118,9 +141,13 @@ def _balancer(site: Site, groups: list[Group], cloud: set[str]) -> Iterator[Cont
     yield File(gateway.host, COMPONENT, "haproxy.cfg", template="haproxy/haproxy.cfg.j2", values=values)
     told = {name: values[name] for name in ("groups", "shared")}
     yield File(gateway.host, COMPONENT, "farm.lua", template="haproxy/farm.lua.j2", values=told)
-    assets = (*ASSETS, *(SHARED_ASSETS if values["shared"] else ()))
+    assets = (
+        *ASSETS,
+        *(SHARED_ASSETS if values["shared"] else ()),
+        *(CERTIFICATE_ASSETS if values["certificate"] else ()),
+    )
     yield from (File(gateway.host, COMPONENT, name, asset=f"litellm/{name}") for name in assets)
-    yield _service(site, groups, values["door"]["most_clients"], (*RENDERED, *assets))
+    yield _service(site, groups, values["most_connections"], (*RENDERED, *assets))
     yield Door(Endpoint(gateway.port, gateway.host, COMPONENT))
     yield Rules("monitoring/rules/haproxy.yml")
     yield Dashboard("monitoring/dashboards/pool.json")
@@ -182,13 +209,14 @@ def _direct_route(site: Site, backend: Backend) -> Route:
     return _route(backend, backend.name, f"{backend.scheme}://{address}", backend.slots)
 
 
-def _service(site: Site, groups: list[Group], most_clients: int, files: tuple[str, ...]) -> Service:
+def _service(site: Site, groups: list[Group], most_connections: int, files: tuple[str, ...]) -> Service:
     gateway = site.inventory.gateway
     monitoring = site.inventory.monitoring
     path = site.config_path(gateway.host, COMPONENT, "haproxy.cfg", CONFIG)
     readers = {monitoring.host} if monitoring else set()
     endpoints = [backend.endpoint for group in groups for backend in group.backends]
     is_far = any(site.is_outside(endpoint, gateway.host) for endpoint in endpoints)
+    mounts = _mounts(site)
     return Service(
         host=gateway.host,
         component=COMPONENT,
@@ -198,9 +226,11 @@ def _service(site: Site, groups: list[Group], most_clients: int, files: tuple[st
         program="haproxy",
         args=("haproxy", "-W", "-db", "-f", path) if not site.is_local(gateway.host) else ("-W", "-db", "-f", path),
         health=Health(gateway.stats_port, "/healthz", _health_command(gateway.stats_port)),
-        memory_mib=BASE_MIB + 2 * most_clients * CONNECTION_KIB // 1024,
+        memory_mib=BASE_MIB + TABLES_MIB + most_connections * CONNECTION_KIB // 1024,
         ports=(
-            Port(gateway.port, site.host(gateway.host).address, "LiteLLM's keys"),
+            Port(gateway.port, gateway_publish_address(site), GUARDED),
+            Port(gateway.admin_port, "127.0.0.1", "loopback, and the master key"),
+            *_entrance_port(site),
             Port(gateway.balancer_port, site.publish_address(gateway.host, set()), "loopback"),
             Port(
                 gateway.stats_port,
@@ -209,13 +239,45 @@ def _service(site: Site, groups: list[Group], most_clients: int, files: tuple[st
             ),
         ),
         configs=tuple(ConfigMount(name, "") for name in files),
-        mounts=(() if site.is_local(gateway.host) else ((f"./{COMPONENT}", FOLDER),)),
+        mounts=mounts,
         user="99:99",
         cpu_weight=2048,
         stop_signal="SIGUSR1",
         stop_grace_s=STOP_GRACE_S,
-        exceptions={"way-out": "it calls servers on other machines"} if is_far else {},
+        exceptions=({"way-out": "it calls servers on other machines"} if is_far else {})
+        | ({"host-mount": CERTIFICATE_THERE} if any(is_system_folder(folder) for folder, _ in mounts) else {}),
     )
+
+
+def _entrance_port(site: Site) -> tuple[Port, ...]:
+    entrance = site.inventory.gateway.entrance
+    return (Port(entrance.port, site.host(site.inventory.gateway.host).address, GUARDED),) if entrance else ()
+
+
+def gateway_publish_address(site: Site) -> str:
+    """Address on the gateway's host at which clients inside find `gateway.port`: loopback beside an entrance."""
+    gateway = site.inventory.gateway
+    if site.is_local(gateway.host):
+        return "127.0.0.1"
+    return gateway.address or ("127.0.0.1" if gateway.entrance else site.host(gateway.host).address)
+
+
+def _mounts(site: Site) -> tuple[tuple[str, str], ...]:
+    gateway = site.inventory.gateway
+    if site.is_local(gateway.host):
+        return ()
+    entrance = gateway.entrance
+    folder = (
+        ((str(PurePosixPath(entrance.certificate).parent), CERTIFICATES),) if entrance and entrance.certificate else ()
+    )
+    return ((f"./{COMPONENT}", FOLDER), *folder)
+
+
+def _certificate(entrance: Entrance | None, *, is_local: bool) -> str:
+    """Path of the entrance's certificate as HAProxy sees it; empty without one."""
+    if entrance is None or not entrance.certificate or is_local:
+        return (entrance and entrance.certificate) or ""
+    return f"{CERTIFICATES}/{PurePosixPath(entrance.certificate).name}"
 
 
 def _health_command(port: int) -> tuple[str, ...]:
@@ -232,7 +294,8 @@ def _has_spill(site: Site) -> bool:
 def control_port(site: Site) -> int:
     """Port of HAProxy's runtime API, on the container's own loopback address."""
     gateway = site.inventory.gateway
-    taken = {gateway.port, gateway.balancer_port, gateway.stats_port}
+    entrance = {gateway.entrance.port} if gateway.entrance else set()
+    taken = {gateway.port, gateway.admin_port, gateway.balancer_port, gateway.stats_port, *entrance}
     return next(port for port in CONTROL_PORTS if port not in taken)
 
 
@@ -243,14 +306,35 @@ def answer_timeout_s(site: Site, pool: str) -> int:
 
 def _values(site: Site, groups: list[Group], cloud: set[str]) -> dict[str, Any]:
     gateway = site.inventory.gateway
-    bind = "127.0.0.1" if site.is_local(gateway.host) else "*"
+    is_local = site.is_local(gateway.host)
+    bind = "127.0.0.1" if is_local else "*"
+    certificate = _certificate(gateway.entrance, is_local=is_local)
     depths, per_pool = _depths(site, groups), Counter(group.pool for group in groups)
     values = [_group_values(site, group, depths[group.name]) for group in groups]
+    most_clients = _most_clients(groups, depths)
+    inward = fronts(gateway, bind, most_clients, certificate)
     return {
         "entry": f"{bind}:{gateway.balancer_port}",
+        "certificate": certificate,
+        "most_connections": 2 * sum(front.most_clients for front in inward) + MOST_ADMINS + FEWEST_CLIENTS // 8,
+        "model_routes": " ".join(MODEL_ROUTES),
+        "read_routes": " ".join(READ_ROUTES),
+        "short_routes": " ".join(
+            route.removeprefix("/v1") for route in (*MODEL_ROUTES, *READ_ROUTES) if route.startswith("/v1/")
+        ),
+        "served": ", ".join((*MODEL_ROUTES, *READ_ROUTES)),
+        "azure_prefix": AZURE_PREFIX,
+        "session_headers": SESSION_HEADERS,
+        "control_headers": CONTROL_HEADERS,
+        "wrong_keys": WRONG_KEYS,
+        "unknown_keys_10s": UNKNOWN_KEYS_10S,
+        "unknown_keys_of_address_10s": UNKNOWN_KEYS_OF_ADDRESS_10S,
+        "large_body": LARGE_KIB * 1024,
         "door": {
-            "entry": f"{bind}:{gateway.port}",
-            "most_clients": _most_clients(groups, depths),
+            "fronts": inward,
+            "admin": f"{bind}:{gateway.admin_port}",
+            "most_admins": MOST_ADMINS,
+            "large_at_once": litellm.large_bodies_at_once(gateway),
             "named": list(named_doors(site.inventory, values, cloud)),
             "full": FULL,
             "behind": BEHIND_THE_DOOR,
@@ -260,10 +344,10 @@ def _values(site: Site, groups: list[Group], cloud: set[str]) -> dict[str, Any]:
         "successor": SUCCESSOR,
         "successor_address": f"127.0.0.1:{gateway.balancer_port}",
         "figures": f"{bind}:{gateway.stats_port}",
-        "has_docker_dns": not site.is_local(gateway.host),
-        "control": LOCAL_SOCKET if site.is_local(gateway.host) else f"ipv4@127.0.0.1:{control_port(site)}",
-        "state_file": "" if site.is_local(gateway.host) else STATE_FILE,
-        "longest_answer_s": max(answer_timeout_s(site, group.pool) for group in groups),
+        "has_docker_dns": not is_local,
+        "control": LOCAL_SOCKET if is_local else f"ipv4@127.0.0.1:{control_port(site)}",
+        "state_file": "" if is_local else STATE_FILE,
+        "longest_answer_s": max((answer_timeout_s(site, pool) for pool in site.inventory.pools), default=1),
         "groups": values,
         "shared": list(_shared(site, groups)),
         "unlike": [group.name for group in groups if per_pool[group.pool] > 1],

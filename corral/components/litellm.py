@@ -26,7 +26,7 @@ from corral.contributions import (
     Store,
     TraceReceiver,
 )
-from corral.inventory import Auto, Pool
+from corral.inventory import Auto, Gateway, Pool, TokenLimits
 from corral.routing import SECTIONS, chains, has_routing, tier_settings
 from corral.site import Site
 
@@ -37,11 +37,20 @@ MASTER_KEY = "LITELLM_MASTER_KEY"
 SALT_KEY = "LITELLM_SALT_KEY"
 METRICS_KEY = "LITELLM_METRICS_KEY"
 FILES = {
+    "corral_access.py": ("litellm/corral_access.py", "/etc/corral/corral_access.py"),
     "corral_gateway.py": ("litellm/corral_gateway.py", "/etc/corral/corral_gateway.py"),
+    "corral_limits.py": ("litellm/corral_limits.py", "/etc/corral/corral_limits.py"),
     "start.sh": ("litellm/start.sh", "/etc/corral/start.sh"),
 }
 ROUTING_FILES = {"corral_routing.py": ("litellm/corral_routing.py", "/etc/corral/corral_routing.py")}
 ROUTING = "/etc/corral/routing.yaml"
+LIMITS = "/etc/corral/limits.yaml"
+CLOUD_KEY = "CORRAL_KEY_"
+"""Begins the variables with the keys of pools' servers: LiteLLM takes a provider's usual variable for any request."""
+BODY_COPIES = 6
+"""How many times LiteLLM holds a body in memory while it works on it, at most."""
+OWN_MIB = 1100
+"""What LiteLLM takes before any request, with room for what grows."""
 CALLBACKS: dict[str, Callable[[Route], bool]] = {
     "corral_adapters": lambda route: bool(route.adapters),
     "corral_groups": lambda route: route.has_siblings,
@@ -112,6 +121,8 @@ DIRECT_CALLS = {"EXPERIMENTAL_OPENAI_BASE_LLM_HTTP_HANDLER": "true"}
 It also asks once more when a connection is reset. HAProxy resets none that it has taken a request on; a replica that
 dies does, so in `direct` LiteLLM goes on using the library.
 """
+NO_PAGES = {"NO_DOCS": "True", "NO_OPENAPI": "True", "NO_REDOC": "True"}
+"""LiteLLM's pages about itself, where clients reach it without HAProxy; behind it they are on the operator's port."""
 IDLE_S = 120
 """How long LiteLLM keeps a connection without requests. HAProxy lets go of it within seconds: nobody closes first."""
 SPARE_TIME_S = 60
@@ -130,6 +141,7 @@ def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
         note="pools and limits come from the plan; add your own settings through `gateway.extra`",
     )  # fmt: skip
     yield from (File(host, COMPONENT, name, asset=asset) for name, (asset, _) in _files(published).items())
+    yield File(host, COMPONENT, "limits.yaml", data={"pools": limits(site, published)}, note="read by corral_limits.py")
     if has_routing(site.inventory):
         yield from (File(host, COMPONENT, name, asset=asset) for name, (asset, _) in ROUTING_FILES.items())
         yield File(host, COMPONENT, "routing.yaml", data=routing(site, published), note="read by corral_routing.py")
@@ -194,12 +206,44 @@ def _buckets(site: Site) -> list[float]:
     return sorted({*BUCKETS, *ends})
 
 
+def _server_keys(published: Contributions) -> tuple[str, ...]:
+    """Names of the secrets with which LiteLLM calls pools' servers."""
+    return tuple(sorted({route.secret for route in published.routes if route.secret}))
+
+
 def _needed_secrets(published: Contributions) -> tuple[str, ...]:
-    """Names of every secret that LiteLLM takes from its environment."""
-    named: tuple[Iterable[Route | Store | TraceReceiver], ...]
-    named = (published.routes, published.stores, published.trace_receivers)
+    """Names of every other secret that LiteLLM takes from its environment."""
+    named: tuple[Iterable[Store | TraceReceiver], ...] = (published.stores, published.trace_receivers)
     names = {item.secret for items in named for item in items if item.secret}
     return tuple(sorted(names | {MASTER_KEY} | ({SALT_KEY} if published.stores else set())))
+
+
+def limits(site: Site, published: Contributions) -> dict[str, dict[str, int]]:
+    """What one request may ask of each pool, as corral_limits.py reads it."""
+    kinds = {route.pool: route.kind for route in published.routes}
+    cloud = {route.pool for route in published.routes if route.protocol == "cloud"}
+    return {pool: _request_limits(site, pool, kind, is_cloud=pool in cloud) for pool, kind in kinds.items()}
+
+
+def _request_limits(site: Site, pool: str, kind: str, *, is_cloud: bool) -> dict[str, int]:
+    own, common = site.inventory.pools[pool].request, site.inventory.gateway.request
+    tokens = own.max_tokens or common.max_tokens or TokenLimits()
+    choices = own.max_choices or common.max_choices or (None if is_cloud or kind == "image" else 1)
+    found = {
+        "choices": choices,
+        "default_tokens": tokens.default or tokens.most,
+        "message_kib": own.max_message_kib or common.max_message_kib,
+        "messages": own.max_messages or common.max_messages,
+        "text_kib": own.max_text_kib or common.max_text_kib,
+        "tokens": tokens.most,
+    }
+    return {name: limit for name, limit in found.items() if limit is not None}
+
+
+def large_bodies_at_once(gateway: Gateway) -> int:
+    """How many of the longest requests LiteLLM's memory holds at the same time."""
+    most_kib = max(gateway.max_body_kib, gateway.entrance.max_body_kib if gateway.entrance else 0)
+    return max(1, (gateway.memory_mib - OWN_MIB) * 1024 // (BODY_COPIES * most_kib))
 
 
 def configuration(site: Site, published: Contributions) -> dict[str, Any]:
@@ -231,7 +275,9 @@ def configuration(site: Site, published: Contributions) -> dict[str, Any]:
         "router_settings": _router(site),
         "litellm_settings": {
             "callbacks": [
+                "corral_access.corral_access",  # before the pool is chosen: what the client named is what is checked
                 *callbacks,
+                "corral_limits.corral_limits",
                 "corral_gateway.corral_gateway",
                 *(f"{name}.{name}" for name in _callbacks(published)),
                 "prometheus",
@@ -346,7 +392,7 @@ def _deployment(site: Site, route: Route, pool_slots: int) -> dict[str, Any]:
     params: dict[str, Any] = {"model": _model_name(route)}
     if route.url:
         params["api_base"] = route.url
-    params |= {"api_key": f"os.environ/{route.secret}" if route.secret else "none", "max_retries": 0}
+    params |= {"api_key": f"os.environ/{CLOUD_KEY}{route.secret}" if route.secret else "none", "max_retries": 0}
     params |= _price(pool)
     if pool.timeout_s:
         params["timeout"] = pool.timeout_s + (pool.queue or site.inventory.gateway.queue).timeout_s
@@ -428,20 +474,22 @@ def _service(site: Site, published: Contributions, secrets: tuple[str, ...]) -> 
         environment={
             "CHECKPOINT_DISABLE": "1",
             "CORRAL_SECRETS": " ".join(secrets),
+            "CORRAL_SERVER_KEYS": " ".join(_server_keys(published)),
             "CORRAL_SECRETS_DIR": site.secret_path(gateway.host, "").rstrip("/"),
             **({"CORRAL_UNKNOWN_MODEL": gateway.unknown_model} if gateway.unknown_model else {}),
             **({} if is_local else WRITABLE),
-            **(_behind_a_door() if published.doors else {}),
+            **(_behind_a_door() if published.doors else NO_PAGES),
             **(DIRECT_CALLS if gateway.balancing != "direct" else {}),
             "LITELLM_LOCAL_MODEL_COST_MAP": "True",
             "LITELLM_MODE": "PRODUCTION",
             "PROMETHEUS_DISABLE_CREATED_SERIES": "True",
             **_tracing(site, published),
         },
-        secrets=secrets,
+        secrets=tuple(sorted({*secrets, *_server_keys(published)})),
         ports=(Port(port, address, "LiteLLM's keys"),),
         configs=(
             ConfigMount("config.yaml", CONFIG),
+            ConfigMount("limits.yaml", LIMITS),
             *(ConfigMount(name, target) for name, (_, target) in _files(published).items()),
             *(_routing_mounts() if has_routing(site.inventory) else ()),
         ),

@@ -10,6 +10,8 @@ from typing import Any
 
 import httpx
 
+from corral.components import haproxy
+from corral.components.haproxy import gateway_publish_address
 from corral.components.litellm import MASTER_KEY
 from corral.errors import CorralError, on_one_line
 from corral.keys import Found, found_of
@@ -120,11 +122,18 @@ def connected(plan: Plan, out: Path) -> Iterator[GatewayKeys]:
 
 
 def gateway_address(plan: Plan) -> str:
-    """Where this machine finds the gateway; without `/v1`."""
+    """Where the operator finds all of LiteLLM, without `/v1`; behind HAProxy a port of the host's own loopback."""
     gateway = plan.inventory.gateway
-    is_local = plan.site.is_local(gateway.host)
-    address = "127.0.0.1" if is_local else plan.site.host(gateway.host).address
+    if any(service.component == haproxy.COMPONENT for service in plan.contributions.services):
+        return f"http://127.0.0.1:{gateway.admin_port}"
+    address = "127.0.0.1" if plan.site.is_local(gateway.host) else plan.site.host(gateway.host).address
     return f"http://{bracketed(address)}:{gateway.port}"
+
+
+def client_address(plan: Plan) -> str:
+    """Where clients inside the farm find the gateway; without `/v1`."""
+    gateway = plan.inventory.gateway
+    return f"http://{bracketed(gateway_publish_address(plan.site))}:{gateway.port}"
 
 
 def is_out_of_reach(plan: Plan) -> bool:

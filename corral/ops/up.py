@@ -20,7 +20,7 @@ from corral.errors import CorralError, DriftError, UsageError
 from corral.ops import history, keys
 from corral.ops.balancer import Balancer, balancer_of
 from corral.ops.board import Board
-from corral.ops.gateway import is_out_of_reach
+from corral.ops.gateway import client_address, is_out_of_reach
 from corral.ops.hosts import CPU_FILE, CommandError, ComposeHost, compose_hosts, service_of
 from corral.ops.interrupts import Interrupts
 from corral.ops.lock import alone
@@ -30,6 +30,7 @@ from corral.ops.waiting import COMMAND_LIMIT_S, create, wait_well
 from corral.output import compare, finish_interrupted
 from corral.plan import Plan
 from corral.render import render
+from corral.site import bracketed
 
 LOCK = ".up.lock"
 FILES_LABEL = "com.docker.compose.project.config_files"
@@ -360,9 +361,18 @@ def next_words(plan: Plan, out: Path, hosts: Sequence[ComposeHost]) -> str:
     gateway = plan.inventory.gateway
     if gateway.host not in {host.name for host in hosts}:
         return f"next: ./generate.py up --host {gateway.host}"
-    address = plan.site.host(gateway.host).address
-    base = f"http://{f'[{address}]' if ':' in address else address}:{gateway.port}/v1"
-    return f"base URL: {base} (key: LITELLM_MASTER_KEY in {out / gateway.host / '.env'}); next: ./generate.py status"
+    bases = [f"{client_address(plan)}/v1", *entrance_addresses(plan)]
+    key = f"LITELLM_MASTER_KEY in {out / gateway.host / '.env'}"
+    return f"base URL: {' and '.join(bases)} (key: {key}); next: ./generate.py status"
+
+
+def entrance_addresses(plan: Plan) -> list[str]:
+    """Where clients beyond the farm come in."""
+    gateway = plan.inventory.gateway
+    if gateway.entrance is None:
+        return []
+    scheme = "https" if gateway.entrance.certificate else "http"
+    return [f"{scheme}://{bracketed(plan.site.host(gateway.host).address)}:{gateway.entrance.port}/v1"]
 
 
 # --- down ------------------------------------------------------------------------------------------------------------

@@ -77,7 +77,7 @@ _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 FIRST_PORTS = range(23_000 + _WORKER % 3 * 3_000, 26_000 + _WORKER % 3 * 3_000)
 """Others for every worker of pytest-xdist; above the ports of tests/compose, below those of outgoing connections."""
 PROGRAMS = (
-    "chat", "chat-2", "embed", "gateway", "litellm", "balancer", "stats", "database", "cache", "prometheus",
+    "chat", "chat-2", "embed", "gateway", "admin", "litellm", "balancer", "stats", "database", "cache", "prometheus",
     "node-exporter", "fakes",
 )  # fmt: skip
 PORT_NAMES = (*PROGRAMS, *(name for pool in POOLS.values() for name in pool))
@@ -178,7 +178,8 @@ def inventory_of(mode: Mode, ports: dict[str, int], extras: Extras) -> dict[str,
         "gateway": {
             "host": HOST, "port": ports["gateway"], "balancing": mode, "timeout_s": 40,
             **({"unknown_model": UNKNOWN_GOES_TO} if mode == "least-busy" else {}),
-            "litellm_port": ports["litellm"], "balancer_port": ports["balancer"], "stats_port": ports["stats"],
+            "admin_port": ports["admin"], "litellm_port": ports["litellm"],
+            "balancer_port": ports["balancer"], "stats_port": ports["stats"],
             "database": extras.has_database, "database_port": ports["database"],
             "cache": extras.has_cache, "cache_port": ports["cache"],
         },
@@ -240,6 +241,7 @@ class Farm:
         self.key = self.secrets["LITELLM_MASTER_KEY"]
         self.fakes = Fakes(ports["fakes"])
         self.client = self.new_client(self.key)
+        self.admin = self.new_admin()
 
     # --- requests
 
@@ -252,6 +254,13 @@ class Farm:
             timeout=ANSWER_TIMEOUT_S,
             limits=httpx.Limits(max_connections=None),
         )
+
+    def new_admin(self, key: str = "") -> httpx.Client:
+        """A client of all that LiteLLM has, as the operator reaches it; with the master key unless another is given."""
+        port = self.ports["gateway" if self.mode == "direct" else "admin"]
+        headers = {"Authorization": f"Bearer {key or self.key}"}
+        base = f"http://{LOOPBACK}:{port}"
+        return httpx.Client(base_url=base, headers=headers, trust_env=False, timeout=ANSWER_TIMEOUT_S)
 
     def ask(self, model: str, text: str = "", *, key: str | None = None, **fields: object) -> httpx.Response:
         """The answer to one chat request; without a text it opens a conversation of its own."""
@@ -403,7 +412,7 @@ def running(
         with Process(command(ports["fakes"], served), folder / "fakes.log"):
             wait_http(f"http://{LOOPBACK}:{ports['fakes']}/")
             farm = Farm(mode, folder, plan, ports, extras)
-            with _started(farm), farm.client, farm.fakes.client:
+            with _started(farm), farm.client, farm.admin, farm.fakes.client:
                 yield farm
     finally:
         shutil.rmtree(folder)

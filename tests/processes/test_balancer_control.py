@@ -35,8 +35,8 @@ models: {{tiny: {{source: tiny.gguf, kind: chat, context: 512, size_gib: 0.01}}}
 pools:
   solo: {{model: tiny, on: {{host: here}}, ports: {server}, engine: {{slots: 2}}, queue: {{depth: 2, timeout_s: 4}}}}
 gateway:
-  {{host: here, port: {port}, litellm_port: {behind}, balancer_port: {entry}, stats_port: {figures},
-    database: false, cache: false}}
+  {{host: here, port: {port}, admin_port: {admin}, litellm_port: {behind}, balancer_port: {entry},
+    stats_port: {figures}, database: false, cache: false}}
 """
 
 
@@ -60,7 +60,7 @@ Reload = Callable[[], None]
 
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[tuple[Balancer, Process]]:
-    ports = {name: free_port() for name in ("server", "port", "behind", "entry", "figures")}
+    ports = {name: free_port() for name in ("server", "port", "admin", "behind", "entry", "figures")}
     plan = build_plan(validate(parse(INVENTORY.format(**ports), "inventory.yaml")))
     write(render(plan), tmp_path)
     folder = tmp_path / "here"

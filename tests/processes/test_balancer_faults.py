@@ -89,7 +89,7 @@ class Pools:
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pools]:
     folder = tmp_path_factory.mktemp("faults")
     names = (*TRIO, *SOLO)
-    ports = {name: free_port() for name in (*names, "fakes", "port", "behind", "entry", "figures")}
+    ports = {name: free_port() for name in (*names, "fakes", "port", "admin", "behind", "entry", "figures")}
     node = {"engine": "openai", "model": "fake-model", "slots": 1, "health": "/health"}
     inventory = {
         "schema_version": 1,
@@ -101,7 +101,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pools]:
             "solo": {"on": [{"node": name} for name in SOLO]},
         },
         "gateway": {
-            "host": "here", "port": ports["port"], "litellm_port": ports["behind"],
+            "host": "here", "port": ports["port"], "admin_port": ports["admin"], "litellm_port": ports["behind"],
             "balancer_port": ports["entry"], "stats_port": ports["figures"],
             "queue": {"depth": 10, "timeout_s": 5}, "timeout_s": 12, "database": False, "cache": False,
         },

@@ -1,14 +1,18 @@
-"""The guarded entrance with the real HAProxy: TLS, renewal, CORS, paths, sizes, state; a fake is the gateway."""
+"""HAProxy's public frontends with the real HAProxy: TLS, keys, routes, sizes, CORS, state; a fake is the gateway."""
 
 from __future__ import annotations
 
 import socket
 import ssl
 import subprocess
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import httpx
 import pytest
@@ -18,6 +22,7 @@ from corral.load import validate
 from corral.output import write
 from corral.plan import build_plan
 from corral.render import render
+from corral.routes import MODEL_ROUTES
 from corral.yamlsource import parse
 from tests.needs import program
 from tests.processes.fakes import LOOPBACK, Fakes, command
@@ -27,8 +32,14 @@ pytestmark = [pytest.mark.needs("haproxy"), pytest.mark.xdist_group("entrance")]
 
 DEADLINE_S = 20.0
 ORIGIN = "https://chat.example.com"
+APP = "app://obsidian.md"
 MAX_KIB = 4
 PATH = "/v1/chat/completions"
+KEY = "sk-a-key-of-the-farm"
+WRONG_KEY = "sk-wrong"
+"""The fake gateway answers 401 to it."""
+STRANGER = "127.0.0.66"
+"""Another address of the loopback network, as a client's of somewhere else."""
 
 
 def make_certificate(path: Path, name: str) -> None:
@@ -42,14 +53,47 @@ def make_certificate(path: Path, name: str) -> None:
     ready.replace(path)
 
 
+class _Gateway(BaseHTTPRequestHandler):
+    """Stands for LiteLLM: keeps what arrives, and knows every key but one."""
+
+    protocol_version = "HTTP/1.1"
+    arrived: ClassVar[list[tuple[str, str, dict[str, str], int]]] = []
+    """Method, path with query, headers with names in lower case, bytes of the body."""
+
+    def _answer(self) -> None:
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        length = int(headers.get("content-length", "0"))
+        self.rfile.read(length)
+        self.arrived.append((self.command, self.path, headers, length))
+        is_known = WRONG_KEY not in headers.get("authorization", "")
+        text = b'{"ok":true}' if is_known else b'{"error":{"message":"not known here"}}'
+        self.send_response(200 if is_known else 401)
+        for name, value in (
+            ("content-type", "application/json"), ("content-length", str(len(text))), ("x-litellm-version", "1.2.3"),
+            ("x-litellm-model-api-base", "http://inside:8081"), ("x-litellm-call-id", "call-1"),
+            ("access-control-allow-origin", "*"),
+        ):  # fmt: skip
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(text)
+
+    do_GET = do_POST = _answer  # noqa: N815 - the names are the library's
+
+    def log_message(self, *_arguments: object) -> None:
+        pass
+
+
 @dataclass
 class Entrance:
     """What a test needs of it."""
 
     port: int
     certificate: Path
-    fakes: Fakes
     client: httpx.Client
+    """Comes in by the entrance, with a key."""
+    inside: httpx.Client
+    """Comes in by the gateway's own port, with a key."""
+    admin: httpx.Client
 
     def shown(self) -> str:
         """The certificate that a client is shown, as text."""
@@ -58,13 +102,27 @@ class Entrance:
         with socket.create_connection((LOOPBACK, self.port), DEADLINE_S) as link, context.wrap_socket(link) as tls:
             return ssl.DER_cert_to_PEM_cert(tls.getpeercert(binary_form=True) or b"")
 
+    def arrived(self) -> list[tuple[str, str, dict[str, str], int]]:
+        """What reached the gateway of requests, without those that only ask whether a key is known."""
+        return [item for item in _Gateway.arrived if item[:2] != ("GET", "/v1/models")]
+
+    def from_stranger(self, **given: object) -> httpx.Client:
+        """A client of the entrance from another address."""
+        transport = httpx.HTTPTransport(local_address=STRANGER, verify=ssl_context(self.certificate), http2=False)
+        return httpx.Client(base_url=self.client.base_url, transport=transport, timeout=DEADLINE_S, **given)  # type: ignore[arg-type]
+
+
+def ssl_context(certificate: Path) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=str(certificate))
+
 
 @pytest.fixture(scope="module")
-def entrance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Entrance]:
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Entrance]:
     folder = tmp_path_factory.mktemp("entrance")
     certificate = folder / "farm.pem"
     make_certificate(certificate, "farm.example.com")
-    ports = {name: free_port() for name in ("entrance", "node", "fakes", "door", "gateway", "balancer", "figures")}
+    names = ("entrance", "node", "fakes", "gateway", "admin", "litellm", "balancer", "figures")
+    ports = {name: free_port() for name in names}
     inventory = {
         "schema_version": 1,
         "name": "entrance",
@@ -74,10 +132,10 @@ def entrance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Entrance]:
         },
         "pools": {"chat": {"on": [{"node": "node-1"}]}},
         "gateway": {
-            "host": "here", "port": ports["door"], "litellm_port": ports["gateway"], "balancer_port": ports["balancer"],
-            "stats_port": ports["figures"], "database": False, "cache": False,
+            "host": "here", "port": ports["gateway"], "admin_port": ports["admin"], "litellm_port": ports["litellm"],
+            "balancer_port": ports["balancer"], "stats_port": ports["figures"], "database": False, "cache": False,
             "entrance": {
-                "port": ports["entrance"], "certificate": str(certificate), "origins": [ORIGIN],
+                "port": ports["entrance"], "certificate": str(certificate), "origins": [ORIGIN, APP],
                 "max_body_kib": MAX_KIB, "max_messages": 5, "max_tokens": 64,
             },
         },
@@ -86,19 +144,36 @@ def entrance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Entrance]:
     write(render(plan), folder)
     here = folder / "here"
     (here / "logs").mkdir()
-    haproxy: list[str | Path] = [program("haproxy"), "-W", "-db", "-f"]
-    served = [("gateway", ports["gateway"], 1), ("node-1", ports["node"], 1)]
-    with (
-        Process(command(ports["fakes"], served), folder / "fakes.log"),
-        Process([*haproxy, str(here / "haproxy" / "haproxy.cfg")], folder / "b.log", folder=here),
-        Process([*haproxy, str(here / "entrance" / "haproxy.cfg")], folder / "e.log", folder=here) as own,
-    ):
-        wait_http(f"http://{LOOPBACK}:{ports['fakes']}/")
-        base = f"https://{LOOPBACK}:{ports['entrance']}"
-        context = ssl.create_default_context(cafile=str(certificate))
-        with httpx.Client(base_url=base, verify=context, trust_env=False, timeout=DEADLINE_S) as client:
+    haproxy: list[str | Path] = [program("haproxy"), "-W", "-db", "-f", str(here / "haproxy" / "haproxy.cfg")]
+    served = [("node-1", ports["node"], 1)]
+    gateway = ThreadingHTTPServer((LOOPBACK, ports["litellm"]), _Gateway)
+    threading.Thread(target=gateway.serve_forever, daemon=True).start()
+    headers = {"Authorization": f"Bearer {KEY}"}
+    given = {"trust_env": False, "timeout": DEADLINE_S, "headers": headers}
+    try:
+        with (
+            Process(command(ports["fakes"], served), folder / "fakes.log"),
+            Process(haproxy, folder / "haproxy.log", folder=here) as own,
+            httpx.Client(
+                base_url=f"https://{LOOPBACK}:{ports['entrance']}", verify=ssl_context(certificate), **given
+            ) as client,  # type: ignore[arg-type]
+            httpx.Client(base_url=f"http://{LOOPBACK}:{ports['gateway']}", **given) as inside,  # type: ignore[arg-type]
+            httpx.Client(base_url=f"http://{LOOPBACK}:{ports['admin']}", **given) as admin,  # type: ignore[arg-type]
+        ):
+            wait_http(f"http://{LOOPBACK}:{ports['fakes']}/")
             wait_until(lambda: _answers(client), DEADLINE_S, f"the entrance: {own.output}")
-            yield Entrance(ports["entrance"], certificate, Fakes(ports["fakes"]), client)
+            Fakes(ports["fakes"]).reset()
+            yield Entrance(ports["entrance"], certificate, client, inside, admin)
+    finally:
+        gateway.shutdown()
+        gateway.server_close()
+
+
+@pytest.fixture
+def entrance(running: Entrance) -> Entrance:
+    """It, with nothing arrived at the gateway yet."""
+    _Gateway.arrived.clear()
+    return running
 
 
 def _answers(client: httpx.Client) -> bool:
@@ -113,47 +188,249 @@ def body(**fields: object) -> dict[str, object]:
 
 
 def test_requests_reach_the_gateway_with_the_limits_that_it_has_to_keep(entrance: Entrance) -> None:
-    entrance.fakes.reset()
-    forged = {"x-corral-guard": "messages=9999", "x-forwarded-for": "192.0.2.66"}
+    forged = {
+        "x-corral-guard": "messages=9999", "x-corral-consumer": "another", "x-forwarded-for": "192.0.2.66",
+        "x-litellm-num-retries": "50", "X-LiteLLM-Api-Key": "sk-another", "litellm-disable-message-redaction": "true",
+        "x-session-id": "talk-1", "x-corral-thinking": "show", "api-key": "sk-another", "x-api-key": "sk-another",
+    }  # fmt: skip
     assert entrance.client.post(PATH, json=body(), headers=forged).status_code == 200
-    [seen] = entrance.fakes.seen()["gateway"].headers
-    got = {name.lower(): value for name, value in seen.items()}
-    assert got["x-corral-guard"] == "messages=5 message_kib=32 tokens=64 choices=1"
+    [(_, path, got, _)] = entrance.arrived()
+    assert path == PATH
+    assert got["x-corral-guard"] == "messages=5 message_kib=1024 tokens=64 choices=1"
     assert got["x-forwarded-for"] == LOOPBACK
+    assert (got["x-litellm-session-id"], got["x-corral-thinking"]) == ("talk-1", "show")
+    assert got["authorization"] == f"Bearer {KEY}"
+    kept = {"x-session-id", "x-corral-guard", "x-forwarded-for", "x-litellm-session-id", "x-corral-thinking"}
+    assert [name for name in forged if name.lower() in got and name.lower() not in kept] == []
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/key/generate", "/ui", "/metrics/", "/health/readiness", "/v1", "/v1/%2e%2e/key/list"]
+    "path",
+    [
+        "/", "/key/generate", "/ui", "/ui/", "/metrics/", "/health/readiness", "/health/liveliness", "/v1",
+        "/openapi.json", "/redoc", "/docs", "/v1/%2e%2e/key/list", "/v1/chat/completions/",
+        "/v1/files", "/v1/batches", "/v1/vector_stores", "/v1/moderations", "/v1/responses/resp_1", "/v1/models/",
+        "/engines/chat/chat/completions", "/openai/deployments/chat/audio/speech", "/anthropic/v1/messages",
+        "/v1%2fchat/completions", "/V1/chat/completions", "/models/x/load", "/utils/token_counter",
+    ],
+)  # fmt: skip
+def test_nothing_but_the_listed_routes_is_let_through(entrance: Entrance, path: str) -> None:
+    for client in (entrance.client, entrance.inside):
+        assert client.get(path).status_code == 404
+        assert client.post(path, json=body()).status_code == 404
+    assert entrance.arrived() == []
+
+
+def test_every_route_has_one_spelling_behind_haproxy(entrance: Entrance) -> None:
+    for route in MODEL_ROUTES:
+        for path in {route, route.removeprefix("/v1")}:
+            assert entrance.inside.post(f"{path}?api-version=2024-10-21&user=x", json=body()).status_code == 200, path
+    azure = "/openai/deployments/secret/chat/completions?api-version=2024-10-21"
+    assert entrance.inside.post(azure, json=body(), headers={"api-key": KEY}).status_code == 200
+    assert {path for _, path, _, _ in entrance.arrived()} == set(MODEL_ROUTES)
+    named = entrance.inside.post(f"{PATH}?model=secret", json=body())
+    assert (named.status_code, "in the body" in named.json()["error"]["message"]) == (400, True)
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "GET"])
+def test_other_methods_end_in_haproxy(entrance: Entrance, method: str) -> None:
+    assert entrance.client.request(method, PATH).status_code == 405
+    assert entrance.arrived() == []
+
+
+def test_the_operators_port_has_everything(entrance: Entrance) -> None:
+    for path in ("/ui/", "/key/list?page=1", "/health/readiness"):
+        assert entrance.admin.get(path).status_code == 200
+    assert [path for _, path, _, _ in entrance.arrived()] == ["/ui/", "/key/list?page=1", "/health/readiness"]
+
+
+# --- credentials
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Authorization": "Basic YTpi"},
+        {"Authorization": "Bearer"},
+        {"Authorization": "Bearer sk-a b"},
+        {"x-api-key": "x"},
+    ],
 )
-def test_nothing_else_is_let_through(entrance: Entrance, path: str) -> None:
-    entrance.fakes.reset()
-    assert entrance.client.get(path).status_code == 404
-    assert entrance.fakes.seen()["gateway"].other_paths.keys() == set()
+def test_a_request_without_a_key_ends_in_haproxy(entrance: Entrance, headers: Mapping[str, str]) -> None:
+    with httpx.Client(base_url=entrance.client.base_url, verify=ssl_context(entrance.certificate)) as client:
+        for answer in (client.post(PATH, json=body(), headers=headers), client.get("/v1/models", headers=headers)):
+            assert (answer.status_code, answer.json()["error"]["type"]) == (401, "authentication_error")
+    assert _Gateway.arrived == []
+
+
+@pytest.mark.parametrize("header", ["Authorization", "x-api-key", "api-key"])
+def test_a_key_is_taken_from_the_headers_that_clients_have_for_it(entrance: Entrance, header: str) -> None:
+    with httpx.Client(base_url=entrance.client.base_url, verify=ssl_context(entrance.certificate)) as client:
+        value = f"bearer {KEY}" if header == "Authorization" else KEY
+        assert client.post(PATH, json=body(), headers={header: value}).status_code == 200
+    [(_, _, got, _)] = entrance.arrived()
+    assert got["authorization"] == f"Bearer {KEY}"
+    assert {"x-api-key", "api-key"}.isdisjoint(got)
+
+
+def test_a_wrong_key_sends_nothing_to_the_gateway_and_is_soon_refused_unasked(entrance: Entrance) -> None:
+    """The gateway is asked once for each try, without the body; from the 21st on it is not asked at all."""
+    with entrance.from_stranger(headers={"Authorization": f"Bearer {WRONG_KEY}"}) as stranger:
+        answers = [stranger.post(PATH, json=body()) for _ in range(25)]
+        assert answers[0].json() == {"error": {"message": "not known here"}}
+        codes = [answer.status_code for answer in answers]
+        assert codes == [401] * 21 + [429] * 4
+        assert answers[-1].headers["retry-after"] == "60"
+        assert entrance.arrived() == []
+        assert len(_Gateway.arrived) == 21
+        known = stranger.post(PATH, json=body(), headers={"Authorization": f"Bearer {KEY}"})
+        assert known.status_code == 200, "a key that is known still works from that address"
+    assert entrance.client.post(PATH, json=body()).status_code == 200
+
+
+# --- sizes
 
 
 def test_what_is_too_big_is_refused_before_the_gateway_sees_it(entrance: Entrance) -> None:
-    entrance.fakes.reset()
     big = entrance.client.post(PATH, json=body(padding="x" * MAX_KIB * 1024))
     assert (big.status_code, "KiB" in big.json()["error"]["message"]) == (413, True)
     unsaid = entrance.client.post(PATH, content=iter([b"{}"]))
     assert unsaid.status_code == 411
-    assert entrance.fakes.seen()["gateway"].arrivals == 0
+    assert entrance.arrived() == []
 
 
-def test_pages_of_listed_origins_may_call_and_others_may_not(entrance: Entrance) -> None:
-    wanted = {"origin": ORIGIN, "access-control-request-method": "POST"}
+@pytest.mark.parametrize(
+    "head",
+    [
+        "POST /v1/chat/completions HTTP/1.1\r\nContent-Length: 2147483648",
+        "POST /v1/chat/completions HTTP/1.1\r\nContent-Length: 4294967305",
+        "POST /v1/chat/completions HTTP/1.1\r\nContent-Length: 18446744073709551625",
+        "GET /v1/models HTTP/1.1\r\nContent-Length: 2147483648",
+        "GET /v1/models HTTP/1.1\r\nContent-Length: 900000000",
+        "GET /v1/models HTTP/1.1\r\nContent-Length: 100",
+        "GET /v1/models HTTP/1.1\r\nTransfer-Encoding: chunked",
+        "PUT /v1/chat/completions HTTP/1.1\r\nTransfer-Encoding: chunked",
+        "POST /v1/chat/completions HTTP/1.1\r\nTransfer-Encoding: chunked",
+        "GET /health HTTP/1.1\r\nTransfer-Encoding: chunked",
+    ],
+)
+def test_no_framing_carries_a_body_past_the_limit(entrance: Entrance, head: str) -> None:
+    """Refused by the head alone, or after 2 s: before that, no byte of it is passed on."""
+    request = f"{head}\r\nHost: farm\r\nAuthorization: Bearer {KEY}\r\n\r\n"
+    with socket.create_connection((LOOPBACK, entrance.inside.base_url.port or 0), DEADLINE_S) as link:
+        link.sendall(request.encode() + b"64\r\n" + b"x" * 100)
+        status = link.recv(4096).split(b" ")[1]
+    assert status in {b"400", b"405", b"408", b"411", b"413"}
+    assert entrance.arrived() == []
+
+
+def test_http2_carries_no_body_without_its_length(entrance: Entrance) -> None:
+    """GET and POST over HTTP/2 with a body of unsaid length, by curl."""
+    url = f"https://{LOOPBACK}:{entrance.port}/v1/models"
+    for arguments in (
+        ["-X", "GET", "-T", "-"],
+        ["-X", "POST", "-T", "-"],
+        ["-X", "GET", "-T", "-", "-H", "content-length:"],
+    ):
+        words = [
+            "curl",
+            "-sk",
+            "--http2",
+            "-o",
+            "/dev/null",
+            "-w",
+            "%{http_code}",
+            "-H",
+            f"Authorization: Bearer {KEY}",
+        ]
+        done = subprocess.run(
+            [*words, *arguments, url], input=b"x" * 200_000, capture_output=True, timeout=60, check=False
+        )
+        assert done.stdout.decode() in {"000", "400", "405", "411", "413"}, arguments  # 000: the stream was reset
+    assert entrance.arrived() == []
+
+
+def test_half_a_head_and_half_a_body_end_within_seconds(entrance: Entrance) -> None:
+    """A stranger's stalled request is refused or ended; the client's timeout here is the bound that is tested."""
+    key = f"Authorization: Bearer {KEY}\r\n"
+    starts = {
+        "half a head": "POST /v1/chat/completions HTTP/1.1\r\nHost: farm\r\n",
+        "no key, no body yet": "POST /v1/chat/completions HTTP/1.1\r\nHost: farm\r\nContent-Length: 3000\r\n\r\n",
+        "a key, half a body": f"POST {PATH} HTTP/1.1\r\nHost: farm\r\n{key}Content-Length: 3000\r\n\r\n{{",
+    }
+    for name, start in starts.items():
+        with socket.create_connection((LOOPBACK, entrance.inside.base_url.port or 0), DEADLINE_S) as link:
+            link.sendall(start.encode())
+            status = link.recv(4096).split(b" ")[1]
+            assert status in {b"401", b"408"}, name
+    assert entrance.arrived() == []
+
+
+def test_one_address_cannot_hold_all_connections(entrance: Entrance) -> None:
+    links: list[socket.socket] = []
+    try:
+        for _ in range(600):
+            with suppress(ConnectionResetError):
+                links.append(socket.create_connection((LOOPBACK, entrance.port), DEADLINE_S, (STRANGER, 0)))
+        time.sleep(0.5)
+        held = sum(_is_open(link) for link in links)
+        assert held <= 257
+        assert entrance.client.post(PATH, json=body()).status_code == 200
+    finally:
+        for link in links:
+            link.close()
+
+
+def _is_open(link: socket.socket) -> bool:
+    link.settimeout(0)
+    try:
+        return link.recv(1) != b""
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+
+
+# --- pages, state, answers
+
+
+@pytest.mark.parametrize("origin", [ORIGIN, APP])
+def test_pages_of_listed_origins_may_call(entrance: Entrance, origin: str) -> None:
+    names = "authorization,content-type,x-stainless-os,x-stainless-retry-count,anthropic-version"
+    wanted = {
+        "origin": origin, "access-control-request-method": "POST", "access-control-request-headers": names,
+        "access-control-request-private-network": "true",
+    }  # fmt: skip
     asked = entrance.client.options(PATH, headers=wanted)
-    assert (asked.status_code, asked.headers["access-control-allow-origin"]) == (204, ORIGIN)
-    answered = entrance.client.post(PATH, json=body(), headers={"origin": ORIGIN})
-    assert answered.headers.get_list("access-control-allow-origin") == [ORIGIN]
+    assert (asked.status_code, asked.headers["access-control-allow-origin"]) == (204, origin)
+    assert asked.headers["access-control-allow-headers"] == names
+    assert asked.headers["access-control-allow-private-network"] == "true"
+    for path, expected in ((PATH, 200), ("/v1/nothing", 404)):
+        answered = entrance.client.post(path, json=body(), headers={"origin": origin})
+        assert answered.status_code == expected
+        assert answered.headers.get_list("access-control-allow-origin") == [origin]
+        assert "Retry-After" in answered.headers["access-control-expose-headers"]
+
+
+def test_pages_of_other_origins_may_not(entrance: Entrance) -> None:
     stranger = {"origin": "https://example.net", "access-control-request-method": "POST"}
     assert entrance.client.options(PATH, headers=stranger).status_code == 403
     answered = entrance.client.post(PATH, json=body(), headers={"origin": "https://example.net"})
     assert "access-control-allow-origin" not in answered.headers
+    assert entrance.inside.options(PATH, headers=stranger).status_code == 204
 
 
-def test_the_farms_state_is_open_to_all_and_names_no_address(entrance: Entrance) -> None:
-    state = entrance.client.get("/health")
+def test_answers_name_no_address_and_no_version(entrance: Entrance) -> None:
+    for client in (entrance.client, entrance.inside):
+        headers = client.post(PATH, json=body()).headers
+        assert [name for name in headers if name.startswith("x-litellm-")] == ["x-litellm-call-id"]
+
+
+def test_the_farms_state_is_one_word_outside_and_names_no_address_inside(entrance: Entrance) -> None:
+    with httpx.Client(base_url=entrance.client.base_url, verify=ssl_context(entrance.certificate)) as client:
+        assert client.get("/health").json() == {"status": "ok"}
+    state = entrance.inside.get("/health")
     assert state.json()["nodes"][0]["name"] == "node-1"
     assert LOOPBACK not in state.text
 

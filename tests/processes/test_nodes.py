@@ -96,7 +96,7 @@ def inventory_of(ports: dict[str, int]) -> dict[str, Any]:
         "model": "tiny-rank", "on": {"host": HOST}, "ports": ports["rank"], "engine": {"threads": 1},
     }  # fmt: skip
     site["gateway"] |= {
-        "host": HOST, "port": ports["gateway"], "litellm_port": ports["litellm"],
+        "host": HOST, "port": ports["gateway"], "admin_port": ports["admin"], "litellm_port": ports["litellm"],
         "balancer_port": ports["balancer"], "stats_port": ports["stats"],
     }  # fmt: skip
     return site

@@ -88,7 +88,8 @@ def routing_inventory(mode: Mode, ports: dict[str, int], extras: Extras) -> dict
         },
         "gateway": {
             "host": HOST, "port": ports["gateway"], "balancing": mode, "timeout_s": 40,
-            "litellm_port": ports["litellm"], "balancer_port": ports["balancer"], "stats_port": ports["stats"],
+            "admin_port": ports["admin"], "litellm_port": ports["litellm"],
+            "balancer_port": ports["balancer"], "stats_port": ports["stats"],
             "database": extras.has_database, "database_port": ports["database"],
             "cache": extras.has_cache, "cache_port": ports["cache"],
             "auto": {
@@ -392,7 +393,7 @@ def test_a_request_that_is_too_long_for_all_is_the_clients_error(farm: Farm, poo
 
 
 def new_key(farm: Farm, *models: str) -> str:
-    answer = farm.client.post("/key/generate", json={"models": models}).raise_for_status()
+    answer = farm.admin.post("/key/generate", json={"models": models}).raise_for_status()
     return str(answer.json()["key"])
 
 

@@ -12,7 +12,7 @@ from corral.components.litellm import MASTER_KEY
 from corral.contributions import Backend, Endpoint
 from corral.errors import CorralError, UsageError, did_you_mean
 from corral.inventory import Objective
-from corral.ops.gateway import gateway_address, is_out_of_reach
+from corral.ops.gateway import client_address, is_out_of_reach
 from corral.plan import Plan
 from corral.secrets import ENV_FILE, read_env
 from corral.site import bracketed
@@ -111,7 +111,7 @@ def usual_long_share(plan: Plan, pool: str) -> float:
 def _places(target: Target, pool: str, environment: dict[str, str]) -> list[dict[str, Any]]:
     if not target.is_direct and not target.replica:
         environment[KEY] = _gateway_key(target)
-        return [_place("gateway", f"{gateway_address(target.plan)}/v1", pool, slots_of(target.plan, pool), KEY)]
+        return [_place("gateway", f"{client_address(target.plan)}/v1", pool, slots_of(target.plan, pool), KEY)]
     backends = backends_of(target.plan, pool)
     if target.replica:
         backends = [backend for backend in backends if backend.name == target.replica]

@@ -10,12 +10,14 @@ from typing import Any
 import httpx
 
 from corral.aliases import routed_names
+from corral.components.haproxy import gateway_publish_address
 from corral.components.litellm import MASTER_KEY
 from corral.contributions import Backend
 from corral.errors import CorralError
 from corral.ops.doctor.checks import Case, Finding, check
 from corral.ops.doctor.reasons import Reason
 from corral.ops.doctor.services import reason
+from corral.ops.gateway import client_address
 from corral.ops.observed import balancer
 from corral.secrets import ENV_FILE, read_env
 from corral.site import bracketed
@@ -41,13 +43,12 @@ CHECK_WORDS = {
 
 def gateway_url(case: Case) -> str:
     """Where clients find the gateway."""
-    gateway = case.plan.inventory.gateway
-    return f"http://{bracketed(case.plan.site.host(gateway.host).address)}:{gateway.port}"
+    return client_address(case.plan)
 
 
 def _is_out_of_reach(case: Case) -> bool:
     """Whether the gateway listens on a far host's loopback address, where only that host reaches it."""
-    return case.host.ssh is not None and ipaddress.ip_address(case.plan.site.host(case.name).address).is_loopback
+    return case.host.ssh is not None and ipaddress.ip_address(gateway_publish_address(case.plan.site)).is_loopback
 
 
 def _key(case: Case) -> str:
@@ -67,15 +68,15 @@ def gateway_answers(case: Case) -> Iterator[Finding]:
     if _is_out_of_reach(case) or _why_balancer_is_gone(case) is not None:  # then `balancer-answers` says it
         return
     try:
-        with _client(case) as client:
-            code = client.get("/health/liveliness").status_code
+        with _client(case, _key(case)) as client:
+            code = client.get("/v1/models").status_code
     except httpx.HTTPError as error:
         yield _no_gateway(case, f"does not answer: {_words(error)}")
         return
     if code in NOBODY_BEHIND_THE_DOOR:
         yield _no_gateway(case, "does not answer")
-    elif code != OK:
-        yield _no_gateway(case, f"answers {code} to /health/liveliness")
+    elif code not in (OK, UNAUTHORIZED, FORBIDDEN):  # `key-accepted` says the latter
+        yield _no_gateway(case, f"answers {code} to /v1/models")
 
 
 def _why_balancer_is_gone(case: Case) -> Reason | None:

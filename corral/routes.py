@@ -1,0 +1,31 @@
+"""What clients may call: one list for HAProxy, keys and tests. All else is 404 in HAProxy and 403 for a key."""
+
+from __future__ import annotations
+
+MODEL_ROUTES = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/images/generations",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/v1/rerank",
+    "/v1/responses",
+    "/v2/rerank",
+)
+"""POST: routes that take a model."""
+READ_ROUTES = ("/v1/models", "/key/info")
+"""GET: the models of a key, and what is left of its limits and budget."""
+AZURE_PREFIX = "/openai/deployments/"
+"""Azure's spelling, `<prefix><name>/chat/completions`; HAProxy turns it into the route under `/v1`."""
+METRICS_ROUTES = ("/metrics", "/metrics/")
+"""What Prometheus' own key opens, on LiteLLM's own port only."""
+
+
+def with_short_forms(routes: tuple[str, ...]) -> tuple[str, ...]:
+    """The routes, and those under `/v1` without it, as some clients have them."""
+    return tuple(dict.fromkeys(form for route in routes for form in (route, route.removeprefix("/v1"))))
+
+
+CONSUMER_ROUTES = with_short_forms((*MODEL_ROUTES, *READ_ROUTES))
+"""What a consumer's key may call (LiteLLM's `allowed_routes`)."""
