@@ -205,8 +205,9 @@ class Balancer:
 
 
 def balancer_of(plan: Plan, out: Path) -> Balancer | None:
-    """The plan's balancer, running or not; None when the plan has none."""
-    if not any(service.component == haproxy.COMPONENT for service in plan.contributions.services):
+    """The plan's balancer, running or not; None when the plan has none, or only HAProxy's frontends for clients."""
+    has_haproxy = any(service.component == haproxy.COMPONENT for service in plan.contributions.services)
+    if not has_haproxy or plan.inventory.gateway.balancing == "direct":
         return None
     return Balancer(plan, ComposeHost(plan, plan.inventory.gateway.host, out))
 

@@ -206,7 +206,7 @@ def observe_all(hosts: Iterable[ComposeHost]) -> list[Observed]:
 def balancer(plan: Plan) -> tuple[str, str, int] | None:
     """Host, container and port of the balancer's figures; None without a balancer."""
     target = next((item for item in plan.contributions.targets if item.job == "haproxy"), None)
-    if target is None:
+    if target is None or plan.inventory.gateway.balancing == "direct":
         return None
     place = target.endpoint
     return place.host, container_name(plan, place.host, place.service), place.port

@@ -165,7 +165,7 @@ def _is_here(run: Run, balancer: Balancer) -> bool:
 
 def _is_reloadable(run: Run, found: Found) -> bool:
     """Whether a changed service is the balancer with nothing but another configuration."""
-    if found.service.component != haproxy.COMPONENT or not is_well(found.state):
+    if found.service.component != haproxy.COMPONENT or not is_well(found.state) or _balancer(run) is None:
         return False
     seen = run.seen[found.service.host]
     image = (found.container or {}).get("Image", "")

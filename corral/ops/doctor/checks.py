@@ -13,7 +13,7 @@ from corral.ops.hosts import ComposeHost
 from corral.ops.observed import Observed, Server
 from corral.plan import Plan
 
-AREAS = ("engine", "machine", "gpus", "files", "services", "path")
+AREAS = ("engine", "machine", "gpus", "files", "services", "path", "exposure")
 """In the order in which they are asked and shown; a module for each."""
 REACHABLE = "host-reachable"
 """Id of the check that everything else rests on."""
