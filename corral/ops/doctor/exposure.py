@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterator
 
+from corral.inventory import ConsumerLimits
 from corral.ops.doctor.checks import Case, Finding, check
 
 EVERYWHERE = ("0.0.0.0", "::", "")  # noqa: S104 - what the engine calls all addresses
@@ -34,8 +35,8 @@ def ports_exposed(case: Case) -> Iterator[Finding]:
     for container in case.seen.containers:
         for address, port in container.published:
             if port != entrance.port and address in (public, *EVERYWHERE) and container.is_running:
-                words = f"{container.name}: port {port} is open on {address or public}; the host's firewall does not close it"
-                yield Finding(words, level="warning")
+                where = f"{container.name}: port {port} is open on {address or public}"
+                yield Finding(f"{where}; the host's firewall does not close it", level="warning")
 
 
 @check("consumers-bounded", "exposure", "set limits: {parallel: …} and pools: […] for the consumer")
@@ -44,9 +45,7 @@ def consumers_bounded(case: Case) -> Iterator[Finding]:
     if not _is_exposed(case):
         return
     consumers = case.plan.inventory.consumers
-    free = [
-        name for name, item in consumers.items() if not (item.limits.parallel or item.limits.rpm or item.limits.tpm)
-    ]
+    free = [name for name, item in consumers.items() if item.limits == ConsumerLimits()]
     if free:
         yield Finding(f"keys without a limit: {', '.join(free)}", level="warning")
     open_to_all = [name for name, item in consumers.items() if item.pools is None]
