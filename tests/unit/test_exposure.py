@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from corral.load import validate
-from corral.ops.doctor.checks import Case, checks, findings
+from corral.ops.doctor.checks import Case, checks
 from corral.ops.doctor.facts import Facts
 from corral.ops.hosts import ComposeHost
 from corral.ops.observed import Container, Observed
@@ -37,7 +37,8 @@ def found(tmp_path: Path, more: str, *published: tuple[str, int]) -> set[str]:
     plan = build_plan(validate(parse(INVENTORY + more, "inventory.yaml")))
     seen = Container("1", "box-haproxy", "open-box", "haproxy", "haproxy", "running", published=(*PORTS, *published))
     case = Case(ComposeHost(plan, "box", tmp_path), Facts(), Observed("box", containers=(seen,)))
-    return {check.id for check, _ in findings(case) if check.area == "exposure"}
+    asked = [item for item in checks() if item.area == "exposure" and all(map(case.has, item.needs))]
+    return {item.id for item in asked if any(item.find(case))}
 
 
 def test_what_is_missing_before_strangers_may_come_is_named(tmp_path: Path) -> None:
