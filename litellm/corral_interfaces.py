@@ -1,4 +1,4 @@
-"""The LiteLLM callback that mends what LiteLLM's translation of other interfaces into chat requests gets wrong.
+"""The LiteLLM callback that mends what LiteLLM gets wrong when it translates between interfaces.
 
 LiteLLM loads this file from beside its `config.yaml`, on every site:
 
@@ -72,7 +72,7 @@ class CorralInterfaces(CustomLogger):
 def refuse_state(data: Mapping[str, Any]) -> None:
     """Raises Refusal where a request names a response, an item of one, a conversation or a prompt kept before."""
     for name, code in STATE.items():
-        if data.get(name) is not None:
+        if data.get(name):
             raise Refusal(f"`{name}` is not supported. {REMEDY}", code, name)
     items = data.get("input")
     for index, item in enumerate(items if isinstance(items, list) else []):

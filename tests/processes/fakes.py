@@ -165,8 +165,8 @@ class Fake:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         if calls := _calls(body):
-            await self._send(response, {"role": "assistant", "tool_calls": calls}, None)
-        stamps = STAMPS.search(json.dumps(body.get("messages")))
+            await response.write(self._chunk(body, {"role": "assistant", "tool_calls": calls}, None))
+        stamps = STAMPS.search(json.dumps(body))
         count, gap_s = (int(stamps[1]), int(stamps[2]) / 1000) if stamps else (PIECES, self.service_s / PIECES)
         for number in range(0 if calls else count):
             if number == PIECES_BEFORE_BREAK and manner == "break":
@@ -174,17 +174,20 @@ class Fake:
             if number == PIECES_BEFORE_BREAK and manner == "hold":
                 await self._released.wait()
             text = f"{time.monotonic():.6f} " if stamps else f"piece{number} "
-            await self._send(response, {"role": "assistant", "content": text}, None)
+            await response.write(self._chunk(body, {"role": "assistant", "content": text}, None))
             await asyncio.sleep(gap_s)
-        await self._send(response, {}, "tool_calls" if calls else "stop")
+        await response.write(self._chunk(body, {}, "tool_calls" if calls else "stop"))
         await response.write(b"data: [DONE]\n\n")
         await response.write_eof()
         return response
 
-    async def _send(self, response: web.StreamResponse, delta: dict[str, Any], finish: str | None) -> None:
-        choice = {"index": 0, "delta": delta, "finish_reason": finish}
-        chunk = self._head("chat.completion.chunk") | {"choices": [choice]}
-        await response.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
+    def _chunk(self, body: dict[str, Any], delta: dict[str, Any], finish: str | None) -> bytes:
+        """One event of a stream, of a chat or of a legacy completion."""
+        kind, said = "chat.completion.chunk", {"delta": delta}
+        if "prompt" in body:
+            kind, said = "text_completion", {"text": delta.get("content", "")}
+        chunk = self._head(kind) | {"choices": [{"index": 0, "finish_reason": finish, **said}]}
+        return b"data: " + json.dumps(chunk).encode() + b"\n\n"
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": f"fake-{self.name}", "created": 1, "model": self.name, "object": kind}
