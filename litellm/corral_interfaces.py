@@ -4,7 +4,8 @@ LiteLLM loads this file from beside its `config.yaml`, on every site:
 
 - `/v1/responses`: a request that needs an answer of before is refused. The gateway keeps none, and LiteLLM would send
   the rest of the request without a word about it.
-- `/v1/messages`: a thought that no server signed has an empty signature, as in streams, where LiteLLM writes null.
+- `/v1/messages`: a plain answer has thoughts only if the request asks for them, and those that no server signed have an
+  empty signature, as in streams, where LiteLLM writes null.
 - `/v1/completions`: every piece of a stream has its `text`, which LiteLLM leaves out of the last ones.
 """
 # ruff: noqa: ARG002 - the hooks' parameters are LiteLLM's, which passes them by name
@@ -58,7 +59,7 @@ class CorralInterfaces(CustomLogger):
     ) -> None:
         """Fills what is missing in a plain answer."""
         if isinstance(response, dict):
-            _sign_thoughts(response)
+            _mend_thoughts(response, data.get("thinking"))
         else:
             _fill_texts(response)
 
@@ -89,11 +90,15 @@ def _is_reference(item: object) -> bool:
     return kind == "item_reference" or (kind is None and "id" in item and "role" not in item)
 
 
-def _sign_thoughts(answer: Mapping[str, Any]) -> None:
-    """Clients require a text here, and send it back as it is."""
-    for block in answer.get("content") or []:
-        if isinstance(block, dict) and block.get("type") == "thinking" and block.get("signature") is None:
-            block["signature"] = ""
+def _mend_thoughts(answer: dict[str, Any], wish: object) -> None:
+    """Takes out thoughts that nobody asked for; signs the others, since clients require a text there."""
+    is_asked = isinstance(wish, Mapping) and wish.get("type") != "disabled"
+    blocks = answer.get("content") or []
+    thoughts = [block for block in blocks if isinstance(block, dict) and block.get("type") == "thinking"]
+    if thoughts and not is_asked:
+        answer["content"] = [block for block in blocks if block not in thoughts]
+    for block in thoughts:
+        block["signature"] = block.get("signature") or ""
 
 
 async def _filled(response: AsyncIterator[Any]) -> AsyncIterator[Any]:

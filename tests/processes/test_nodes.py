@@ -5,6 +5,7 @@ The site is inventories/neural-farm.yaml with other addresses, and a few nodes m
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import sys
@@ -321,13 +322,16 @@ def test_thinking_is_turned_off_where_the_server_can(farm: Nodes, pool: str) -> 
 def test_other_interfaces_hide_thoughts_too(farm: Nodes) -> None:
     for pieces in ([f"{THOUGHT}4 <"], list(f"{THOUGHT}4 <")):
         plain, streamed = said(farm, "studio", order(pieces))
+        assert "think>" not in json.dumps(plain)
         assert [block["text"] for block in plain["content"]] == ["4 <"]
         assert (plain["stop_reason"], plain["usage"]["output_tokens"]) == ("end_turn", 3)
         assert "".join(texts_of(streamed)) == "4 <"
         assert "think" not in streamed
         body = {"model": "studio", "input": order(pieces)}
         plain = farm.client.post("/v1/responses", json=body).raise_for_status().json()
-        assert [part["text"] for item in plain["output"] for part in item["content"]] == ["2 and 2", "4 <"]
+        assert "think>" not in json.dumps(plain)
+        said_items = [item for item in plain["output"] if item["type"] == "message"]
+        assert [part["text"] for item in said_items for part in item["content"]] == ["4 <"]
         streamed = farm.client.post("/v1/responses", json=body | {"stream": True}).raise_for_status().text
         assert "think>" not in streamed
         assert "".join(re.findall(r'"response.output_text.delta".*"delta":"([^"]*)"', streamed)) == "4 <"
@@ -351,6 +355,8 @@ def test_a_separate_thought_has_a_signature_that_clients_accept(farm: Nodes) -> 
     assert text["text"] == "4"
     assert "two and two" in streamed
     assert '"signature": null' not in streamed
+    unasked, _ = said(farm, "studio", order(["4"], think=["two and two"]))
+    assert unasked["content"] == [text]
 
 
 THINKING = {"type": "enabled", "budget_tokens": 1024}
@@ -365,7 +371,7 @@ def said(farm: Nodes, pool: str, text: str, **fields: Any) -> tuple[dict[str, An
 
 def texts_of(events: str) -> list[str]:
     """The texts of Anthropic's events."""
-    data = [yaml.safe_load(line.removeprefix("data: ")) for line in events.splitlines() if line.startswith("data: {")]
+    data = [json.loads(line.removeprefix("data: ")) for line in events.splitlines() if line.startswith("data: {")]
     return [event["delta"]["text"] for event in data if event.get("delta", {}).get("type") == "text_delta"]
 
 
