@@ -63,7 +63,7 @@ class Arrival(NamedTuple):
     """How late the first was."""
     late_ms: float
     """How late the others were, 95th percentile."""
-    together: int
+    together: float
     """Tokens that came with another."""
 
 
