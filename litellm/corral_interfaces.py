@@ -91,7 +91,7 @@ def _is_reference(item: object) -> bool:
 
 
 def _mend_thoughts(answer: dict[str, Any], wish: object) -> None:
-    """Takes out thoughts that nobody asked for; signs the others, since clients require a text there."""
+    """Takes thoughts out of an answer whose request has no `thinking`; signs the others, as clients require it."""
     is_asked = isinstance(wish, Mapping) and wish.get("type") != "disabled"
     blocks = answer.get("content") or []
     thoughts = [block for block in blocks if isinstance(block, dict) and block.get("type") == "thinking"]
