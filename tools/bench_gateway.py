@@ -17,6 +17,7 @@ import json
 import os
 import platform
 import random
+import re
 import shutil
 import socket
 import statistics
@@ -30,6 +31,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import yaml
@@ -63,11 +65,17 @@ OK, TOO_MANY = 200, 429
 NEVER_MS = 1e9
 """Stands for the time until a refusal where nobody was refused: the machine was too slow to overload anything."""
 ANSWER_LIMIT_S = 120
+TOKENS = 24
+TOKEN_GAP_S = 0.03
+STAMP = re.compile(rb'"(?:content|text|delta)": ?"(\d+\.\d+) ')
+"""A token whose text is the time at which the replica wrote it."""
 SEED = 20_261_120
 
 TARGETS: dict[str, tuple[str, float]] = {
     "overhead_ratio": ("<=", 1.02),
     "throughput_ratio": (">=", 1.0),
+    "stream_late_ms": ("<=", 10.0),
+    "stream_reads": (">=", 20),
     "saturation_efficiency": (">=", 0.99),
     "wait_mean_ratio": ("<=", 1.2),
     "wait_p95_ratio": ("<=", 1.05),
@@ -80,6 +88,8 @@ TARGETS: dict[str, tuple[str, float]] = {
 MEANING = {
     "overhead_ratio": "median latency of one request after the other, ours to plain LiteLLM",
     "throughput_ratio": "requests a second of 16 clients, ours to plain LiteLLM",
+    "stream_late_ms": "95th percentile of how late a token is, ours above plain LiteLLM",
+    "stream_reads": f"pieces in which {TOKENS} tokens arrive that are written {1000 * TOKEN_GAP_S:.0f} ms apart",
     "saturation_efficiency": "answers a second of a full pool, to slots divided by service time",
     "wait_mean_ratio": "mean wait at 0.8 of capacity, to a queue that all slots share and that costs nothing",
     "wait_p95_ratio": "95th percentile of the wait, to the same; answers take 2 s, as a language model's short ones do",
@@ -121,9 +131,11 @@ class Fake:
     in_flight: int = 0
     most_in_flight: int = 0
 
-    async def infer(self, request: web.Request) -> web.Response:
-        """Answers after the `service_s` of the request's body."""
+    async def infer(self, request: web.Request) -> web.StreamResponse:
+        """Answers after the `service_s` of the request's body, or for so long with tokens."""
         body = await request.json()
+        if body.get("stream"):
+            return await _stamps(request, body["service_s"])
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
@@ -141,6 +153,20 @@ class Fake:
                 "usage": {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6},
             }
         )
+
+
+async def _stamps(request: web.Request, service_s: float) -> web.StreamResponse:
+    """Streams tokens at a steady pace, each with the time at which it is written."""
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+    await response.prepare(request)
+    head = {"id": "stamps", "object": "chat.completion.chunk", "created": 1, "model": "fake"}
+    for number in range(TOKENS + 1):
+        delta = {"role": "assistant", "content": f"{time.monotonic():.6f} "} if number < TOKENS else {}
+        choice = {"index": 0, "delta": delta, "finish_reason": None if delta else "stop"}
+        await response.write(b"data: " + json.dumps(head | {"choices": [choice]}).encode() + b"\n\n")
+        await asyncio.sleep(service_s / TOKENS if delta else 0)
+    await response.write(b"data: [DONE]\n\n")
+    return response
 
 
 def serve(words: Sequence[str]) -> None:
@@ -399,8 +425,7 @@ async def ask(
     session_name: str = "",
 ) -> Answer:
     """One request that opens a conversation of its own, unless it has a text."""
-    messages = [{"role": "user", "content": text or f"question {next(_numbers)}"}]
-    body: dict[str, Any] = {"model": pool, "messages": messages}
+    body: dict[str, Any] = {"model": pool, "messages": _question(text)}
     if service_s:
         body["service_s"] = service_s
     headers = {"Authorization": f"Bearer {stack.key}"}
@@ -436,6 +461,58 @@ async def closed_loop(stack: Stack, pool: str, clients: int, seconds: float, ser
     async with client() as session:
         await asyncio.gather(*(go_on(session) for _ in range(clients)))
     return answers
+
+
+@dataclass(frozen=True)
+class Stream:
+    """How the tokens of one streamed answer arrived."""
+
+    first_ms: float
+    """From the request to the first token."""
+    late_ms: list[float]
+    """Of each token, from its writing to its arrival."""
+    reads: int
+    """In how many pieces the tokens came; all at once is one."""
+
+
+async def stream(stack: Stack, pool: str, path: str, **fields: object) -> Stream:
+    """How tokens with stamps arrive; ValueError where none do."""
+    arrivals: dict[bytes, float] = {}
+    begin, seen = time.monotonic(), b""
+    async for moment, piece in pieces(stack, pool, path, **fields):
+        seen += piece
+        arrivals = dict.fromkeys(STAMP.findall(seen), moment) | arrivals
+    if not arrivals:
+        raise ValueError(f"{stack.name} streamed no tokens: {seen[-300:]!r}")
+    late_ms = [1000 * (moment - float(stamp)) for stamp, moment in arrivals.items()]
+    return Stream(1000 * (min(arrivals.values()) - begin), late_ms, len(set(arrivals.values())))
+
+
+async def pieces(stack: Stack, pool: str, path: str, **fields: object) -> AsyncIterator[tuple[float, bytes]]:
+    """A streamed answer as it comes in, and when: from the connection itself, since libraries put pieces together."""
+    url = urlsplit(stack.urls[pool] + path)
+    body = json.dumps({"model": pool, "stream": True, **fields})
+    lines = [
+        f"POST {url.path} HTTP/1.1", f"Host: {url.netloc}", f"Authorization: Bearer {stack.key}",
+        "Content-Type: application/json", f"Content-Length: {len(body)}", "Connection: close",
+    ]  # fmt: skip
+    reader, writer = await asyncio.open_connection(url.hostname, url.port)
+    writer.write("\r\n".join([*lines, "", body]).encode())
+    while data := await reader.read(1 << 16):
+        yield time.monotonic(), data
+    writer.close()
+
+
+async def streaming(stack: Stack) -> dict[str, float]:
+    """Figures of one streamed answer."""
+    found = await stream(stack, "wide", "/v1/chat/completions", messages=_question(), service_s=TOKENS * TOKEN_GAP_S)
+    late_ms = percentile(found.late_ms, 95)
+    return {"stream_first_ms": found.first_ms, "stream_late_p95_ms": late_ms, "stream_reads": found.reads}
+
+
+def _question(text: str = "") -> list[dict[str, str]]:
+    """Messages of a conversation of its own, unless it has a text."""
+    return [{"role": "user", "content": text or f"question {next(_numbers)}"}]
 
 
 async def throughput(stack: Stack, seconds: float) -> float:
@@ -591,7 +668,9 @@ async def run(
         for stack in found if number % 2 == 0 else found[::-1]:
             samples[stack.name, "sequential_ms"].append(await sequential_ms(stack, lengths.sequential))
             samples[stack.name, "requests_per_s"].append(await throughput(stack, lengths.throughput_s))
-        tell(f"round {number + 1} of {lengths.light_rounds}: latency and throughput")
+            for name, value in (await streaming(stack)).items():
+                samples[stack.name, name].append(value)
+        tell(f"round {number + 1} of {lengths.light_rounds}: latency, throughput and streaming")
     queued = [stack for stack in found if stack.name != "direct"]
     waits, short_waits = defaultdict[str, Waits](Waits), defaultdict[str, Waits](Waits)
     for number in range(lengths.rounds):
@@ -624,6 +703,8 @@ def judge(rows: dict[str, dict[str, Any]], ratios: dict[str, list[float]]) -> di
     ours = rows["ours"]
     values = {
         **{name: statistics.median(found) for name, found in ratios.items()},
+        "stream_late_ms": ours["stream_late_p95_ms"] - rows["plain"]["stream_late_p95_ms"],
+        "stream_reads": ours["stream_reads"],
         "saturation_efficiency": ours["saturation"],
         **{name: ours[name] for name in TARGETS if "wait" in name},
         "overload_goodput_ratio": ours["goodput"] / ours["saturation"],

@@ -40,6 +40,7 @@ FILES = {
     "corral_access.py": ("litellm/corral_access.py", "/etc/corral/corral_access.py"),
     "corral_gateway.py": ("litellm/corral_gateway.py", "/etc/corral/corral_gateway.py"),
     "corral_limits.py": ("litellm/corral_limits.py", "/etc/corral/corral_limits.py"),
+    "corral_interfaces.py": ("litellm/corral_interfaces.py", "/etc/corral/corral_interfaces.py"),
     "start.sh": ("litellm/start.sh", "/etc/corral/start.sh"),
 }
 ROUTING_FILES = {"corral_routing.py": ("litellm/corral_routing.py", "/etc/corral/corral_routing.py")}
@@ -73,6 +74,8 @@ PASSED_ON: dict[str, dict[str, Any]] = {
     "embedding": {"allowed_openai_params": ["user", "dimensions"]},
 }
 """What LiteLLM would otherwise drop or send elsewhere: bodies pass unchanged (B7), to chat/completions."""
+NO_RESPONSES = {"supports_reasoning": False}
+"""LiteLLM would send `/v1/messages` with `thinking` to a server's `/v1/responses`, which it has only at OpenAI."""
 FREE = dict.fromkeys(
     ("input_cost_per_token", "output_cost_per_token", "cache_creation_input_token_cost", "cache_read_input_token_cost"),
     0.0,
@@ -279,6 +282,7 @@ def configuration(site: Site, published: Contributions) -> dict[str, Any]:
                 *callbacks,
                 "corral_limits.corral_limits",
                 "corral_gateway.corral_gateway",
+                "corral_interfaces.corral_interfaces",
                 *(f"{name}.{name}" for name in _callbacks(published)),
                 "prometheus",
             ],
@@ -290,6 +294,7 @@ def configuration(site: Site, published: Contributions) -> dict[str, Any]:
             "prometheus_metrics_config": [{"group": "corral", "metrics": list(METRICS)}],
             "request_timeout": patience_s(site),
             "require_auth_for_metrics_endpoint": True,
+            "use_chat_completions_url_for_anthropic_messages": True,  # by way of /v1/responses plain texts are lost
         },
         "general_settings": general | ({"store_prompts_in_spend_logs": False} if gateway.database else {}),
     }
@@ -402,6 +407,7 @@ def _deployment(site: Site, route: Route, pool_slots: int) -> dict[str, Any]:
     info: dict[str, Any] = {"id": route.name, "mode": MODES[route.kind]}
     is_priced = pool.price is not None or route.cost is not None or route.protocol == "cloud"
     info |= FREE if route.kind in ("chat", "embedding") and not is_priced else {}
+    info |= NO_RESPONSES if (route.protocol, route.kind) == ("openai", "chat") else {}
     info |= {"thinking": "hidden"} if route.hides_thoughts else {}
     info |= {"adapters": dict(route.adapters)} if route.adapters else {}
     info |= _limits(pool, route.slots / pool_slots)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -32,6 +33,7 @@ from tests.compose.project import (
 )
 from tests.monitoring.boards import asked, troubles
 from tests.processes.helpers import wait_until
+from tools.bench_gateway import Stack, pieces
 
 pytestmark = pytest.mark.needs("docker-engine", "mmdebstrap", "prisma-engine")
 
@@ -68,6 +70,7 @@ EMPTY_HERE = {
 }  # fmt: skip
 """Queries that may have nothing to show on this site, and why."""
 VOLUMES = ("dashboards", "database", "llama-restarts", "metrics")
+ATTEMPTS = 3
 FIGURES_LIMIT_S = 60
 """Two scrapes and a start."""
 BACK_LIMIT_S = 30
@@ -113,6 +116,20 @@ def test_a_streamed_chat_has_the_same_text(client: Client) -> None:
     response = client.chat(stream=True)
     assert response.headers["content-type"].startswith("text/event-stream")
     assert streamed_text(response.text) == KNOWN_ANSWER
+
+
+def test_a_streamed_chat_arrives_token_by_token(client: Client) -> None:
+    """A bridge's kernel would keep tokens back until six of them fill a segment."""
+    stack = Stack("site", {"chat": client.base}, client.key)
+    best = max(asyncio.run(_share_of_pieces(stack)) for _ in range(ATTEMPTS))
+    assert best > 0.5
+
+
+async def _share_of_pieces(stack: Stack) -> float:
+    """Pieces in which an answer arrives, to its tokens."""
+    messages = [{"role": "user", "content": "hello"}]
+    found = [piece async for _, piece in pieces(stack, "chat", "/v1/chat/completions", messages=messages)]
+    return len(found) / b"".join(found).count(b'"content":')
 
 
 def test_an_alias_is_the_pool(client: Client) -> None:

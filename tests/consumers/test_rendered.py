@@ -230,7 +230,7 @@ def test_004_08_to_10_models(pea: dict[str, Any]) -> None:
         if "gpu-" in name or "embed-" in name
     }
     assert {models[f"gpu-{number}"] for number in (1, 2, 3)} == {"Llama-3.1-8B-Stheno-v3.4-Q5_K_M.gguf"}
-    assert {models[f"gpu-{number}"] for number in (4, 5, 6, 7)} == {"Lumimaid-v0.2-8B-Q5_K_M.gguf"}
+    assert {models[f"gpu-{number}"] for number in (4, 5, 6, 7)} == {"Lumimaid-v0.2-8B-Q5_K_M-imat.gguf"}
     assert {models[f"embed-{number}"] for number in range(1, 8)} == {"nomic-embed-text-v1.5.Q8_0.gguf"}
     image = yaml.safe_load(tree_of("heartcode")["pea/image/image-8.yaml"])
     assert image["parameters"] == {"model": "segmind/SSD-1B"}

@@ -2,8 +2,9 @@
 
     python tests/processes/fakes.py CONTROL_PORT NAME:PORT:SLOTS …
 
-A fake answers at once unless told otherwise, or asked for a `service_s` by the request itself; `Fakes` is how a test
-starts them, tells them and asks what they saw.
+A fake answers at once unless told otherwise, or asked for a `service_s` by the request itself. `24 stamps, 30 ms apart`
+in its text gets a stream of so many tokens, each of which is the time at which it was written, and a request that
+insists on a function gets a call of it. `Fakes` is how a test starts them, tells them and asks what they saw.
 Real servers answer real questions elsewhere; these are for timing, counting and misbehaving at will.
 """
 
@@ -11,7 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -30,6 +33,7 @@ HEALTH_PATHS = ("/health", "/v1/models")
 
 POISON = "poison"
 """A request with this word in it gets 500, whatever the manner."""
+STAMPS = re.compile(r"(\d+) stamps, (\d+) ms apart")
 
 Manner = Literal["answer", "hold", "refuse", "error", "break", "loading", "mute"]
 """`hold`: wait until told otherwise; `refuse`: nobody listens; `error`: 500; `break`: cut the answer in the middle;
@@ -142,7 +146,7 @@ class Fake:
         if manner == "mute":
             await self._released.wait()
         if body.get("stream"):
-            return await self._stream(request, manner)
+            return await self._stream(request, body, manner)
         if manner == "hold":
             await self._released.wait()
         await asyncio.sleep(body.get("service_s", self.service_s))
@@ -151,29 +155,39 @@ class Fake:
         if request.path.endswith("/embeddings"):
             item = {"object": "embedding", "index": 0, "embedding": [0.25, -0.5]}
             return web.json_response({"object": "list", "model": self.name, "data": [item], "usage": _usage()})
-        message = {"role": "assistant", "content": f"answer of {self.name}"}
-        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        message: dict[str, Any] = {"role": "assistant", "content": f"answer of {self.name}"}
+        if calls := _calls(body):
+            message = {"role": "assistant", "content": None, "tool_calls": calls}
+        choice = {"index": 0, "message": message, "finish_reason": "tool_calls" if calls else "stop"}
         return web.json_response(self._head("chat.completion") | {"choices": [choice], "usage": _usage()})
 
-    async def _stream(self, request: web.Request, manner: Manner) -> web.StreamResponse:
+    async def _stream(self, request: web.Request, body: dict[str, Any], manner: Manner) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
-        for number in range(PIECES):
+        if calls := _calls(body):
+            await response.write(self._chunk(body, {"role": "assistant", "tool_calls": calls}, None))
+        stamps = STAMPS.search(json.dumps(body))
+        count, gap_s = (int(stamps[1]), int(stamps[2]) / 1000) if stamps else (PIECES, self.service_s / PIECES)
+        for number in range(0 if calls else count):
             if number == PIECES_BEFORE_BREAK and manner == "break":
                 self._cut(request)
             if number == PIECES_BEFORE_BREAK and manner == "hold":
                 await self._released.wait()
-            await self._send(response, {"role": "assistant", "content": f"piece{number} "}, None)
-            await asyncio.sleep(self.service_s / PIECES)
-        await self._send(response, {}, "stop")
+            text = f"{time.monotonic():.6f} " if stamps else f"piece{number} "
+            await response.write(self._chunk(body, {"role": "assistant", "content": text}, None))
+            await asyncio.sleep(gap_s)
+        await response.write(self._chunk(body, {}, "tool_calls" if calls else "stop"))
         await response.write(b"data: [DONE]\n\n")
         await response.write_eof()
         return response
 
-    async def _send(self, response: web.StreamResponse, delta: dict[str, str], finish: str | None) -> None:
-        choice = {"index": 0, "delta": delta, "finish_reason": finish}
-        chunk = self._head("chat.completion.chunk") | {"choices": [choice]}
-        await response.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
+    def _chunk(self, body: dict[str, Any], delta: dict[str, Any], finish: str | None) -> bytes:
+        """One event of a stream, of a chat or of a legacy completion."""
+        kind, said = "chat.completion.chunk", {"delta": delta}
+        if "prompt" in body:
+            kind, said = "text_completion", {"text": delta.get("content", "")}
+        chunk = self._head(kind) | {"choices": [{"index": 0, "finish_reason": finish, **said}]}
+        return b"data: " + json.dumps(chunk).encode() + b"\n\n"
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": f"fake-{self.name}", "created": 1, "model": self.name, "object": kind}
@@ -183,6 +197,15 @@ class Fake:
         if request.transport is not None:
             request.transport.abort()
         raise ConnectionResetError("broken on purpose")
+
+
+def _calls(body: dict[str, Any]) -> list[dict[str, Any]]:
+    """A call of the function that a request insists on."""
+    choice = body.get("tool_choice")
+    if not isinstance(choice, dict):
+        return []
+    function = {"name": choice["function"]["name"], "arguments": '{"city": "Paris"}'}
+    return [{"index": 0, "id": "call-1", "type": "function", "function": function}]
 
 
 def _loading() -> web.Response:

@@ -5,6 +5,7 @@ The site is inventories/neural-farm.yaml with other addresses, and a few nodes m
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import sys
@@ -320,24 +321,57 @@ def test_thinking_is_turned_off_where_the_server_can(farm: Nodes, pool: str) -> 
 
 def test_other_interfaces_hide_thoughts_too(farm: Nodes) -> None:
     for pieces in ([f"{THOUGHT}4 <"], list(f"{THOUGHT}4 <")):
-        messages = [{"role": "user", "content": order(pieces)}]
-        body = {"model": "studio", "messages": messages, "max_tokens": 9}
-        plain = farm.client.post("/v1/messages", json=body).raise_for_status().text
-        assert "think>" not in plain
-        streamed = farm.client.post("/v1/messages", json=body | {"stream": True}).raise_for_status().text
+        plain, streamed = said(farm, "studio", order(pieces))
+        assert "think>" not in json.dumps(plain)
+        assert [block["text"] for block in plain["content"]] == ["4 <"]
+        assert (plain["stop_reason"], plain["usage"]["output_tokens"]) == ("end_turn", 3)
         assert "".join(texts_of(streamed)) == "4 <"
         assert "think" not in streamed
         body = {"model": "studio", "input": order(pieces)}
-        plain = farm.client.post("/v1/responses", json=body).raise_for_status().text
-        assert "think>" not in plain
+        plain = farm.client.post("/v1/responses", json=body).raise_for_status().json()
+        assert "think>" not in json.dumps(plain)
+        said_items = [item for item in plain["output"] if item["type"] == "message"]
+        assert [part["text"] for item in said_items for part in item["content"]] == ["4 <"]
         streamed = farm.client.post("/v1/responses", json=body | {"stream": True}).raise_for_status().text
         assert "think>" not in streamed
         assert "".join(re.findall(r'"response.output_text.delta".*"delta":"([^"]*)"', streamed)) == "4 <"
 
 
+@pytest.mark.parametrize("pool", NODE_OF_POOL)
+def test_messages_carry_their_text_whatever_the_server_speaks(farm: Nodes, pool: str) -> None:
+    plain, streamed = said(farm, pool, order(TEXT), stop_sequences=["###"], top_k=5)
+    assert [block["text"] for block in plain["content"]] == ["".join(TEXT)]
+    assert "".join(texts_of(streamed)) == "".join(TEXT)
+    for request in farm.requests_of(NODE_OF_POOL[pool])[-2:]:
+        wishes = request["body"].get("options") or request["body"]
+        assert (wishes["stop"], wishes["top_k"]) == (["###"], 5)
+
+
+def test_a_separate_thought_has_a_signature_that_clients_accept(farm: Nodes) -> None:
+    """Anthropic's and Vercel's libraries want a text there; what a local model thinks has none."""
+    plain, streamed = said(farm, "studio", order(["4"], think=["two and two"]), thinking=THINKING)
+    thought, text = plain["content"]
+    assert (thought["type"], thought["thinking"], thought["signature"]) == ("thinking", "two and two", "")
+    assert text["text"] == "4"
+    assert "two and two" in streamed
+    assert '"signature": null' not in streamed
+    unasked, _ = said(farm, "studio", order(["4"], think=["two and two"]))
+    assert unasked["content"] == [text]
+
+
+THINKING = {"type": "enabled", "budget_tokens": 1024}
+
+
+def said(farm: Nodes, pool: str, text: str, **fields: Any) -> tuple[dict[str, Any], str]:
+    """The answer by Anthropic's interface: the plain one, and the events of a stream."""
+    body = {"model": pool, "messages": [{"role": "user", "content": text}], "max_tokens": 9} | fields
+    plain: dict[str, Any] = farm.client.post("/v1/messages", json=body).raise_for_status().json()
+    return plain, farm.client.post("/v1/messages", json=body | {"stream": True}).raise_for_status().text
+
+
 def texts_of(events: str) -> list[str]:
     """The texts of Anthropic's events."""
-    data = [yaml.safe_load(line.removeprefix("data: ")) for line in events.splitlines() if line.startswith("data: {")]
+    data = [json.loads(line.removeprefix("data: ")) for line in events.splitlines() if line.startswith("data: {")]
     return [event["delta"]["text"] for event in data if event.get("delta", {}).get("type") == "text_delta"]
 
 

@@ -1,0 +1,174 @@
+"""The interfaces that LiteLLM translates: Anthropic's messages, OpenAI's responses and its legacy completions."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.processes.fakes import LOOPBACK
+from tests.processes.farm import EVEN, HOST, Farm, in_modes
+
+pytestmark = in_modes("slots")
+
+QUESTION = [{"role": "user", "content": "hello"}]
+TOOL = {
+    "name": "weather",
+    "description": "the weather of a city",
+    "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}},
+}
+
+
+def anthropic(farm: Farm, model: str, **fields: object) -> httpx.Response:
+    """A request as Anthropic's libraries write it: the key in a header of its own."""
+    body = {"model": model, "max_tokens": 200, "messages": QUESTION} | fields
+    headers = {"x-api-key": farm.key, "anthropic-version": "2023-06-01"}
+    with farm.new_client() as client:
+        return client.post("/v1/messages", json=body, headers=headers).raise_for_status()
+
+
+def events_of(answer: httpx.Response) -> list[dict[str, Any]]:
+    data = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: {")]
+    return [json.loads(line) for line in data]
+
+
+def arrived(farm: Farm) -> dict[str, Any]:
+    """The body of the only request that reached a replica."""
+    seen = farm.fakes.seen()
+    [only] = [body for name in EVEN for body in seen[name].bodies]
+    return only
+
+
+# --- Anthropic's messages
+
+
+def test_a_plain_message_carries_its_text(farm: Farm) -> None:
+    answer = anthropic(farm, "even").json()
+    [block] = answer["content"]
+    assert (answer["type"], answer["role"], answer["model"]) == ("message", "assistant", "even")
+    assert (block["type"], block["text"].rpartition("-")[0]) == ("text", "answer of even")
+    assert (answer["stop_reason"], answer["usage"]) == ("end_turn", {"input_tokens": 3, "output_tokens": 3})
+
+
+def test_a_streamed_message_has_the_same_end(farm: Farm) -> None:
+    events = events_of(anthropic(farm, "even", stream=True))
+    texts = [event["delta"]["text"] for event in events if event["type"] == "content_block_delta"]
+    assert "".join(texts) == "piece0 piece1 piece2 piece3 piece4 piece5 "
+    [end] = [event for event in events if event["type"] == "message_delta"]
+    assert end["delta"]["stop_reason"] == "end_turn"
+    assert end["usage"]["output_tokens"] > 0
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_what_a_message_asks_for_reaches_the_server(farm: Farm, *, is_streamed: bool) -> None:
+    thinking = {"type": "enabled", "budget_tokens": 1024}
+    wishes = {"stop_sequences": ["###", "END"], "top_k": 5, "top_p": 0.5, "temperature": 0.25, "max_tokens": 17}
+    anthropic(farm, "even", stream=is_streamed, system="be brief", thinking=thinking, **wishes)
+    body = arrived(farm)
+    assert body["messages"] == [{"role": "system", "content": "be brief"}, *QUESTION]
+    assert body["stop"] == wishes["stop_sequences"]
+    assert {name: body[name] for name in ("top_k", "top_p", "temperature", "max_tokens")} == {
+        name: value for name, value in wishes.items() if name != "stop_sequences"
+    }
+    assert "reasoning_effort" in body
+
+
+def test_a_real_server_stops_where_a_message_says(farm: Farm) -> None:
+    answer = anthropic(farm, "chat", stop_sequences=[" 5"]).json()
+    assert [block["text"] for block in answer["content"]] == ["Tiny: 1 2 3 4"]
+    cut = anthropic(farm, "chat", max_tokens=4).json()
+    assert (cut["stop_reason"], cut["usage"]["output_tokens"]) == ("max_tokens", 4)
+
+
+def test_a_tool_is_called_and_its_result_comes_back(farm: Farm) -> None:
+    insists = {"tools": [TOOL], "tool_choice": {"type": "tool", "name": "weather"}}
+    answer = anthropic(farm, "even", **insists).json()
+    [call] = answer["content"]
+    assert (call["type"], call["name"], call["input"]) == ("tool_use", "weather", {"city": "Paris"})
+    assert answer["stop_reason"] == "tool_use"
+    events = events_of(anthropic(farm, "even", stream=True, **insists))
+    pieces = [event["delta"] for event in events if event["type"] == "content_block_delta"]
+    assert json.loads("".join(piece["partial_json"] for piece in pieces)) == {"city": "Paris"}
+    farm.fakes.reset()
+    result = {"type": "tool_result", "tool_use_id": call["id"], "content": "sunny"}
+    turns = [*QUESTION, {"role": "assistant", "content": [call]}, {"role": "user", "content": [result]}]
+    last = anthropic(farm, "even", messages=turns, tools=[TOOL]).json()["content"]
+    assert [block["type"] for block in last] == ["text"]
+    assert arrived(farm)["messages"][-1] == {"role": "tool", "tool_call_id": call["id"], "content": "sunny"}
+
+
+# --- OpenAI's responses: the gateway keeps none
+
+KEPT: dict[str, tuple[dict[str, Any], str]] = {
+    "previous_response_id": ({"previous_response_id": "resp_made-up"}, "previous_response_not_found"),
+    "conversation": ({"conversation": "conv_made-up"}, "unsupported_parameter"),
+    "prompt": ({"prompt": {"id": "pmpt_made-up"}}, "unsupported_parameter"),
+    "input[1]": ({"input": [*QUESTION, {"type": "item_reference", "id": "msg_1"}]}, "unsupported_parameter"),
+    "input[0]": ({"input": [{"id": "msg_1"}]}, "unsupported_parameter"),
+}
+"""By the parameter that the error names: what a client sends, and the code that it gets."""
+
+
+def key_of(farm: Farm, who: str) -> str:
+    if who == "operator":
+        return farm.key
+    return (farm.out / HOST / "keys" / who).read_text(encoding="utf-8")
+
+
+def responses_of(farm: Farm, who: str) -> openai.OpenAI:
+    base = f"http://{LOOPBACK}:{farm.ports['gateway']}/v1"
+    client = httpx.Client(trust_env=False)
+    return openai.OpenAI(base_url=base, api_key=key_of(farm, who), max_retries=0, http_client=client)
+
+
+everybody = pytest.mark.parametrize(
+    "who",
+    ["operator", pytest.param("lbrxvoice", marks=pytest.mark.needs("postgres", "prisma-engine", "redis"))],
+)
+
+
+@everybody
+@pytest.mark.parametrize("name", KEPT)
+def test_a_response_that_needs_one_before_is_refused(farm: Farm, who: str, name: str) -> None:
+    fields, code = KEPT[name]
+    with responses_of(farm, who) as client, pytest.raises(openai.BadRequestError) as refused:
+        client.responses.create(**{"model": "even", "input": "what is my name?"} | fields)
+    assert (refused.value.code, refused.value.param, refused.value.type) == (code, name, "invalid_request_error")
+    assert "send the whole input" in refused.value.message
+    assert "store: false" in refused.value.message
+    assert sum(farm.fakes.arrivals(EVEN).values()) == 0
+
+
+@everybody
+def test_a_response_is_not_found_afterwards(farm: Farm, who: str) -> None:
+    with responses_of(farm, who) as client:
+        made = client.responses.create(model="even", input="hello", store=False)
+        assert made.output_text.startswith("answer of even")
+        for ask in (client.responses.retrieve, client.responses.delete, client.responses.input_items.list):
+            with pytest.raises(openai.NotFoundError) as missing:
+                ask(made.id)
+            assert missing.value.type == "invalid_request_error"
+            assert "send the whole input" in missing.value.message
+
+
+def test_a_response_gets_the_whole_input(farm: Farm) -> None:
+    turns = [*QUESTION, {"role": "assistant", "content": "hi"}, {"role": "user", "content": "and now?"}]
+    with responses_of(farm, "operator") as client:
+        body: Any = {"model": "even", "input": turns, "previous_response_id": None, "conversation": None}
+        assert client.responses.create(**body).status == "completed"
+    assert [message["role"] for message in arrived(farm)["messages"]] == ["user", "assistant", "user"]
+
+
+# --- legacy completions
+
+
+@pytest.mark.parametrize("options", [{}, {"stream_options": {"include_usage": True}}])
+def test_every_piece_of_a_legacy_completion_has_a_text(farm: Farm, options: dict[str, Any]) -> None:
+    body = {"model": "chat", "prompt": "hello", "max_tokens": 4, "stream": True} | options
+    events = events_of(farm.client.post("/v1/completions", json=body).raise_for_status())
+    choices = [choice for event in events for choice in event["choices"]]
+    assert "".join(choice["text"] for choice in choices) == "Tiny: 1 2 3"
+    assert [choice["finish_reason"] for choice in choices if choice.get("finish_reason")] == ["length"]
