@@ -137,7 +137,7 @@ def saved(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sa
     with place.project:
         place.corral("secrets", "init")
         place.start()
-        made = place.client().send("POST", "/key/generate", {"models": ["chat"], "key_alias": "somebody"})
+        made = place.client().admin().send("POST", "/key/generate", {"models": ["chat"], "key_alias": "somebody"})
         key = str(made.raise_for_status().json()["key"])
         assert place.client(key).chat_text("chat") == KNOWN_ANSWER
         wait_until(lambda: spend_of(place, key) > 0, WRITTEN_LIMIT_S, "the gateway writes down what was spent")
@@ -157,7 +157,7 @@ def saved(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sa
 
 
 def spend_of(place: Place, key: str) -> float:
-    found = place.client().send("GET", f"/key/info?key={key}")
+    found = place.client().admin().send("GET", f"/key/info?key={key}")
     return float(found.raise_for_status().json()["info"]["spend"])
 
 

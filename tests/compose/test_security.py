@@ -187,7 +187,7 @@ def _try(site: Project, service: str, *words: str) -> str:
 
 
 def test_the_gateway_keeps_keys_though_it_is_not_root_and_cannot_write(client: Client) -> None:
-    made = client.send("POST", "/key/generate", {"models": ["chat"]})
+    made = client.admin().send("POST", "/key/generate", {"models": ["chat"]})
     assert made.status_code == 200, made.text
     assert Client(client.base, made.json()["key"]).chat_text() == KNOWN_ANSWER
 
@@ -209,7 +209,7 @@ def test_the_exporter_sees_the_machine_without_joining_its_processes(site: Proje
 
 def test_people_come_in_through_the_declared_address(client: Client, outside: Outside) -> None:
     assert client.chat_text() == KNOWN_ANSWER
-    url = f"http://{HERE}:{GATEWAY_PORT}/health/liveliness"
+    url = f"http://{HERE}:{GATEWAY_PORT}/health"
     found = outside.run("python3", "-c", f"import urllib.request as u; print(u.urlopen('{url}', timeout=10).status)")
     assert found.stdout.strip() == "200", found.stderr
 
@@ -221,7 +221,8 @@ def test_nothing_else_is_open_to_the_outside(site: Project, outside: Outside) ->
         for ports in (site.inspect(name)["NetworkSettings"]["Ports"] or {}).values()
         for port in ports or []
     }
-    assert published == {(HERE, str(GATEWAY_PORT)), (HERE, str(GRAFANA_PORT)), ("127.0.0.1", str(PROMETHEUS_PORT))}
+    inner = {("127.0.0.1", str(PROMETHEUS_PORT)), ("127.0.0.1", "4002")}
+    assert published == {(HERE, str(GATEWAY_PORT)), (HERE, str(GRAFANA_PORT)), *inner}
     call = CALL.format(address=HERE, port=PROMETHEUS_PORT, limit=ANSWER_S)
     assert "reached" not in outside.run("python3", "-c", call).stdout
 
