@@ -18,6 +18,7 @@ from typing import Any, Literal
 import yaml
 
 from corral.contributions import is_system_folder
+from corral.errors import CorralError
 from corral.plan import Plan
 from corral.references import SECRET_KEY, SECRET_VALUE
 
@@ -26,6 +27,8 @@ MASQUERADE = "com.docker.network.bridge.enable_ip_masquerade"
 SYSTEM_ROOTS = ("/", "/home", "/root", "/run", "/var", "/var/lib", "/var/run")
 """Folders that no container is to see as a whole; one below them may be meant."""
 SOCKETS = ("docker.sock", "containerd.sock", "podman.sock")
+EXCEPTION = "exception"
+"""The rule that a needless or unfounded exception breaks."""
 ROTATING = ("local", "journald", "syslog", "none")
 """Log drivers that bound their own size."""
 _MOVING = re.compile(
@@ -120,7 +123,7 @@ def check_project(
         for finding in _judge(name, Subject(long_form(service), project, address), stated.get(name, {}))
     ]
     gone = (name for name in stated if name not in services and stated[name])
-    return [*found, *(Finding(name, "exception", "has exceptions, but is not there", "remove them") for name in gone)]
+    return [*found, *(Finding(name, EXCEPTION, "has exceptions, but is not there", "remove them") for name in gone)]
 
 
 def _judge(name: str, subject: Subject, exceptions: Mapping[str, str]) -> Iterator[Finding]:
@@ -131,12 +134,12 @@ def _judge(name: str, subject: Subject, exceptions: Mapping[str, str]) -> Iterat
             yield from (Finding(name, rule_name, message, rule.remedy, rule.level) for message in broken)
         elif not broken:
             yield Finding(
-                name, "exception", f"keeps {rule_name}, although it is excepted from it", "remove the exception"
+                name, EXCEPTION, f"keeps {rule_name}, although it is excepted from it", "remove the exception"
             )
         elif not reason.strip():
-            yield Finding(name, "exception", f"is excepted from {rule_name} without a reason", "say why")
+            yield Finding(name, EXCEPTION, f"is excepted from {rule_name} without a reason", "say why")
     for unknown in exceptions.keys() - RULES.keys():
-        yield Finding(name, "exception", f"is excepted from {unknown}, which is no rule", f"rules: {', '.join(RULES)}")
+        yield Finding(name, EXCEPTION, f"is excepted from {unknown}, which is no rule", f"rules: {', '.join(RULES)}")
 
 
 def check_tree(plan: Plan, tree: Mapping[str, bytes]) -> dict[str, list[Finding]]:
@@ -146,6 +149,37 @@ def check_tree(plan: Plan, tree: Mapping[str, bytes]) -> dict[str, list[Finding]
         host: check_project(project_of(tree, host), plan.site.host(host).address, exceptions_of(plan, host))
         for host in hosts
     }
+
+
+def refuse_weak(plan: Plan, tree: Mapping[str, bytes], *, is_of_plan: bool = True) -> None:
+    """Raises CorralError with every error that the baseline finds in a rendering.
+
+    Args:
+        plan: the site.
+        tree: rendered files by path.
+        is_of_plan: False for a rendering that somebody else may have made: it may be anything, and exceptions that this
+            kit states and an older one did not need are no fault of it.
+    """
+    try:
+        judged = check_tree(plan, tree)
+    except (yaml.YAMLError, AttributeError, LookupError, TypeError, ValueError) as error:
+        if is_of_plan:
+            raise
+        hosts = ", ".join(sorted({path.partition("/")[0] for path in tree}))
+        raise CorralError(f"{hosts}: the rendering cannot be judged: {type(error).__name__}: {error}") from None
+    errors = [
+        f"{host}: {finding}"
+        for host, found in judged.items()
+        for finding in found
+        if finding.level == "error" and (is_of_plan or finding.rule != EXCEPTION)
+    ]
+    if errors:
+        raise CorralError("\n".join([*errors, weak_words(len(errors))]))
+
+
+def weak_words(count: int) -> str:
+    """What so many errors of the baseline mean, and where to read on."""
+    return f"{count} of these would weaken a host; docs/reference/policy.md explains the rules"
 
 
 def exceptions_of(plan: Plan, host: str) -> dict[str, Mapping[str, str]]:

@@ -18,12 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from corral.errors import CorralError
+from corral.ops.tarball import members
 from corral.output import compare, digest, write_atomically
 
 FOLDER = ".history"
 BACKUPS = "backups.json"
 """When each host was last saved by `backup`, in seconds since 1970."""
 KEPT = 5
+LARGEST = 256 << 20
+"""Bytes of all files of a rendering; what is larger was not made by `packed`."""
 INVENTORY = ".inventory.yaml"
 """Name of the inventory among a host's files."""
 _NAME = re.compile(r"(\d{6})-([0-9a-f]{16})\.tar\.gz")
@@ -138,11 +141,13 @@ def packed(files: Mapping[str, bytes]) -> bytes:
 
 
 def unpacked(data: bytes) -> dict[str, bytes]:
-    """The files of an archive, by path."""
+    """The files of an archive, by path; raises tarfile.TarError when it is none that `packed` made, or too large."""
     found: dict[str, bytes] = {}
-    with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
-        for member in archive:
-            file = archive.extractfile(member) if member.isfile() else None
-            if file is not None:
-                found[member.name] = file.read()
+    room = LARGEST
+    with gzip.GzipFile(fileobj=io.BytesIO(data)) as zipped:
+        for part in members(zipped):
+            room -= part.size
+            if room < 0:
+                raise tarfile.ReadError(f"its files are larger than {LARGEST >> 20} MiB together")
+            found[part.name] = part.read()
     return found
