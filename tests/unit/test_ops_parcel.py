@@ -257,7 +257,7 @@ name: site
 hosts: {sa: {address: 192.0.2.1, models_dir: /srv/models}}
 models: {m: {source: m.gguf, kind: chat, size_gib: 1}}
 pools: {chat: {model: m, on: {host: sa}}}
-gateway: {host: sa, database: false, cache: false, balancing: direct}
+gateway: {host: sa, database: false, cache: false}
 """
 
 
@@ -351,7 +351,8 @@ def test_who_loads_a_bundle_says_who_made_it(tmp_path: Path, capsys: pytest.Capt
     ("model", "text", "words"),
     [
         ("other.gguf", SITE, "it brings other.gguf for sa, which its inventory does not ask for"),
-        ("m.gguf", SITE.replace("/srv/models", "/var/run"), "sees /var/run of the host"),
+        ("m.gguf", SITE.replace("database", "entrance: {certificate: /home/a.pem}, database"), "sees /home of the host"),
+        ("m.gguf", SITE.replace("/srv/models", "/var/run"), "is the system's own folder"),
     ],
 )
 def test_what_its_inventory_does_not_ask_for_and_what_weakens_a_host_is_not_taken(
