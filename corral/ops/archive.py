@@ -28,7 +28,7 @@ from corral.errors import CorralError
 from corral.file_names import PathBelow
 from corral.inventory import Name
 from corral.ops import envelope
-from corral.ops.tarball import MOST_MEMBERS, Part, members
+from corral.ops.tarball import MOST_MEMBERS, Part, Readable, members
 from corral.output import locked, write_file
 from corral.sealing import seal, unseal
 from corral.validation import from_json
@@ -352,7 +352,7 @@ class _Reading:
         if sha256 != expected.sha256:
             raise _changed(self.path, part.name)
 
-    def _check_end(self, zipped: IO[bytes]) -> None:
+    def _check_end(self, zipped: Readable) -> None:
         """What follows the last member has to be as it was written, too: the checksum of it all is at the end."""
         if len(zipped.read(LONGEST_END + 1)) > LONGEST_END:
             raise _damaged(self.path, "something follows its end")

@@ -311,6 +311,8 @@ def pull(shelf: Shelf, choice: Choice) -> None:
     """Every file is in every folder that needs it, checked; raises CorralError with all that could not be done."""
     items = [item for item in wanted_files(shelf.site, choice.names, choice.hosts) if item.hosts]
     _say_skipped(shelf, choice)
+    if not choice.update:
+        _refuse_other_pins(shelf, items)
     with alone(shelf.lock_path.parent / PULL_LOCK, "models pull"):
         lacking, problems = _look_around(shelf, items, choice)
         orders, unknown = _orders(shelf, items, lacking, choice)
@@ -335,6 +337,15 @@ def _say_skipped(shelf: Shelf, choice: Choice) -> None:
         if server == "vLLM" and not weights.source.startswith("hf:"):
             words = f"put the folder {weights.source} into the models folder of its hosts"
         shelf.talk.print(Text(f"{name}: {words}", "dim"))
+
+
+def _refuse_other_pins(shelf: Shelf, items: Sequence[Wanted]) -> None:
+    """Raises ChecksumError when the inventory and the lock want different files."""
+    for item in items:
+        known = shelf.lock.get(item.key)
+        if item.sha256 and known is not None and known.sha256 not in {"", item.sha256}:
+            words = f"sha256 in the inventory is not what {shelf.lock_path.name} says"
+            raise net.ChecksumError(f"{item.source}: {words}; look into it, then take it with: models pull --update")
 
 
 def _look_around(
@@ -424,9 +435,6 @@ def _order(shelf: Shelf, item: Wanted, lacking: list[Place], choice: Choice) -> 
     known = shelf.lock.get(item.key)
     pinned = net.Remote(0, item.sha256)
     if known is not None and not choice.update:
-        if item.sha256 and known.sha256 not in {"", item.sha256}:
-            words = f"sha256 in the inventory is not what {shelf.lock_path.name} says"
-            raise net.ChecksumError(f"{item.source}: {words}; look into it, then take it with: models pull --update")
         pinned = net.Remote(known.size, known.sha256 or item.sha256, known.commit)
     source = known.taken if known and known.taken and not choice.update else item.source
     try:

@@ -10,7 +10,7 @@ import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO
+from typing import Protocol
 
 from corral.file_names import is_below
 
@@ -23,6 +23,22 @@ LARGEST = 1 << 60
 """Bytes of a member that no disk holds."""
 
 
+class Readable(Protocol):
+    """What an archive is read from."""
+
+    def read(self, count: int, /) -> bytes:
+        """The next bytes; fewer, or none, at the end."""
+        ...
+
+    def seekable(self) -> bool:
+        """Whether `seek` works."""
+        ...
+
+    def seek(self, offset: int, whence: int = ..., /) -> int:
+        """Goes to another place."""
+        ...
+
+
 @dataclass(slots=True)
 class Part:
     """A member: its name, its size, and its content, to be read before the next member is asked for."""
@@ -30,7 +46,7 @@ class Part:
     name: str
     size: int
     left: int
-    file: IO[bytes]
+    file: Readable
 
     def read(self, count: int = -1) -> bytes:
         """The next bytes, none at the end; raises tarfile.ReadError when the archive ends before."""
@@ -50,7 +66,7 @@ class Part:
         self.left = 0
 
 
-def members(file: IO[bytes], most: int = MOST_MEMBERS) -> Iterator[Part]:
+def members(file: Readable, most: int = MOST_MEMBERS) -> Iterator[Part]:
     """Every member in order; raises tarfile.ReadError for what is no archive of plain files with safe names."""
     count = 0
     while part := _next(file):
@@ -61,7 +77,7 @@ def members(file: IO[bytes], most: int = MOST_MEMBERS) -> Iterator[Part]:
         part.skip()
 
 
-def _next(file: IO[bytes]) -> Part | None:
+def _next(file: Readable) -> Part | None:
     """The next member; None at the archive's end."""
     extra: dict[str, str] = {}
     info = _header(file)
@@ -77,7 +93,7 @@ def _next(file: IO[bytes]) -> Part | None:
     return Part(name, size, size, file)
 
 
-def _header(file: IO[bytes]) -> tarfile.TarInfo | None:
+def _header(file: Readable) -> tarfile.TarInfo | None:
     try:
         return tarfile.TarInfo.frombuf(_exactly(file, BLOCK), "utf-8", "surrogateescape")
     except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
@@ -86,7 +102,7 @@ def _header(file: IO[bytes]) -> tarfile.TarInfo | None:
         raise tarfile.ReadError(str(error)) from None
 
 
-def _extended(info: tarfile.TarInfo, file: IO[bytes]) -> dict[str, str]:
+def _extended(info: tarfile.TarInfo, file: Readable) -> dict[str, str]:
     """What an extended header says of the member that follows."""
     if not 0 <= info.size <= LONGEST_HEADER:
         raise tarfile.ReadError("it has a header without end")
@@ -103,7 +119,7 @@ def _extended(info: tarfile.TarInfo, file: IO[bytes]) -> dict[str, str]:
     return found
 
 
-def _exactly(file: IO[bytes], count: int) -> bytes:
+def _exactly(file: Readable, count: int) -> bytes:
     """That many bytes; raises tarfile.ReadError when there are fewer."""
     data = file.read(count)
     while len(data) < count:

@@ -324,8 +324,10 @@ gateway: {host: sa, database: false, cache: false, entrance: {certificate: /home
 
 def refuses(said: Said) -> bool:
     words = "sa: entrance: sees /home of the host; mount a folder made for the purpose [host-mount]"
-    return said.code == 1 and words in said.err and said.last.endswith(
-        "1 of these would weaken a host; docs/reference/policy.md explains the rules"
+    return (
+        said.code == 1
+        and words in said.err
+        and said.last.endswith("1 of these would weaken a host; docs/reference/policy.md explains the rules")
     )
 
 

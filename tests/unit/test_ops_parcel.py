@@ -351,7 +351,11 @@ def test_who_loads_a_bundle_says_who_made_it(tmp_path: Path, capsys: pytest.Capt
     ("model", "text", "words"),
     [
         ("other.gguf", SITE, "it brings other.gguf for sa, which its inventory does not ask for"),
-        ("m.gguf", SITE.replace("database", "entrance: {certificate: /home/a.pem}, database"), "sees /home of the host"),
+        (
+            "m.gguf",
+            SITE.replace("database", "entrance: {certificate: /home/a.pem}, database"),
+            "sees /home of the host",
+        ),
         ("m.gguf", SITE.replace("/srv/models", "/var/run"), "is the system's own folder"),
     ],
 )

@@ -98,5 +98,10 @@ def test_a_short_one_is_answered_with_one_that_nobody_guesses(tmp_path: Path) ->
 def test_enter_at_the_terminal_takes_the_offer(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-    monkeypatch.setattr("getpass.getpass", lambda words: (asked.append(words), "")[1])
+
+    def enter(words: str) -> str:
+        asked.append(words)
+        return ""
+
+    monkeypatch.setattr("getpass.getpass", enter)
     assert find_passphrase(None, is_new=True) in asked[0]
