@@ -259,8 +259,8 @@ def _make_room(job: _Job, hosts: Sequence[ComposeHost], talk: Console) -> None:
     for host in hosts:
         if containers[host.name]:
             talk.print(Text(f"{host.name}: stopping and removing {containers[host.name]} containers"))
-            words = ["docker", "compose", "--project-name", host.project, "down", "--remove-orphans"]
-            host.run(words, limit_s=COMMAND_LIMIT_S)
+            command = ["docker", "compose", "--project-name", host.project, "down", "--remove-orphans"]
+            host.run(command, limit_s=COMMAND_LIMIT_S)
         for volume in volumes[host.name]:
             host.run(["docker", "volume", "rm", volume])
 

@@ -323,7 +323,7 @@ def test_a_signature_of_somebody_else_or_for_something_else_does_not_count(
     tmp_path: Path, key: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_site(tmp_path / "bundle", key=key)
-    words = ["ssh-keygen", "-q", "-Y", "sign", "-f", key, "-n", "file", tmp_path / "bundle" / SUMS]
+    words = ["ssh-keygen", "-q", "-Y", "sign", "-f", str(key), "-n", "file", str(tmp_path / "bundle" / SUMS)]
     (tmp_path / "bundle" / SIGNATURE).unlink()
     subprocess.run(words, check=True, stderr=subprocess.DEVNULL)
     with pytest.raises(CorralError, match="the signature is of nobody in"):
