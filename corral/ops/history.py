@@ -12,6 +12,7 @@ import io
 import json
 import re
 import tarfile
+import zlib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -122,7 +123,7 @@ def load(entry: Entry) -> dict[str, bytes]:
     """A kept rendering, with its inventory; raises CorralError when its file is damaged."""
     try:
         files = unpacked(entry.path.read_bytes())
-    except (OSError, EOFError, tarfile.TarError) as error:
+    except (OSError, tarfile.TarError) as error:
         raise CorralError(f"{entry.path}: cannot be read: {error}") from None
     if rendering_hash(files) != entry.hash:
         raise CorralError(f"{entry.path}: damaged: its content is not what its name says")
@@ -144,10 +145,13 @@ def unpacked(data: bytes) -> dict[str, bytes]:
     """The files of an archive, by path; raises tarfile.TarError when it is none that `packed` made, or too large."""
     found: dict[str, bytes] = {}
     room = LARGEST
-    with gzip.GzipFile(fileobj=io.BytesIO(data)) as zipped:
-        for part in members(zipped):
-            room -= part.size
-            if room < 0:
-                raise tarfile.ReadError(f"its files are larger than {LARGEST >> 20} MiB together")
-            found[part.name] = part.read()
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as zipped:
+            for part in members(zipped):
+                room -= part.size
+                if room < 0:
+                    raise tarfile.ReadError(f"its files are larger than {LARGEST >> 20} MiB together")
+                found[part.name] = part.read()
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise tarfile.ReadError(str(error)) from None
     return found
