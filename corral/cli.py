@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,7 +21,7 @@ from corral.errors import CorralError, DriftError, SiteError, UsageError, did_yo
 from corral.load import load_inventory
 from corral.output import Change, compare, finish_interrupted, write
 from corral.plan import Plan, build_plan, load_site
-from corral.policy import check_tree
+from corral.policy import check_tree, refuse_weak, weak_words
 from corral.render import refuse_other_site
 from corral.render import render as render_plan
 from corral.schema import schema_text
@@ -53,7 +54,7 @@ HostOption = Annotated[list[str] | None, typer.Option("--host", help="Only this 
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 NamesArgument = Annotated[list[str] | None, typer.Argument(help="Models; all if none.")]
 PassphraseOption = Annotated[
-    Path | None, typer.Option("--passphrase-file", help="Its first line opens the secrets; else CORRAL_PASSPHRASE.")
+    Path | None, typer.Option("--passphrase-file", help="Its first line is the passphrase; else CORRAL_PASSPHRASE.")
 ]
 INVENTORY = Path("inventory.yaml")
 OUT = Path("compose")
@@ -109,7 +110,7 @@ def check(inventory: InventoryOption = INVENTORY) -> None:
         talk.print(Text(f"{host}: {finding}", style="yellow" if finding.level == "warning" else ""))
     errors = sum(finding.level == "error" for _, finding in findings)
     if errors:
-        raise CorralError(f"{errors} of these would weaken a host; docs/reference/policy.md explains the rules")
+        raise CorralError(weak_words(errors))
     count = len(plan.contributions.services)
     talk.print(
         f"{inventory}: fine ({len(plan.inventory.hosts)} hosts, {len(plan.inventory.pools)} pools, {count} services)"
@@ -175,14 +176,19 @@ def render(
     inventory: InventoryOption = INVENTORY,
     out: OutOption = OUT,
     host: HostOption = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite files that were edited by hand.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite files that were edited by hand, and write what weakens a host.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only problems.")] = False,
 ) -> None:
     """Write the Compose projects and every configuration file."""
     found = _load(inventory)
     hosts = _chosen(found, host)
     refuse_other_site(found, out)
-    changes = write(render_plan(found), out, hosts, force=force)
+    tree = render_plan(found)
+    if not force:
+        refuse_weak(found, tree)
+    changes = write(tree, out, hosts, force=force)
     edited = [change for change in changes if change.action == "edited" and not force]
     if not quiet:
         for change in changes:
@@ -313,22 +319,28 @@ def rollback(
 
 
 @app.command()
-def backup(
+def backup(  # noqa: PLR0913, PLR0917 - a parameter per option
     inventory: InventoryOption = INVENTORY,
     out: OutOption = OUT,
     host: HostOption = None,
-    to: Annotated[Path | None, typer.Option("--to", help="The file to make; SITE-DATE.tar.gz here if absent.")] = None,
-    without_secrets: Annotated[bool, typer.Option("--without-secrets", help="Leave keys and passwords out.")] = False,
+    to: Annotated[Path | None, typer.Option("--to", help="The file to make; SITE-DATE.backup here if absent.")] = None,
+    without_secrets: Annotated[
+        bool, typer.Option("--without-secrets", help="Leave keys and passwords out, and seal nothing.")
+    ] = False,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Seal only the secrets: the rest stays readable without the passphrase.")
+    ] = False,
     passphrase_file: PassphraseOption = None,
 ) -> None:
-    """Save inventory, rendering, secrets (sealed) and data of services in one file; prints its name."""
+    """Save inventory, rendering, secrets and data of services in one sealed file; prints its name."""
+    from corral.ops.archive import Sealing
     from corral.ops.backup import backup as save
     from corral.sealing import find_passphrase
 
     found = _load(inventory)
     hosts = _chosen(found, host)
-    passphrase = None if without_secrets else find_passphrase(passphrase_file, is_new=True)
-    made = save(found, out, talk, hosts=hosts, to=to, passphrase=passphrase)
+    sealing = None if without_secrets else Sealing(find_passphrase(passphrase_file, is_new=True), plain)
+    made = save(found, out, talk, hosts=hosts, to=to, sealing=sealing)
     sys.stdout.write(f"{made}\n")
     _tell_figures(inventory, out, hosts)
 
@@ -341,7 +353,9 @@ def restore(  # noqa: PLR0913, PLR0917 - a parameter per option
     host: HostOption = None,
     passphrase_file: PassphraseOption = None,
     replace: Annotated[bool, typer.Option("--replace", help="The place is not empty: replace what is there.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Yes, lose what is there.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Yes, lose what is there, and use other places and images.")
+    ] = False,
     only_list: Annotated[
         bool, typer.Option("--list", help="Check every byte, show what is in it, change nothing.")
     ] = False,
@@ -350,6 +364,7 @@ def restore(  # noqa: PLR0913, PLR0917 - a parameter per option
     """Bring back what a backup holds on an empty machine; afterwards `up` starts it."""
     from corral.ops import restore as ops
     from corral.ops.archive import read_backup
+    from corral.sealing import find_passphrase
 
     if as_json and not only_list:
         raise UsageError("--json goes with --list")
@@ -357,7 +372,7 @@ def restore(  # noqa: PLR0913, PLR0917 - a parameter per option
         hosts = frozenset(host) if host else None
         ops.restore(file, talk, ops.Wanted(inventory, out, hosts, passphrase_file, replace, yes))
         return
-    found = read_backup(file)
+    found = read_backup(file, partial(find_passphrase, passphrase_file, is_new=False))
     if as_json:
         _print_json(found.manifest.model_dump(mode="json"))
         return
@@ -374,18 +389,29 @@ def bundle(  # noqa: PLR0913, PLR0917 - a parameter per option
     host: HostOption = None,
     to: Annotated[Path | None, typer.Option("--to", help="A folder, or FILE.tar, to make.")] = None,
     without_kit: Annotated[bool, typer.Option("--without-kit", help="Leave the kit and its wheels out.")] = False,
+    sign: Annotated[Path | None, typer.Option("--sign", metavar="KEYFILE", help="Sign it with this ssh key.")] = None,
+    signer: Annotated[
+        Path | None, typer.Option("--signer", help="With load: file of allowed signers, as ssh-keygen reads it.")
+    ] = None,
+    unsigned: Annotated[bool, typer.Option("--unsigned", help="With load: take it, whoever made it.")] = False,
 ) -> None:
     """Collect images, model files, rendering and the kit for hosts without internet; `bundle load PATH` over there."""
     from corral.ops import bundle as making
     from corral.ops import unbundle
 
     if (load, path is None, to is None) == ("load", False, True):
-        unbundle.load(path or Path(), talk, unbundle.Wanted(inventory, out, frozenset(host) if host else None))
+        if (signer is None) != unsigned:
+            raise UsageError(
+                "say who has to have made it: --signer FILE (allowed signers: NAME ssh-ed25519 AAAA…), or --unsigned, "
+                "once the sha256 that bundle printed was compared with sha256sum SHA256SUMS"
+            )
+        hosts = frozenset(host) if host else None
+        unbundle.load(path or Path(), talk, unbundle.Wanted(inventory, out, hosts, signer))
         return
     if load or to is None:
         raise UsageError("say where to: bundle --to FOLDER (or FILE.tar); or on the other side: bundle load PATH")
     found = _load(inventory)
-    making.bundle(found, out, talk, hosts=_chosen(found, host), to=to, with_kit=not without_kit)
+    making.bundle(found, out, talk, hosts=_chosen(found, host), to=to, with_kit=not without_kit, key=sign)
 
 
 @app.command()

@@ -7,15 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from posixpath import normpath
 from typing import Any, Literal
 
-SYSTEM_FOLDERS = ("/boot", "/dev", "/etc", "/lib", "/lib64", "/proc", "/sys", "/usr", "/var/lib/docker")
+SYSTEM_ROOTS = ("/", "/home", "/root", "/var", "/var/lib")
+"""Folders of the host that nothing is to have as a whole; one below them may be meant."""
+SYSTEM_FOLDERS = (
+    "/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/proc", "/run", "/sbin", "/sys", "/usr",
+    "/var/lib/containerd", "/var/lib/docker", "/var/run",
+)  # fmt: skip
 """Folders of the host that no container is to see, nor anything below them, without a reason."""
+REMOVABLE = "/run/media/"
+"""Where desktops mount disks, in a folder that is the system's otherwise."""
+
+
+def plain_path(path: str) -> str:
+    """A path as the kernel walks it, without `..`, `.` and needless slashes."""
+    return f"/{normpath(path).lstrip('/')}" if path.startswith("/") else normpath(path)
 
 
 def is_system_folder(path: str) -> bool:
     """Whether a folder of the host belongs to its system, or lies below one that does."""
-    return any(f"{path}/".startswith(f"{folder}/") for folder in SYSTEM_FOLDERS)
+    plain = plain_path(path)
+    return not plain.startswith(REMOVABLE) and any(f"{plain}/".startswith(f"{folder}/") for folder in SYSTEM_FOLDERS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from corral.contributions import SYSTEM_ROOTS, is_system_folder, plain_path
 from corral.errors import shown
 
 SCHEMA_VERSION = 1
@@ -30,6 +31,7 @@ MAX_GPUS = 1024
 MAX_DIGITS = 4
 GPU_EXAMPLE = 'write for instance 3, 1-3 or "1-3,5"'
 MAX_LAYERS = 9999
+BROADCAST = ipaddress.IPv4Address("255.255.255.255")
 MAX_PARTS = 1000
 DAY_S = 86_400
 TIB_MIB = 1024 * 1024
@@ -82,6 +84,7 @@ ORIGIN = Pattern(
     "such as https://chat.example.com, app://obsidian.md or chrome-extension://…",
 )
 PEM = Pattern(r"^/([A-Za-z0-9._-]+/)+[A-Za-z0-9._-]+$", "an absolute path", "such as /etc/ssl/farm/farm.pem")
+SHA256 = Pattern(r"^[0-9a-f]{64}$", "a checksum", "64 hexadecimal digits, as sha256sum prints them")
 HEADER = Pattern(r"^[A-Za-z][A-Za-z0-9-]{0,63}$", "the name of a header", "such as X-Api-Key")
 PATTERNS = tuple(item for item in list(globals().values()) if isinstance(item, Pattern))
 """All of them: `validation` finds the words for what does not match."""
@@ -113,11 +116,23 @@ def _address(value: str) -> str:
         address = ipaddress.ip_address(value)
     except ValueError:
         raise ValueError("must be an IP address, such as 192.0.2.10") from None
-    if address.is_unspecified or address.is_multicast or "%" in value:
+    mapped = getattr(address, "ipv4_mapped", None)
+    if mapped is not None:
+        raise ValueError(f"is an IPv4 address in IPv6's spelling; write {mapped}")
+    if address.is_unspecified or address.is_multicast or address.is_link_local or "%" in value or address == BROADCAST:
         raise ValueError(
             "must be one address of this host; the other hosts reach it there, and ports are open only there"
         )
     return str(address)
+
+
+def _folder(value: str) -> str:
+    """A folder for files of the farm: none of the system's, and none that another path only leads to."""
+    if ".." in value.split("/"):
+        raise ValueError("has `..` in it; write the folder that is meant")
+    if plain_path(value) in SYSTEM_ROOTS or is_system_folder(value):
+        raise ValueError("is the system's own folder; write one for the farm alone, such as /srv/models")
+    return value
 
 
 def _url(value: str) -> str:
@@ -343,13 +358,13 @@ class Host(Model):
     """Servers that several pools share, by the names of their services; pools say `on: {host: …, shared: NAME}`."""
     device_groups: Annotated[tuple[int, ...], ANY_LIST] = ()
     """AMD and Intel cards: numbers of the groups that own `/dev/kfd` and `/dev/dri/render*` (`stat -c %g`)."""
-    models_dir: Annotated[str, _text(FOLDER)] = "./models"
+    models_dir: Annotated[str, _text(FOLDER), AfterValidator(_folder)] = "./models"
     """Folder with the model files; relative to the host's rendered folder unless it starts with `/`."""
     ssh: Annotated[str, _text(SSH)] | None = None
     """How this machine reaches the host: `user@192.0.2.10` or a name from `~/.ssh/config`; absent: it is this one."""
     gpu_exporter: Literal["nvidia", "dcgm", "none"] | None = None
     """Who reads this host's cards, when it differs from the monitoring's `gpu_exporter`."""
-    folder: Annotated[str, _text(FOLDER)] | None = None
+    folder: Annotated[str, _text(FOLDER), AfterValidator(_folder)] | None = None
     """Folder on a host reached by ssh, for its rendered files; absent: `corral/<site>/<host>` in the user's home."""
 
 
@@ -388,6 +403,8 @@ class Adapter(Model):
     """Its GGUF file, written like `source` of a model."""
     revision: Annotated[str, _text(REVISION)] | None = None
     """Branch, tag or commit of an `hf:` repository."""
+    sha256: Annotated[str, _text(SHA256)] | None = None
+    """Checksum of the file; `models pull` takes no other. Needed for `http://`."""
     scale: float = Field(1.0, gt=0, le=100)
     """How strongly it works on requests for that name."""
 
@@ -399,6 +416,8 @@ class Weights(Model):
     """`hf:owner/repo/file.gguf`, `https://…`, `file:/path` on this machine, or a file name in the models folder."""
     revision: Annotated[str, _text(REVISION)] | None = None
     """Branch, tag or commit of an `hf:` repository; `models pull` pins the commit it finds."""
+    sha256: Annotated[str, _text(SHA256)] | None = None
+    """Checksum of the file that `source` names; `models pull` takes no other. Needed for `http://`."""
     kind: Kind
     """What it does: chat, embedding, rerank or image."""
     server: Literal["llama.cpp", "vllm"] = "llama.cpp"
@@ -454,6 +473,11 @@ class Weights(Model):
         """What the lock calls one of its sources."""
         revision = self.revision_of(source)
         return f"{source}@{revision}" if revision else source
+
+    def sha256_of(self, source: str) -> str:
+        """The checksum that one of its sources must have; empty when none is said."""
+        own = {adapter.source: adapter.sha256 for adapter in self.adapters}
+        return own.get(source, self.sha256 if source == self.source else None) or ""
 
     def revision_of(self, source: str) -> str:
         """The revision at which one of its sources is taken; empty when none is said."""

@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from corral.errors import CorralError
-from corral.inventory import Model
+from corral.file_names import FileName, is_file_name
+from corral.inventory import Model, file_of
 from corral.output import write_atomically
 
 LOCK_FILE = "models.lock.json"
@@ -91,10 +92,17 @@ class Gguf(Model):
         return len(self.layer_bytes)
 
 
+def _source(value: str) -> str:
+    """A source whose file may stand in a models folder; empty when there is none."""
+    if value and not is_file_name(file_of(value)):
+        raise ValueError("names no file")
+    return value
+
+
 class LockedFile(Model):
     """What is known of one file of a model."""
 
-    file: str = Field(pattern=r"^[^/\x00-\x1f]+$")
+    file: FileName
     """Its name in a models folder."""
     size: Count = 0
     """Bytes; 0: not known yet."""
@@ -102,7 +110,7 @@ class LockedFile(Model):
     """Checksum of the content; empty: nobody has read the file yet, and the source does not tell."""
     commit: str = ""
     """Revision of the repository that it was taken from."""
-    taken: str = ""
+    taken: Annotated[str, AfterValidator(_source)] = ""
     """The source that stood in for this one (`models pull --fallback`)."""
     gguf: Gguf | None = None
     """What the file says of itself."""

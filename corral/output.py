@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Literal
 
 from corral.errors import CorralError
+from corral.file_names import is_below
 
 MANIFEST = ".manifest.json"
 JOURNAL = ".corral-journal.json"
@@ -219,12 +220,6 @@ def _manifest_changes(
 
 def _manifest_text(files: Mapping[str, str]) -> bytes | None:
     return (json.dumps(files, indent=0, sort_keys=True) + "\n").encode() if files else None
-
-
-def is_below(path: str) -> bool:
-    """Whether a path from a record leads to a place below the folder of that record."""
-    parts = path.split("/")
-    return bool(path) and not path.startswith("/") and not {"", ".", ".."} & set(parts) and "\0" not in path
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------

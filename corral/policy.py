@@ -17,15 +17,16 @@ from typing import Any, Literal
 
 import yaml
 
-from corral.contributions import is_system_folder
+from corral.contributions import SYSTEM_ROOTS, is_system_folder, plain_path
+from corral.errors import CorralError
 from corral.plan import Plan
 from corral.references import SECRET_KEY, SECRET_VALUE
 
 Level = Literal["error", "warning"]
 MASQUERADE = "com.docker.network.bridge.enable_ip_masquerade"
-SYSTEM_ROOTS = ("/", "/home", "/root", "/run", "/var", "/var/lib", "/var/run")
-"""Folders that no container is to see as a whole; one below them may be meant."""
 SOCKETS = ("docker.sock", "containerd.sock", "podman.sock")
+EXCEPTION = "exception"
+"""The rule that a needless or unfounded exception breaks."""
 ROTATING = ("local", "journald", "syslog", "none")
 """Log drivers that bound their own size."""
 _MOVING = re.compile(
@@ -120,7 +121,7 @@ def check_project(
         for finding in _judge(name, Subject(long_form(service), project, address), stated.get(name, {}))
     ]
     gone = (name for name in stated if name not in services and stated[name])
-    return [*found, *(Finding(name, "exception", "has exceptions, but is not there", "remove them") for name in gone)]
+    return [*found, *(Finding(name, EXCEPTION, "has exceptions, but is not there", "remove them") for name in gone)]
 
 
 def _judge(name: str, subject: Subject, exceptions: Mapping[str, str]) -> Iterator[Finding]:
@@ -131,12 +132,12 @@ def _judge(name: str, subject: Subject, exceptions: Mapping[str, str]) -> Iterat
             yield from (Finding(name, rule_name, message, rule.remedy, rule.level) for message in broken)
         elif not broken:
             yield Finding(
-                name, "exception", f"keeps {rule_name}, although it is excepted from it", "remove the exception"
+                name, EXCEPTION, f"keeps {rule_name}, although it is excepted from it", "remove the exception"
             )
         elif not reason.strip():
-            yield Finding(name, "exception", f"is excepted from {rule_name} without a reason", "say why")
+            yield Finding(name, EXCEPTION, f"is excepted from {rule_name} without a reason", "say why")
     for unknown in exceptions.keys() - RULES.keys():
-        yield Finding(name, "exception", f"is excepted from {unknown}, which is no rule", f"rules: {', '.join(RULES)}")
+        yield Finding(name, EXCEPTION, f"is excepted from {unknown}, which is no rule", f"rules: {', '.join(RULES)}")
 
 
 def check_tree(plan: Plan, tree: Mapping[str, bytes]) -> dict[str, list[Finding]]:
@@ -148,6 +149,37 @@ def check_tree(plan: Plan, tree: Mapping[str, bytes]) -> dict[str, list[Finding]
     }
 
 
+def refuse_weak(plan: Plan, tree: Mapping[str, bytes], *, is_of_plan: bool = True) -> None:
+    """Raises CorralError with every error that the baseline finds in a rendering.
+
+    Args:
+        plan: the site.
+        tree: rendered files by path.
+        is_of_plan: False for a rendering that somebody else may have made: it may be anything, and exceptions that this
+            kit states and an older one did not need are no fault of it.
+    """
+    try:
+        judged = check_tree(plan, tree)
+    except (yaml.YAMLError, AttributeError, LookupError, TypeError, ValueError) as error:
+        if is_of_plan:
+            raise
+        hosts = ", ".join(sorted({path.partition("/")[0] for path in tree}))
+        raise CorralError(f"{hosts}: the rendering cannot be judged: {type(error).__name__}: {error}") from None
+    errors = [
+        f"{host}: {finding}"
+        for host, found in judged.items()
+        for finding in found
+        if finding.level == "error" and (is_of_plan or finding.rule != EXCEPTION)
+    ]
+    if errors:
+        raise CorralError("\n".join([*errors, weak_words(len(errors))]))
+
+
+def weak_words(count: int) -> str:
+    """What so many errors of the baseline mean, and where to read on."""
+    return f"{count} of these would weaken a host; docs/reference/policy.md explains the rules"
+
+
 def exceptions_of(plan: Plan, host: str) -> dict[str, Mapping[str, str]]:
     """The exceptions that the plan states, with their reasons, for each service of a host."""
     return {service.name: service.exceptions for service in plan.services_of(host)}
@@ -155,12 +187,17 @@ def exceptions_of(plan: Plan, host: str) -> dict[str, Mapping[str, str]]:
 
 def project_of(tree: Mapping[str, bytes], host: str) -> dict[str, Any]:
     """A host's rendered project in one piece, as Compose puts it together from the included files."""
-    project: dict[str, Any] = yaml.safe_load(tree[f"{host}/compose.yaml"])
+    project: dict[str, Any] = _yaml(tree[f"{host}/compose.yaml"])
     for path in project.pop("include", []):
-        part = yaml.safe_load(tree[f"{host}/{path}"])
+        part = _yaml(tree[f"{host}/{path}"])
         for section in ("services", "volumes"):
             project.setdefault(section, {}).update(part.get(section) or {})
     return project
+
+
+def _yaml(text: bytes) -> Any:
+    """Plain YAML, by libyaml where PyYAML has it: seven times as fast, and `up` reads every project."""
+    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe
 
 
 # --- Compose's short spelling ----------------------------------------------------------------------------------------
@@ -325,7 +362,7 @@ def _docker_socket(subject: Subject) -> Iterator[str]:
 def _host_mount(subject: Subject) -> Iterator[str]:
     """No system folder of the host is mounted, nor its whole root."""
     for mount in subject.binds:
-        source = str(mount["source"]).rstrip("/") or "/"
+        source = plain_path(str(mount["source"]))
         if source in SYSTEM_ROOTS or is_system_folder(source):
             yield f"sees {source} of the host"
 
@@ -463,10 +500,16 @@ def _published_address(subject: Subject) -> Iterator[str]:
     """Ports are published on the host's declared address or on loopback, never on every address."""
     for port in subject.get("ports", []):
         address = str(port.get("host_ip") or "")
-        if not address or not port.get("published") or ipaddress.ip_address(address).is_unspecified:
+        if not address or not port.get("published") or _ip(address).is_unspecified:
             yield f"opens port {port.get('published') or port['target']} on every address of the host"
-        elif address != subject.address and not ipaddress.ip_address(address).is_loopback:
+        elif address != subject.address and not _ip(address).is_loopback:
             yield f"opens port {port['published']} on {address}; the host's address is {subject.address}"
+
+
+def _ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """An address; of one in IPv6's spelling of IPv4 addresses, the one that is meant."""
+    found = ipaddress.ip_address(text.strip("[]"))
+    return getattr(found, "ipv4_mapped", None) or found
 
 
 # --- secrets ---------------------------------------------------------------------------------------------------------

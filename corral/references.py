@@ -15,6 +15,7 @@ from typing import Any
 from corral.aliases import kind_of, kinds_of, routed_names
 from corral.cards import CATALOGUE, card_facts
 from corral.errors import KeyPath, Problem, did_you_mean, dotted
+from corral.file_names import is_file_name
 from corral.inventory import Engine, Inventory, Kind, Placement, Weights, file_of
 from corral.routing import SECTIONS, pool_context, tier_settings
 from corral.site import engine_place, merged_engine
@@ -597,6 +598,9 @@ def _budget_price(inventory: Inventory) -> Iterator[Problem]:
 # --- model files -----------------------------------------------------------------------------------------------------
 
 
+PICKLED = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle", ".joblib", ".npy", ".npz")
+"""Endings of files that PyTorch and others run when they read them."""
+_LOOPBACK = re.compile(r"http://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?/")
 SOURCES = "write hf:owner/repo/file.gguf, https://…, file:/folder/file.gguf or a file name"
 
 
@@ -605,9 +609,15 @@ def _model_source(inventory: Inventory) -> Iterator[Problem]:
     """A model's source is `hf:owner/repo/file`, `https://…/file`, `file:/…/file` or a file name, without `..`."""
     for name, model in inventory.models.items():
         for key, source in _sources(model):
-            words, hint = _source_problem(source, is_repository=model.kind == "image" or model.server == "vllm")
+            is_repository = model.kind == "image" or model.server == "vllm"
+            words, hint = _source_problem(source, is_repository=is_repository)
+            if not words and not is_repository:
+                words, hint = _file_problem(source, model.sha256_of(source))
             if words:
                 yield Problem(words, ("models", name, key), hint)
+        if model.sha256 and (not model.is_llama or len(model.sources) > len(_sources(model))):
+            words = "a checksum is that of one file, and this model has another number of them"
+            yield Problem(words, ("models", name, "sha256"), "remove it; models pull pins every file")
         if model.revision and not model.source.startswith("hf:"):
             hint = "remove revision, or write hf:owner/repo/file.gguf"
             yield Problem("only an hf: source has revisions", ("models", name, "source"), hint)
@@ -631,10 +641,24 @@ def _source_problem(source: str, *, is_repository: bool) -> tuple[str, str]:
          "put the file into the host's models folder, or set models_dir"),
         (scheme not in ("", "hf", "https", "http", "file"), f'"{scheme}:" is not known', SOURCES),
         (bool({"..", "."} & set(parts)), "a source has no `..` and `.`", SOURCES),
+        (any(part.startswith("-") for part in parts), "a name in a source does not start with `-`", "rename it"),
         (scheme == "file" and bool(parts[0] or not parts[-1]), "a file on this machine is named from / on",
          "write file:/folder/file.gguf"),
         (scheme == "hf" and (len(parts) < wanted or not all(parts)), "the file is missing", hub_form),
         (scheme in ("http", "https") and not file_of(source), "the file is missing", f"write {scheme}://host/…/file.gguf"),
+    )  # fmt: skip
+    return next(((words, hint) for is_wrong, words, hint in checks if is_wrong), ("", ""))
+
+
+def _file_problem(source: str, sha256: str) -> tuple[str, str]:
+    """What is wrong with the source of a file that llama-server reads, and the remedy; empty when nothing is."""
+    file = file_of(source)
+    checks = (
+        (not is_file_name(file), "this is no name of a file", SOURCES),
+        (file.lower().endswith(PICKLED), "llama-server reads GGUF files, and this kind of file may hold a program",
+         "convert it to .gguf, or take it from a repository that has one"),
+        (source.startswith("http://") and not _LOOPBACK.match(source) and not sha256,
+         "nothing protects a file on its way over http", "write https://, or add sha256: with the file's checksum"),
     )  # fmt: skip
     return next(((words, hint) for is_wrong, words, hint in checks if is_wrong), ("", ""))
 

@@ -19,7 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from corral.contributions import CpuVariant, File, Secret, Service
 from corral.errors import CorralError
 from corral.plan import Plan
-from corral.site import bracketed
+from corral.site import HERE, bracketed
 
 ROOT = Path(__file__).resolve().parent.parent
 Tree = dict[str, bytes]
@@ -341,11 +341,11 @@ def _local_service(service: Service) -> dict[str, Any]:
 
 
 def _supervisor_text(text: str) -> str:
-    """Text for an INI file in which supervisord expands `%(…)s`; only our own `%(here)s` is meant."""
-    if _CONTROL.search(text):
+    """Text for an INI file in which supervisord expands `%(…)s`; only our own mark of the folder is meant."""
+    if _CONTROL.search(text.replace(HERE, "")):
         words = "has a line break or another control character, which supervisord cannot be told"
         raise CorralError(f"{text!r} {words}; remove it from extra_args or environment")
-    return text.replace("%", "%%").replace("%%(here)s", "%(here)s")
+    return text.replace("%", "%%").replace(HERE, "%(here)s")
 
 
 def supervisor_command(words: Iterable[str]) -> str:

@@ -16,8 +16,10 @@ from pathlib import Path
 from corral.errors import CorralError, UsageError
 
 VARIABLE = "CORRAL_PASSPHRASE"
-SHORTEST = 8
-"""Signs of a passphrase, at least."""
+SHORTEST = 12
+"""Signs of a new passphrase, at least: whoever has the archive can try as long as they like."""
+GROUPS, SIGNS = 5, "abcdefghijkmnpqrstuvwxyz23456789"
+"""Of a passphrase that is made up: five groups of four signs out of 32, which are 100 bits."""
 SALT_BYTES = 16
 COST = 17
 """Of scrypt, as a power of two: 128 MiB of memory and about half a second for each guess."""
@@ -86,11 +88,17 @@ def find_passphrase(file: Path | None, *, is_new: bool) -> str:
     elif sys.stdin.isatty():
         passphrase, where = _asked(is_new=is_new), "it"
     else:
-        way_out = ", or leave the secrets out: --without-secrets" if is_new else ""
+        way_out = f" (such as {made_up()}), or leave the secrets out: --without-secrets" if is_new else ""
         raise UsageError(f"a passphrase is needed: set {VARIABLE}, or name a file: --passphrase-file FILE{way_out}")
     if is_new and len(passphrase) < SHORTEST:
-        raise UsageError(f"a passphrase has at least {SHORTEST} signs; {where} has {len(passphrase)}")
+        words = f"a passphrase has at least {SHORTEST} signs; {where} has {len(passphrase)}"
+        raise UsageError(f"{words}; one that nobody guesses: {made_up()}")
     return passphrase
+
+
+def made_up() -> str:
+    """A new passphrase that nobody guesses."""
+    return "-".join("".join(secrets.choice(SIGNS) for _ in range(4)) for _ in range(GROUPS))
 
 
 def _first_line(file: Path) -> str:
@@ -105,7 +113,8 @@ def _first_line(file: Path) -> str:
 def _asked(*, is_new: bool) -> str:
     from getpass import getpass
 
-    passphrase = getpass("passphrase for the secrets: ")
+    offer = made_up() if is_new else ""
+    passphrase = getpass(f"passphrase (or Enter, to use {offer}): " if is_new else "passphrase: ")
     if is_new and getpass("once more: ") != passphrase:
         raise UsageError("these were not the same")
-    return passphrase
+    return passphrase or offer

@@ -25,6 +25,8 @@ SHARED_PORT_BASE = 8900
 PORTS_OF_COPY = 20
 """Distance between the derived ports of several replicas on one card."""
 
+HERE = "\x1ahere\x1a"
+"""Stands for a local host's rendered folder in what its programs are told; no inventory can have it in a value."""
 START_TIMEOUT_S = 600
 """How long a server may take to start, where the inventory does not say."""
 NO_LOCK = ModelLock()
@@ -193,8 +195,8 @@ class Site:
 
     @staticmethod
     def local_folder(path: str) -> str:
-        """A path relative to a local host's rendered folder, in supervisord's own spelling of that folder."""
-        return path if path.startswith("/") else f"%(here)s/{path.removeprefix('./')}"
+        """A path relative to a local host's rendered folder; the mark becomes supervisord's own spelling of it."""
+        return path if path.startswith("/") else f"{HERE}/{path.removeprefix('./')}"
 
     def members(self, host: str, service: str) -> tuple[Replica, ...]:
         """The replicas that a service serves: several when pools share it, none when it is no inference server."""

@@ -17,7 +17,7 @@ from corral import __version__
 from corral.errors import CorralError
 from corral.model_lock import LOCK_FILE, lock_of
 from corral.ops import archive
-from corral.ops.archive import INVENTORY, RENDERING, SECRETS, Manifest, Member, SavedState
+from corral.ops.archive import INVENTORY, RENDERING, SECRETS, Manifest, Member, SavedState, Sealing
 from corral.ops.history import files_on_disk, note_backup, packed
 from corral.ops.hosts import ComposeHost, compose_hosts
 from corral.ops.interrupts import Interrupts
@@ -64,7 +64,7 @@ def backup(
     *,
     hosts: Iterable[str] | None = None,
     to: Path | None = None,
-    passphrase: str | None,
+    sealing: Sealing | None,
 ) -> Path:
     """The archive that was made, mode 0600.
 
@@ -74,13 +74,14 @@ def backup(
         talk: where progress goes.
         hosts: hosts to save; all of them when absent.
         to: the archive's name; the site's and the date in this folder when absent.
-        passphrase: what seals the secrets; None leaves them out.
+        sealing: what seals the archive; None leaves it open, and the secrets out.
 
     Raises:
         CorralError: something cannot be read or written; there is no archive then.
     """
     now = datetime.now(UTC).replace(microsecond=0)
-    target = to or Path(f"{plan.inventory.name}-{now:%Y%m%dT%H%M%SZ}.tar.gz")
+    ending = "backup" if sealing and not sealing.is_plain else "tar.gz"
+    target = to or Path(f"{plan.inventory.name}-{now:%Y%m%dT%H%M%SZ}.{ending}")
     _check_target(target)
     finish_interrupted(out)
     chosen = [name for name in plan.inventory.hosts if hosts is None or name in set(hosts)]
@@ -98,26 +99,26 @@ def backup(
         if lock_of(Path(plan.source_file)).is_file():
             parts.add_data(LOCK_FILE, lock_of(Path(plan.source_file)).read_bytes())
         _add_renderings(parts, plan, out, chosen)
-        if passphrase is not None:
-            parts.add_data(SECRETS, seal(packed(_secret_files(plan, out, chosen)), passphrase))
+        if sealing is not None:
+            parts.add_data(SECRETS, seal(packed(_secret_files(plan, out, chosen)), sealing.passphrase))
             talk.print(f"secrets of {', '.join(chosen)}: sealed with the passphrase")
         for host in running:
             _add_states(parts, host, talk)
         manifest = Manifest(
-            format="corral-backup/1",
+            format="corral-backup/2",
             corral=__version__,
             site=plan.inventory.name,
             made=now,
             hosts=tuple(chosen),
-            has_secrets=passphrase is not None,
+            has_secrets=sealing is not None,
             secret_names={name: tuple(secret.name for secret in plan.secrets_of(name)) for name in chosen},
             images={host.name: _images(host) for host in running},
             states=tuple(parts.states),
             members=parts.members,
         )
-        archive.write_archive(target.absolute(), place, manifest, parts.files)
+        archive.write_archive(target.absolute(), place, manifest, parts.files, sealing)
         note_backup(out, chosen, now.timestamp())
-    _say_end(plan, target, chosen, talk, is_sealed=passphrase is not None)
+    _say_end(plan, target, chosen, talk, sealing)
     return target
 
 
@@ -182,11 +183,14 @@ def _images(host: ComposeHost) -> dict[str, str]:
     return image_ids(host, {service.image for service in host.plan.services_of(host.name)})
 
 
-def _say_end(plan: Plan, target: Path, chosen: Sequence[str], talk: Console, *, is_sealed: bool) -> None:
+def _say_end(plan: Plan, target: Path, chosen: Sequence[str], talk: Console, sealing: Sealing | None) -> None:
     for name in chosen:
         if plan.site.is_local(name):
             talk.print(Text(f"{name}: runs no containers; its data folder is not in the backup", "yellow"))
-    keep = "keep the passphrase elsewhere: without it the secrets are lost" if is_sealed else "without secrets"
+    keep = "without secrets; whoever can write to the file can change what it says"
+    if sealing is not None:
+        lost = "the secrets are lost" if sealing.is_plain else "all of it is lost"
+        keep = f"keep the passphrase elsewhere: without it {lost}"
     talk.print(Text(f"{target}: {amount(target.stat().st_size)}, complete; {keep}"))
 
 

@@ -15,6 +15,7 @@ import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,9 @@ from corral.model_lock import LOCK_FILE, lock_of
 from corral.ops.backup import amount
 from corral.ops.hosts import ComposeHost, compose_hosts
 from corral.ops.interrupts import Interrupts
-from corral.ops.parcel import SUMS, HostParts, Image, Manifest, ModelFile, Packer, explained, pack
+from corral.ops.parcel import SIGNATURE, SUMS, HostParts, Image, Manifest, ModelFile, Packer, explained, pack
 from corral.ops.setup import model_sources, models_folder
+from corral.ops.signing import sign
 from corral.ops.survey import check_engine
 from corral.ops.up import PULL_LIMIT_S, check_rendering
 from corral.output import locked
@@ -66,8 +68,15 @@ class _Held:
     layers: tuple[str, ...]
 
 
-def bundle(
-    plan: Plan, out: Path, talk: Console, *, hosts: Iterable[str] | None = None, to: Path, with_kit: bool = True
+def bundle(  # noqa: PLR0913 - keyword arguments, an option each
+    plan: Plan,
+    out: Path,
+    talk: Console,
+    *,
+    hosts: Iterable[str] | None = None,
+    to: Path,
+    with_kit: bool = True,
+    key: Path | None = None,
 ) -> None:
     """Makes a bundle, or completes one.
 
@@ -78,6 +87,7 @@ def bundle(
         hosts: hosts to make it for; all with services when absent.
         to: a folder, or a file whose name ends in .tar.
         with_kit: whether the kit and its wheels are to be in it.
+        key: the ssh key that signs it; none leaves it unsigned.
 
     Raises:
         DriftError: the rendering differs from the inventory.
@@ -93,7 +103,8 @@ def bundle(
     with Interrupts(), explained(to):
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder):
-            (folder / SUMS).unlink(missing_ok=True)  # from here on it is not complete
+            for name in (SUMS, SIGNATURE):
+                (folder / name).unlink(missing_ok=True)  # from here on it is not complete
             packer = Packer(folder)
             held = [image for host in chosen for image in _images(host, talk)]
             models = {host.name: _models(host, talk) for host in chosen}
@@ -104,14 +115,15 @@ def bundle(
             _add_site(packer, plan, {host.name for host in chosen})
             if with_kit:
                 _add_kit(packer, talk)
-            packer.finish(_manifest(plan, held, images, models, is_with_kit=with_kit))
+            made = _manifest(plan, held, images, models, is_with_kit=with_kit)
+            digest = packer.finish(made, partial(sign, key=key) if key else None)
         if is_file:
             pack(folder, to)
     size = to.stat().st_size if is_file else sum(path.stat().st_size for path in to.rglob("*") if path.is_file())
     count = f"{len(images)} images, {sum(map(len, models.values()))} model files"
-    talk.print(
-        Text(f"{to}: complete, {count}, {amount(size)}; carry it over, then: ./generate.py bundle load {to.name}")
-    )
+    talk.print(Text(f"{to}: complete, {count}, {amount(size)}; sha256 of {SUMS}: {digest}"))
+    trust = "--signer ALLOWED-SIGNERS" if key else "--unsigned, once that sha256 was compared"
+    talk.print(Text(f"carry it over, then: ./generate.py bundle load {to.name} {trust}"))
 
 
 def _check_place(to: Path, folder: Path) -> None:

@@ -227,6 +227,10 @@ def _answer(origin: Origin, net: Net, headers: Mapping[str, str]) -> Iterator[ht
 
 def _refuse(origin: Origin, response: httpx.Response) -> None:
     code = response.status_code
+    open_hops = [hop.url for hop in (*response.history, response) if hop.url.scheme != "https"]
+    if origin.url.startswith("https:") and open_hops:
+        words = f"it leads on to {open_hops[0].host} over http, where nothing protects the file"
+        raise FetchError(f"{shown(origin)}: {words}; name a source that stays on https")
     if code in BUSY:
         after = response.headers.get("retry-after", "")
         raise _Broken(f"answers {code}", min(LONGEST_PAUSE_S, float(after)) if after.isdecimal() else 0.0)

@@ -12,18 +12,22 @@ import io
 import json
 import re
 import tarfile
+import zlib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from corral.errors import CorralError
+from corral.ops.tarball import members
 from corral.output import compare, digest, write_atomically
 
 FOLDER = ".history"
 BACKUPS = "backups.json"
 """When each host was last saved by `backup`, in seconds since 1970."""
 KEPT = 5
+LARGEST = 256 << 20
+"""Bytes of all files of a rendering; what is larger was not made by `packed`."""
 INVENTORY = ".inventory.yaml"
 """Name of the inventory among a host's files."""
 _NAME = re.compile(r"(\d{6})-([0-9a-f]{16})\.tar\.gz")
@@ -119,7 +123,7 @@ def load(entry: Entry) -> dict[str, bytes]:
     """A kept rendering, with its inventory; raises CorralError when its file is damaged."""
     try:
         files = unpacked(entry.path.read_bytes())
-    except (OSError, EOFError, tarfile.TarError) as error:
+    except (OSError, tarfile.TarError) as error:
         raise CorralError(f"{entry.path}: cannot be read: {error}") from None
     if rendering_hash(files) != entry.hash:
         raise CorralError(f"{entry.path}: damaged: its content is not what its name says")
@@ -138,11 +142,16 @@ def packed(files: Mapping[str, bytes]) -> bytes:
 
 
 def unpacked(data: bytes) -> dict[str, bytes]:
-    """The files of an archive, by path."""
+    """The files of an archive, by path; raises tarfile.TarError when it is none that `packed` made, or too large."""
     found: dict[str, bytes] = {}
-    with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
-        for member in archive:
-            file = archive.extractfile(member) if member.isfile() else None
-            if file is not None:
-                found[member.name] = file.read()
+    room = LARGEST
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as zipped:
+            for part in members(zipped):
+                room -= part.size
+                if room < 0:
+                    raise tarfile.ReadError(f"its files are larger than {LARGEST >> 20} MiB together")
+                found[part.name] = part.read()
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise tarfile.ReadError(str(error)) from None
     return found

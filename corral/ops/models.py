@@ -69,6 +69,8 @@ class Wanted:
     revision: str
     models: tuple[str, ...]
     hosts: tuple[str, ...]
+    sha256: str = ""
+    """What the inventory says that its checksum is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,14 +155,17 @@ def wanted_files(site: Site, names: Sequence[str] = (), hosts: Iterable[str] | N
         where = where if chosen is None else where & chosen
         for source in weights.sources:
             key = weights.key(source)
-            found = Wanted(key, source, weights.revision_of(source), (name,), tuple(sorted(where)))
+            revision, sha256 = weights.revision_of(source), weights.sha256_of(source)
+            found = Wanted(key, source, revision, (name,), tuple(sorted(where)), sha256)
             users[key] = (*users.get(key, ()), found)
     return [_joined(found) for found in users.values()]
 
 
 def _joined(found: Sequence[Wanted]) -> Wanted:
     models = tuple(name for item in found for name in item.models)
-    return replace(found[0], models=models, hosts=tuple(sorted({host for item in found for host in item.hosts})))
+    sha256 = max(item.sha256 for item in found)
+    hosts = tuple(sorted({host for item in found for host in item.hosts}))
+    return replace(found[0], models=models, hosts=hosts, sha256=sha256)
 
 
 # --- what lies in a folder -------------------------------------------------------------------------------------------
@@ -306,6 +311,8 @@ def pull(shelf: Shelf, choice: Choice) -> None:
     """Every file is in every folder that needs it, checked; raises CorralError with all that could not be done."""
     items = [item for item in wanted_files(shelf.site, choice.names, choice.hosts) if item.hosts]
     _say_skipped(shelf, choice)
+    if not choice.update:
+        _refuse_other_pins(shelf, items)
     with alone(shelf.lock_path.parent / PULL_LOCK, "models pull"):
         lacking, problems = _look_around(shelf, items, choice)
         orders, unknown = _orders(shelf, items, lacking, choice)
@@ -330,6 +337,15 @@ def _say_skipped(shelf: Shelf, choice: Choice) -> None:
         if server == "vLLM" and not weights.source.startswith("hf:"):
             words = f"put the folder {weights.source} into the models folder of its hosts"
         shelf.talk.print(Text(f"{name}: {words}", "dim"))
+
+
+def _refuse_other_pins(shelf: Shelf, items: Sequence[Wanted]) -> None:
+    """Raises ChecksumError when the inventory and the lock want different files."""
+    for item in items:
+        known = shelf.lock.get(item.key)
+        if item.sha256 and known is not None and known.sha256 not in {"", item.sha256}:
+            words = f"sha256 in the inventory is not what {shelf.lock_path.name} says"
+            raise net.ChecksumError(f"{item.source}: {words}; look into it, then take it with: models pull --update")
 
 
 def _look_around(
@@ -376,7 +392,9 @@ def _is_good(shelf: Shelf, item: Wanted, place: Place, told: Callable[[int], Non
 
 
 def _adopt(shelf: Shelf, item: Wanted, path: Path, found: net.Fetched) -> bool:
-    """Pins a file that a person has put there."""
+    """Pins a file that a person has put there; raises ChecksumError when the inventory wants another one."""
+    if item.sha256 and item.sha256 != found.sha256:
+        raise net.ChecksumError(f"{path}: its checksum is {found.sha256}, and sha256 in the inventory is another")
     facts = local_facts(path)
     shelf.learn(item.key, size=found.size, sha256=found.sha256, gguf=facts)
     remember(path, found.sha256, shelf.mutex)
@@ -415,7 +433,9 @@ def _each(
 def _order(shelf: Shelf, item: Wanted, lacking: list[Place], choice: Choice) -> _Order | None:
     """How to fetch a file; None when it is everywhere and still the one that its source has."""
     known = shelf.lock.get(item.key)
-    pinned = net.Remote() if known is None or choice.update else net.Remote(known.size, known.sha256, known.commit)
+    pinned = net.Remote(0, item.sha256)
+    if known is not None and not choice.update:
+        pinned = net.Remote(known.size, known.sha256 or item.sha256, known.commit)
     source = known.taken if known and known.taken and not choice.update else item.source
     try:
         origin, said = _ask(shelf, item, source, pinned, choice)
@@ -429,8 +449,8 @@ def _order(shelf: Shelf, item: Wanted, lacking: list[Place], choice: Choice) -> 
         shelf.learn(item.key, file=file_of(source), taken=source, size=said.size, sha256=said.sha256)
     if pinned.sha256 and said.sha256 and pinned.sha256 != said.sha256:
         raise net.ChecksumError(
-            f"{item.source}: the source has another file now than {shelf.lock_path.name} says; "
-            "look into it, then take it with: models pull --update"
+            f"{item.source}: the source has another file now than {shelf.lock_path.name} (or sha256 in the inventory) "
+            "says; look into it, then take it with: models pull --update"
         )
     if not lacking:
         if known and known.sha256 == said.sha256:

@@ -7,9 +7,12 @@ left alone unless asked. A restore that was cut off goes on where it stopped whe
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import shutil
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import IO
 
@@ -19,26 +22,29 @@ from rich.table import Table
 from rich.text import Text
 
 from corral.contributions import State
-from corral.errors import CorralError, UsageError
-from corral.load import load_texts
+from corral.errors import CorralError, UsageError, on_one_line
+from corral.load import load_inventory, load_texts
 from corral.model_lock import LOCK_FILE, lock_of
-from corral.ops.archive import INVENTORY, RENDERING, SECRETS, Backup, feed_states, read_backup
+from corral.ops.archive import INVENTORY, RENDERING, SECRETS, Asking, Backup, feed_states, read_backup
 from corral.ops.backup import amount
 from corral.ops.board import Board
 from corral.ops.history import unpacked
-from corral.ops.hosts import CommandError, ComposeHost, compose_hosts
+from corral.ops.hosts import NOT_COPIED, CommandError, ComposeHost, compose_hosts
 from corral.ops.interrupts import Interrupts
 from corral.ops.lock import alone
 from corral.ops.states import put_back, state_of_plan, title
 from corral.ops.survey import check_engine
 from corral.ops.up import LOCK, Run, fetch_images, look
 from corral.ops.waiting import COMMAND_LIMIT_S
-from corral.output import MANIFEST, compare, is_below, write, write_atomically
+from corral.output import MANIFEST, compare, locked, write, write_atomically
 from corral.plan import Plan, build_plan
-from corral.render import refuse_other_site
+from corral.policy import refuse_weak
+from corral.render import refuse_other_site, render
 from corral.sealing import find_passphrase, unseal
 from corral.secrets import ENV_FILE, FOLDER, initialise
 
+STAGING = ".restore.part"
+"""Folder beside the renderings for the data of services, from when it is checked until it is back."""
 NOTE = ".restore.json"
 """In the folder of renderings while a restore is not finished: of which backup, and which states are back."""
 
@@ -106,10 +112,11 @@ def summary(backup: Backup) -> str:
     """One line about a backup that is whole."""
     manifest = backup.manifest
     secrets = "with secrets" if manifest.has_secrets else "without secrets"
+    trust = "" if backup.is_authentic else "; NOT AUTHENTICATED: whoever could write to the file may have changed it"
     hosts = ", ".join(manifest.hosts)
     return (
         f"{backup.path}: whole; site {manifest.site} ({hosts}), made {manifest.made:%Y-%m-%d %H:%M:%S} UTC "
-        f"by corral {manifest.corral}, {secrets}"
+        f"by corral {manifest.corral}, {secrets}{trust}"
     )
 
 
@@ -120,30 +127,58 @@ def restore(path: Path, talk: Console, wanted: Wanted) -> None:
     """Brings back what a backup holds.
 
     Raises:
-        WrongPassphraseError: the secrets do not open; nothing was changed.
-        UsageError: the place is not empty; the message says what is there.
+        WrongPassphraseError: it does not open; nothing was changed.
+        UsageError: the place is not empty, or the backup names other places than the inventory here, or nobody vouches
+            for those that it names; the message says which.
         CorralError: the archive is damaged, or something is left for a person to do; the message says what.
     """
-    backup = read_backup(path)
-    talk.print(Text(summary(backup)))
-    job = _job(backup, wanted)
-    hosts = job.hosts
-    for host in hosts:
-        check_engine(host)
-    wanted.out.mkdir(parents=True, exist_ok=True)
-    with Interrupts(), alone(wanted.out / LOCK, "corral up"), Board(talk) as board:
-        done = _states_that_are_back(job)
-        if done is None:
-            _make_room(job, hosts, talk)
-        _note(job, done or [])
-        _lay_out_files(job, talk)
-        _lay_out_secrets(job, talk)
-        _put_states_back(job, hosts, board, done or [])
-        (wanted.out / NOTE).unlink()
+
+    @cache
+    def ask() -> str:
+        return find_passphrase(wanted.passphrase_file, is_new=False)
+
+    with Interrupts(), _staging(wanted.out) as folder:
+        backup = read_backup(path, ask, folder)
+        talk.print(Text(summary(backup), "" if backup.is_authentic else "yellow"))
+        job = _job(backup, wanted, ask)
+        hosts = job.hosts
+        if _states_that_are_back(job) is None and (found := _differences(job)):
+            _agree(f"these places, images and addresses would be used:\n{_indented(found)}", wanted, talk)
+        for host in hosts:  # only now: it may call them over ssh
+            check_engine(host)
+        with alone(wanted.out / LOCK, "corral up"):
+            done = _states_that_are_back(job)
+            if done is None:
+                _make_room(job, hosts, talk)
+            _note(job, done or [])
+            _lay_out_files(job, talk)
+            _lay_out_secrets(job, talk)
+            with Board(talk) as board:
+                _put_states_back(job, hosts, board, done or [])
+            (wanted.out / NOTE).unlink()
     talk.print(Text(f"restored; next: ./generate.py up{_options(wanted)}"))
 
 
-def _job(backup: Backup, wanted: Wanted) -> _Job:
+@contextmanager
+def _staging(out: Path) -> Iterator[Path]:
+    """A folder of our own below the renderings, gone afterwards; what a killed run left in it is cleared away."""
+    place = out / STAGING
+    try:
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise CorralError(f"{place}: cannot be made: {error.strerror}; nothing was changed") from None
+    with locked(place):
+        try:
+            for path in place.iterdir():
+                path.unlink()
+            yield place
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+            with suppress(OSError):
+                out.rmdir()  # if nothing was laid out
+
+
+def _job(backup: Backup, wanted: Wanted, ask: Asking) -> _Job:
     names = tuple(name for name in backup.manifest.hosts if wanted.hosts is None or name in wanted.hosts)
     unknown = sorted((wanted.hosts or frozenset()) - set(backup.manifest.hosts))
     if unknown:
@@ -154,12 +189,25 @@ def _job(backup: Backup, wanted: Wanted) -> _Job:
     plan = build_plan(load_texts(text, backup.files.get(LOCK_FILE), str(wanted.inventory)))
     secrets: dict[str, bytes] = {}
     if backup.manifest.has_secrets:
-        passphrase = find_passphrase(wanted.passphrase_file, is_new=False)
-        secrets = unpacked(unseal(backup.files[SECRETS], passphrase))
-        if not all(map(is_below, secrets)):
-            raise CorralError(f"{backup.path}: its secrets name places outside of the site")
+        if SECRETS not in backup.files:
+            raise CorralError(f"{backup.path}: has no {SECRETS}")
+        secrets = unpacked(unseal(backup.files[SECRETS], ask()))
     tree = _of_hosts(backup.rendering, names)
+    _refuse_foreign(backup, tree, secrets)
+    refuse_weak(plan, tree, is_of_plan=False)
     return _Job(backup, wanted, plan, names, tree, _of_hosts(secrets, names))
+
+
+def _refuse_foreign(backup: Backup, tree: Iterable[str], secrets: Iterable[str]) -> None:
+    """Raises CorralError when files have names that `backup` gives to nothing of their kind."""
+    own = {ENV_FILE, FOLDER, *NOT_COPIED}
+    foreign = [path for path in tree if path.partition("/")[2].partition("/")[0] in own]
+    for path in secrets:
+        inner = path.split("/")[1:]
+        if inner != [ENV_FILE] and inner[:-1] != [FOLDER]:
+            foreign.append(path)
+    if foreign:
+        raise CorralError(f"{backup.path}: {foreign[0]} in it is nothing that corral saves; use another backup")
 
 
 def _of_hosts(files: Mapping[str, bytes], names: Collection[str]) -> dict[str, bytes]:
@@ -203,20 +251,75 @@ def _make_room(job: _Job, hosts: Sequence[ComposeHost], talk: Console) -> None:
         *(f"{name}: {count} containers of this site" for name, count in containers.items() if count),
         *(f"{host}: volume {name}" for host, names in volumes.items() for name in names),
     ]
-    if not lost:
-        return
-    there = "\n".join(f"  {line}" for line in lost)
-    if not job.wanted.replace:
-        raise UsageError(f"nothing was changed; the place is not empty:\n{there}\nto replace all that, add --replace")
-    if not job.wanted.yes:
-        raise UsageError(f"nothing was changed; this would be lost:\n{there}\nto lose it, add --yes")
+    if lost and not job.wanted.replace:
+        words = f"the place is not empty:\n{_indented(lost)}"
+        raise UsageError(f"nothing was changed; {words}\nto replace all that, add --replace")
+    if lost:
+        _agree(f"this would be lost:\n{_indented(lost)}", job.wanted, talk)
     for host in hosts:
         if containers[host.name]:
             talk.print(Text(f"{host.name}: stopping and removing {containers[host.name]} containers"))
-            words = ["docker", "compose", "--project-name", host.project, "down", "--remove-orphans"]
-            host.run(words, limit_s=COMMAND_LIMIT_S)
+            command = ["docker", "compose", "--project-name", host.project, "down", "--remove-orphans"]
+            host.run(command, limit_s=COMMAND_LIMIT_S)
         for volume in volumes[host.name]:
             host.run(["docker", "volume", "rm", volume])
+
+
+def _agree(words: str, wanted: Wanted, talk: Console) -> None:
+    """Says what would happen; raises UsageError unless a person wants that."""
+    if not wanted.yes and not sys.stdin.isatty():
+        raise UsageError(f"nothing was changed; {words}\nif that is meant, add --yes")
+    talk.print(Text(words, "yellow"))
+    if not wanted.yes and input("go on? Write yes: ").strip() != "yes":
+        raise UsageError("nothing was changed")
+
+
+def _indented(lines: Sequence[str]) -> str:
+    return "\n".join(f"  {on_one_line(line)}" for line in lines)
+
+
+def _differences(job: _Job) -> list[str]:
+    """What the backup's inventory says otherwise than the one that is here, of all that says where secrets go.
+
+    Without one here, all of it, unless the archive is authenticated; what is not may also have another rendering.
+    """
+    present = _present(job.wanted.inventory)
+    if present is None and job.backup.is_authentic:
+        return []
+    here, there = present or {}, _places(job.plan)
+    found = [
+        f"{key}: {here.get(key, 'not here')} -> {there.get(key, 'not in the backup')}"
+        for key in sorted(here.keys() | there.keys())
+        if here.get(key) != there.get(key)
+    ]
+    if not job.backup.is_authentic:
+        made = _of_hosts(render(job.plan), job.names)
+        other = sorted(path for path, data in _own(job.tree).items() if made.get(path) != data)
+        found += [f"{path}: is not what this kit makes of the backup's inventory" for path in other]
+    return found
+
+
+def _present(inventory: Path) -> dict[str, str] | None:
+    """The places of the inventory that is here; None when there is none, or none that can be read."""
+    try:
+        return _places(build_plan(load_inventory(inventory))) if inventory.exists() else None
+    except CorralError:
+        return None
+
+
+def _places(plan: Plan) -> dict[str, str]:
+    """Everything in a plan that secrets and requests are sent to or run by."""
+    hosts = plan.inventory.hosts.items()
+    found = {
+        f"host {name}": f"address {host.address}, ssh {host.ssh or '-'}, folder {host.folder or '-'}"
+        for name, host in hosts
+    }
+    found |= {f"models of {name}": host.models_dir for name, host in hosts}
+    found |= {f"node {name}": node.url or node.model for name, node in plan.inventory.nodes.items()}
+    if plan.inventory.tracing is not None:
+        found["traces"] = plan.inventory.tracing.url or plan.inventory.tracing.host or ""
+    images = {service.image for service in plan.contributions.services if service.image}
+    return found | {f"image {name.partition('@')[0]}": name for name in images}
 
 
 def _files_in_the_way(job: _Job) -> list[str]:

@@ -21,6 +21,7 @@ from corral.ops.hosts import CommandError, ComposeHost
 from corral.ops.machine import Look, Machine
 from corral.ops.up import up
 from corral.output import compare, write
+from corral.policy import refuse_weak
 from corral.render import ROOT, Tree, figure_units, told_by, unit_names
 from corral.secrets import ENV_FILE, initialise, read_env
 from corral.secrets import FOLDER as SECRETS_FOLDER
@@ -55,6 +56,7 @@ class Setup:
 
     def run(self, hosts: Sequence[ComposeHost]) -> None:
         """Prepares the hosts and starts them; raises CorralError when something is left for a person to do."""
+        refuse_weak(hosts[0].plan, self.tree)
         waiting = [host.name for host in hosts if not self._host(host)]
         if self.dry_run:
             return

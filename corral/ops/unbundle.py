@@ -1,33 +1,38 @@
 """`bundle load`: what a bundle holds, on machines without internet: images, model files, inventory, rendering.
 
-Every file is checked before anything is changed. What is there already is left as it is, so that a load that was cut
-off is simply run again.
+A signature says who made it, or the operator says that nobody has to. Every file is checked before anything is changed,
+and only what the plan of its inventory asks for is taken; the rendering is made here. What is there already is left as
+it is, so that a load that was cut off is simply run again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from rich.text import Text
 
-from corral.errors import CorralError, UsageError
+from corral.errors import CorralError, UsageError, on_one_line
 from corral.load import load_texts
 from corral.model_lock import LOCK_FILE, lock_of
 from corral.ops.backup import amount
 from corral.ops.hosts import CommandError, ComposeHost, compose_hosts
 from corral.ops.interrupts import Interrupts
-from corral.ops.parcel import PART, Bundle, Image, ModelFile, opened
-from corral.ops.setup import models_folder
+from corral.ops.parcel import PART, SUMS, Bundle, Image, ModelFile, opened
+from corral.ops.setup import model_sources, models_folder
+from corral.ops.signing import signer_of
 from corral.ops.survey import check_engine, image_ids
 from corral.output import compare, write, write_atomically
 from corral.plan import Plan, build_plan
-from corral.render import refuse_other_site
+from corral.policy import refuse_weak
+from corral.render import refuse_other_site, render
 from corral.secrets import ENV_FILE
 
 INVENTORY = "inventory.yaml"
@@ -45,11 +50,13 @@ FREE_KIB = 'while [ ! -d "$1" ]; do set -- "$(dirname "$1")"; done; df -Pk "$1" 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Where a bundle goes."""
+    """Where a bundle goes, and who has to have made it."""
 
     inventory: Path
     out: Path
     hosts: frozenset[str] | None = None
+    signers: Path | None = None
+    """File of allowed signers; None: unsigned bundles are taken."""
 
 
 def load(path: Path, talk: Console, wanted: Wanted) -> None:
@@ -57,18 +64,21 @@ def load(path: Path, talk: Console, wanted: Wanted) -> None:
 
     Raises:
         UsageError: the place has another inventory or rendering; nothing was changed.
-        CorralError: the bundle is damaged, or a host does not take something; run it again to go on.
+        CorralError: the bundle is damaged, brings what its inventory does not ask for, or is not signed by whom it
+            should be (nothing was changed); or a host does not take something; run it again to go on.
     """
     talk.print(Text(f"{path}: checking every file"))
     bar = Progress(TextColumn("checked"), BarColumn(), DownloadColumn(), console=talk, transient=True)
     with Interrupts(), bar if talk.is_terminal else nullcontext():
         task = bar.add_task("checked", total=_total(path))
-        with opened(path, lambda count: bar.advance(task, count)) as bundle:
+        vouch = partial(_vouch, path, talk, wanted.signers)
+        with opened(path, vouch, lambda count: bar.advance(task, count)) as bundle:
             if talk.is_terminal:
                 bar.stop()
             talk.print(Text(_summary(bundle)))
             plan = _plan(bundle, wanted)
             hosts = _hosts(bundle, plan, wanted)
+            _refuse_unasked(bundle, plan, wanted)
             for host in hosts:
                 check_engine(host)
             _lay_out(bundle, plan, wanted, talk)
@@ -76,6 +86,21 @@ def load(path: Path, talk: Console, wanted: Wanted) -> None:
                 _load_images(bundle, host, talk)
                 _copy_models(bundle, host, talk)
     talk.print(Text(_next(plan, wanted, hosts)))
+
+
+def _vouch(path: Path, talk: Console, signers: Path | None, listed: bytes, signature: bytes | None) -> None:
+    """Says who made the bundle; raises CorralError when it is not whom the file of signers names."""
+    if signers is None:
+        digest = hashlib.sha256(listed).hexdigest()
+        talk.print(Text(f"{path}: nobody is asked to vouch for it; sha256 of {SUMS}: {digest}", "yellow"))
+    elif signature is None:
+        words = "make it again with --sign KEYFILE; or, if its sha256 was compared with the maker's, load it --unsigned"
+        raise CorralError(f"{path}: is not signed; nothing was changed: {words}")
+    else:
+        try:
+            talk.print(Text(f"{path}: signed by {on_one_line(signer_of(listed, signature, signers))}"))
+        except CorralError as error:
+            raise CorralError(f"{path}: nothing was changed: {error}") from None
 
 
 def _total(path: Path) -> int | None:
@@ -95,7 +120,7 @@ def _summary(bundle: Bundle) -> str:
 
 
 def _plan(bundle: Bundle, wanted: Wanted) -> Plan:
-    lock = bundle.read(LOCK_FILE) if LOCK_FILE in bundle.names else None
+    lock = bundle.read(LOCK_FILE) if LOCK_FILE in bundle.sums else None
     return build_plan(load_texts(bundle.read(INVENTORY), lock, str(wanted.inventory)))
 
 
@@ -107,13 +132,33 @@ def _hosts(bundle: Bundle, plan: Plan, wanted: Wanted) -> list[ComposeHost]:
     return compose_hosts(plan, wanted.out, wanted.hosts or set(known))
 
 
+def _refuse_unasked(bundle: Bundle, plan: Plan, wanted: Wanted) -> None:
+    """Raises CorralError when a bundle brings an image or a model file that no service of its inventory reads."""
+    manifest = bundle.manifest
+    images = {name for image in manifest.images for name in image.references}
+    asked = {service.image for service in plan.contributions.services}
+    foreign = [f"the image {name}" for name in sorted(images - asked)]
+    for host in compose_hosts(plan, wanted.out, set(manifest.hosts)):
+        sources = model_sources(host)
+        models = manifest.hosts[host.name].models
+        foreign += [f"{item.file} for {host.name}" for item in models if sources.get(item.file) != item.source]
+    if foreign:
+        raise CorralError(
+            f"{bundle.path}: nothing was changed: it brings {', '.join(foreign[:4])}, which its inventory does not ask "
+            f"for; it was made by corral {manifest.corral}: load it with that version, or make it again"
+        )
+
+
 # --- inventory and rendering -----------------------------------------------------------------------------------------
 
 
 def _lay_out(bundle: Bundle, plan: Plan, wanted: Wanted, talk: Console) -> None:
-    tree, inventory = bundle.below("compose/"), wanted.inventory
+    """Inventory, lock, and the rendering as this kit makes it; what the bundle has rendered is for people to read."""
+    hosts, inventory = set(bundle.manifest.hosts), wanted.inventory
+    tree = {path: data for path, data in render(plan).items() if path.partition("/")[0] in hosts}
+    refuse_weak(plan, tree)
     places = {INVENTORY: inventory, LOCK_FILE: lock_of(inventory)}
-    texts = {place: bundle.read(name) for name, place in places.items() if name in bundle.names}
+    texts = {place: bundle.read(name) for name, place in places.items() if name in bundle.sums}
     for place, data in texts.items():
         if place.exists() and place.read_bytes() != data:
             raise UsageError(
@@ -121,7 +166,6 @@ def _lay_out(bundle: Bundle, plan: Plan, wanted: Wanted, talk: Console) -> None:
                 "or name other places: --inventory FILE --out FOLDER"
             )
     refuse_other_site(plan, wanted.out)
-    hosts = set(bundle.manifest.hosts)
     edited = [change.path for change in compare(tree, wanted.out, hosts) if change.action == "edited"]
     if edited:
         raise UsageError(f"nothing was changed: {wanted.out / edited[0]} was edited by hand; move it away")

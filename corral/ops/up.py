@@ -29,6 +29,7 @@ from corral.ops.survey import Found, Survey, check_engine, differs_only_in_confi
 from corral.ops.waiting import COMMAND_LIMIT_S, create, wait_well
 from corral.output import compare, finish_interrupted
 from corral.plan import Plan
+from corral.policy import refuse_weak
 from corral.render import render
 from corral.site import bracketed
 
@@ -324,9 +325,11 @@ def _sync_keys(run: Run) -> None:
 
 
 def check_rendering(plan: Plan, out: Path, hosts: set[str]) -> None:
-    """Raises DriftError when what is on disk is not what the inventory says."""
+    """Raises DriftError when what is on disk is not what the inventory says, CorralError when it weakens a host."""
     finish_interrupted(out)
-    changes = [change for change in compare(render(plan), out, hosts) if change.action != "identical"]
+    tree = render(plan)
+    refuse_weak(plan, {path: data for path, data in tree.items() if path.partition("/")[0] in hosts})
+    changes = [change for change in compare(tree, out, hosts) if change.action != "identical"]
     if changes:
         edited = [change.path for change in changes if change.action == "edited"]
         words = f"; edited by hand: {', '.join(edited)}" if edited else ""

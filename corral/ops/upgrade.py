@@ -28,6 +28,7 @@ from corral.ops.rolling import roll
 from corral.ops.up import LOCK, Run, carry_out, check_secrets, fetch_images, look, next_words, remember
 from corral.output import compare, finish_interrupted, write, write_atomically
 from corral.plan import Plan, build_plan
+from corral.policy import refuse_weak
 from corral.render import render
 from corral.yamlsource import parse
 
@@ -68,6 +69,7 @@ def upgrade(
     plan = _plan_with(inventory, before.inventory, to)
     hosts = compose_hosts(plan, out)
     check_secrets(plan, out, hosts)
+    refuse_weak(plan, render(plan))
     with Interrupts(), alone(out / LOCK, "corral up"):
         board = Board(talk)
         run = Run(plan, out, hosts, board, timeout_s)
@@ -297,6 +299,7 @@ def _go_back(
         host: {path: data for path, data in files.items() if path != history.INVENTORY} for host, files in old.items()
     }
     tree = {f"{host}/{path}": data for host, files in trees.items() for path, data in files.items()}
+    refuse_weak(plan, tree, is_of_plan=False)
     edited = [change.path for change in compare(tree, out, set(old)) if change.action == "edited"]
     if edited:
         raise CorralError(

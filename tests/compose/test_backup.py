@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ import httpx
 import pytest
 
 from corral.load import load_inventory
+from corral.ops import envelope
 from corral.plan import Plan, build_plan
 from corral.secrets import read_env
 from corral.tiny_models import KNOWN_ANSWER, make_chat_model
@@ -149,7 +151,7 @@ def saved(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sa
             "-c",
             f'echo "{KEPT}" >/data/kept && chown 123:456 /data/kept',
         )
-        archive = folder / "site.tar.gz"
+        archive = folder / "site.backup"
         said = place.corral("backup", "--to", str(archive))
         assert said.splitlines()[-1] == str(archive)
         place.project.wait_healthy(WRITTEN_LIMIT_S)
@@ -182,8 +184,12 @@ def test_a_backup_is_its_owners_alone_and_lists_what_it_has(saved: Saved) -> Non
     assert all(image.startswith("sha256:") for image in listed["images"][HOST].values())
 
 
-def test_no_secret_can_be_read_in_a_backup(saved: Saved) -> None:
-    content = gzip.decompress(saved.archive.read_bytes())
+def test_nothing_can_be_read_in_a_backup_and_no_secret_in_what_is_sealed(saved: Saved) -> None:
+    assert b"LITELLM_MASTER_KEY" not in saved.archive.read_bytes()
+    with saved.archive.open("rb") as file:
+        assert file.readline() == envelope.MARK
+        with envelope.opened(file, PASSPHRASE) as (_, inside):
+            content = gzip.decompress(inside.read())
     assert b"LITELLM_MASTER_KEY" in content  # names, yes
     assert [name for name, value in saved.place.secrets.items() if value.encode() in content] == []
     assert saved.key.encode() not in content
@@ -196,7 +202,7 @@ def test_a_damaged_archive_and_a_wrong_passphrase_change_nothing(saved: Saved) -
     place = empty_place(saved, "refused")
     data = bytearray(saved.archive.read_bytes())
     data[len(data) // 2] ^= 1
-    damaged = saved.archive.with_name("damaged.tar.gz")
+    damaged = saved.archive.with_name("damaged.backup")
     damaged.write_bytes(data)
     assert "damaged" in place.corral("restore", str(damaged), code=1)
     assert "damaged" in place.corral("restore", str(damaged), "--list", code=1)
@@ -233,7 +239,7 @@ def test_an_existing_file_and_a_short_passphrase_are_refused_before_anything_is_
     said = saved.place.corral("backup", "--to", str(saved.archive), code=1)
     assert "is there already; name another file" in said
     said = saved.place.corral("backup", code=2, CORRAL_PASSPHRASE="short")
-    assert "at least 8 signs" in said
+    assert "at least 12 signs" in said
 
 
 # --- bad weather -----------------------------------------------------------------------------------------------------
@@ -249,7 +255,8 @@ def test_a_killed_backup_leaves_no_file_and_no_service_standing_still(saved: Sav
         process.wait(RUN_LIMIT_S)
     assert not target.exists()
     wait_until(lambda: "paused" not in saved.place.project.states().values(), RUN_LIMIT_S, "nothing stands still")
-    saved.place.corral("backup", "--to", str(target))
+    saved.place.corral("backup", "--plain", "--to", str(target))
+    assert tarfile.is_tarfile(target)
     assert "whole" in saved.place.corral("restore", str(target), "--list")
     assert not part.exists()
 
@@ -298,11 +305,15 @@ def test_over_ssh_and_without_secrets_it_says_what_to_supply_and_the_data_comes_
             inventory.write_text(text)
         saved.place.corral("down", "--volumes", "--yes")
         place = Place(empty_place(saved, "second").folder, far.environment)
-        said = place.corral("restore", str(archive), code=1)
+        said = place.corral("restore", str(archive), code=2)
+        assert "ssh corral-test" in said
+        assert "if that is meant, add --yes" in said
+        said = place.corral("restore", str(archive), "--yes", code=1)
+        assert "NOT AUTHENTICATED" in said
         for words in ("the backup has no secrets", f"{place.out}/{HOST}/.env", "LITELLM_SALT_KEY  (encrypts", "again"):
             assert words in said
         place.corral("secrets", "init")
-        said = place.corral("restore", str(archive))
+        said = place.corral("restore", str(archive), "--yes")
         assert "ba/postgres: database (keys, budgets and spend): is back" in said
         query = "SELECT count(*) FROM \"LiteLLM_VerificationToken\" WHERE key_alias = 'somebody' AND spend > 0"
         psql = ["psql", "--port", "5432", "--username", "corral", "--tuples-only", "--no-align", "--command", query]

@@ -87,7 +87,8 @@ def home(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Side:
 @pytest.fixture(scope="module")
 def bundle(home: Side) -> Path:
     """The bundle, without wheels, which come from a registry; the kit is laid beside it instead."""
-    said = home.corral("bundle", "--without-kit", "--to", "parcel")
+    home.run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", "maker")
+    said = home.corral("bundle", "--without-kit", "--to", "parcel", "--sign", "maker")
     assert "parcel: complete, 2 images, 1 model files" in said
     return home.folder / "parcel"
 
@@ -98,12 +99,17 @@ def island(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     folder = tmp_path_factory.mktemp("island")
     with Engine("island", "", folder / "engine") as engine:
         (folder / "site").mkdir()
+        (folder / "signers").write_text(f"maker@example.com {(bundle.parent / 'maker.pub').read_text()}")
         enter = ("nsenter", f"--net=/run/netns/{engine.namespace}")
         side = Side(folder / "site", REPOSITORY, enter, engine.words[1])
         assert side.run("ip", "-brief", "-4", "route", "show", "default") == ""
         yield side
         if (side.folder / "inventory.yaml").exists():
             side.corral("down", "--volumes", "--yes")
+
+
+def load(island: Side, bundle: Path, code: int = 0) -> str:
+    return island.corral("bundle", "load", str(bundle), "--signer", str(island.folder.parent / "signers"), code=code)
 
 
 def test_a_bundle_has_no_secret_and_names_images_by_id_and_models_by_checksum(home: Side, bundle: Path) -> None:
@@ -124,7 +130,7 @@ def test_a_bundle_has_no_secret_and_names_images_by_id_and_models_by_checksum(ho
 def test_a_second_run_fetches_nothing_again(home: Side, bundle: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (bundle / "blobs" / "sha256").iterdir()}
     (bundle / "SHA256SUMS").unlink()  # as a run that was killed leaves it
-    said = home.corral("bundle", "--without-kit", "--to", "parcel")
+    said = home.corral("bundle", "--without-kit", "--to", "parcel", "--sign", "maker")
     assert "with shared layers" not in said
     assert {path: path.stat().st_mtime_ns for path in (bundle / "blobs" / "sha256").iterdir()} == before
 
@@ -154,7 +160,7 @@ def test_a_damaged_bundle_is_refused_before_anything_is_changed(bundle: Path, is
     data = blob.read_bytes()
     blob.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     try:
-        assert f"damaged: blobs/sha256/{model}" in island.corral("bundle", "load", str(bundle), code=1)
+        assert f"damaged: blobs/sha256/{model}" in load(island, bundle, code=1)
     finally:
         blob.write_bytes(data)
     assert list(island.folder.iterdir()) == []
@@ -166,7 +172,8 @@ def test_on_an_island_it_is_loaded_comes_up_and_answers(bundle: Path, island: Si
     draft.parent.mkdir(parents=True)
     model = json.loads((bundle / "manifest.json").read_text())["hosts"][HOST]["models"][0]["sha256"]
     draft.write_bytes((bundle / "blobs" / "sha256" / model).read_bytes()[:1000])  # as a killed load leaves it
-    said = island.corral("bundle", "load", str(bundle))
+    said = load(island, bundle)
+    assert "signed by maker@example.com" in said
     assert said.rstrip().splitlines()[-1] == "next: ./generate.py secrets init && ./generate.py up"
     assert not draft.exists()
     island.corral("secrets", "init")
@@ -176,7 +183,7 @@ def test_on_an_island_it_is_loaded_comes_up_and_answers(bundle: Path, island: Si
     words = ["--header", f"Authorization: Bearer {key}", "--header", "Content-Type: application/json", "--data", body]
     answer = json.loads(island.run("curl", "--silent", *words, f"http://127.0.0.1:{PORT}/v1/chat/completions"))
     assert answer["choices"][0]["message"]["content"] == KNOWN_ANSWER
-    said = island.corral("bundle", "load", str(bundle))
+    said = island.corral("bundle", "load", str(bundle), "--unsigned")
     assert said.count(": is there") == 3
     assert said.rstrip().splitlines()[-1] == "next: ./generate.py up"
 
@@ -191,7 +198,7 @@ def test_another_inventory_is_not_written_over(bundle: Path, island: Side) -> No
     text = inventory.read_text()
     inventory.write_text(f"{text}# mine\n")
     try:
-        assert "is another one than the bundle's" in island.corral("bundle", "load", str(bundle), code=2)
+        assert "is another one than the bundle's" in load(island, bundle, code=2)
         assert inventory.read_text() == f"{text}# mine\n"
     finally:
         inventory.write_text(text)

@@ -20,7 +20,7 @@ from corral.components.llama import COMPONENT as LLAMA
 from corral.components.llama import arguments
 from corral.contributions import Service
 from corral.secrets import write_files
-from corral.site import Replica
+from corral.site import HERE, Replica
 from corral.xllama import OPTIONS
 from tests.consumers.litellm_contract import load_with_litellm, unknown_keys
 from tests.needs import program
@@ -842,11 +842,11 @@ def test_supervisord_reads_every_program_as_planned(case: str, path: str, folder
 
 def as_process(service: Service, here: str) -> tuple[list[str], dict[str, str]]:
     """The command line and environment that a planned process must get; awkward variables go through `env`."""
-    values = {name: value.replace("%(here)s", here) for name, value in sorted(service.environment.items())}
+    values = {name: value.replace(HERE, here) for name, value in sorted(service.environment.items())}
     awkward = {name: value for name, value in values.items() if re.search(r"[\"';#]", value)}
     command = [*(service.entrypoint or (service.program,)), *service.args]
     env = ["env", *(f"{name}={value}" for name, value in awkward.items())] if awkward else []
-    words = [*env, *(word.replace("%(here)s", here) for word in command)]
+    words = [*env, *(word.replace(HERE, here) for word in command)]
     return words, {name: value for name, value in values.items() if name not in awkward}
 
 
@@ -856,6 +856,7 @@ def test_supervisord_gets_awkward_words_through(tmp_path: Path) -> None:
     words = [
         "a b",
         "100% %(x)s",
+        "not ours: %(here)s",
         "; start",
         "mid ; dle",
         "a # b",

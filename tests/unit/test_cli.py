@@ -16,6 +16,7 @@ from typing import NamedTuple
 import pytest
 
 from corral.cli import main
+from corral.ops import history
 from tests.trees import ROOT, inventory_of
 
 COLOR = re.compile(r"\x1b\[[0-9;]*3[0-7]m")
@@ -306,3 +307,57 @@ def test_secrets_init_says_what_it_made_and_what_only_the_user_knows(run: Run, t
     assert said.code == 1
     assert "these values only you know" in said.err
     assert "OPENAI_API_KEY in all/gate/.env" in said.err
+
+
+# --- what weakens a host ---------------------------------------------------------------------------------------------
+
+WEAK = """\
+schema_version: 1
+name: site
+hosts: {sa: {address: 192.0.2.1}}
+models: {m: {source: m.gguf, kind: chat, size_gib: 1}}
+pools: {chat: {model: m, on: {host: sa}}}
+gateway: {host: sa, database: false, cache: false, entrance: {certificate: /home/farm.pem}}
+"""
+"""The folder of its certificate is everybody's home."""
+
+
+def refuses(said: Said) -> bool:
+    words = "sa: entrance: sees /home of the host; mount a folder made for the purpose [host-mount]"
+    return (
+        said.code == 1
+        and words in said.err
+        and said.last.endswith("1 of these would weaken a host; docs/reference/policy.md explains the rules")
+    )
+
+
+def test_what_check_refuses_is_not_rendered_and_not_started(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "inventory.yaml").write_text(WEAK)
+    assert refuses(run("check"))
+    assert refuses(run("render"))
+    assert not (tmp_path / "compose").exists()
+    assert run("render", "--force").code == 0
+    assert run("secrets", "init").code == 0
+    monkeypatch.setenv("PATH", str(tmp_path))  # no docker: nothing of it is asked
+    assert refuses(run("up"))
+    assert refuses(run("up", "--render"))
+    assert refuses(run("setup", "--dry-run"))
+    assert refuses(run("upgrade"))
+    assert refuses(run("bundle", "--to", "parcel"))
+    assert not (tmp_path / "parcel").exists()
+
+
+def test_rollback_does_not_bring_back_what_weakens_a_host(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "inventory.yaml").write_text(WEAK)
+    assert run("render", "--force").code == 0
+    history.record(tmp_path / "compose", "sa", history.files_on_disk(tmp_path / "compose", "sa"), WEAK)
+    (tmp_path / "inventory.yaml").write_text(WEAK.replace("/home/farm.pem", "/home/farm/farm.pem"))
+    assert run("render").code == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "compose" / "sa").rglob("*") if path.is_file()}
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert refuses(run("rollback"))
+    assert {path: path.read_bytes() for path in before} == before

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from corral.errors import CorralError
@@ -302,3 +303,16 @@ def test_the_note_holds_no_address_with_a_signature(shop: Shop, net: Net, target
         fetch(at(shop, "/m.bin?signature=1"), target, Remote(5), net)
     assert "signature" not in str(caught.value)
     assert nothing_lies_there(target)
+
+
+def test_a_secure_source_that_leads_on_to_an_open_one_is_refused(target: Path) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.scheme == "https":
+            return httpx.Response(302, headers={"Location": "http://mirror.example.com/m.gguf"})
+        return httpx.Response(200, content=CONTENT)
+
+    with httpx.Client(transport=httpx.MockTransport(answer), follow_redirects=True) as client:
+        source = "https://example.com/m.gguf"
+        with pytest.raises(FetchError, match=r"leads on to mirror\.example\.com over http"):
+            fetch(Origin(source, source), target, Remote(), Net(client, pause_s=0.001))
+    assert not part_of(target).exists() or not part_of(target).stat().st_size

@@ -398,3 +398,19 @@ def test_a_copy_that_broke_goes_on(site: Site, made: Made, far: Path) -> None:
     assert "did not arrive whole" in err
     assert not list(far.glob("*.gguf"))
     assert site("pull", "chat")[0] == 0
+
+
+def test_a_checksum_in_the_inventory_is_what_the_file_must_have(site: Site, made: Made) -> None:
+    right = hashlib.sha256(made.embed).hexdigest()
+    wrong = "ab" * 32
+    site.write(INVENTORY.replace('embed.gguf", kind', f'embed.gguf", sha256: {wrong}, kind'))
+    code, _, err = site("pull", "embed")
+    assert code == 1
+    assert wrong[:8] in err or "checksum" in err
+    assert not (site.models / "embed.gguf").exists()
+    site.write(INVENTORY.replace('embed.gguf", kind', f'embed.gguf", sha256: {right}, kind'))
+    assert site("pull", "embed")[0] == 0
+    site.write(INVENTORY.replace('embed.gguf", kind', f'embed.gguf", sha256: {wrong}, kind'))
+    code, _, err = site("pull", "embed")
+    assert code == 1
+    assert "sha256 in the inventory is not what models.lock.json says" in err

@@ -5,32 +5,49 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import os
 import shutil
 import subprocess
+import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import IO
 
 import pytest
+from pydantic import ValidationError
+from rich.console import Console
 
+from corral.cli import main
 from corral.errors import CorralError, UsageError
 from corral.load import validate
+from corral.model_lock import LockedFile
 from corral.ops import bundle as making
+from corral.ops import parcel, unbundle
 from corral.ops.bundle import _unpacked
 from corral.ops.hosts import ComposeHost
-from corral.ops.parcel import SUMS, HostParts, Image, Manifest, ModelFile, Packer, opened, pack
+from corral.ops.parcel import SIGNATURE, SUMS, Bundle, HostParts, Image, Manifest, ModelFile, Packer, pack
 from corral.ops.setup import model_sources
+from corral.ops.signing import sign
+from corral.ops.tarball import members
 from corral.plan import build_plan
+from corral.render import render
 from corral.yamlsource import parse
 
+ROOT = Path(__file__).resolve().parents[2]
 LAYER = b"".join(hashlib.sha256(b"%d" % number).digest() for number in range(3000))
 MODEL = b"GGUF" + LAYER[::-1]
 
 
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def opened(path: Path) -> contextlib.AbstractContextManager[Bundle]:
+    """A bundle for which nobody is asked to vouch."""
+    return parcel.opened(path, lambda _listed, _signature: None)
 
 
 def saved_image() -> bytes:
@@ -146,6 +163,218 @@ def test_a_file_that_was_cut_off_or_is_another_is_refused(tmp_path: Path) -> Non
         pass
     with pytest.raises(CorralError, match="no such file"), opened(tmp_path / "gone"):
         pass
+
+
+# --- what is not believed --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["../../../authorized_keys", "/etc/cron.d/x", "a/b", ".", "..", "-rf", "a\nb", "", "x" * 300, "a\\b"]
+)
+def test_a_model_file_has_the_name_of_one_file(name: str) -> None:
+    with pytest.raises(ValidationError):
+        ModelFile(file=name, source="m.gguf", sha256=sha256(MODEL), size=len(MODEL))
+    with pytest.raises(ValidationError):
+        LockedFile(file=name)
+
+
+@pytest.mark.parametrize("taken", ["hf:o/r/..", "hf:o/r/-rf.gguf", "https://h/a\x01.gguf"])
+def test_what_stands_in_for_a_file_has_a_name_as_well(taken: str) -> None:
+    with pytest.raises(ValidationError):
+        LockedFile(file="m.gguf", taken=taken)
+
+
+def test_what_is_read_is_what_was_checked(tmp_path: Path) -> None:
+    """Somebody exchanges files of a stick between the check and their use."""
+    manifest = make(tmp_path)
+    with opened(tmp_path) as found:
+        (tmp_path / "inventory.yaml").write_bytes(b"schema_version: 2\n")
+        with pytest.raises(CorralError, match=r"inventory\.yaml was changed while it was read"):
+            found.read("inventory.yaml")
+        (tmp_path / "blobs" / "sha256" / sha256(LAYER)).write_bytes(LAYER[::-1])
+        with pytest.raises(CorralError, match="was changed while it was read"):
+            found.image_archive(manifest.images[0]).read()
+
+
+def test_a_folder_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    make(tmp_path / "bundle")
+    (tmp_path / "bundle" / "blobs").rename(tmp_path / "elsewhere")
+    (tmp_path / "bundle" / "blobs").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CorralError, match="damaged: blobs"), opened(tmp_path / "bundle"):
+        pass
+
+
+def bombs(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Bundles that want more memory than they are worth, and what is said of them."""
+    for name, file, size in (("text", "inventory.yaml", 256 << 20), ("list", SUMS, 512 << 20)):
+        make(folder / name)
+        (folder / name / file).write_bytes(b"")
+        os.truncate(folder / name / file, size)
+    sums = folder / "text" / SUMS
+    sums.write_text(sums.read_text().replace(sha256(b"schema_version: 1\n"), sha256(bytes(256 << 20))))
+    yield folder / "text", "inventory.yaml is too large"
+    yield folder / "list", "is not as it was made"
+    header = tarfile.TarInfo("pax")
+    header.type, header.size = tarfile.XHDTYPE, 1 << 30
+    (folder / "pax.tar").write_bytes(header.tobuf())
+    os.truncate(folder / "pax.tar", 1 << 31)
+    yield folder / "pax.tar", "a header without end"
+
+
+def test_files_of_an_archive_are_counted() -> None:
+    archive = io.BytesIO(tarfile.TarInfo("a").tobuf() * 11 + bytes(1024))
+    with pytest.raises(tarfile.ReadError, match="it has more than 10 files"):
+        list(members(archive, most=10))
+
+
+LOADING = """
+import os, resource, sys, tempfile
+from corral.cli import main
+taken = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (taken + (200 << 20), taken + (200 << 20)))
+os.chdir(tempfile.mkdtemp(dir=sys.argv[1]))
+for path in sys.argv[2:]:
+    print(main(["bundle", "load", path, "--unsigned"]), os.listdir(), flush=True)
+"""
+
+
+def test_a_bundle_without_end_is_refused_within_little_memory(tmp_path: Path) -> None:
+    made = list(bombs(tmp_path))
+    words = [sys.executable, "-c", LOADING, str(tmp_path), *(str(path) for path, _ in made)]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=300, env=environment)
+    said = [line for line in done.stderr.splitlines() if line.startswith("corral: ")]
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines() == ["1 []"] * len(made)
+    assert [words in line for (_, words), line in zip(made, said, strict=True)] == [True] * len(made), said
+
+
+# --- who made it -----------------------------------------------------------------------------------------------------
+
+SITE = """\
+schema_version: 1
+name: site
+hosts: {sa: {address: 192.0.2.1, models_dir: /srv/models}}
+models: {m: {source: m.gguf, kind: chat, size_gib: 1}}
+pools: {chat: {model: m, on: {host: sa}}}
+gateway: {host: sa, database: false, cache: false}
+"""
+
+
+def make_site(folder: Path, model: str = "m.gguf", text: str = SITE, key: Path | None = None) -> str:
+    """A bundle of a site without images; returns the checksum of its list."""
+    packer = Packer(folder)
+    packer.fetch_blob(sha256(MODEL), len(MODEL), source(MODEL))
+    packer.add_file("inventory.yaml", text.encode())
+    models = (ModelFile(file=model, source=model, sha256=sha256(MODEL), size=len(MODEL)),)
+    manifest = Manifest(
+        format="corral-bundle/1", corral="0", site="site", made=datetime(2026, 1, 2, tzinfo=UTC), platform="",
+        hosts={"sa": HostParts(images=(), models=models)}, images=(),
+    )  # fmt: skip
+    return packer.finish(manifest, partial(sign, key=key) if key else None)
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> Path:
+    """A maker's ssh key; `signers` beside it is the file that the other side has."""
+    path = tmp_path / "maker"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path], check=True)
+    (tmp_path / "signers").write_text(f"maker@example.com {path.with_suffix('.pub').read_text()}")
+    return path
+
+
+def loaded(bundle: Path, signers: Path | None, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What `bundle load` says until it would call the host."""
+    talk = Console(file=io.StringIO(), width=400)
+    with monkeypatch.context() as patch:
+        patch.setattr(unbundle, "check_engine", lambda _host: None)
+        patch.setattr(unbundle, "_load_images", lambda *_: None)
+        patch.setattr(unbundle, "_copy_models", lambda *_: None)
+        place = bundle.parent / "new"
+        unbundle.load(bundle, talk, unbundle.Wanted(place / "inventory.yaml", place / "compose", None, signers))
+    return talk.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+def test_a_signed_bundle_is_loaded_and_its_maker_named(
+    tmp_path: Path, key: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_site(tmp_path / "bundle", key=key)
+    assert "signed by maker@example.com" in loaded(tmp_path / "bundle", tmp_path / "signers", monkeypatch)
+    rendered = (tmp_path / "new" / "compose" / "sa" / "compose.yaml").read_bytes()
+    plan = build_plan(validate(parse(SITE, "inventory.yaml")))
+    assert rendered == render(plan)["sa/compose.yaml"]
+
+
+def test_a_change_with_its_checksums_written_anew_does_not_pass_for_the_signed_bundle(
+    tmp_path: Path, key: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_site(tmp_path / "bundle", key=key)
+    signature = (tmp_path / "bundle" / SIGNATURE).read_bytes()
+    make_site(tmp_path / "bundle", text=SITE.replace("192.0.2.1", "192.0.2.66"))
+    with pytest.raises(CorralError, match="is not signed; nothing was changed"):
+        loaded(tmp_path / "bundle", tmp_path / "signers", monkeypatch)
+    (tmp_path / "bundle" / SIGNATURE).write_bytes(signature)
+    with pytest.raises(CorralError, match=r"nothing was changed: the signature is of nobody in .*, or of another text"):
+        loaded(tmp_path / "bundle", tmp_path / "signers", monkeypatch)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_signature_of_somebody_else_or_for_something_else_does_not_count(
+    tmp_path: Path, key: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_site(tmp_path / "bundle", key=key)
+    words = ["ssh-keygen", "-q", "-Y", "sign", "-f", str(key), "-n", "file", str(tmp_path / "bundle" / SUMS)]
+    (tmp_path / "bundle" / SIGNATURE).unlink()
+    subprocess.run(words, check=True, stderr=subprocess.DEVNULL)
+    with pytest.raises(CorralError, match="the signature is of nobody in"):
+        loaded(tmp_path / "bundle", tmp_path / "signers", monkeypatch)
+    (tmp_path / "signers").write_text("")
+    make_site(tmp_path / "bundle", key=key)
+    with pytest.raises(CorralError, match="the signature is of nobody in"):
+        loaded(tmp_path / "bundle", tmp_path / "signers", monkeypatch)
+
+
+def test_an_unsigned_bundle_shows_the_checksum_that_its_maker_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = make_site(tmp_path / "bundle")
+    assert f"sha256 of SHA256SUMS: {digest}" in loaded(tmp_path / "bundle", None, monkeypatch)
+
+
+def test_who_loads_a_bundle_says_who_made_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_site(tmp_path / "bundle")
+    assert main(["bundle", "load", str(tmp_path / "bundle")]) == 2
+    assert "--signer FILE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("model", "text", "words"),
+    [
+        ("other.gguf", SITE, "it brings other.gguf for sa, which its inventory does not ask for"),
+        (
+            "m.gguf",
+            SITE.replace("database", "entrance: {certificate: /home/a.pem}, database"),
+            "sees /home of the host",
+        ),
+        ("m.gguf", SITE.replace("/srv/models", "/var/run"), "is the system's own folder"),
+    ],
+)
+def test_what_its_inventory_does_not_ask_for_and_what_weakens_a_host_is_not_taken(
+    tmp_path: Path, model: str, text: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_site(tmp_path / "bundle", model, text)
+    with pytest.raises(CorralError, match=words):
+        loaded(tmp_path / "bundle", None, monkeypatch)
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_image_that_no_service_runs_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path / "bundle")
+    Packer(tmp_path / "bundle").add_file("inventory.yaml", SITE.encode())
+    sums = tmp_path / "bundle" / SUMS
+    sums.write_text(sums.read_text().replace(sha256(b"schema_version: 1\n"), sha256(SITE.encode())))
+    with pytest.raises(CorralError, match="it brings the image a:1, which its inventory does not ask for"):
+        loaded(tmp_path / "bundle", None, monkeypatch)
 
 
 # --- going on --------------------------------------------------------------------------------------------------------

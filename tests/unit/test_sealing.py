@@ -61,7 +61,10 @@ def test_passphrase_of_a_file_is_its_first_line_and_goes_before_the_environment(
     assert find_passphrase(file, is_new=True) == PASSPHRASE
 
 
-@pytest.mark.parametrize(("text", "words"), [("short\n", "at least 8 signs"), ("", "at least 8 signs")])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("short\n", "at least 12 signs"), ("eleven sign\n", r"at least 12 signs; .* has 11"), ("", "at least 12 signs")],
+)
 def test_a_new_passphrase_is_not_short(text: str, words: str, tmp_path: Path) -> None:
     file = tmp_path / "passphrase"
     file.write_text(text)
@@ -76,3 +79,29 @@ def test_without_a_terminal_it_says_how_to_give_one(monkeypatch: pytest.MonkeyPa
         find_passphrase(None, is_new=True)
     with pytest.raises(UsageError, match=r"gone: cannot be read: No such file"):
         find_passphrase(tmp_path / "gone", is_new=False)
+
+
+def test_a_short_one_is_answered_with_one_that_nobody_guesses(tmp_path: Path) -> None:
+    file = tmp_path / "passphrase"
+    file.write_text("short\n")
+    offers = set()
+    for _ in range(2):
+        with pytest.raises(UsageError) as caught:
+            find_passphrase(file, is_new=True)
+        offers.add(str(caught.value).rpartition(" ")[2])
+    assert len(offers) == 2
+    for offer in offers:
+        file.write_text(f"{offer}\n")
+        assert find_passphrase(file, is_new=True) == offer
+
+
+def test_enter_at_the_terminal_takes_the_offer(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+
+    def enter(words: str) -> str:
+        asked.append(words)
+        return ""
+
+    monkeypatch.setattr("getpass.getpass", enter)
+    assert find_passphrase(None, is_new=True) in asked[0]
