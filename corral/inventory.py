@@ -354,6 +354,11 @@ def file_of(source: str) -> str:
     return source.removesuffix("/").rpartition("/")[2].removeprefix("hf:").partition("?")[0]
 
 
+def folder_of(source: str, revision: str) -> str:
+    """Name in a models folder of the folder with a repository (`hf:owner/repo`) as one commit has it."""
+    return f"{source.removeprefix('hf:').replace('/', '--')}--{revision[:12]}"
+
+
 class Draft(Model):
     """A small model that proposes the next tokens; the large one checks them all at once, and answers stay the same."""
 
@@ -383,7 +388,7 @@ class Adapter(Model):
     source: Word
     """Its GGUF file, written like `source` of a model."""
     revision: Annotated[str, _text(REVISION)] | None = None
-    """Branch, tag or commit of an `hf:` repository."""
+    """Branch, tag or commit of an `hf:` repository; for vLLM the commit."""
     scale: float = Field(1.0, gt=0, le=100)
     """How strongly it works on requests for that name."""
 
@@ -394,7 +399,8 @@ class Weights(Model):
     source: Word
     """`hf:owner/repo/file.gguf`, `https://…`, `file:/path` on this machine, or a file name in the models folder."""
     revision: Annotated[str, _text(REVISION)] | None = None
-    """Branch, tag or commit of an `hf:` repository; `models pull` pins the commit it finds."""
+    """Branch, tag or commit of an `hf:` repository; `models pull` pins the commit it finds. Where a whole repository
+    is served, by vLLM or LocalAI, it has to be the commit."""
     kind: Kind
     """What it does: chat, embedding, rerank or image."""
     server: Literal["llama.cpp", "vllm"] = "llama.cpp"
@@ -423,8 +429,13 @@ class Weights(Model):
 
     @property
     def is_llama(self) -> bool:
-        """Whether llama-server serves it, from GGUF files that the kit fetches; others fetch their own."""
+        """Whether llama-server serves it, from GGUF files; other servers read whole repositories."""
         return self.kind != "image" and self.server == "llama.cpp"
+
+    @property
+    def repositories(self) -> tuple[str, ...]:
+        """The sources that are whole repositories, of which `models pull` makes folders."""
+        return () if self.is_llama else tuple(source for source in self.sources if source.startswith("hf:"))
 
     @property
     def file(self) -> str:

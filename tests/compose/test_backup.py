@@ -44,7 +44,8 @@ hosts:
   {host}: {{address: 127.0.0.1, models_dir: {models}}}   # one machine
 models:
   tiny: {{source: tiny.gguf, kind: chat, context: 2048, size_gib: 0.01}}
-  painter: {{source: "hf:example/painter", kind: image, size_gib: 0.01}}
+  painter:
+    {{source: "hf:example/painter", revision: "1111111111111111111111111111111111111111", kind: image, size_gib: 0.01}}
 pools:
   chat: {{model: tiny, on: {{host: {host}}}, engine: {{slots: 2, threads: 1, memory_mib: 512}}}}
   image: {{model: painter, on: {{host: {host}}}, engine: {{memory_mib: 512}}}}

@@ -38,7 +38,10 @@ def box(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proj
     """Two vLLM servers and the gateway, in an engine of their own that knows the driver "nvidia"."""
     tree = tmp_path_factory.mktemp("vllm")
     plan = render_site(inventory_of("vllm"), tree)
-    (tree / "box" / "models").mkdir()
+    for service in plan.services_of("box"):
+        for word in service.args if service.component == "vllm" else ():
+            if "/models/" in word:
+                (tree / "box" / "models" / word.rpartition("/")[2]).mkdir(parents=True)
     ensure_images([plan])
     wanted = [item for item in plan.services_of("box") if item.name in (*SERVERS, "haproxy", "litellm")]
     with Engine("vllm", "192.0.2.77/24", tmp_path_factory.mktemp("engine") / "vllm") as engine_of_its_own:
