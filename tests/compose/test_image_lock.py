@@ -21,6 +21,7 @@ from corral.ops.board import Board
 from corral.ops.hosts import compose_hosts
 from corral.ops.up import Run, fetch_images, look
 from corral.plan import Plan, build_plan
+from corral.tiny_models import make_chat_model
 from tests.compose.project import PREFIX, Project, docker
 from tests.processes.helpers import Process, free_port, wait_http
 
@@ -191,3 +192,31 @@ def _fetch(site: Path) -> None:
     run = run_of(site)
     look(run)
     fetch_images(run)
+
+
+def test_a_bundle_of_a_locked_site_is_known_by_its_ids(
+    shop: Shop, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loaded into this engine, from which the images were taken away: it has forgotten their digests."""
+    references = {name: shop.reference(name) for name in ("litellm", "llama")}
+    ids = {name: docker("image", "inspect", "--format", "{{.Id}}", ref).strip() for name, ref in references.items()}
+    assert main(["render", "--quiet"]) == 0
+    assert main(["secrets", "init"]) == 0
+    (site / "compose/lo/models").mkdir()
+    make_chat_model(site / "compose/lo/models/tiny.gguf", context=2048)
+    shop.put("llama", "second")  # the lock still names the first
+    assert main(["bundle", "--without-kit", "--to", "parcel"]) == 0
+    docker("image", "rm", "--force", *ids.values(), references["llama"])
+
+    (tmp_path / "island").mkdir()
+    monkeypatch.chdir(tmp_path / "island")
+    assert main(["bundle", "load", str(site / "parcel")]) == 0
+    known = json.loads((tmp_path / "island" / IMAGE_LOCK).read_text())["images"]
+    assert known == {reference: {"ids": [ids[name]]} for name, reference in references.items()}
+    assert main(["diff"]) == 0
+    run = run_of(tmp_path / "island")
+    look(run)
+    assert run.seen["lo"].images == {reference: ids[name] for name, reference in references.items()}
+    make(references["llama"], "third")
+    with pytest.raises(CorralError, match=r"nothing was changed: the image (?s:.*) bundle load"):
+        look(run)
