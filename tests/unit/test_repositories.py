@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from corral.model_lock import read_lock
 from corral.ops.hosts import ComposeHost
 from corral.ops.setup import model_sources
 from corral.plan import Plan, build_plan
+from tests.unit.test_models import STAND_IN
 from tests.weight_server import Shop, weight_server
 
 COMMIT, OTHER = "1" * 40, "2" * 40
@@ -178,3 +180,20 @@ def test_check_says_how_to_put_the_backend_into_an_image(
     services(tmp_path, 'images: {localai-cuda13: "corral-localai:v4", localai-cpu: "corral-localai:v4-cpu"}\n')
     assert main(["check"]) == 0
     assert "[image-backend]" not in capsys.readouterr().err
+
+
+def test_a_far_host_gets_the_folders(shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/ssh").write_text(STAND_IN)
+    (tmp_path / "bin/ssh").chmod(0o755)
+    (tmp_path / "far").mkdir()
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    monkeypatch.setenv("FAR_HOME", str(tmp_path / "far"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    text = INVENTORY.replace("models_dir: MODELS", "models_dir: ./models, ssh: user@192.0.2.10")
+    Path("inventory.yaml").write_text(text)
+    assert main(["models", "pull"]) == 0
+    assert main(["models", "verify"]) == 0
+    there = below(tmp_path / "far/corral/farm/box/models")
+    assert there == below(tmp_path / "cache/corral/models")
+    assert there["o--paint--111111111111/unet/diffusion_pytorch_model.fp16.safetensors"] == b"weights of a picture"
