@@ -438,6 +438,15 @@ class Weights(Model):
         return () if self.is_llama else tuple(source for source in self.sources if source.startswith("hf:"))
 
     @property
+    def folders(self) -> tuple[str, ...]:
+        """Names in a models folder of what vLLM and LocalAI read, in the order of `sources`."""
+        return tuple(self.folder(source) for source in self.sources)
+
+    def folder(self, source: str) -> str:
+        """Name in a models folder of one of those sources: a folder of its own, or the one of a repository."""
+        return folder_of(source, self.revision_of(source)) if source in self.repositories else source
+
+    @property
     def file(self) -> str:
         """Name of the model's file in the models folder; the first of several parts."""
         return file_of(self.source)

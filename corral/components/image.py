@@ -24,7 +24,7 @@ from corral.contributions import (
     Service,
     State,
 )
-from corral.inventory import Weights, folder_of
+from corral.inventory import Weights
 from corral.own_image import has_backend
 from corral.site import Replica, Site, memory_on_cpu_mib
 
@@ -215,11 +215,10 @@ def _weights(replica: Replica) -> dict[str, str]:
     offline = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": f"{MODELS}/.hub"}
     if weights.source not in weights.repositories:
         return offline
-    revision = weights.revision_of(weights.source)
     return {
         **offline,
         "CORRAL_REPOSITORY": weights.source.removeprefix("hf:"),
-        "CORRAL_WEIGHTS": f"{WEIGHTS}/{folder_of(weights.source, revision)}",
+        "CORRAL_WEIGHTS": f"{WEIGHTS}/{weights.folder(weights.source)}",
     }
 
 

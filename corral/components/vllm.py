@@ -23,7 +23,6 @@ from corral.contributions import (
     ScrapeTarget,
     Service,
 )
-from corral.inventory import folder_of
 from corral.site import Replica, Site
 
 STAGE = Stage.BACKENDS
@@ -95,9 +94,7 @@ def arguments(site: Site, replica: Replica) -> tuple[str, ...]:
 
 def _place(site: Site, replica: Replica, source: str) -> str:
     """The path in the container of a folder, or of the one that `models pull` makes of a repository."""
-    weights = replica.weights
-    folder = folder_of(source, weights.revision_of(source)) if source in weights.repositories else source
-    return site.model_path(replica.host, folder)
+    return site.model_path(replica.host, replica.weights.folder(source))
 
 
 def _image(site: Site, replica: Replica) -> str:

@@ -129,6 +129,7 @@ def saved(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sa
     (folder / "models").mkdir()
     (folder / "first").mkdir()
     make_chat_model(folder / "models" / "tiny.gguf", context=2048)
+    (folder / "models" / "example--painter--111111111111").mkdir()
     place = Place(folder / "first", {"CORRAL_PASSPHRASE": PASSPHRASE})
     text = INVENTORY.format(site=SITE, host=HOST, models=folder / "models", port=PORT)
     (place.folder / "inventory.yaml").write_text(text)
