@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,6 +19,7 @@ from rich.text import Text
 
 from corral import __version__
 from corral.errors import CorralError, DriftError, SiteError, UsageError, did_you_mean
+from corral.image_lock import ImageLock
 from corral.load import load_inventory
 from corral.output import Change, compare, finish_interrupted, write
 from corral.plan import Plan, build_plan, load_site
@@ -41,6 +43,8 @@ keys_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Keys o
 app.add_typer(keys_app, name="keys")
 models_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Model files: fetch, check, describe.")
 app.add_typer(models_app, name="models")
+images_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Which content the images have.")
+app.add_typer(images_app, name="images")
 bench_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Load, measured capacity, limits from it.")
 app.add_typer(bench_app, name="bench")
 grafana_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Pages in a Grafana that runs.")
@@ -104,6 +108,8 @@ def _chosen(plan: Plan, hosts: list[str] | None) -> set[str] | None:
 @app.command()
 def check(inventory: InventoryOption = INVENTORY) -> None:
     """Check the inventory, every rule of the plan, and the security of what would be rendered; writes nothing."""
+    from corral.ops.images import warnings
+
     plan = _load(inventory)
     findings = [(host, finding) for host, found in check_tree(plan, render_plan(plan)).items() for finding in found]
     for host, finding in findings:
@@ -111,6 +117,8 @@ def check(inventory: InventoryOption = INVENTORY) -> None:
     errors = sum(finding.level == "error" for _, finding in findings)
     if errors:
         raise CorralError(weak_words(errors))
+    for words in warnings(plan):
+        talk.print(Text(words, style="yellow"))
     count = len(plan.contributions.services)
     talk.print(
         f"{inventory}: fine ({len(plan.inventory.hosts)} hosts, {len(plan.inventory.pools)} pools, {count} services)"
@@ -697,6 +705,20 @@ def keys_rotate(
         _print_json({"name": name, "file": str(path)})
     else:
         sys.stdout.write(f"{path}\n")
+
+
+@images_app.command("lock")
+def images_lock(
+    inventory: InventoryOption = INVENTORY,
+    out: OutOption = OUT,
+    update: Annotated[bool, typer.Option("--update", help="Take other content for images that are locked.")] = False,
+) -> None:
+    """Ask the registries which content the images have, and write it into images.lock.json; the plan then names it."""
+    from corral.ops.images import lock_images
+
+    if not inventory.exists():
+        raise UsageError(f"{inventory}: no such file; name the inventory with --inventory PATH")
+    lock_images(build_plan(replace(load_inventory(inventory), image_lock=ImageLock())), out, talk, update=update)
 
 
 def _shelf(inventory: Path, out: Path, hosts: list[str] | None) -> tuple[Shelf, set[str] | None]:

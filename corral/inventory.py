@@ -373,6 +373,11 @@ def file_of(source: str) -> str:
     return source.removesuffix("/").rpartition("/")[2].removeprefix("hf:").partition("?")[0]
 
 
+def folder_of(source: str, revision: str) -> str:
+    """Name in a models folder of the folder with a repository (`hf:owner/repo`) as one commit has it."""
+    return f"{source.removeprefix('hf:').replace('/', '--')}--{revision[:12]}"
+
+
 class Draft(Model):
     """A small model that proposes the next tokens; the large one checks them all at once, and answers stay the same."""
 
@@ -402,7 +407,7 @@ class Adapter(Model):
     source: Word
     """Its GGUF file, written like `source` of a model."""
     revision: Annotated[str, _text(REVISION)] | None = None
-    """Branch, tag or commit of an `hf:` repository."""
+    """Branch, tag or commit of an `hf:` repository; for vLLM the commit."""
     sha256: Annotated[str, _text(SHA256)] | None = None
     """Checksum of the file; `models pull` takes no other. Needed for `http://`."""
     scale: float = Field(1.0, gt=0, le=100)
@@ -415,7 +420,8 @@ class Weights(Model):
     source: Word
     """`hf:owner/repo/file.gguf`, `https://…`, `file:/path` on this machine, or a file name in the models folder."""
     revision: Annotated[str, _text(REVISION)] | None = None
-    """Branch, tag or commit of an `hf:` repository; `models pull` pins the commit it finds."""
+    """Branch, tag or commit of an `hf:` repository; `models pull` pins the commit it finds. Where a whole repository
+    is served, by vLLM or LocalAI, it has to be the commit."""
     sha256: Annotated[str, _text(SHA256)] | None = None
     """Checksum of the file that `source` names; `models pull` takes no other. Needed for `http://`."""
     kind: Kind
@@ -446,8 +452,22 @@ class Weights(Model):
 
     @property
     def is_llama(self) -> bool:
-        """Whether llama-server serves it, from GGUF files that the kit fetches; others fetch their own."""
+        """Whether llama-server serves it, from GGUF files; other servers read whole repositories."""
         return self.kind != "image" and self.server == "llama.cpp"
+
+    @property
+    def repositories(self) -> tuple[str, ...]:
+        """The sources that are whole repositories, of which `models pull` makes folders."""
+        return () if self.is_llama else tuple(source for source in self.sources if source.startswith("hf:"))
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """Names in a models folder of what vLLM and LocalAI read, in the order of `sources`."""
+        return tuple(self.folder(source) for source in self.sources)
+
+    def folder(self, source: str) -> str:
+        """Name in a models folder of one of those sources: a folder of its own, or the one of a repository."""
+        return folder_of(source, self.revision_of(source)) if source in self.repositories else source
 
     @property
     def file(self) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from corral.errors import CorralError, Problem, SiteError, shown
+from corral.image_lock import IMAGE_LOCK, ImageLock, image_lock_of, read_image_lock
 from corral.inventory import Inventory
 from corral.migrate import migrate
 from corral.model_lock import LOCK_FILE, ModelLock, lock_of, read_lock
@@ -16,6 +17,8 @@ from corral.validation import problems_of
 from corral.yamlsource import Source, parse, read_source
 
 START = "start from inventory.yaml"
+LOCKS = (LOCK_FILE, IMAGE_LOCK)
+"""Files beside the inventory that belong to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,20 +29,48 @@ class Loaded:
     source: Source
     lock: ModelLock = field(default_factory=ModelLock)
     """What is known of the model files."""
+    image_lock: ImageLock = field(default_factory=ImageLock)
+    """Which content the images have."""
 
 
 def load_inventory(path: Path) -> Loaded:
-    """The inventory of a file, with the lock beside it; raises SiteError with all its problems, located."""
-    return replace(validate(read_source(path)), lock=read_lock(lock_of(path)))
+    """The inventory of a file, with the locks beside it; raises SiteError with all its problems, located."""
+    return _with_locks(read_source(path), path)
 
 
-def load_texts(inventory: bytes, lock: bytes | None, name: str) -> Loaded:
-    """Like load_inventory, from what a backup or a bundle has of the two files; `name` is the inventory's place."""
+def load_text(text: str, path: Path) -> Loaded:
+    """Like load_inventory, from another text than the file has now."""
+    return _with_locks(parse(text, str(path)), path)
+
+
+def _with_locks(source: Source, path: Path) -> Loaded:
+    loaded = validate(source)
+    return replace(loaded, lock=read_lock(lock_of(path)), image_lock=read_image_lock(image_lock_of(path)))
+
+
+def locks_beside(path: Path) -> dict[str, bytes]:
+    """The locks that lie beside an inventory, by their names."""
+    return {name: place.read_bytes() for name in LOCKS if (place := path.parent / name).is_file()}
+
+
+def load_texts(inventory: bytes, files: Mapping[str, bytes], name: str) -> Loaded:
+    """Like load_inventory, from what a backup or a bundle has: the inventory, and `files` with the locks among them.
+
+    Args:
+        inventory: its text.
+        files: content by name; the locks are looked for among them.
+        name: the inventory's place, for messages.
+    """
     loaded = validate(parse(inventory.decode("utf-8", errors="replace"), name))
     try:
-        return replace(loaded, lock=ModelLock.model_validate_json(lock)) if lock is not None else loaded
-    except ValidationError:
-        raise CorralError(f"{LOCK_FILE} beside the inventory cannot be read; did a newer corral make it?") from None
+        if LOCK_FILE in files:
+            loaded = replace(loaded, lock=ModelLock.model_validate_json(files[LOCK_FILE]))
+        if IMAGE_LOCK in files:
+            loaded = replace(loaded, image_lock=ImageLock.model_validate_json(files[IMAGE_LOCK]))
+    except ValidationError as error:
+        words = "beside the inventory cannot be read; did a newer corral make it?"
+        raise CorralError(f"{LOCK_FILE if error.title == ModelLock.__name__ else IMAGE_LOCK} {words}") from None
+    return loaded
 
 
 def validate(source: Source) -> Loaded:

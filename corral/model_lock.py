@@ -10,12 +10,12 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from corral.errors import CorralError
-from corral.file_names import FileName, is_file_name
+from corral.file_names import PathBelow, is_file_name
 from corral.inventory import Model, file_of
 from corral.output import write_atomically
 
@@ -102,8 +102,8 @@ def _source(value: str) -> str:
 class LockedFile(Model):
     """What is known of one file of a model."""
 
-    file: FileName
-    """Its name in a models folder."""
+    file: PathBelow
+    """Its place in a models folder: a name, or a path below the folder of a repository."""
     size: Count = 0
     """Bytes; 0: not known yet."""
     sha256: Sha256 | Literal[""] = ""
@@ -126,12 +126,21 @@ class ModelLock(Model):
         """What is known of a source."""
         return self.files.get(source)
 
+    def members(self, source: str, revision: str) -> dict[str, LockedFile]:
+        """The files of a repository at a commit, by what the lock calls them; empty before it was pulled."""
+        return {
+            key: known
+            for key, known in self.files.items()
+            if key.startswith(f"{source}/") and key.endswith(f"@{revision}")
+        }
+
     def with_file(self, source: str, known: LockedFile) -> ModelLock:
         """The same with one entry more, or another one."""
         return self.model_copy(update={"files": {**self.files, source: known}})
 
 
 _ADAPTER = TypeAdapter(ModelLock)
+Lock = TypeVar("Lock")
 
 
 def lock_of(inventory: Path) -> Path:
@@ -141,19 +150,22 @@ def lock_of(inventory: Path) -> Path:
 
 def read_lock(path: Path) -> ModelLock:
     """The lock of a file, empty when there is none; raises CorralError with the remedy when it cannot be read."""
+    remedy = "take the committed version of it, or remove it and write it again: ./generate.py models inspect"
+    return read_json(path, _ADAPTER, remedy) or ModelLock()
+
+
+def read_json(path: Path, adapter: TypeAdapter[Lock], remedy: str) -> Lock | None:
+    """A JSON file that people commit; None when it is not there, CorralError with the remedy when it is damaged."""
     try:
-        return _ADAPTER.validate_json(path.read_bytes())
+        return adapter.validate_json(path.read_bytes())
     except FileNotFoundError:
-        return ModelLock()
+        return None
     except OSError as error:
         raise CorralError(f"{path}: cannot be read: {error.strerror}") from None
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))
-        raise CorralError(
-            f"{path}: {f'{where}: ' if where else ''}{first['msg']}; take the committed version of it, "
-            "or remove it and write it again: ./generate.py models inspect"
-        ) from None
+        raise CorralError(f"{path}: {f'{where}: ' if where else ''}{first['msg']}; {remedy}") from None
 
 
 def write_lock(path: Path, lock: ModelLock) -> None:

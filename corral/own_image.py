@@ -13,6 +13,9 @@ CUDA12_FLOOR, CUDA11_FLOOR = (5, 0), (3, 5)
 CUDA11 = ("CUDA_VERSION=11.8.0", "CUDA_UBUNTU=22.04")
 """What cards before Maxwell take."""
 
+PICTURES = "corral-localai"
+"""LocalAI with its backend in the image (gpu-server/image/Dockerfile)."""
+
 Capability = tuple[int, int]
 
 
@@ -29,6 +32,20 @@ def build_command(capability: Capability | None = None) -> str:
         arguments += CUDA11 if capability < CUDA12_FLOOR else ()
     words = [word for argument in arguments for word in ("--build-arg", argument)]
     return " ".join(["docker build -t", tag(capability), *words, FOLDER])
+
+
+def has_backend(image: str) -> bool:
+    """Whether an image of LocalAI brings its backend, so that nothing is fetched when it starts."""
+    return image.partition("@")[0].rpartition("/")[2].partition(":")[0] == PICTURES
+
+
+def pictures_command(image: str) -> str:
+    """What to type in the checkout to put the backend into one of LocalAI's own images."""
+    tag = image.partition("@")[0].rpartition(":")[2]
+    kind = tag.replace("-gpu-hipblas", "-gpu-rocm-hipblas") if "-gpu-" in tag else f"{tag}-cpu"
+    backend = f"quay.io/go-skynet/local-ai-backends:{kind}-diffusers"
+    words = f"--build-arg LOCALAI={image} --build-arg BACKEND={backend}"
+    return f"docker build -t {PICTURES}:{tag} {words} {FOLDER}/image"
 
 
 def is_own(image: str) -> bool:

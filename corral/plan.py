@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from corral.components import gather
 from corral.contributions import Contributions, File, Secret, Service
 from corral.errors import Problem, SiteError, in_order
+from corral.image_lock import ImageLock
 from corral.inventory import Inventory
 from corral.load import Loaded
 from corral.rules import check_plan, check_references
@@ -21,6 +22,7 @@ class Plan:
     contributions: Contributions
     warnings: tuple[Problem, ...] = ()
     source_file: str = ""
+    image_lock: ImageLock = field(default_factory=ImageLock)
 
     @property
     def inventory(self) -> Inventory:
@@ -31,6 +33,11 @@ class Plan:
         """The host's services, in the order in which they are rendered."""
         return [service for service in self.contributions.services if service.host == host]
 
+    def images_of(self, host: str) -> list[str]:
+        """References of all images that the host may need, sorted; also those for when it runs without its cards."""
+        services = self.services_of(host)
+        return sorted({image for service in services for image in (service.image, *variant_images(service))})
+
     def files_of(self, host: str) -> list[File]:
         """The host's configuration files."""
         return [file for file in self.contributions.files if file.host == host]
@@ -38,6 +45,11 @@ class Plan:
     def secrets_of(self, host: str) -> list[Secret]:
         """The host's secrets, each once."""
         return list({secret.name: secret for secret in self.contributions.secrets if secret.host == host}.values())
+
+
+def variant_images(service: Service) -> tuple[str, ...]:
+    """The image with which a service runs on a machine without cards, where that is another one."""
+    return (service.cpu_variant.image,) if service.cpu_variant else ()
 
 
 def load_site(loaded: Loaded) -> Site:
@@ -56,4 +68,14 @@ def build_plan(loaded: Loaded) -> Plan:
     errors = [problem for problem in found if problem.level == "error"]
     if errors:
         raise SiteError(errors)
-    return Plan(site, contributions, in_order(found), loaded.source.file)
+    lock = loaded.image_lock
+    contributions.services = [_pinned(service, lock) for service in contributions.services]
+    return Plan(site, contributions, in_order(found), loaded.source.file, lock)
+
+
+def _pinned(service: Service, lock: ImageLock) -> Service:
+    """The service with its images by digest; what is judged and replaced by tag has been so before."""
+    variant = service.cpu_variant
+    if variant is not None:
+        variant = replace(variant, image=lock.pinned(variant.image))
+    return replace(service, image=lock.pinned(service.image), cpu_variant=variant)

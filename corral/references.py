@@ -740,9 +740,31 @@ def _vllm_adapters(model: Weights, path: KeyPath) -> Iterator[Problem]:
     for index, adapter in enumerate(model.adapters):
         if adapter.scale != 1:
             yield Problem("vLLM has no scale for adapters", (*path, index, "scale"), "remove scale")
-        if adapter.revision:
-            hint = "remove revision, or put that revision into a folder of the models folder"
-            yield Problem("vLLM takes no revision of an adapter", (*path, index, "revision"), hint)
+
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@_reference("repository-commit")
+def _repository_commit(inventory: Inventory) -> Iterator[Problem]:
+    """Whole repositories, which vLLM and LocalAI serve, have their commit: a branch has other content tomorrow."""
+    for name, model in inventory.models.items():
+        scheme, _, rest = model.source.rpartition(":")
+        if model.kind == "image" and (scheme not in ("", "hf") or (scheme and rest.count("/") > 1)):
+            hint = "write hf:owner/repo and its commit, or the name of a folder in the models folder"
+            yield Problem("LocalAI reads a repository, not a file", ("models", name, "source"), hint)
+            continue
+        for source in model.repositories:
+            if not COMMIT.fullmatch(model.revision_of(source)):
+                words = f"{source} has no commit; whoever owns it could change what runs here"
+                page = f"https://huggingface.co/{source.removeprefix('hf:')}"
+                hint = f"add revision: with the commit (git ls-remote {page} HEAD), then: ./generate.py models pull"
+                yield Problem(words, _place_of_source(name, model, source), hint)
+
+
+def _place_of_source(name: str, model: Weights, source: str) -> KeyPath:
+    numbers = [index for index, adapter in enumerate(model.adapters) if adapter.source == source]
+    return ("models", name, "adapters", numbers[0], "source") if numbers else ("models", name, "source")
 
 
 @_reference("vllm-setting")

@@ -13,7 +13,7 @@ from corral.auto import Seat, placed
 from corral.cards import VRAM_RESERVE_MIB, CardFacts, card_facts, vram_mib
 from corral.contributions import Endpoint
 from corral.errors import KeyPath
-from corral.inventory import Engine, Gpu, Host, Inventory, Node, Placement, Shared, Weights, file_of
+from corral.inventory import Engine, Gpu, Host, Inventory, Node, Placement, Shared, Weights, file_of, folder_of
 from corral.memory import CARD_MIB, MIB, Memory, Use, memory_of
 from corral.model_lock import Gguf, ModelLock
 from corral.sizes import kv_cache_mib, replica_mib, weights_mib, worst
@@ -316,12 +316,20 @@ def _replicas(
 def _files(lock: ModelLock, weights: Weights) -> dict[str, str]:
     """The model's files in the models folder: each the one that the lock says was taken, else the source's own.
 
-    Empty for servers that fetch their own.
+    Of a repository those that the lock knows; before it was pulled, the folder that they will be in.
     """
     if not weights.is_llama:
-        return {}
+        return {file: name for source in weights.repositories for file, name in _members(lock, weights, source)}
     known = {source: lock.get(weights.key(source)) for source in weights.sources}
     return {taken.file if taken else file_of(source): source for source, taken in known.items()}
+
+
+def _members(lock: ModelLock, weights: Weights, source: str) -> Iterator[tuple[str, str]]:
+    revision = weights.revision_of(source)
+    members = lock.members(source, revision)
+    yield from ((known.file, key.rpartition("@")[0]) for key, known in members.items())
+    if not members:
+        yield folder_of(source, revision), source
 
 
 def _groups(placement: Placement) -> Iterator[tuple[tuple[int, ...], int]]:

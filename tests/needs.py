@@ -121,6 +121,7 @@ NEEDS = {
     "curl": Need("curl", "apt install curl", _lacks_program("curl")),
     "docker-compose": Need("Docker Compose", "install its plugin, 2.24 or newer", _lacks_docker_compose),
     "docker-engine": Need("a Docker engine", "install and start Docker Engine 25 or newer", _lacks_docker_engine),
+    "docker-registry": Need("a Docker registry", "apt install docker-registry", _lacks_program("docker-registry")),
     "haproxy": Need("HAProxy", "apt install haproxy", _lacks_program("haproxy")),
     "mmdebstrap": Need("mmdebstrap", "apt install mmdebstrap", _lacks_program("mmdebstrap")),
     "network-namespaces": Need(

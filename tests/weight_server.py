@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,6 +58,21 @@ class Shop:
         file = self.put(f"/{repository}/resolve/main/{name}", content, headers=headers, **behaviour)
         self.files[f"/{repository}/resolve/{commit}/{name}"] = file
         return file
+
+    def put_repository(self, name: str, files: Mapping[str, bytes], commit: str) -> None:
+        """A whole repository at a commit as the Hub lists it: weights with their checksum, other files without."""
+        tree: list[dict[str, Any]] = []
+        for path, content in files.items():
+            entry: dict[str, Any] = {"type": "file", "path": path, "size": len(content), "oid": "0" * 40}
+            headers = {"X-Repo-Commit": commit}
+            if path.endswith((".safetensors", ".bin")):
+                sha256 = hashlib.sha256(content).hexdigest()
+                entry["lfs"] = {"oid": sha256, "size": len(content), "pointerSize": 134}
+                headers |= {"X-Linked-Size": str(len(content)), "X-Linked-Etag": f'"{sha256}"'}
+            tree.append(entry)
+            self.put(f"/{name}/resolve/{commit}/{path}", content, headers=headers)
+        address = f"/api/models/{name}/tree/{commit}?recursive=true&expand=false"
+        self.put(address, json.dumps(tree).encode(), headers={"Content-Type": "application/json"})
 
     def ranges(self) -> list[str]:
         """What was asked for, without the first look."""

@@ -24,6 +24,8 @@ from corral.contributions import (
     Service,
     State,
 )
+from corral.inventory import Weights
+from corral.own_image import has_backend
 from corral.site import Replica, Site, memory_on_cpu_mib
 
 STAGE = Stage.BACKENDS
@@ -48,11 +50,15 @@ ROOT = "LocalAI's image has no other user, and its volumes belong to root"
 WRITES = "LocalAI's Python backends write beside their code and into their user's home"
 KEPT = {"configuration": "settings made in LocalAI", "data": "what LocalAI keeps of its use"}
 """Volumes worth a backup, and why; what is in the others is downloaded again."""
-VOLUMES = {"backends": "/backends", "weights": "/models", "configuration": "/configuration", "data": "/data"}
+VOLUMES = {"backends": "/backends", "configuration": "/configuration", "data": "/data"}
 GENERATED = "/tmp/generated/content"  # noqa: S108 - a path in the container, gone when it stops
 FIRST_PICTURE = {"prompt": "a lighthouse", "size": "512x512", "step": 1}
 """What loads the model into the card before anybody asks: as large as seed 004's pictures (004-50), with one step."""
-DOWNLOADS = "LocalAI fetches its backend and its model when it first starts"
+DOWNLOADS = "LocalAI's own image fetches its backend when it first starts"
+MODELS = "/models"
+WEIGHTS = "/weights"
+BUILT_IN = "/var/lib/local-ai/backends"
+"""Where LocalAI looks for backends that its image brings."""
 
 
 def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
@@ -121,7 +127,7 @@ def _model(replica: Replica, *, is_on_gpu: bool) -> dict[str, Any]:
     model: dict[str, Any] = {
         "name": replica.pool,
         "backend": weights.backend or "diffusers",
-        "parameters": {"model": weights.source.removeprefix("hf:")},
+        "parameters": {"model": _model_of(weights)},
         "f16": is_on_gpu,
         "step": weights.steps or 20,
         "diffusers": diffusers,
@@ -129,16 +135,30 @@ def _model(replica: Replica, *, is_on_gpu: bool) -> dict[str, Any]:
     return model
 
 
+def image_of(site: Site, replica: Replica) -> str:
+    """The image that a replica runs."""
+    key = _image_key(replica)
+    return replica.engine.image or site.image(key, IMAGES[key])
+
+
+def _model_of(weights: Weights) -> str:
+    """A repository's name, which is found in the Hub cache; a folder's or file's path."""
+    is_repository = weights.source in weights.repositories
+    return weights.source.removeprefix("hf:") if is_repository else f"{WEIGHTS}/{weights.source}"
+
+
 def _service(site: Site, replica: Replica) -> Service:
     engine, cards = replica.engine, access(site, replica)
-    key = _image_key(replica)
+    image = image_of(site, replica)
+    variant = _cpu_variant(site, replica)
+    is_complete = has_backend(image) and (variant is None or has_backend(variant.image))
     return Service(
         host=replica.host,
         component=COMPONENT,
         name=replica.service,
         container=replica.container,
         role=replica.kind,
-        image=engine.image or site.image(key, IMAGES[key]),
+        image=image,
         program="local-ai",
         entrypoint=("/bin/sh", site.config_path(replica.host, COMPONENT, "start.sh", "/etc/corral/start.sh")),
         health=Health(
@@ -150,13 +170,15 @@ def _service(site: Site, replica: Replica) -> Service:
         memory_mib=replica.memory_mib,
         memory_swap_mib=engine.memory_swap_mib or 0,
         environment={
-            "CORRAL_BACKEND": BACKENDS[key],
+            "CORRAL_BACKEND": "" if has_backend(image) else BACKENDS[_image_key(replica)],
             "CORRAL_MODEL_FILE": f"{replica.service}.yaml",
+            **_weights(replica),
             "CORRAL_FIRST_PICTURE": json.dumps({"model": replica.pool, **FIRST_PICTURE}),
             "CORRAL_API_KEY_FILE": site.secret_path(replica.host, API_KEY),
             "LOCALAI_ADDRESS": f":{replica.port}",
-            "LOCALAI_MODELS_PATH": "/models",
+            "LOCALAI_MODELS_PATH": MODELS,
             "LOCALAI_BACKENDS_PATH": "/backends",
+            "LOCALAI_BACKENDS_SYSTEM_PATH": BUILT_IN,
             "LOCALAI_GENERATED_CONTENT_PATH": GENERATED,
             "LOCALAI_THREADS": str(engine.threads or 2),
             "LOCALAI_MAX_ACTIVE_BACKENDS": "1",
@@ -169,24 +191,48 @@ def _service(site: Site, replica: Replica) -> Service:
             ConfigMount("start.sh", "/etc/corral/start.sh"),
             ConfigMount(f"{replica.service}.yaml", f"/etc/corral/{replica.service}.yaml"),
         ),
+        mounts=((site.host(replica.host).models_dir, WEIGHTS),),
         volumes=tuple((f"{replica.service}-{name}", path) for name, path in VOLUMES.items()),
+        tmpfs=("/tmp:size=64m", f"{MODELS}:size=16m"),  # noqa: S108 - paths in the container
         gpus=claims(replica),
         devices=cards.devices,
         groups=cards.groups,
-        cpu_variant=_cpu_variant(site, replica),
+        cpu_variant=variant,
         read_only=False,
         pids=1024,
-        exceptions={"non-root": ROOT, "read-only": WRITES, "way-out": DOWNLOADS, **cards.exceptions},
+        exceptions={
+            "non-root": ROOT,
+            "read-only": WRITES,
+            **({} if is_complete else {"way-out": DOWNLOADS}),
+            **cards.exceptions,
+        },
     )
+
+
+def _weights(replica: Replica) -> dict[str, str]:
+    """Where the weights lie: for a repository what makes a Hub cache of the folder that `models pull` filled."""
+    weights = replica.weights
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": f"{MODELS}/.hub"}
+    if weights.source not in weights.repositories:
+        return offline
+    return {
+        **offline,
+        "CORRAL_REPOSITORY": weights.source.removeprefix("hf:"),
+        "CORRAL_WEIGHTS": f"{WEIGHTS}/{weights.folder(weights.source)}",
+    }
 
 
 def _cpu_variant(site: Site, replica: Replica) -> CpuVariant | None:
     if not replica.cards:
         return None
     key = "localai-cpu"
+    image = site.image(key, IMAGES[key])
     return CpuVariant(
-        site.image(key, IMAGES[key]),
+        image,
         max(replica.memory_mib, memory_on_cpu_mib(replica)),
-        {"CORRAL_BACKEND": BACKENDS[key], "CORRAL_MODEL_FILE": f"{replica.service}.cpu.yaml"},
+        {
+            "CORRAL_BACKEND": "" if has_backend(image) else BACKENDS[key],
+            "CORRAL_MODEL_FILE": f"{replica.service}.cpu.yaml",
+        },
         (ConfigMount(f"{replica.service}.cpu.yaml", f"/etc/corral/{replica.service}.cpu.yaml"),),
     )

@@ -31,13 +31,12 @@ IMAGE = "vllm/vllm-openai:v0.33.0"
 API_KEY = "VLLM_API_KEY"
 START = "/etc/corral/start.sh"
 HOME = "/var/lib/vllm"
-"""Where it keeps what it fetched and compiled."""
+"""Where it keeps what it compiled."""
 SHARED_MEMORY_MIB = 1024
 """For each card: through it the processes of a server that is split over cards talk to each other."""
 PROTECTION = "the key VLLM_API_KEY below /v1; vLLM asks for none at /invocations and /tokenize"
 ROOT = "vLLM's image has no other user, and its volume belongs to root"
 WRITES = "vLLM's compilers write beside their code"
-DOWNLOADS = "vLLM fetches its model when it first starts"
 
 
 def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
@@ -83,7 +82,6 @@ def arguments(site: Site, replica: Replica) -> tuple[str, ...]:
         "--tensor-parallel-size", len(replica.cards),
         "--gpu-memory-utilization", engine.gpu_memory_fraction,
     ]  # fmt: skip
-    words += ["--revision", weights.revision] if weights.revision else []
     if weights.adapters:
         words += ["--enable-lora", "--max-loras", engine.adapters_at_once, "--max-lora-rank", engine.adapter_rank]
         words.append("--lora-modules")
@@ -95,10 +93,8 @@ def arguments(site: Site, replica: Replica) -> tuple[str, ...]:
 
 
 def _place(site: Site, replica: Replica, source: str) -> str:
-    """A repository by its name, a folder by its path in the container."""
-    if source.startswith("hf:"):
-        return source.removeprefix("hf:")
-    return site.model_path(replica.host, source)
+    """The path in the container of a folder, or of the one that `models pull` makes of a repository."""
+    return site.model_path(replica.host, replica.weights.folder(source))
 
 
 def _image(site: Site, replica: Replica) -> str:
@@ -108,11 +104,6 @@ def _image(site: Site, replica: Replica) -> str:
 def is_pinned(site: Site, replica: Replica) -> bool:
     """Whether a replica runs the vLLM that the kit pins, whose flags are known."""
     return IMAGE.rpartition(":")[2] in _image(site, replica)
-
-
-def is_fetched(replica: Replica) -> bool:
-    """Whether a server fetches something itself, from the hub."""
-    return any(source.startswith("hf:") for source in replica.weights.sources)
 
 
 def _service(site: Site, replica: Replica) -> Service:
@@ -138,10 +129,10 @@ def _service(site: Site, replica: Replica) -> Service:
         environment={
             "CORRAL_API_KEY_FILE": site.secret_path(replica.host, API_KEY),
             "DO_NOT_TRACK": "1",
+            "HF_HUB_OFFLINE": "1",
             "HF_HOME": f"{HOME}/huggingface",
             "VLLM_CACHE_ROOT": f"{HOME}/vllm",
             "VLLM_NO_USAGE_STATS": "1",
-            **({} if is_fetched(replica) else {"HF_HUB_OFFLINE": "1"}),
             **cards.environment,
             **(engine.environment or {}),
         },
@@ -161,7 +152,6 @@ def _service(site: Site, replica: Replica) -> Service:
         exceptions={
             "non-root": ROOT,
             "read-only": WRITES,
-            **({"way-out": DOWNLOADS} if is_fetched(replica) else {}),
             **cards.exceptions,
         },
     )

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from corral import __version__
 from corral.errors import CorralError
-from corral.model_lock import LOCK_FILE, lock_of
+from corral.load import locks_beside
 from corral.ops import archive
 from corral.ops.archive import INVENTORY, RENDERING, SECRETS, Manifest, Member, SavedState, Sealing
 from corral.ops.history import files_on_disk, note_backup, packed
@@ -96,8 +96,8 @@ def backup(
     ):
         parts = _Parts(place)
         parts.add_data(INVENTORY, Path(plan.source_file).read_bytes())
-        if lock_of(Path(plan.source_file)).is_file():
-            parts.add_data(LOCK_FILE, lock_of(Path(plan.source_file)).read_bytes())
+        for name, data in locks_beside(Path(plan.source_file)).items():
+            parts.add_data(name, data)
         _add_renderings(parts, plan, out, chosen)
         if sealing is not None:
             parts.add_data(SECRETS, seal(packed(_secret_files(plan, out, chosen)), sealing.passphrase))

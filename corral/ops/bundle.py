@@ -24,7 +24,8 @@ from rich.text import Text
 
 from corral import __version__
 from corral.errors import CorralError, UsageError
-from corral.model_lock import LOCK_FILE, lock_of
+from corral.image_lock import IMAGE_LOCK, ImageLock, LockedImage, image_lock_text
+from corral.load import load_texts, locks_beside
 from corral.ops.backup import amount
 from corral.ops.hosts import ComposeHost, compose_hosts
 from corral.ops.interrupts import Interrupts
@@ -34,7 +35,7 @@ from corral.ops.signing import sign
 from corral.ops.survey import check_engine
 from corral.ops.up import PULL_LIMIT_S, check_rendering
 from corral.output import locked
-from corral.plan import Plan
+from corral.plan import Plan, build_plan
 from corral.render import render
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,7 +54,8 @@ HASH_LIMIT_S = 3600
 BLOB = "blobs/sha256/"
 FACTS = """
 for file; do
-    if [ -r "$file" ]; then set -- $(sha256sum <"$file"); echo "$1 $(wc -c <"$file")"; else echo "- 0"; fi
+    if [ ! -f "$file" ] || [ ! -r "$file" ]; then echo "- 0"; continue; fi
+    set -- $(sha256sum <"$file"); echo "$1 $(wc -c <"$file")"
 done
 """
 """Checksum and size of every file."""
@@ -112,7 +114,7 @@ def bundle(  # noqa: PLR0913 - keyword arguments, an option each
             images = [_add_image(packer, item, talk) for item in _each_once(held)]
             for host in chosen:
                 _add_models(packer, host, models[host.name], talk)
-            _add_site(packer, plan, {host.name for host in chosen})
+            _add_site(packer, plan, {host.name for host in chosen}, held)
             if with_kit:
                 _add_kit(packer, talk)
             made = _manifest(plan, held, images, models, is_with_kit=with_kit)
@@ -140,14 +142,10 @@ def _check_place(to: Path, folder: Path) -> None:
 def _images(host: ComposeHost, talk: Console) -> list[_Held]:
     """The host's images, one entry for each id; fetched first where they are not there."""
     references = sorted({service.image for service in host.plan.services_of(host.name)})
-    pinned = [name for name in references if "@" in name]
-    if pinned:
-        words = "an engine forgets digests when it loads an image; name the tag alone in images:"
-        raise CorralError(f"{host.name}: {', '.join(pinned)} cannot be had without a registry: {words}")
     found: dict[str, list[tuple[str, dict[str, Any]]]] = {}
     for name in references:
         facts = _inspected(host, name, talk)
-        found.setdefault(str(facts["Id"]), []).append((name, facts))
+        found.setdefault(str(facts["Id"]), []).append((name.partition("@")[0], facts))
     return [_held(host, entries) for entries in found.values()]
 
 
@@ -241,7 +239,7 @@ def _add_image(packer: Packer, held: _Held, talk: Console) -> Image:
     if known is None:
         references = ", ".join(held.image.references)
         talk.print(Text(f"{held.host.name}: {references} ({amount(held.image.size)} with shared layers)"))
-        with held.host.stream(["docker", "save", *held.image.references]) as data:
+        with held.host.stream(["docker", "save", held.image.id]) as data:
             files = _unpacked(packer, data)
         known = held.image.model_copy(update={"files": files})
     packer.add_file(f"{RECORDS}/{record.name}", known.model_dump_json(indent=1).encode() + b"\n")
@@ -288,14 +286,27 @@ def _add_models(packer: Packer, host: ComposeHost, models: Sequence[ModelFile], 
         )
 
 
-def _add_site(packer: Packer, plan: Plan, hosts: set[str]) -> None:
-    packer.add_file("inventory.yaml", Path(plan.source_file).read_bytes())
-    if lock_of(Path(plan.source_file)).is_file():
-        packer.add_file(LOCK_FILE, lock_of(Path(plan.source_file)).read_bytes())
-    for path, data in render(plan).items():
+def _add_site(packer: Packer, plan: Plan, hosts: set[str], held: Sequence[_Held]) -> None:
+    """The inventory with its locks, and the rendering that they give: engines without a registry know no digests."""
+    source = Path(plan.source_file)
+    locks = {**locks_beside(source), IMAGE_LOCK: image_lock_text(_ids_of(held)).encode()}
+    there = build_plan(load_texts(source.read_bytes(), locks, str(source)))
+    packer.add_file("inventory.yaml", source.read_bytes())
+    for name, data in locks.items():
+        packer.add_file(name, data)
+    for path, data in render(there).items():
         if path.partition("/")[0] in hosts:
             packer.add_file(f"compose/{path}", data)
     packer.add_file("README.txt", README.read_bytes())
+
+
+def _ids_of(held: Iterable[_Held]) -> ImageLock:
+    """The lock of a site whose images come from this bundle."""
+    ids: dict[str, set[str]] = {}
+    for item in held:
+        for name in item.image.references:
+            ids.setdefault(name, set()).add(item.image.id)
+    return ImageLock(images={name: LockedImage(ids=tuple(sorted(found))) for name, found in ids.items()})
 
 
 def _add_kit(packer: Packer, talk: Console) -> None:

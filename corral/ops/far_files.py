@@ -29,7 +29,7 @@ while [ ! -d "$folder" ]; do
 done
 df -Pk -- "$folder" | tail -n 1
 """
-_SEND = 'umask 022; mkdir -p -- "$1" && cd "$1" && cat >>"$2"'
+_SEND = 'umask 022; mkdir -p -- "$1" && cd "$1" && mkdir -p -- "$(dirname -- "$2")" && cat >>"$2"'
 _SETTLE = """
 cd "$1" || exit 1
 found=$(sha256sum -b -- "$2") || exit 1
@@ -70,19 +70,20 @@ class FarFolder:
             words = f"{name} has {size / 2**30:.1f} GiB, {max(0, free) / 2**30:.1f} GiB are free"
             raise CorralError(f"{self}: {words}; nothing was fetched")
 
-    def send(self, path: Path, sha256: str, stop: threading.Event, told: Callable[[int], None]) -> None:
+    def send(self, path: Path, name: str, sha256: str, stop: threading.Event, told: Callable[[int], None]) -> None:
         """Brings a file there, on from where an earlier call stopped; it gets its name after its checksum was right."""
-        part = f".{path.name}.{sha256[:16]}.part"
+        folder, slash, last = name.rpartition("/")
+        part = f"{folder}{slash}.{last}.{sha256[:16]}.part"
         there = self.size(part) or 0
         if there > path.stat().st_size:
             self._ask('rm -f -- "$1/$2"', part)
             there = 0
         self._stream(path, part, there, stop, told)
         done = self.host.run(
-            ["sh", "-c", _SETTLE, "-", self.folder, part, path.name, sha256], check=False, limit_s=READ_LIMIT_S
+            ["sh", "-c", _SETTLE, "-", self.folder, part, name, sha256], check=False, limit_s=READ_LIMIT_S
         )
         if done.code != 0:
-            raise CorralError(f"{self}: {path.name} did not arrive whole: {done.words}; run it again")
+            raise CorralError(f"{self}: {name} did not arrive whole: {done.words}; run it again")
 
     def _stream(self, path: Path, part: str, there: int, stop: threading.Event, told: Callable[[int], None]) -> None:
         words = self.host.argv(["sh", "-c", _SEND, "-", self.folder, part])

@@ -143,6 +143,44 @@ def _login(endpoint: str, environment: Mapping[str, str]) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"} if token and is_safe else {}
 
 
+def listing(
+    source: str, revision: str, environment: Mapping[str, str], offline: Path | None = None
+) -> dict[str, tuple[int, str]]:
+    """Size in bytes and sha256 of every file of a repository at a commit, by path; no sha256 for small text files.
+
+    Args:
+        source: `hf:owner/repo`.
+        revision: the commit.
+        environment: HF_ENDPOINT and HF_TOKEN are taken from it.
+        offline: a folder with `owner/repo` in it, to be read instead of asking the Hub.
+
+    Raises:
+        FetchError: it is not to be had.
+    """
+    name = source.removeprefix(HUB)
+    if offline is not None:
+        found = {path: offline / name / path for path in _paths_below(offline / name)}
+        if not found:
+            raise MissingError(f"{source}: there are no files in {offline / name}")
+        return {path: (place.stat().st_size, "") for path, place in found.items()}
+    from huggingface_hub import HfApi, RepoFile
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    endpoint = (environment.get("HF_ENDPOINT") or HUB_ENDPOINT).rstrip("/")
+    token = environment.get(TOKEN, "").strip() if _login(endpoint, environment) else ""
+    try:
+        tree = list(HfApi(endpoint, token=token or False).list_repo_tree(name, revision=revision, recursive=True))
+    except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError) as error:
+        words = f"its files cannot be listed ({_first_line(error)}); is the commit right, and does HF_TOKEN open it?"
+        raise FetchError(f"{source}: {words} Without network: --from DIR with {name} in it") from None
+    files = [item for item in tree if isinstance(item, RepoFile)]
+    return {item.path: (item.size, item.lfs.sha256 if item.lfs else "") for item in files}
+
+
+def _paths_below(folder: Path) -> list[str]:
+    return [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file()]
+
+
 def shown(origin: Origin) -> str:
     """A source as it may stand in a message: without query, which may hold a signature."""
     return origin.source.partition("?")[0]

@@ -36,8 +36,9 @@ from rich.text import Text
 
 from corral.contributions import Contributions
 from corral.errors import CorralError, UsageError, did_you_mean
+from corral.file_names import is_below
 from corral.gguf_header import Header, HeaderError, facts_of, read_header
-from corral.inventory import Weights, file_of
+from corral.inventory import Weights, file_of, folder_of
 from corral.model_lock import Gguf, LockedFile, ModelLock, lock_of, read_lock, write_lock
 from corral.ops import fetch as net
 from corral.ops.far_files import FarFolder
@@ -56,6 +57,11 @@ SPARE_BYTES = 256 << 20
 """Stays free on a disk that files are fetched to."""
 GGUF = ".gguf"
 QUANTIZATION = re.compile(r"(?i)(?<![a-z0-9])(i?q\d(?:_[a-z0-9]+)*|tq\d_\d|mxfp4|bf16|f16|fp16|f32)(?![a-z0-9])")
+WEIGHTS = ".safetensors"
+TAKEN = (WEIGHTS, ".json", ".jinja", ".model", ".spm", ".tiktoken", ".txt")
+"""Files of a repository that are fetched: data, and no pickles (.bin, .pt, .ckpt), which run code when loaded."""
+PIPELINE = "model_index.json"
+"""Says that a repository is a diffusers pipeline: its weights lie in folders, those beside it are duplicates."""
 State = Literal["verified", "there", "not pinned", "missing", "wrong size", "damaged", "unknown"]
 Done = TypeVar("Done")
 
@@ -71,6 +77,8 @@ class Wanted:
     hosts: tuple[str, ...]
     sha256: str = ""
     """What the inventory says that its checksum is."""
+    repository: str = ""
+    """The repository that it is a file of, when all of it is served."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,12 +144,21 @@ def open_shelf(site: Site, inventory: Path, out: Path, talk: Console) -> Shelf:
     return Shelf(site, out, lock_of(inventory), talk)
 
 
-def wanted_files(site: Site, names: Sequence[str] = (), hosts: Iterable[str] | None = None) -> list[Wanted]:
+def wanted_files(
+    site: Site, names: Sequence[str] = (), hosts: Iterable[str] | None = None, lock: ModelLock | None = None
+) -> list[Wanted]:
     """Every file that servers read, in the order of models; only of the given models and hosts if any are given.
+
+    Args:
+        site: the resolved site.
+        names: models; all when empty.
+        hosts: hosts; all when absent.
+        lock: says what files a repository has; the site's own when absent.
 
     Raises:
         UsageError: there is no such model.
     """
+    lock = lock or site.lock
     models = site.inventory.models
     for name in names:
         if name not in models:
@@ -149,16 +166,25 @@ def wanted_files(site: Site, names: Sequence[str] = (), hosts: Iterable[str] | N
     chosen = None if hosts is None else set(hosts)
     users: dict[str, tuple[Wanted, ...]] = {}
     for name, weights in models.items():
-        if not weights.is_llama or (names and name not in names):
+        if names and name not in names:
             continue
         where = {replica.host for replica in site.replicas if name in replica.models}
         where = where if chosen is None else where & chosen
-        for source in weights.sources:
-            key = weights.key(source)
-            revision, sha256 = weights.revision_of(source), weights.sha256_of(source)
-            found = Wanted(key, source, revision, (name,), tuple(sorted(where)), sha256)
-            users[key] = (*users.get(key, ()), found)
+        for found in _files_of(weights, lock):
+            wanted = replace(found, models=(name,), hosts=tuple(sorted(where)))
+            users[found.key] = (*users.get(found.key, ()), wanted)
     return [_joined(found) for found in users.values()]
+
+
+def _files_of(weights: Weights, lock: ModelLock) -> Iterator[Wanted]:
+    """A model's own files, or those that its repositories have by the lock."""
+    for source in weights.sources if weights.is_llama else ():
+        sha256 = weights.sha256_of(source)
+        yield Wanted(weights.key(source), source, weights.revision_of(source), (), (), sha256)
+    for source in weights.repositories:
+        revision = weights.revision_of(source)
+        for key in lock.members(source, revision):
+            yield Wanted(key, key.rpartition("@")[0], revision, (), (), repository=source)
 
 
 def _joined(found: Sequence[Wanted]) -> Wanted:
@@ -303,24 +329,28 @@ class _Order:
     item: Wanted
     origin: net.Origin
     expected: net.Remote
+    name: str
+    """Its place in a models folder."""
     target: Path
     lacking: list[Place] = field(default_factory=list)
 
 
 def pull(shelf: Shelf, choice: Choice) -> None:
     """Every file is in every folder that needs it, checked; raises CorralError with all that could not be done."""
-    items = [item for item in wanted_files(shelf.site, choice.names, choice.hosts) if item.hosts]
     _say_skipped(shelf, choice)
-    if not choice.update:
-        _refuse_other_pins(shelf, items)
     with alone(shelf.lock_path.parent / PULL_LOCK, "models pull"):
+        _list_repositories(shelf, choice)
+        found = wanted_files(shelf.site, choice.names, choice.hosts, shelf.lock)
+        items = [item for item in found if item.hosts]
+        if not choice.update:
+            _refuse_other_pins(shelf, items)
         lacking, problems = _look_around(shelf, items, choice)
         orders, unknown = _orders(shelf, items, lacking, choice)
         _check_room(orders)
         _, failed = _all(
             shelf, choice.jobs,
-            {order.target.name: partial(_fetch, shelf, order) for order in orders.values()},
-            {order.target.name: order.expected.size for order in orders.values()},
+            {order.name: partial(_fetch, shelf, order) for order in orders.values()},
+            {order.name: order.expected.size for order in orders.values()},
         )  # fmt: skip
         problems += unknown + failed + _hand_out(shelf, orders, choice)
     _raise(problems, "what is there is whole; run it again, it goes on where it stopped")
@@ -332,11 +362,52 @@ def _say_skipped(shelf: Shelf, choice: Choice) -> None:
     for name, weights in shelf.site.inventory.models.items():
         if weights.is_llama or (choice.names and name not in choice.names):
             continue
-        server = "LocalAI" if weights.kind == "image" else "vLLM"
-        words = f"{server} fetches {weights.source} itself, when it first starts"
-        if server == "vLLM" and not weights.source.startswith("hf:"):
-            words = f"put the folder {weights.source} into the models folder of its hosts"
-        shelf.talk.print(Text(f"{name}: {words}", "dim"))
+        for source in weights.sources:
+            if source not in weights.repositories:
+                words = f"put the folder {source} into the models folder of its hosts"
+                shelf.talk.print(Text(f"{name}: {words}", "dim"))
+
+
+def _list_repositories(shelf: Shelf, choice: Choice) -> None:
+    """Puts the files of repositories into the lock that are not there yet, each with its place in a models folder."""
+    for name, weights in shelf.site.inventory.models.items():
+        if choice.names and name not in choice.names:
+            continue
+        for source in weights.repositories:
+            revision = weights.revision_of(source)
+            if not shelf.lock.members(source, revision):
+                _list_repository(shelf, source, revision, choice)
+
+
+def _list_repository(shelf: Shelf, source: str, revision: str, choice: Choice) -> None:
+    there = net.listing(source, revision, shelf.environment, choice.offline)
+    folder, taken = folder_of(source, revision), chosen_files(there)
+    strange = [path for path in taken if not is_below(f"{folder}/{path}")]
+    if strange:
+        raise net.FetchError(f"{source}: names a file {strange[0]!r}, which may lead outside of its folder")
+    if not any(path.endswith(WEIGHTS) for path in taken):
+        words = "pickled weights (.bin, .pt, .ckpt) run code when they are loaded, and are not taken"
+        raise net.FetchError(f"{source}: has no {WEIGHTS} files at {revision[:12]}; {words}: name another repository")
+    files = {
+        f"{source}/{path}@{revision}": LockedFile(
+            file=f"{folder}/{path}", size=there[path][0], sha256=there[path][1], commit=revision
+        )
+        for path in taken
+    }
+    with shelf.mutex:  # all at once: a part of the list would pass for the whole
+        shelf.lock = shelf.lock.model_copy(update={"files": {**shelf.lock.files, **files}})
+        write_lock(shelf.lock_path, shelf.lock)
+
+
+def chosen_files(paths: Iterable[str]) -> list[str]:
+    """Which files of a repository are fetched: weights in safetensors and the text that belongs to them."""
+    is_pipeline = PIPELINE in (found := list(paths))
+    return [
+        path
+        for path in sorted(found)
+        if path.endswith(TAKEN) and not (is_pipeline and path.endswith(WEIGHTS) and "/" not in path)
+        if not re.search(r"(^|/)\.[^./]", path)
+    ]
 
 
 def _refuse_other_pins(shelf: Shelf, items: Sequence[Wanted]) -> None:
@@ -440,7 +511,8 @@ def _order(shelf: Shelf, item: Wanted, lacking: list[Place], choice: Choice) -> 
     try:
         origin, said = _ask(shelf, item, source, pinned, choice)
     except net.MissingError:
-        source = _with_quantization(item.source, choice.fallback) if choice.fallback else ""
+        wants_other = bool(choice.fallback) and not item.repository
+        source = _with_quantization(item.source, choice.fallback) if wants_other else ""
         if not source or source == item.source:
             raise
         pinned = net.Remote()
@@ -457,13 +529,14 @@ def _order(shelf: Shelf, item: Wanted, lacking: list[Place], choice: Choice) -> 
             return None
         lacking = [shelf.place(host) for host in item.hosts]
     local = next((place.folder for place in lacking if place.folder), None)
-    target = (local or choice.store or default_store(shelf.environment)) / file_of(source)
-    return _Order(item, origin, net.renewed(pinned, said), target, lacking)
+    name = shelf.file(item.key) if item.repository else file_of(source)
+    target = (local or choice.store or default_store(shelf.environment)) / name
+    return _Order(item, origin, net.renewed(pinned, said), name, target, lacking)
 
 
 def _ask(shelf: Shelf, item: Wanted, source: str, pinned: net.Remote, choice: Choice) -> tuple[net.Origin, net.Remote]:
     if choice.offline is not None:
-        origin = _offline(source, choice.offline)
+        origin = _offline(source, choice.offline, is_member=bool(item.repository))
     else:
         found = net.origin_of(source, pinned.commit or item.revision, shelf.environment)
         if found is None:
@@ -473,10 +546,11 @@ def _ask(shelf: Shelf, item: Wanted, source: str, pinned: net.Remote, choice: Ch
     return origin, net.look(origin, shelf.net)
 
 
-def _offline(source: str, folder: Path) -> net.Origin:
-    """The file in a folder that somebody has brought: by its name, or as in the repository."""
+def _offline(source: str, folder: Path, *, is_member: bool) -> net.Origin:
+    """The file in a folder that a person has brought: by its name, or as in the repository."""
     parts = source.partition(":")[2].split("/") if ":" in source else [source]
-    names = [folder / file_of(source), folder.joinpath(*[part for part in parts if part])]
+    names = [folder.joinpath(*[part for part in parts if part])]
+    names = names if is_member else [folder / file_of(source), *names]
     path = next((name for name in names if name.is_file()), None)
     if path is None:
         raise net.MissingError(f"{source.partition('?')[0]}: {file_of(source)} is not in {folder}")
@@ -506,7 +580,7 @@ def _check_room(orders: Mapping[str, _Order]) -> None:
         there = _existing(folder)
         device = there.stat().st_dev
         folders.setdefault(device, there)
-        part = net.part_of(folder / order.target.name)
+        part = net.part_of(folder / order.name)
         wanted[device] += order.expected.size - (part.stat().st_size if part.is_file() else 0)
     for device, size in wanted.items():
         free = shutil.disk_usage(folders[device]).free - SPARE_BYTES
@@ -516,12 +590,12 @@ def _check_room(orders: Mapping[str, _Order]) -> None:
                 f"{folders[device]}: {_gib(size)} GiB are to be fetched, {_gib(max(0, free))} GiB are free: "
                 f"{_gib(size - free)} GiB are missing; nothing was fetched. Free some, set models_dir to another disk, "
                 "or take a smaller quantization; "
-                f"the largest is {largest.target.name} ({_gib(largest.expected.size)} GiB)"
+                f"the largest is {largest.name} ({_gib(largest.expected.size)} GiB)"
             )
     for order in orders.values():
         for place in order.lacking:
             if place.far:
-                place.far.check_room(order.expected.size, order.target.name)
+                place.far.check_room(order.expected.size, order.name)
 
 
 def _existing(folder: Path) -> Path:
@@ -542,7 +616,7 @@ def _fetch(shelf: Shelf, order: _Order, told: Callable[[int], None]) -> net.Fetc
     found = net.fetch(order.origin, order.target, order.expected, shelf.net, told)
     facts = _whole(net.part_of(order.target), found.size, net.shown(order.origin))
     shelf.learn(
-        order.item.key, file=order.target.name, size=found.size, sha256=found.sha256,
+        order.item.key, file=order.name, size=found.size, sha256=found.sha256,
         commit=order.expected.commit, gguf=facts,
     )  # fmt: skip
     net.settle(order.target)
@@ -596,9 +670,9 @@ def _hand_out(shelf: Shelf, orders: Mapping[str, _Order], choice: Choice) -> lis
         if known is None or not known.sha256 or not order.target.is_file():
             continue
         for place in order.lacking:
-            if place.folder == order.target.parent:
+            if place.folder and place.folder / order.name == order.target:
                 continue
-            name = f"{order.target.name} to {place.host}"
+            name = f"{order.name} to {place.host}"
             sizes[name] = known.size
             work[name] = partial(_copy, shelf, order, place, known)
     return _all(shelf, choice.jobs, work, sizes)[1]
@@ -606,9 +680,9 @@ def _hand_out(shelf: Shelf, orders: Mapping[str, _Order], choice: Choice) -> lis
 
 def _copy(shelf: Shelf, order: _Order, place: Place, known: LockedFile, told: Callable[[int], None]) -> None:
     if place.far:
-        place.far.send(order.target, known.sha256, shelf.net.stop, told)
+        place.far.send(order.target, order.name, known.sha256, shelf.net.stop, told)
         return
-    target = (place.folder or Path()) / order.target.name
+    target = (place.folder or Path()) / order.name
     origin = net.Origin(order.item.source, path=order.target)
     net.fetch(origin, target, net.Remote(known.size, known.sha256), shelf.net, told)
     net.settle(target)
@@ -620,7 +694,7 @@ def _copy(shelf: Shelf, order: _Order, place: Place, known: LockedFile, told: Ca
 
 def inspect(shelf: Shelf, names: Sequence[str] = (), hosts: Iterable[str] | None = None) -> None:
     """Puts into the lock what every file says of itself, read from the beginning of it, here or at its source."""
-    items = wanted_files(shelf.site, names, hosts)
+    items = [item for item in wanted_files(shelf.site, names, hosts, shelf.lock) if not item.repository]
     with alone(shelf.lock_path.parent / PULL_LOCK, "models pull"):
         _, problems = _each(shelf, {item.key: item for item in items}, lambda item: _inspect(shelf, item))
     _raise(problems, "the others were inspected")
@@ -678,7 +752,7 @@ class Row:
 def rows(shelf: Shelf, names: Sequence[str] = (), hosts: Iterable[str] | None = None) -> list[Row]:
     """Every file in every folder that needs it, with what a look at it tells."""
     found = []
-    for item in wanted_files(shelf.site, names, hosts):
+    for item in wanted_files(shelf.site, names, hosts, shelf.lock):
         known = shelf.lock.get(item.key)
         for host in item.hosts or ("",):
             place = shelf.place(host) if host else None
@@ -719,7 +793,7 @@ def _row(shelf: Shelf, item: Wanted, known: LockedFile | None, place: Place | No
 
 def verify(shelf: Shelf, names: Sequence[str] = (), hosts: Iterable[str] | None = None, jobs: int = JOBS) -> list[Row]:
     """Every file in every folder after it was read from its first to its last byte."""
-    items = wanted_files(shelf.site, names, hosts)
+    items = wanted_files(shelf.site, names, hosts, shelf.lock)
     work: dict[str, Callable[[Callable[[int], None]], Row]] = {}
     sizes: dict[str, int] = {}
     for item in items:

@@ -22,7 +22,7 @@ from typing import IO, Annotated, Literal, Protocol
 from pydantic import Field
 
 from corral.errors import CorralError
-from corral.file_names import FileName, PathBelow, is_below
+from corral.file_names import PathBelow, is_below
 from corral.inventory import Name, Word
 from corral.ops.archive import CHUNK, LARGEST_MANIFEST, Strict, sync_folder
 from corral.ops.tarball import MOST_MEMBERS, members
@@ -61,7 +61,7 @@ class Image(Strict):
 class ModelFile(Strict):
     """A model file of a host, whose content is a blob."""
 
-    file: FileName
+    file: PathBelow
     source: Word
     sha256: Sha256
     size: int = Field(ge=0)

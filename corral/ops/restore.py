@@ -23,8 +23,7 @@ from rich.text import Text
 
 from corral.contributions import State
 from corral.errors import CorralError, UsageError, on_one_line
-from corral.load import load_inventory, load_texts
-from corral.model_lock import LOCK_FILE, lock_of
+from corral.load import LOCKS, load_inventory, load_texts
 from corral.ops.archive import INVENTORY, RENDERING, SECRETS, Asking, Backup, feed_states, read_backup
 from corral.ops.backup import amount
 from corral.ops.board import Board
@@ -186,7 +185,7 @@ def _job(backup: Backup, wanted: Wanted, ask: Asking) -> _Job:
     text = backup.files.get(INVENTORY)
     if text is None:
         raise CorralError(f"{backup.path}: has no inventory")
-    plan = build_plan(load_texts(text, backup.files.get(LOCK_FILE), str(wanted.inventory)))
+    plan = build_plan(load_texts(text, backup.files, str(wanted.inventory)))
     secrets: dict[str, bytes] = {}
     if backup.manifest.has_secrets:
         if SECRETS not in backup.files:
@@ -340,8 +339,8 @@ def _files_in_the_way(job: _Job) -> list[str]:
 
 
 def _chosen_files(job: _Job) -> list[tuple[Path, bytes]]:
-    """The inventory and, if there is one, the lock of its models, with their places."""
-    places = {INVENTORY: job.wanted.inventory, LOCK_FILE: lock_of(job.wanted.inventory)}
+    """The inventory and the locks that belong to it, with their places."""
+    places = {INVENTORY: job.wanted.inventory, **{name: job.wanted.inventory.parent / name for name in LOCKS}}
     return [(place, job.backup.files[name]) for name, place in places.items() if name in job.backup.files]
 
 

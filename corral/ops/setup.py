@@ -249,8 +249,8 @@ def models_folder(host: ComposeHost) -> str:
 
 
 def model_sources(host: ComposeHost) -> dict[str, str]:
-    """Where every model file that the host's servers read comes from; LocalAI and vLLM fetch theirs."""
-    replicas = [item for item in host.plan.site.replicas if item.host == host.name and item.weights.is_llama]
+    """Where every known model file that the host's servers read comes from."""
+    replicas = [item for item in host.plan.site.replicas if item.host == host.name]
     return {file: source for item in replicas for file, source in item.files.items()}
 
 

@@ -20,8 +20,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from rich.text import Text
 
 from corral.errors import CorralError, UsageError, on_one_line
-from corral.load import load_texts
-from corral.model_lock import LOCK_FILE, lock_of
+from corral.load import LOCKS, load_texts
 from corral.ops.backup import amount
 from corral.ops.hosts import CommandError, ComposeHost, compose_hosts
 from corral.ops.interrupts import Interrupts
@@ -120,8 +119,8 @@ def _summary(bundle: Bundle) -> str:
 
 
 def _plan(bundle: Bundle, wanted: Wanted) -> Plan:
-    lock = bundle.read(LOCK_FILE) if LOCK_FILE in bundle.sums else None
-    return build_plan(load_texts(bundle.read(INVENTORY), lock, str(wanted.inventory)))
+    locks = {name: bundle.read(name) for name in LOCKS if name in bundle.sums}
+    return build_plan(load_texts(bundle.read(INVENTORY), locks, str(wanted.inventory)))
 
 
 def _hosts(bundle: Bundle, plan: Plan, wanted: Wanted) -> list[ComposeHost]:
@@ -153,11 +152,11 @@ def _refuse_unasked(bundle: Bundle, plan: Plan, wanted: Wanted) -> None:
 
 
 def _lay_out(bundle: Bundle, plan: Plan, wanted: Wanted, talk: Console) -> None:
-    """Inventory, lock, and the rendering as this kit makes it; what the bundle has rendered is for people to read."""
+    """Inventory, locks, and the rendering as this kit makes it; what the bundle has rendered is for people to read."""
     hosts, inventory = set(bundle.manifest.hosts), wanted.inventory
     tree = {path: data for path, data in render(plan).items() if path.partition("/")[0] in hosts}
     refuse_weak(plan, tree)
-    places = {INVENTORY: inventory, LOCK_FILE: lock_of(inventory)}
+    places = {INVENTORY: inventory, **{name: inventory.parent / name for name in LOCKS}}
     texts = {place: bundle.read(name) for name, place in places.items() if name in bundle.sums}
     for place, data in texts.items():
         if place.exists() and place.read_bytes() != data:
@@ -199,6 +198,8 @@ def _load_image(bundle: Bundle, host: ComposeHost, image: Image, talk: Console) 
         host.feed(["docker", "load", "--quiet"], bundle.image_archive(image))
     except CommandError as error:
         raise CorralError(f"{host.name}: {names}: the engine does not take it: {error.done.words}") from None
+    for name in image.references:
+        host.run(["docker", "tag", image.id, name], check=False)
     other = {name: found for name, found in image_ids(host, image.references).items() if found != image.id}
     if other:
         name, found = next(iter(other.items()))

@@ -17,11 +17,13 @@ from rich.console import Console
 from corral.components import components, haproxy
 from corral.contributions import Service
 from corral.errors import CorralError, DriftError, UsageError
+from corral.image_lock import IMAGE_LOCK
 from corral.ops import history, keys
 from corral.ops.balancer import Balancer, balancer_of
 from corral.ops.board import Board
 from corral.ops.gateway import client_address, is_out_of_reach
 from corral.ops.hosts import CPU_FILE, CommandError, ComposeHost, compose_hosts, service_of
+from corral.ops.images import check_ids
 from corral.ops.interrupts import Interrupts
 from corral.ops.lock import alone
 from corral.ops.rolling import Gap, drained, roll, wait_usable
@@ -119,6 +121,7 @@ def look(run: Run) -> None:
         _copy(host)
         run.hosts[number] = as_started(host)
         run.seen[host.name] = survey(run.hosts[number])
+        check_ids(host, run.plan, run.seen[host.name].images.items())
 
 
 def as_started(host: ComposeHost) -> ComposeHost:
@@ -180,17 +183,30 @@ def fetch_images(run: Run) -> None:
     problems = []
     for seen in run.seen.values():
         for image in seen.missing_images:
-            run.board.say(f"{seen.host.name}: fetching {image}")
-            done = seen.host.run(["docker", "pull", "--quiet", image], check=False, limit_s=PULL_LIMIT_S)
-            if done.code != 0:
+            words = _fetch(run, seen, image)
+            if words:
                 used = ", ".join(item.service.name for item in seen.found.values() if item.service.image == image)
-                words = done.words.splitlines()[-1:] or ["no answer"]
-                problems.append(
-                    f"{seen.host.name}: the image {image} of {used} is not there and cannot be fetched: {words[0]}\n"
-                    f"  name another one in images:, or bring it there: docker save … | docker load"
-                )
+                problems.append(f"{seen.host.name}: the image {image} of {used} is not there and {words}")
     if problems:
         raise CorralError("nothing was changed\n" + "\n".join(problems))
+
+
+def _fetch(run: Run, seen: Survey, image: str) -> str:
+    """Fetches an image; what went wrong, with the remedy, empty when nothing did."""
+    if run.plan.image_lock.ids(image):
+        return (
+            f"{IMAGE_LOCK} knows it by id only\n  build it there, or bring it: bundle load, docker save … | docker load"
+        )
+    run.board.say(f"{seen.host.name}: fetching {image}")
+    done = seen.host.run(["docker", "pull", "--quiet", image], check=False, limit_s=PULL_LIMIT_S)
+    if done.code == 0:
+        return ""
+    words = f"cannot be fetched: {(done.words.splitlines() or ['no answer'])[-1]}\n  "
+    if "@" in image:
+        words += (
+            "does the registry have that content no more? Then look what it has now: ./generate.py images lock; or "
+        )
+    return words + "name another one in images:, or bring it there: docker save … | docker load"
 
 
 def stages(plan: Plan) -> list[list[Service]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -17,7 +17,8 @@ from rich.text import Text
 
 from corral.components import image_keys
 from corral.errors import CorralError, UsageError, did_you_mean
-from corral.load import load_inventory, validate
+from corral.image_lock import lock_in_rendering
+from corral.load import load_inventory, load_text
 from corral.ops import history
 from corral.ops.balancer import backends_of, balancer_of
 from corral.ops.board import Board
@@ -30,7 +31,6 @@ from corral.output import compare, finish_interrupted, write, write_atomically
 from corral.plan import Plan, build_plan
 from corral.policy import refuse_weak
 from corral.render import render
-from corral.yamlsource import parse
 
 SHORT_ID = 12
 
@@ -134,7 +134,7 @@ class Before:
 def _plan_with(inventory: Path, text: str, to: Sequence[str]) -> Plan:
     """The plan of the inventory with other images; raises SiteError before anything is written."""
     changed = with_images(text, parse_choices(to)) if to else text
-    return build_plan(validate(parse(changed, str(inventory))))
+    return build_plan(load_text(changed, inventory))
 
 
 def parse_choices(to: Sequence[str]) -> dict[str, str]:
@@ -294,11 +294,11 @@ def _go_back(
     timeout_s: float | None,
 ) -> int:
     """Brings renderings of one inventory up; returns how many services were changed."""
-    plan = build_plan(validate(parse(inventory, source)))
     trees = {
         host: {path: data for path, data in files.items() if path != history.INVENTORY} for host, files in old.items()
     }
     tree = {f"{host}/{path}": data for host, files in trees.items() for path, data in files.items()}
+    plan = build_plan(replace(load_text(inventory, Path(source)), image_lock=lock_in_rendering(tree)))
     refuse_weak(plan, tree, is_of_plan=False)
     edited = [change.path for change in compare(tree, out, set(old)) if change.action == "edited"]
     if edited:

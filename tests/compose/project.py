@@ -60,12 +60,13 @@ def cut_off(container: str, alias: str) -> Iterator[None]:
             docker("network", "connect", "--alias", alias, name, container)
 
 
-def docker(*words: str, check: bool = True) -> str:
-    """What a docker command prints; CommandFailed when it fails."""
-    done = subprocess.run(["docker", *words], capture_output=True, text=True, timeout=COMMAND_LIMIT_S, check=False)
+def docker(*words: str, check: bool = True, given: bytes = b"") -> str:
+    """What a docker command prints, with `given` on its stdin; CommandFailed when it fails."""
+    done = subprocess.run(["docker", *words], input=given, capture_output=True, timeout=COMMAND_LIMIT_S, check=False)
+    out, err = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
     if check and done.returncode != 0:
-        raise CommandFailed(f"docker {' '.join(words)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
-    return done.stdout
+        raise CommandFailed(f"docker {' '.join(words)} ended with {done.returncode}:\n{out}{err}")
+    return out
 
 
 def without_permission(folder: Path) -> dict[str, str]:
@@ -86,9 +87,11 @@ def render_site(inventory: Path, out: Path) -> Plan:
 
 
 def make_models(plan: Plan, host: str, folder: Path) -> None:
-    """Puts a tiny model under every file name that the host's servers ask for."""
+    """Puts a tiny model under every file name that llama-servers ask for, and empty folders for the other servers."""
     folder.mkdir(parents=True, exist_ok=True)
     for replica in plan.site.replicas:
+        for name in () if replica.host != host or replica.weights.is_llama else replica.weights.folders:
+            (folder / name).mkdir(exist_ok=True)
         path = folder / replica.weights.file
         if replica.host == host and replica.weights.is_llama and not path.exists():
             MAKERS[replica.kind](path, context=replica.weights.context)

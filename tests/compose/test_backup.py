@@ -46,7 +46,8 @@ hosts:
   {host}: {{address: 127.0.0.1, models_dir: {models}}}   # one machine
 models:
   tiny: {{source: tiny.gguf, kind: chat, context: 2048, size_gib: 0.01}}
-  painter: {{source: "hf:example/painter", kind: image, size_gib: 0.01}}
+  painter:
+    {{source: "hf:example/painter", revision: "1111111111111111111111111111111111111111", kind: image, size_gib: 0.01}}
 pools:
   chat: {{model: tiny, on: {{host: {host}}}, engine: {{slots: 2, threads: 1, memory_mib: 512}}}}
   image: {{model: painter, on: {{host: {host}}}, engine: {{memory_mib: 512}}}}
@@ -130,6 +131,7 @@ def saved(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sa
     (folder / "models").mkdir()
     (folder / "first").mkdir()
     make_chat_model(folder / "models" / "tiny.gguf", context=2048)
+    (folder / "models" / "example--painter--111111111111").mkdir()
     place = Place(folder / "first", {"CORRAL_PASSPHRASE": PASSPHRASE})
     text = INVENTORY.format(site=SITE, host=HOST, models=folder / "models", port=PORT)
     (place.folder / "inventory.yaml").write_text(text)

@@ -14,7 +14,7 @@ import pytest
 
 from tests.compose.engines import Engine
 from tests.compose.images.build import ensure_images
-from tests.compose.project import PREFIX, Project, docker_logs, render_site
+from tests.compose.project import PREFIX, Project, docker_logs, make_models, render_site
 from tests.trees import inventory_of
 
 pytestmark = pytest.mark.needs("docker-engine", "mmdebstrap", "network-namespaces", "prisma-engine")
@@ -38,7 +38,7 @@ def box(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proj
     """Two vLLM servers and the gateway, in an engine of their own that knows the driver "nvidia"."""
     tree = tmp_path_factory.mktemp("vllm")
     plan = render_site(inventory_of("vllm"), tree)
-    (tree / "box" / "models").mkdir()
+    make_models(plan, "box", tree / "box" / "models")
     ensure_images([plan])
     wanted = [item for item in plan.services_of("box") if item.name in (*SERVERS, "haproxy", "litellm")]
     with Engine("vllm", "192.0.2.77/24", tmp_path_factory.mktemp("engine") / "vllm") as engine_of_its_own:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -688,6 +689,7 @@ LOCALAI_ENVIRONMENT = {
     "LOCALAI_ADDRESS",
     "LOCALAI_API_KEY",
     "LOCALAI_BACKENDS_PATH",
+    "LOCALAI_BACKENDS_SYSTEM_PATH",
     "LOCALAI_CONFIG_DIR",
     "LOCALAI_DATA_PATH",
     "LOCALAI_GENERATED_CONTENT_PATH",
@@ -795,6 +797,36 @@ def test_another_backend_is_installed_beside_the_first(start_localai: StartLocal
     start_localai()
     other = "local-ai backends install cpu-diffusers key=none"
     assert start_localai(CORRAL_BACKEND="cpu-diffusers") == (0, [other, RUN])
+
+
+def test_with_a_backend_in_the_image_nothing_is_installed(start_localai: StartLocalAI) -> None:
+    assert start_localai(CORRAL_BACKEND="") == (0, [RUN])
+
+
+READ_CACHE = """
+import huggingface_hub
+print(huggingface_hub.snapshot_download("segmind/SSD-1B"))
+print(open(huggingface_hub.hf_hub_download("segmind/SSD-1B", "unet/config.json")).read())
+"""
+
+
+def test_the_hub_finds_the_pulled_folder_without_a_network(start_localai: StartLocalAI, tmp_path: Path) -> None:
+    """By the Hub's own client, which diffusers uses; twice, as after a restart of the container."""
+    service = next(service for service in services_of("heartcode") if service.component == "image")
+    told = {name: service.environment[name] for name in ("CORRAL_REPOSITORY", "HF_HUB_OFFLINE")}
+    folder = tmp_path / "weights" / Path(service.environment["CORRAL_WEIGHTS"]).name
+    cache = {"HF_HUB_CACHE": str(tmp_path / "models" / ".hub"), "CORRAL_WEIGHTS": str(folder)}
+    assert start_localai(**told, **cache) == (78, [])  # not pulled yet
+    (folder / "unet").mkdir(parents=True)
+    (folder / "unet" / "config.json").write_text("{}")
+    assert start_localai(**told, **cache)[0] == 0
+    assert start_localai(**told, **cache)[0] == 0
+    done = subprocess.run(
+        [sys.executable, "-c", READ_CACHE], env={**os.environ, **told, **cache}, capture_output=True, text=True,
+        check=True, timeout=DEADLINE_S,
+    )  # fmt: skip
+    place, text = done.stdout.splitlines()
+    assert (Path(place).resolve(), text) == (folder, "{}")
 
 
 def test_004_50_a_first_picture_is_asked_for_once_the_server_is_ready(start_localai: StartLocalAI) -> None:

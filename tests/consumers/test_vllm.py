@@ -19,14 +19,19 @@ from corral.vllm_flags import TABLE
 from tests.trees import CASES, plan_of
 
 ASKED = {
-    "chat-1": "Qwen/Qwen3-32B-AWQ --served-model-name chat --host 0.0.0.0 --port 8101 --max-model-len 16384 "
-    "--max-num-seqs 16 --tensor-parallel-size 2 --gpu-memory-utilization 0.9 --revision main --enable-lora "
-    "--max-loras 2 --max-lora-rank 32 --lora-modules chat:sql=owner/qwen3-32b-sql chat:law=/models/qwen3-32b-law "
+    "chat-1": "/models/Qwen--Qwen3-32B-AWQ--111111111111 --served-model-name chat --host 0.0.0.0 --port 8101 "
+    "--max-model-len 16384 --max-num-seqs 16 --tensor-parallel-size 2 --gpu-memory-utilization 0.9 --enable-lora "
+    "--max-loras 2 --max-lora-rank 32 --lora-modules chat:sql=/models/owner--qwen3-32b-sql--222222222222 "
+    "chat:law=/models/qwen3-32b-law "
     "--enable-auto-tool-choice --tool-call-parser hermes",
     "calm-3": "/models/qwen3-8b --served-model-name calm --host 0.0.0.0 --port 8103 --max-model-len 8192 "
     "--max-num-seqs 8 --tensor-parallel-size 1 --gpu-memory-utilization 0.85",
 }
-"""What vLLM's parser took: model_tag, served_model_name, lora_modules by name and path, and every number as said."""
+"""What vLLM's parser took: model_tag, served_model_name, lora_modules by name and path, and every number as said.
+
+It was asked when `chat-1` still had its repositories by name, with `--revision main`; since then their folders stand
+there, as in `calm-3`.
+"""
 
 
 def servers() -> list[Service]:

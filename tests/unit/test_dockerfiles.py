@@ -23,9 +23,9 @@ def complaints(path: Path) -> str:
     return done.stdout + done.stderr
 
 
-def test_the_two_dockerfiles_are_found() -> None:
+def test_the_dockerfiles_are_found() -> None:
     names = [str(path.relative_to(ROOT)) for path in dockerfiles()]
-    assert names == ["gpu-server/Dockerfile", "tests/compose/images/Dockerfile"]
+    assert names == ["gpu-server/Dockerfile", "gpu-server/image/Dockerfile", "tests/compose/images/Dockerfile"]
 
 
 @pytest.mark.parametrize("path", dockerfiles(), ids=lambda path: path.parent.name)

@@ -273,7 +273,7 @@ def test_slips_are_usage_errors(site: Site) -> None:
 
 
 def test_a_broken_lock_is_explained(site: Site) -> None:
-    (site.folder / "models.lock.json").write_text('{"version": 1, "files": {"x": {"file": "a/b"}}}')
+    (site.folder / "models.lock.json").write_text('{"version": 1, "files": {"x": {"file": "a/../b"}}}')
     code, _, err = site("ls")
     assert code == 1
     assert "models.lock.json: files.x.file" in err

@@ -46,7 +46,7 @@ name: farm
 hosts:
   box: {{address: 192.0.2.10, cpu: {{avx: false}}}}
 {images}models:
-  m: {{source: hf:owner/repo, kind: image}}
+  m: {{source: hf:owner/repo, revision: "1111111111111111111111111111111111111111", kind: image}}
 pools:
   pictures: {{model: m, on: {{host: box}}{more}}}
 gateway: {{host: box}}
@@ -61,7 +61,9 @@ def problems(folder: Path, text: str) -> list[str]:
 
 
 def with_card(folder: Path, card: str, more: str = "", kind: str = "chat") -> list[str]:
-    source = "hf:owner/repo" if kind == "image" else "m-1b-q4_0.gguf"
+    source = (
+        'hf:owner/repo, revision: "1111111111111111111111111111111111111111"' if kind == "image" else "m-1b-q4_0.gguf"
+    )
     return problems(folder, CARDS.format(card=card, more=more, kind=kind, source=source))
 
 
@@ -158,7 +160,9 @@ def test_with_another_localai_named_no_avx_is_gone(tmp_path: Path, images: str, 
 
 
 def test_without_avx_chat_takes_the_stock_image_or_the_own_one(tmp_path: Path) -> None:
-    text = PICTURES.replace("hf:owner/repo, kind: image", "m-1b-q4_0.gguf, kind: chat")
+    text = PICTURES.replace(
+        'hf:owner/repo, revision: "1111111111111111111111111111111111111111", kind: image', "m-1b-q4_0.gguf, kind: chat"
+    )
     path = tmp_path / "inventory.yaml"
     images = {}
     for more in ("", f', engine: {{image: "{tag()}"}}'):

@@ -205,14 +205,17 @@ def test_memory_on_a_card_is_the_card_s() -> None:
 
 def test_vllm_takes_its_share_of_each_card_whatever_it_needs() -> None:
     """001-11: 0.9 of the card, one adapter at once of rank 64; a card's own figure counts, not its kind's."""
-    models = {"v": {"source": "hf:owner/repo", "kind": "chat", "server": "vllm"}}
+    models = {"v": {"source": "hf:owner/repo", "revision": "1" * 40, "kind": "chat", "server": "vllm"}}
     gpus = [{"card": "rtx-3060"}, {"card": "rtx-3060", "vram_gib": 11}]
     hosts = BASE["hosts"] | {"box": {"address": "192.0.2.10", "gpus": gpus}}
     on = {"host": "box", "gpus": "1-2", "gpus_per_replica": 2}
     (found,) = replicas({"p": {"model": "v", "on": on}}, models=models, hosts=hosts)
 
     assert found.vram_mib == round(0.9 * 12 * 1024) + round(0.9 * 11 * 1024)
-    assert (found.slots, found.memory_mib, found.files) == (16, 8192, {})
+    assert (found.slots, found.memory_mib) == (16, 8192)
+    assert found.files == {
+        "owner--repo--111111111111": "hf:owner/repo"
+    }  # the folder, until `models pull` has filled it
     assert (found.engine.adapters_at_once, found.engine.adapter_rank) == (1, 64)
 
 

@@ -148,9 +148,9 @@ def models_folder(host: ComposeHost) -> str:
 
 
 def model_files(host: ComposeHost) -> list[str]:
-    """Names of the model files that the host's servers open; LocalAI and vLLM fetch their own."""
+    """Names of the model files that the host's servers open."""
     replicas: list[Replica] = [item for item in host.plan.site.replicas if item.host == host.name]
-    return sorted({file for item in replicas if item.weights.is_llama for file in item.files})
+    return sorted({file for item in replicas for file in item.files})
 
 
 def script(host: ComposeHost) -> str:

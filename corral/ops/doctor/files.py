@@ -133,7 +133,7 @@ def secrets_private(case: Case) -> Iterator[Finding]:
 def models(case: Case) -> Iterator[Finding]:
     """Every model file is there, not empty, a GGUF file, and readable for the containers' users."""
     folder, seen = models_folder(case.host), case.facts.models
-    replicas = [item for item in case.plan.site.replicas if item.host == case.name and item.weights.is_llama]
+    replicas = [item for item in case.plan.site.replicas if item.host == case.name]
     uses = {file: item for item in replicas for file in item.files}
     place = seen.get(".")
     if uses and place is None:
