@@ -744,6 +744,8 @@ class Consumer(Model):
     """Pools that the key opens, with their aliases; all of them when absent."""
     limits: ConsumerLimits = ConsumerLimits()
     """What the key may ask for."""
+    weight: int = Field(1, ge=1, le=100)
+    """Share of slots and queue places while several keys wait, in relation to the weights of the others."""
     budget: Budget | None = None
     """What the key may spend."""
     expires: Annotated[Line, AfterValidator(_moment)] | None = None

@@ -14,6 +14,8 @@ from corral.references import OWN_PREFIX
 
 MANAGED = {"managed_by": "corral"}
 """In the metadata of every key that `keys sync` may change and revoke."""
+WEIGHT = "corral_weight"
+"""In the metadata of a key with a weight other than 1; the gateway's callback passes it to the balancer."""
 METRICS_NAME = f"{OWN_PREFIX}prometheus"
 CONSUMER_ROUTES = ("openai_routes", "anthropic_routes", "/v1/models", "/key/info")
 """What a consumer's key may call: models, their list, and what is left of its own limits and budget."""
@@ -132,9 +134,13 @@ def wanted_of(inventory: Inventory, name: str, consumer: Consumer, *, is_managed
         "max_budget": budget.max_usd if budget else None,
         "budget_duration": budget.period if budget else None,
         "allowed_routes": list(CONSUMER_ROUTES),
-        "metadata": {**consumer.metadata, **(MANAGED if is_managed else {})},
+        "metadata": {**consumer.metadata, **_weight(consumer), **(MANAGED if is_managed else {})},
     }
     return Wanted(name, _settings(settings), moment(consumer.expires))
+
+
+def _weight(consumer: Consumer) -> dict[str, int]:
+    return {WEIGHT: consumer.weight} if consumer.weight != 1 else {}
 
 
 def _settings(given: Mapping[str, Any]) -> dict[str, Any]:

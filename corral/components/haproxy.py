@@ -40,7 +40,7 @@ IMAGE = "haproxy:3.2.26"
 FOLDER = "/usr/local/etc/haproxy"
 CONFIG = f"{FOLDER}/haproxy.cfg"
 RENDERED = ("haproxy.cfg", "farm.lua")
-ASSETS = ("hold.lua", "blame.lua", "health.lua")
+ASSETS = ("hold.lua", "blame.lua", "fair.lua", "health.lua")
 SHARED_ASSETS = ("turns.lua", "models.lua")
 """For sites with shared servers."""
 STATE_FILE = "/tmp/servers.state"  # noqa: S108 - a path in the container
