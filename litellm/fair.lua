@@ -76,6 +76,9 @@ local function wind(group, is_empty, now)
 end
 
 core.register_action("turn", { "http-req" }, function(txn)
+    if txn:get_var("txn.probe") then
+        return
+    end
     local name, consumer = txn.f:be_name(), txn:get_var("txn.consumer") or ""
     local group, mine, now = groups[name], txn.f:sc2_conn_cur(), corral_now_ms()
     local is_empty = txn.f:queue(name) == 0

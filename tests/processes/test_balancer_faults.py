@@ -122,6 +122,22 @@ def test_a_poisonous_conversation_that_its_client_repeats_takes_nobody_out(pools
     assert all(pools.fakes.arrivals(TRIO).values())
 
 
+def test_poisonous_requests_of_ever_new_conversations_and_keys_take_nobody_out(pools: Pools) -> None:
+    """Replicas that fail them are probed with a request of the kit's own, and stay in rotation."""
+    rounds = 20
+    for _ in range(rounds):
+        assert pools.ask(text=POISON, consumer="mallory").status_code == 500
+        assert pools.ask(text=POISON, consumer="oscar").status_code == 500
+        assert pools.ask(consumer="alice").status_code == 200
+        assert pools.down() == set()
+    bodies = [body for name in TRIO for body in pools.fakes.seen()[name].bodies]
+    probes = [body for body in bodies if body.get("max_tokens") == 1]
+    assert 1 <= len(probes) == len(bodies) - 3 * rounds <= rounds + 1
+    headers = [headers for name in TRIO for headers in pools.fakes.seen()[name].headers]
+    assert {found.get("Authorization", found.get("authorization")) for found in headers} == {"Bearer of-the-servers"}
+    assert "is left out" not in pools.log.read_text()
+
+
 def test_the_only_replica_of_a_pool_is_never_left_out_for_what_it_answers(pools: Pools) -> None:
     with pools.fakes.behaving(SOLO, "error"):
         assert statuses([pools.ask("solo") for _ in range(9)]) == {500: 9}
