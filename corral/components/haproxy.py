@@ -113,7 +113,7 @@ def grouped(backends: list[Backend]) -> Iterator[Group]:
         key = (
             backend.protocol, backend.upstream_model, backend.api_path, backend.secret, backend.key_header,
             backend.health_path, host, repr(sorted(backend.parameters.items())), backend.hides_thoughts,
-            repr(backend.adapters), backend.cost, alone,
+            repr(backend.adapters), backend.cost, alone, backend.cache_field,
         )  # fmt: skip
         pools.setdefault(backend.pool, {}).setdefault(key, []).append(backend)
     for pool, kinds in pools.items():
@@ -179,6 +179,7 @@ def _route(backend: Backend, name: str, base: str, slots: int) -> Route:
         backend.cost,
         backend.parameters,
         backend.hides_thoughts,
+        backend.cache_field,
         backend.adapters,
     )
 

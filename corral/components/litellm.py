@@ -44,6 +44,7 @@ ROUTING_FILES = {"corral_routing.py": ("litellm/corral_routing.py", "/etc/corral
 ROUTING = "/etc/corral/routing.yaml"
 CALLBACKS: dict[str, Callable[[Route], bool]] = {
     "corral_adapters": lambda route: bool(route.adapters),
+    "corral_cache": lambda route: bool(route.cache_field),
     "corral_groups": lambda route: route.has_siblings,
     "corral_ollama": lambda route: route.protocol == "ollama" and route.kind == "chat",
     "corral_thinking": lambda route: route.hides_thoughts,
@@ -357,6 +358,7 @@ def _deployment(site: Site, route: Route, pool_slots: int) -> dict[str, Any]:
     is_priced = pool.price is not None or route.cost is not None or route.protocol == "cloud"
     info |= FREE if route.kind in ("chat", "embedding") and not is_priced else {}
     info |= {"thinking": "hidden"} if route.hides_thoughts else {}
+    info |= {"cache_field": route.cache_field} if route.cache_field else {}
     info |= {"adapters": dict(route.adapters)} if route.adapters else {}
     info |= _limits(pool, route.slots / pool_slots)
     return {"model_name": route.pool, "litellm_params": params, "model_info": info}

@@ -671,6 +671,15 @@ def test_b7_metadata_passes_through(farm: Farm) -> None:
 
 
 @everywhere
+def test_a_private_pool_reuses_no_prompt_whatever_its_client_says(farm: Farm) -> None:
+    farm.ask("brief", cache_prompt=True, id_slot=0).raise_for_status()
+    farm.ask("brief", extra_body={"cache_prompt": True}).raise_for_status()
+    bodies = farm.fakes.seen()["brief-1"].bodies
+    assert [body["cache_prompt"] for body in bodies] == [False, False]
+    assert not any("id_slot" in body for body in bodies)
+
+
+@everywhere
 def test_b7_replica_sees_neither_the_clients_key_nor_the_conversations_name(farm: Farm) -> None:
     farm.ask("even").raise_for_status()
     [headers] = [headers for seen in farm.fakes.seen().values() for headers in seen.headers]
