@@ -16,7 +16,9 @@ local DRIFT_MS = 250000  -- HAProxy compares places modulo 1049 s, so the tags m
 
 local groups = {}        -- by name: tag of the request served last, clock time of tag 0, and the consumers with requests
 for _, pool in ipairs(corral_farm) do
-    groups[pool.name] = { depth = pool.depth, served = 0, origin = 0, consumers = {} }
+    groups[pool.name] = {
+        depth = pool.depth, background_depth = pool.background_depth, served = 0, origin = 0, consumers = {},
+    }
 end
 
 local function in_flight(name, consumer)
@@ -40,24 +42,35 @@ local function others_of(name, consumer)
     return count, weights
 end
 
--- Whether a request is within its consumer's share of a full queue and of the slots; `mine` includes this request.
-local function is_within_share(txn, name, consumer, mine, weight)
-    local group, queued = groups[name], txn.f:queue(name)
-    if queued >= 2 * group.depth then
+-- Whether a request is within its consumer's share of the slots and of a queue of this depth in which `queued` requests
+-- wait; `mine` includes this request.
+local function is_within_share(name, consumer, weight, mine, queued, depth)
+    if queued >= 2 * depth then
         return false
     end
     local theirs, weights = others_of(name, consumer)
-    local places = mine - 1 + theirs - queued + group.depth
+    local places = mine - 1 + theirs - queued + depth
     return mine == 1 or mine * (weights + weight) <= places * weight
 end
 
-local function is_full(txn, name)
-    return txn.f:nbsrv(name) > 0 and txn.f:be_conn_free(name) < 1 and txn.f:queue(name) >= groups[name].depth
+-- The consumer of this request, with the weight that it has now.
+local function known_of(txn, name)
+    local consumer, consumers = txn:get_var("txn.consumer") or "", groups[name].consumers
+    local known, weight = consumers[consumer] or { next = 0 }, math.tointeger(tonumber(txn:get_var("txn.weight"))) or 1
+    consumers[consumer], known.weight = known, math.max(1, math.min(MOST_WEIGHT, weight))
+    return consumer, known
 end
 
-local function weight_of(txn)
-    local weight = math.tointeger(tonumber(txn:get_var("txn.weight"))) or 1
-    return math.max(1, math.min(MOST_WEIGHT, weight))
+-- For hold.lua: whether this request may wait where so many wait already.
+function corral_may_wait(txn, name, queued, depth)
+    local consumer, known = known_of(txn, name)
+    return queued < depth or is_within_share(name, consumer, known.weight, txn.f:sc2_conn_cur(), queued, depth)
+end
+
+-- Requests that have to wait find so many places. Those of the background find half of them.
+local function depth_of(txn, group)
+    local is_background = group.background_depth > 0 and txn:get_var("txn.class") == "background"
+    return is_background and group.background_depth or group.depth
 end
 
 local function tag_of(group, known, mine)
@@ -79,21 +92,19 @@ core.register_action("turn", { "http-req" }, function(txn)
     if txn:get_var("txn.probe") then
         return
     end
-    local name, consumer = txn.f:be_name(), txn:get_var("txn.consumer") or ""
-    local group, mine, now = groups[name], txn.f:sc2_conn_cur(), corral_now_ms()
-    local is_empty = txn.f:queue(name) == 0
-    if is_empty then
-        others_of(name, consumer)
-    end
-    local known = group.consumers[consumer] or { next = 0 }
-    known.weight = weight_of(txn)
-    group.consumers[consumer] = known
-    if is_full(txn, name) and not is_within_share(txn, name, consumer, mine, known.weight) then
+    local name = txn.f:be_name()
+    local group, queued, now = groups[name], txn.f:queue(name), corral_now_ms()
+    local has_to_wait = txn.f:nbsrv(name) > 0 and txn.f:be_conn_free(name) < 1
+    if has_to_wait and not corral_may_wait(txn, name, queued, depth_of(txn, group)) then
         txn:set_var("txn.full", "full")
         return
     end
-    wind(group, is_empty, now)
-    local tag = tag_of(group, known, mine)
+    local consumer, known = known_of(txn, name)
+    if queued == 0 then
+        others_of(name, consumer)
+    end
+    wind(group, queued == 0, now)
+    local tag = tag_of(group, known, txn.f:sc2_conn_cur())
     txn:set_var("txn.tag", tag)
     txn:set_var("txn.offset", group.origin + tag - now)
 end)
@@ -105,7 +116,7 @@ end)
 
 core.register_fetches("room", function(txn, name)
     local consumer = txn:get_var("txn.consumer") or ""
-    local known, mine = groups[name].consumers[consumer], in_flight(name, consumer) + 1
-    local weight = known and known.weight or 1
-    return is_within_share(txn, name, consumer, mine, weight) and "yes" or "no"
+    local group, mine = groups[name], in_flight(name, consumer) + 1
+    local known = group.consumers[consumer] or { weight = 1 }
+    return is_within_share(name, consumer, known.weight, mine, txn.f:queue(name), group.depth) and "yes" or "no"
 end)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 import threading
 import time
 from collections import Counter
@@ -54,6 +55,12 @@ class Pools:
         """Requests that wait for a slot."""
         text = self.client.get(f"{self.running.url('stats_port')}/metrics").text
         return int(float(text.partition('haproxy_backend_current_queue{proxy="pair"} ')[2].split()[0]))
+
+    def held(self) -> dict[str, int]:
+        """Requests in flight to the pool, by consumer."""
+        text = self.running.balancer.ask("show table Keys")
+        found = re.findall(r"key=pair/(\S+) .*conn_cur=([1-9]\d*)", text)
+        return {consumer: int(count) for consumer, count in found}
 
     def waits(self, consumer: str, count: int, pool: str) -> list[float]:
         """How long each of so many requests, one after the other, had to wait; all of them are answered."""
@@ -168,6 +175,20 @@ def test_b10_a_full_queue_has_room_for_keys_that_hold_less_than_their_share(pool
         assert [pool.ask_at_the_door(key) for key in keys] == [429, 429, 429]
         assert pool.ask("fourth").status_code == 429
     assert {future.result().status_code for future in asked} == {200}
+
+
+def test_b10_a_held_pool_keeps_places_for_keys_that_hold_less_than_their_share(pool: Pools) -> None:
+    """Requests are held while `up` changes a pool, and until it is the pool's turn on a shared server."""
+    assert pool.running.balancer.hold("pair", 60)
+    with ThreadPoolExecutor(INSIDE) as threads:
+        try:
+            asked = [threads.submit(pool.ask, "aggressor") for _ in range(DEPTH + 1)]
+            wait_until(lambda: done(asked) == 1, LIMIT_S, "as many are held as may wait")
+            asked.append(threads.submit(pool.ask, "victim"))
+            wait_until(lambda: pool.held() == {"aggressor": DEPTH, "victim": 1}, LIMIT_S, "the victim's request, too")
+        finally:
+            pool.running.balancer.release("pair")
+    assert Counter(future.result().status_code for future in asked) == {200: DEPTH + 1, 429: 1}
 
 
 def test_b10_the_replica_does_not_see_who_asks(pool: Pools) -> None:
