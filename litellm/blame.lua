@@ -12,8 +12,8 @@
 
 local LIMIT = 2          -- conversations that fail on a replica, one after the other
 local REMEMBERED = 4096
-local PAUSE_MS = 100     -- a replica that has answered a probe well is not probed again for so long …
-local SHARE = 20         -- … or for so many times as long as that took, so that probes take little of its time
+local SHARE = 20         -- a replica that stays is not probed again for so many times as long as its probe took …
+local LEAST_PAUSE_MS, LONGEST_PAUSE_MS = 100, 10000  -- … within these bounds, so that probes take little of its time
 local SETTLE_MS = 100
 local POLL_MS = 5
 
@@ -21,8 +21,9 @@ local streaks = {}       -- by pool/replica: how many such failures in a row, an
 local answered = {}      -- by pool/replica: when it last answered well
 local failed = {}        -- by pool and conversation: the replica on which it failed last
 local remembered = 0
-local probing = {}       -- by pool: since when a replica of it is being probed
-local cleared = {}       -- by pool/replica that has answered a probe well: until when it is not probed again
+local probing = {}       -- by pool/replica: whether it is being probed
+local settling = {}      -- by pool: since when its last suspect is being probed
+local paused = {}        -- by pool/replica: until when it is not probed again
 local answerable = {}    -- pools of which a replica has answered a probe well
 local credentials = {}   -- by pool: the header with which a request was answered well
 local verdicts = {}      -- by number of the probe: false until a replica has answered, then which one and how
@@ -114,24 +115,26 @@ end
 
 local function probe(pool, name, sibling)
     local replica, began, answer = pool .. "/" .. name, corral_now_ms(), answer_of(pool, name)
+    local took = corral_now_ms() - began
     if answer == "error" and is_answerable(pool, sibling) then
         streaks[replica] = { length = LIMIT - 1, since = corral_now_ms() }  -- back again, its next failure is enough
         core.backends[pool].servers[name]:check_force_down()
         core.Warning(replica .. " is left out: it fails where others answer")
-    elseif answer ~= nil then
-        answerable[pool] = answerable[pool] or answer == "well"
-        local now = corral_now_ms()
-        streaks[replica], cleared[replica] = nil, now + math.max(PAUSE_MS, SHARE * (now - began))
+        return
     end
+    answerable[pool] = answerable[pool] or answer == "well"
+    local pause = math.max(LEAST_PAUSE_MS, math.min(LONGEST_PAUSE_MS, SHARE * took))
+    streaks[replica], paused[replica] = nil, corral_now_ms() + pause
 end
 
 local function start_probe(pool, name, sibling)
-    probing[pool] = corral_now_ms()
+    local replica = pool .. "/" .. name
+    probing[replica], settling[pool] = true, corral_now_ms()
     core.register_task(function()
         local is_done, problem = pcall(probe, pool, name, sibling)
-        probing[pool] = nil
+        probing[replica], settling[pool] = nil, nil
         if not is_done then
-            core.Warning(pool .. "/" .. name .. " could not be probed: " .. tostring(problem))
+            core.Warning(replica .. " could not be probed: " .. tostring(problem))
         end
     end)
 end
@@ -141,7 +144,7 @@ core.register_action("settle", { "http-req" }, function(txn)
     if txn:get_var("txn.probe") then
         return
     end
-    while probing[pool] and corral_now_ms() - probing[pool] < SETTLE_MS do
+    while settling[pool] and corral_now_ms() - settling[pool] < SETTLE_MS do
         core.msleep(POLL_MS)
     end
 end)
@@ -170,7 +173,7 @@ local function has_failed(pool, name, conversation)
     local streak = streaks[replica] or { length = 0, since = corral_now_ms() }
     streak.length = streak.length + 1
     streaks[replica] = streak
-    if streak.length < LIMIT or probing[pool] or corral_now_ms() < (cleared[replica] or 0) then
+    if streak.length < LIMIT or probing[replica] or corral_now_ms() < (paused[replica] or 0) then
         return false
     end
     local sibling = sibling_that_answered(pool, name, streak.since)

@@ -61,10 +61,15 @@ local function known_of(txn, name)
     return consumer, known
 end
 
+-- The consumer's requests in flight, with this one.
+local function mine_of(txn)
+    return txn.f:sc2_conn_cur() or 1
+end
+
 -- For hold.lua: whether this request may wait where so many wait already.
 function corral_may_wait(txn, name, queued, depth)
     local consumer, known = known_of(txn, name)
-    return queued < depth or is_within_share(name, consumer, known.weight, txn.f:sc2_conn_cur(), queued, depth)
+    return queued < depth or is_within_share(name, consumer, known.weight, mine_of(txn), queued, depth)
 end
 
 -- Requests that have to wait find so many places. Those of the background find half of them.
@@ -104,7 +109,7 @@ core.register_action("turn", { "http-req" }, function(txn)
         others_of(name, consumer)
     end
     wind(group, queued == 0, now)
-    local tag = tag_of(group, known, txn.f:sc2_conn_cur())
+    local tag = tag_of(group, known, mine_of(txn))
     txn:set_var("txn.tag", tag)
     txn:set_var("txn.offset", group.origin + tag - now)
 end)

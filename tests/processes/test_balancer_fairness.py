@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from statistics import mean
 
 import httpx
@@ -43,7 +44,7 @@ class Pools:
         """The answer of the balancer to one request of this consumer."""
         headers = {"x-corral-consumer": consumer, "x-corral-weight": str(weight)}
         url = f"{self.running.url('balancer_port')}/{pool}/any/v1/chat/completions"
-        return self.client.post(url, json={"model": pool, "service_s": service_s}, headers=headers)
+        return self.client.post(url, json={"model": pool, "service_s": service_s, "user": consumer}, headers=headers)
 
     def ask_at_the_door(self, key: str) -> int:
         """The status that a client with this key gets: 429 from the public frontend, or 200 from LiteLLM's stand-in."""
@@ -51,10 +52,10 @@ class Pools:
         body = {"model": "pair", "messages": [{"role": "user", "content": "hello"}]}
         return self.client.post(url, json=body, headers={"Authorization": f"Bearer {key}"}).status_code
 
-    def queued(self) -> int:
+    def queued(self, pool: str = "pair") -> int:
         """Requests that wait for a slot."""
         text = self.client.get(f"{self.running.url('stats_port')}/metrics").text
-        return int(float(text.partition('haproxy_backend_current_queue{proxy="pair"} ')[2].split()[0]))
+        return int(float(text.partition(f'haproxy_backend_current_queue{{proxy="{pool}"}} ')[2].split()[0]))
 
     def held(self) -> dict[str, int]:
         """Requests in flight to the pool, by consumer."""
@@ -72,18 +73,16 @@ class Pools:
         return found
 
     @contextmanager
-    def asking(
-        self, consumer: str, at_once: int, weight: int = 1, service_s: float = SERVICE_S, pool: str = "pair"
-    ) -> Iterator[Counter[int]]:
+    def asking(self, consumer: str, at_once: int, pool: str = "pair") -> Iterator[Counter[int]]:
         """This consumer keeps so many requests in flight, whatever it is answered; counts the statuses."""
         is_over, statuses = threading.Event(), Counter[int]()
 
         def ask_on() -> None:
             while not is_over.is_set():
-                spread = random.uniform(0.5, 1.5)  # noqa: S311 - without it the slots end their answers in step
-                status = self.ask(consumer, weight, spread * service_s, pool).status_code
+                spread = random.uniform(0.5, 1.5) if pool == "pair" else 1  # noqa: S311 - or its slots end in step
+                status = self.ask(consumer, 1, spread * SERVICE_S, pool).status_code
                 statuses[status] += 1
-                is_over.wait(0.05 if status == 429 else 0)
+                is_over.wait(0.2 if status == 429 else 0)
 
         threads = [threading.Thread(target=ask_on) for _ in range(at_once)]
         for thread in threads:
@@ -118,36 +117,42 @@ def test_b10_a_flood_costs_another_key_no_longer_wait(pool: Pools) -> None:
     """On one slot, where waits do not depend on whether the slots end their answers in step."""
     with pool.asking("equal", 1, pool="solo"):
         beside_equal = mean(pool.waits("victim", 14, "solo")[2:])
-    with pool.asking("aggressor", 2 * INSIDE, pool="solo") as statuses:
+    with pool.asking("aggressor", INSIDE + 2, pool="solo") as statuses:
         wait_until(lambda: statuses[429] > 0, LIMIT_S, "the pool is full")
         beside_flood = mean(pool.waits("victim", 14, "solo")[2:])
     assert beside_flood <= 1.5 * beside_equal
 
 
 def test_b10_a_flood_costs_another_key_no_refusal(pool: Pools) -> None:
-    with pool.asking("aggressor", 2 * INSIDE) as statuses:
+    with pool.asking("aggressor", INSIDE + 2) as statuses:
         wait_until(lambda: statuses[429] > 0, LIMIT_S, "the pool is full")
         waited = pool.waits("victim", 8, "pair")
     assert mean(waited) <= 1.5 * 1.5 * SERVICE_S, "the rest of one answer, the longest of which take 1.5 times as long"
     assert pool.fakes.seen()["pair-1"].most_in_flight == SLOTS
 
 
-def test_b10_slots_are_shared_by_weight(pool: Pools) -> None:
-    with pool.asking("heavy", INSIDE, 3, 0.03) as heavy, pool.asking("light", INSIDE, 1, 0.03) as light:
-        wait_until(lambda: heavy[200] > 10, LIMIT_S, "both wait")
-        begin = heavy[200], light[200]
-        wait_until(lambda: heavy[200] + light[200] >= 100 + sum(begin), LIMIT_S, "a hundred answers")
-        share = (heavy[200] - begin[0]) / (light[200] - begin[1])
-    assert 2.4 <= share <= 3.6
+@pytest.mark.parametrize(
+    ("asked", "served"),
+    [
+        ([("a", 1), ("a", 1), ("a", 1), ("b", 1)], ["a", "b", "a", "a"]),
+        ([("b", 1), ("b", 1), ("a", 3), ("a", 3), ("a", 3)], ["b", "a", "a", "a", "b"]),
+    ],
+    ids=["equal", "three to one"],
+)
+def test_b10_turns_are_taken_by_weight(pool: Pools, asked: list[tuple[str, int]], served: list[str]) -> None:
+    """Of those that wait for one slot, in the order in which they came."""
 
+    def waits(number: int) -> bool:
+        return pool.queued("solo") == number
 
-def test_b10_equal_keys_get_equal_shares_however_many_requests_they_keep_in_flight(pool: Pools) -> None:
-    with pool.asking("many", INSIDE, 1, 0.03) as many, pool.asking("few", 3, 1, 0.03) as few:
-        wait_until(lambda: few[200] > 10, LIMIT_S, "both wait")
-        begin = many[200], few[200]
-        wait_until(lambda: many[200] + few[200] >= 80 + sum(begin), LIMIT_S, "eighty answers")
-        share = (many[200] - begin[0]) / (few[200] - begin[1])
-    assert 0.8 <= share <= 1.5
+    with ThreadPoolExecutor(len(asked) + 1) as threads, pool.fakes.behaving(SOLO, "hold"):
+        answers = [threads.submit(pool.ask, "holder", pool="solo")]
+        wait_until(lambda: pool.fakes.in_flight(SOLO) == 1, LIMIT_S, "the slot is taken")
+        for number, (consumer, weight) in enumerate(asked, start=1):
+            answers.append(threads.submit(pool.ask, consumer, weight, 0.0, "solo"))
+            wait_until(partial(waits, number), LIMIT_S, "it waits")
+    assert {answer.result().status_code for answer in answers} == {200}
+    assert [body["user"] for body in pool.fakes.seen()["solo-1"].bodies] == ["holder", *served]
 
 
 def test_b10_a_key_alone_gets_every_slot_and_the_whole_queue(pool: Pools) -> None:
