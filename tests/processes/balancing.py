@@ -38,8 +38,14 @@ class Balancing:
 
 
 @contextmanager
-def balancing(folder: Path, pools: Mapping[str, Mapping[str, int]], **gateway: Any) -> Iterator[Balancing]:
-    """HAProxy in front of these pools: the name of each fake and its slots; `gateway` goes into the inventory."""
+def balancing(
+    folder: Path,
+    pools: Mapping[str, Mapping[str, int]],
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    **gateway: Any,
+) -> Iterator[Balancing]:
+    """HAProxy in front of these pools: the name of each fake and its slots; `settings` of a pool and `gateway` go into
+    the inventory."""
     slots = {name: count for pool in pools.values() for name, count in pool.items()}
     names = ("port", "litellm_port", "balancer_port", "stats_port")
     ports = {name: free_port() for name in (*names, "fakes", *slots)}
@@ -51,7 +57,10 @@ def balancing(folder: Path, pools: Mapping[str, Mapping[str, int]], **gateway: A
         "nodes": {
             name: node | {"slots": count, "url": f"http://{LOOPBACK}:{ports[name]}"} for name, count in slots.items()
         },
-        "pools": {pool: {"on": [{"node": name} for name in members]} for pool, members in pools.items()},
+        "pools": {
+            pool: {"on": [{"node": name} for name in members], **(settings or {}).get(pool, {})}
+            for pool, members in pools.items()
+        },
         "gateway": {
             "host": "here", "database": False, "cache": False, **{name: ports[name] for name in names}, **gateway,
         },

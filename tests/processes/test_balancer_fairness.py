@@ -40,9 +40,11 @@ class Pools:
         self.fakes = running.fakes
         self.client = httpx.Client(trust_env=False, timeout=LIMIT_S, limits=httpx.Limits(max_connections=None))
 
-    def ask(self, consumer: str, weight: int = 1, service_s: float = SERVICE_S, pool: str = "pair") -> httpx.Response:
-        """The answer of the balancer to one request of this consumer."""
-        headers = {"x-corral-consumer": consumer, "x-corral-weight": str(weight)}
+    def ask(
+        self, consumer: str, weight: int = 1, service_s: float = SERVICE_S, pool: str = "pair", kind: str = ""
+    ) -> httpx.Response:
+        """The answer of the balancer to one request of this consumer; `kind` may be `background`."""
+        headers = {"x-corral-consumer": consumer, "x-corral-weight": str(weight), "x-corral-class": kind}
         url = f"{self.running.url('balancer_port')}/{pool}/any/v1/chat/completions"
         return self.client.post(url, json={"model": pool, "service_s": service_s, "user": consumer}, headers=headers)
 
@@ -99,7 +101,8 @@ class Pools:
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pools]:
     pools = {"pair": dict.fromkeys(PAIR, SLOTS), "solo": dict.fromkeys(SOLO, 1)}
     queue = {"depth": DEPTH, "timeout_s": 15}
-    with balancing(tmp_path_factory.mktemp("fairness"), pools, queue=queue) as found:
+    names = {"solo": {"background": ["batch"]}}
+    with balancing(tmp_path_factory.mktemp("fairness"), pools, names, queue=queue) as found:
         pool = Pools(found)
         with pool.client:
             wait_until(lambda: pool.ask("first").status_code == 200, LIMIT_S, "the pool answers")
@@ -180,6 +183,22 @@ def test_b10_a_full_queue_has_room_for_keys_that_hold_less_than_their_share(pool
         assert [pool.ask_at_the_door(key) for key in keys] == [429, 429, 429]
         assert pool.ask("fourth").status_code == 429
     assert {future.result().status_code for future in asked} == {200}
+
+
+def test_b10_half_of_the_queue_is_shared_by_requests_of_the_background(pool: Pools) -> None:
+    def batch(consumer: str) -> httpx.Response:
+        return pool.ask(consumer, pool="solo", kind="background")
+
+    with ThreadPoolExecutor(INSIDE) as threads, pool.fakes.behaving(SOLO, "hold"):
+        asked = [threads.submit(batch, "first") for _ in range(4)]
+        wait_until(lambda: (done(asked), pool.queued("solo")) == (1, DEPTH // 2), LIMIT_S, "half of the queue is full")
+        asked.append(threads.submit(batch, "second"))
+        wait_until(lambda: pool.queued("solo") == DEPTH // 2 + 1, LIMIT_S, "another key's waits, too")
+        asked.append(threads.submit(pool.ask, "first", pool="solo"))
+        wait_until(lambda: pool.queued("solo") == DEPTH, LIMIT_S, "what is no background finds all of it")
+    answers = [future.result() for future in asked]
+    assert Counter(answer.status_code for answer in answers) == {200: 5, 429: 1}
+    assert "background" in next(answer.text for answer in answers if answer.status_code == 429)
 
 
 def test_b10_a_held_pool_keeps_places_for_keys_that_hold_less_than_their_share(pool: Pools) -> None:
