@@ -105,6 +105,7 @@ def callback() -> ModuleType:
 async def routed(callback: ModuleType, base: str, field: str, key: str, text: str, **fields: object) -> Any:
     """The answer to a request of this key through LiteLLM's router, to a deployment with this field."""
     import litellm
+    from litellm.router import Router
 
     info = {"id": "one", **({"cache_field": field} if field else {})}
     deployment = {
@@ -114,10 +115,9 @@ async def routed(callback: ModuleType, base: str, field: str, key: str, text: st
     }
     litellm.callbacks = [callback.corral_cache]
     await callback.corral_cache.async_pre_call_hook(SimpleNamespace(api_key=key), None, {}, "acompletion")
+    router: Any = Router(model_list=[deployment])
     messages = [{"role": "user", "content": text}]
-    return await litellm.Router(model_list=[deployment]).acompletion(
-        model="chat", messages=messages, max_tokens=1, **fields
-    )
+    return await router.acompletion(model="chat", messages=messages, max_tokens=1, **fields)
 
 
 @pytest.fixture(autouse=True)
