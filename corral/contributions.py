@@ -198,6 +198,8 @@ class Backend:
     """What every request to it carries besides the client's own, in LiteLLM's `litellm_params`."""
     hides_thoughts: bool = False
     """Whether the gateway takes thoughts out of its answers: the server may leave them in the text."""
+    cache_field: str = ""
+    """Body field by which a request keeps what its prompt left in the cache from other keys; empty: none is needed."""
     adapters: Mapping[str, Any] = field(default_factory=dict)
     """By the names under which clients ask for a LoRA adapter: fields that the body of a request for it has."""
 
@@ -217,6 +219,7 @@ class Route:
     cost: Cost | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
     hides_thoughts: bool = False
+    cache_field: str = ""
     adapters: Mapping[str, Any] = field(default_factory=dict)
     has_siblings: bool = False
     """Whether the pool has further routes, among which the gateway has to choose by what the balancer knows."""

@@ -706,6 +706,10 @@ class Pool(Model):
     """Longest time in seconds that one answer may take."""
     objective: Objective | None = None
     """What clients of this pool may expect, when it differs from the monitoring's."""
+    cache: Literal["private", "shared"] | None = None
+    """Chat pools: whether a prompt may be continued from what the server computed for another key. `private`: never,
+    so that no key can find out beginnings of another's prompts; llama.cpp then keeps nothing between requests. Absent:
+    `private` with an entrance or with two consumers that open the pool, else `shared`."""
     thinking: Thinking | None = None
     """`hidden` (default): no `<think>` in answers; `off`: the model does not think, where its server can turn that off,
     and what leaks is taken out; `shown`: answers stay as the server writes them."""
@@ -833,6 +837,8 @@ class Consumer(Model):
     """Pools that the key opens, with their aliases; all of them when absent."""
     limits: ConsumerLimits = ConsumerLimits()
     """What the key may ask for."""
+    weight: int = Field(1, ge=1, le=100)
+    """Share of slots and queue places while several keys wait, in relation to the weights of the others."""
     budget: Budget | None = None
     """What the key may spend."""
     expires: Annotated[Line, AfterValidator(_moment)] | None = None

@@ -15,6 +15,8 @@ from corral.routes import CONSUMER_ROUTES, METRICS_ROUTES
 
 MANAGED = {"managed_by": "corral"}
 """In the metadata of every key that `keys sync` may change and revoke."""
+WEIGHT = "corral_weight"
+"""In the metadata of a key with a weight other than 1; the gateway's callback passes it to the balancer."""
 METRICS_NAME = f"{OWN_PREFIX}prometheus"
 NO_MODELS = "no-default-models"
 FIELDS = (
@@ -130,9 +132,13 @@ def wanted_of(inventory: Inventory, name: str, consumer: Consumer, *, is_managed
         "max_budget": budget.max_usd if budget else None,
         "budget_duration": budget.period if budget else None,
         "allowed_routes": list(CONSUMER_ROUTES),
-        "metadata": {**consumer.metadata, **(MANAGED if is_managed else {})},
+        "metadata": {**consumer.metadata, **_weight(consumer), **(MANAGED if is_managed else {})},
     }
     return Wanted(name, _settings(settings), moment(consumer.expires))
+
+
+def _weight(consumer: Consumer) -> dict[str, int]:
+    return {WEIGHT: consumer.weight} if consumer.weight != 1 else {}
 
 
 def _settings(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -59,6 +59,7 @@ SET = {
     "--cache-type-k --cache-type-v": "write cache_type: in engine",
     "--cache-ram": "write cache_ram_mib: in engine",
     "--cache-reuse": "write cache_reuse: in engine",
+    "--cache-prompt": "write cache: of the pool",
     "--n-gpu-layers": "write gpu_layers: in engine",
     "--split-mode": "write split_mode: in engine",
     "--threads": "write threads: in engine",

@@ -78,6 +78,16 @@ def pools_behind(inventory: Inventory, name: str) -> tuple[str, ...]:
     return tuple(pool for pool, found in inventory.pools.items() if name in found.background)
 
 
+def has_private_cache(inventory: Inventory, name: str) -> bool:
+    """Whether a pool must not use for one key what it computed for another; decided by who may open it."""
+    pool = inventory.pools[name]
+    if pool.cache is not None:
+        return pool.cache == "private"
+    openers = [item.pools for item in inventory.consumers.values()]
+    can_open = [pools is None or any(name in reachable(inventory, opened) for opened in pools) for pools in openers]
+    return inventory.gateway.entrance is not None or sum(can_open) > 1
+
+
 def reachable(inventory: Inventory, name: str) -> tuple[str, ...]:
     """Every pool that may answer requests for this name: those behind it, and whoever stands in for them when full."""
     found = list(pools_behind(inventory, name))

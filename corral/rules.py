@@ -17,7 +17,7 @@ from corral.advice import what_fits
 from corral.cards import VRAM_RESERVE_MIB
 from corral.components import image_keys, vllm
 from corral.components.llama import arguments, is_pinned, server_settings
-from corral.components.nodes import WITHOUT_THINKING
+from corral.components.nodes import CACHE_FIELDS, WITHOUT_THINKING
 from corral.contributions import Contributions, Service
 from corral.errors import KeyPath, Problem, did_you_mean
 from corral.inventory import Consumer, Inventory
@@ -25,7 +25,7 @@ from corral.llama_flags import preset_troubles, troubles
 from corral.memory import MIB
 from corral.own_image import CUDA11_FLOOR, CUDA12_FLOOR, build_command, is_own
 from corral.references import REFERENCE_RULES, ReferenceRule, check_references
-from corral.routing import pools_behind
+from corral.routing import has_private_cache, pools_behind
 from corral.site import WHOLE_INPUT, Card, Replica, Site, engine_place
 
 __all__ = [
@@ -695,6 +695,21 @@ def _budget_counts(site: Site, published: Contributions) -> Iterator[Problem]:
         if consumer.budget and not paid & set(_pools_of(site, consumer)):
             words = "this budget is never reached: tokens of its pools cost nothing"
             yield Problem(words, ("consumers", name, "budget"), "give its pools a price, or limit requests and tokens")
+
+
+@_plan("cache-private", is_warning=True)
+def _cache_private(site: Site, _found: Contributions) -> Iterator[Problem]:
+    """Where several keys may open a chat pool, each of its nodes can keep the cached prompts of one key from others."""
+    for name, pool in site.inventory.pools.items():
+        if not has_private_cache(site.inventory, name):
+            continue
+        for placement in pool.on:
+            node = site.inventory.nodes.get(placement.node or "")
+            if node is None or node.kind != "chat" or node.engine in (*CACHE_FIELDS, "cloud"):
+                continue
+            words = f"{placement.node} ({node.engine}) has one prompt cache for all keys of the pool"
+            hint = "turn prompt caching off there and write cache: shared here, or open the pool to one key"
+            yield Problem(words, ("pools", name), hint)
 
 
 @_plan("thinking-off", is_warning=True)

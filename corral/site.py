@@ -16,6 +16,7 @@ from corral.errors import KeyPath
 from corral.inventory import Engine, Gpu, Host, Inventory, Node, Placement, Shared, Weights, file_of, folder_of
 from corral.memory import CARD_MIB, MIB, Memory, Use, memory_of
 from corral.model_lock import Gguf, ModelLock
+from corral.routing import has_private_cache
 from corral.sizes import kv_cache_mib, replica_mib, weights_mib, worst
 
 PORT_BASE = {"chat": 8100, "embedding": 8300, "rerank": 8500, "image": 8700}
@@ -394,6 +395,8 @@ def _settings(inventory: Inventory, lock: ModelLock, pool: str, card: str, cards
     memory = memory_of_replica(weights, lock, engine, cards, draft)
     limit = engine.memory_mib or _default_memory_mib(weights, engine, memory, draft, is_on_gpu=cards > 0)
     cache_ram = engine.cache_ram_mib if engine.cache_ram_mib is not None else min(1024, limit // 4)
+    if has_private_cache(inventory, pool):
+        cache_ram = 0
     if weights.server == "vllm":
         facts = card_facts(card, inventory.cards.get(card))
         vram = round((facts.vram_gib if facts else 0) * 1024 * (engine.gpu_memory_fraction or 0)) * cards

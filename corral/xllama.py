@@ -226,6 +226,7 @@ OPTIONS = (
     _value("--cache-type-k -ctk", "TYPE", _sets("cache_type_k", _member("ggml_type", CACHE_TYPES)), "CACHE_TYPE_K"),
     _value("--cache-type-v -ctv", "TYPE", _sets("cache_type_v", _member("ggml_type", CACHE_TYPES)), "CACHE_TYPE_V"),
     _value("--cache-ram -cram", "MIB", _sets("cache_ram_mib", _number), "CACHE_RAM"),
+    _switch("--cache-prompt", _sets("cache_prompt", _is_on), "CACHE_PROMPT", off="--no-cache-prompt"),
     _value("--cache-reuse", "TOKENS", _sets("n_cache_reuse", _number), "CACHE_REUSE"),
     _value("--ctx-checkpoints -ctxcp --swa-checkpoints", "N", _sets("n_ctx_checkpoints", _number), "CTX_CHECKPOINTS"),
     # a small model that drafts for a large one, and adapters

@@ -28,6 +28,16 @@ from litellm.integrations.custom_logger import CustomLogger
 SESSION_HEADER = "x-corral-session"
 """The header the balancer keeps conversations together by; 32 hexadecimal characters, the length of its stick table."""
 
+CONSUMER_HEADER, WEIGHT_HEADER = "x-corral-consumer", "x-corral-weight"
+"""Headers by which the balancer shares slots and queues between keys."""
+CLASS_HEADER = "x-corral-class"
+"""Set by corral_routing, which LiteLLM calls before this."""
+OWN_HEADERS = "x-corral-"
+WEIGHT = "corral_weight"
+"""Metadata of a key with a weight other than 1; `keys sync` writes it."""
+KEY_HASH = re.compile(r"[0-9a-f]{64}")
+CONSUMER_LENGTH = 32
+
 CLIENT_SESSION_HEADERS = ("x-litellm-session-id", "x-session-id", "litellm_session_id")
 """Headers a client may name its conversation with, first match wins."""
 
@@ -44,6 +54,9 @@ CONVERSATIONS = frozenset(
     }
 )
 """Kinds of call that may get the header. For any other LiteLLM would write it into the body, or it has no use."""
+
+OTHER_CALLS = frozenset({"aembedding", "embedding", "arerank", "rerank", "aimage_generation", "image_generation"})
+"""Kinds of call to which LiteLLM adds the headers in `headers`; `extra_headers` would end up in some bodies."""
 
 RETRY_AFTER = "retry-after"
 TOO_MANY_REQUESTS = 429
@@ -117,15 +130,16 @@ class CorralGateway(CustomLogger):
         """
         if UNKNOWN_MODEL and _is_unknown(data.get("model")):
             data["model"] = UNKNOWN_MODEL
+        if call_type in OTHER_CALLS:
+            data["headers"] = _foreign(data.get("headers")) | consumer_headers(user_api_key_dict)
         if call_type not in CONVERSATIONS:
             return data
-        headers = _text_items(data.get("extra_headers"))
-        upstream = {name: value for name, value in headers.items() if name.lower() != SESSION_HEADER}
+        upstream = _foreign(data.get("extra_headers")) | consumer_headers(user_api_key_dict)
         key = str(getattr(user_api_key_dict, "api_key", None) or "")
         name = conversation_name(data, key)
         if name:
             upstream[SESSION_HEADER] = name
-        if upstream or headers:
+        if upstream:
             data["extra_headers"] = upstream
         return data
 
@@ -143,6 +157,27 @@ class CorralGateway(CustomLogger):
         turn = self._turns[model] % len(healthy_deployments)
         self._turns[model] += 1
         return [*healthy_deployments[turn:], *healthy_deployments[:turn]]
+
+
+def consumer_headers(key: object) -> dict[str, str]:
+    """Returns the headers that tell the balancer whose request it is: half of the key's hash, and the key's weight.
+
+    The public frontend computes the same from the credential, so LiteLLM's alias for the master key is replaced.
+    """
+    hashed = str(getattr(key, "api_key", None) or "")
+    if not KEY_HASH.fullmatch(hashed):
+        from litellm.proxy import proxy_server
+
+        hashed = hashlib.sha256(str(proxy_server.master_key or hashed).encode()).hexdigest()
+    weight = (getattr(key, "metadata", None) or {}).get(WEIGHT)
+    named = {CONSUMER_HEADER: hashed[:CONSUMER_LENGTH]}
+    return named | ({WEIGHT_HEADER: str(weight)} if weight else {})
+
+
+def _foreign(headers: object) -> dict[str, str]:
+    """Returns headers without the kit's own, which a client must not set."""
+    items = _text_items(headers).items()
+    return {name: value for name, value in items if name == CLASS_HEADER or not name.lower().startswith(OWN_HEADERS)}
 
 
 def _correct_status(error: Exception, model: object) -> None:

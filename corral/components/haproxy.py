@@ -45,7 +45,7 @@ IMAGE = "haproxy:3.2.26"
 FOLDER = "/usr/local/etc/haproxy"
 CONFIG = f"{FOLDER}/haproxy.cfg"
 RENDERED = ("haproxy.cfg", "farm.lua")
-ASSETS = ("hold.lua", "blame.lua", "health.lua", "credentials.lua")
+ASSETS = ("hold.lua", "blame.lua", "fair.lua", "health.lua", "credentials.lua")
 SHARED_ASSETS = ("turns.lua", "models.lua")
 """For sites with shared servers."""
 CERTIFICATE_ASSETS = ("renew.lua",)
@@ -90,6 +90,17 @@ CONNECTION_KIB, BASE_MIB = 40, 96
 RETRY_AFTER_SHARE = 12
 """A refused client is told to wait this fraction of the pool's queue timeout."""
 
+MESSAGES = {"messages": [{"role": "user", "content": "hi"}]}
+PROBES: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {
+    ("openai", "chat"): ("/chat/completions", MESSAGES | {"max_tokens": 1}),
+    ("openai", "embedding"): ("/embeddings", {"input": "hi"}),
+    ("openai", "rerank"): ("/rerank", {"query": "hi", "documents": ["hi"]}),
+    ("openai", "image"): ("/images/generations", {"prompt": "hi", "size": "64x64", "step": 1}),
+    ("ollama", "chat"): ("/api/chat", MESSAGES | {"stream": False, "options": {"num_predict": 1, "max_tokens": 1}}),
+    ("ollama", "embedding"): ("/api/embed", {"input": "hi"}),
+}
+"""By protocol and kind: path and body of the smallest request that a sound server answers, for suspect replicas."""
+
 
 @dataclass(frozen=True, slots=True)
 class Group:
@@ -125,7 +136,7 @@ def grouped(backends: list[Backend]) -> Iterator[Group]:
         key = (
             backend.protocol, backend.upstream_model, backend.api_path, backend.secret, backend.key_header,
             backend.health_path, host, repr(sorted(backend.parameters.items())), backend.hides_thoughts,
-            repr(backend.adapters), backend.cost, alone,
+            repr(backend.adapters), backend.cost, alone, backend.cache_field,
         )  # fmt: skip
         pools.setdefault(backend.pool, {}).setdefault(key, []).append(backend)
     for pool, kinds in pools.items():
@@ -139,7 +150,7 @@ def _balancer(site: Site, groups: list[Group], cloud: set[str]) -> Iterator[Cont
     figures = Endpoint(gateway.stats_port, gateway.host, COMPONENT)
     values = _values(site, groups, cloud)
     yield File(gateway.host, COMPONENT, "haproxy.cfg", template="haproxy/haproxy.cfg.j2", values=values)
-    told = {name: values[name] for name in ("groups", "shared")}
+    told = {name: values[name] for name in ("groups", "shared")} | {"own_address": values["successor_address"]}
     yield File(gateway.host, COMPONENT, "farm.lua", template="haproxy/farm.lua.j2", values=told)
     assets = (
         *ASSETS,
@@ -195,6 +206,7 @@ def _route(backend: Backend, name: str, base: str, slots: int) -> Route:
         backend.cost,
         backend.parameters,
         backend.hides_thoughts,
+        backend.cache_field,
         backend.adapters,
     )
 
@@ -408,8 +420,16 @@ def _group_values(site: Site, group: Group, depth: int) -> dict[str, Any]:
         "host_header": group.first.endpoint.address if group.first.scheme == "https" else "",
         "has_sessions": group.first.kind == "chat" and len(group.backends) > 1,
         "has_choice": len(group.backends) > 1,
+        "probe": _probe(group.first),
         "servers": [_server(site, number, backend) for number, backend in enumerate(group.backends, start=1)],
     }
+
+
+def _probe(backend: Backend) -> dict[str, str]:
+    """Path and body, as a Lua string, of the smallest request that any sound server of this kind answers."""
+    path, fields = PROBES.get((backend.protocol, backend.kind)) or PROBES["openai", backend.kind]
+    body = json.dumps({"model": backend.upstream_model, **fields})
+    return {"path": f"{backend.api_path}{path}", "body_text": json.dumps(body)}
 
 
 def _shared(site: Site, groups: list[Group]) -> Iterator[dict[str, Any]]:

@@ -54,6 +54,7 @@ OWN_MIB = 1100
 """What LiteLLM takes before any request, with room for what grows."""
 CALLBACKS: dict[str, Callable[[Route], bool]] = {
     "corral_adapters": lambda route: bool(route.adapters),
+    "corral_cache": lambda route: bool(route.cache_field),
     "corral_groups": lambda route: route.has_siblings,
     "corral_ollama": lambda route: route.protocol == "ollama" and route.kind == "chat",
     "corral_thinking": lambda route: route.hides_thoughts,
@@ -409,6 +410,7 @@ def _deployment(site: Site, route: Route, pool_slots: int) -> dict[str, Any]:
     info |= FREE if route.kind in ("chat", "embedding") and not is_priced else {}
     info |= NO_RESPONSES if (route.protocol, route.kind) == ("openai", "chat") else {}
     info |= {"thinking": "hidden"} if route.hides_thoughts else {}
+    info |= {"cache_field": route.cache_field} if route.cache_field else {}
     info |= {"adapters": dict(route.adapters)} if route.adapters else {}
     info |= _limits(pool, route.slots / pool_slots)
     return {"model_name": route.pool, "litellm_params": params, "model_info": info}

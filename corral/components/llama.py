@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from corral import routing
 from corral.accelerators import access, backend_of, claims, compiles_first
 from corral.aliases import adapter_name
 from corral.components import Stage
@@ -94,6 +95,7 @@ def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
             "/health",
             secret=API_KEY,
             hides_thoughts=_leaves_thoughts(site, replica),
+            cache_field="cache_prompt" if has_private_cache(site, replica) else "",
             adapters={
                 adapter_name(replica.pool, adapter): {"lora": [{"id": number, "scale": adapter.scale}]}
                 for number, adapter in enumerate(replica.weights.adapters)
@@ -143,6 +145,11 @@ def _drafting(site: Site, replica: Replica) -> list[Any]:
 
 def _thinking(site: Site, replica: Replica) -> Thinking:
     return site.inventory.pools[replica.pool].thinking or "hidden"
+
+
+def has_private_cache(site: Site, replica: Replica) -> bool:
+    """Whether a chat server must not use for one key what it computed for another."""
+    return replica.kind == "chat" and routing.has_private_cache(site.inventory, replica.pool)
 
 
 def _leaves_thoughts(site: Site, replica: Replica) -> bool:
@@ -381,7 +388,9 @@ def arguments(site: Site, replica: Replica) -> tuple[str, ...]:
     ]  # fmt: skip
     words += ["--n-gpu-layers", engine.gpu_layers] if replica.cards else ["--n-gpu-layers", 0]
     words += ["--threads", engine.threads] if engine.threads else []
-    words += ["--cache-reuse", engine.cache_reuse] if engine.cache_reuse else []
+    is_private = has_private_cache(site, replica)
+    words += ["--no-cache-prompt"] if is_private else []
+    words += ["--cache-reuse", engine.cache_reuse] if engine.cache_reuse and not is_private else []
     words += ["--load-mode", "mmap+mlock"] if engine.mlock else []
     words += ["--sleep-idle-seconds", engine.sleep_idle_s] if engine.sleep_idle_s else []
     words += ["--jinja" if engine.jinja else "--no-jinja"] if replica.kind == "chat" else []

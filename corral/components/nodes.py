@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Literal
 
 from corral.components import Stage
@@ -18,6 +19,7 @@ from corral.contributions import (
     Secret,
 )
 from corral.inventory import Node, Thinking
+from corral.routing import has_private_cache
 from corral.site import Site, node_endpoint
 
 STAGE = Stage.BACKENDS
@@ -38,6 +40,9 @@ WITHOUT_THINKING: dict[str, dict[str, Any]] = {
 }
 """How a request tells an engine not to think; the others can be told in their own settings only."""
 
+CACHE_FIELDS = {"llama.cpp": "cache_prompt", "vllm": "cache_salt"}
+"""Body field by which an engine keeps the cache of prompts private; the others have none."""
+
 
 def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
     """A backend for every node that a pool uses, and a place for its key."""
@@ -45,7 +50,9 @@ def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
         for placement in pool.on:
             if placement.node is not None:
                 node = site.inventory.nodes[placement.node]
-                yield _backend(pool_name, placement.node, node, node.thinking or pool.thinking or "hidden")
+                backend = _backend(pool_name, placement.node, node, node.thinking or pool.thinking or "hidden")
+                is_private = node.kind == "chat" and has_private_cache(site.inventory, pool_name)
+                yield replace(backend, cache_field=CACHE_FIELDS.get(node.engine, "") if is_private else "")
                 yield from _figures(pool_name, placement.node, node)
                 if node.api_key:
                     yield Secret(

@@ -8,7 +8,7 @@ from typing import Any
 from corral.accelerators import access, claims
 from corral.aliases import adapter_name
 from corral.components import Stage
-from corral.components.llama import facts_of, keys_for, labels_of, published_at
+from corral.components.llama import facts_of, has_private_cache, keys_for, labels_of, published_at
 from corral.components.nodes import WITHOUT_THINKING
 from corral.contributions import (
     Backend,
@@ -63,6 +63,7 @@ def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
             secret=API_KEY,
             parameters=WITHOUT_THINKING["vllm"] if thinking == "off" else {},
             hides_thoughts=thinking != "shown",
+            cache_field="cache_salt" if has_private_cache(site, replica) else "",
             adapters={name: {"model": name} for name in names},
         )
         yield ScrapeTarget("vllm", endpoint, labels_of(replica))  # its figures need no key

@@ -64,6 +64,7 @@ INFO_EXTRAS = {
     "disable_background_health_check": "read from the deployment's model_info through a local name",
     "thinking": "litellm/corral_thinking.py",
     "adapters": "litellm/corral_adapters.py",
+    "cache_field": "litellm/corral_cache.py",
 }
 
 CACHE_EXTRAS = {

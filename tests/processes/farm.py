@@ -165,13 +165,14 @@ def inventory_of(mode: Mode, ports: dict[str, int], extras: Extras) -> dict[str,
             "chat": {
                 "model": "tiny-chat", "on": {"host": HOST, "replicas": 2}, "ports": ports["chat"],
                 "aliases": ["default", "assistant"], "engine": {"slots": CHAT_SLOTS, "threads": 1},
+                "cache": "shared",
             },
             "embed": {"model": "tiny-embed", "on": {"host": HOST}, "ports": ports["embed"], "engine": {"threads": 1}},
             "even": fakes["even"] | {
                 "queue": {"depth": EVEN_DEPTH, "timeout_s": 24}, "aliases": ["Owner/Model:8B"], "editor_names": True,
             },
             "mixed": fakes["mixed"] | {"queue": {"depth": 40, "timeout_s": 24}, "price": PRICES["mixed"]},
-            "brief": fakes["brief"] | {"queue": {"depth": 2, "timeout_s": BRIEF_TIMEOUT_S}},
+            "brief": fakes["brief"] | {"queue": {"depth": 2, "timeout_s": BRIEF_TIMEOUT_S}, "cache": "private"},
             "vectors": fakes["vectors"] | {"editor_names": True},
             "limited": fakes["limited"] | {"limits": {"rpm": LIMIT_RPM}, "aliases": ["limited-alias"]},
         },
@@ -196,7 +197,8 @@ def keep_only(site: dict[str, Any], *pools: str) -> None:
 
 
 def _node(port: int, slots: int, name: str) -> dict[str, Any]:
-    node = {"url": f"http://{LOOPBACK}:{port}", "engine": "openai", "model": "fake-model", "slots": slots}
+    engine = "llama.cpp" if name in BRIEF else "openai"
+    node = {"url": f"http://{LOOPBACK}:{port}", "engine": engine, "model": "fake-model", "slots": slots}
     kind = {"kind": "embedding"} if name in VECTORS else {}
     health = {} if name in FAKES_OF_DEFAULT_HEALTH else {"health": "/health"}
     return node | kind | health

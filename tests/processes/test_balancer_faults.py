@@ -10,21 +10,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx
 import pytest
-import yaml
 
-from corral.load import validate
-from corral.ops.balancer import Balancer, balancer_of
-from corral.output import write
-from corral.plan import build_plan
-from corral.render import render
-from corral.yamlsource import parse
-from tests.needs import program
-from tests.processes.fakes import LOOPBACK, POISON, Fakes, Manner, command
-from tests.processes.helpers import Process, free_port, wait_http, wait_until
+from tests.processes.balancing import Balancing, balancing
+from tests.processes.fakes import LOOPBACK, POISON, Manner
+from tests.processes.helpers import wait_until
 
 pytestmark = [pytest.mark.needs("haproxy"), pytest.mark.xdist_group("balancer-faults")]
 
@@ -42,23 +34,26 @@ _numbers = itertools.count(1)
 class Pools:
     """The balancer with three equal fakes in one pool and one fake in another."""
 
-    def __init__(self, balancer: Balancer, fakes: Fakes, entry: int, figures: int, log: Path) -> None:
-        self.balancer = balancer
-        self.log = log
-        self.health_url = f"http://{LOOPBACK}:{figures}/health"
-        self.fakes = fakes
+    def __init__(self, running: Balancing) -> None:
+        self.balancer = running.balancer
+        self.log = running.log
+        self.health_url = f"{running.url('stats_port')}/health"
+        self.fakes = running.fakes
         self.client = httpx.Client(
-            base_url=f"http://{LOOPBACK}:{entry}",
+            base_url=running.url("balancer_port"),
             trust_env=False,
             timeout=DEADLINE_S,
             limits=httpx.Limits(max_connections=None),
         )
 
-    def ask(self, pool: str = "even", text: str = "hello", conversation: str = "") -> httpx.Response:
+    def ask(
+        self, pool: str = "even", text: str = "hello", conversation: str = "", consumer: str = ""
+    ) -> httpx.Response:
         """The answer to a request of this conversation, or of one of its own."""
         name = conversation or f"{next(_numbers):032x}"
         body = {"model": pool, "messages": [{"role": "user", "content": text}]}
-        return self.client.post(f"/{pool}/any/v1/chat/completions", json=body, headers={"x-corral-session": name})
+        headers = {"x-corral-session": name, "x-corral-consumer": consumer, "Authorization": "Bearer of-the-servers"}
+        return self.client.post(f"/{pool}/any/v1/chat/completions", json=body, headers=headers)
 
     def health(self) -> httpx.Response:
         """What the farm tells of itself, not older than a second."""
@@ -87,42 +82,12 @@ class Pools:
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pools]:
-    folder = tmp_path_factory.mktemp("faults")
-    names = (*TRIO, *SOLO)
-    ports = {name: free_port() for name in (*names, "fakes", "port", "admin", "behind", "entry", "figures")}
-    node = {"engine": "openai", "model": "fake-model", "slots": 1, "health": "/health"}
-    inventory = {
-        "schema_version": 1,
-        "name": "faults",
-        "hosts": {"here": {"runtime": "local"}},
-        "nodes": {name: node | {"url": f"http://{LOOPBACK}:{ports[name]}"} for name in names},
-        "pools": {
-            "even": {"on": [{"node": name} for name in TRIO]},
-            "solo": {"on": [{"node": name} for name in SOLO]},
-        },
-        "gateway": {
-            "host": "here", "port": ports["port"], "admin_port": ports["admin"], "litellm_port": ports["behind"],
-            "balancer_port": ports["entry"], "stats_port": ports["figures"],
-            "queue": {"depth": 10, "timeout_s": 5}, "timeout_s": 12, "database": False, "cache": False,
-        },
-    }  # fmt: skip
-    plan = build_plan(validate(parse(yaml.safe_dump(inventory), "inventory.yaml")))
-    write(render(plan), folder)
-    host = folder / "here"
-    (host / "logs").mkdir()
-    haproxy: list[str | Path] = [program("haproxy"), "-W", "-db", "-f", str(host / "haproxy" / "haproxy.cfg")]
-    served = [(name, ports[name], 1) for name in names]
-    with (
-        Process(command(ports["fakes"], served), folder / "fakes.log"),
-        Process(haproxy, folder / "haproxy.log", folder=host) as process,
-    ):
-        wait_http(f"http://{LOOPBACK}:{ports['fakes']}/")
-        balancer = balancer_of(plan, folder)
-        assert balancer is not None
-        wait_until(balancer.is_running, DEADLINE_S, f"the balancer: {process.output}")
-        pools = Pools(balancer, Fakes(ports["fakes"]), ports["entry"], ports["figures"], process.log)
-        with pools.client, pools.fakes.client:
-            yield pools
+    pools = {"even": dict.fromkeys(TRIO, 1), "solo": dict.fromkeys(SOLO, 1)}
+    queue = {"depth": 10, "timeout_s": 5}
+    with balancing(tmp_path_factory.mktemp("faults"), pools, queue=queue, timeout_s=12) as running:
+        found = Pools(running)
+        with found.client:
+            yield found
 
 
 @pytest.fixture
@@ -155,6 +120,22 @@ def test_a_poisonous_conversation_that_its_client_repeats_takes_nobody_out(pools
         assert statuses([pools.ask() for _ in range(2)]) == {200: 2}
     assert pools.down() == set()
     assert all(pools.fakes.arrivals(TRIO).values())
+
+
+def test_poisonous_requests_of_ever_new_conversations_and_keys_take_nobody_out(pools: Pools) -> None:
+    """Replicas that fail them are probed with a request of the kit's own, and stay in rotation."""
+    rounds = 20
+    for _ in range(rounds):
+        assert pools.ask(text=POISON, consumer="mallory").status_code == 500
+        assert pools.ask(text=POISON, consumer="oscar").status_code == 500
+        assert pools.ask(consumer="alice").status_code == 200
+        assert pools.down() == set()
+    bodies = [body for name in TRIO for body in pools.fakes.seen()[name].bodies]
+    probes = [body for body in bodies if body.get("max_tokens") == 1]
+    assert 1 <= len(probes) == len(bodies) - 3 * rounds <= rounds + 1
+    headers = [headers for name in TRIO for headers in pools.fakes.seen()[name].headers]
+    assert {found.get("Authorization", found.get("authorization")) for found in headers} == {"Bearer of-the-servers"}
+    assert "is left out" not in pools.log.read_text()
 
 
 def test_the_only_replica_of_a_pool_is_never_left_out_for_what_it_answers(pools: Pools) -> None:

@@ -319,7 +319,7 @@ def test_b3_nobody_gets_past_the_keys_at_the_door(farm: Farm) -> None:
         assert farm.ask("even", key="sk-wrong").status_code == 401
         waiting.append(pool.submit(farm.ask, "even"))
         wait_until(lambda: farm.queue("even") == EVEN_DEPTH, 10, "the queue is full")
-        assert farm.ask("even", key="sk-wrong").status_code == 429
+        assert farm.ask("even", key="sk-wrong").status_code == 401, "it has no place in the queue, but it could"
     assert statuses([future.result() for future in waiting]) == {200: inside}
     assert farm.ask("even", key="sk-wrong").status_code == 401
     assert sum(farm.fakes.arrivals(EVEN).values()) == before + inside
@@ -668,6 +668,15 @@ def test_b7_null_content_beside_tool_calls_passes_through(farm: Farm) -> None:
 @in_modes("slots", broken={"slots": "LiteLLM keeps `metadata` for its own records"})
 def test_b7_metadata_passes_through(farm: Farm) -> None:
     assert arrived(farm, metadata={"run": "7"}).get("metadata") == {"run": "7"}
+
+
+@everywhere
+def test_a_private_pool_reuses_no_prompt_whatever_its_client_says(farm: Farm) -> None:
+    farm.ask("brief", cache_prompt=True, id_slot=0).raise_for_status()
+    farm.ask("brief", extra_body={"cache_prompt": True}).raise_for_status()
+    bodies = farm.fakes.seen()["brief-1"].bodies
+    assert [body["cache_prompt"] for body in bodies] == [False, False]
+    assert not any("id_slot" in body for body in bodies)
 
 
 @everywhere

@@ -19,8 +19,10 @@ import yaml
 
 from corral.aliases import EDITOR_NAMES
 from corral.cli import main
+from corral.keys import hash_of
+from corral.ops.balancer import balancer_of
 from tests.processes.fakes import LOOPBACK
-from tests.processes.farm import CONSUMERS, EVEN, HOST, MIXED, VECTORS, Farm, in_modes
+from tests.processes.farm import CONSUMERS, EVEN, EVEN_DEPTH, HOST, MIXED, VECTORS, Farm, in_modes
 from tests.processes.helpers import free_port, wait_until
 
 pytestmark = [in_modes("slots"), pytest.mark.needs("postgres", "prisma-engine", "redis")]
@@ -369,3 +371,31 @@ def test_a_revoked_key_is_refused_at_once(farm: Farm, run: Run) -> None:
     assert run("revoke", "leaving").code == 0
     assert farm.ask("even", key=key).status_code == 401
     assert not file_of(farm, "leaving").exists()
+
+
+# --- fairness (B10); exact shares are tested in `test_balancer_fairness.py`
+
+
+def test_b10_a_key_that_fills_a_pool_leaves_room_for_another(farm: Farm) -> None:
+    inside = len(EVEN) + EVEN_DEPTH
+    with ThreadPoolExecutor(inside + 1) as threads, farm.fakes.behaving(EVEN, "hold"):
+        asked = [threads.submit(farm.ask, "even") for _ in range(inside)]
+        wait_until(lambda: farm.queue("even") == EVEN_DEPTH, 20, "the queue is full")
+        asked.append(threads.submit(farm.ask, "even", key=key_of(farm, "lbrxvoice")))
+        wait_until(lambda: farm.queue("even") == EVEN_DEPTH + 1, 20, "another key's request waits, too")
+        assert farm.ask("even").status_code == 429
+    assert {future.result().status_code for future in asked} == {200}
+
+
+def test_b10_the_balancer_knows_keys_by_the_hash_that_litellm_stores(farm: Farm) -> None:
+    """For every kind of call; the public frontend computes the same from the credential."""
+    key = key_of(farm, "lbrxvoice")
+    with farm.new_client(key) as client:
+        message = {"role": "user", "content": "hello"}
+        client.post("/v1/chat/completions", json={"model": "brief", "messages": [message]}).raise_for_status()
+        client.post("/v1/messages", json={"model": "mixed", "max_tokens": 5, "messages": [message]}).raise_for_status()
+        client.post("/v1/embeddings", json={"model": "vectors", "input": "hello"}).raise_for_status()
+    balancer = balancer_of(farm.plan, farm.out)
+    assert balancer is not None
+    known = set(re.findall(r"key=(\S+)", balancer.ask("show table Keys")))
+    assert {f"{pool}/{hash_of(key)[:32]}" for pool in ("brief", "mixed", "vectors")} <= known

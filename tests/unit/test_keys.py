@@ -96,6 +96,12 @@ def test_a_consumer_in_litellms_words() -> None:
     assert body_of(WANT, NOW)["duration"] == f"{(WANT.expires - NOW).days * 86400 + 12 * 3600}s"
 
 
+def test_a_weight_goes_with_the_key_to_the_gateway() -> None:
+    weighted = wanted_of(inventory_with(), "VISTA", consumer(weight=3, metadata={"team": "vets"}))
+    assert weighted.settings["metadata"] == {"team": "vets", "corral_weight": 3, "managed_by": "corral"}
+    assert "corral_weight" not in wanted_of(inventory_with(), "VISTA", consumer(weight=1)).settings["metadata"]
+
+
 def test_prometheus_has_a_key_that_opens_no_model() -> None:
     (found,) = wanted_keys(inventory_with(), "sk-metrics")
     assert (found.name, found.value) == (METRICS_NAME, "sk-metrics")
