@@ -40,10 +40,10 @@ def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
     values = _values(site, entrance, published)
     yield File(host, COMPONENT, "haproxy.cfg", template="entrance/haproxy.cfg.j2", values=values)
     yield File(host, COMPONENT, "renew.lua", asset="litellm/renew.lua")
-    yield _service(site, entrance)
+    yield _service(site, entrance, litellm.public_endpoint(site, published))
 
 
-def _service(site: Site, entrance: Entrance) -> Service:
+def _service(site: Site, entrance: Entrance, public: Endpoint) -> Service:
     host = site.inventory.gateway.host
     is_local = site.is_local(host)
     path = site.config_path(host, COMPONENT, "haproxy.cfg", f"{FOLDER}/haproxy.cfg")
@@ -64,6 +64,7 @@ def _service(site: Site, entrance: Entrance) -> Service:
         configs=tuple(ConfigMount(name, "") for name in FILES),
         mounts=() if is_local else tuple(folders),
         exceptions={} if is_local or not is_system_folder(folders[-1][0]) else {"host-mount": CERTIFICATE_THERE},
+        calls=(public, Endpoint(site.inventory.gateway.stats_port, host, haproxy.COMPONENT)),
         user="99:99",
         cpu_weight=2048,
         stop_signal="SIGUSR1",

@@ -32,6 +32,7 @@ from corral.contributions import (
     SlotFigures,
 )
 from corral.door import FULL, named_doors
+from corral.networks import INSIDE, alias
 from corral.site import Site
 
 STAGE = Stage.BALANCER
@@ -210,6 +211,9 @@ def _service(site: Site, groups: list[Group], most_clients: int, files: tuple[st
         ),
         configs=tuple(ConfigMount(name, "") for name in files),
         mounts=(() if site.is_local(gateway.host) else ((f"./{COMPONENT}", FOLDER),)),
+        network=litellm.NETWORK,
+        calls=(*endpoints, Endpoint(gateway.litellm_port, gateway.host, litellm.COMPONENT)),
+        is_picky=True,
         user="99:99",
         cpu_weight=2048,
         stop_signal="SIGUSR1",
@@ -247,7 +251,7 @@ def _values(site: Site, groups: list[Group], cloud: set[str]) -> dict[str, Any]:
     depths, per_pool = _depths(site, groups), Counter(group.pool for group in groups)
     values = [_group_values(site, group, depths[group.name]) for group in groups]
     return {
-        "entry": f"{bind}:{gateway.balancer_port}",
+        "entry": _entry(site),
         "door": {
             "entry": f"{bind}:{gateway.port}",
             "most_clients": _most_clients(groups, depths),
@@ -274,6 +278,13 @@ def _values(site: Site, groups: list[Group], cloud: set[str]) -> dict[str, Any]:
         ],
         "has_background": any(pool.background for pool in site.inventory.pools.values()),
     }
+
+
+def _entry(site: Site) -> str:
+    """Where pools are called without a gateway's key: in containers on the gateway's network alone, and for itself."""
+    gateway = site.inventory.gateway
+    names = [] if site.is_local(gateway.host) else [alias(COMPONENT, INSIDE)]
+    return ",".join(f"{name}:{gateway.balancer_port}" for name in (*names, "127.0.0.1"))
 
 
 def _most_clients(groups: list[Group], depths: dict[str, int]) -> int:

@@ -170,6 +170,7 @@ def _service(site: Site, replica: Replica) -> Service:
             ConfigMount(f"{replica.service}.yaml", f"/etc/corral/{replica.service}.yaml"),
         ),
         volumes=tuple((f"{replica.service}-{name}", path) for name, path in VOLUMES.items()),
+        network="servers-image",
         gpus=claims(replica),
         devices=cards.devices,
         groups=cards.groups,

@@ -108,7 +108,7 @@ def announce(site: Site) -> Iterator[Contribution]:
     yield Secret(HEADERS, gateway.host, "the gateway's key as Langfuse wants it", template=headers)
     url = f"http://{site.address(endpoint, gateway.host)}/api/public/otel"
     is_outside = site.is_outside(endpoint, gateway.host)
-    yield TraceReceiver(url, HEADERS, is_outside=is_outside)
+    yield TraceReceiver(url, HEADERS, is_outside=is_outside, endpoint=endpoint)
 
 
 def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
@@ -186,6 +186,10 @@ def _environment(site: Site, host: str, tracing: Tracing) -> dict[str, str]:
     }
 
 
+def _stores(host: str) -> tuple[Endpoint, ...]:
+    return tuple(Endpoint(port, host, name) for name, port in zip(STORES, (8123, 5432, 8333, 6379), strict=True))
+
+
 def _given(variables: Mapping[str, str]) -> str:
     """Which variable gets which secret, as start.sh wants to be told."""
     return " ".join(f"{variable}={secret}" for variable, secret in sorted(variables.items()))
@@ -221,7 +225,7 @@ def _web(site: Site, host: str, tracing: Tracing) -> Service:
         secrets=tuple(sorted(variables.values())),
         ports=(Port(tracing.port, address, OWN_PASSWORD),),
         configs=(ConfigMount("start.sh", START),),
-        networks=("farm", NETWORK),
+        calls=_stores(host),
         user="1001:1001",
         read_only=False,
         cpu_weight=256,
@@ -248,7 +252,7 @@ def _worker(site: Site, host: str, tracing: Tracing) -> Service:
         secrets=tuple(sorted(VARIABLES.values())),
         ports=(Port(3030),),
         configs=(ConfigMount("start.sh", START),),
-        networks=(NETWORK,),
+        network=NETWORK,
         user="1001:1001",
         read_only=False,
         cpu_weight=256,
@@ -288,7 +292,7 @@ def _clickhouse(site: Site, host: str, tracing: Tracing) -> Service:
             "/var/log/clickhouse-server:size=64m,uid=101,gid=101",
             "/etc/clickhouse-server/users.d:size=1m,uid=101,gid=101",
         ),
-        networks=(NETWORK,),
+        network=NETWORK,
         user="101:101",
         cpu_weight=256,
         pids=4096,
@@ -317,7 +321,7 @@ def _postgres(site: Site, host: str) -> Service:
         ports=(Port(5432),),
         volumes=(("traces-database", "/var/lib/postgresql"),),
         tmpfs=("/tmp:size=64m", "/var/run/postgresql:size=1m,uid=999,gid=999"),  # noqa: S108 - paths in the container
-        networks=(NETWORK,),
+        network=NETWORK,
         user="999:999",
         cpu_weight=256,
         stop_signal="SIGINT",
@@ -354,7 +358,7 @@ def _seaweedfs(site: Site, host: str) -> Service:
         secrets=(S3_CONFIG,),
         ports=(Port(8333),),
         volumes=(("traces-events", "/data"),),
-        networks=(NETWORK,),
+        network=NETWORK,
         user="1000:1000",
         cpu_weight=256,
         stop_grace_s=30,
@@ -380,7 +384,7 @@ def _valkey(site: Site, host: str) -> Service:
         secrets=(VALKEY_USERS,),
         ports=(Port(6379),),
         volumes=(("traces-queues", "/data"),),
-        networks=(NETWORK,),
+        network=NETWORK,
         user="999:999",
         cpu_weight=256,
         stop_grace_s=30,

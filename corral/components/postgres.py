@@ -93,6 +93,7 @@ def _service(site: Site) -> Service:
         volumes=((VOLUME, DATA),),
         configs=(ConfigMount("start.sh", ""),) if is_local else (),
         tmpfs=("/tmp:size=64m", "/var/run/postgresql:size=1m,uid=999,gid=999"),  # noqa: S108 - paths in the container
+        network="database",
         user="999:999",
         cpu_weight=2048,
         stop_signal="SIGINT",

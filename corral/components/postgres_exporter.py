@@ -17,6 +17,7 @@ from corral.contributions import (
     Store,
 )
 from corral.inventory import Monitoring
+from corral.networks import FIGURES
 from corral.site import Site
 
 STAGE = Stage.GATEWAY
@@ -60,6 +61,8 @@ def _service(site: Site, monitoring: Monitoring, store: Store) -> Service:
         ports=(
             Port(port, site.publish_address(host, {monitoring.host}), "figures of the database, none of its contents"),
         ),
+        network=FIGURES,
+        calls=(store.endpoint,),
         user="65534:65534",
         cpu_weight=256,
         after=((store.endpoint.service, "service_healthy"),),

@@ -66,6 +66,7 @@ def _service(site: Site) -> Service:
         secrets=(USERS,),
         ports=(Port(gateway.cache_port, site.publish_address(gateway.host, set()), "a password, on loopback"),),
         tmpfs=("/data:size=16m",),
+        network="cache",
         user="999:999",
         cpu_weight=2048,
     )

@@ -18,6 +18,7 @@ from corral.contributions import (
     Store,
 )
 from corral.inventory import Monitoring
+from corral.networks import FIGURES
 from corral.site import Site
 
 STAGE = Stage.GATEWAY
@@ -66,6 +67,8 @@ def _service(site: Site, monitoring: Monitoring, store: Store) -> Service:
         memory_mib=64,
         secrets=(PASSWORDS,),
         ports=(Port(port, site.publish_address(host, {monitoring.host}), "figures of the counters, none of them"),),
+        network=FIGURES,
+        calls=(store.endpoint,),
         user="59000:59000",
         cpu_weight=256,
         after=((store.endpoint.service, "service_healthy"),),

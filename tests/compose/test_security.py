@@ -278,6 +278,70 @@ def test_all_who_have_no_reason_are_tried_above(site: Project) -> None:
     assert sorted(NOBODY_ELSE) == sorted(name for name in stated if "way-out" not in stated[name])
 
 
+SAME_NETWORK = {
+    "chat-1": {("haproxy", GATEWAY_PORT), ("haproxy", 8404), ("chat-1", 8100)},
+    "valkey": {("valkey", 6379), ("valkey-exporter", 9121), ("litellm", 4001)},
+    "postgres": {("postgres", 5432), ("postgres-exporter", 9187), ("litellm", 4001)},
+    "grafana": {("grafana", GRAFANA_PORT), ("prometheus", PROMETHEUS_PORT)},
+    "node-exporter": {("node-exporter", 9100), ("postgres-exporter", 9187), ("valkey-exporter", 9121)},
+    "litellm": {
+        ("litellm", 4001), ("haproxy", GATEWAY_PORT), ("haproxy", 8081), ("haproxy", 8404), ("postgres", 5432),
+        ("postgres-exporter", 9187), ("valkey", 6379), ("valkey-exporter", 9121),
+    },
+}  # fmt: skip
+"""What a program in a container can connect to, by service and port: what it calls, and whoever calls the same."""
+TRY_ALL = """
+import json, socket, sys
+for service, address, port in json.loads(sys.argv[1]):
+    try:
+        socket.create_connection((address, port), 0.3).close()
+    except OSError:
+        continue
+    print(json.dumps([service, port]))
+"""
+
+
+@pytest.mark.parametrize("service", SAME_NETWORK)
+def test_a_container_reaches_what_it_calls_and_nothing_else(site: Project, service: str) -> None:
+    """By every address of every container, from inside its network namespace, whatever tools its image has."""
+    on_host = site.plan.services_of(HOST)
+    addresses = {
+        other.name: [
+            item["IPAddress"] for item in site.inspect(f"{HOST}-{other.name}")["NetworkSettings"]["Networks"].values()
+        ]
+        for other in on_host
+    }
+    places = [
+        [other.name, address, port.number]
+        for other in on_host
+        for address in addresses[other.name]
+        for port in other.ports
+    ]
+    pid = site.inspect(f"{HOST}-{service}")["State"]["Pid"]
+    words = ["nsenter", f"--net=/proc/{pid}/ns/net", "python3", "-c", TRY_ALL, json.dumps(places)]
+    said = subprocess.run(words, capture_output=True, text=True, check=True, timeout=120).stdout
+    assert {(name, port) for name, port in map(json.loads, said.splitlines())} == SAME_NETWORK[service]
+
+
+@pytest.mark.parametrize("name", ["valkey", "postgres", "litellm", "grafana", "node-exporter"])
+def test_a_server_does_not_even_learn_where_the_others_are(site: Project, name: str) -> None:
+    assert _try(site, "chat-1", "getent", "hosts", "haproxy")
+    assert _try(site, "chat-1", "getent", "hosts", name) == ""
+
+
+def test_prometheus_reaches_all_that_it_reads(site: Project) -> None:
+    def down() -> list[str]:
+        url = f"http://127.0.0.1:{PROMETHEUS_PORT}/api/v1/targets"
+        targets = httpx.get(url, trust_env=False).json()["data"]["activeTargets"]
+        return [
+            f"{item['scrapeUrl']}: {item['lastError']}"
+            for item in targets
+            if item["health"] != "up" and "401" not in item["lastError"]  # reached: `up` would have given it its key
+        ]
+
+    wait_until(lambda: down() == [], 60, f"every target up, but: {down()}")
+
+
 # --- secrets ---------------------------------------------------------------------------------------------------------
 
 
