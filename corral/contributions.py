@@ -328,6 +328,10 @@ class Store:
     """Name of the secret with the password alone."""
     user: str = ""
     database: str = ""
+    monitor: str = ""
+    """The user who reads figures and nothing else."""
+    monitor_password: str = ""
+    """Name of the secret with that user's password; empty: the site has no exporter for it."""
 
 
 @dataclass(frozen=True, slots=True)
