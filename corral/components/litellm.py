@@ -339,7 +339,9 @@ def _cache(site: Site, caches: list[Store]) -> dict[str, Any]:
     if not caches:
         return {}
     address, _, port = site.address(caches[0].endpoint, site.inventory.gateway.host).rpartition(":")
-    return {"coordination_redis": {"host": address, "port": int(port), "password": f"os.environ/{caches[0].secret}"}}
+    store = caches[0]
+    login = {"username": store.user, "password": f"os.environ/{store.secret}"}
+    return {"coordination_redis": {"host": address, "port": int(port), **login}}
 
 
 def _deployment(site: Site, route: Route, pool_slots: int) -> dict[str, Any]:

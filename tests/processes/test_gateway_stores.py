@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,9 +13,10 @@ import pytest
 import redis
 
 from corral.ops import watch
+from tests.needs import postgres_folder, program
 from tests.processes.fakes import LOOPBACK
-from tests.processes.farm import EVEN, EVEN_DEPTH, Farm, in_modes
-from tests.processes.helpers import wait_until
+from tests.processes.farm import EVEN, EVEN_DEPTH, HOST, Farm, in_modes
+from tests.processes.helpers import Process, free_port, wait_until
 
 in_slots_mode = in_modes("slots")
 
@@ -24,17 +27,65 @@ in_slots_mode = in_modes("slots")
 @in_slots_mode
 @pytest.mark.needs("redis")
 def test_valkey_wants_its_password_and_the_gateway_has_it(farm: Farm) -> None:
-    def client(password: str | None) -> redis.Redis:
-        return redis.Redis(LOOPBACK, farm.ports["cache"], password=password)
-
-    for password in (None, "wrong"):
-        with client(password) as stranger, pytest.raises(redis.AuthenticationError):
+    password = farm.secrets["VALKEY_PASSWORD"]
+    for user, tried in (("litellm", None), ("litellm", "wrong"), ("default", password), (None, password)):
+        stranger = redis.Redis(LOOPBACK, farm.ports["cache"], username=user, password=tried)
+        with stranger, pytest.raises(redis.AuthenticationError):
             stranger.ping()
-    with client(farm.secrets["VALKEY_PASSWORD"]) as own:
+    with redis.Redis(LOOPBACK, farm.ports["cache"], username="litellm", password=password) as own:
         assert own.ping()
-        own.flushall()
+        for key in own.scan_iter():
+            own.delete(key)
         assert farm.ask("limited").status_code in {200, 429}
         wait_until(lambda: bool(own.dbsize()), 20, "the gateway counts in Valkey")
+
+
+REFUSED = (
+    "CONFIG SET maxmemory 1", "CONFIG GET *", "FLUSHALL", "FLUSHDB", "SLAVEOF 192.0.2.1 1", "REPLICAOF NO ONE",
+    "MODULE LIST", "DEBUG SLEEP 0", "SHUTDOWN NOSAVE", "SAVE", "KEYS *", "ACL LIST", "MONITOR", "CLIENT LIST",
+    "CLIENT KILL ID 1", "FUNCTION LIST", "SCRIPT FLUSH", "MIGRATE 192.0.2.1 1 key 0 1", "SWAPDB 0 1",
+)  # fmt: skip
+
+
+@in_slots_mode
+@pytest.mark.needs("redis")
+def test_the_gateways_user_counts_in_valkey_and_does_not_rule_it(farm: Farm, tmp_path: Path) -> None:
+    """In a program of its own, so that refusals in the farm's mean that the gateway lacks a right."""
+    port, users = free_port(), farm.out / HOST / "secrets" / "VALKEY_USERS"
+    command = [program("valkey-server", "redis-server"), "--port", port, "--aclfile", users, "--save", ""]
+    login = {"username": "litellm", "password": farm.secrets["VALKEY_PASSWORD"]}
+    with Process(list(map(str, command)), tmp_path / "log"), redis.Redis(LOOPBACK, port, **login) as own:
+        wait_until(lambda: _answers(own), 20, "it answers")
+        for words in REFUSED:
+            with pytest.raises(redis.ResponseError, match=r"no permissions|not allowed"):
+                own.execute_command(*words.split())
+        with pytest.raises(redis.ResponseError, match="can't run this command"):
+            own.eval("return redis.call('FLUSHALL')", 0)
+        assert own.eval("return redis.call('INCR', KEYS[1])", 1, "count") == 1
+
+
+def _answers(client: redis.Redis) -> bool:
+    try:
+        return bool(client.ping())
+    except redis.ConnectionError:
+        return False
+
+
+# --- PostgreSQL
+
+
+@in_slots_mode
+@pytest.mark.needs("postgres", "prisma-engine")
+def test_the_gateways_role_owns_its_tables_and_nothing_else(farm: Farm) -> None:
+    """LiteLLM has made its tables with it; what the role cannot do is in test_database.py."""
+    folder = postgres_folder()
+    assert folder is not None
+    query = (
+        "SELECT rolsuper, (SELECT count(*) > 20 FROM pg_tables WHERE tableowner = rolname AND schemaname = 'public') "
+        "FROM pg_roles WHERE rolname = current_user"
+    )
+    words = [folder / "psql", (farm.out / HOST / "secrets" / "DATABASE_URL").read_text(), "-Atc", query]
+    assert subprocess.run(words, capture_output=True, text=True, check=True, timeout=20).stdout.strip() == "f|t"
 
 
 # --- Prometheus

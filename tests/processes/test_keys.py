@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import httpx
 import openai
 import pytest
+import redis
 import yaml
 
 from corral.aliases import EDITOR_NAMES
@@ -368,3 +369,15 @@ def test_a_revoked_key_is_refused_at_once(farm: Farm, run: Run) -> None:
     assert run("revoke", "leaving").code == 0
     assert farm.ask("even", key=key).status_code == 401
     assert not file_of(farm, "leaving").exists()
+
+
+def test_limits_and_budgets_need_no_right_in_valkey_that_the_gateway_lacks(farm: Farm) -> None:
+    """After all of the above, and with the tables of its figures as Valkey keeps them."""
+    login = {"username": "litellm", "password": farm.secrets["VALKEY_PASSWORD"]}
+    with redis.Redis(LOOPBACK, farm.ports["cache"], **login) as own:
+        figures = own.info("stats")
+        assert own.dbsize() > 0
+    assert {name: figures[name] for name in figures if name.startswith("acl_access_denied_")} == {
+        "acl_access_denied_auth": figures["acl_access_denied_auth"],  # of other tests
+        **dict.fromkeys(("acl_access_denied_cmd", "acl_access_denied_key", "acl_access_denied_channel"), 0),
+    }
