@@ -63,9 +63,9 @@ class Database:
         """What a statement prints, or the error's text."""
         words = ["-h", "127.0.0.1", "-p", str(self.port), "-U", role, "-d", "corral", "-Atc", statement]
         environment = {**os.environ, "PGPASSWORD": PASSWORDS[role]}
-        command = [_program("psql"), *words]
+        command = [str(_program("psql")), *words]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=20)
-        return (done.stdout + done.stderr).strip()
+        return f"{done.stdout}{done.stderr}".strip()
 
     def wait(self) -> None:
         wait_until(lambda: self.ask("litellm", "SELECT 1") == "1", START_LIMIT_S, "PostgreSQL answers")
@@ -73,9 +73,9 @@ class Database:
     def make_as_before(self) -> None:
         """The data as an earlier version has left it: one role, which is a superuser and owns everything."""
         self.data.mkdir()
-        words = ["initdb", "--pgdata", self.data, "--username", "corral", "--auth", "scram-sha-256"]
+        words: list[str | Path] = ["initdb", "--pgdata", self.data, "--username", "corral", "--auth", "scram-sha-256"]
         self._as_owner([*words, "--no-sync", "--pwfile", self.file("corral")], "")
-        single = ["postgres", "--single", "-j", "-D", self.data, "-c", "exit_on_error=on"]
+        single: list[str | Path] = ["postgres", "--single", "-j", "-D", self.data, "-c", "exit_on_error=on"]
         self._as_owner([*single, "postgres"], "CREATE DATABASE corral;\n\n")
         self._as_owner([*single, "corral"], EARLIER)
 
