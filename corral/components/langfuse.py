@@ -313,7 +313,9 @@ def _postgres(site: Site, host: str) -> Service:
         program="postgres",
         entrypoint=("/bin/sh", DATABASE_START),
         args=("5432", "*", DATABASE, ROLE, site.secret_path(host, DATABASE_PASSWORD)),
-        health=Health(5432, "", ("pg_isready", "-q", "-h", "127.0.0.1", "-U", ROLE, "-d", DATABASE)),
+        health=Health(
+            5432, "", ("pg_isready", "-q", "-h", "127.0.0.1", "-U", ROLE, "-d", DATABASE), postgres.START_TIMEOUT_S
+        ),
         memory_mib=512,
         shm_mib=64,
         secrets=(DATABASE_PASSWORD,),

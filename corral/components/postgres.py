@@ -32,6 +32,8 @@ DATABASE, ROLE, MONITOR = "corral", "litellm", "exporter"
 SCRIPT = "litellm/postgres.sh"
 START = "/etc/corral/start.sh"
 URL = "DATABASE_URL"
+START_TIMEOUT_S = 300
+"""It may have to replay its log twice after a crash: once to see to the roles."""
 
 
 def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
@@ -100,7 +102,7 @@ def _service(site: Site) -> Service:
             str(gateway.database_port), "127.0.0.1" if is_local else "*", DATABASE, ROLE, files[0],
             *((MONITOR, files[1]) if len(files) > 1 else ()),
         ),
-        health=Health(gateway.database_port, "", ready),
+        health=Health(gateway.database_port, "", ready, START_TIMEOUT_S),
         memory_mib=1024,
         shm_mib=128,
         environment={"PGDATA": site.data_path(gateway.host, COMPONENT, DATA)} if is_local else {},
