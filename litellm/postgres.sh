@@ -26,10 +26,12 @@ if [ ! -s "$data/PG_VERSION" ]; then
     $as_owner initdb --pgdata "$data" --username postgres --auth-local trust --auth-host scram-sha-256 >/dev/null
 fi
 
-# What is on standard input, in a database, without a server; statements end with a semicolon and an empty line.
+# What is on standard input, in a database, without a server; statements end with a semicolon and an empty line. Always at
+# the end of a pipe, whose process it becomes: after a crash the lock file names this shell's number, and PostgreSQL takes
+# that for another server unless it is its own parent's.
 sql() {
     # shellcheck disable=SC2086
-    $as_owner postgres --single -j -D "$data" -c exit_on_error=on -c log_checkpoints=off "$1"
+    exec $as_owner postgres --single -j -D "$data" -c exit_on_error=on -c log_checkpoints=off "$1"
 }
 
 # A role without any right, and its password.

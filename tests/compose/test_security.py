@@ -371,6 +371,26 @@ def test_secrets_can_be_read_by_their_owner_only(site: Project) -> None:
     assert (site.folder / "secrets").stat().st_mode & 0o777 == 0o700
 
 
+# --- stores ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_gateways_role_is_no_superuser_and_the_database_survives_a_crash(site: Project, client: Client) -> None:
+    """The lock file of a killed PostgreSQL names a process number that the next container has as well."""
+
+    def ask(query: str) -> str:
+        words = ("psql", "-p", "5432", "-U", "litellm", "-d", "corral", "-Atc", query)
+        return site.docker("exec", f"{HOST}-postgres", *words, check=False).strip()
+
+    assert ask("SELECT rolsuper FROM pg_roles WHERE rolname = current_user") == "f"
+    assert ask("COPY (SELECT 1) TO PROGRAM 'true'") == ""
+    tables = ask("SELECT count(*) FROM pg_tables WHERE tableowner = 'litellm'")
+    assert int(tables) > 20
+    site.docker("kill", "--signal", "KILL", f"{HOST}-postgres")
+    site.docker("start", f"{HOST}-postgres")
+    wait_until(lambda: ask("SELECT count(*) FROM pg_tables WHERE tableowner = 'litellm'") == tables, 120, "it is back")
+    wait_until(lambda: client.send("POST", "/key/generate", {"models": ["chat"]}).status_code == 200, 60, "keys, too")
+
+
 # --- a machine without cards -----------------------------------------------------------------------------------------
 
 
