@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,10 +12,10 @@ import pytest
 import redis
 
 from corral.ops import watch
-from tests.needs import postgres_folder, program
+from tests.needs import postgres_folder
 from tests.processes.fakes import LOOPBACK
 from tests.processes.farm import EVEN, EVEN_DEPTH, HOST, Farm, in_modes
-from tests.processes.helpers import Process, free_port, wait_until
+from tests.processes.helpers import wait_until
 
 in_slots_mode = in_modes("slots")
 
@@ -38,37 +37,6 @@ def test_valkey_wants_its_password_and_the_gateway_has_it(farm: Farm) -> None:
             own.delete(key)
         assert farm.ask("limited").status_code in {200, 429}
         wait_until(lambda: bool(own.dbsize()), 20, "the gateway counts in Valkey")
-
-
-REFUSED = (
-    "CONFIG SET maxmemory 1", "CONFIG GET *", "FLUSHALL", "FLUSHDB", "SLAVEOF 192.0.2.1 1", "REPLICAOF NO ONE",
-    "MODULE LIST", "DEBUG SLEEP 0", "SHUTDOWN NOSAVE", "SAVE", "KEYS *", "ACL LIST", "MONITOR", "CLIENT LIST",
-    "CLIENT KILL ID 1", "FUNCTION LIST", "SCRIPT FLUSH", "MIGRATE 192.0.2.1 1 key 0 1", "SWAPDB 0 1",
-)  # fmt: skip
-
-
-@in_slots_mode
-@pytest.mark.needs("redis")
-def test_the_gateways_user_counts_in_valkey_and_does_not_rule_it(farm: Farm, tmp_path: Path) -> None:
-    """In a program of its own, so that refusals in the farm's mean that the gateway lacks a right."""
-    port, users = free_port(), farm.out / HOST / "secrets" / "VALKEY_USERS"
-    command = [program("valkey-server", "redis-server"), "--port", port, "--aclfile", users, "--save", ""]
-    login = {"username": "litellm", "password": farm.secrets["VALKEY_PASSWORD"]}
-    with Process(list(map(str, command)), tmp_path / "log"), redis.Redis(LOOPBACK, port, **login) as own:
-        wait_until(lambda: _answers(own), 20, "it answers")
-        for words in REFUSED:
-            with pytest.raises(redis.ResponseError, match=r"no permissions|not allowed"):
-                own.execute_command(*words.split())
-        with pytest.raises(redis.ResponseError, match="can't run this command"):
-            own.eval("return redis.call('FLUSHALL')", 0)
-        assert own.eval("return redis.call('INCR', KEYS[1])", 1, "count") == 1
-
-
-def _answers(client: redis.Redis) -> bool:
-    try:
-        return bool(client.ping())
-    except redis.ConnectionError:
-        return False
 
 
 # --- PostgreSQL
