@@ -144,8 +144,12 @@ class Service:
     stop_grace_s: int = 10
     stop_signal: str = ""
     after: tuple[tuple[str, Literal["service_healthy", "service_started"]], ...] = ()
-    networks: tuple[str, ...] = ("farm",)
-    """The project's inner networks that it is on; nobody else is on one but those who name it."""
+    network: str = ""
+    """Inner network on which others on its host call it; empty: the component's own (corral/networks.py)."""
+    calls: tuple[Endpoint, ...] = ()
+    """Everything that it calls: on its own host it joins the network of each."""
+    is_picky: bool = False
+    """Whether it listens on some of its networks only, and so needs a name for its address on each of those."""
     exceptions: Mapping[str, str] = field(default_factory=dict)
     """Rules of the security baseline (corral/policy.py) that do not hold for this service, each with the reason.
 
@@ -312,6 +316,8 @@ class TraceReceiver:
     """Name of the secret with the headers that it wants, as `Name=value,Name=value`."""
     is_outside: bool = False
     """Whether it is on another machine than the gateway."""
+    endpoint: Endpoint | None = None
+    """Where it listens, when the kit starts it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,6 +345,10 @@ class Store:
     """Name of the secret with the password alone."""
     user: str = ""
     database: str = ""
+    monitor: str = ""
+    """The user who reads figures and nothing else."""
+    monitor_password: str = ""
+    """Name of the secret with that user's password; empty: the site has no exporter for it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from corral.references import SECRET_KEY, SECRET_VALUE
 
 Level = Literal["error", "warning"]
 MASQUERADE = "com.docker.network.bridge.enable_ip_masquerade"
+BETWEEN = "com.docker.network.bridge.enable_icc"
 SOCKETS = ("docker.sock", "containerd.sock", "podman.sock")
 EXCEPTION = "exception"
 """The rule that a needless or unfounded exception breaks."""
@@ -490,9 +491,23 @@ def _way_out(subject: Subject) -> Iterator[str]:
     declared = subject.project.get("networks") or {}
     for name in subject.get("networks", {}):
         network = declared.get(name) or {}
-        is_masked = str((network.get("driver_opts") or {}).get(MASQUERADE, "true")).lower() == "true"
-        if not network.get("internal") and is_masked:
+        if not network.get("internal") and _is_on(network, MASQUERADE):
             yield f"can call beyond the host through the network {name}"
+
+
+def _is_on(network: Mapping[str, Any], option: str) -> bool:
+    """Whether a network has an option that the engine switches on by itself."""
+    return str((network.get("driver_opts") or {}).get(option, "true")).lower() == "true"
+
+
+@_rule("apart", "2.2", f'set {BETWEEN}: "false" on the network')
+def _apart(subject: Subject) -> Iterator[str]:
+    """On a network through which people come in or calls go out, containers do not reach each other."""
+    declared = subject.project.get("networks") or {}
+    for name in subject.get("networks", {}):
+        network = declared.get(name)
+        if network is not None and not network.get("internal") and _is_on(network, BETWEEN):
+            yield f"reaches the other containers on the network {name}, and they reach it"
 
 
 @_rule("published-address", "5.14", "publish it on the host's declared address, as `192.0.2.10:4000:4000`")

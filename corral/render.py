@@ -18,6 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from corral.contributions import CpuVariant, File, Secret, Service
 from corral.errors import CorralError
+from corral.networks import WAY_OUT, aliases, networks, outer_network
 from corral.plan import Plan
 from corral.site import HERE, bracketed
 
@@ -152,8 +153,9 @@ def _compose_host(host: _Host, content: Mapping[str, bytes]) -> Tree:
         "_runtime/compose.yaml.j2",
         project=project_name(host.plan, host.name),
         components=sorted(by_component),
-        networks={network for service in host.services for network in _networks(service)},
-        own_networks=sorted({name for service in host.services for name in service.networks} - {"farm"}),
+        networks=sorted({name for service in host.services for name in networks(service, host.services)}),
+        outer={outer_network(service) for service in host.services},
+        way_out=WAY_OUT,
         secrets=sorted({name for service in host.services for name in service.secrets}),
     )
     on_cards = [service for service in host.services if service.gpus]
@@ -221,21 +223,26 @@ def _on_cpu(service: Service, variant: CpuVariant | None) -> dict[str, Any]:
     }
 
 
-def _networks(service: Service) -> list[str]:
-    """The project's networks that a service is on: the way out also lets people in."""
-    if "way-out" in service.exceptions:
-        return [*service.networks, "way-out"]
-    return [*service.networks, *(["door"] if any(port.publish for port in service.ports) else [])]
-
-
 def _component(host: _Host, services: list[Service], content: Mapping[str, bytes]) -> bytes:
     """The Compose file of one component."""
     return host.render(
         "_component.yaml.j2",
         source="_service.yaml.j2",
-        services=[_compose_service(host.plan, service, content) for service in services],
+        services=[
+            _compose_service(host.plan, service, content) | {"networks": _attachments(service, host.services)}
+            for service in services
+        ],
         volumes=list(dict.fromkeys(name for service in services for name, _ in service.volumes)),
     )
+
+
+def _attachments(service: Service, on_host: list[Service]) -> str:
+    """A service's networks as Compose has them, in one line."""
+    names, known = networks(service, on_host), aliases(service)
+    if not known:
+        return to_yaml(names)
+    parts = (f"{name}: {{aliases: {to_yaml([known[name]])}}}" if name in known else f"{name}: {{}}" for name in names)
+    return f"{{{', '.join(parts)}}}"
 
 
 def _compose_service(plan: Plan, service: Service, content: Mapping[str, bytes]) -> dict[str, Any]:
@@ -259,7 +266,6 @@ def _compose_service(plan: Plan, service: Service, content: Mapping[str, bytes])
         "health_test": ["CMD", *service.health.command],
         "start_period_s": service.health.start_timeout_s,
         "after": service.after,
-        "networks": _networks(service),
         "cpu_weight": service.cpu_weight,
         "memory_mib": service.memory_mib,
         "memory_swap_mib": service.memory_swap_mib or service.memory_mib,

@@ -147,6 +147,7 @@ NEEDS = {
         lambda: _lacks_program("prometheus-postgres-exporter")() or _lacks_program("prometheus-redis-exporter")(),
     ),
     "sshd": Need("OpenSSH's server", "apt install openssh-server", _lacks_program("sshd")),
+    "root": Need("root", "run as root", lambda: None if os.geteuid() == 0 else "the tests run as another user"),
     "shellcheck": Need("shellcheck", "apt install shellcheck", _lacks_program("shellcheck")),
     "systemd": Need("systemd's systemd-analyze", "apt install systemd", _lacks_program("systemd-analyze")),
 }

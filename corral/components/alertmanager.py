@@ -144,6 +144,7 @@ def _service(site: Site, monitoring: Monitoring) -> Service:
         ports=(Port(port, "127.0.0.1", NO_PASSWORD),),
         volumes=(("alerts", DATA),),
         configs=(ConfigMount("alertmanager.yml", CONFIG),),
+        network="alerts",
         user="65534:65534",
         cpu_weight=256,
         exceptions={"way-out": TELLS},

@@ -19,6 +19,7 @@ from corral.contributions import (
     Service,
 )
 from corral.inventory import Monitoring
+from corral.networks import FIGURES
 from corral.site import Card, Site
 
 STAGE = Stage.BALANCER
@@ -91,6 +92,7 @@ def _service(site: Site, monitoring: Monitoring, kind: str, cards: list[Card]) -
         environment={"NVIDIA_DRIVER_CAPABILITIES": "utility"},
         ports=(Port(port, site.publish_address(host, {monitoring.host}), OPEN),),
         gpus=tuple(GpuClaim(card.number, card.device, 0) for card in cards),
+        network=FIGURES,
         user="65534:65534",
         cpu_weight=256,
     )

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
-from corral.components import Stage
+from corral.components import Stage, prometheus
 from corral.contributions import (
     ConfigMount,
     Contribution,
@@ -81,7 +81,7 @@ def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
     yield File(host, COMPONENT, PROVIDERS_FILE, data=providers(site))
     pages = page_assets(published)
     yield from (File(host, COMPONENT, f"pages/{name}", asset=asset) for name, asset in pages.items())
-    yield _service(site, monitoring, list(pages))
+    yield _service(site, monitoring, list(pages), published.sources)
     yield State(host, COMPONENT, "grafana", "accounts and pages that people made", VOLUME, DATA)
 
 
@@ -151,7 +151,7 @@ def providers(site: Site) -> dict[str, Any]:
     }
 
 
-def _service(site: Site, monitoring: Monitoring, pages: list[str]) -> Service:
+def _service(site: Site, monitoring: Monitoring, pages: list[str], sources: list[DataSource]) -> Service:
     host, port = monitoring.host, monitoring.grafana_port
     address = site.host(host).address
     files = {
@@ -184,6 +184,8 @@ def _service(site: Site, monitoring: Monitoring, pages: list[str]) -> Service:
             *(ConfigMount(name, f"{PROVISIONING}/{name}") for name in (SOURCES_FILE, PROVIDERS_FILE)),
             *(ConfigMount(f"pages/{name}", "") for name in pages),
         ),
+        network=prometheus.NETWORK,
+        calls=tuple(source.endpoint for source in sources),
         user="472:472",
         cpu_weight=256,
     )

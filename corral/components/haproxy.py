@@ -36,6 +36,7 @@ from corral.contributions import (
 from corral.door import FULL, named_doors
 from corral.fronts import LARGE_KIB, MOST_ADMINS, fronts
 from corral.inventory import Entrance
+from corral.networks import INSIDE, OUTSIDE, alias
 from corral.routes import AZURE_PREFIX, MODEL_ROUTES, READ_ROUTES
 from corral.site import Site
 
@@ -252,6 +253,9 @@ def _service(site: Site, groups: list[Group], most_connections: int, files: tupl
         ),
         configs=tuple(ConfigMount(name, "") for name in files),
         mounts=mounts,
+        network=litellm.NETWORK,
+        calls=(*endpoints, Endpoint(gateway.litellm_port, gateway.host, litellm.COMPONENT)),
+        is_picky=True,
         user="99:99",
         cpu_weight=2048,
         stop_signal="SIGUSR1",
@@ -326,7 +330,7 @@ def _values(site: Site, groups: list[Group], cloud: set[str]) -> dict[str, Any]:
     most_clients = _most_clients(groups, depths)
     inward = fronts(gateway, bind, most_clients, certificate)
     return {
-        "entry": f"{bind}:{gateway.balancer_port}",
+        "entry": _own_addresses(site, INSIDE, gateway.balancer_port),
         "certificate": certificate,
         "most_connections": 2 * sum(front.most_clients for front in inward) + MOST_ADMINS + FEWEST_CLIENTS // 8,
         "model_routes": " ".join(MODEL_ROUTES),
@@ -344,7 +348,7 @@ def _values(site: Site, groups: list[Group], cloud: set[str]) -> dict[str, Any]:
         "large_body": LARGE_KIB * 1024,
         "door": {
             "fronts": inward,
-            "admin": f"{bind}:{gateway.admin_port}",
+            "admin": _own_addresses(site, OUTSIDE, gateway.admin_port),
             "most_admins": MOST_ADMINS,
             "large_at_once": litellm.large_bodies_at_once(gateway),
             "named": list(named_doors(site.inventory, values, cloud)),
@@ -370,6 +374,12 @@ def _values(site: Site, groups: list[Group], cloud: set[str]) -> dict[str, Any]:
         ],
         "has_background": any(pool.background for pool in site.inventory.pools.values()),
     }
+
+
+def _own_addresses(site: Site, side: str, port: int) -> str:
+    """Where HAProxy listens for some only: on one of its networks, or on loopback on a `local` host, and for itself."""
+    names = [] if site.is_local(site.inventory.gateway.host) else [alias(COMPONENT, side)]
+    return ",".join(f"{name}:{port}" for name in (*names, "127.0.0.1"))
 
 
 def _most_clients(groups: list[Group], depths: dict[str, int]) -> int:

@@ -194,6 +194,7 @@ def _service(site: Site, replica: Replica) -> Service:
         mounts=((site.host(replica.host).models_dir, WEIGHTS),),
         volumes=tuple((f"{replica.service}-{name}", path) for name, path in VOLUMES.items()),
         tmpfs=("/tmp:size=64m", f"{MODELS}:size=16m"),  # noqa: S108 - paths in the container
+        network="servers-image",
         gpus=claims(replica),
         devices=cards.devices,
         groups=cards.groups,

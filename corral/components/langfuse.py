@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from corral.components import Stage
+from corral.components import Stage, postgres
 from corral.contributions import (
     ConfigMount,
     Contribution,
@@ -47,6 +47,9 @@ SALT = "LANGFUSE_SALT"
 ENCRYPTION_KEY = "LANGFUSE_ENCRYPTION_KEY"
 DATABASE_PASSWORD = "LANGFUSE_POSTGRES_PASSWORD"  # noqa: S105 - the secret's name
 DATABASE_URL = "LANGFUSE_DATABASE_URL"
+DATABASE, ROLE = "langfuse", "langfuse_app"
+"""Langfuse's role owns its database and is no superuser."""
+DATABASE_START = "/etc/corral/postgres.sh"
 CLICKHOUSE_PASSWORD = "LANGFUSE_CLICKHOUSE_PASSWORD"  # noqa: S105 - the secret's name
 VALKEY_PASSWORD = "LANGFUSE_VALKEY_PASSWORD"  # noqa: S105 - the secret's name
 VALKEY_USERS = "LANGFUSE_VALKEY_USERS"
@@ -108,7 +111,7 @@ def announce(site: Site) -> Iterator[Contribution]:
     yield Secret(HEADERS, gateway.host, "the gateway's key as Langfuse wants it", template=headers)
     url = f"http://{site.address(endpoint, gateway.host)}/api/public/otel"
     is_outside = site.is_outside(endpoint, gateway.host)
-    yield TraceReceiver(url, HEADERS, is_outside=is_outside)
+    yield TraceReceiver(url, HEADERS, is_outside=is_outside, endpoint=endpoint)
 
 
 def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
@@ -119,6 +122,7 @@ def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
     host = tracing.host
     yield from _secrets(host)
     yield File(host, COMPONENT, "start.sh", asset="langfuse/start.sh")
+    yield File(host, COMPONENT, "postgres.sh", asset=postgres.SCRIPT)
     yield File(host, COMPONENT, "clickhouse.yaml", data=clickhouse(), note="merged into ClickHouse's own settings")
     yield _web(site, host, tracing)
     yield _worker(site, host, tracing)
@@ -142,7 +146,7 @@ def _secrets(host: str) -> Iterator[Secret]:
     yield from (Secret(name, host, purpose) for name, purpose in SECRETS.items())
     yield Secret(PUBLIC_KEY, host, "name of the gateway's key in Langfuse", template=USER)
     yield Secret(ENCRYPTION_KEY, host, "encrypts what people entrust to Langfuse; never change it", "hex64")
-    url = f"postgresql://langfuse:{{{DATABASE_PASSWORD}:url}}@langfuse-postgres:5432/langfuse"
+    url = f"postgresql://{ROLE}:{{{DATABASE_PASSWORD}:url}}@langfuse-postgres:5432/{DATABASE}"
     yield Secret(DATABASE_URL, host, "address of Langfuse's database", template=url)
     users = f"user default on #{{{VALKEY_PASSWORD}:sha256}} ~* &* +@all\n"
     yield Secret(VALKEY_USERS, host, "users file of Langfuse's queues", template=users)
@@ -150,12 +154,11 @@ def _secrets(host: str) -> Iterator[Secret]:
 
 
 def _states(host: str) -> Iterator[State]:
-    login = ("--username", "langfuse", "--dbname", "langfuse")
+    dump, load = postgres.dump_and_load("--username", ROLE, "--dbname", DATABASE)
     yield State(
         host, "langfuse-postgres", "traces-projects", "Langfuse's users, projects and keys", "traces-database",
         "/var/lib/postgresql",
-        dump=("pg_dump", "--format", "custom", "--no-owner", *login),
-        load=("pg_restore", "--clean", "--if-exists", "--no-owner", "--single-transaction", "--exit-on-error", *login),
+        dump=dump, load=load,
     )  # fmt: skip
     yield State(
         host, "langfuse-clickhouse", "traces", "the traces themselves", "traces-clickhouse", "/var/lib/clickhouse"
@@ -184,6 +187,10 @@ def _environment(site: Site, host: str, tracing: Tracing) -> dict[str, str]:
         "REDIS_PORT": "6379",
         "TELEMETRY_ENABLED": "false",
     }
+
+
+def _stores(host: str) -> tuple[Endpoint, ...]:
+    return tuple(Endpoint(port, host, name) for name, port in zip(STORES, (8123, 5432, 8333, 6379), strict=True))
 
 
 def _given(variables: Mapping[str, str]) -> str:
@@ -221,7 +228,7 @@ def _web(site: Site, host: str, tracing: Tracing) -> Service:
         secrets=tuple(sorted(variables.values())),
         ports=(Port(tracing.port, address, OWN_PASSWORD),),
         configs=(ConfigMount("start.sh", START),),
-        networks=("farm", NETWORK),
+        calls=_stores(host),
         user="1001:1001",
         read_only=False,
         cpu_weight=256,
@@ -248,7 +255,7 @@ def _worker(site: Site, host: str, tracing: Tracing) -> Service:
         secrets=tuple(sorted(VARIABLES.values())),
         ports=(Port(3030),),
         configs=(ConfigMount("start.sh", START),),
-        networks=(NETWORK,),
+        network=NETWORK,
         user="1001:1001",
         read_only=False,
         cpu_weight=256,
@@ -288,7 +295,7 @@ def _clickhouse(site: Site, host: str, tracing: Tracing) -> Service:
             "/var/log/clickhouse-server:size=64m,uid=101,gid=101",
             "/etc/clickhouse-server/users.d:size=1m,uid=101,gid=101",
         ),
-        networks=(NETWORK,),
+        network=NETWORK,
         user="101:101",
         cpu_weight=256,
         pids=4096,
@@ -304,20 +311,19 @@ def _postgres(site: Site, host: str) -> Service:
         role="tracing",
         image=site.image("langfuse-postgres", IMAGES["langfuse-postgres"]),
         program="postgres",
-        args=("postgres",),
-        health=Health(5432, "", ("pg_isready", "-q", "-h", "127.0.0.1", "-U", "langfuse", "-d", "langfuse")),
+        entrypoint=("/bin/sh", DATABASE_START),
+        args=("5432", "*", DATABASE, ROLE, site.secret_path(host, DATABASE_PASSWORD)),
+        health=Health(
+            5432, "", ("pg_isready", "-q", "-h", "127.0.0.1", "-U", ROLE, "-d", DATABASE), postgres.START_TIMEOUT_S
+        ),
         memory_mib=512,
         shm_mib=64,
-        environment={
-            "POSTGRES_USER": "langfuse",
-            "POSTGRES_DB": "langfuse",
-            "POSTGRES_PASSWORD_FILE": site.secret_path(host, DATABASE_PASSWORD),
-        },
         secrets=(DATABASE_PASSWORD,),
+        configs=(ConfigMount("postgres.sh", DATABASE_START),),
         ports=(Port(5432),),
         volumes=(("traces-database", "/var/lib/postgresql"),),
         tmpfs=("/tmp:size=64m", "/var/run/postgresql:size=1m,uid=999,gid=999"),  # noqa: S108 - paths in the container
-        networks=(NETWORK,),
+        network=NETWORK,
         user="999:999",
         cpu_weight=256,
         stop_signal="SIGINT",
@@ -354,7 +360,7 @@ def _seaweedfs(site: Site, host: str) -> Service:
         secrets=(S3_CONFIG,),
         ports=(Port(8333),),
         volumes=(("traces-events", "/data"),),
-        networks=(NETWORK,),
+        network=NETWORK,
         user="1000:1000",
         cpu_weight=256,
         stop_grace_s=30,
@@ -380,7 +386,7 @@ def _valkey(site: Site, host: str) -> Service:
         secrets=(VALKEY_USERS,),
         ports=(Port(6379),),
         volumes=(("traces-queues", "/data"),),
-        networks=(NETWORK,),
+        network=NETWORK,
         user="999:999",
         cpu_weight=256,
         stop_grace_s=30,

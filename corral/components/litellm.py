@@ -32,6 +32,8 @@ from corral.site import Site
 
 STAGE = Stage.GATEWAY
 COMPONENT = "litellm"
+NETWORK = "gateway"
+"""Of LiteLLM and the balancer, who call each other."""
 IMAGE = "ghcr.io/berriai/litellm:v1.106.2"
 MASTER_KEY = "LITELLM_MASTER_KEY"
 SALT_KEY = "LITELLM_SALT_KEY"
@@ -389,7 +391,9 @@ def _cache(site: Site, caches: list[Store]) -> dict[str, Any]:
     if not caches:
         return {}
     address, _, port = site.address(caches[0].endpoint, site.inventory.gateway.host).rpartition(":")
-    return {"coordination_redis": {"host": address, "port": int(port), "password": f"os.environ/{caches[0].secret}"}}
+    store = caches[0]
+    login = {"username": store.user, "password": f"os.environ/{store.secret}"}
+    return {"coordination_redis": {"host": address, "port": int(port), **login}}
 
 
 def _deployment(site: Site, route: Route, pool_slots: int) -> dict[str, Any]:
@@ -501,6 +505,8 @@ def _service(site: Site, published: Contributions, secrets: tuple[str, ...]) -> 
             *(ConfigMount(name, target) for name, (_, target) in _files(published).items()),
             *(_routing_mounts() if has_routing(site.inventory) else ()),
         ),
+        network=NETWORK,
+        calls=tuple(_calls(published)),
         user=USER,
         cpu_weight=2048,
         pids=512,
@@ -508,6 +514,15 @@ def _service(site: Site, published: Contributions, secrets: tuple[str, ...]) -> 
         after=tuple((name, "service_healthy") for name in sorted(stores)),
         exceptions=_way_out(site, published),
     )
+
+
+def _calls(published: Contributions) -> Iterator[Endpoint]:
+    """Everything that the gateway calls: the balancer or else the servers, its stores, and who gets traces."""
+    yield from (door.endpoint for door in published.doors)
+    if not published.doors:
+        yield from (backend.endpoint for backend in published.backends)
+    yield from (store.endpoint for store in published.stores)
+    yield from (receiver.endpoint for receiver in published.trace_receivers if receiver.endpoint)
 
 
 def _behind_a_door() -> dict[str, str]:

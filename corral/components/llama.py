@@ -219,6 +219,7 @@ def _service(site: Site, replica: Replica) -> Service:
         secrets=(API_KEY,),
         ports=(Port(replica.port, published_at(site, replica), "the key LLAMA_API_KEY"),),
         mounts=((site.host(replica.host).models_dir, "/models"),),
+        network="servers-llama",
         gpus=claims(replica),
         devices=cards.devices,
         groups=cards.groups,

@@ -17,6 +17,7 @@ from corral.contributions import (
     ScrapeTarget,
     Service,
 )
+from corral.networks import FIGURES
 from corral.site import Site
 
 STAGE = Stage.BALANCER
@@ -66,6 +67,7 @@ def _service(site: Site, host: str, port: int, readers: set[str]) -> Service:
         memory_mib=96,
         ports=(Port(port, site.publish_address(host, readers), OPEN),),
         mounts=(("/", "/host"), *(() if is_local else ((f"./node_exporter/{TEXTFILES}", f"/{TEXTFILES}"),))),
+        network=FIGURES,
         user="65534:65534",
         cpu_weight=256,
         exceptions={"host-mount": WHOLE_HOST},

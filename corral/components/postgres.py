@@ -26,7 +26,14 @@ IMAGE = "postgres:18.6"
 DATA = "/var/lib/postgresql"
 VOLUME = "database"
 PASSWORD = "POSTGRES_PASSWORD"  # noqa: S105 - the secret's name
+MONITOR_PASSWORD = "POSTGRES_EXPORTER_PASSWORD"  # noqa: S105 - the secret's name
+DATABASE, ROLE, MONITOR = "corral", "litellm", "exporter"
+"""No role of these is a superuser; that one has no password and comes in through the socket in the container alone."""
+SCRIPT = "litellm/postgres.sh"
+START = "/etc/corral/start.sh"
 URL = "DATABASE_URL"
+START_TIMEOUT_S = 300
+"""It may have to replay its log twice after a crash: once to see to the roles."""
 
 
 def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
@@ -36,19 +43,27 @@ def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
         return
     endpoint = Endpoint(gateway.database_port, gateway.host, COMPONENT)
     yield Secret(PASSWORD, gateway.host, "password of the gateway's database")
-    url = f"postgresql://corral:{{{PASSWORD}:url}}@{site.address(endpoint, gateway.host)}/corral"
+    url = f"postgresql://{ROLE}:{{{PASSWORD}:url}}@{site.address(endpoint, gateway.host)}/{DATABASE}"
     yield Secret(URL, gateway.host, "address of the gateway's database", template=url)
-    yield Store("database", endpoint, URL, PASSWORD, "corral", "corral")
+    monitor_password = MONITOR_PASSWORD if has_exporters(site) else ""
+    if monitor_password:
+        yield Secret(monitor_password, gateway.host, "password of the database's exporter")
+    yield Store("database", endpoint, URL, PASSWORD, ROLE, DATABASE, MONITOR, monitor_password)
     yield _service(site)
     yield _state(site)
-    if site.is_local(gateway.host):
-        yield File(gateway.host, COMPONENT, "start.sh", asset="litellm/postgres-local.sh")
+    yield File(gateway.host, COMPONENT, "start.sh", asset=SCRIPT)
+
+
+def has_exporters(site: Site) -> bool:
+    """Whether the site reads figures of its stores."""
+    monitoring = site.inventory.monitoring
+    return monitoring is not None and monitoring.store_exporters
 
 
 def _state(site: Site) -> State:
     """As PostgreSQL's own dump: of one moment while it is in use, and readable by newer versions."""
     gateway = site.inventory.gateway
-    login = ("--port", str(gateway.database_port), "--username", "corral", "--dbname", "corral")
+    dump, load = dump_and_load("--port", str(gateway.database_port), "--username", ROLE, "--dbname", DATABASE)
     return State(
         host=gateway.host,
         service=COMPONENT,
@@ -56,17 +71,25 @@ def _state(site: Site) -> State:
         purpose="keys, budgets and spend",
         volume=VOLUME,
         path=DATA,
-        dump=("pg_dump", "--format", "custom", "--no-owner", *login),
-        load=("pg_restore", "--clean", "--if-exists", "--no-owner", "--single-transaction", "--exit-on-error", *login),
+        dump=dump,
+        load=load,
     )
+
+
+def dump_and_load(*login: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The commands that print a database and that put it back, with the rights of the role that owns it."""
+    whoever = ("--no-owner", "--no-privileges")
+    dump = ("pg_dump", "--format", "custom", *whoever, *login)
+    load = ("pg_restore", "--clean", "--if-exists", *whoever, "--single-transaction", "--exit-on-error", *login)
+    return dump, load
 
 
 def _service(site: Site) -> Service:
     gateway = site.inventory.gateway
     is_local = site.is_local(gateway.host)
-    script = site.config_path(gateway.host, COMPONENT, "start.sh", "")
-    data = site.data_path(gateway.host, COMPONENT, DATA)
-    ready = ("pg_isready", "-q", "-h", "127.0.0.1", "-p", str(gateway.database_port), "-U", "corral", "-d", "corral")
+    passwords = (PASSWORD, *((MONITOR_PASSWORD,) if has_exporters(site) else ()))
+    files = [site.secret_path(gateway.host, name) for name in passwords]
+    ready = ("pg_isready", "-q", "-h", "127.0.0.1", "-p", str(gateway.database_port), "-U", ROLE, "-d", DATABASE)
     return Service(
         host=gateway.host,
         component=COMPONENT,
@@ -74,27 +97,23 @@ def _service(site: Site) -> Service:
         role="database",
         image=site.image(COMPONENT, IMAGE),
         program="postgres",
-        entrypoint=("sh", script) if is_local else (),
-        args=(data, str(gateway.database_port), site.secret_path(gateway.host, PASSWORD))
-        if is_local
-        else ("postgres", "-p", str(gateway.database_port)),
-        health=Health(gateway.database_port, "", ready),
+        entrypoint=("sh" if is_local else "/bin/sh", site.config_path(gateway.host, COMPONENT, "start.sh", START)),
+        args=(
+            str(gateway.database_port), "127.0.0.1" if is_local else "*", DATABASE, ROLE, files[0],
+            *((MONITOR, files[1]) if len(files) > 1 else ()),
+        ),
+        health=Health(gateway.database_port, "", ready, START_TIMEOUT_S),
         memory_mib=1024,
         shm_mib=128,
-        environment={}
-        if is_local
-        else {
-            "POSTGRES_USER": "corral",
-            "POSTGRES_DB": "corral",
-            "POSTGRES_PASSWORD_FILE": site.secret_path(gateway.host, PASSWORD),
-        },
-        secrets=(PASSWORD,),
+        environment={"PGDATA": site.data_path(gateway.host, COMPONENT, DATA)} if is_local else {},
+        secrets=passwords,
         ports=(Port(gateway.database_port, site.publish_address(gateway.host, set()), "a password, on loopback"),),
         volumes=((VOLUME, DATA),),
-        configs=(ConfigMount("start.sh", ""),) if is_local else (),
+        configs=(ConfigMount("start.sh", START),),
         tmpfs=("/tmp:size=64m", "/var/run/postgresql:size=1m,uid=999,gid=999"),  # noqa: S108 - paths in the container
+        network="database",
         user="999:999",
         cpu_weight=2048,
         stop_signal="SIGINT",
         stop_grace_s=60,
-    )
+    )  # fmt: skip

@@ -17,6 +17,7 @@ from corral.contributions import (
     Store,
 )
 from corral.inventory import Monitoring
+from corral.networks import FIGURES
 from corral.site import Site
 
 STAGE = Stage.GATEWAY
@@ -51,15 +52,17 @@ def _service(site: Site, monitoring: Monitoring, store: Store) -> Service:
         args=(f"--web.listen-address={listen}", "--no-collector.stat_user_tables", "--no-collector.statio_user_tables"),
         environment={
             "DATA_SOURCE_URI": f"{site.address(store.endpoint, host)}/{store.database}?sslmode=disable",
-            "DATA_SOURCE_USER": store.user,
-            "DATA_SOURCE_PASS_FILE": site.secret_path(host, store.password),
+            "DATA_SOURCE_USER": store.monitor,
+            "DATA_SOURCE_PASS_FILE": site.secret_path(host, store.monitor_password),
         },
         health=Health.by_wget(port, "/"),
         memory_mib=96,
-        secrets=(store.password,),
+        secrets=(store.monitor_password,),
         ports=(
             Port(port, site.publish_address(host, {monitoring.host}), "figures of the database, none of its contents"),
         ),
+        network=FIGURES,
+        calls=(store.endpoint,),
         user="65534:65534",
         cpu_weight=256,
         after=((store.endpoint.service, "service_healthy"),),

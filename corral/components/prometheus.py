@@ -7,6 +7,7 @@ the inventory's figures that both compare with.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,13 @@ from corral.contributions import (
     Service,
 )
 from corral.inventory import Monitoring, Objective, Thresholds
+from corral.networks import INSIDE, OUTSIDE, alias
 from corral.site import Site
 
 STAGE = Stage.MONITORING
 COMPONENT = "prometheus"
+NETWORK = "monitoring"
+"""Of the only ones who may ask it: it has no password."""
 IMAGE = "prom/prometheus:v3.5.3"
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = "/etc/prometheus"
@@ -57,7 +61,8 @@ def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
     if monitoring is None:
         return
     own = Endpoint(monitoring.port, monitoring.host, COMPONENT)
-    itself = ScrapeTarget(COMPONENT, own, {"host": monitoring.host, "role": "monitoring"})
+    labels = {"host": monitoring.host, "role": "monitoring"}
+    itself = ScrapeTarget(COMPONENT, replace(own, service=alias(COMPONENT, INSIDE)), labels)
     yield itself
     yield DataSource(COMPONENT, own)
     yield Dashboard("monitoring/dashboards/farm.json")
@@ -79,7 +84,7 @@ def _instance(
         host, COMPONENT, "prometheus.yml", data=configuration(site, host, targets, rules, published),
         extra=monitoring.extra, note="scrape targets come from the plan; add your own through `monitoring.extra`",
     )  # fmt: skip
-    yield _service(site, host, port, targets, rules)
+    yield _service(site, host, port, targets, rules, [sink.endpoint for sink in published.sinks])
 
 
 def _monitoring(site: Site) -> Monitoring:
@@ -224,9 +229,16 @@ def objective_facts(pool: str, objective: Objective) -> Iterator[Fact]:
 # --- the program -----------------------------------------------------------------------------------------------------
 
 
-def _service(site: Site, host: str, port: int, targets: list[ScrapeTarget], rules: list[str]) -> Service:
+def _listening(site: Site, host: str, port: int) -> Iterator[str]:
+    """It listens for itself, for Grafana and for the port on the host, not on the networks of those that it calls."""
+    names = () if site.is_local(host) else (alias(COMPONENT, INSIDE), alias(COMPONENT, OUTSIDE))
+    yield from (f"--web.listen-address={name}:{port}" for name in ("127.0.0.1", *names))
+
+
+def _service(
+    site: Site, host: str, port: int, targets: list[ScrapeTarget], rules: list[str], sinks: list[Endpoint]
+) -> Service:
     monitoring = _monitoring(site)
-    is_local = site.is_local(host)
     is_far = any(site.is_outside(target.endpoint, host) for target in targets)
     size = round(monitoring.retention_gib * MIB_OF_GIB)
     return Service(
@@ -241,7 +253,7 @@ def _service(site: Site, host: str, port: int, targets: list[ScrapeTarget], rule
             f"--storage.tsdb.path={site.data_path(host, COMPONENT, DATA)}",
             f"--storage.tsdb.retention.time={monitoring.retention_days}d",
             f"--storage.tsdb.retention.size={size}MB",
-            f"--web.listen-address={'127.0.0.1' if is_local else ''}:{port}",
+            *_listening(site, host, port),
         ),
         health=Health.by_wget(port, "/-/ready"),
         memory_mib=512,
@@ -249,6 +261,9 @@ def _service(site: Site, host: str, port: int, targets: list[ScrapeTarget], rule
         ports=(Port(port, "127.0.0.1", NO_PASSWORD),),
         volumes=(("metrics", DATA),),
         configs=(ConfigMount("prometheus.yml", CONFIG), *(ConfigMount(name, f"{FOLDER}/{name}") for name in rules)),
+        network=NETWORK,
+        calls=(*(target.endpoint for target in targets), *sinks),
+        is_picky=True,
         user="65534:65534",
         cpu_weight=256,
         stop_grace_s=30,

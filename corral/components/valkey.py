@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from corral.components import Stage
+from corral.components import Stage, postgres
 from corral.contributions import Contribution, Contributions, Endpoint, File, Health, Port, Secret, Service, Store
 from corral.site import Site
 
@@ -12,7 +12,13 @@ STAGE = Stage.BALANCER
 COMPONENT = "valkey"
 IMAGE = "valkey/valkey:9.1.2"
 PASSWORD = "VALKEY_PASSWORD"  # noqa: S105 - the secret's name
+MONITOR_PASSWORD = "VALKEY_EXPORTER_PASSWORD"  # noqa: S105 - the secret's name
 USERS = "VALKEY_USERS"
+ROLE, MONITOR = "litellm", "exporter"
+RIGHTS = "~* &* +@all -@admin -@dangerous -function -script +script|load +script|exists +info"
+"""LiteLLM's: it counts with scripts, which ask for the time, and sends messages. Its keys have no common beginning."""
+MONITOR_RIGHTS = "+@connection -@admin -@dangerous +info +slowlog|len +slowlog|get +latency|latest +latency|histogram"
+"""The exporter's: figures, and no key at all."""
 
 
 def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
@@ -22,9 +28,13 @@ def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
         return
     endpoint = Endpoint(gateway.cache_port, gateway.host, COMPONENT)
     yield Secret(PASSWORD, gateway.host, "password of the gateway's shared counters")
-    users = f"user default on #{{{PASSWORD}:sha256}} ~* &* +@all\n"
+    users = f"user default off\nuser {ROLE} on #{{{PASSWORD}:sha256}} {RIGHTS}\n"
+    monitor_password = MONITOR_PASSWORD if postgres.has_exporters(site) else ""
+    if monitor_password:
+        yield Secret(monitor_password, gateway.host, "password of Valkey's exporter")
+        users += f"user {MONITOR} on #{{{monitor_password}:sha256}} {MONITOR_RIGHTS}\n"
     yield Secret(USERS, gateway.host, "Valkey's users file", template=users)
-    yield Store("cache", endpoint, PASSWORD, PASSWORD, "default")
+    yield Store("cache", endpoint, PASSWORD, PASSWORD, ROLE, monitor=MONITOR, monitor_password=monitor_password)
     yield _service(site)
     if site.is_local(gateway.host):
         yield File(gateway.host, COMPONENT, "start.sh", asset="litellm/valkey-local.sh")
@@ -66,6 +76,7 @@ def _service(site: Site) -> Service:
         secrets=(USERS,),
         ports=(Port(gateway.cache_port, site.publish_address(gateway.host, set()), "a password, on loopback"),),
         tmpfs=("/data:size=16m",),
+        network="cache",
         user="999:999",
         cpu_weight=2048,
     )

@@ -18,6 +18,7 @@ from corral.contributions import (
     Store,
 )
 from corral.inventory import Monitoring
+from corral.networks import FIGURES
 from corral.site import Site
 
 STAGE = Stage.GATEWAY
@@ -35,16 +36,12 @@ def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
     yield Rules("monitoring/rules/valkey.yml")
     for store in stores:
         host = store.endpoint.host
-        address = _address(site, store)
-        passwords = f'{{{{"{address}": "{{{store.secret}}}"}}}}\n'
+        address = site.address(store.endpoint, host)
+        passwords = f'{{{{"redis://{store.monitor}@{address}": "{{{store.monitor_password}}}"}}}}\n'
         yield Secret(PASSWORDS, host, "Valkey's password as its exporter reads it", template=passwords)
         yield _service(site, monitoring, store)
         endpoint = Endpoint(monitoring.cache_exporter_port, host, COMPONENT)
         yield ScrapeTarget("valkey", endpoint, {"host": host, "role": "cache"})
-
-
-def _address(site: Site, store: Store) -> str:
-    return f"redis://{site.address(store.endpoint, store.endpoint.host)}"
 
 
 def _service(site: Site, monitoring: Monitoring, store: Store) -> Service:
@@ -58,14 +55,18 @@ def _service(site: Site, monitoring: Monitoring, store: Store) -> Service:
         image=site.image(COMPONENT, IMAGE),
         program="prometheus-redis-exporter",
         args=(
-            f"--redis.addr={_address(site, store)}",
+            f"--redis.addr=redis://{site.address(store.endpoint, host)}",
+            f"--redis.user={store.monitor}",
             f"--redis.password-file={site.secret_path(host, PASSWORDS)}",
+            "--config-command=-",
             f"--web.listen-address={listen}",
         ),
         health=Health.by_wget(port, "/health"),
         memory_mib=64,
         secrets=(PASSWORDS,),
         ports=(Port(port, site.publish_address(host, {monitoring.host}), "figures of the counters, none of them"),),
+        network=FIGURES,
+        calls=(store.endpoint,),
         user="59000:59000",
         cpu_weight=256,
         after=((store.endpoint.service, "service_healthy"),),

@@ -142,6 +142,7 @@ def _service(site: Site, replica: Replica) -> Service:
         mounts=((site.host(replica.host).models_dir, "/models"),),
         volumes=((f"{replica.service}-cache", HOME),),
         configs=(ConfigMount("start.sh", START),),
+        network="servers-vllm",
         gpus=claims(replica),
         devices=cards.devices,
         groups=cards.groups,

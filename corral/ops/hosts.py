@@ -48,18 +48,27 @@ UNREACHABLE = 255
 
 UNPACK = """
 set -eu
-umask 022
+umask 077
 mkdir -p "$1"
 cd "$1"
-mkdir -p -m 700 secrets
+if ! [ -O . ]; then
+  echo "$1 belongs to another user of this host, who could change what is started; chown it to $(id -un)" >&2
+  exit 1
+fi
+chmod 700 .
+umask 022
+mkdir -p secrets
+chmod 700 secrets
 rm -rf .incoming
 trap 'rm -rf "$PWD/.incoming"' EXIT
 mkdir -m 700 .incoming
-tar -x -p -C .incoming -f -
+tar -x -p --no-same-owner -C .incoming -f -
 (cd .incoming && find . -type d) | while IFS= read -r folder; do mkdir -p "$folder"; done
 (cd .incoming && find . ! -type d) | while IFS= read -r file; do mv -f ".incoming/$file" "$file"; done
 """
-"""Lays an archive beside the files, then puts each in place: a full disk leaves the old ones as they were."""
+# Unpack an archive beside the files, then move each into place: a full disk leaves the old ones as they were. Every
+# file belongs to the ssh user, and only that user may enter the folder. Containers read their files all the same: the
+# daemon mounts each file or subfolder by itself, and those are readable for all.
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,8 +279,13 @@ def _packed(folder: Path) -> bytes:
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for path in sorted(folder.iterdir()):
             if path.name not in NOT_COPIED:
-                archive.add(path, arcname=path.name)
+                archive.add(path, arcname=path.name, filter=_without_owner)
     return buffer.getvalue()
+
+
+def _without_owner(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    """A member that belongs to root and that only its owner may write: user numbers mean other people elsewhere."""
+    return member.replace(uid=0, gid=0, uname="", gname="", mode=member.mode & 0o755, deep=False)
 
 
 def service_of(container: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from typing import Literal
 from corral.components.haproxy import answer_timeout_s
 from corral.contributions import Backend, Service
 from corral.errors import CorralError
+from corral.networks import own_network
 from corral.ops.balancer import Balancer, BalancerError, Server, backends_of, balancer_of
 from corral.ops.board import Board, Key
 from corral.ops.hosts import ComposeHost, service_of
@@ -25,8 +26,6 @@ POLL_S = 0.25
 ROTATION_LIMIT_S = 60
 HOLD_SPARE_S = 120
 """Held requests are let go at the latest so long after the pool's own limits, should nobody release them."""
-FARM = "_farm"
-"""How Compose's name of the network ends on which the balancer calls replicas."""
 Action = Literal["recreate", "restart"]
 
 
@@ -222,15 +221,13 @@ def _follow(work: _Work, balancer: Balancer, backend: Backend) -> None:
 
 
 def _addresses(work: _Work) -> list[str]:
-    """The container's addresses, that in the farm's network first.
-
-    One with a published port has another in the network of doors, which the balancer is on, too; its name means both.
-    """
+    """The container's addresses, first that on the network on which the balancer calls it."""
+    own = f"{work.host.project}_{own_network(work.service)}"
     for item in work.host.containers():
         if service_of(item) == work.service.name:
             networks = item["NetworkSettings"]["Networks"].items()
-            farm_first = sorted(networks, key=lambda pair: (not pair[0].endswith(FARM), pair[0]))
-            return [network["IPAddress"] for _, network in farm_first if network.get("IPAddress")]
+            own_first = sorted(networks, key=lambda pair: (pair[0] != own, pair[0]))
+            return [network["IPAddress"] for _, network in own_first if network.get("IPAddress")]
     return []
 
 

@@ -18,7 +18,7 @@ from corral.components import components, haproxy
 from corral.contributions import Service
 from corral.errors import CorralError, DriftError, UsageError
 from corral.image_lock import IMAGE_LOCK
-from corral.ops import history, keys
+from corral.ops import history, keys, wiring
 from corral.ops.balancer import Balancer, balancer_of
 from corral.ops.board import Board
 from corral.ops.gateway import client_address, is_out_of_reach
@@ -104,10 +104,17 @@ def up(
 def carry_out(run: Run) -> None:
     """Brings everything up in stages; raises CorralError at the first service that does not become well."""
     look(run)
-    if is_settled(run):
-        return
+    if not is_settled(run):
+        _change_all(run)
+    for host in run.hosts:
+        wiring.remove_unused(host)
+
+
+def _change_all(run: Run) -> None:
     fetch_images(run)
     remove_left_over(run)
+    for seen in run.seen.values():
+        wiring.join(seen)
     for number, services in enumerate(stages(run.plan)):
         _bring_up(run, number, services)
     _restore_rotation(run)

@@ -19,7 +19,7 @@ from corral.components import image_keys
 from corral.errors import CorralError, UsageError, did_you_mean
 from corral.image_lock import lock_in_rendering
 from corral.load import load_inventory, load_text
-from corral.ops import history
+from corral.ops import history, wiring
 from corral.ops.balancer import backends_of, balancer_of
 from corral.ops.board import Board
 from corral.ops.hosts import ComposeHost, compose_hosts
@@ -216,6 +216,8 @@ def show_images(steps: Sequence[Step], console: Console) -> None:
 
 def _try_canaries(run: Run, before: Before, steps: Sequence[Step]) -> None:
     """One replica of each pool whose image changes; when one does not become well, everything is put back."""
+    for seen in run.seen.values():
+        wiring.join(seen)
     changed = {(step.host, step.service) for step in steps if step.is_changed}
     for host, name in _canaries(run, changed):
         run.board.say(f"{host.name}: canary {name}")

@@ -318,7 +318,8 @@ def test_over_ssh_and_without_secrets_it_says_what_to_supply_and_the_data_comes_
         said = place.corral("restore", str(archive), "--yes")
         assert "ba/postgres: database (keys, budgets and spend): is back" in said
         query = "SELECT count(*) FROM \"LiteLLM_VerificationToken\" WHERE key_alias = 'somebody' AND spend > 0"
-        psql = ["psql", "--port", "5432", "--username", "corral", "--tuples-only", "--no-align", "--command", query]
+        login = ["--port", "5432", "--username", "litellm", "--dbname", "corral"]
+        psql = ["psql", *login, "--tuples-only", "--no-align", "--command", query]
         assert docker("exec", f"{HOST}-postgres", *psql).strip() == "1"
         assert (tmp_path / "far" / "compose.yaml").is_file()
         place.corral("down", "--volumes", "--yes")

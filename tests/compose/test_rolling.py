@@ -182,7 +182,7 @@ def _occupied(site: Site, replica: str) -> Iterator[None]:
     """A request to that replica goes on as long as the block, because its program stands still; then it is answered."""
     networks = site.project.inspect("ua-haproxy")["NetworkSettings"]["Networks"]
     client = Client(
-        f"http://{next(iter(networks.values()))['IPAddress']}:8081/chat/{replica}",
+        f"http://{networks[f'{site.project.name}_gateway']['IPAddress']}:8081/chat/{replica}",
         site.project.secrets["LLAMA_API_KEY"],
         timeout_s=150,
     )

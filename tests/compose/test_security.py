@@ -279,6 +279,70 @@ def test_all_who_have_no_reason_are_tried_above(site: Project) -> None:
     assert sorted(NOBODY_ELSE) == sorted(name for name in stated if "way-out" not in stated[name])
 
 
+SAME_NETWORK = {
+    "chat-1": {("haproxy", GATEWAY_PORT), ("haproxy", 8404), ("chat-1", 8100)},
+    "valkey": {("valkey", 6379), ("valkey-exporter", 9121), ("litellm", 4001)},
+    "postgres": {("postgres", 5432), ("postgres-exporter", 9187), ("litellm", 4001)},
+    "grafana": {("grafana", GRAFANA_PORT), ("prometheus", PROMETHEUS_PORT)},
+    "node-exporter": {("node-exporter", 9100), ("postgres-exporter", 9187), ("valkey-exporter", 9121)},
+    "litellm": {
+        ("litellm", 4001), ("haproxy", GATEWAY_PORT), ("haproxy", 8081), ("haproxy", 8404), ("postgres", 5432),
+        ("postgres-exporter", 9187), ("valkey", 6379), ("valkey-exporter", 9121),
+    },
+}  # fmt: skip
+"""What a program in a container can connect to, by service and port: what it calls, and whoever calls the same."""
+TRY_ALL = """
+import json, socket, sys
+for service, address, port in json.loads(sys.argv[1]):
+    try:
+        socket.create_connection((address, port), 0.3).close()
+    except OSError:
+        continue
+    print(json.dumps([service, port]))
+"""
+
+
+@pytest.mark.parametrize("service", SAME_NETWORK)
+def test_a_container_reaches_what_it_calls_and_nothing_else(site: Project, service: str) -> None:
+    """By every address of every container, from inside its network namespace, whatever tools its image has."""
+    on_host = site.plan.services_of(HOST)
+    addresses = {
+        other.name: [
+            item["IPAddress"] for item in site.inspect(f"{HOST}-{other.name}")["NetworkSettings"]["Networks"].values()
+        ]
+        for other in on_host
+    }
+    places = [
+        [other.name, address, port.number]
+        for other in on_host
+        for address in addresses[other.name]
+        for port in other.ports
+    ]
+    pid = site.inspect(f"{HOST}-{service}")["State"]["Pid"]
+    words = ["nsenter", f"--net=/proc/{pid}/ns/net", "python3", "-c", TRY_ALL, json.dumps(places)]
+    said = subprocess.run(words, capture_output=True, text=True, check=True, timeout=120).stdout
+    assert {(name, port) for name, port in map(json.loads, said.splitlines())} == SAME_NETWORK[service]
+
+
+@pytest.mark.parametrize("name", ["valkey", "postgres", "litellm", "grafana", "node-exporter"])
+def test_a_server_does_not_even_learn_where_the_others_are(site: Project, name: str) -> None:
+    assert _try(site, "chat-1", "getent", "hosts", "haproxy")
+    assert _try(site, "chat-1", "getent", "hosts", name) == ""
+
+
+def test_prometheus_reaches_all_that_it_reads(site: Project) -> None:
+    def down() -> list[str]:
+        url = f"http://127.0.0.1:{PROMETHEUS_PORT}/api/v1/targets"
+        targets = httpx.get(url, trust_env=False).json()["data"]["activeTargets"]
+        return [
+            f"{item['scrapeUrl']}: {item['lastError']}"
+            for item in targets
+            if item["health"] != "up" and "401" not in item["lastError"]  # reached: `up` would have given it its key
+        ]
+
+    wait_until(lambda: down() == [], 60, f"every target up, but: {down()}")
+
+
 # --- secrets ---------------------------------------------------------------------------------------------------------
 
 
@@ -306,6 +370,26 @@ def test_secrets_are_nowhere_but_in_their_files(site: Project, client: Client) -
 def test_secrets_can_be_read_by_their_owner_only(site: Project) -> None:
     assert (site.folder / ".env").stat().st_mode & 0o777 == 0o600
     assert (site.folder / "secrets").stat().st_mode & 0o777 == 0o700
+
+
+# --- stores ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_gateways_role_is_no_superuser_and_the_database_survives_a_crash(site: Project, client: Client) -> None:
+    """The lock file of a killed PostgreSQL names a process number that the next container has as well."""
+
+    def ask(query: str) -> str:
+        words = ("psql", "-p", "5432", "-U", "litellm", "-d", "corral", "-Atc", query)
+        return site.docker("exec", f"{HOST}-postgres", *words, check=False).strip()
+
+    assert ask("SELECT rolsuper FROM pg_roles WHERE rolname = current_user") == "f"
+    assert ask("COPY (SELECT 1) TO PROGRAM 'true'") == ""
+    tables = ask("SELECT count(*) FROM pg_tables WHERE tableowner = 'litellm'")
+    assert int(tables) > 20
+    site.docker("kill", "--signal", "KILL", f"{HOST}-postgres")
+    site.docker("start", f"{HOST}-postgres")
+    wait_until(lambda: ask("SELECT count(*) FROM pg_tables WHERE tableowner = 'litellm'") == tables, 120, "it is back")
+    wait_until(lambda: client.send("POST", "/key/generate", {"models": ["chat"]}).status_code == 200, 60, "keys, too")
 
 
 # --- a machine without cards -----------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import yaml
 
 from corral.components.langfuse import START
 from corral.contributions import Service
+from corral.networks import networks
 from corral.secrets import initialise
 from tests.trees import plan_of, services_of, tree_of
 
@@ -97,10 +98,11 @@ def test_start_hands_every_secret_to_the_program(secrets: Path) -> None:
 
 
 def test_nobody_but_langfuse_sees_its_stores_and_they_see_nobody() -> None:
-    networks = {service.name: service.networks for service in services_of(CASE)}
-    assert [name for name, seen in networks.items() if {"farm", "traces"} <= set(seen)] == ["langfuse"]
-    stores = {name for name, seen in networks.items() if seen == ("traces",)}
-    assert stores == set(services()) - {"langfuse"}
+    on_host = services_of(CASE)
+    seen = {service.name: set(networks(service, on_host)) for service in on_host}
+    assert [name for name, names in seen.items() if {"langfuse", "traces"} <= names] == ["langfuse"]
+    assert {name for name, names in seen.items() if names == {"traces"}} == set(services()) - {"langfuse"}
+    assert {name for name, names in seen.items() if "langfuse" in names} == {"langfuse", "litellm"}
     declared = yaml.safe_load(tree_of(CASE)[f"{HOST}/compose.yaml"])["networks"]
     assert declared["traces"] == {"internal": True}
     assert not any("way-out" in service.exceptions for service in services().values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,8 +12,9 @@ import pytest
 import redis
 
 from corral.ops import watch
+from tests.needs import postgres_folder
 from tests.processes.fakes import LOOPBACK
-from tests.processes.farm import EVEN, EVEN_DEPTH, Farm, in_modes
+from tests.processes.farm import EVEN, EVEN_DEPTH, HOST, Farm, in_modes
 from tests.processes.helpers import wait_until
 
 in_slots_mode = in_modes("slots")
@@ -24,17 +26,34 @@ in_slots_mode = in_modes("slots")
 @in_slots_mode
 @pytest.mark.needs("redis")
 def test_valkey_wants_its_password_and_the_gateway_has_it(farm: Farm) -> None:
-    def client(password: str | None) -> redis.Redis:
-        return redis.Redis(LOOPBACK, farm.ports["cache"], password=password)
-
-    for password in (None, "wrong"):
-        with client(password) as stranger, pytest.raises(redis.AuthenticationError):
+    password = farm.secrets["VALKEY_PASSWORD"]
+    for user, tried in (("litellm", None), ("litellm", "wrong"), ("default", password), (None, password)):
+        stranger = redis.Redis(LOOPBACK, farm.ports["cache"], username=user, password=tried)
+        with stranger, pytest.raises(redis.AuthenticationError):
             stranger.ping()
-    with client(farm.secrets["VALKEY_PASSWORD"]) as own:
+    with redis.Redis(LOOPBACK, farm.ports["cache"], username="litellm", password=password) as own:
         assert own.ping()
-        own.flushall()
+        for key in own.scan_iter():
+            own.delete(key)
         assert farm.ask("limited").status_code in {200, 429}
         wait_until(lambda: bool(own.dbsize()), 20, "the gateway counts in Valkey")
+
+
+# --- PostgreSQL
+
+
+@in_slots_mode
+@pytest.mark.needs("postgres", "prisma-engine")
+def test_the_gateways_role_owns_its_tables_and_nothing_else(farm: Farm) -> None:
+    """LiteLLM has made its tables with it; what the role cannot do is in test_database.py."""
+    folder = postgres_folder()
+    assert folder is not None
+    query = (
+        "SELECT rolsuper, (SELECT count(*) > 20 FROM pg_tables WHERE tableowner = rolname AND schemaname = 'public') "
+        "FROM pg_roles WHERE rolname = current_user"
+    )
+    words = [folder / "psql", (farm.out / HOST / "secrets" / "DATABASE_URL").read_text(), "-Atc", query]
+    assert subprocess.run(words, capture_output=True, text=True, check=True, timeout=20).stdout.strip() == "f|t"
 
 
 # --- Prometheus

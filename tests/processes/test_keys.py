@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import httpx
 import openai
 import pytest
+import redis
 import yaml
 
 from corral.aliases import EDITOR_NAMES
@@ -399,3 +400,13 @@ def test_b10_the_balancer_knows_keys_by_the_hash_that_litellm_stores(farm: Farm)
     assert balancer is not None
     known = set(re.findall(r"key=(\S+)", balancer.ask("show table Keys")))
     assert {f"{pool}/{hash_of(key)[:32]}" for pool in ("brief", "mixed", "vectors")} <= known
+
+
+def test_limits_and_budgets_need_no_right_in_valkey_that_the_gateway_lacks(farm: Farm) -> None:
+    """After all of the above: Valkey counts what it refuses, for lack of rights too."""
+    login = {"username": "litellm", "password": farm.secrets["VALKEY_PASSWORD"]}
+    with redis.Redis(LOOPBACK, farm.ports["cache"], **login) as own:
+        commands = own.info("commandstats")
+    refused = {name for name, figures in commands.items() if figures["rejected_calls"]}
+    assert refused <= {"cmdstat_ping"}  # of strangers in other tests
+    assert commands.keys() & {"cmdstat_eval", "cmdstat_evalsha"}

@@ -158,14 +158,14 @@ def test_idle_seconds_are_read_from_the_balancers_figures(monkeypatch: pytest.Mo
 
 def test_a_container_with_a_published_port_is_found_at_either_address(tmp_path: Path) -> None:
     """`restart` of a shared server waited a minute for each pool whose name HAProxy had looked up as the other one."""
-    networks = {"site_door": {"IPAddress": "172.19.0.2"}, "site_farm": {"IPAddress": "172.18.0.3"}, "gone": {}}
+    networks = {"site_door": {"IPAddress": "172.19.0.2"}, "site_servers-llama": {"IPAddress": "172.18.0.3"}, "gone": {}}
     container = {
         "Config": {"Labels": {"com.docker.compose.service": "turns"}},
         "NetworkSettings": {"Networks": networks},
     }
     plan = plan_of(tmp_path, "loaded: 1, port: 9400")
     service = next(item for item in plan.services_of("box") if item.name == "turns")
-    host = cast(ComposeHost, SimpleNamespace(containers=lambda: [container], name="box"))
+    host = cast(ComposeHost, SimpleNamespace(containers=lambda: [container], name="box", project="site"))
     work = rolling._Work(host, service, Board(Console(quiet=True)), "restart", None)
 
     assert rolling._addresses(work) == ["172.18.0.3", "172.19.0.2"]

@@ -231,7 +231,10 @@ def test_the_rendered_users_file_lets_redis_in_with_the_password_alone(tmp_path:
         refused = subprocess.run([*client, "ping"], capture_output=True, text=True, check=False)
         assert "NOAUTH" in refused.stdout
         welcome = subprocess.run(
-            [*client, "--no-auth-warning", "-a", AWKWARD, "ping"], capture_output=True, text=True, check=False
+            [*client, "--no-auth-warning", "--user", "litellm", "-a", AWKWARD, "ping"],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert welcome.stdout == "PONG\n"
     finally:
