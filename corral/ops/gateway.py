@@ -13,6 +13,7 @@ import httpx
 from corral.components.litellm import MASTER_KEY
 from corral.errors import CorralError, on_one_line
 from corral.keys import Found, found_of
+from corral.ops.hosts import ComposeHost
 from corral.plan import Plan
 from corral.secrets import ENV_FILE, read_env
 from corral.site import bracketed
@@ -98,25 +99,35 @@ def _words(answer: httpx.Response) -> str:
 
 @contextmanager
 def connected(plan: Plan, out: Path) -> Iterator[GatewayKeys]:
-    """The keys of the plan's gateway; raises CorralError where there can be none, or the way to them is shut."""
+    """The keys of the plan's gateway, on another machine over ssh; raises CorralError where there can be none."""
     name = plan.inventory.gateway.host
     if not plan.inventory.gateway.database:
         raise CorralError(
             "this site has no database, so there is only the master key; set gateway.database: true, render, up"
         )
-    if is_out_of_reach(plan):
-        raise CorralError(
-            f"the gateway listens on {name}'s loopback address, which this machine does not reach; "
-            f"set hosts.{name}.address, or run this on {name}"
-        )
     secrets = out / name / ENV_FILE
     key = read_env(secrets).get(MASTER_KEY, "")
     if not key:
         raise CorralError(f"{secrets} has no {MASTER_KEY}; run: ./generate.py secrets init")
-    place = gateway_address(plan)
     headers = {"Authorization": f"Bearer {key}"}
-    with httpx.Client(base_url=place, headers=headers, timeout=LIMIT_S, trust_env=False) as client:
-        yield GatewayKeys(client, place, secrets)
+    with (
+        reached(plan, out) as place,
+        httpx.Client(base_url=place, headers=headers, timeout=LIMIT_S, trust_env=False) as client,
+    ):
+        yield GatewayKeys(client, gateway_address(plan), secrets)
+
+
+@contextmanager
+def reached(plan: Plan, out: Path) -> Iterator[str]:
+    """Base URL at which this machine may use the master key: keys never cross a network in clear.
+
+    Raises:
+        CorralError: ssh to the gateway's host does not connect.
+    """
+    gateway, site = plan.inventory.gateway, plan.site
+    address = "127.0.0.1" if site.is_local(gateway.host) else site.host(gateway.host).address
+    with ComposeHost(plan, gateway.host, out).forwarded(gateway.port, address) as place:
+        yield place
 
 
 def gateway_address(plan: Plan) -> str:
