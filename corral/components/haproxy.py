@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any
 
-from corral.components import Stage, litellm
+from corral.components import Stage, edge, litellm
 from corral.contributions import (
     Backend,
     ConfigMount,
@@ -28,6 +28,7 @@ from corral.contributions import (
     Route,
     Rules,
     ScrapeTarget,
+    Secret,
     Service,
     SlotFigures,
 )
@@ -36,7 +37,7 @@ from corral.site import Site
 
 STAGE = Stage.BALANCER
 COMPONENT = "haproxy"
-IMAGE = "haproxy:3.2.26"
+IMAGE = edge.IMAGE
 FOLDER = "/usr/local/etc/haproxy"
 CONFIG = f"{FOLDER}/haproxy.cfg"
 RENDERED = ("haproxy.cfg", "farm.lua")
@@ -51,8 +52,8 @@ SUCCESSOR = "Successor"
 """The backend through which a worker that a reload replaced hands requests on; its server is no replica."""
 BEHIND_THE_DOOR = "Gateway"
 """The backend with LiteLLM, for requests that are not refused at the door."""
-WITHOUT_REPLICAS = (SUCCESSOR, BEHIND_THE_DOOR)
-"""Backends whose server is no replica."""
+MODELS_KEY = "MODELS_KEY"
+"""The secret by which HAProxy knows who may change the models of shared servers."""
 SLOTS_PATH = "/slots"
 """Where HAProxy says how many slots of every pool are free; no pool's path is of one part only."""
 CONTROL_PORTS = (9999, 9998, 9997)
@@ -121,6 +122,12 @@ def _balancer(site: Site, groups: list[Group], cloud: set[str]) -> Iterator[Cont
     assets = (*ASSETS, *(SHARED_ASSETS if values["shared"] else ()))
     yield from (File(gateway.host, COMPONENT, name, asset=f"litellm/{name}") for name in assets)
     yield _service(site, groups, values["door"]["most_clients"], (*RENDERED, *assets))
+    if values["shared"]:
+        yield Secret(
+            MODELS_KEY, gateway.host, "opens /models/load, unload and swap", template="Bearer {LLAMA_API_KEY}\n"
+        )
+    if _calls_edges(site, groups):
+        yield from edge.client_secrets(gateway.host, "gateway")
     yield Door(Endpoint(gateway.port, gateway.host, COMPONENT))
     yield Rules("monitoring/rules/haproxy.yml")
     yield Dashboard("monitoring/dashboards/pool.json")
@@ -184,9 +191,7 @@ def _direct_route(site: Site, backend: Backend) -> Route:
 
 def _service(site: Site, groups: list[Group], most_clients: int, files: tuple[str, ...]) -> Service:
     gateway = site.inventory.gateway
-    monitoring = site.inventory.monitoring
     path = site.config_path(gateway.host, COMPONENT, "haproxy.cfg", CONFIG)
-    readers = {monitoring.host} if monitoring else set()
     endpoints = [backend.endpoint for group in groups for backend in group.backends]
     is_far = any(site.is_outside(endpoint, gateway.host) for endpoint in endpoints)
     return Service(
@@ -199,14 +204,14 @@ def _service(site: Site, groups: list[Group], most_clients: int, files: tuple[st
         args=("haproxy", "-W", "-db", "-f", path) if not site.is_local(gateway.host) else ("-W", "-db", "-f", path),
         health=Health(gateway.stats_port, "/healthz", _health_command(gateway.stats_port)),
         memory_mib=BASE_MIB + 2 * most_clients * CONNECTION_KIB // 1024,
+        secrets=(
+            *((edge.AUTHORITY, edge.CLIENTS["gateway"]) if _calls_edges(site, groups) else ()),
+            *((MODELS_KEY,) if any(_shared(site, groups)) else ()),
+        ),
         ports=(
             Port(gateway.port, site.host(gateway.host).address, "LiteLLM's keys"),
-            Port(gateway.balancer_port, site.publish_address(gateway.host, set()), "loopback"),
-            Port(
-                gateway.stats_port,
-                site.publish_address(gateway.host, readers),
-                "figures only, read by Prometheus on another host",
-            ),
+            Port(gateway.balancer_port, site.publish_address(gateway.host), "loopback"),
+            Port(gateway.stats_port, site.publish_address(gateway.host), "loopback"),
         ),
         configs=tuple(ConfigMount(name, "") for name in files),
         mounts=(() if site.is_local(gateway.host) else ((f"./{COMPONENT}", FOLDER),)),
@@ -216,6 +221,18 @@ def _service(site: Site, groups: list[Group], most_clients: int, files: tuple[st
         stop_grace_s=STOP_GRACE_S,
         exceptions={"way-out": "it calls servers on other machines"} if is_far else {},
     )
+
+
+def _secret_file(site: Site, name: str) -> str:
+    """The path of a secret's file; a relative one counts from the folder of the configuration."""
+    host = site.inventory.gateway.host
+    return f"../secrets/{name}" if site.is_local(host) else site.secret_path(host, name)
+
+
+def _calls_edges(site: Site, groups: list[Group]) -> bool:
+    """Whether replicas are on other hosts of the site."""
+    here = site.inventory.gateway.host
+    return any(site.is_behind_edge(backend.endpoint, here) for group in groups for backend in group.backends)
 
 
 def _health_command(port: int) -> tuple[str, ...]:
@@ -265,6 +282,9 @@ def _values(site: Site, groups: list[Group], cloud: set[str]) -> dict[str, Any]:
         "state_file": "" if site.is_local(gateway.host) else STATE_FILE,
         "longest_answer_s": max(answer_timeout_s(site, group.pool) for group in groups),
         "groups": values,
+        "authority": _secret_file(site, edge.AUTHORITY),
+        "certificate": _secret_file(site, edge.CLIENTS["gateway"]),
+        "models_key": _secret_file(site, MODELS_KEY),
         "shared": list(_shared(site, groups)),
         "unlike": [group.name for group in groups if per_pool[group.pool] > 1],
         "slots_path": SLOTS_PATH if _has_spill(site) else "",
@@ -322,6 +342,9 @@ def _group_values(site: Site, group: Group, depth: int) -> dict[str, Any]:
         "health_path": group.first.health_path,
         "health_status": "200,401,403" if group.first.health_path == "/v1/models" else "200",
         "host_header": group.first.endpoint.address if group.first.scheme == "https" else "",
+        "keeps_key": any(
+            not site.is_behind_edge(item.endpoint, site.inventory.gateway.host) for item in group.backends
+        ),
         "has_sessions": group.first.kind == "chat" and len(group.backends) > 1,
         "has_choice": len(group.backends) > 1,
         "servers": [_server(site, number, backend) for number, backend in enumerate(group.backends, start=1)],
@@ -341,7 +364,15 @@ def _shared(site: Site, groups: list[Group]) -> Iterator[dict[str, Any]]:
         if shared is None:
             continue
         start_s = {item.pool: item.start_timeout_s for item in replicas}
+        gateway = site.inventory.gateway
+        is_far = site.is_behind_edge(endpoint, gateway.host)
+        name = f"Shared.{endpoint.host}.{endpoint.service}"
         yield {
+            "name": name,
+            "via": f"http://127.0.0.1:{gateway.balancer_port}/-/{name}" if is_far else "",
+            "address": site.address(endpoint, gateway.host),
+            "edge_name": edge.server_name(endpoint) if is_far else "",
+            "host": endpoint.host,
             "loaded": shared.loaded,
             "turn_s": shared.turn_s,
             "members": [
@@ -359,6 +390,7 @@ def _shared(site: Site, groups: list[Group]) -> Iterator[dict[str, Any]]:
 
 
 def _server(site: Site, number: int, backend: Backend) -> dict[str, Any]:
+    is_far = site.is_behind_edge(backend.endpoint, site.inventory.gateway.host)
     return {
         "name": backend.name,
         "id": number,
@@ -367,4 +399,6 @@ def _server(site: Site, number: int, backend: Backend) -> dict[str, Any]:
         "model_text": json.dumps(backend.upstream_model, ensure_ascii=False),
         "is_ours": backend.is_ours,
         "is_tls": backend.scheme == "https",
+        "edge_name": edge.server_name(backend.endpoint) if is_far else "",
+        "host": backend.endpoint.host,
     }

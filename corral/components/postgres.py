@@ -89,7 +89,7 @@ def _service(site: Site) -> Service:
             "POSTGRES_PASSWORD_FILE": site.secret_path(gateway.host, PASSWORD),
         },
         secrets=(PASSWORD,),
-        ports=(Port(gateway.database_port, site.publish_address(gateway.host, set()), "a password, on loopback"),),
+        ports=(Port(gateway.database_port, site.publish_address(gateway.host), "a password, on loopback"),),
         volumes=((VOLUME, DATA),),
         configs=(ConfigMount("start.sh", ""),) if is_local else (),
         tmpfs=("/tmp:size=64m", "/var/run/postgresql:size=1m,uid=999,gid=999"),  # noqa: S108 - paths in the container

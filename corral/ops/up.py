@@ -14,13 +14,12 @@ from typing import Any
 
 from rich.console import Console
 
-from corral.components import components, haproxy
+from corral.components import components, edge, haproxy
 from corral.contributions import Service
 from corral.errors import CorralError, DriftError, UsageError
 from corral.ops import history, keys
-from corral.ops.balancer import Balancer, balancer_of
+from corral.ops.balancer import Balancer, balancer_of, edge_of
 from corral.ops.board import Board
-from corral.ops.gateway import is_out_of_reach
 from corral.ops.hosts import CPU_FILE, CommandError, ComposeHost, compose_hosts, service_of
 from corral.ops.interrupts import Interrupts
 from corral.ops.lock import alone
@@ -34,8 +33,8 @@ from corral.render import render
 LOCK = ".up.lock"
 FILES_LABEL = "com.docker.compose.project.config_files"
 PULL_LIMIT_S = 7200
-STAGES = ("inference servers", "stores", "balancer", "gateway", "monitoring")
-REPLICAS, STORES, BALANCER, GATEWAY, MONITORING = range(len(STAGES))
+STAGES = ("edges", "inference servers", "stores", "balancer", "gateway", "monitoring")
+EDGES, REPLICAS, STORES, BALANCER, GATEWAY, MONITORING = range(len(STAGES))
 
 
 @dataclass(slots=True)
@@ -104,7 +103,13 @@ def carry_out(run: Run) -> None:
         return
     fetch_images(run)
     remove_left_over(run)
-    for number, services in enumerate(stages(run.plan)):
+    order = stages(run.plan)
+    if _closes_ports(run):
+        run.board.say("servers close their published ports: the balancer goes over to the hosts' edges first")
+        _bring_up(run, EDGES, order[EDGES])
+        _bring_up(run, BALANCER, order[BALANCER])
+        look(run)
+    for number, services in enumerate(order):
         _bring_up(run, number, services)
     _restore_rotation(run)
     _say_gaps(run)
@@ -138,6 +143,23 @@ def _copy(host: ComposeHost) -> None:
         ) from None
 
 
+def _closes_ports(run: Run) -> bool:
+    """Whether servers of an older rendering still publish ports that the balancer on another host calls."""
+    gateway = run.plan.inventory.gateway.host
+    servers = {(item.endpoint.host, item.endpoint.service) for item in run.plan.contributions.backends}
+    return gateway in run.seen and any(
+        host != gateway and (host, name) in servers and _publishes(item.container, run.plan.site.host(host).address)
+        for host, seen in run.seen.items()
+        for name, item in seen.found.items()
+    )
+
+
+def _publishes(container: Mapping[str, Any] | None, address: str) -> bool:
+    """Whether a container has a port on that address."""
+    ports = (container or {}).get("HostConfig", {}).get("PortBindings") or {}
+    return any(door.get("HostIp") == address for doors in ports.values() for door in doors or ())
+
+
 def is_settled(run: Run) -> bool:
     """Whether there is nothing to do at all."""
     for seen in run.seen.values():
@@ -145,6 +167,8 @@ def is_settled(run: Run) -> bool:
             return False
         if any(not is_well(item.state) for item in seen.found.values()):
             return False
+    if any(item.loaded() != item.rendered() for item in _edges(run)):
+        return False
     balancer = _balancer(run)
     if balancer is None:
         return True
@@ -157,14 +181,20 @@ def _balancer(run: Run) -> Balancer | None:
     return balancer_of(run.plan, run.out)
 
 
+def _edges(run: Run) -> list[Balancer]:
+    """The edges of the hosts that are brought up."""
+    found = (edge_of(seen.host) for seen in run.seen.values())
+    return [item for item in found if item is not None]
+
+
 def _is_here(run: Run, balancer: Balancer) -> bool:
     """Whether the balancer is on one of the hosts that are brought up."""
     return balancer.host.name in run.seen
 
 
 def _is_reloadable(run: Run, found: Found) -> bool:
-    """Whether a changed service is the balancer with nothing but another configuration."""
-    if found.service.component != haproxy.COMPONENT or not is_well(found.state):
+    """Whether a changed service is the balancer or an edge with nothing but another configuration."""
+    if found.service.component not in (haproxy.COMPONENT, edge.COMPONENT) or not is_well(found.state):
         return False
     seen = run.seen[found.service.host]
     image = (found.container or {}).get("Image", "")
@@ -206,6 +236,8 @@ def stages(plan: Plan) -> list[list[Service]]:
 
 def _stage(service: Service, order: Mapping[str, int]) -> int:
     """Place of a service's stage; what is neither a replica nor in a request's path comes last."""
+    if service.component == edge.COMPONENT:
+        return EDGES
     if service.role == "balancer":
         return BALANCER
     if service.role == "gateway":
@@ -232,6 +264,8 @@ def _bring_up(run: Run, number: int, services: Sequence[Service]) -> None:
     balancer = _balancer(run)
     if number == BALANCER and balancer is not None and _is_here(run, balancer):
         _reload(run, balancer)
+    for item in _edges(run) if number == EDGES else ():
+        _reload(run, item)
 
 
 def _found_on(run: Run, host: ComposeHost, services: Sequence[Service]) -> list[Found]:
@@ -250,7 +284,8 @@ def _change(run: Run, host: ComposeHost, changed: Sequence[Found]) -> None:
 def _reload(run: Run, balancer: Balancer) -> None:
     if balancer.loaded() != balancer.rendered():
         run.touched += 1
-        run.board.say(f"{balancer.host.name}: the balancer reads its new configuration, without a gap")
+        name = "the balancer" if balancer.component == haproxy.COMPONENT else "its edge"
+        run.board.say(f"{balancer.host.name}: {name} reads its new configuration, without a gap")
         balancer.reload()
 
 
@@ -295,12 +330,11 @@ def _replicas_in(balancer: Balancer, container: Mapping[str, Any], host_address:
     """What the balancer calls the replicas in a container; several where pools share a server."""
     networks = container["NetworkSettings"]["Networks"].values()
     inside = {network["IPAddress"] for network in networks if network.get("IPAddress")}
-    doors = [door for port in (container["NetworkSettings"].get("Ports") or {}).values() for door in port or ()]
-    outside = {(host_address, int(door["HostPort"])) for door in doors}
+    name = str(container["Name"]).removeprefix("/")
     return [
         server.name
         for server in balancer.servers().values()
-        if server.address in inside or (server.address, server.port) in outside
+        if server.address in inside or (server.address == host_address and server.name == name)
     ]
 
 
@@ -308,9 +342,6 @@ def _sync_keys(run: Run) -> None:
     """Gives consumers their keys, once the gateway runs; raises CorralError when a name is taken."""
     host = run.plan.inventory.gateway.host
     if host not in run.seen or not keys.needs_sync(run.plan):
-        return
-    if is_out_of_reach(run.plan):
-        run.board.say(f"{host}: keys: the gateway listens on its loopback only; run ./generate.py keys sync there")
         return
     steps = keys.sync(run.plan, run.out)
     for step in steps:
