@@ -317,7 +317,7 @@ class TraceReceiver:
     is_outside: bool = False
     """Whether it is on another machine than the gateway."""
     endpoint: Endpoint | None = None
-    """Where it listens, when the kit starts it."""
+    """Where it listens, when it is a service of the site."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,10 +327,24 @@ class Secret:
     name: str
     host: str
     purpose: str
-    generate: Literal["hex", "hex64", "sk", "given"] = "hex"
-    """`hex64` is a key of 256 bits."""
+    generate: Literal["hex", "hex64", "sk", "given", "authority", "server", "client"] = "hex"
+    """`hex64` is a key of 256 bits; the last three are the site's certificates: corral/certificates.py issues them."""
     template: str = ""
     """Made from other secrets, as `postgresql://corral:{POSTGRES_PASSWORD}@…`; never stored by itself."""
+    is_per_host: bool = False
+    """Whether every host makes up a value of its own; others of the same name are equal on all hosts."""
+    names: tuple[str, ...] = ()
+    """Whom a certificate is for: names and addresses of a server, the one name of a client."""
+
+    @property
+    def is_certificate(self) -> bool:
+        """Whether it is issued by the site's certificate authority, and can be issued again at any time."""
+        return self.generate in ("authority", "server", "client")
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether `.env` has its value; others are made from something else."""
+        return not self.template and not self.is_certificate
 
 
 @dataclass(frozen=True, slots=True)

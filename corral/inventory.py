@@ -330,7 +330,7 @@ class Shared(Model):
     """Seconds that a pool waits for a place before one that always has a request gives way."""
     port: PortNumber | None = None
     """Its port; derived from the number of its first card when absent. A port that is named is open on the host's
-    address, for `/models/load` and `/models/unload` with the key `LLAMA_API_KEY`."""
+    loopback address, for `/models/load` and `/models/unload` with the host's own key `LLAMA_API_KEY`."""
     memory_mib: Mib | None = None
     """Memory limit of its container, in MiB; what the largest of its models need together when absent."""
 
@@ -802,7 +802,9 @@ class Gateway(Model):
     balancer_port: PortNumber = 8081
     """Port of HAProxy inside the farm; published only on a `local` host, on loopback."""
     stats_port: PortNumber = 8404
-    """Port of HAProxy's figures for Prometheus."""
+    """Port of HAProxy's metrics for Prometheus; used inside the farm only."""
+    edge_port: PortNumber = 4443
+    """Port at which every host takes calls from the site's other hosts, over TLS with client certificates."""
     database_port: PortNumber = 5432
     """Port of PostgreSQL; used inside the farm only."""
     cache_port: PortNumber = 6379

@@ -438,6 +438,20 @@ def _node_once(inventory: Inventory) -> Iterator[Problem]:
         pool_of.setdefault(place.node or "", pool)
 
 
+@_reference("direct-far")
+def _direct_far(inventory: Inventory) -> Iterator[Problem]:
+    """With `balancing: direct` all servers are on the gateway's host: LiteLLM has no certificate for other hosts."""
+    gateway = inventory.gateway
+    if gateway.balancing != "direct":
+        return
+    hosts = {placement.host for pool in inventory.pools.values() for placement in pool.on if placement.host}
+    far = sorted(hosts - {gateway.host})
+    if far:
+        others = far[0] + (f" and {len(far) - 1} other hosts" if len(far) > 1 else "")
+        words = f"LiteLLM on {gateway.host} cannot call the servers of {others}: they admit client certificates only"
+        yield Problem(words, ("gateway", "balancing"), "use slots: HAProxy calls them over TLS")
+
+
 @_reference("local-runtime")
 def _local_runtime(inventory: Inventory) -> Iterator[Problem]:
     """A host with `runtime: local` runs servers on its CPU, no image servers and no Langfuse."""

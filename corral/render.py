@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from corral.components import edge
 from corral.contributions import CpuVariant, File, Secret, Service
 from corral.errors import CorralError
 from corral.networks import WAY_OUT, aliases, networks, outer_network
@@ -92,7 +93,7 @@ def refuse_other_site(plan: Plan, out: Path) -> None:
 def _host_files(host: _Host) -> Tree:
     content = {f"{file.component}/{file.path}": _file(host, file) for file in host.files}
     runtime = _local_host if host.plan.site.is_local(host.name) else _compose_host
-    kept = [secret for secret in host.secrets if not secret.template]
+    kept = [secret for secret in host.secrets if secret.is_stored]
     return {
         **content,
         **runtime(host, content),
@@ -280,6 +281,7 @@ def _compose_service(plan: Plan, service: Service, content: Mapping[str, bytes])
         "stop_signal": service.stop_signal,
         "stop_grace_s": service.stop_grace_s,
         "labels": _labels(plan, service, content),
+        "has_certificates": not edge.CERTIFICATES.isdisjoint(service.secrets),
         "gpu_devices": [claim.device for claim in service.gpus if claim.vendor == "nvidia"],
         "device_files": [f"{device}:{device}" for device in service.devices],
         "groups": [str(group) for group in service.groups],

@@ -486,18 +486,6 @@ def _vllm_card(site: Site, _found: Contributions) -> Iterator[Problem]:
             yield Problem(words, path, "split it over more cards (gpus_per_replica), or raise gpu_memory_fraction")
 
 
-@_plan("vllm-open", is_warning=True)
-def _vllm_open(site: Site, found: Contributions) -> Iterator[Problem]:
-    """A vLLM server's port is inside the farm only: it asks for no key at `/invocations`, which answers as well."""
-    pools = _pools_of_services(site)
-    for service in found.services:
-        published = [port for port in service.ports if service.component == vllm.COMPONENT and port.publish]
-        for port in published:
-            words = f"{service.name} answers at /invocations without a key, and {port.publish}:{port.number} is open"
-            hint = "put the gateway on the same host, or let a firewall admit the gateway's address only"
-            yield Problem(words, ("pools", pools[service.host, service.name], "on"), hint)
-
-
 @_plan("no-avx")
 def _no_avx(site: Site, _found: Contributions) -> Iterator[Problem]:
     """LocalAI on the CPU needs AVX; llama.cpp's images bring code for processors without it."""

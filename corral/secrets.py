@@ -14,13 +14,19 @@ import string
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from corral.contributions import Secret
 from corral.errors import CorralError, Problem, SiteError
 from corral.output import locked, write_atomically
 
+if TYPE_CHECKING:
+    from corral.certificates import Authority
+
 ENV_FILE = ".env"
+CERTIFICATES_MARK = "CORRAL_CERTIFICATES"
+"""Line of `.env` that changes with the host's certificates: a label has it, so that `up` makes containers anew."""
 FOLDER = "secrets"
 _LINE = re.compile(r"\s*(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*?)\s*")
 _VALUE = re.compile(r"""'(?P<plain>[^']*)'(\s+\#.*)?|"(?P<escaped>(?:[^"\\]|\\.)*)"(\s+\#.*)?|(?P<bare>[^'"].*)?""")
@@ -108,15 +114,35 @@ def initialise(needed: Mapping[str, Iterable[Secret]], out: Path, hosts: set[str
     try:
         out.mkdir(parents=True, exist_ok=True)
         with locked(out):
-            known = {host: read_env(out / host / ENV_FILE) for host in needed}
-            shared = _shared_values(known, out)
+            wanted = {host: list(secrets) for host, secrets in needed.items()}
+            known = {host: read_env(out / host / ENV_FILE) for host in wanted}
+            shared = _shared_values(_without_own(wanted, known), out)
+            issuer = _issuer_for(wanted.values(), out)
             return [
-                _initialise_host(host, list(wanted), known[host], shared, out / host)
-                for host, wanted in needed.items()
+                _initialise_host(host, secrets, known[host], shared, out / host, issuer)
+                for host, secrets in wanted.items()
                 if hosts is None or host in hosts
             ]
     except OSError as error:
         raise CorralError(f"{error.filename or out}: cannot be written: {error.strerror}") from None
+
+
+def _issuer_for(wanted: Iterable[list[Secret]], out: Path) -> Authority | None:
+    """The site's certificate authority; None where no host needs a certificate."""
+    if not any(secret.is_certificate for secrets in wanted for secret in secrets):
+        return None
+    from corral.certificates import authority_in  # cryptography takes its time to load
+
+    return authority_in(out)
+
+
+def _without_own(
+    wanted: Mapping[str, list[Secret]], known: Mapping[str, Mapping[str, str]]
+) -> dict[str, dict[str, str]]:
+    """The hosts' values without those that every host has of its own."""
+    own = {secret.name for secrets in wanted.values() for secret in secrets if secret.is_per_host}
+    own.add(CERTIFICATES_MARK)
+    return {host: {name: value for name, value in values.items() if name not in own} for host, values in known.items()}
 
 
 def _shared_values(known: Mapping[str, Mapping[str, str]], out: Path) -> dict[str, str]:
@@ -133,18 +159,45 @@ def _shared_values(known: Mapping[str, Mapping[str, str]], out: Path) -> dict[st
 
 
 def _initialise_host(
-    host: str, wanted: list[Secret], known: Mapping[str, str], shared: dict[str, str], folder: Path
+    host: str,
+    wanted: list[Secret],
+    known: Mapping[str, str],
+    shared: dict[str, str],
+    folder: Path,
+    issuer: Authority | None,
 ) -> Report:
-    stored = [secret for secret in wanted if not secret.template]
-    made = [secret for secret in stored if not known.get(secret.name) and _is_to_be_had(secret, shared)]
-    values = {**known, **{secret.name: shared[secret.name] for secret in made}}
+    stored = [secret for secret in wanted if secret.is_stored]
+    own = {secret.name: _new_value(secret) for secret in stored if secret.is_per_host}
+    made = [
+        secret
+        for secret in stored
+        if not known.get(secret.name) and (secret.is_per_host or _is_to_be_had(secret, shared))
+    ]
+    values = {**known, **{secret.name: {**shared, **own}[secret.name] for secret in made}}
+    present = {secret.name: _text_of(folder / FOLDER / secret.name) for secret in wanted if secret.is_certificate}
+    certificates = _certificates(wanted, present, issuer)
     folder.mkdir(parents=True, exist_ok=True)
-    _write_env(folder / ENV_FILE, made, values)
-    write_files(wanted, values, folder / FOLDER)
-    names = {secret.name for secret in made}
+    _write_env(folder / ENV_FILE, made, values, _mark_of(certificates))
+    write_files(wanted, values | certificates, folder / FOLDER)
+    issued = [name for name, text in certificates.items() if text != present[name]]
+    names = [secret.name for secret in made] + issued
     missing = tuple(secret.name for secret in stored if not values.get(secret.name))
-    kept = tuple(secret.name for secret in stored if secret.name not in names and secret.name not in missing)
-    return Report(host, tuple(secret.name for secret in made), kept, missing)
+    had = [*(secret.name for secret in stored), *certificates]
+    return Report(host, tuple(names), tuple(name for name in had if name not in {*names, *missing}), missing)
+
+
+def _certificates(wanted: list[Secret], present: Mapping[str, str], issuer: Authority | None) -> dict[str, str]:
+    """The PEM text of every certificate that a host needs."""
+    if issuer is None:
+        return {}
+    found = (secret for secret in wanted if secret.is_certificate)
+    return {secret.name: issuer.value_of(secret, present[secret.name]) for secret in found}
+
+
+def _mark_of(certificates: Mapping[str, str]) -> str:
+    """Short digest of a host's certificates; empty without any."""
+    text = "".join(certificates[name] for name in sorted(certificates))
+    return hashlib.sha256(text.encode()).hexdigest()[:16] if text else ""
 
 
 def _is_to_be_had(secret: Secret, shared: dict[str, str]) -> bool:
@@ -160,15 +213,25 @@ def _new_value(secret: Secret) -> str:
     return secrets.token_hex(32 if secret.generate == "hex64" else 24)
 
 
-def _write_env(path: Path, made: list[Secret], values: Mapping[str, str]) -> None:
-    """Adds new values to a `.env`; whatever else is in it stays as it is."""
+def _write_env(path: Path, made: list[Secret], values: Mapping[str, str], mark: str) -> None:
+    """Adds new values to a `.env`, and the mark of the certificates; whatever else is in it stays as it is."""
     path.with_name(f".{path.name}.new").unlink(missing_ok=True)  # a killed run's draft
     old = _text_of(path)
-    text = _with_made(old, made, values)
+    text = _with_mark(_with_made(old, made, values), mark)
     if text != old or not path.exists():
         write_atomically(path, text.encode(), 0o600)
     elif path.stat().st_mode & 0o077:
         path.chmod(0o600)
+
+
+def _with_mark(text: str, mark: str) -> str:
+    """The text of a `.env` with another mark of the certificates."""
+    line = re.compile(rf"^{CERTIFICATES_MARK}=.*\n?", re.MULTILINE)
+    if line.search(text):
+        return line.sub(f"{CERTIFICATES_MARK}={mark}\n", text, count=1)
+    ending = "" if not text or text.endswith("\n") else "\n"
+    comment = "# changes when certificates of this host do; not secret"
+    return f"{text}{ending}{comment}\n{CERTIFICATES_MARK}={mark}\n" if mark else text
 
 
 # --- one file for each ------------------------------------------------------------------------------------------------

@@ -161,22 +161,27 @@ class Site:
         return self.host(host).runtime == "local"
 
     def address(self, endpoint: Endpoint, seen_from: str) -> str:
-        """`name:port` under which a program on host `seen_from` reaches an endpoint."""
+        """`name:port` under which a program on host `seen_from` reaches an endpoint; on another host its edge."""
         if endpoint.address:
             return f"{bracketed(endpoint.address)}:{endpoint.port}"
         if endpoint.host != seen_from:
-            return f"{bracketed(self.host(endpoint.host).address)}:{endpoint.port}"
+            return f"{bracketed(self.host(endpoint.host).address)}:{self.inventory.gateway.edge_port}"
         return f"{'127.0.0.1' if self.is_local(seen_from) else endpoint.service}:{endpoint.port}"
 
     def is_outside(self, endpoint: Endpoint, seen_from: str) -> bool:
         """Whether an endpoint is on another machine than the host `seen_from`."""
         return bool(endpoint.address) or endpoint.host != seen_from
 
-    def publish_address(self, host: str, consumers: set[str]) -> str:
-        """Address that a port must be bound to for its consumers' sake; empty when the farm's own network is enough."""
-        if consumers - {host}:
-            return self.host(host).address
+    def publish_address(self, host: str) -> str:
+        """Address that a port is bound to for other programs of the farm; empty: the host's own network is enough.
+
+        Programs on other hosts come through the host's edge.
+        """
         return "127.0.0.1" if self.is_local(host) else ""
+
+    def is_behind_edge(self, endpoint: Endpoint, seen_from: str) -> bool:
+        """Whether an endpoint is on another host of the site, whose edge stands before it."""
+        return not endpoint.address and endpoint.host != seen_from
 
     def model_path(self, host: str, file: str) -> str:
         """Path of a model file as programs on that host see it."""

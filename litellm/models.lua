@@ -2,8 +2,8 @@
 -- that share a server: what llama-server's own addresses do, but answers in flight end first, new requests wait
 -- meanwhile, and a model that does not load leaves the one that was there.
 --
--- Whoever asks needs the servers' key; the server itself looks at it. Who hangs up in the middle leaves it at what was
--- done until then. `corral_shared` is set by farm.lua, which is rendered.
+-- The request needs the key of the servers on the gateway's host; HAProxy compares it before this script runs. A client
+-- that disconnects in the middle leaves it at what was done until then. `corral_shared` is set by farm.lua, which is rendered.
 
 local POLL_MS = 500
 local HOLD_S = 5        -- renewed while it is needed, so that nobody waits for one who has gone
@@ -46,9 +46,10 @@ end
 -- --- what the server says -------------------------------------------------------------------------------------------
 
 local function ask(job, method, path, name)
-    local address = core.backends[job.member.name].servers[job.member.server]:get_addr()
+    local base = job.server.via ~= "" and job.server.via  -- on another host: through HAProxy, which has the certificate
+        or "http://" .. core.backends[job.member.name].servers[job.member.server]:get_addr()
     local headers = { ["authorization"] = { job.key }, ["content-type"] = { "application/json" } }
-    local request = { url = "http://" .. address .. path, headers = headers }
+    local request = { url = base .. path, headers = headers }
     if name then
         request.body = string.format('{"model":%s}', corral_quoted(name))
     end
@@ -200,17 +201,8 @@ local function release(job)
     end
 end
 
--- Some builds show their models without a key; what changes them asks for it. A model without a name changes nothing.
-local function states_for_key(job)
-    local status, body = ask(job, "POST", "/models/unload", "")
-    if status == 401 or status == 403 then
-        return nil, 401, body
-    end
-    return states(job)
-end
-
 local function change(job, action, instead_of)
-    local found, status, body = states_for_key(job)
+    local found, status, body = states(job)
     if not found then
         return status == 401 and 401 or 502, job.json:json_query(body, "$.error.message") or "the server does not answer"
     end

@@ -90,7 +90,7 @@ def _service(site: Site, monitoring: Monitoring, kind: str, cards: list[Card]) -
         health=Health(port, "/", ("nvidia-smi", "-L")),
         memory_mib=192 if kind == "nvidia" else 512,
         environment={"NVIDIA_DRIVER_CAPABILITIES": "utility"},
-        ports=(Port(port, site.publish_address(host, {monitoring.host}), OPEN),),
+        ports=(Port(port, site.publish_address(host), OPEN),),
         gpus=tuple(GpuClaim(card.number, card.device, 0) for card in cards),
         network=FIGURES,
         user="65534:65534",

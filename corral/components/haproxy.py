@@ -13,7 +13,7 @@ from itertools import accumulate, pairwise
 from pathlib import PurePosixPath
 from typing import Any
 
-from corral.components import Stage, litellm
+from corral.components import Stage, edge, litellm
 from corral.contributions import (
     Backend,
     ConfigMount,
@@ -29,6 +29,7 @@ from corral.contributions import (
     Route,
     Rules,
     ScrapeTarget,
+    Secret,
     Service,
     SlotFigures,
     is_system_folder,
@@ -42,7 +43,7 @@ from corral.site import Site
 
 STAGE = Stage.BALANCER
 COMPONENT = "haproxy"
-IMAGE = "haproxy:3.2.26"
+IMAGE = edge.IMAGE
 FOLDER = "/usr/local/etc/haproxy"
 CONFIG = f"{FOLDER}/haproxy.cfg"
 RENDERED = ("haproxy.cfg", "farm.lua")
@@ -77,8 +78,8 @@ SUCCESSOR = "Successor"
 """The backend through which a worker that a reload replaced hands requests on; its server is no replica."""
 BEHIND_THE_DOOR = "Gateway"
 """The backend with LiteLLM, for requests that are not refused at the door."""
-WITHOUT_REPLICAS = (SUCCESSOR, BEHIND_THE_DOOR, f"{BEHIND_THE_DOOR}:large")
-"""Backends whose server is no replica."""
+MODELS_KEY = "MODELS_KEY"
+"""The secret by which HAProxy knows who may change the models of shared servers."""
 SLOTS_PATH = "/slots"
 """Where HAProxy says how many slots of every pool are free; no pool's path is of one part only."""
 CONTROL_PORTS = (9999, 9998, 9997)
@@ -156,10 +157,16 @@ def _balancer(site: Site, groups: list[Group], cloud: set[str]) -> Iterator[Cont
     assets = (
         *ASSETS,
         *(SHARED_ASSETS if values["shared"] else ()),
-        *(CERTIFICATE_ASSETS if values["certificate"] else ()),
+        *(CERTIFICATE_ASSETS if values["entrance_certificate"] else ()),
     )
     yield from (File(gateway.host, COMPONENT, name, asset=f"litellm/{name}") for name in assets)
     yield _service(site, groups, values["most_connections"], (*RENDERED, *assets))
+    if values["shared"]:
+        yield Secret(
+            MODELS_KEY, gateway.host, "opens /models/load, unload and swap", template="Bearer {LLAMA_API_KEY}\n"
+        )
+    if _calls_edges(site, groups):
+        yield from edge.client_secrets(gateway.host, "gateway")
     yield Door(Endpoint(gateway.port, gateway.host, COMPONENT))
     yield Rules("monitoring/rules/haproxy.yml")
     yield Dashboard("monitoring/dashboards/pool.json")
@@ -224,9 +231,7 @@ def _direct_route(site: Site, backend: Backend) -> Route:
 
 def _service(site: Site, groups: list[Group], most_connections: int, files: tuple[str, ...]) -> Service:
     gateway = site.inventory.gateway
-    monitoring = site.inventory.monitoring
     path = site.config_path(gateway.host, COMPONENT, "haproxy.cfg", CONFIG)
-    readers = {monitoring.host} if monitoring else set()
     endpoints = [backend.endpoint for group in groups for backend in group.backends]
     is_far = any(site.is_outside(endpoint, gateway.host) for endpoint in endpoints)
     mounts = _mounts(site)
@@ -240,16 +245,16 @@ def _service(site: Site, groups: list[Group], most_connections: int, files: tupl
         args=("haproxy", "-W", "-db", "-f", path) if not site.is_local(gateway.host) else ("-W", "-db", "-f", path),
         health=Health(gateway.stats_port, "/healthz", _health_command(gateway.stats_port)),
         memory_mib=BASE_MIB + TABLES_MIB + most_connections * CONNECTION_KIB // 1024,
+        secrets=(
+            *((edge.AUTHORITY, edge.CLIENTS["gateway"]) if _calls_edges(site, groups) else ()),
+            *((MODELS_KEY,) if any(_shared(site, groups)) else ()),
+        ),
         ports=(
             Port(gateway.port, gateway_publish_address(site), GUARDED),
             Port(gateway.admin_port, "127.0.0.1", "loopback, and the master key"),
             *_entrance_port(site),
-            Port(gateway.balancer_port, site.publish_address(gateway.host, set()), "loopback"),
-            Port(
-                gateway.stats_port,
-                site.publish_address(gateway.host, readers),
-                "figures only, read by Prometheus on another host",
-            ),
+            Port(gateway.balancer_port, site.publish_address(gateway.host), "loopback"),
+            Port(gateway.stats_port, site.publish_address(gateway.host), "loopback"),
         ),
         configs=tuple(ConfigMount(name, "") for name in files),
         mounts=mounts,
@@ -296,6 +301,18 @@ def _certificate(entrance: Entrance | None, *, is_local: bool) -> str:
     return f"{CERTIFICATES}/{PurePosixPath(entrance.certificate).name}"
 
 
+def _secret_file(site: Site, name: str) -> str:
+    """The path of a secret's file; a relative one counts from the folder of the configuration."""
+    host = site.inventory.gateway.host
+    return f"../secrets/{name}" if site.is_local(host) else site.secret_path(host, name)
+
+
+def _calls_edges(site: Site, groups: list[Group]) -> bool:
+    """Whether replicas are on other hosts of the site."""
+    here = site.inventory.gateway.host
+    return any(site.is_behind_edge(backend.endpoint, here) for group in groups for backend in group.backends)
+
+
 def _health_command(port: int) -> tuple[str, ...]:
     """The image has bash but neither curl nor wget."""
     request = r"printf 'GET /healthz HTTP/1.0\r\n\r\n' >&3"
@@ -331,7 +348,7 @@ def _values(site: Site, groups: list[Group], cloud: set[str]) -> dict[str, Any]:
     inward = fronts(gateway, bind, most_clients, certificate)
     return {
         "entry": _own_addresses(site, INSIDE, gateway.balancer_port),
-        "certificate": certificate,
+        "entrance_certificate": certificate,
         "most_connections": 2 * sum(front.most_clients for front in inward) + MOST_ADMINS + FEWEST_CLIENTS // 8,
         "model_routes": " ".join(MODEL_ROUTES),
         "read_routes": " ".join(READ_ROUTES),
@@ -365,6 +382,9 @@ def _values(site: Site, groups: list[Group], cloud: set[str]) -> dict[str, Any]:
         "state_file": "" if is_local else STATE_FILE,
         "longest_answer_s": max((answer_timeout_s(site, pool) for pool in site.inventory.pools), default=1),
         "groups": values,
+        "authority": _secret_file(site, edge.AUTHORITY),
+        "certificate": _secret_file(site, edge.CLIENTS["gateway"]),
+        "models_key": _secret_file(site, MODELS_KEY),
         "shared": list(_shared(site, groups)),
         "unlike": [group.name for group in groups if per_pool[group.pool] > 1],
         "slots_path": SLOTS_PATH if _has_spill(site) else "",
@@ -428,6 +448,9 @@ def _group_values(site: Site, group: Group, depth: int) -> dict[str, Any]:
         "health_path": group.first.health_path,
         "health_status": "200,401,403" if group.first.health_path == "/v1/models" else "200",
         "host_header": group.first.endpoint.address if group.first.scheme == "https" else "",
+        "keeps_key": any(
+            not site.is_behind_edge(item.endpoint, site.inventory.gateway.host) for item in group.backends
+        ),
         "has_sessions": group.first.kind == "chat" and len(group.backends) > 1,
         "has_choice": len(group.backends) > 1,
         "probe": _probe(group.first),
@@ -455,7 +478,15 @@ def _shared(site: Site, groups: list[Group]) -> Iterator[dict[str, Any]]:
         if shared is None:
             continue
         start_s = {item.pool: item.start_timeout_s for item in replicas}
+        gateway = site.inventory.gateway
+        is_far = site.is_behind_edge(endpoint, gateway.host)
+        name = f"Shared.{endpoint.host}.{endpoint.service}"
         yield {
+            "name": name,
+            "via": f"http://127.0.0.1:{gateway.balancer_port}/-/{name}" if is_far else "",
+            "address": site.address(endpoint, gateway.host),
+            "edge_name": edge.server_name(endpoint) if is_far else "",
+            "host": endpoint.host,
             "loaded": shared.loaded,
             "turn_s": shared.turn_s,
             "members": [
@@ -473,6 +504,7 @@ def _shared(site: Site, groups: list[Group]) -> Iterator[dict[str, Any]]:
 
 
 def _server(site: Site, number: int, backend: Backend) -> dict[str, Any]:
+    is_far = site.is_behind_edge(backend.endpoint, site.inventory.gateway.host)
     return {
         "name": backend.name,
         "id": number,
@@ -481,4 +513,6 @@ def _server(site: Site, number: int, backend: Backend) -> dict[str, Any]:
         "model_text": json.dumps(backend.upstream_model, ensure_ascii=False),
         "is_ours": backend.is_ours,
         "is_tls": backend.scheme == "https",
+        "edge_name": edge.server_name(backend.endpoint) if is_far else "",
+        "host": backend.endpoint.host,
     }

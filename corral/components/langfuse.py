@@ -93,6 +93,7 @@ OWN_LOGS = (
 )  # fmt: skip
 """ClickHouse's tables about itself, but for query_log, in which Langfuse looks for its own queries."""
 START = "/etc/corral/start.sh"
+OTLP_PATH = "/api/public/otel"
 NETWORK = "traces"
 WRITES = "Prisma and Next.js write beside the program; it was never tried on a read-only root here"
 OWN_PASSWORD = "Langfuse's own users and keys; sign-up is off"  # noqa: S105 - a reason
@@ -109,8 +110,9 @@ def announce(site: Site) -> Iterator[Contribution]:
         yield Secret(PROJECT_KEY, host, "key of the gateway in Langfuse", "sk")
     headers = f"Authorization=Basic {{{PROJECT_KEY}:basic {USER}}},x-langfuse-ingestion-version=4"
     yield Secret(HEADERS, gateway.host, "the gateway's key as Langfuse wants it", template=headers)
-    url = f"http://{site.address(endpoint, gateway.host)}/api/public/otel"
     is_outside = site.is_outside(endpoint, gateway.host)
+    base = f"https://{{}}/{COMPONENT}" if is_outside else "http://{}"
+    url = base.format(site.address(endpoint, gateway.host)) + OTLP_PATH
     yield TraceReceiver(url, HEADERS, is_outside=is_outside, endpoint=endpoint)
 
 

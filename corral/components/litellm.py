@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from corral.aliases import all_aliases
-from corral.components import Stage
+from corral.components import Stage, edge
 from corral.contributions import (
     ConfigMount,
     Contribution,
@@ -152,6 +152,8 @@ def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
         yield from (File(host, COMPONENT, name, asset=asset) for name, (asset, _) in ROUTING_FILES.items())
         yield File(host, COMPONENT, "routing.yaml", data=routing(site, published), note="read by corral_routing.py")
     yield _service(site, published, secrets)
+    if _has_far_receiver(site, published):
+        yield from edge.client_secrets(host, "gateway")
     yield from _scraped(site, published)
 
 
@@ -171,15 +173,13 @@ def _scraped(site: Site, published: Contributions) -> Iterator[Contribution]:
     if monitoring is None:
         return
     key = METRICS_KEY if gateway.database else MASTER_KEY  # without a database LiteLLM knows only one key
-    for host in dict.fromkeys((gateway.host, monitoring.host)):
-        if (key, host) != (MASTER_KEY, gateway.host):
-            yield Secret(key, host, "opens the gateway's figures, for Prometheus", "sk")
+    if key != MASTER_KEY:
+        yield Secret(key, gateway.host, "opens the gateway's figures, for Prometheus", "sk")
     yield from (Rules(f"monitoring/rules/{name}.yml") for name in ("litellm", "objectives"))
     yield Dashboard("monitoring/dashboards/gateway.json")
     if gateway.database:
         yield Dashboard("monitoring/dashboards/keys.json")
-    is_far = monitoring.host != gateway.host
-    endpoint = (public_endpoint if is_far else own_endpoint)(site, published)
+    endpoint = own_endpoint(site, published)
     labels = {"host": gateway.host, "role": "gateway"}
     yield ScrapeTarget("litellm", endpoint, labels, "/metrics/", key, relabel=_relabel(published.routes))
 
@@ -461,7 +461,7 @@ def _service(site: Site, published: Contributions, secrets: tuple[str, ...]) -> 
     is_local = site.is_local(gateway.host)
     config = site.config_path(gateway.host, COMPONENT, "config.yaml", CONFIG)
     port = own_endpoint(site, published).port
-    address = site.publish_address(gateway.host, set()) if published.doors else site.host(gateway.host).address
+    address = site.publish_address(gateway.host) if published.doors else site.host(gateway.host).address
     live = f"http://127.0.0.1:{port}/health/liveliness"
     stores = {store.endpoint.service for store in published.stores}
     return Service(
@@ -497,7 +497,7 @@ def _service(site: Site, published: Contributions, secrets: tuple[str, ...]) -> 
             "PROMETHEUS_DISABLE_CREATED_SERIES": "True",
             **_tracing(site, published),
         },
-        secrets=tuple(sorted({*secrets, *_server_keys(published)})),
+        secrets=tuple(sorted({*secrets, *_server_keys(published), *_certificates(site, published)})),
         ports=(Port(port, address, "LiteLLM's keys"),),
         configs=(
             ConfigMount("config.yaml", CONFIG),
@@ -532,6 +532,30 @@ def _behind_a_door() -> dict[str, str]:
     }
 
 
+def _has_far_receiver(site: Site, published: Contributions) -> bool:
+    """Whether traces go to another host of the site."""
+    here = site.inventory.gateway.host
+    endpoints = (receiver.endpoint for receiver in published.trace_receivers)
+    return any(endpoint is not None and site.is_behind_edge(endpoint, here) for endpoint in endpoints)
+
+
+def _certificates(site: Site, published: Contributions) -> tuple[str, ...]:
+    return (edge.AUTHORITY, edge.CLIENTS["gateway"]) if _has_far_receiver(site, published) else ()
+
+
+def _edge_files(site: Site, published: Contributions) -> dict[str, str]:
+    """Where the library that sends traces finds its certificate for another host's edge."""
+    names = _certificates(site, published)
+    if not names:
+        return {}
+    authority, own = (site.secret_path(site.inventory.gateway.host, name) for name in names)
+    return {
+        "OTEL_EXPORTER_OTLP_CERTIFICATE": authority,
+        "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE": own,
+        "OTEL_EXPORTER_OTLP_CLIENT_KEY": own,
+    }
+
+
 def _tracing(site: Site, published: Contributions) -> dict[str, str]:
     """Settings of LiteLLM's OpenTelemetry callback, and of the library that sends for it."""
     tracing = site.inventory.tracing
@@ -543,6 +567,7 @@ def _tracing(site: Site, published: Contributions) -> dict[str, str]:
         # Clients can talk LiteLLM out of `turn_off_message_logging` with a header, but not out of this.
         "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT": "SPAN_ONLY" if tracing.prompts else "NO_CONTENT",
         "OTEL_SERVICE_NAME": site.inventory.name,
+        **_edge_files(site, published),
     }
 
 

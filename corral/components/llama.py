@@ -157,12 +157,6 @@ def _leaves_thoughts(site: Site, replica: Replica) -> bool:
     return replica.kind == "chat" and _thinking(site, replica) != "shown" and not replica.engine.jinja
 
 
-def consumer_hosts(site: Site) -> set[str]:
-    """Hosts whose programs call the replicas: the gateway's and the monitoring's."""
-    monitoring = site.inventory.monitoring
-    return {site.inventory.gateway.host} | ({monitoring.host} if monitoring else set())
-
-
 def labels_of(replica: Replica) -> dict[str, str]:
     """Labels by which figures of a replica are found."""
     labels = {
@@ -185,15 +179,14 @@ def facts_of(replica: Replica) -> Iterator[Fact]:
 
 
 def keys_for(site: Site, replicas: Sequence[Replica], name: str, purpose: str) -> Iterator[Secret]:
-    """The key of these servers, on their hosts and on those whose programs call them."""
-    for host in sorted({replica.host for replica in replicas} | (consumer_hosts(site) if replicas else set())):
-        yield Secret(name, host, purpose, "hex")
+    """The key of these servers on every host that has some, another one on each; the gateway's host always has one."""
+    for host in sorted({replica.host for replica in replicas} | ({site.inventory.gateway.host} if replicas else set())):
+        yield Secret(name, host, purpose, "hex", is_per_host=True)
 
 
 def published_at(site: Site, replica: Replica) -> str:
-    """Address of the host that a replica's port is bound to: one that is named is open; empty: inside the farm only."""
-    publish = site.publish_address(replica.host, consumer_hosts(site))
-    return site.host(replica.host).address if replica.is_port_explicit and not publish else publish
+    """Address that a replica's port is bound to: loopback if the port is named; empty: inside the farm only."""
+    return "127.0.0.1" if replica.is_port_explicit else site.publish_address(replica.host)
 
 
 def _service(site: Site, replica: Replica) -> Service:

@@ -43,13 +43,13 @@ def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
     for host in site.inventory.hosts:
         if not site.is_local(host):
             yield File(host, "node_exporter", README, template=f"node_exporter/{README}.j2")
-        yield _service(site, host, monitoring.node_exporter_port, {monitoring.host})
+        yield _service(site, host, monitoring.node_exporter_port)
         yield ScrapeTarget(
             "node", Endpoint(monitoring.node_exporter_port, host, COMPONENT), {"host": host, "role": "host"}
         )
 
 
-def _service(site: Site, host: str, port: int, readers: set[str]) -> Service:
+def _service(site: Site, host: str, port: int) -> Service:
     is_local = site.is_local(host)
     address = f"127.0.0.1:{port}" if is_local else f":{port}"
     return Service(
@@ -65,7 +65,7 @@ def _service(site: Site, host: str, port: int, readers: set[str]) -> Service:
         ),
         health=Health.by_wget(port, "/"),
         memory_mib=96,
-        ports=(Port(port, site.publish_address(host, readers), OPEN),),
+        ports=(Port(port, site.publish_address(host), OPEN),),
         mounts=(("/", "/host"), *(() if is_local else ((f"./node_exporter/{TEXTFILES}", f"/{TEXTFILES}"),))),
         network=FIGURES,
         user="65534:65534",

@@ -107,7 +107,7 @@ def _service(site: Site) -> Service:
         shm_mib=128,
         environment={"PGDATA": site.data_path(gateway.host, COMPONENT, DATA)} if is_local else {},
         secrets=passwords,
-        ports=(Port(gateway.database_port, site.publish_address(gateway.host, set()), "a password, on loopback"),),
+        ports=(Port(gateway.database_port, site.publish_address(gateway.host), "a password, on loopback"),),
         volumes=((VOLUME, DATA),),
         configs=(ConfigMount("start.sh", START),),
         tmpfs=("/tmp:size=64m", "/var/run/postgresql:size=1m,uid=999,gid=999"),  # noqa: S108 - paths in the container

@@ -58,9 +58,7 @@ def _service(site: Site, monitoring: Monitoring, store: Store) -> Service:
         health=Health.by_wget(port, "/"),
         memory_mib=96,
         secrets=(store.monitor_password,),
-        ports=(
-            Port(port, site.publish_address(host, {monitoring.host}), "figures of the database, none of its contents"),
-        ),
+        ports=(Port(port, site.publish_address(host), "figures of the database, none of its contents"),),
         network=FIGURES,
         calls=(store.endpoint,),
         user="65534:65534",

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from corral.components import Stage
+from corral.components import Stage, edge
 from corral.contributions import (
     ConfigMount,
     Contribution,
@@ -32,7 +32,7 @@ from corral.contributions import (
 )
 from corral.inventory import Monitoring, Objective, Thresholds
 from corral.networks import INSIDE, OUTSIDE, alias
-from corral.site import Site
+from corral.site import Site, bracketed
 
 STAGE = Stage.MONITORING
 COMPONENT = "prometheus"
@@ -51,6 +51,8 @@ FAR = "it reads figures on other machines"
 EXTRA = "`monitoring.extra` may name something on another machine"
 NO_PASSWORD = "loopback: Prometheus has no password of its own"  # noqa: S105 - a reason
 MIB_OF_GIB = 1024
+FAR_JOB = "-elsewhere"
+"""Ending of the name of a job whose targets are on other hosts of the site; their label `job` has no such ending."""
 OF_EACH_CARD = ("gpu_warm_c", "gpu_hot_c")
 _TIMES = (("first_token", "first_token_s"), ("answer", "answer_s"))
 
@@ -85,6 +87,20 @@ def _instance(
         extra=monitoring.extra, note="scrape targets come from the plan; add your own through `monitoring.extra`",
     )  # fmt: skip
     yield _service(site, host, port, targets, rules, [sink.endpoint for sink in published.sinks])
+    if _calls_edges(site, host, targets):
+        yield from edge.client_secrets(host, "monitoring")
+
+
+def _calls_edges(site: Site, host: str, targets: list[ScrapeTarget]) -> bool:
+    """Whether targets are on other hosts of the site."""
+    return any(site.is_behind_edge(target.endpoint, host) for target in targets)
+
+
+def _secrets(site: Site, host: str, targets: list[ScrapeTarget]) -> tuple[str, ...]:
+    """Keys of what is asked without an edge in between, and the own certificate for the edges."""
+    keys = {item.secret for item in targets if item.secret and not site.is_behind_edge(item.endpoint, host)}
+    certificates = {edge.AUTHORITY, edge.CLIENTS["monitoring"]} if _calls_edges(site, host, targets) else set()
+    return tuple(sorted(keys | certificates))
 
 
 def _monitoring(site: Site) -> Monitoring:
@@ -103,8 +119,10 @@ def configuration(
     """Prometheus' configuration: one job for each kind of target, one entry for each set of labels."""
     jobs: dict[str, dict[str, Any]] = {}
     for target in targets:
-        job = jobs.setdefault(target.job, _job(site, host, target))
+        is_far = site.is_behind_edge(target.endpoint, host)
+        job = jobs.setdefault(f"{target.job}{FAR_JOB if is_far else ''}", _job(site, host, target, is_far=is_far))
         labels = dict(target.labels) | ({"__scheme__": "https"} if target.scheme == "https" else {})
+        labels |= _edge_labels(site, target) if is_far else {}
         job["static_configs"].append({"targets": [site.address(target.endpoint, host)], "labels": labels})
     interval = f"{_monitoring(site).scrape_interval_s}s"
     made: dict[str, Any] = {
@@ -123,11 +141,32 @@ def configuration(
     return made
 
 
-def _job(site: Site, host: str, target: ScrapeTarget) -> dict[str, Any]:
-    job: dict[str, Any] = {"job_name": target.job}
-    if target.path != "/metrics":
+def _edge_labels(site: Site, target: ScrapeTarget) -> dict[str, str]:
+    """Where the edge of another host has a target; its job and its instance are called as if it were asked itself."""
+    endpoint = target.endpoint
+    return {
+        "__metrics_path__": f"/{endpoint.service}{target.path}",
+        "instance": f"{bracketed(site.host(endpoint.host).address)}:{endpoint.port}",
+        "job": target.job,
+    }
+
+
+def _job(site: Site, host: str, target: ScrapeTarget, *, is_far: bool) -> dict[str, Any]:
+    job: dict[str, Any] = {"job_name": f"{target.job}{FAR_JOB if is_far else ''}"}
+    if target.path != "/metrics" and not is_far:
         job["metrics_path"] = target.path
-    if target.user:
+    if is_far:
+        own = _secret_file(site, host, edge.CLIENTS["monitoring"])
+        job |= {
+            "scheme": "https",
+            "tls_config": {
+                "ca_file": _secret_file(site, host, edge.AUTHORITY),
+                "cert_file": own,
+                "key_file": own,
+                "min_version": "TLS13",
+            },
+        }
+    elif target.user:
         job["basic_auth"] = {"username": target.user, "password_file": _secret_file(site, host, target.secret)}
     elif target.secret:
         job["authorization"] = {"credentials_file": _secret_file(site, host, target.secret)}
@@ -257,7 +296,7 @@ def _service(
         ),
         health=Health.by_wget(port, "/-/ready"),
         memory_mib=512,
-        secrets=tuple(sorted({target.secret for target in targets if target.secret})),
+        secrets=_secrets(site, host, targets),
         ports=(Port(port, "127.0.0.1", NO_PASSWORD),),
         volumes=(("metrics", DATA),),
         configs=(ConfigMount("prometheus.yml", CONFIG), *(ConfigMount(name, f"{FOLDER}/{name}") for name in rules)),

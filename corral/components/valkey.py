@@ -74,7 +74,7 @@ def _service(site: Site) -> Service:
         ),
         memory_mib=192,
         secrets=(USERS,),
-        ports=(Port(gateway.cache_port, site.publish_address(gateway.host, set()), "a password, on loopback"),),
+        ports=(Port(gateway.cache_port, site.publish_address(gateway.host), "a password, on loopback"),),
         tmpfs=("/data:size=16m",),
         network="cache",
         user="999:999",

@@ -64,7 +64,7 @@ def _service(site: Site, monitoring: Monitoring, store: Store) -> Service:
         health=Health.by_wget(port, "/health"),
         memory_mib=64,
         secrets=(PASSWORDS,),
-        ports=(Port(port, site.publish_address(host, {monitoring.host}), "figures of the counters, none of them"),),
+        ports=(Port(port, site.publish_address(host), "figures of the counters, none of them"),),
         network=FIGURES,
         calls=(store.endpoint,),
         user="59000:59000",

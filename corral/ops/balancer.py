@@ -1,4 +1,6 @@
-"""HAProxy's runtime API: who is in rotation and how busy, taking servers out and putting them back, a hitless reload.
+"""HAProxy's runtime API, of the balancer and of the hosts' edges.
+
+It says who is in rotation and how busy, takes servers out and puts them back, and reloads without a gap.
 
 In a container the API listens on the container's own loopback address; it is asked through bash, which the image has
 (socat it has not). On a `local` host it is a Unix socket in the host's folder.
@@ -15,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from corral.components import haproxy
+from corral.components import edge, haproxy
 from corral.contributions import Backend
 from corral.errors import CorralError
 from corral.ops.hosts import ComposeHost
@@ -65,11 +67,20 @@ class Balancer:
 
     plan: Plan
     host: ComposeHost
+    component: str = haproxy.COMPONENT
+    """The component whose HAProxy it is: the balancer, or a host's edge, which has no replicas to balance."""
 
     @property
     def container(self) -> str:
         """Name of its container."""
-        return f"{self.host.name}-{haproxy.COMPONENT}"
+        return f"{self.host.name}-{self.component}"
+
+    @property
+    def control_port(self) -> int:
+        """Port of its runtime API, on the container's loopback address."""
+        if self.component == edge.COMPONENT:
+            return edge.control_port(self.plan.site)
+        return haproxy.control_port(self.plan.site)
 
     @property
     def _is_local(self) -> bool:
@@ -81,13 +92,13 @@ class Balancer:
         return self._ask_socket(line) if self._is_local else self._ask_container(line)
 
     def _ask_container(self, line: str) -> str:
-        port = str(haproxy.control_port(self.plan.site))
+        port = str(self.control_port)
         done = self.host.run(
             ["docker", "exec", self.container, "timeout", str(ANSWER_LIMIT_S), "bash", "-c", ASK, "-", port, line],
             check=False,
         )
         if done.code != 0:
-            raise BalancerError(f"{self.host.name}: the balancer does not answer: {done.words}")
+            raise BalancerError(f"{self.host.name}: {self.component} does not answer: {done.words}")
         return done.out
 
     def _ask_socket(self, line: str) -> str:
@@ -163,7 +174,7 @@ class Balancer:
 
     def rendered(self) -> str:
         """Digest of the configuration that is rendered."""
-        return config_digest(self.host.rendered / haproxy.COMPONENT / "haproxy.cfg")
+        return config_digest(self.host.rendered / self.component / "haproxy.cfg")
 
     def reload(self) -> None:
         """Makes HAProxy read its files anew; no request is lost, and servers keep their states.
@@ -178,7 +189,8 @@ class Balancer:
             raise BalancerError(
                 f"{self.host.name}: HAProxy refuses the new configuration; the old one stays: {done.words}"
             )
-        self._store_state()
+        if self.component == haproxy.COMPONENT:
+            self._store_state()
         self.host.run(["docker", "kill", "--signal", "SIGUSR2", self.container])
         deadline = time.monotonic() + RELOAD_LIMIT_S
         while not self._has_loaded(wanted):
@@ -212,6 +224,13 @@ def balancer_of(plan: Plan, out: Path) -> Balancer | None:
     return Balancer(plan, ComposeHost(plan, plan.inventory.gateway.host, out))
 
 
+def edge_of(host: ComposeHost) -> Balancer | None:
+    """The HAProxy that is a host's edge, running or not; None where no other host calls this one."""
+    if not any(service.component == edge.COMPONENT for service in host.services):
+        return None
+    return Balancer(host.plan, host, edge.COMPONENT)
+
+
 def config_digest(config: Path) -> str:
     """The digest that a rendered configuration has in it; empty when there is none."""
     try:
@@ -241,7 +260,7 @@ def parse_servers(text: str) -> dict[str, Server]:
     return {
         state["srv_name"]: _server(state, stats.get((state["be_name"], state["srv_name"]), {}))
         for state in states
-        if state["be_name"] not in haproxy.WITHOUT_REPLICAS
+        if not state["be_name"][:1].isupper()  # no pool's name begins so
     }
 
 

@@ -15,6 +15,7 @@ from corral.components.haproxy import gateway_publish_address
 from corral.components.litellm import MASTER_KEY
 from corral.errors import CorralError, on_one_line
 from corral.keys import Found, found_of
+from corral.ops.hosts import ComposeHost
 from corral.plan import Plan
 from corral.secrets import ENV_FILE, read_env
 from corral.site import bracketed
@@ -100,34 +101,50 @@ def _words(answer: httpx.Response) -> str:
 
 @contextmanager
 def connected(plan: Plan, out: Path) -> Iterator[GatewayKeys]:
-    """The keys of the plan's gateway; raises CorralError where there can be none, or the way to them is shut."""
+    """The keys of the plan's gateway, on another machine over ssh; raises CorralError where there can be none."""
     name = plan.inventory.gateway.host
     if not plan.inventory.gateway.database:
         raise CorralError(
             "this site has no database, so there is only the master key; set gateway.database: true, render, up"
         )
-    if is_out_of_reach(plan):
-        raise CorralError(
-            f"the gateway listens on {name}'s loopback address, which this machine does not reach; "
-            f"set hosts.{name}.address, or run this on {name}"
-        )
     secrets = out / name / ENV_FILE
     key = read_env(secrets).get(MASTER_KEY, "")
     if not key:
         raise CorralError(f"{secrets} has no {MASTER_KEY}; run: ./generate.py secrets init")
-    place = gateway_address(plan)
     headers = {"Authorization": f"Bearer {key}"}
-    with httpx.Client(base_url=place, headers=headers, timeout=LIMIT_S, trust_env=False) as client:
-        yield GatewayKeys(client, place, secrets)
+    with (
+        reached(plan, out) as place,
+        httpx.Client(base_url=place, headers=headers, timeout=LIMIT_S, trust_env=False) as client,
+    ):
+        yield GatewayKeys(client, gateway_address(plan), secrets)
+
+
+@contextmanager
+def reached(plan: Plan, out: Path) -> Iterator[str]:
+    """Base URL at which this machine may use the master key: keys never cross a network in clear.
+
+    Raises:
+        CorralError: ssh to the gateway's host does not connect.
+    """
+    address, port = _admin_place(plan)
+    with ComposeHost(plan, plan.inventory.gateway.host, out).forwarded(port, address) as place:
+        yield place
 
 
 def gateway_address(plan: Plan) -> str:
     """Where the operator finds all of LiteLLM, without `/v1`; behind HAProxy a port of the host's own loopback."""
-    gateway = plan.inventory.gateway
-    if any(service.component == haproxy.COMPONENT for service in plan.contributions.services):
-        return f"http://127.0.0.1:{gateway.admin_port}"
-    address = "127.0.0.1" if plan.site.is_local(gateway.host) else plan.site.host(gateway.host).address
-    return f"http://{bracketed(address)}:{gateway.port}"
+    address, port = _admin_place(plan)
+    return f"http://{bracketed(address)}:{port}"
+
+
+def _admin_place(plan: Plan) -> tuple[str, int]:
+    """Address and port of that on the gateway's host."""
+    gateway, site = plan.inventory.gateway, plan.site
+    has_haproxy = any(service.component == haproxy.COMPONENT for service in plan.contributions.services)
+    is_here = has_haproxy or site.is_local(gateway.host)
+    return "127.0.0.1" if is_here else site.host(gateway.host).address, (
+        gateway.admin_port if has_haproxy else gateway.port
+    )
 
 
 def client_address(plan: Plan) -> str:
@@ -137,6 +154,6 @@ def client_address(plan: Plan) -> str:
 
 
 def is_out_of_reach(plan: Plan) -> bool:
-    """Whether the gateway listens on a far host's loopback address."""
+    """Whether clients find the gateway on a far host's loopback address only."""
     host = plan.inventory.hosts[plan.inventory.gateway.host]
-    return host.ssh is not None and ipaddress.ip_address(host.address).is_loopback
+    return host.ssh is not None and ipaddress.ip_address(gateway_publish_address(plan.site)).is_loopback

@@ -11,6 +11,7 @@ import json
 import os
 import shlex
 import shutil
+import socket
 import stat
 import subprocess
 import tarfile
@@ -24,6 +25,7 @@ from typing import IO, Any
 from corral.contributions import Service
 from corral.errors import CorralError, UsageError
 from corral.plan import Plan
+from corral.site import bracketed
 
 COMMAND_LIMIT_S = 120
 END_LIMIT_S = 10
@@ -42,6 +44,8 @@ SSH_CONFIG = "CORRAL_SSH_CONFIG"
 CPU_FILE = "compose.cpu.yaml"
 NOT_COPIED = {"models", "data", "logs", "keys"}
 """Folders in a host's rendered folder that belong to the machine they are on."""
+FORWARD_TRIES = 3
+"""A free port of this machine may be taken before ssh listens there."""
 UNREACHABLE = 255
 """ssh's own exit code when there was no connection."""
 
@@ -236,6 +240,42 @@ class ComposeHost:
         found: list[dict[str, Any]] = json.loads(done.out or "[]")
         return sorted(found, key=lambda item: str(item["Name"]))
 
+    @contextmanager
+    def forwarded(self, port: int, address: str = "127.0.0.1") -> Iterator[str]:
+        """Base URL of a port of the host while the block runs; on another machine over ssh, never over the network.
+
+        Args:
+            port: where the program listens.
+            address: the host's own address that the port is bound to.
+
+        Raises:
+            CorralError: ssh does not connect, or refuses to forward.
+        """
+        place = f"{bracketed(address)}:{port}"
+        if self.ssh is None:
+            yield f"http://{place}"
+            return
+        self.run(["true"])  # the connection that forwards
+        spec = self._forward(place)
+        try:
+            yield f"http://{':'.join(spec.split(':')[:2])}"
+        finally:
+            self._control("cancel", spec)
+
+    def _forward(self, place: str) -> str:
+        """Lets the kept connection forward a free port of this machine's loopback; returns it as ssh spells it."""
+        for _ in range(FORWARD_TRIES):
+            spec = f"127.0.0.1:{_free_port()}:{place}"
+            done = self._control("forward", spec)
+            if done.code == 0:
+                return spec
+        raise CorralError(f"{self.name}: ssh {self.ssh} does not forward to {place}: {done.words}")
+
+    def _control(self, action: str, spec: str) -> Done:
+        words = [*ssh_words(), "-O", action, "-L", spec, str(self.ssh)]
+        ended = subprocess.run(words, capture_output=True, timeout=COMMAND_LIMIT_S, check=False)
+        return Done(ended.returncode, ended.stdout.decode(errors="replace"), ended.stderr.decode(errors="replace"))
+
     def copy(self) -> None:
         """Makes a far host's folder agree with the rendering, secrets included; other files there stay."""
         if self.ssh is None:
@@ -250,6 +290,13 @@ def _wait(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+def _free_port() -> int:
+    """A port of this machine's loopback address on which nothing listens."""
+    with socket.socket() as link:
+        link.bind(("127.0.0.1", 0))
+        return int(link.getsockname()[1])
 
 
 def ssh_words() -> list[str]:

@@ -396,7 +396,7 @@ def _what_to_supply(job: _Job, hosts: Sequence[str]) -> str:
     ]
     for name in hosts:
         lines.append(f"  {job.wanted.out / name / ENV_FILE}:")
-        stored = [secret for secret in job.plan.secrets_of(name) if not secret.template]
+        stored = [secret for secret in job.plan.secrets_of(name) if secret.is_stored]
         lines += [f"    {secret.name}  ({secret.purpose})" for secret in stored]
     lines.append("what you do not have any more: ./generate.py secrets init makes new values (docs/backup.md says what")
     lines.append("is lost with the old ones); then run the same command again")

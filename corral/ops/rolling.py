@@ -202,8 +202,11 @@ def _follow(work: _Work, balancer: Balancer, backend: Backend) -> None:
     site = work.host.plan.site
     if work.host.name != balancer.host.name:
         server = balancer.servers()[backend.name]
-        if server.port != backend.endpoint.port:
-            balancer.move(server, site.host(work.host.name).address, backend.endpoint.port)
+        if server.port != site.inventory.gateway.edge_port:
+            raise CorralError(
+                f"the balancer on {balancer.host.name} still calls {backend.name} past the edge of {work.host.name}; "
+                "run ./generate.py up without --host"
+            )
         return
     addresses = _addresses(work)
     deadline = time.monotonic() + ROTATION_LIMIT_S

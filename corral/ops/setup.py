@@ -222,7 +222,7 @@ def _is_enabled(host: ComposeHost, unit: str) -> bool:
 
 def _look_at_secrets(host: ComposeHost) -> Look:
     secrets = host.plan.secrets_of(host.name)
-    wanted = [secret for secret in secrets if not secret.template]
+    wanted = [secret for secret in secrets if secret.is_stored]
     known = read_env(host.rendered / ENV_FILE)
     given = [secret.name for secret in wanted if secret.generate == "given" and not known.get(secret.name)]
     if given:

@@ -14,14 +14,14 @@ from typing import Any
 
 from rich.console import Console
 
-from corral.components import components, haproxy
+from corral.components import components, edge, haproxy
 from corral.contributions import Service
 from corral.errors import CorralError, DriftError, UsageError
 from corral.image_lock import IMAGE_LOCK
 from corral.ops import history, keys, wiring
-from corral.ops.balancer import Balancer, balancer_of
+from corral.ops.balancer import Balancer, balancer_of, edge_of
 from corral.ops.board import Board
-from corral.ops.gateway import client_address, is_out_of_reach
+from corral.ops.gateway import client_address
 from corral.ops.hosts import CPU_FILE, CommandError, ComposeHost, compose_hosts, service_of
 from corral.ops.images import check_ids
 from corral.ops.interrupts import Interrupts
@@ -38,8 +38,8 @@ from corral.site import bracketed
 LOCK = ".up.lock"
 FILES_LABEL = "com.docker.compose.project.config_files"
 PULL_LIMIT_S = 7200
-STAGES = ("inference servers", "stores", "balancer", "gateway", "monitoring")
-REPLICAS, STORES, BALANCER, GATEWAY, MONITORING = range(len(STAGES))
+STAGES = ("edges", "inference servers", "stores", "balancer", "gateway", "monitoring")
+EDGES, REPLICAS, STORES, BALANCER, GATEWAY, MONITORING = range(len(STAGES))
 
 
 @dataclass(slots=True)
@@ -115,7 +115,13 @@ def _change_all(run: Run) -> None:
     remove_left_over(run)
     for seen in run.seen.values():
         wiring.join(seen)
-    for number, services in enumerate(stages(run.plan)):
+    order = stages(run.plan)
+    if _closes_ports(run):
+        run.board.say("servers close their published ports: the balancer goes over to the hosts' edges first")
+        _bring_up(run, EDGES, order[EDGES])
+        _bring_up(run, BALANCER, order[BALANCER])
+        look(run)
+    for number, services in enumerate(order):
         _bring_up(run, number, services)
     _restore_rotation(run)
     _say_gaps(run)
@@ -150,6 +156,23 @@ def _copy(host: ComposeHost) -> None:
         ) from None
 
 
+def _closes_ports(run: Run) -> bool:
+    """Whether servers of an older rendering still publish ports that the balancer on another host calls."""
+    gateway = run.plan.inventory.gateway.host
+    servers = {(item.endpoint.host, item.endpoint.service) for item in run.plan.contributions.backends}
+    return gateway in run.seen and any(
+        host != gateway and (host, name) in servers and _publishes(item.container, run.plan.site.host(host).address)
+        for host, seen in run.seen.items()
+        for name, item in seen.found.items()
+    )
+
+
+def _publishes(container: Mapping[str, Any] | None, address: str) -> bool:
+    """Whether a container has a port on that address."""
+    ports = (container or {}).get("HostConfig", {}).get("PortBindings") or {}
+    return any(door.get("HostIp") == address for doors in ports.values() for door in doors or ())
+
+
 def is_settled(run: Run) -> bool:
     """Whether there is nothing to do at all."""
     for seen in run.seen.values():
@@ -157,6 +180,8 @@ def is_settled(run: Run) -> bool:
             return False
         if any(not is_well(item.state) for item in seen.found.values()):
             return False
+    if any(item.loaded() != item.rendered() for item in _edges(run)):
+        return False
     balancer = _balancer(run)
     if balancer is None:
         return True
@@ -169,20 +194,31 @@ def _balancer(run: Run) -> Balancer | None:
     return balancer_of(run.plan, run.out)
 
 
+def _edges(run: Run) -> list[Balancer]:
+    """The edges of the hosts that are brought up."""
+    found = (edge_of(seen.host) for seen in run.seen.values())
+    return [item for item in found if item is not None]
+
+
 def _is_here(run: Run, balancer: Balancer) -> bool:
     """Whether the balancer is on one of the hosts that are brought up."""
     return balancer.host.name in run.seen
 
 
 def _is_reloadable(run: Run, found: Found) -> bool:
-    """Whether a changed service is the balancer with nothing but another configuration."""
-    if found.service.component != haproxy.COMPONENT or not is_well(found.state) or _balancer(run) is None:
+    """Whether a changed service is the balancer or an edge with nothing but another configuration."""
+    is_haproxy = found.service.component in (haproxy.COMPONENT, edge.COMPONENT)
+    if not is_haproxy or not is_well(found.state) or not _reloads(run, found):
         return False
     seen = run.seen[found.service.host]
     image = (found.container or {}).get("Image", "")
     if seen.images.get(found.service.image, image) != image:
         return False
     return found.is_current or differs_only_in_configuration(seen.host, found)
+
+
+def _reloads(run: Run, found: Found) -> bool:
+    return found.service.component == edge.COMPONENT or _balancer(run) is not None
 
 
 def fetch_images(run: Run) -> None:
@@ -231,6 +267,8 @@ def stages(plan: Plan) -> list[list[Service]]:
 
 def _stage(service: Service, order: Mapping[str, int]) -> int:
     """Place of a service's stage; what is neither a replica nor in a request's path comes last."""
+    if service.component == edge.COMPONENT:
+        return EDGES
     if service.role == "balancer":
         return BALANCER
     if service.role == "gateway":
@@ -257,6 +295,8 @@ def _bring_up(run: Run, number: int, services: Sequence[Service]) -> None:
     balancer = _balancer(run)
     if number == BALANCER and balancer is not None and _is_here(run, balancer):
         _reload(run, balancer)
+    for item in _edges(run) if number == EDGES else ():
+        _reload(run, item)
 
 
 def _found_on(run: Run, host: ComposeHost, services: Sequence[Service]) -> list[Found]:
@@ -275,7 +315,8 @@ def _change(run: Run, host: ComposeHost, changed: Sequence[Found]) -> None:
 def _reload(run: Run, balancer: Balancer) -> None:
     if balancer.loaded() != balancer.rendered():
         run.touched += 1
-        run.board.say(f"{balancer.host.name}: the balancer reads its new configuration, without a gap")
+        name = "the balancer" if balancer.component == haproxy.COMPONENT else "its edge"
+        run.board.say(f"{balancer.host.name}: {name} reads its new configuration, without a gap")
         balancer.reload()
 
 
@@ -320,12 +361,11 @@ def _replicas_in(balancer: Balancer, container: Mapping[str, Any], host_address:
     """What the balancer calls the replicas in a container; several where pools share a server."""
     networks = container["NetworkSettings"]["Networks"].values()
     inside = {network["IPAddress"] for network in networks if network.get("IPAddress")}
-    doors = [door for port in (container["NetworkSettings"].get("Ports") or {}).values() for door in port or ()]
-    outside = {(host_address, int(door["HostPort"])) for door in doors}
+    name = str(container["Name"]).removeprefix("/")
     return [
         server.name
         for server in balancer.servers().values()
-        if server.address in inside or (server.address, server.port) in outside
+        if server.address in inside or (server.address == host_address and server.name == name)
     ]
 
 
@@ -333,9 +373,6 @@ def _sync_keys(run: Run) -> None:
     """Gives consumers their keys, once the gateway runs; raises CorralError when a name is taken."""
     host = run.plan.inventory.gateway.host
     if host not in run.seen or not keys.needs_sync(run.plan):
-        return
-    if is_out_of_reach(run.plan):
-        run.board.say(f"{host}: keys: the gateway listens on its loopback only; run ./generate.py keys sync there")
         return
     steps = keys.sync(run.plan, run.out)
     for step in steps:

@@ -8,6 +8,8 @@ after from here.
 
 from __future__ import annotations
 
+import socket
+import ssl
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -17,7 +19,7 @@ import httpx
 import pytest
 
 from corral.tiny_models import KNOWN_ANSWER
-from tests.compose.engines import Engine, Lab
+from tests.compose.engines import Engine, Lab, run
 from tests.compose.far import Sshd, client_config
 from tests.compose.images.build import ensure_images
 from tests.compose.project import PREFIX, Client, Project, docker_logs, make_models, render_site, replica_of
@@ -28,6 +30,7 @@ pytestmark = pytest.mark.needs("docker-engine", "mmdebstrap", "network-namespace
 
 INVENTORY = Path(__file__).resolve().parents[2] / "inventories" / "heartcode.yaml"
 ADDRESSES = {"pea": ("192.168.0.144", "192.0.2.144"), "prod": ("192.168.0.152", "192.0.2.152")}
+EDGE = "https://192.0.2.144:4443"
 FIGURES_LIMIT_S = 90
 FIRST_LIMIT_S = 120
 SLOW_PICTURE_S = 61
@@ -124,11 +127,19 @@ def client(prod: Project) -> Client:
     return Client("http://192.0.2.152:4000", prod.secrets["LITELLM_MASTER_KEY"])
 
 
-def test_all_eighteen_services_of_the_gpu_host_are_healthy(pea: Project) -> None:
+def test_all_services_of_the_gpu_host_are_healthy(pea: Project) -> None:
     states = pea.states()
     assert set(states.values()) == {"healthy"}
-    assert len(states) == 18
-    assert {"pea-gpu-1", "pea-gpu-7", "pea-embed-1", "pea-embed-7", "pea-prometheus", "pea-node-exporter"} < set(states)
+    assert len(states) == 19
+    assert {
+        "pea-gpu-1",
+        "pea-gpu-7",
+        "pea-embed-1",
+        "pea-embed-7",
+        "pea-prometheus",
+        "pea-node-exporter",
+        "pea-edge",
+    } < set(states)
 
 
 def test_every_container_was_given_the_card_of_the_plan_and_no_other(pea: Project) -> None:
@@ -252,6 +263,104 @@ def test_a_card_is_handed_out_by_uuid_by_slot_and_by_index(lab: Lab, pea: Projec
 def test_the_servers_refuse_strangers(lab: Lab, pea: Project) -> None:
     words = ["exec", "pea-gpu-1", "curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "-d", "{}"]
     assert pea.docker(*words, "http://localhost:8080/v1/chat/completions") == "401"
+
+
+# --- between the hosts ------------------------------------------------------------------------------------------------
+
+
+def _tls(project: Project, certificate: str = "") -> ssl.SSLContext:
+    """TLS as a caller of the GPU host's edge speaks it, with one of a host's certificates or none."""
+    folder = project.out / project.host / "secrets"
+    context = ssl.create_default_context(cafile=str(folder / "EDGE_AUTHORITY"))
+    if certificate:
+        context.load_cert_chain(folder / certificate)
+    return context
+
+
+def _status(context: ssl.SSLContext, path: str) -> int:
+    """Status of an answer of the GPU host's edge; 0 when it takes no request."""
+    try:
+        return httpx.get(f"{EDGE}{path}", verify=context, trust_env=False, timeout=10).status_code
+    except httpx.HTTPError:
+        return 0
+
+
+def test_only_the_edge_of_the_gpu_host_listens_on_its_address(pea: Project) -> None:
+    bindings = [pea.inspect(name)["HostConfig"]["PortBindings"] or {} for name in pea.objects("container")]
+    doors = [door for ports in bindings for found in ports.values() for door in found]
+    assert {door["HostPort"] for door in doors if door["HostIp"] != "127.0.0.1"} == {"4443"}
+    ports = {port.number for service in pea.plan.services_of("pea") for port in service.ports} - {4443}
+    assert len(ports) == 18
+    for port in ports:
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("192.0.2.144", port), 5)
+
+
+def test_the_edge_answers_nothing_without_a_client_certificate(pea: Project, prod: Project) -> None:
+    with pytest.raises(httpx.HTTPError):
+        httpx.get(EDGE.replace("https:", "http:") + "/gpu-1/health", trust_env=False)
+    assert _status(_tls(prod), "/gpu-1/health") == 0
+    assert _status(_tls(pea, "EDGE_CERTIFICATE"), "/gpu-1/health") == 0  # another host's own is none for a client
+
+
+def test_callers_get_the_paths_that_they_need_and_no_others(prod: Project) -> None:
+    gateway, monitoring = _tls(prod, "GATEWAY_CERTIFICATE"), _tls(prod, "MONITORING_CERTIFICATE")
+    assert [_status(gateway, f"/gpu-1{path}") for path in ("/health", "/v1/models")] == [200, 200]
+    closed = ("/slots", "/props", "/v1/%2e%2e/slots", "/", "/metrics")
+    assert [_status(gateway, f"/gpu-1{path}") for path in closed] == [403, 403, 400, 403, 403]
+    assert [_status(monitoring, f"/gpu-1{path}") for path in ("/metrics", "/v1/models")] == [200, 403]
+    assert [_status(gateway, path) for path in ("/", "/prometheus/metrics")] == [404, 404]
+
+
+def test_every_host_has_a_key_of_its_own(pea: Project, prod: Project) -> None:
+    for name in ("LLAMA_API_KEY", "LOCALAI_API_KEY"):
+        assert pea.secrets[name] != prod.secrets[name]
+
+
+def test_half_open_connections_stop_nobody(client: Client, prod: Project) -> None:
+    with ExitStack() as stack:
+        for number in range(80):
+            link = stack.enter_context(socket.create_connection(("192.0.2.144", 4443), 5))
+            link.sendall(b"GET /he" if number % 2 else b"\x16\x03\x01\x02\x00")
+        for name in ("heartcode-chat-sfw", "heartcode-chat-nsfw"):
+            assert client.chat_text(name) == KNOWN_ANSWER
+
+
+def test_the_master_key_crosses_no_network_in_clear(site: Site, prod: Project, client: Client) -> None:
+    closed = ["OUTPUT", "--destination", "192.0.2.152", "--protocol", "tcp", "--dport", "4000", "--jump", "REJECT"]
+    run("iptables", "--insert", *closed)
+    try:
+        with pytest.raises(httpx.ConnectError):
+            client.chat("heartcode-default")
+        site.corral("keys", "ls")
+        assert "key-accepted" not in {
+            item["check"] for item in site.data("doctor", code=1)["hosts"]["prod"]["findings"]
+        }
+    finally:
+        run("iptables", "--delete", *closed)
+
+
+def test_up_closes_the_ports_of_servers_that_an_older_version_started(
+    site: Site, pea: Project, prod: Project, client: Client, tmp_path: Path
+) -> None:
+    older = tmp_path / "older.yaml"
+    older.write_text('services: {gpu-1: {ports: ["192.0.2.144:8080:8080"]}}\n')
+    files = ("--file", str(_far_folder(site, "pea") / "compose.yaml"), "--file", str(older))
+    pea.docker("compose", *files, "up", "--detach", "--no-deps", "--wait", "gpu-1")
+    assert "servers close their published ports" in site.corral("up")
+    assert "192.0.2.144" not in str(pea.inspect("pea-gpu-1")["HostConfig"]["PortBindings"])
+    assert client.chat_text("heartcode-chat-sfw") == KNOWN_ANSWER
+
+
+def test_up_takes_over_a_renewed_certificate(site: Site, pea: Project, prod: Project, client: Client) -> None:
+    before, others = pea.ids(), prod.ids()
+    (site.out / "pea" / "secrets" / "EDGE_CERTIFICATE").unlink()
+    site.corral("secrets", "init")
+    site.corral("up")
+    after = pea.ids()
+    assert {name for name in before if before[name] != after[name]} == {"pea-edge"}
+    assert prod.ids() == others
+    wait_until(lambda: client.chat("heartcode-default").status_code == 200, FIRST_LIMIT_S, "an answer")
 
 
 def _variable(project: Project, container: str, name: str) -> str:

@@ -20,7 +20,7 @@ import yaml
 from corral.components.llama import COMPONENT as LLAMA
 from corral.components.llama import arguments
 from corral.contributions import Service
-from corral.secrets import write_files
+from corral.secrets import initialise, write_files
 from corral.site import HERE, Replica
 from corral.xllama import OPTIONS
 from tests.consumers.litellm_contract import load_with_litellm, unknown_keys
@@ -321,11 +321,14 @@ BENIGN = (
 @pytest.mark.needs("haproxy")
 @each_file("haproxy.cfg")
 def test_haproxy_takes_its_configuration(case: str, path: str, folder: Path) -> None:
-    text = (folder / path).read_text().replace("bind haproxy.inside:", "bind 127.0.0.1:")
-    (folder / path).write_text(text)  # the name that Docker gives its own address
-    for certificate in re.findall(r" crt (\S+)", text):
+    secrets = folder / path.partition("/")[0] / "secrets"
+    initialise({secrets.parent.name: plan_of(case).secrets_of(secrets.parent.name)}, folder)
+    text = (folder / path).read_text().replace("/run/secrets/", f"{secrets}/")
+    text = re.sub(r"(bind |,)haproxy\.\w+:", r"\g<1>127.0.0.1:", text)  # names that Docker gives its own addresses
+    for certificate in {name for name in re.findall(r" crt (\S+)", text) if not name.startswith(f"{secrets}/")}:
         make_certificate(folder / "farm.pem", "farm.example.com")
-        (folder / path).write_text(text.replace(certificate, str(folder / "farm.pem")))
+        text = text.replace(certificate, str(folder / "farm.pem"))
+    (folder / path).write_text(text)
     done = subprocess.run(
         [program("haproxy"), "-c", "-f", folder / path], capture_output=True, text=True, check=False, timeout=DEADLINE_S
     )

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from corral import certificates
 from corral.load import load_inventory
 from corral.ops.doctor import path as path_area
 from corral.ops.doctor.checks import AREAS, Case, Finding, checks, findings
@@ -25,7 +26,8 @@ from corral.ops.survey import condition
 from corral.output import digest, write
 from corral.plan import Plan, build_plan
 from corral.render import render
-from corral.secrets import initialise
+from corral.secrets import initialise, read_env
+from tests.trees import plan_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 INVENTORY = """
@@ -82,7 +84,9 @@ def out(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def case(plan: Plan, out: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
     """Everything is well; tests change one thing."""
     monkeypatch.setattr(ComposeHost, "run", lambda *_, **__: Done(0, "", ""))
-    monkeypatch.setattr(path_area, "_client", lambda _case, key="", _limit_s=0.0: gateway(key, plan, out))
+    monkeypatch.setattr(path_area, "_client", lambda _case: gateway("", plan, out))
+    key = read_env(out / "pea" / ".env")["LITELLM_MASTER_KEY"]
+    monkeypatch.setattr(path_area, "_operator", lambda _case, _limit_s=0.0: gateway(key, plan, out))
     host = ComposeHost(plan, "pea", out)
     containers = tuple(well(plan, service.name) for service in plan.services_of("pea"))
     servers = {item.name: Server("UP", 0, "L7OK", 200) for item in plan.contributions.backends}
@@ -487,11 +491,11 @@ def test_a_far_host_with_other_files_or_secrets_is_found(own_out: Case) -> None:
 
 
 def answering(monkeypatch: pytest.MonkeyPatch, answer: Callable[[httpx.Request], httpx.Response]) -> None:
-    def client(_case: Case, key: str = "", _limit_s: float = 1) -> httpx.Client:
-        headers = {"Authorization": key} if key else {}
-        return httpx.Client(base_url="http://gateway", headers=headers, transport=httpx.MockTransport(answer))
+    def client(_case: Case, _limit_s: float = 1) -> httpx.Client:
+        return httpx.Client(base_url="http://gateway", transport=httpx.MockTransport(answer))
 
-    monkeypatch.setattr(path_area, "_client", client)
+    for name in ("_client", "_operator"):
+        monkeypatch.setattr(path_area, name, client)
 
 
 def refused(request: httpx.Request) -> httpx.Response:
@@ -765,6 +769,15 @@ def test_this_machine_is_understood(plan: Plan, out: Path) -> None:
     assert facts.files["secrets"].mode == "700"
     assert facts.files["compose.yaml"].digest == digest((out / "pea" / "compose.yaml").read_bytes())
     assert facts.models == {}
+
+
+def test_certificates_between_hosts_are_told_before_they_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_of("heartcode")
+    monkeypatch.setattr(certificates, "VALID", timedelta(days=10))
+    initialise({"pea": plan.secrets_of("pea")}, tmp_path)
+    (finding,) = found(Case(ComposeHost(plan, "pea", tmp_path), Facts(), Observed("pea")), "certificates")
+    assert "EDGE_CERTIFICATE ends on" in finding.what
+    assert (finding.level, finding.remedy) == ("warning", "./generate.py secrets init, then ./generate.py up")
 
 
 def test_models_and_certificates_on_this_machine(plan: Plan, out: Path, tmp_path: Path) -> None:

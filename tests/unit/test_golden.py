@@ -242,7 +242,7 @@ def test_every_rendered_secret_has_a_source(case: str) -> None:
         provided = {secret.name for secret in plan_of(case).secrets_of(host)}
         wanted = {name for service in services_of(case) if service.host == host for name in service.secrets}
         assert wanted <= provided
-        stored = {secret.name for secret in plan_of(case).secrets_of(host) if not secret.template}
+        stored = {secret.name for secret in plan_of(case).secrets_of(host) if secret.is_stored}
         example = tree_of(case)[f"{host}/.env.example"].decode()
         assert set(re.findall(r"^([A-Z][A-Z0-9_]*)=$", example, re.MULTILINE)) == stored
 
@@ -264,13 +264,13 @@ def test_files_of_local_programs_are_rendered(case: str) -> None:
 def test_no_secret_value_is_rendered(case: str, tmp_path: Path) -> None:
     plan = plan_of(case)
     needed = {host: plan.secrets_of(host) for host in plan.inventory.hosts if plan.secrets_of(host)}
-    names = {secret.name for secrets in needed.values() for secret in secrets if not secret.template}
+    names = {secret.name for secrets in needed.values() for secret in secrets if secret.is_stored}
     for host in needed:
         (tmp_path / host).mkdir()
         (tmp_path / host / ".env").write_text("".join(f"{name}={MARKER}-{name}\n" for name in sorted(names)))
     reports = initialise(needed, tmp_path)
     assert reports
-    assert all(not report.made and not report.missing for report in reports)
+    assert not {name for report in reports for name in (*report.made, *report.missing)} & names
     put(render(build_plan(load_inventory(inventory_of(case)))), tmp_path)
     holders = {
         str(path.relative_to(tmp_path))
@@ -316,8 +316,7 @@ def work_of(gpus: int, folder: Path) -> int:
     return int(pstats.Stats(profile).total_calls)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("balancing", ["least-busy", "direct"])
-def test_the_other_ways_of_balancing_grow_no_faster(balancing: str, tmp_path: Path) -> None:
+def test_the_other_way_of_balancing_several_hosts_grows_no_faster(tmp_path: Path) -> None:
     from tools.bench_render import farm
 
     def calls(gpus: int) -> int:
@@ -325,7 +324,7 @@ def test_the_other_ways_of_balancing_grow_no_faster(balancing: str, tmp_path: Pa
 
         path = tmp_path / f"{gpus}.yaml"
         path.write_text(
-            json.dumps(farm(gpus) | {"gateway": {"host": "gate", "balancing": balancing}}), encoding="utf-8"
+            json.dumps(farm(gpus) | {"gateway": {"host": "gate", "balancing": "least-busy"}}), encoding="utf-8"
         )
         count = 0
 

@@ -99,6 +99,7 @@ def test_the_configuration_says_which_it_is(tmp_path: Path) -> None:
 def test_stages_come_up_from_the_back_to_the_front() -> None:
     found = dict(zip(STAGES, ([item.name for item in stage] for stage in stages(default_plan())), strict=True))
     assert found == {
+        "edges": [],
         "inference servers": ["chat-1", "chat-2", "embed-1"],
         "stores": ["postgres", "valkey"],
         "balancer": ["haproxy"],

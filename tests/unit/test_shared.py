@@ -95,13 +95,13 @@ def test_figures_of_a_model_are_asked_without_making_it_load(tmp_path: Path) -> 
     assert {item.labels["__param_autoload"] for item in targets} == {"false"}
 
 
-def test_the_port_of_a_shared_server_is_open_when_it_is_named(tmp_path: Path) -> None:
+def test_the_port_of_a_shared_server_is_open_on_loopback_when_it_is_named(tmp_path: Path) -> None:
     def published(shared: str) -> tuple[int, str]:
         (server,) = (item for item in plan_of(tmp_path, shared).contributions.services if item.component == "llama")
         return server.ports[0].number, server.ports[0].publish
 
     assert published("loaded: 1") == (8901, "")
-    assert published("loaded: 1, port: 9400") == (9400, "192.0.2.10")
+    assert published("loaded: 1, port: 9400") == (9400, "127.0.0.1")
 
 
 def test_the_plan_as_data_names_who_shares(tmp_path: Path) -> None:

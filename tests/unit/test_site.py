@@ -243,18 +243,17 @@ def test_programs_find_each_other() -> None:
     site = site_of(mine={"runtime": "local"}, six={"address": "2001:db8::1"})
 
     assert site.address(Endpoint(80, "box", "web"), "box") == "web:80"
-    assert site.address(Endpoint(80, "box", "web"), "pi") == "192.0.2.10:80"
+    assert site.address(Endpoint(80, "box", "web"), "pi") == "192.0.2.10:4443"  # its edge
     assert site.address(Endpoint(80, "mine", "web"), "mine") == "127.0.0.1:80"
-    assert site.address(Endpoint(80, "six", "web"), "pi") == "[2001:db8::1]:80"
+    assert site.address(Endpoint(80, "six", "web"), "pi") == "[2001:db8::1]:4443"
     assert site.address(Endpoint(80, address="192.0.2.20"), "pi") == "192.0.2.20:80"
 
 
-def test_a_port_is_opened_for_those_who_need_it() -> None:
+def test_ports_are_opened_for_programs_of_a_local_host_only() -> None:
     site = site_of(mine={"runtime": "local"})
 
-    assert site.publish_address("box", {"box"}) == ""
-    assert site.publish_address("box", {"box", "pi"}) == "192.0.2.10"
-    assert site.publish_address("mine", set()) == "127.0.0.1"
+    assert site.publish_address("box") == ""
+    assert site.publish_address("mine") == "127.0.0.1"
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,8 @@ def _replica_place(target: Target, backend: Backend, environment: dict[str, str]
     variable = ""
     if backend.secret:
         variable = KEY_OF + backend.secret
-        environment[variable] = _secrets(target).get(backend.secret, "")
+        host = backend.endpoint.host or target.plan.inventory.gateway.host
+        environment[variable] = read_env(target.out / host / ENV_FILE).get(backend.secret, "")
     url = f"{backend.scheme}://{_address(target.plan, backend)}{backend.api_path}"
     return _place(backend.name, url, backend.upstream_model, backend.slots, variable, backend.key_header)
 
@@ -143,13 +144,14 @@ def _address(plan: Plan, backend: Backend) -> str:
         return f"{bracketed(endpoint.address)}:{endpoint.port}"
     if plan.site.is_local(endpoint.host):
         return f"127.0.0.1:{endpoint.port}"
-    for service in plan.contributions.services:
+    is_here = plan.site.host(endpoint.host).ssh is None
+    for service in plan.contributions.services if is_here else ():
         if (service.host, service.name) == (endpoint.host, endpoint.service):
             for port in service.ports:
                 if port.number == endpoint.port and port.publish:
                     return f"{bracketed(port.publish)}:{port.number}"
     raise CorralError(
-        f"{backend.name} is open inside the farm's own network only, so it cannot be asked from here; "
+        f"{backend.name} is open inside its own host only, so it cannot be asked from here; "
         "measure through the gateway (without --direct and --replica)"
     )
 
@@ -159,8 +161,13 @@ def _secrets(target: Target) -> Mapping[str, str]:
 
 
 def _gateway_key(target: Target) -> str:
-    """The key for the gateway: the user's own, else the master key."""
+    """The key for the gateway: the user's own, else the master key, which no network is to see."""
     plan = target.plan
+    if os.environ.get(KEY) is None and plan.site.host(plan.inventory.gateway.host).ssh is not None:
+        raise CorralError(
+            f"the master key does not go over the network; put a consumer's key into {KEY} (docs/keys.md), "
+            f"or run this on {plan.inventory.gateway.host}"
+        )
     if is_out_of_reach(plan):
         host = plan.inventory.gateway.host
         raise CorralError(

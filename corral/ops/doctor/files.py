@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
+from corral.certificates import end_of
 from corral.errors import CorralError
 from corral.inventory import Thresholds
 from corral.ops.certificates import certificate_files
@@ -90,7 +91,7 @@ def secrets(case: Case) -> Iterator[Finding]:
     except CorralError as error:
         yield Finding(str(error))
         return
-    missing = [item.name for item in wanted if not item.template and not values.get(item.name)]
+    missing = [item.name for item in wanted if item.is_stored and not values.get(item.name)]
     if missing:
         yield Finding(f"no value for {_some(missing)} in {case.host.rendered / ENV_FILE}", "./generate.py secrets init")
     laid_out = [item.name for item in wanted if (case.host.rendered / FOLDER / item.name).is_file()]
@@ -172,6 +173,23 @@ def certificates(case: Case) -> Iterator[Finding]:
             yield Finding(f"{path} ended on {end:%d %B %Y}", "renew the certificate")
         elif left < enough:
             yield Finding(f"{path} ends in {left.days} days", "renew the certificate", "warning")
+    yield from _ends_of_own(case, enough)
+
+
+def _ends_of_own(case: Case, enough: timedelta) -> Iterator[Finding]:
+    """The certificates of the site's own authority, which hosts show each other."""
+    remedy = "./generate.py secrets init, then ./generate.py up"
+    for secret in case.plan.secrets_of(case.name):
+        path = case.host.rendered / FOLDER / secret.name
+        if not secret.is_certificate or not path.is_file():  # `secrets` says so
+            continue
+        end = end_of(path.read_text(encoding="utf-8", errors="replace"))
+        if end is None:
+            yield Finding(f"{path} cannot be read as a certificate", remedy)
+        elif end - datetime.now(UTC) < enough:
+            is_over = end < datetime.now(UTC)
+            words = f"{path} {'ended' if is_over else 'ends'} on {end:%d %B %Y}"
+            yield Finding(words, remedy, "error" if is_over else "warning")
 
 
 def _some(names: list[str]) -> str:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import ipaddress
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
 
 from corral.aliases import routed_names
-from corral.components.haproxy import gateway_publish_address
 from corral.components.litellm import MASTER_KEY
 from corral.contributions import Backend
 from corral.errors import CorralError
 from corral.ops.doctor.checks import Case, Finding, check
 from corral.ops.doctor.reasons import Reason
 from corral.ops.doctor.services import reason
-from corral.ops.gateway import client_address
+from corral.ops.gateway import client_address, is_out_of_reach, reached
 from corral.ops.observed import balancer
 from corral.secrets import ENV_FILE, read_env
 from corral.site import bracketed
@@ -25,7 +24,7 @@ from corral.site import bracketed
 ANSWER_LIMIT_S = 10
 QUESTION_LIMIT_S = 120
 OK, UNAUTHORIZED, FORBIDDEN = 200, 401, 403
-NOBODY_BEHIND_THE_DOOR = (502, 503, 504)
+NOBODY_BEHIND_THE_DOOR = {502, 503, 504}
 """HAProxy's own words for a LiteLLM that is not there, or does not answer."""
 TEAPOT = 400
 CHECK_WORDS = {
@@ -48,16 +47,27 @@ def gateway_url(case: Case) -> str:
 
 def _is_out_of_reach(case: Case) -> bool:
     """Whether the gateway listens on a far host's loopback address, where only that host reaches it."""
-    return case.host.ssh is not None and ipaddress.ip_address(gateway_publish_address(case.plan.site)).is_loopback
+    return is_out_of_reach(case.plan)
 
 
 def _key(case: Case) -> str:
     return read_env(case.host.rendered / ENV_FILE).get(MASTER_KEY, "")
 
 
-def _client(case: Case, key: str = "", limit_s: float = ANSWER_LIMIT_S) -> httpx.Client:
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    return httpx.Client(base_url=gateway_url(case), headers=headers, timeout=limit_s, trust_env=False)
+def _client(case: Case) -> httpx.Client:
+    """A client without a key, at the address at which everybody finds the gateway."""
+    return httpx.Client(base_url=gateway_url(case), timeout=ANSWER_LIMIT_S, trust_env=False)
+
+
+@contextmanager
+def _operator(case: Case, limit_s: float = ANSWER_LIMIT_S) -> Iterator[httpx.Client]:
+    """A client with the master key; on another machine over ssh."""
+    headers = {"Authorization": f"Bearer {_key(case)}"}
+    with (
+        reached(case.plan, case.host.out) as place,
+        httpx.Client(base_url=place, headers=headers, timeout=limit_s, trust_env=False) as client,
+    ):
+        yield client
 
 
 @check(
@@ -68,15 +78,17 @@ def gateway_answers(case: Case) -> Iterator[Finding]:
     if _is_out_of_reach(case) or _why_balancer_is_gone(case) is not None:  # then `balancer-answers` says it
         return
     try:
-        with _client(case, _key(case)) as client:
+        with _client(case) as client:
             code = client.get("/v1/models").status_code
-    except httpx.HTTPError as error:
+        with _operator(case) as operator:
+            behind = operator.get("/health/liveliness").status_code
+    except (httpx.HTTPError, CorralError) as error:
         yield _no_gateway(case, f"does not answer: {_words(error)}")
         return
-    if code in NOBODY_BEHIND_THE_DOOR:
+    if NOBODY_BEHIND_THE_DOOR & {code, behind}:
         yield _no_gateway(case, "does not answer")
-    elif code not in (OK, UNAUTHORIZED, FORBIDDEN):  # `key-accepted` says the latter
-        yield _no_gateway(case, f"answers {code} to /v1/models")
+    elif behind != OK:
+        yield _no_gateway(case, f"answers {behind} to /health/liveliness")
 
 
 def _why_balancer_is_gone(case: Case) -> Reason | None:
@@ -100,7 +112,7 @@ def key_accepted(case: Case) -> Iterator[Finding]:
     models = _models(case)
     if isinstance(models, Finding):
         yield models
-    if models is None:
+    if models is None or _is_out_of_reach(case):
         return
     with _client(case) as client:
         code = client.get("/v1/models").status_code
@@ -110,13 +122,10 @@ def key_accepted(case: Case) -> Iterator[Finding]:
 
 def _models(case: Case) -> set[str] | Finding | None:
     """Names that the gateway offers; what is wrong with the key; None when the gateway does not answer."""
-    if _is_out_of_reach(case):
-        return None
-    key = _key(case)
-    if not key:
+    if not _key(case):
         return Finding(f"{case.host.rendered / ENV_FILE} has no {MASTER_KEY}", "./generate.py secrets init")
     try:
-        with _client(case, key) as client:
+        with _operator(case) as client:
             answer = client.get("/v1/models")
     except httpx.HTTPError:
         return None
@@ -193,7 +202,8 @@ def _network(case: Case, backend: Backend) -> str:
     if backend.endpoint.host == gateway:
         return "wait some seconds and look again; then ./generate.py restart haproxy"
     return (
-        f"open port {backend.endpoint.port} of {case.name} for {gateway} in the firewall; both must be in one network"
+        f"open port {case.plan.inventory.gateway.edge_port} of {case.name} for {gateway} in the firewall; "
+        "both must be in one network, and their clocks right"
     )
 
 
@@ -222,7 +232,7 @@ def nodes(case: Case) -> Iterator[Finding]:
 @check("answers", "path", "see the other checks; ./generate.py logs litellm", "gateway", "running")
 def answers(case: Case) -> Iterator[Finding]:
     """With --ask: every chat and embedding pool answers a short question through the gateway."""
-    if not case.must_ask or _is_out_of_reach(case) or not isinstance(_models(case), set):
+    if not case.must_ask or not isinstance(_models(case), set):
         return
     kinds = {item.pool: item.kind for item in case.plan.contributions.backends}
     for pool, kind in kinds.items():
@@ -245,7 +255,7 @@ def _ask(case: Case, pool: str, kind: str) -> None:
         body = {"model": pool, "messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 5}
         path = "/v1/chat/completions"
     try:
-        with _client(case, _key(case), QUESTION_LIMIT_S) as client:
+        with _operator(case, QUESTION_LIMIT_S) as client:
             answer = client.post(path, json=body)
     except httpx.HTTPError as error:
         raise CorralError(f"gave no answer: {_words(error)}") from None

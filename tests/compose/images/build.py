@@ -46,6 +46,8 @@ WITHOUT = ("/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/i18n/*")
 ENGINE_VARIABLE = "PRISMA_QUERY_ENGINE_BINARY"
 BUILD_ARGUMENTS = ("PRISMA_VERSION", "PRISMA_EXPECTED_ENGINE_VERSION")
 BUILD_LIMIT_S = 600
+TARGET_OF = {"edge": "haproxy"}
+"""Components that run another one's image."""
 LOCK = Path(tempfile.gettempdir()) / f"corral-stand-ins-{os.getuid()}.lock"
 
 
@@ -68,7 +70,7 @@ def targets(plans: Iterable[Plan]) -> dict[str, str]:
     services = [
         service for plan in plans for service in plan.contributions.services if not plan.site.is_local(service.host)
     ]
-    return {service.image: service.component for service in services}
+    return {service.image: TARGET_OF.get(service.component, service.component) for service in services}
 
 
 def query_engine() -> Path | None:
