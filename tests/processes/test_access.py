@@ -20,7 +20,8 @@ import psutil
 import pytest
 
 from corral.routes import MODEL_ROUTES, READ_ROUTES, with_short_forms
-from tests.processes.farm import LOOPBACK, MIXED, POOLS, Farm, in_modes
+from tests.processes.fakes import LOOPBACK
+from tests.processes.farm import MIXED, POOLS, Farm, in_modes
 from tests.processes.helpers import wait_until
 
 pytestmark = [pytest.mark.needs("postgres", "prisma-engine", "redis")]
@@ -199,13 +200,20 @@ CONTROLS: dict[str, Any] = {
     "allowed_openai_params": ["x"], "litellm_trace_id": "x", "litellm_session_id": "x", "max_budget": 1e9,
     "model_info": {"thinking": "shown"}, "vertex_project": "x", "hf_model_name": "x", "weight": 1,
 }  # fmt: skip
-PASSED = {"min_p": 0.1, "grammar": 'root ::= "a"', "seed": 7, "temperature": 0.5, "user": "me", "top_k": 3}
+PASSED: dict[str, Any] = {
+    "min_p": 0.1,
+    "grammar": 'root ::= "a"',
+    "seed": 7,
+    "temperature": 0.5,
+    "user": "me",
+    "top_k": 3,
+}
 
 
 @slots
 @pytest.mark.parametrize("place", ["body", "extra_body"])
 def test_control_fields_are_taken_out_and_the_servers_own_pass(farm: Farm, place: str) -> None:
-    fields = CONTROLS if place == "body" else {"extra_body": CONTROLS}
+    fields: dict[str, Any] = CONTROLS if place == "body" else {"extra_body": CONTROLS}
     answer = farm.ask("even", **fields, **PASSED).raise_for_status()
     assert answer.json()["choices"][0]["message"]["content"].startswith("answer of even")
     [seen] = [item for name, item in farm.fakes.seen().items() if name in POOLS["even"] and item.arrivals]
@@ -220,7 +228,8 @@ def test_control_fields_are_taken_out_and_the_servers_own_pass(farm: Farm, place
 @pytest.mark.parametrize("name", ["input_cost_per_token", "api_base", "base_url", "api_key"])
 def test_prices_and_addresses_reach_no_server(farm: Farm, name: str) -> None:
     """LiteLLM refuses those that it knows as such, with 401."""
-    farm.ask("even", **{name: 0 if "cost" in name else "http://192.0.2.1/"})
+    fields: dict[str, Any] = {name: 0 if "cost" in name else "http://192.0.2.1/"}
+    farm.ask("even", **fields)
     assert not any(name in body for seen in farm.fakes.seen().values() for body in seen.bodies)
 
 

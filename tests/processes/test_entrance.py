@@ -106,10 +106,17 @@ class Entrance:
         """What reached the gateway of requests, without those that only ask whether a key is known."""
         return [item for item in _Gateway.arrived if item[:2] != ("GET", "/v1/models")]
 
-    def from_stranger(self, **given: object) -> httpx.Client:
+    def from_stranger(self, key: str) -> httpx.Client:
         """A client of the entrance from another address."""
-        transport = httpx.HTTPTransport(local_address=STRANGER, verify=ssl_context(self.certificate), http2=False)
-        return httpx.Client(base_url=self.client.base_url, transport=transport, timeout=DEADLINE_S, **given)  # type: ignore[arg-type]
+        transport = httpx.HTTPTransport(local_address=STRANGER, verify=ssl_context(self.certificate))
+        headers = {"Authorization": f"Bearer {key}"}
+        return httpx.Client(base_url=self.client.base_url, headers=headers, transport=transport, timeout=DEADLINE_S)
+
+
+def with_key(base: str, context: ssl.SSLContext | None = None) -> httpx.Client:
+    """A client with a key that the gateway knows."""
+    headers = {"Authorization": f"Bearer {KEY}"}
+    return httpx.Client(base_url=base, verify=context or False, headers=headers, trust_env=False, timeout=DEADLINE_S)
 
 
 def ssl_context(certificate: Path) -> ssl.SSLContext:
@@ -148,17 +155,13 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Entrance]:
     served = [("node-1", ports["node"], 1)]
     gateway = ThreadingHTTPServer((LOOPBACK, ports["litellm"]), _Gateway)
     threading.Thread(target=gateway.serve_forever, daemon=True).start()
-    headers = {"Authorization": f"Bearer {KEY}"}
-    given = {"trust_env": False, "timeout": DEADLINE_S, "headers": headers}
     try:
         with (
             Process(command(ports["fakes"], served), folder / "fakes.log"),
             Process(haproxy, folder / "haproxy.log", folder=here) as own,
-            httpx.Client(
-                base_url=f"https://{LOOPBACK}:{ports['entrance']}", verify=ssl_context(certificate), **given
-            ) as client,  # type: ignore[arg-type]
-            httpx.Client(base_url=f"http://{LOOPBACK}:{ports['gateway']}", **given) as inside,  # type: ignore[arg-type]
-            httpx.Client(base_url=f"http://{LOOPBACK}:{ports['admin']}", **given) as admin,  # type: ignore[arg-type]
+            with_key(f"https://{LOOPBACK}:{ports['entrance']}", ssl_context(certificate)) as client,
+            with_key(f"http://{LOOPBACK}:{ports['gateway']}") as inside,
+            with_key(f"http://{LOOPBACK}:{ports['admin']}") as admin,
         ):
             wait_http(f"http://{LOOPBACK}:{ports['fakes']}/")
             wait_until(lambda: _answers(client), DEADLINE_S, f"the entrance: {own.output}")
@@ -276,7 +279,7 @@ def test_a_key_is_taken_from_the_headers_that_clients_have_for_it(entrance: Entr
 
 def test_a_wrong_key_sends_nothing_to_the_gateway_and_is_soon_refused_unasked(entrance: Entrance) -> None:
     """The gateway is asked once for each try, without the body; from the 21st on it is not asked at all."""
-    with entrance.from_stranger(headers={"Authorization": f"Bearer {WRONG_KEY}"}) as stranger:
+    with entrance.from_stranger(WRONG_KEY) as stranger:
         answers = [stranger.post(PATH, json=body()) for _ in range(25)]
         assert answers[0].json() == {"error": {"message": "not known here"}}
         codes = [answer.status_code for answer in answers]

@@ -52,7 +52,7 @@ def test_the_gateways_role_owns_its_tables_and_nothing_else(farm: Farm) -> None:
         "SELECT rolsuper, (SELECT count(*) > 20 FROM pg_tables WHERE tableowner = rolname AND schemaname = 'public') "
         "FROM pg_roles WHERE rolname = current_user"
     )
-    words = [folder / "psql", (farm.out / HOST / "secrets" / "DATABASE_URL").read_text(), "-Atc", query]
+    words = [str(folder / "psql"), (farm.out / HOST / "secrets" / "DATABASE_URL").read_text(), "-Atc", query]
     assert subprocess.run(words, capture_output=True, text=True, check=True, timeout=20).stdout.strip() == "f|t"
 
 

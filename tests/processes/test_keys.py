@@ -404,8 +404,8 @@ def test_b10_the_balancer_knows_keys_by_the_hash_that_litellm_stores(farm: Farm)
 
 def test_limits_and_budgets_need_no_right_in_valkey_that_the_gateway_lacks(farm: Farm) -> None:
     """After all of the above: Valkey counts what it refuses, for lack of rights too."""
-    login = {"username": "litellm", "password": farm.secrets["VALKEY_PASSWORD"]}
-    with redis.Redis(LOOPBACK, farm.ports["cache"], **login) as own:
+    port, password = farm.ports["cache"], farm.secrets["VALKEY_PASSWORD"]
+    with redis.Redis(LOOPBACK, port, username="litellm", password=password) as own:
         commands = own.info("commandstats")
     refused = {name for name, figures in commands.items() if figures["rejected_calls"]}
     assert refused <= {"cmdstat_ping"}  # of strangers in other tests

@@ -154,7 +154,7 @@ def test_pictures_and_files_are_not_text(callback: ModuleType, part: dict[str, A
 
 def test_an_agents_long_conversation_passes_the_entrances_own_limits(callback: ModuleType) -> None:
     """A system prompt of 40 KiB, 200 messages, a tool's result of 1000 lines, a picture of 2 MB."""
-    entrance = {"messages": 2048, "message_kib": 1024, "choices": 1}
+    entrance: dict[str, Any] = {"messages": 2048, "message_kib": 1024, "choices": 1}
     lines = "\n".join(f"{number}: a line of a file that a tool has read" for number in range(1000))
     data = chat("s" * 40 * 1024, *["and then?"] * 197, lines, [{"type": "image_url", "image_url": {"url": PICTURE}}])
     bounded(callback, data, **entrance)

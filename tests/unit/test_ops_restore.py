@@ -55,7 +55,7 @@ def save(
     secrets: Mapping[str, bytes] | None = None,
 ) -> Path:
     """A backup as `backup` makes it, with some files more or otherwise."""
-    tree = render(build_plan(load_texts(text.encode(), None, "inventory.yaml")))
+    tree = render(build_plan(load_texts(text.encode(), {}, "inventory.yaml")))
     files = {INVENTORY: text.encode(), **{f"rendering/{path}": data for path, data in tree.items()}, **(more or {})}
     if sealed:
         files[archive.SECRETS] = seal(packed(secrets or {"sa/.env": ENV}), sealed.passphrase)
@@ -134,7 +134,7 @@ def test_a_rendering_that_this_kit_would_not_make_is_named_where_nobody_vouches_
 
 
 def test_a_rendering_that_weakens_a_host_is_refused(tmp_path: Path) -> None:
-    tree = render(build_plan(load_texts(COMPOSE.encode(), None, "inventory.yaml")))
+    tree = render(build_plan(load_texts(COMPOSE.encode(), {}, "inventory.yaml")))
     weak = tree["sa/compose.yaml"]
     part = next(path for path in tree if path.endswith("litellm/compose.yaml") or b"  litellm:" in tree[path])
     weak = tree[part].replace(b"    read_only: true\n", b"    privileged: true\n", 1)

@@ -263,7 +263,7 @@ def _ask(case: Case, pool: str, kind: str) -> None:
         raise CorralError(f"answered {answer.status_code}: {' '.join(answer.text.split())[:200]}")
 
 
-def _words(error: httpx.HTTPError) -> str:
+def _words(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 

@@ -2,21 +2,37 @@
 # Rendered by corral from the inventory "heartcode", host pea; do not edit.
 # Change the inventory or gpu-server/image/start.sh, then run: ./generate.py render
 
-# LocalAI's start: installs the backend into its volume once (several GB), puts the model file in place, hands over the
-# key, and asks for a first picture as soon as the server is ready.
+# LocalAI's start: puts the model file and the weights in place, hands over the key, and asks for a first picture as soon
+# as the server is ready. Without a backend in the image it installs one into its volume, once (several GB).
 set -eu
 PATH=$PATH:/ # where LocalAI's image has its program
-models=${LOCALAI_MODELS_PATH:-/models} installed=${LOCALAI_BACKENDS_PATH:-/backends}/.corral-$CORRAL_BACKEND
+models=${LOCALAI_MODELS_PATH:-/models}
 cp "/etc/corral/$CORRAL_MODEL_FILE" "$models/$CORRAL_MODEL_FILE"
-if [ ! -e "$installed" ]; then
-    echo "corral: installing the backend $CORRAL_BACKEND; this is done once"
-    local-ai backends install "$CORRAL_BACKEND"
-    : >"$installed" # only now: what was interrupted is installed again
+
+# The folder with the weights as a cache of the Hugging Face Hub: read as usual, but nothing is asked of the network.
+if [ -n "${CORRAL_REPOSITORY:-}" ]; then
+    if [ ! -d "$CORRAL_WEIGHTS" ]; then
+        echo "corral: $CORRAL_WEIGHTS is not there; fetch it with: ./generate.py models pull" >&2
+        exit 78
+    fi
+    cache=$HF_HUB_CACHE/models--$(printf %s "$CORRAL_REPOSITORY" | sed 's,/,--,')
+    mkdir -p "$cache/refs" "$cache/snapshots"
+    printf %s "${CORRAL_WEIGHTS##*/}" >"$cache/refs/main"
+    [ -e "$cache/snapshots/${CORRAL_WEIGHTS##*/}" ] || ln -s "$CORRAL_WEIGHTS" "$cache/snapshots/"
+fi
+
+if [ -n "$CORRAL_BACKEND" ]; then
+    installed=${LOCALAI_BACKENDS_PATH:-/backends}/.corral-$CORRAL_BACKEND
+    if [ ! -e "$installed" ]; then
+        echo "corral: installing the backend $CORRAL_BACKEND; this is done once"
+        local-ai backends install "$CORRAL_BACKEND"
+        : >"$installed" # only now: what was interrupted is installed again
+    fi
 fi
 LOCALAI_API_KEY=$(cat "$CORRAL_API_KEY_FILE")
 export LOCALAI_API_KEY
 
-# Weights are fetched and loaded by the first picture, for which nobody should have to wait (004-50). `$$` is the server,
+# Weights are loaded by the first picture, for which nobody should have to wait (004-50). `$$` is the server,
 # from `exec` on: when it ends, so does the waiting. The key goes by a file descriptor, out of the list of processes.
 first_picture() {
     url=http://localhost:${LOCALAI_ADDRESS##*:}

@@ -5,16 +5,32 @@
 -- HAProxy's own count of errors would take one healthy replica after the other out for requests that no replica can
 -- answer. Connections that fail are not judged here: `observe layer4` does that.
 --
--- In a backend:  http-request lua.avoid            (a conversation that just failed somewhere is free to go elsewhere)
+-- Failures of clients' requests only make a replica suspect. The proof is a probe: a smallest request of the kit's own,
+-- sent through this HAProxy. A replica is left out only if it fails the probe and another replica has answered it well.
+-- Nothing is probed while no request fails.
+--
+-- In a backend:  http-request lua.settle          (waits a moment while a replica of the pool is being probed)
+--                http-request lua.avoid           (a conversation that just failed somewhere is free to go elsewhere)
 --                http-after-response set-var(txn.blamed) lua.blame
 
-local LIMIT = 3        -- conversations that fail on a replica, one after the other
+local LIMIT = 2          -- conversations that fail on a replica, one after the other
 local REMEMBERED = 4096
+local SHARE = 20         -- a replica that stays is not probed again for so many times as long as its probe took …
+local LEAST_PAUSE_MS, LONGEST_PAUSE_MS = 100, 10000  -- … within these bounds, so that probes take little of its time
+local SETTLE_MS = 100
+local POLL_MS = 5
 
-local streaks = {}     -- by pool/replica: how many such failures in a row, and since when
-local answered = {}    -- by pool/replica: when it last answered well
-local failed = {}      -- by pool and conversation: the replica on which it failed last
+local streaks = {}       -- by pool/replica: how many such failures in a row, and since when
+local answered = {}      -- by pool/replica: when it last answered well
+local failed = {}        -- by pool and conversation: the replica on which it failed last
 local remembered = 0
+local probing = {}       -- by pool/replica: whether it is being probed
+local settling = {}      -- by pool: since when its last suspect is being probed
+local paused = {}        -- by pool/replica: until when it is not probed again
+local answerable = {}    -- pools of which a replica has answered a probe well
+local credentials = {}   -- by pool: the header with which a request was answered well
+local verdicts = {}      -- by number of the probe: false until a replica has answered, then which one and how
+local probes = 0
 
 local function is_error(txn, status)
     if status < 500 or status == 501 or status == 505 then
@@ -24,13 +40,13 @@ local function is_error(txn, status)
     return status ~= 503 or txn:get_var("txn.answered") ~= nil
 end
 
-local function has_sibling_that_answered(pool, name, since)
+local function sibling_that_answered(pool, name, since)
     for other, server in pairs(core.backends[pool].servers) do
         if other ~= name and (answered[pool .. "/" .. other] or 0) >= since and server:get_stats().status == "UP" then
-            return true
+            return other
         end
     end
-    return false
+    return nil
 end
 
 local function remember(conversation, name)
@@ -69,15 +85,85 @@ core.register_action("avoid", { "http-req" }, function(txn)
     end
 end)
 
-local function succeeded(replica, conversation)
+-- --- the probe --------------------------------------------------------------------------------------------------------
+
+local function farm_of(pool)
+    for _, known in ipairs(corral_farm) do
+        if known.name == pool then
+            return known
+        end
+    end
+end
+
+-- "well", "error", or nil if this replica gave no answer that says anything.
+local function answer_of(pool, name)
+    local known, headers = farm_of(pool), { ["content-type"] = { "application/json" } }
+    probes = probes + 1
+    local id = tostring(probes)
+    headers["x-corral-probe"], verdicts[id] = { id }, false
+    if credentials[pool] then
+        headers["authorization"] = { credentials[pool] }
+    end
+    local url = "http://" .. corral_entry .. "/" .. pool .. "/" .. name .. known.probe_path
+    core.httpclient():post({ url = url, headers = headers, body = known.probe_body })
+    local verdict = verdicts[id]
+    verdicts[id] = nil
+    return verdict and verdict.name == name and verdict.answer or nil
+end
+
+local function is_answerable(pool, sibling)
+    answerable[pool] = answerable[pool] or answer_of(pool, sibling) == "well"
+    return answerable[pool]
+end
+
+local function probe(pool, name, sibling)
+    local replica, began, answer = pool .. "/" .. name, corral_now_ms(), answer_of(pool, name)
+    local took = corral_now_ms() - began
+    if answer == "error" and is_answerable(pool, sibling) then
+        streaks[replica] = { length = LIMIT - 1, since = corral_now_ms() }  -- back again, its next failure is enough
+        core.backends[pool].servers[name]:check_force_down()
+        core.Warning(replica .. " is left out: it fails where others answer")
+        return
+    end
+    answerable[pool] = answerable[pool] or answer == "well"
+    local pause = math.max(LEAST_PAUSE_MS, math.min(LONGEST_PAUSE_MS, SHARE * took))
+    streaks[replica], paused[replica] = nil, corral_now_ms() + pause
+end
+
+local function start_probe(pool, name, sibling)
+    local replica = pool .. "/" .. name
+    probing[replica], settling[pool] = true, corral_now_ms()
+    core.register_task(function()
+        local is_done, problem = pcall(probe, pool, name, sibling)
+        probing[replica], settling[pool] = nil, nil
+        if not is_done then
+            core.Warning(replica .. " could not be probed: " .. tostring(problem))
+        end
+    end)
+end
+
+core.register_action("settle", { "http-req" }, function(txn)
+    local pool = txn.f:be_name()
+    if txn:get_var("txn.probe") then
+        return
+    end
+    while settling[pool] and corral_now_ms() - settling[pool] < SETTLE_MS do
+        core.msleep(POLL_MS)
+    end
+end)
+
+-- --- answers ----------------------------------------------------------------------------------------------------------
+
+local function succeeded(pool, replica, conversation, credential)
     streaks[replica] = nil
     answered[replica] = corral_now_ms()
+    credentials[pool] = credential
     if conversation then
         forget(conversation)
     end
 end
 
--- Whether the replica is left out for this failure.
+-- Whether the replica is suspect after this failure, and is being probed.
 local function has_failed(pool, name, conversation)
     local replica = pool .. "/" .. name
     local is_counted = counts(pool, name, conversation)
@@ -90,13 +176,14 @@ local function has_failed(pool, name, conversation)
     local streak = streaks[replica] or { length = 0, since = corral_now_ms() }
     streak.length = streak.length + 1
     streaks[replica] = streak
-    if streak.length < LIMIT or not has_sibling_that_answered(pool, name, streak.since) then
+    if streak.length < LIMIT or probing[replica] or corral_now_ms() < (paused[replica] or 0) then
         return false
     end
-    streak.length = LIMIT - 1  -- when it comes back, its next failure is enough
-    core.backends[pool].servers[name]:check_force_down()
-    core.Warning(replica .. " is left out: it fails where others answer")
-    return true
+    local sibling = sibling_that_answered(pool, name, streak.since)
+    if sibling then
+        start_probe(pool, name, sibling)
+    end
+    return sibling ~= nil
 end
 
 -- A fetch and no action, because only a fetch may look at the answers that HAProxy gives for a broken server.
@@ -105,13 +192,21 @@ core.register_fetches("blame", function(txn)
     if not name or name == "" then
         return false
     end
+    local probe_id = txn:get_var("txn.probe")
+    if probe_id then
+        if verdicts[probe_id] == false then
+            local answer = is_error(txn, status) and "error" or status < 400 and "well" or nil
+            verdicts[probe_id] = { name = name, answer = answer }
+        end
+        return false
+    end
     local key = txn:get_var("txn.key")
     local conversation = key and pool .. "/" .. key
     if is_error(txn, status) then
         return has_failed(pool, name, conversation)
     end
     if status < 400 then
-        succeeded(pool .. "/" .. name, conversation)
+        succeeded(pool, pool .. "/" .. name, conversation, txn:get_var("txn.authorization"))
     end
     return false
 end)

@@ -100,19 +100,35 @@ local function state()
         { "uptimeMs", number(core.get_info()["Uptime_sec"]) * 1000 },
         { "pools", pools },
         { "nodes", nodes },
-    })
+    }), word
+end
+
+local function refresh()
+    local second = core.now().sec
+    if second ~= kept_at then
+        local status, text, word = state()
+        kept = { status = status, text = text .. "\n", word = json({ { "status", word } }) .. "\n" }
+        kept_at = second
+    end
+    return kept
+end
+
+local function send(applet, status, text)
+    applet:set_status(status)
+    applet:add_header("content-type", "application/json")
+    applet:add_header("cache-control", "no-store")
+    applet:add_header("content-length", tostring(#text))
+    applet:start_response()
+    applet:send(text)
 end
 
 core.register_service("health", "http", function(applet)
-    local second = core.now().sec
-    if second ~= kept_at then
-        local status, text = state()
-        kept, kept_at = { status = status, text = text .. "\n" }, second
-    end
-    applet:set_status(kept.status)
-    applet:add_header("content-type", "application/json")
-    applet:add_header("cache-control", "no-store")
-    applet:add_header("content-length", tostring(#kept.text))
-    applet:start_response()
-    applet:send(kept.text)
+    local now = refresh()
+    send(applet, now.status, now.text)
+end)
+
+-- For clients beyond the farm: nothing but the one word.
+core.register_service("health_word", "http", function(applet)
+    local now = refresh()
+    send(applet, now.status, now.word)
 end)

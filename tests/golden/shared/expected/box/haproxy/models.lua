@@ -5,8 +5,8 @@
 -- that share a server: what llama-server's own addresses do, but answers in flight end first, new requests wait
 -- meanwhile, and a model that does not load leaves the one that was there.
 --
--- Whoever asks needs the servers' key; the server itself looks at it. Who hangs up in the middle leaves it at what was
--- done until then. `corral_shared` is set by farm.lua, which is rendered.
+-- The request needs the key of the servers on the gateway's host; HAProxy compares it before this script runs. A client
+-- that disconnects in the middle leaves it at what was done until then. `corral_shared` is set by farm.lua, which is rendered.
 
 local POLL_MS = 500
 local HOLD_S = 5        -- renewed while it is needed, so that nobody waits for one who has gone
@@ -49,9 +49,10 @@ end
 -- --- what the server says -------------------------------------------------------------------------------------------
 
 local function ask(job, method, path, name)
-    local address = core.backends[job.member.name].servers[job.member.server]:get_addr()
+    local base = job.server.via ~= "" and job.server.via  -- on another host: through HAProxy, which has the certificate
+        or "http://" .. core.backends[job.member.name].servers[job.member.server]:get_addr()
     local headers = { ["authorization"] = { job.key }, ["content-type"] = { "application/json" } }
-    local request = { url = "http://" .. address .. path, headers = headers }
+    local request = { url = base .. path, headers = headers }
     if name then
         request.body = string.format('{"model":%s}', corral_quoted(name))
     end

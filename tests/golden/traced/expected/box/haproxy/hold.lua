@@ -68,7 +68,7 @@ core.register_action("hold", { "http-req" }, function(txn, depth, seconds)
     if not must_wait(txn, name) then
         return
     end
-    if corral_waiting(name) >= tonumber(depth) then
+    if not corral_may_wait(txn, name, corral_waiting(name), tonumber(depth)) then
         txn:set_var("txn.refused", "too many")
         return
     end

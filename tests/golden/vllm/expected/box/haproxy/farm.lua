@@ -1,14 +1,15 @@
 -- Rendered by corral from the inventory "vllm", host box; do not edit.
 -- Change the inventory or templates/haproxy/farm.lua.j2, then run: ./generate.py render
 -- What the other scripts know of the farm beside HAProxy's figures; nothing here is secret, and no address is in it.
+corral_entry = "127.0.0.1:8081"
 corral_farm = {
-    { name = "quick", pool = "quick", depth = 10, replicas = {
+    { name = "quick", pool = "quick", depth = 10, background_depth = 0, probe_path = "/v1/chat/completions", probe_body = "{\"model\": \"quick\", \"messages\": [{\"role\": \"user\", \"content\": \"hi\"}], \"max_tokens\": 1}", replicas = {
         { name = "box-quick-4", slots = 1, model = "quick" },
     } },
-    { name = "calm", pool = "calm", depth = 10, replicas = {
+    { name = "calm", pool = "calm", depth = 10, background_depth = 0, probe_path = "/v1/chat/completions", probe_body = "{\"model\": \"calm\", \"messages\": [{\"role\": \"user\", \"content\": \"hi\"}], \"max_tokens\": 1}", replicas = {
         { name = "box-calm-3", slots = 8, model = "calm" },
     } },
-    { name = "chat", pool = "chat", depth = 10, replicas = {
+    { name = "chat", pool = "chat", depth = 10, background_depth = 0, probe_path = "/v1/chat/completions", probe_body = "{\"model\": \"chat\", \"messages\": [{\"role\": \"user\", \"content\": \"hi\"}], \"max_tokens\": 1}", replicas = {
         { name = "box-chat-1", slots = 16, model = "chat" },
     } },
 }

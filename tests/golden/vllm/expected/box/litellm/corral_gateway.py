@@ -10,8 +10,7 @@ LiteLLM loads this file from beside its `config.yaml`:
 
 It does what LiteLLM cannot be configured to do: it passes a backend's `Retry-After` on to the client, it tells the
 balancer which conversation a request belongs to, it lets equally busy replicas take turns, it refuses with the
-statuses that OpenAI's clients expect, it logs a refusal in one line, and it holds requests that came in by the guarded
-entrance to the limits there.
+statuses that OpenAI's clients expect, and it logs a refusal in one line.
 """
 # ruff: noqa: ARG002 - the hooks' parameters are LiteLLM's, which passes them by name
 
@@ -26,12 +25,21 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastapi import HTTPException
 from litellm._logging import verbose_logger, verbose_proxy_logger, verbose_router_logger
 from litellm.integrations.custom_logger import CustomLogger
 
 SESSION_HEADER = "x-corral-session"
 """The header the balancer keeps conversations together by; 32 hexadecimal characters, the length of its stick table."""
+
+CONSUMER_HEADER, WEIGHT_HEADER = "x-corral-consumer", "x-corral-weight"
+"""Headers by which the balancer shares slots and queues between keys."""
+CLASS_HEADER = "x-corral-class"
+"""Set by corral_routing, which LiteLLM calls before this."""
+OWN_HEADERS = "x-corral-"
+WEIGHT = "corral_weight"
+"""Metadata of a key with a weight other than 1; `keys sync` writes it."""
+KEY_HASH = re.compile(r"[0-9a-f]{64}")
+CONSUMER_LENGTH = 32
 
 CLIENT_SESSION_HEADERS = ("x-litellm-session-id", "x-session-id", "litellm_session_id")
 """Headers a client may name its conversation with, first match wins."""
@@ -50,11 +58,10 @@ CONVERSATIONS = frozenset(
 )
 """Kinds of call that may get the header. For any other LiteLLM would write it into the body, or it has no use."""
 
-GUARD_HEADER = "x-corral-guard"
-"""Set by the entrance for whoever comes in by it, such as `messages=100 message_kib=32 tokens=1024 choices=1`."""
+OTHER_CALLS = frozenset({"aembedding", "embedding", "arerank", "rerank", "aimage_generation", "image_generation"})
+"""Kinds of call to which LiteLLM adds the headers in `headers`; `extra_headers` would end up in some bodies."""
 
 RETRY_AFTER = "retry-after"
-TOO_LARGE = 413
 TOO_MANY_REQUESTS = 429
 NOT_FOUND = 404
 SERVICE_UNAVAILABLE = 503
@@ -122,21 +129,20 @@ class CorralGateway(CustomLogger):
     ) -> dict[str, Any]:
         """Returns the request with the conversation's name in a header for the balancer; the body stays as it was.
 
-        Where the site names a pool for models that do not exist, such a request gets its name. What came in by the
-        guarded entrance is held to its limits first; raises HTTPException 413 if it is too big.
+        Where the site names a pool for models that do not exist, such a request gets its name.
         """
-        keep_within(data, _guard(data))
         if UNKNOWN_MODEL and _is_unknown(data.get("model")):
             data["model"] = UNKNOWN_MODEL
+        if call_type in OTHER_CALLS:
+            data["headers"] = _foreign(data.get("headers")) | consumer_headers(user_api_key_dict)
         if call_type not in CONVERSATIONS:
             return data
-        headers = _text_items(data.get("extra_headers"))
-        upstream = {name: value for name, value in headers.items() if name.lower() != SESSION_HEADER}
+        upstream = _foreign(data.get("extra_headers")) | consumer_headers(user_api_key_dict)
         key = str(getattr(user_api_key_dict, "api_key", None) or "")
         name = conversation_name(data, key)
         if name:
             upstream[SESSION_HEADER] = name
-        if upstream or headers:
+        if upstream:
             data["extra_headers"] = upstream
         return data
 
@@ -156,30 +162,25 @@ class CorralGateway(CustomLogger):
         return [*healthy_deployments[turn:], *healthy_deployments[:turn]]
 
 
-def keep_within(data: dict[str, Any], limits: Mapping[str, int]) -> None:
-    """Refuses a request with too many or too long messages (HTTPException 413), and lowers what it may ask for."""
-    if not limits:
-        return
-    messages = data.get("messages")
-    texts = [json.dumps(message, ensure_ascii=False, default=str) for message in messages or [] if message]
-    if len(texts) > limits.get("messages", len(texts)):
-        raise HTTPException(TOO_LARGE, f"a request may have {limits['messages']} messages")
-    longest = max((len(text.encode()) for text in texts), default=0)
-    if longest > limits.get("message_kib", longest) * 1024:
-        raise HTTPException(TOO_LARGE, f"a message may have {limits['message_kib']} KiB")
-    if "tokens" in limits and messages is not None:
-        name = "max_completion_tokens" if "max_completion_tokens" in data else "max_tokens"
-        data[name] = min(data.get(name) or limits["tokens"], limits["tokens"])
-    if "choices" in limits and isinstance(data.get("n"), int):
-        data["n"] = min(data["n"], limits["choices"])
+def consumer_headers(key: object) -> dict[str, str]:
+    """Returns the headers that tell the balancer whose request it is: half of the key's hash, and the key's weight.
+
+    The public frontend computes the same from the credential, so LiteLLM's alias for the master key is replaced.
+    """
+    hashed = str(getattr(key, "api_key", None) or "")
+    if not KEY_HASH.fullmatch(hashed):
+        from litellm.proxy import proxy_server
+
+        hashed = hashlib.sha256(str(proxy_server.master_key or hashed).encode()).hexdigest()
+    weight = (getattr(key, "metadata", None) or {}).get(WEIGHT)
+    named = {CONSUMER_HEADER: hashed[:CONSUMER_LENGTH]}
+    return named | ({WEIGHT_HEADER: str(weight)} if weight else {})
 
 
-def _guard(data: Mapping[str, Any]) -> dict[str, int]:
-    """Returns the limits that the entrance sets; nothing for requests that came another way."""
-    request = data.get("proxy_server_request")
-    headers = _lower_case(request.get("headers") if isinstance(request, Mapping) else None)
-    pairs = (part.partition("=") for part in headers.get(GUARD_HEADER, "").split())
-    return {name: int(limit) for name, _, limit in pairs if limit.isdecimal()}
+def _foreign(headers: object) -> dict[str, str]:
+    """Returns headers without the kit's own, which a client must not set."""
+    items = _text_items(headers).items()
+    return {name: value for name, value in items if name == CLASS_HEADER or not name.lower().startswith(OWN_HEADERS)}
 
 
 def _correct_status(error: Exception, model: object) -> None:

@@ -1,0 +1,32 @@
+-- Rendered by corral from the inventory "farm", host box; do not edit.
+-- Change the inventory or litellm/credentials.lua, then run: ./generate.py render
+
+-- Asks LiteLLM once whether it knows a credential, before a body of that client is passed on. HAProxy remembers the
+-- answer in its table `Credentials`; LiteLLM goes on judging every request.
+--
+-- In a frontend: http-request lua.verify; it sets txn.verified to "yes", "no" (with LiteLLM's own words in txn.refusal)
+-- or "unsure", when LiteLLM does not answer.
+
+local LIMIT_MS = 5000
+local UNKNOWN = 401
+
+local function address()
+    return core.backends["Gateway"].servers["litellm"]:get_addr()
+end
+
+core.register_action("verify", { "http-req" }, function(txn)
+    local answer = core.httpclient():get({
+        url = "http://" .. address() .. "/v1/models",
+        headers = { ["authorization"] = { "Bearer " .. txn:get_var("txn.credential") }, ["host"] = { "litellm" } },
+        timeout = LIMIT_MS,
+    })
+    local status = answer and answer.status or 0
+    if status == UNKNOWN then
+        txn:set_var("txn.refusal", answer.body or "")
+        txn:set_var("txn.verified", "no")
+    elseif status == 0 or status >= 500 then
+        txn:set_var("txn.verified", "unsure")
+    else
+        txn:set_var("txn.verified", "yes")
+    end
+end)

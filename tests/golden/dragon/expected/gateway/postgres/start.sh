@@ -1,0 +1,106 @@
+#!/bin/sh
+# Rendered by corral from the inventory "dragon", host gateway; do not edit.
+# Change the inventory or litellm/postgres.sh, then run: ./generate.py render
+
+# postgres.sh PORT ADDRESS DATABASE ROLE PASSWORD_FILE [MONITOR PASSWORD_FILE]: PostgreSQL with its data in $PGDATA, which
+# is made on the first start.
+#
+# ROLE owns DATABASE and has no right beyond it; MONITOR reads statistics. Both are set up on every start, before PostgreSQL
+# listens, so that data of an earlier version, where ROLE was another one and a superuser, is taken over. The superuser has
+# no password and comes in through the socket alone, which is inside the container.
+set -eu
+port=$1 address=$2 database=$3 role=$4 password_file=$5 monitor=${6-} monitor_file=${7-}
+data=${PGDATA:?}
+PATH=$PATH:$(find /usr/lib/postgresql -maxdepth 2 -name bin 2>/dev/null | sort -V | tail -n 1)
+mkdir -p "$data"
+as_owner=
+if [ "$(id -u)" = 0 ]; then # PostgreSQL refuses to run as root, so root lends it the account `postgres`
+    chown postgres "$data"
+    as_owner="setpriv --reuid=postgres --regid=postgres --init-groups --"
+    # shellcheck disable=SC2086 # $as_owner is a list of words
+    if ! $as_owner test -x "$data"; then
+        echo "corral: the account postgres cannot enter $data; render into a folder whose parents others may enter" >&2
+        exit 78
+    fi
+fi
+chmod 700 "$data"
+if [ ! -s "$data/PG_VERSION" ]; then
+    # shellcheck disable=SC2086
+    $as_owner initdb --pgdata "$data" --username postgres --auth-local trust --auth-host scram-sha-256 >/dev/null
+fi
+
+# What is on standard input, in a database, without a server; statements end with a semicolon and an empty line. Always at
+# the end of a pipe, whose process it becomes: after a crash the lock file names this shell's number, and PostgreSQL takes
+# that for another server unless it is its own parent's.
+sql() {
+    # shellcheck disable=SC2086
+    exec $as_owner postgres --single -j -D "$data" -c exit_on_error=on -c log_checkpoints=off "$1"
+}
+
+# A role without any right, and its password.
+plain_role() {
+    cat <<EOF
+DO \$do\$ BEGIN
+IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '$1') THEN CREATE ROLE $1; END IF;
+END \$do\$;
+
+ALTER ROLE $1 LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS PASSWORD '$(sed "s/'/''/g" "$2")';
+
+EOF
+}
+
+{
+    plain_role "$role" "$password_file"
+    if [ -n "$monitor" ]; then
+        plain_role "$monitor" "$monitor_file"
+        printf 'GRANT pg_monitor TO %s;\n\n' "$monitor"
+    fi
+} | sql postgres >/dev/null
+if ! echo "SELECT datname FROM pg_database WHERE datname = '$database';" | sql postgres | grep -q "\"$database\""; then
+    echo "CREATE DATABASE $database OWNER $role;" | sql postgres >/dev/null
+fi
+{
+    cat <<EOF
+ALTER DATABASE $database OWNER TO $role;
+
+REVOKE ALL ON DATABASE $database FROM PUBLIC;
+
+ALTER SCHEMA public OWNER TO pg_database_owner;
+
+DO \$do\$ DECLARE words text; BEGIN
+FOR words IN
+WITH spaces AS (
+  SELECT oid, nspname, nspowner FROM pg_namespace WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'
+), extended AS (
+  SELECT classid, objid FROM pg_depend WHERE deptype = 'e'
+)
+SELECT format('SCHEMA %I', nspname) FROM spaces
+  WHERE nspname <> 'public' AND nspowner <> '$role'::regrole
+UNION ALL SELECT format('TABLE %s', found.oid::regclass) FROM pg_class found JOIN spaces ON spaces.oid = relnamespace
+  WHERE relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND relowner <> '$role'::regrole
+  AND ('pg_class'::regclass, found.oid) NOT IN (SELECT * FROM extended)
+  AND NOT (relkind = 'S' AND EXISTS (SELECT FROM pg_depend WHERE objid = found.oid AND deptype IN ('a', 'i')))
+UNION ALL SELECT format('TYPE %s', found.oid::regtype) FROM pg_type found JOIN spaces ON spaces.oid = typnamespace
+  WHERE typtype IN ('e', 'd') AND typowner <> '$role'::regrole
+  AND ('pg_type'::regclass, found.oid) NOT IN (SELECT * FROM extended)
+UNION ALL SELECT format('ROUTINE %s', found.oid::regprocedure) FROM pg_proc found JOIN spaces ON spaces.oid = pronamespace
+  WHERE proowner <> '$role'::regrole AND ('pg_proc'::regclass, found.oid) NOT IN (SELECT * FROM extended)
+LOOP EXECUTE 'ALTER ' || words || ' OWNER TO $role'; END LOOP;
+END \$do\$;
+
+EOF
+    if [ -n "$monitor" ]; then
+        printf 'GRANT CONNECT ON DATABASE %s TO %s;\n\n' "$database" "$monitor"
+    fi
+} | sql "$database" >/dev/null
+
+# shellcheck disable=SC2086,SC2016 # the inner shell expands its own variables
+$as_owner sh -c 'cat >"$0"' "$data/corral_hba.conf" <<EOF
+local all all trust
+host $database $role${monitor:+,$monitor} all scram-sha-256
+EOF
+sockets=/var/run/postgresql
+if [ "$address" = 127.0.0.1 ]; then sockets=; fi # on a machine that has other users
+# shellcheck disable=SC2086
+exec $as_owner postgres -D "$data" -p "$port" -c "listen_addresses=$address" -c "unix_socket_directories=$sockets" \
+    -c "hba_file=$data/corral_hba.conf"

@@ -1,0 +1,122 @@
+# Rendered by corral from the inventory "minimal", host box; do not edit.
+# Change the inventory or litellm/corral_interfaces.py, then run: ./generate.py render
+
+"""The LiteLLM callback that mends what LiteLLM gets wrong when it translates between interfaces.
+
+LiteLLM loads this file from beside its `config.yaml`, on every site:
+
+- `/v1/responses`: a request that needs an answer of before is refused. The gateway keeps none, and LiteLLM would send
+  the rest of the request without a word about it.
+- `/v1/messages`: a plain answer has thoughts only if the request asks for them, and those that no server signed have an
+  empty signature, as in streams, where LiteLLM writes null.
+- `/v1/completions`: every piece of a stream has its `text`, which LiteLLM leaves out of the last ones.
+"""
+# ruff: noqa: ARG002 - the hooks' parameters are LiteLLM's, which passes them by name
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from litellm.integrations.custom_logger import CustomLogger
+from litellm.proxy._types import ProxyException
+
+BAD_REQUEST = 400
+NOT_FOUND = 404
+ASKED_AGAIN = frozenset({"aget_responses", "adelete_responses", "alist_input_items", "acancel_responses"})
+"""Calls about an answer of before."""
+STATE = {
+    "previous_response_id": "previous_response_not_found",
+    "conversation": "unsupported_parameter",
+    "prompt": "unsupported_parameter",
+}
+"""Parameters of a new answer that name something kept, and OpenAI's code for each."""
+REMEDY = "This gateway keeps no answers: send the whole input with every request, and `store: false`."
+
+
+class Refusal(ProxyException):
+    """An error in OpenAI's shape whose `code` is a word; LiteLLM's own have the status there."""
+
+    def __init__(self, message: str, code: str, param: str | None, status: int = BAD_REQUEST) -> None:
+        super().__init__(message, "invalid_request_error", param, status, openai_code=code)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object below `error`."""
+        return {**super().to_dict(), "code": self.openai_code}
+
+
+class CorralInterfaces(CustomLogger):
+    """LiteLLM hooks for the translated interfaces; one instance serves every request of a worker."""
+
+    async def async_pre_call_hook(
+        self, user_api_key_dict: object, cache: object, data: dict[str, Any], call_type: str
+    ) -> None:
+        """Leaves the request as it is; raises Refusal for one of `/v1/responses` that needs a kept answer."""
+        if call_type in ASKED_AGAIN:
+            raise Refusal(f"There is no such response. {REMEDY}", "response_not_found", "response_id", NOT_FOUND)
+        if "responses" in call_type:
+            refuse_state(data)
+
+    async def async_post_call_success_hook(
+        self, data: dict[str, Any], user_api_key_dict: object, response: Any
+    ) -> None:
+        """Fills what is missing in a plain answer."""
+        if isinstance(response, dict):
+            _mend_thoughts(response, data.get("thinking"))
+        else:
+            _fill_texts(response)
+
+    def async_post_call_streaming_iterator_hook(
+        self, user_api_key_dict: object, response: AsyncIterator[Any], request_data: dict[str, Any]
+    ) -> AsyncIterator[Any]:
+        """Returns the stream itself unless it is of `/v1/completions`, so that others pay nothing for each piece."""
+        return _filled(response) if "prompt" in request_data else response
+
+
+def refuse_state(data: Mapping[str, Any]) -> None:
+    """Raises Refusal where a request names a response, an item of one, a conversation or a prompt kept before."""
+    for name, code in STATE.items():
+        if data.get(name):
+            raise Refusal(f"`{name}` is not supported. {REMEDY}", code, name)
+    items = data.get("input")
+    for index, item in enumerate(items if isinstance(items, list) else []):
+        if _is_reference(item):
+            message = f"`input[{index}]` refers to an item of an answer before. {REMEDY}"
+            raise Refusal(message, "unsupported_parameter", f"input[{index}]")
+
+
+def _is_reference(item: object) -> bool:
+    """Whether an item of the input is only the name of one; OpenAI allows leaving out its type."""
+    if not isinstance(item, Mapping):
+        return False
+    kind = item.get("type")
+    return kind == "item_reference" or (kind is None and "id" in item and "role" not in item)
+
+
+def _mend_thoughts(answer: dict[str, Any], wish: object) -> None:
+    """Takes thoughts out of an answer whose request has no `thinking`; signs the others, as clients require it."""
+    is_asked = isinstance(wish, Mapping) and wish.get("type") != "disabled"
+    blocks = answer.get("content") or []
+    thoughts = [block for block in blocks if isinstance(block, dict) and block.get("type") == "thinking"]
+    if thoughts and not is_asked:
+        answer["content"] = [block for block in blocks if block not in thoughts]
+    for block in thoughts:
+        block["signature"] = block.get("signature") or ""
+
+
+async def _filled(response: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for chunk in response:
+        _fill_texts(chunk)
+        yield chunk
+
+
+def _fill_texts(answer: Any) -> None:
+    """Gives every choice of a legacy completion, or of a piece of one, a text."""
+    if getattr(answer, "object", None) != "text_completion":
+        return
+    for choice in answer.choices:
+        if choice.text is None:
+            choice.text = ""
+
+
+corral_interfaces = CorralInterfaces()

@@ -1,0 +1,140 @@
+# Rendered by corral from the inventory "traced", host box; do not edit.
+# Change the inventory or litellm/corral_access.py, then run: ./generate.py render
+
+"""The LiteLLM callback that lets a key call exactly its pools: what is checked is what is used.
+
+LiteLLM checks a key against the model in the body, and takes the model from the query or the path; and it obeys some
+400 fields of a body that were meant for its operator. This callback runs before all others of the kit. It checks the
+model that will be called, and takes out of the request whatever controls LiteLLM or the server instead of the answer.
+
+LiteLLM loads this file from beside its `config.yaml`.
+"""
+# ruff: noqa: ARG002 - the hooks' parameters are LiteLLM's, which passes them by name
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from fastapi import HTTPException
+from litellm.integrations.custom_logger import CustomLogger
+
+BAD_REQUEST = 400
+METADATA = ("metadata", "litellm_metadata")
+"""Fields of the client's that LiteLLM writes into as well."""
+KEPT = frozenset({"model", "fallbacks", *METADATA})
+"""Names of LiteLLM's that a client may use, each looked at below."""
+FURTHER = frozenset(
+    {
+        "additional_drop_params", "base_url", "context_window_fallbacks", "content_policy_fallbacks", "deployment_id",
+        "disable_fallbacks", "drop_params", "extra_headers", "headers", "litellm_params", "max_retries", "mock_delay",
+        "mock_tool_calls", "model_list", "modify_params", "num_retries", "organization", "request_timeout",
+        "router_settings_override", "specific_deployment", "stream_timeout", "timeout", "user_config",
+    }
+)  # fmt: skip
+"""Names that LiteLLM obeys and lists nowhere."""
+FAMILIES = re.compile(
+    r"^(_|aws_|azure_|bedrock_|databricks_|gcs_|hf_|langfuse_|langsmith_|litellm_|oci_|s3_|sagemaker_|vertex_|watsonx_)"
+    r"|_(api_base|api_key|cost_per_\w+|credentials|endpoint|secret_key)$"
+)
+"""Beginnings and ends of names by which providers and tracers are reached."""
+SERVER_FIELDS = frozenset(
+    {"cache_prompt", "cache_salt", "id_slot", "kv_transfer_params", "priority", "request_id", "slot_id"}
+)
+"""Fields by which llama-server and vLLM are told what concerns other requests: places, caches, order."""
+OWN = frozenset(
+    {"litellm_call_id", "litellm_logging_obj", "litellm_session_id", "litellm_trace_id", "proxy_server_request"}
+    | {"secret_fields"}
+)
+"""What LiteLLM puts into each request, in the place of whatever a client sent under that name."""
+
+
+class CorralAccess(CustomLogger):
+    """LiteLLM hooks that guard what a key may reach; one instance serves every request of a worker."""
+
+    async def async_pre_call_hook(
+        self, user_api_key_dict: Any, cache: object, data: dict[str, Any], call_type: str
+    ) -> dict[str, Any]:
+        """Returns the request without control fields.
+
+        Raises:
+            ProxyException: the key does not open the model that would be called (403).
+            HTTPException: the model or `fallbacks` has no sensible form (400).
+        """
+        merge_extra_body(data)
+        take_out_controls(data, client_body(data))
+        await _check_model(data, user_api_key_dict)
+        return data
+
+
+async def _check_model(data: Mapping[str, Any], key: Any) -> None:
+    """Raises LiteLLM's own refusal unless the key opens the request's model as it now stands."""
+    from litellm.proxy import proxy_server
+    from litellm.proxy.auth.auth_checks import can_key_call_resolved_model
+
+    model = data.get("model")
+    if not isinstance(model, str) or not model:
+        raise HTTPException(BAD_REQUEST, "model must be the name of a model; GET /v1/models lists those of your key")
+    await can_key_call_resolved_model(
+        model=model, llm_model_list=None, valid_token=key, llm_router=proxy_server.llm_router
+    )
+
+
+def client_body(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The body as the client sent it, which LiteLLM keeps beside what it makes of it."""
+    request = data.get("proxy_server_request")
+    body = request.get("body") if isinstance(request, Mapping) else None
+    return body if isinstance(body, Mapping) else {}
+
+
+def merge_extra_body(data: dict[str, Any]) -> None:
+    """Puts what is under `extra_body` beside the other fields, where every check sees it; those win."""
+    extra = data.pop("extra_body", None)
+    if isinstance(extra, Mapping):
+        for name, value in extra.items():
+            data.setdefault(str(name), value)
+
+
+def take_out_controls(data: dict[str, Any], body: Mapping[str, Any]) -> None:
+    """Removes the fields that control LiteLLM or the server, but those that LiteLLM has set itself."""
+    for name in [name for name in data if is_control(name) and name not in OWN]:
+        if name in body or not name.startswith("_"):
+            del data[name]
+    for name in METADATA:
+        _take_out_structures(data.get(name), body.get(name))
+    fallbacks = data.get("fallbacks")
+    if fallbacks is not None and not _are_names(fallbacks):
+        raise HTTPException(BAD_REQUEST, "fallbacks must be a list of models' names")
+
+
+def is_control(name: str) -> bool:
+    """Whether a field is for LiteLLM's operator, or about other requests at the server."""
+    return name in SERVER_FIELDS or name in _litellms_names() or bool(FAMILIES.search(name))
+
+
+def _take_out_structures(held: object, sent: object) -> None:
+    """Removes from metadata what is no plain value: OpenAI's metadata has none, and LiteLLM's settings are such."""
+    if isinstance(held, dict) and isinstance(sent, Mapping):
+        for name, value in sent.items():
+            if not isinstance(value, str | int | float) and held.get(name) == value:
+                del held[name]
+
+
+def _are_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+@cache
+def _litellms_names() -> frozenset[str]:
+    """Every parameter of LiteLLM's own, as the installed version lists them."""
+    from litellm.proxy.auth.auth_utils import _BANNED_REQUEST_BODY_PARAMS
+    from litellm.types.router import LiteLLM_Params
+    from litellm.types.utils import all_litellm_params
+
+    named = {*map(str, all_litellm_params), *LiteLLM_Params.model_fields, *_BANNED_REQUEST_BODY_PARAMS}
+    return frozenset((named | FURTHER) - KEPT)
+
+
+corral_access = CorralAccess()
