@@ -43,6 +43,7 @@ gateway:
   database: false
   cache: false
   port: {port}
+  admin_port: {admin_port}
   balancer_port: {balancer_port}
   stats_port: {stats_port}
   edge_port: {edge_port}
@@ -121,7 +122,7 @@ class Hosts:
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
     folder = tmp_path_factory.mktemp("edge")
-    ports = {name: free_port() for name in ("port", "balancer_port", "stats_port", "edge_port")}
+    ports = {name: free_port() for name in ("port", "admin_port", "balancer_port", "stats_port", "edge_port")}
     (folder / "inventory.yaml").write_text(SITE.format(**ports))
     plan = build_plan(load_inventory(folder / "inventory.yaml"))
     out = folder / "out"
@@ -138,6 +139,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
             text = file.read_text().replace("/run/secrets/", f"{out / host / 'secrets'}/")
             text = re.sub(r"server turns turns:\d+", f"server turns 127.0.0.1:{server.server_port}", text)
             text = text.replace("192.0.2.11:", "127.0.0.1:").replace("*:", "127.0.0.1:")
+            text = re.sub(r"haproxy\.(inside|outside):\d+,", "", text)
             file.write_text(re.sub(r"127\.0\.0\.1:999\d", f"127.0.0.1:{free_port()}", text))
             stack.enter_context(Process([program("haproxy"), "-db", "-f", file], folder / f"{component}.log"))
         found = Hosts(
