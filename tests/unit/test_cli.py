@@ -302,7 +302,7 @@ def test_secrets_init_says_what_it_made_and_what_only_the_user_knows(run: Run, t
     assert "compose/box/.env: " in said.err
     values = [line.partition("=")[2] for line in (tmp_path / "compose" / "box" / ".env").read_text().splitlines()]
     assert not any(value and value in said.err for value in values)
-    assert "nothing new; kept 9" in run("secrets", "init").err
+    assert "nothing new; kept 11" in run("secrets", "init").err
     said = run("secrets", "init", "--inventory", str(inventory_of("everything-on")), "--out", "all")
     assert said.code == 1
     assert "these values only you know" in said.err
@@ -323,7 +323,7 @@ gateway: {host: sa, database: false, cache: false, entrance: {certificate: /home
 
 
 def refuses(said: Said) -> bool:
-    words = "sa: entrance: sees /home of the host; mount a folder made for the purpose [host-mount]"
+    words = "sa: haproxy: sees /home of the host; mount a folder made for the purpose [host-mount]"
     return (
         said.code == 1
         and words in said.err

@@ -32,6 +32,7 @@ from corral.keys import (
 )
 from corral.ops.gateway import GatewayKeys
 from corral.ops.keys import KeyFiles, Keyring, _finish_rotation, checked_consumer
+from corral.routes import CONSUMER_ROUTES
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 VALUE = "sk-a-value-that-is-in-the-file"
@@ -89,7 +90,7 @@ def test_a_consumer_in_litellms_words() -> None:
         "max_parallel_requests": 2,
         "max_budget": 5,
         "budget_duration": "30d",
-        "allowed_routes": ["openai_routes", "anthropic_routes", "/v1/models", "/key/info"],
+        "allowed_routes": list(CONSUMER_ROUTES),
         "metadata": {"team": "vets", "managed_by": "corral"},
     }
     assert WANT.expires == datetime(2027, 1, 31, tzinfo=UTC)
@@ -170,7 +171,7 @@ def test_what_is_as_wanted_is_kept_whatever_the_order_and_the_clock() -> None:
         ("expires", "2027-01-31T01:00:00Z", "expires 2027-01-31 01:00 → 2027-01-31 00:00"),
         ("key_alias", "renamed", "key_alias renamed → VISTA"),
         ("metadata", {**MANAGED}, "metadata managed_by: corral → team: vets, managed_by: corral"),
-        ("allowed_routes", [], "allowed_routes all → openai_routes, anthropic_routes, /v1/models, /key/info"),
+        ("allowed_routes", ["openai_routes"], f"allowed_routes openai_routes → {', '.join(CONSUMER_ROUTES)}"),
     ],
 )
 def test_what_differs_is_updated_and_nothing_else(field: str, value: Any, words: str) -> None:

@@ -33,7 +33,7 @@ def test_everything_called_on_the_same_host_is_on_a_common_inner_network(case: s
 @each_case
 def test_servers_share_no_network_with_what_they_do_not_answer(case: str) -> None:
     is_direct = plan_of(case).inventory.gateway.balancing == "direct"
-    allowed = {"haproxy", "prometheus"} | ({"litellm"} if is_direct else set())
+    allowed = {"haproxy", "prometheus", "edge"} | ({"litellm"} if is_direct else set())
     for on_host in _projects(case):
         names = {service.name: set(networks(service, on_host)) for service in on_host}
         for service in (item for item in on_host if item.component in SERVERS):

@@ -169,7 +169,21 @@ def test_a_file_that_was_cut_off_or_is_another_is_refused(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "name", ["../../../authorized_keys", "/etc/cron.d/x", "a/b", ".", "..", "-rf", "a\nb", "", "x" * 300, "a\\b"]
+    "name",
+    [
+        "../../../authorized_keys",
+        "/etc/cron.d/x",
+        "a/../b",
+        "a//b",
+        "a/-b",
+        ".",
+        "..",
+        "-rf",
+        "a\nb",
+        "",
+        "x" * 300,
+        "a\\b",
+    ],
 )
 def test_a_model_file_has_the_name_of_one_file(name: str) -> None:
     with pytest.raises(ValidationError):

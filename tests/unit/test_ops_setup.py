@@ -468,7 +468,8 @@ def test_a_far_host_is_set_up_over_ssh(make: Make, started: list[list[str]]) -> 
     ssh = straw.folder / "bin" / "ssh"
     ssh.write_text(f'#!/bin/sh\nfor last; do :; done\ncd {shlex.quote(str(straw.folder))} && exec /bin/sh -c "$last"\n')
     ssh.chmod(0o755)
-    (straw.folder / "bin" / "tar").symlink_to("/bin/tar")
+    for name in ("tar", "chmod"):
+        (straw.folder / "bin" / name).symlink_to(f"/bin/{name}")
     assert not straw.setup()
     far = straw.folder / "corral-far"
     assert (far / "compose.yaml").read_bytes() == (straw.out / "box" / "compose.yaml").read_bytes()

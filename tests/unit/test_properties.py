@@ -78,6 +78,7 @@ def inventories(draw: st.DrawFn) -> dict[str, Any]:
         f"model-{number}": {
             "source": f"hf:owner/repo-{number}" if kind == "image" else f"{kind}-{number}-1b-q4_0.gguf",
             "kind": kind,
+            **({"revision": "1" * 40} if kind == "image" else {}),
             "context": draw(st.sampled_from([512, 4096])),
             "engine": draw(engines()),
         }
@@ -220,7 +221,10 @@ def test_secrets_that_lie_about_are_not_rendered(monkeypatch: pytest.MonkeyPatch
         "schema_version": 1,
         "name": "random",
         "hosts": {"box": {"address": "192.0.2.10"}},
-        "models": {"m": {"source": "m.gguf", "kind": "chat"}, "i": {"source": "hf:owner/repo", "kind": "image"}},
+        "models": {
+            "m": {"source": "m.gguf", "kind": "chat"},
+            "i": {"source": "hf:owner/repo", "revision": "1" * 40, "kind": "image"},
+        },
         "nodes": {"cloud": {"engine": "cloud", "model": "openai/gpt-4o-mini", "api_key": "OPENAI_API_KEY"}},
         "pools": {
             "chat": {"model": "m", "on": {"host": "box"}},

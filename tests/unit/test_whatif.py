@@ -159,7 +159,8 @@ def test_what_is_lacking_is_told(plan: Plan) -> None:
 
 def test_without_the_balancer_there_is_no_queue_to_simulate(inventory: Path) -> None:
     data = yaml.safe_load(inventory.read_text())
-    data["gateway"]["balancing"] = "direct"
+    data["gateway"] = {"host": "box", "balancing": "direct"}
+    del data["hosts"]["gate"]
     inventory.write_text(yaml.safe_dump(data))
     assert "direct" in case_of(build_plan(load_inventory(inventory)), "chat", "answer_s=5").reason
 
