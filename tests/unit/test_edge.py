@@ -21,7 +21,9 @@ hosts:
   watch: {{address: 192.0.2.12}}
 models:
   m: {{source: m-1b-q4_0.gguf, kind: chat, size_gib: 1}}
-  v: {{source: "hf:owner/m", revision: "1111111111111111111111111111111111111111", kind: chat, server: vllm, size_gib: 1}}
+  v:
+    {{source: "hf:owner/m", revision: "1111111111111111111111111111111111111111", kind: chat, server: vllm,
+     size_gib: 1}}
 pools:
   chat: {{model: v, on: {{host: big.iron, gpus: 1}}, ports: 9000}}
   a: {{model: m, on: {{host: big.iron, gpus: 2, shared: turns}}}}
