@@ -241,7 +241,7 @@ def inventory(ports: dict[str, int]) -> dict[str, Any]:
         "nodes": nodes,
         "pools": pools,
         "gateway": {
-            "host": "here", "port": ports["ours"], "litellm_port": ports["litellm"],
+            "host": "here", "port": ports["ours"], "admin_port": ports["admin"], "litellm_port": ports["litellm"],
             "balancer_port": ports["balancer"], "stats_port": ports["stats"],
             "database": False, "cache": False,
         },
@@ -316,7 +316,7 @@ class Bench:
 @contextmanager
 def farm() -> Iterator[Bench]:
     """The fakes and our stack before them, started but perhaps not healthy yet."""
-    wanted = [*names("narrow"), *names("wide"), "ours", "litellm", "balancer", "stats", "plain"]
+    wanted = [*names("narrow"), *names("wide"), "ours", "admin", "litellm", "balancer", "stats", "plain"]
     ports = dict(zip(wanted, free_ports(len(wanted)), strict=True))
     folder = Path(tempfile.mkdtemp(prefix="corral-bench-"))
     try:

@@ -105,7 +105,7 @@ def inventory_of(ports: dict[str, int]) -> dict[str, Any]:
 
 @contextmanager
 def running() -> Iterator[Nodes]:
-    wanted = [*WIRES, "pixel", "rank", "gateway", "litellm", "balancer", "stats", "fakes"]
+    wanted = [*WIRES, "pixel", "rank", "gateway", "admin", "litellm", "balancer", "stats", "fakes"]
     ports = dict(zip(wanted, _free_ports(), strict=False))
     folder = Path(tempfile.mkdtemp(prefix="corral-nodes-"))
     folder.chmod(0o755)
