@@ -61,7 +61,7 @@ gateway:
         litellm_params:
           model: openai/chat
           api_base: http://haproxy:8081/chat/any/v1
-          api_key: os.environ/LLAMA_API_KEY
+          api_key: os.environ/CORRAL_KEY_LLAMA_API_KEY
           input_cost_per_token: 0.001
           output_cost_per_token: 0.001
 """
