@@ -59,6 +59,7 @@ CONSUMERS: dict[str, dict[str, Any]] = {
     "whisplbrx": {"pools": ["even"], "limits": {"tpm": 30}},
     "AnyDataNext": {"pools": ["mixed", "vectors"], "budget": {"max_usd": 0.1, "period": "30d"}},
     "lbrxvoice": {},
+    "guest": {"pools": ["even", "chat"]},
 }
 """Keys of a farm with a database: seed 002's services, with limits that a test can reach."""
 PRICES = {"mixed": {"input_usd_per_million": 5000, "output_usd_per_million": 5000}}

@@ -26,10 +26,9 @@ from tests.processes.helpers import wait_until
 
 pytestmark = [pytest.mark.needs("postgres", "prisma-engine", "redis")]
 
-OWNER, ALLOWED, CLOSED = "VISTA", "even", "mixed"
+OWNER, ALLOWED, CLOSED = "guest", "even", "mixed"
 """A consumer, a pool that its key opens, and one that it does not."""
 METHODS = ("get", "post", "put", "patch", "delete")
-REFUSED = {401, 403, 404, 405}
 STRANGERS = tuple(f"127.0.0.{number}" for number in range(71, 75))
 """Further addresses of the loopback network."""
 MIB = 1024 * 1024
@@ -124,11 +123,12 @@ def test_a_consumers_key_opens_the_same_list_at_litellm_itself(farm: Farm, key: 
     """Without HAProxy: what such a key is let through to, beyond the list, is open without a key as well."""
     below = tuple(f"{route}/" for route in with_short_forms((*MODEL_ROUTES, *READ_ROUTES)))
     with at(farm, "litellm", key) as client, at(farm, "litellm") as stranger:
+        client.headers["Connection"] = stranger.headers["Connection"] = "close"  # some answers end it unsaid
         for method, path in paths(farm):
             if is_listed(method, path) or path.startswith(below):  # LiteLLM takes a route for all that is below it
                 continue
-            if client.request(method, path).status_code not in REFUSED:
-                assert stranger.request(method, path).status_code not in {401, 403}, (method, path)
+            if client.request(method, path).is_success:
+                assert stranger.request(method, path).is_success, (method, path)
 
 
 # --- every spelling of a model
@@ -274,13 +274,15 @@ def test_strangers_cost_nothing(farm: Farm, key: str) -> None:
 
     with ThreadPoolExecutor(3) as threads:
         honest = threads.submit(ask_on)
-        wait_until(lambda: len(waits) >= 10, 30, "it is answered")
-        uploads = stalled_uploads(farm, 2100)
-        anonymous = threads.submit(anonymous_requests, farm, 800, 200.0)
-        sent = [endless_body(farm, head) for head in ENDLESS]
-        assert anonymous.result() == {401}
-        wait_until(lambda: not any(map(is_open, uploads)), 30, "no stalled upload is held")
-        is_over.set()
+        try:
+            wait_until(lambda: len(waits) >= 10, 30, "it is answered")
+            uploads = stalled_uploads(farm, 2100)
+            anonymous = threads.submit(anonymous_requests, farm, 800, 200.0)
+            sent = [endless_body(farm, head) for head in ENDLESS]
+            assert anonymous.result() == {401}
+            wait_until(lambda: not held(uploads), 40, "no stalled upload is held")
+        finally:
+            is_over.set()
         honest.result()
     assert max(sent) < 8 * MIB, "of 900 MiB"
     assert memory().rss - before < 64 * MIB
@@ -324,6 +326,12 @@ def stalled_uploads(farm: Farm, count: int) -> list[socket.socket]:
             continue
         links.append(link)
     return links
+
+
+def held(links: list[socket.socket]) -> int:
+    """How many of them the other side has not ended yet; the others are forgotten."""
+    links[:] = [link for link in links if is_open(link)]
+    return len(links)
 
 
 def is_open(link: socket.socket) -> bool:

@@ -305,7 +305,7 @@ def test_b3_a_full_pool_refuses_at_the_door(farm: Farm) -> None:
             "message": "even is full: all slots are busy and 4 requests wait",
             "type": "rate_limit_error", "param": None, "code": "429",
         }  # fmt: skip
-        assert answer.headers["access-control-allow-origin"] == "*", "a page reads the refusal, too"
+        assert "access-control-allow-origin" not in answer.headers
     assert farm.ask("even").status_code == 200
 
 
@@ -641,7 +641,10 @@ def test_b7_every_field_passes_through(farm: Farm, *, is_streamed: bool) -> None
     assert got.pop("model") == "fake-model"
     got.setdefault("stream", False)
     fields.setdefault("stream", False)
-    assert got == fields | {"messages": [{"role": "user", "content": "hello"}]}
+    wanted = fields | {"messages": [{"role": "user", "content": "hello"}]}
+    del wanted["cache_prompt"]  # it would concern the requests of others
+    wanted["max_completion_tokens"] = wanted.pop("max_tokens")  # one bound under one name: the smaller of both
+    assert got == wanted
 
 
 @everywhere
@@ -719,11 +722,14 @@ def test_requests_by_the_entrance_are_held_to_its_limits(farm: Farm) -> None:
     def ask(*texts: str, **fields: object) -> httpx.Response:
         messages = [{"role": "user", "content": text} for text in texts]
         body = {"model": "even", "messages": messages, **fields}
-        return farm.client.post("/v1/chat/completions", json=body, headers=headers)
+        base = f"http://{LOOPBACK}:{farm.ports['litellm']}"  # HAProxy takes the header off what comes in
+        sent = {**headers, "Authorization": f"Bearer {farm.key}"}
+        return httpx.post(f"{base}/v1/chat/completions", json=body, headers=sent, trust_env=False, timeout=60)
 
     assert [ask("a", "b", "c").status_code, ask("x" * 2048).status_code] == [413, 413]
     assert sum(farm.fakes.arrivals(EVEN).values()) == 0
-    assert ask("a", "b", max_tokens=900, n=3).status_code == 200
+    assert ask("a", "b", n=3).status_code == 400
+    assert ask("a", "b", max_tokens=900, n=1).status_code == 200
     [seen] = [body for name in EVEN for body in farm.fakes.seen()[name].bodies]
     assert (seen["max_tokens"], seen["n"]) == (7, 1)
 

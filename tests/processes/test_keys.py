@@ -120,7 +120,7 @@ def test_sync_has_made_every_consumers_key_and_has_nothing_more_to_do(farm: Farm
     assert len({key_of(farm, name) for name in CONSUMERS}) == len(CONSUMERS)
     said = run("sync", "--dry-run")
     assert (said.code, said.out) == (0, "")
-    assert "nothing to do: 5 keys are as in the inventory" in said.err
+    assert f"nothing to do: {len(CONSUMERS) + 1} keys are as in the inventory" in said.err
     found = as_listed(run)["VISTA"]
     assert found["limits"] == {"rpm": 35, "tpm": None, "parallel": 2}
     assert found["metadata"]["team"] == "vets"
@@ -187,7 +187,7 @@ def test_what_stands_in_the_way_is_said_clearly(farm: Farm, run: Run, tmp_path: 
     assert said.code == 1
     assert "the gateway refuses LITELLM_MASTER_KEY" in said.err
     data = yaml.safe_load((farm.out / "inventory.yaml").read_text(encoding="utf-8"))
-    data["gateway"]["port"] = free_port()
+    data["gateway"]["admin_port"] = free_port()
     elsewhere = tmp_path / "elsewhere.yaml"
     elsewhere.write_text(yaml.safe_dump(data), encoding="utf-8")
     said = run("ls", inventory=elsewhere)
