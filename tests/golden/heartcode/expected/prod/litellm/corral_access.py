@@ -24,6 +24,8 @@ from litellm.integrations.custom_logger import CustomLogger
 BAD_REQUEST = 400
 METADATA = ("metadata", "litellm_metadata")
 """Fields of the client's that LiteLLM writes into as well."""
+SENT = "requester_metadata"
+"""Where LiteLLM keeps the client's metadata apart."""
 KEPT = frozenset({"model", "fallbacks", *METADATA})
 """Names of LiteLLM's that a client may use, each looked at below."""
 FURTHER = frozenset(
@@ -45,8 +47,8 @@ SERVER_FIELDS = frozenset(
 )
 """Fields by which llama-server and vLLM are told what concerns other requests: places, caches, order."""
 OWN = frozenset(
-    {"litellm_call_id", "litellm_logging_obj", "litellm_session_id", "litellm_trace_id", "proxy_server_request"}
-    | {"secret_fields"}
+    {"_litellm_strip_stream_usage", "litellm_call_id", "litellm_logging_obj", "litellm_session_id"}
+    | {"litellm_trace_id", "proxy_server_request", "secret_fields"}
 )
 """What LiteLLM puts into each request, in the place of whatever a client sent under that name."""
 
@@ -64,7 +66,7 @@ class CorralAccess(CustomLogger):
             HTTPException: the model or `fallbacks` has no sensible form (400).
         """
         merge_extra_body(data)
-        take_out_controls(data, client_body(data))
+        take_out_controls(data)
         await _check_model(data, user_api_key_dict)
         return data
 
@@ -82,13 +84,6 @@ async def _check_model(data: Mapping[str, Any], key: Any) -> None:
     )
 
 
-def client_body(data: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The body as the client sent it, which LiteLLM keeps beside what it makes of it."""
-    request = data.get("proxy_server_request")
-    body = request.get("body") if isinstance(request, Mapping) else None
-    return body if isinstance(body, Mapping) else {}
-
-
 def merge_extra_body(data: dict[str, Any]) -> None:
     """Puts what is under `extra_body` beside the other fields, where every check sees it; those win."""
     extra = data.pop("extra_body", None)
@@ -97,13 +92,12 @@ def merge_extra_body(data: dict[str, Any]) -> None:
             data.setdefault(str(name), value)
 
 
-def take_out_controls(data: dict[str, Any], body: Mapping[str, Any]) -> None:
+def take_out_controls(data: dict[str, Any]) -> None:
     """Removes the fields that control LiteLLM or the server, but those that LiteLLM has set itself."""
     for name in [name for name in data if is_control(name) and name not in OWN]:
-        if name in body or not name.startswith("_"):
-            del data[name]
+        del data[name]
     for name in METADATA:
-        _take_out_structures(data.get(name), body.get(name))
+        _take_out_structures(data.get(name))
     fallbacks = data.get("fallbacks")
     if fallbacks is not None and not _are_names(fallbacks):
         raise HTTPException(BAD_REQUEST, "fallbacks must be a list of models' names")
@@ -111,15 +105,18 @@ def take_out_controls(data: dict[str, Any], body: Mapping[str, Any]) -> None:
 
 def is_control(name: str) -> bool:
     """Whether a field is for LiteLLM's operator, or about other requests at the server."""
+    if name in KEPT:
+        return False
     return name in SERVER_FIELDS or name in _litellms_names() or bool(FAMILIES.search(name))
 
 
-def _take_out_structures(held: object, sent: object) -> None:
-    """Removes from metadata what is no plain value: OpenAI's metadata has none, and LiteLLM's settings are such."""
-    if isinstance(held, dict) and isinstance(sent, Mapping):
-        for name, value in sent.items():
-            if not isinstance(value, str | int | float) and held.get(name) == value:
-                del held[name]
+def _take_out_structures(metadata: object) -> None:
+    """Removes what the client put into metadata and is no plain value, as LiteLLM's settings there are."""
+    if not isinstance(metadata, dict) or not isinstance(sent := metadata.get(SENT), Mapping):
+        return
+    for name, value in sent.items():
+        if not isinstance(value, str | int | float) and metadata.get(name) == value:
+            del metadata[name]
 
 
 def _are_names(value: object) -> bool:
@@ -134,7 +131,7 @@ def _litellms_names() -> frozenset[str]:
     from litellm.types.utils import all_litellm_params
 
     named = {*map(str, all_litellm_params), *LiteLLM_Params.model_fields, *_BANNED_REQUEST_BODY_PARAMS}
-    return frozenset((named | FURTHER) - KEPT)
+    return frozenset(named | FURTHER)
 
 
 corral_access = CorralAccess()
