@@ -101,7 +101,8 @@ def test_all_is_well_in_a_line_for_each_area(site: Project) -> None:
     lines = done.stdout.splitlines()
     assert lines[0] == "sa  127.0.0.1"
     marks = [line.split()[:2] for line in lines if line.startswith("  ✓")]
-    assert marks == [["✓", area] for area in ("engine", "machine", "gpus", "files", "services", "path", "exposure")], done.stdout
+    areas = ("engine", "machine", "gpus", "files", "services", "path", "exposure")
+    assert marks == [["✓", area] for area in areas], done.stdout
     assert "4 services healthy, LiteLLM 1." in done.stdout
     assert "clients → http://127.0.0.1:21600 → HAProxy → 2 of 2 replicas" in done.stdout
     assert (lines[-1], done.returncode) == ("all is well", 0)
