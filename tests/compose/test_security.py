@@ -389,7 +389,7 @@ def test_the_gateways_role_is_no_superuser_and_the_database_survives_a_crash(sit
     site.docker("kill", "--signal", "KILL", f"{HOST}-postgres")
     site.docker("start", f"{HOST}-postgres")
     wait_until(lambda: ask("SELECT count(*) FROM pg_tables WHERE tableowner = 'litellm'") == tables, 120, "it is back")
-    wait_until(lambda: client.send("POST", "/key/generate", {"models": ["chat"]}).status_code == 200, 60, "keys, too")
+    wait_until(lambda: client.admin().send("POST", "/key/generate", {"models": ["chat"]}).status_code == 200, 60, "keys, too")
 
 
 # --- a machine without cards -----------------------------------------------------------------------------------------
