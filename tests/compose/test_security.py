@@ -6,6 +6,7 @@ import json
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -389,7 +390,8 @@ def test_the_gateways_role_is_no_superuser_and_the_database_survives_a_crash(sit
     site.docker("kill", "--signal", "KILL", f"{HOST}-postgres")
     site.docker("start", f"{HOST}-postgres")
     wait_until(lambda: ask("SELECT count(*) FROM pg_tables WHERE tableowner = 'litellm'") == tables, 120, "it is back")
-    wait_until(lambda: client.admin().send("POST", "/key/generate", {"models": ["chat"]}).status_code == 200, 60, "keys, too")
+    made = partial(client.admin().send, "POST", "/key/generate", {"models": ["chat"]})
+    wait_until(lambda: made().status_code == 200, 60, "keys, too")
 
 
 # --- a machine without cards -----------------------------------------------------------------------------------------
