@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
+from corral.components.edge import CERTIFICATES
 from corral.components.llama import COMPONENT as LLAMA
 from corral.components.llama import arguments
 from corral.contributions import Service
@@ -296,9 +297,9 @@ def test_004_04_the_gateway_listens_on_port_4000_of_the_proxy_host() -> None:
 
 def test_000_the_balancer_listens_on_8899() -> None:
     door = next(service for service in services_of("neural-farm") if service.role == "balancer")
-    assert [port.number for port in door.ports if port.publish] == [8899]
+    assert [port.number for port in door.ports if port.publish] == [8899, 4002]
     config = tree_of("neural-farm")["gateway/haproxy/haproxy.cfg"].decode()
-    assert sum(map(int, re.findall(r"^    server .* maxconn (\d+)", config, re.MULTILINE))) == 6
+    assert sum(map(int, re.findall(r"^    server (?!litellm).* maxconn (\d+)", config, re.MULTILINE))) == 6
 
 
 def options(command: list[str]) -> dict[str, str]:
@@ -419,12 +420,17 @@ def test_every_target_has_a_home_and_its_secret(case: str, path: str) -> None:
         assert not secret or secret in prometheus.secrets
         assert all(len(entry["targets"]) == 1 for entry in job["static_configs"])
     targets = [
-        (target, entry["labels"].get("__param_model", ""))
+        (target, job.get("metrics_path", ""), entry["labels"].get("__param_model", ""), *_paths(entry))
         for job in config["scrape_configs"]
         for entry in job["static_configs"]
         for target in entry["targets"]
     ]
     assert len(targets) == len(set(targets))
+
+
+def _paths(entry: dict[str, Any]) -> tuple[str, ...]:
+    """The path of a target behind an edge, which names the service."""
+    return tuple(value for name, value in entry["labels"].items() if name == "__metrics_path__")
 
 
 # --- Grafana ----------------------------------------------------------------------------------------------------------
@@ -631,8 +637,11 @@ def test_litellm_loads_the_configuration(case: str, folder: Path) -> None:
 def test_litellm_is_given_every_secret_that_its_configuration_names(case: str, path: str) -> None:
     named = set(re.findall(r"os\.environ/(\w+)", tree_of(case)[path].decode()))
     litellm = next(service for service in services_of(case) if service.role == "gateway")
-    assert named <= set(litellm.secrets)
-    assert litellm.environment["CORRAL_SECRETS"].split() == list(litellm.secrets)
+    own = set(litellm.environment["CORRAL_SECRETS"].split())
+    servers = set(litellm.environment["CORRAL_SERVER_KEYS"].split())
+    assert named <= own | {f"CORRAL_KEY_{name}" for name in servers}
+    assert own | servers <= set(litellm.secrets)
+    assert set(litellm.secrets) - own - servers <= CERTIFICATES
 
 
 @each_file("config.yaml")
