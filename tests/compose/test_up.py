@@ -76,7 +76,8 @@ def _lay_out_as_before(folder: Path) -> None:
     old = f"networks:\n  farm: {{internal: true}}\n  door: {masked}\n"
     project.write_text(re.sub(r"networks:\n(?:  .*\n)+", old, project.read_text()))
     balancer = folder / "haproxy" / "haproxy.cfg"
-    balancer.write_text(balancer.read_text().replace("haproxy.inside:8081,127.0.0.1:8081", "*:8081"))
+    text = balancer.read_text().replace("haproxy.inside:8081,127.0.0.1:8081", "*:8081")
+    balancer.write_text(text.replace("haproxy.outside:4002,127.0.0.1:4002", "*:4002"))
 
 
 # --- before anything is started --------------------------------------------------------------------------------------

@@ -48,10 +48,12 @@ def box(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proj
             yield project
 
 
-def ask(box: Project, url: str, key: str, body: dict[str, Any] | None = None) -> tuple[int, str]:
-    """Status and text of a request from inside the farm."""
+def ask(
+    box: Project, url: str, key: str, body: dict[str, Any] | None = None, *, of: str = "litellm"
+) -> tuple[int, str]:
+    """Status and text of a request from inside the farm: from the gateway, or from the server itself."""
     text = json.dumps(body) if body else ""
-    said = box.docker("exec", "box-litellm", "python3", "-c", ASK, url, key, text)
+    said = box.docker("exec", f"box-{of}", "python3", "-c", ASK, url, key, text)
     status, answer = json.loads(said)
     return int(status), str(answer)
 
@@ -101,10 +103,11 @@ def test_thinking_is_turned_off_where_the_pool_says_so(box: Project) -> None:
 
 def test_the_servers_refuse_strangers_and_show_figures(box: Project) -> None:
     models = "http://chat-1:8101/v1/models"
-    assert ask(box, models, "wrong")[0] == 401
-    names = [item["id"] for item in json.loads(ask(box, models, box.secrets["VLLM_API_KEY"])[1])["data"]]
+    assert ask(box, models, "wrong", of="chat-1")[0] == 401
+    found = json.loads(ask(box, models, box.secrets["VLLM_API_KEY"], of="chat-1")[1])
+    names = [item["id"] for item in found["data"]]
     assert names == ["chat", "chat:sql", "chat:law"]
-    assert "vllm:num_requests_running" in ask(box, "http://chat-1:8101/metrics", "")[1]
+    assert "vllm:num_requests_running" in ask(box, "http://chat-1:8101/metrics", "", of="chat-1")[1]
 
 
 def test_the_key_is_in_no_declared_environment_and_in_no_command_line(box: Project) -> None:
