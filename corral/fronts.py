@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from corral.inventory import Entrance, Gateway
+from corral.site import Site
 
 LARGE_KIB = 1024
 """Requests above this size wait for one of few places: LiteLLM holds a body several times in memory."""
@@ -91,3 +92,11 @@ def guard_of(entrance: Entrance) -> str:
         "choices": 1,
     }
     return " ".join(f"{name}={limit}" for name, limit in limits.items() if limit)
+
+
+def gateway_publish_address(site: Site) -> str:
+    """Address on the gateway's host at which clients inside find `gateway.port`: loopback beside an entrance."""
+    gateway = site.inventory.gateway
+    if site.is_local(gateway.host):
+        return "127.0.0.1"
+    return gateway.address or ("127.0.0.1" if gateway.entrance else site.host(gateway.host).address)

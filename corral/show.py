@@ -16,8 +16,8 @@ from rich.table import Table
 
 from corral import measured
 from corral.aliases import aliases_of
-from corral.components.haproxy import gateway_publish_address
 from corral.contributions import Service
+from corral.fronts import gateway_publish_address
 from corral.inventory import Consumer, Tier
 from corral.plan import Plan
 from corral.routing import tier_settings

@@ -35,7 +35,7 @@ from corral.contributions import (
     is_system_folder,
 )
 from corral.door import FULL, named_doors
-from corral.fronts import LARGE_KIB, MOST_ADMINS, fronts
+from corral.fronts import LARGE_KIB, MOST_ADMINS, fronts, gateway_publish_address
 from corral.inventory import Entrance
 from corral.networks import INSIDE, OUTSIDE, alias
 from corral.routes import AZURE_PREFIX, MODEL_ROUTES, READ_ROUTES
@@ -275,14 +275,6 @@ def _entrance_port(site: Site) -> tuple[Port, ...]:
     return (Port(entrance.port, site.host(site.inventory.gateway.host).address, GUARDED),) if entrance else ()
 
 
-def gateway_publish_address(site: Site) -> str:
-    """Address on the gateway's host at which clients inside find `gateway.port`: loopback beside an entrance."""
-    gateway = site.inventory.gateway
-    if site.is_local(gateway.host):
-        return "127.0.0.1"
-    return gateway.address or ("127.0.0.1" if gateway.entrance else site.host(gateway.host).address)
-
-
 def _mounts(site: Site) -> tuple[tuple[str, str], ...]:
     gateway = site.inventory.gateway
     if site.is_local(gateway.host):
@@ -296,9 +288,8 @@ def _mounts(site: Site) -> tuple[tuple[str, str], ...]:
 
 def _certificate(entrance: Entrance | None, *, is_local: bool) -> str:
     """Path of the entrance's certificate as HAProxy sees it; empty without one."""
-    if entrance is None or not entrance.certificate or is_local:
-        return (entrance and entrance.certificate) or ""
-    return f"{CERTIFICATES}/{PurePosixPath(entrance.certificate).name}"
+    path = (entrance and entrance.certificate) or ""
+    return path if is_local or not path else f"{CERTIFICATES}/{PurePosixPath(path).name}"
 
 
 def _secret_file(site: Site, name: str) -> str:

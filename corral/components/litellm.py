@@ -26,6 +26,7 @@ from corral.contributions import (
     Store,
     TraceReceiver,
 )
+from corral.fronts import gateway_publish_address
 from corral.inventory import Auto, Gateway, Pool, TokenLimits
 from corral.routing import SECTIONS, chains, has_routing, tier_settings
 from corral.site import Site
@@ -188,11 +189,6 @@ def own_endpoint(site: Site, published: Contributions) -> Endpoint:
     """Where LiteLLM itself listens: behind the door, where there is one."""
     gateway = site.inventory.gateway
     return Endpoint(gateway.litellm_port if published.doors else gateway.port, gateway.host, COMPONENT)
-
-
-def public_endpoint(site: Site, published: Contributions) -> Endpoint:
-    """Where clients come in: at the door, where there is one."""
-    return published.doors[0].endpoint if published.doors else own_endpoint(site, published)
 
 
 def _relabel(routes: list[Route]) -> tuple[Relabel, ...]:
@@ -461,7 +457,7 @@ def _service(site: Site, published: Contributions, secrets: tuple[str, ...]) -> 
     is_local = site.is_local(gateway.host)
     config = site.config_path(gateway.host, COMPONENT, "config.yaml", CONFIG)
     port = own_endpoint(site, published).port
-    address = site.publish_address(gateway.host) if published.doors else site.host(gateway.host).address
+    address = site.publish_address(gateway.host) if published.doors else gateway_publish_address(site)
     live = f"http://127.0.0.1:{port}/health/liveliness"
     stores = {store.endpoint.service for store in published.stores}
     return Service(

@@ -10,10 +10,9 @@ from typing import Any
 
 import httpx
 
-from corral.components import haproxy
-from corral.components.haproxy import gateway_publish_address
 from corral.components.litellm import MASTER_KEY
 from corral.errors import CorralError, on_one_line
+from corral.fronts import gateway_publish_address
 from corral.keys import Found, found_of
 from corral.ops.hosts import ComposeHost
 from corral.plan import Plan
@@ -139,12 +138,10 @@ def gateway_address(plan: Plan) -> str:
 
 def _admin_place(plan: Plan) -> tuple[str, int]:
     """Address and port of that on the gateway's host."""
-    gateway, site = plan.inventory.gateway, plan.site
-    has_haproxy = any(service.component == haproxy.COMPONENT for service in plan.contributions.services)
-    is_here = has_haproxy or site.is_local(gateway.host)
-    return "127.0.0.1" if is_here else site.host(gateway.host).address, (
-        gateway.admin_port if has_haproxy else gateway.port
-    )
+    gateway = plan.inventory.gateway
+    if plan.contributions.doors:
+        return "127.0.0.1", gateway.admin_port
+    return gateway_publish_address(plan.site), gateway.port
 
 
 def client_address(plan: Plan) -> str:

@@ -27,7 +27,7 @@ name: farm
 hosts: {{gate: {{address: 127.0.0.1, ssh: {name}}}}}
 models: {{m: {{source: m-1b-q4_0.gguf, kind: chat}}}}
 pools: {{chat: {{model: m, on: {{host: gate}}}}}}
-gateway: {{host: gate, port: {port}}}
+gateway: {{host: gate, admin_port: {port}}}
 """
 
 
