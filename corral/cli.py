@@ -401,7 +401,7 @@ def bundle(  # noqa: PLR0913, PLR0917 - a parameter per option
     signer: Annotated[
         Path | None, typer.Option("--signer", help="With load: file of allowed signers, as ssh-keygen reads it.")
     ] = None,
-    unsigned: Annotated[bool, typer.Option("--unsigned", help="With load: take it, whoever made it.")] = False,
+    unsigned: Annotated[bool, typer.Option("--unsigned", help="With load: accept an unsigned bundle.")] = False,
 ) -> None:
     """Collect images, model files, rendering and the kit for hosts without internet; `bundle load PATH` over there."""
     from corral.ops import bundle as making

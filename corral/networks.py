@@ -1,6 +1,6 @@
 """Which of its project's networks a service is on. Pure.
 
-Every network stands for one kind of callee: the callee names it (`Service.network`), and whoever on the same host
+Every network stands for one kind of callee: the callee names it (`Service.network`), and each service of the same host that
 states the callee among its `calls` joins it. Two services that share no network cannot reach each other.
 """
 

@@ -78,9 +78,9 @@ def _state(site: Site) -> State:
 
 def dump_and_load(*login: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The commands that print a database and that put it back, with the rights of the role that owns it."""
-    whoever = ("--no-owner", "--no-privileges")
-    dump = ("pg_dump", "--format", "custom", *whoever, *login)
-    load = ("pg_restore", "--clean", "--if-exists", *whoever, "--single-transaction", "--exit-on-error", *login)
+    rights = ("--no-owner", "--no-privileges")
+    dump = ("pg_dump", "--format", "custom", *rights, *login)
+    load = ("pg_restore", "--clean", "--if-exists", *rights, "--single-transaction", "--exit-on-error", *login)
     return dump, load
 
 

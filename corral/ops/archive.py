@@ -112,7 +112,7 @@ class Backup:
     mark: str
     """The manifest's checksum: another one is another backup."""
     is_authentic: bool
-    """Whether all of it is as somebody who knows the passphrase has written it."""
+    """Whether all of it is authenticated by the passphrase."""
     files: Mapping[str, bytes]
     states: Mapping[str, Path] = field(default_factory=dict)
     """Where the states of services were laid, by member."""

@@ -108,7 +108,7 @@ def _beside(work: Callable[[], object], theirs: IO[bytes], ours: IO[bytes]) -> I
     def run() -> None:
         try:
             work()
-        except Exception as error:  # noqa: BLE001 - raised below, where somebody waits for it
+        except Exception as error:  # noqa: BLE001 - raised below, in the thread that waits for it
             failures.append(error)
         finally:
             with suppress(OSError):

@@ -55,7 +55,7 @@ def _key(case: Case) -> str:
 
 
 def _client(case: Case) -> httpx.Client:
-    """A client without a key, at the address at which everybody finds the gateway."""
+    """A client without a key, at the address of the clients."""
     return httpx.Client(base_url=gateway_url(case), timeout=ANSWER_LIMIT_S, trust_env=False)
 
 
