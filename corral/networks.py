@@ -1,7 +1,7 @@
 """Which of its project's networks a service is on. Pure.
 
-Every network stands for one kind of callee: the callee names it (`Service.network`), and each service of the same host that
-states the callee among its `calls` joins it. Two services that share no network cannot reach each other.
+Every network stands for one kind of callee: the callee names it (`Service.network`), and each service of the same
+host that states the callee among its `calls` joins it. Two services that share no network cannot reach each other.
 """
 
 from __future__ import annotations
