@@ -223,7 +223,7 @@ def test_a_far_host_is_asked_over_ssh(site: Project, tmp_path: Path) -> None:
     inventory = tmp_path / "inventory.yaml"
     inventory.write_text(INVENTORY.replace("127.0.0.1", f"127.0.0.1, ssh: somebody@192.0.2.10, folder: {folder}", 1))
     fake = tmp_path / "ssh"
-    fake.write_text(f'#!/bin/sh\nwhile [ "$1" != -- ]; do shift; done\nshift\ncd {tmp_path} && exec sh -c "$*"\n')
+    fake.write_text(f'#!/bin/sh\nwhile [ "$1" != -- ]; do [ "$1" != -O ] || exit 1; shift; done\nshift\ncd {tmp_path} && exec sh -c "$*"\n')
     fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
     words = ["--inventory", str(inventory), "--out", str(site.out), "--json"]
     command = [sys.executable, str(REPOSITORY / "generate.py"), "doctor", *words]
@@ -235,6 +235,8 @@ def test_a_far_host_is_asked_over_ssh(site: Project, tmp_path: Path) -> None:
     found = {item["check"]: item for item in json.loads(done.stdout)["hosts"][HOST]["findings"]}
     assert found["copied"]["what"] == "other files on the host than were rendered here: haproxy/haproxy.cfg"
     assert "engine-answers" not in found
+    assert "does not forward to 127.0.0.1:" in found["gateway-answers"]["what"]
+    assert "AllowTcpForwarding" in found["gateway-answers"]["remedy"]
     assert "clock" not in found or found["clock"]["what"] == "no time service sets the clock"
 
     fake.write_text("#!/bin/sh\necho 'somebody@192.0.2.10: Permission denied (publickey).' >&2\nexit 255\n")

@@ -18,6 +18,7 @@ from corral.load import validate
 from corral.output import write
 from corral.plan import build_plan
 from corral.render import render
+from corral.site import HERE
 from corral.tiny_models import make_chat_model
 from corral.yamlsource import parse
 from tests.callbacks import load_callback
@@ -57,7 +58,7 @@ def start(stack: ExitStack, folder: Path, cache: Cache) -> str:
     write(render(plan), folder)
     here = folder / "here"
     [service] = [service for service in plan.services_of("here") if service.component == "llama"]
-    words = [word.replace("%(here)s", str(here)) for word in service.args]
+    words = [word.replace(HERE, str(here)) for word in service.args]
     model, key_file = (Path(words[words.index(name) + 1]) for name in ("--model", "--api-key-file"))
     for file in (model, key_file):
         file.parent.mkdir(exist_ok=True)

@@ -276,6 +276,11 @@ def test_b3_who_waited_too_long_is_refused_with_a_delay(farm: Farm, *, is_stream
     assert farm.ask("brief").status_code == 200
 
 
+def passed_on(farm: Farm) -> float:
+    """Requests that HAProxy has sent to LiteLLM."""
+    return farm.balancer_figures("haproxy_backend_http_requests_total")["Gateway/"]
+
+
 def refused_at_the_door(farm: Farm, name: str) -> float:
     return farm.balancer_figures("haproxy_backend_http_responses_total", "code")[f"Full:{name}/4xx"]
 
@@ -283,19 +288,19 @@ def refused_at_the_door(farm: Farm, name: str) -> float:
 @behind_haproxy
 def test_b3_a_full_pool_refuses_at_the_door(farm: Farm) -> None:
     """LiteLLM hears nothing of it, so that it has time for what can be answered (004-F7)."""
-    log = farm.folder / "logs" / "litellm.log"
     inside = len(EVEN) + EVEN_DEPTH
     before = refused_at_the_door(farm, "even")
     with ThreadPoolExecutor(inside + 1) as pool, farm.fakes.behaving(EVEN, "hold"):
         waiting = [pool.submit(farm.ask, "even") for _ in range(inside)]
         wait_until(lambda: farm.queue("even") == EVEN_DEPTH, 10, "the queue is full")
-        written = log.stat().st_size
+        passed = passed_on(farm)
         refused = [farm.ask(name) for name in ("even", "owner/model:8B", "even")]
         streamed = farm.ask("even", stream=True)
-        assert log.stat().st_size == written
+        assert passed_on(farm) == passed
         assert refused_at_the_door(farm, "even") == before + 4
         # What is said in the body, but not as the model, is nobody's name; and other pools have room.
         assert farm.ask("brief", "even", metadata={"model": "even"}).status_code == 200
+        assert passed_on(farm) == passed + 1
         # A client who names somebody else for this case is not refused for want of the first.
         assert farm.ask("even", fallbacks=["brief"]).status_code == 200
     assert statuses([future.result() for future in waiting]) == {200: inside}

@@ -27,6 +27,7 @@ OK, UNAUTHORIZED, FORBIDDEN = 200, 401, 403
 NOBODY_BEHIND_THE_DOOR = {502, 503, 504}
 """HAProxy's own words for a LiteLLM that is not there, or does not answer."""
 TEAPOT = 400
+FORWARDING = "sshd on the host must allow it: AllowTcpForwarding local (or yes) in sshd_config"
 CHECK_WORDS = {
     "L4CON": "refuses the connection",
     "L4TOUT": "does not answer",
@@ -75,20 +76,28 @@ def _operator(case: Case, limit_s: float = ANSWER_LIMIT_S) -> Iterator[httpx.Cli
 )
 def gateway_answers(case: Case) -> Iterator[Finding]:
     """The gateway answers at its published address."""
-    if _is_out_of_reach(case) or _why_balancer_is_gone(case) is not None:  # then `balancer-answers` says it
+    if _why_balancer_is_gone(case) is not None:  # then `balancer-answers` says it
         return
     try:
-        with _client(case) as client:
-            code = client.get("/v1/models").status_code
+        code = OK if _is_out_of_reach(case) else _code_for_strangers(case)
         with _operator(case) as operator:
             behind = operator.get("/health/liveliness").status_code
-    except (httpx.HTTPError, CorralError) as error:
+    except httpx.HTTPError as error:
         yield _no_gateway(case, f"does not answer: {_words(error)}")
+        return
+    except CorralError as error:
+        yield Finding(f"this machine does not reach the operator's port: {error}", FORWARDING)
         return
     if NOBODY_BEHIND_THE_DOOR & {code, behind}:
         yield _no_gateway(case, "does not answer")
     elif behind != OK:
         yield _no_gateway(case, f"answers {behind} to /health/liveliness")
+
+
+def _code_for_strangers(case: Case) -> int:
+    """What the published address answers to a request without a key."""
+    with _client(case) as client:
+        return client.get("/v1/models").status_code
 
 
 def _why_balancer_is_gone(case: Case) -> Reason | None:
@@ -115,8 +124,7 @@ def key_accepted(case: Case) -> Iterator[Finding]:
     if models is None or _is_out_of_reach(case):
         return
     try:
-        with _client(case) as client:
-            code = client.get("/v1/models").status_code
+        code = _code_for_strangers(case)
     except httpx.HTTPError:
         return  # `gateway-answers` says it
     if code not in (UNAUTHORIZED, FORBIDDEN):
@@ -130,7 +138,7 @@ def _models(case: Case) -> set[str] | Finding | None:
     try:
         with _operator(case) as client:
             answer = client.get("/v1/models")
-    except httpx.HTTPError:
+    except (httpx.HTTPError, CorralError):
         return None
     if answer.status_code in (UNAUTHORIZED, FORBIDDEN, TEAPOT):
         words = f"the gateway refuses {MASTER_KEY} of {case.host.rendered / ENV_FILE} ({answer.status_code})"
