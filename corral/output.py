@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -22,6 +21,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from filelock import lock_descriptor
 
 from corral.errors import CorralError
 from corral.file_names import is_below
@@ -101,10 +102,9 @@ def locked(out: Path) -> Iterator[None]:
     """One writer at a time below a folder; raises CorralError at once when there is another one."""
     descriptor = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not lock_descriptor(descriptor, blocking=False):
+            raise CorralError(f"{out}: another corral is writing here; wait for it to end")
         yield
-    except BlockingIOError:
-        raise CorralError(f"{out}: another corral is writing here; wait for it to end") from None
     finally:
         os.close(descriptor)
 

@@ -90,7 +90,7 @@ def backup(
         check_engine(host)
     with (
         Interrupts(),
-        alone(out / LOCK, "corral up"),
+        alone(out / LOCK, "corral backup"),
         archive.workshop(target.absolute().parent, plan.inventory.name) as place,
         archive.explained(target),
     ):

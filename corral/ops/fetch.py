@@ -7,7 +7,6 @@ bytes are on the disk.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -22,6 +21,7 @@ from typing import IO
 from urllib.parse import quote, urlsplit
 
 import httpx
+from filelock import lock_descriptor
 
 from corral.errors import CorralError
 from corral.output import write_atomically
@@ -378,10 +378,8 @@ def _own(part: Path) -> Iterator[IO[bytes]]:
     except OSError as error:
         raise FetchError(f"{part}: cannot be written: {error.strerror}") from None
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FetchError(f"{part}: another process is fetching it; wait for it or end it") from None
+        if not lock_descriptor(file.fileno(), blocking=False):
+            raise FetchError(f"{part}: another process is fetching it; wait for it or end it")
         try:
             yield file
         except OSError as error:

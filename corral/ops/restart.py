@@ -32,7 +32,7 @@ def restart(hosts: Iterable[ComposeHost], services: Sequence[Service], talk: Con
     _refuse_missing(ordered, by_name)
     gaps: list[Gap] = []
     folder = next(iter(by_name.values())).out
-    with Interrupts(), alone(folder / LOCK, "corral up"), Board(talk) as board:
+    with Interrupts(), alone(folder / LOCK, "corral restart"), Board(talk) as board:
         for name, group in groupby(ordered, key=lambda service: service.host):
             gaps += roll(by_name[name], [service.name for service in group], board, action="restart")
     return gaps

@@ -145,7 +145,7 @@ def restore(path: Path, talk: Console, wanted: Wanted) -> None:
             _agree(f"these places, images and addresses would be used:\n{_indented(found)}", wanted, talk)
         for host in hosts:  # only now: it may call them over ssh
             check_engine(host)
-        with alone(wanted.out / LOCK, "corral up"):
+        with alone(wanted.out / LOCK, "corral restore"):
             done = _states_that_are_back(job)
             if done is None:
                 _make_room(job, hosts, talk)

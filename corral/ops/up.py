@@ -465,7 +465,7 @@ def down(
             f"nothing was stopped; these volumes and all that is in them would be lost:\n{lost}\n"
             "to lose them, add --yes"
         )
-    with alone(out / LOCK, "corral up"):
+    with alone(out / LOCK, "corral down"):
         for host in _front_first(plan, chosen):
             count, words = len(host.containers()), ["--volumes"] if volumes else []
             talk.print(f"{host.name}: stopping and removing {count} containers")

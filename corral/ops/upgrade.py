@@ -70,7 +70,7 @@ def upgrade(
     hosts = compose_hosts(plan, out)
     check_secrets(plan, out, hosts)
     refuse_weak(plan, render(plan))
-    with Interrupts(), alone(out / LOCK, "corral up"):
+    with Interrupts(), alone(out / LOCK, "corral upgrade"):
         board = Board(talk)
         run = Run(plan, out, hosts, board, timeout_s)
         try:
@@ -271,7 +271,7 @@ def rollback(
     began = time.monotonic()
     finish_interrupted(out)
     names = [host.name for host in compose_hosts(plan, out, hosts)]
-    with Interrupts(), alone(out / LOCK, "corral up"), Board(talk) as board:
+    with Interrupts(), alone(out / LOCK, "corral rollback"), Board(talk) as board:
         old = {host: files for host in names if (files := _earlier(out, host, board)) is not None}
         if not old:
             raise CorralError("there is no earlier rendering to go back to; every successful up keeps one")

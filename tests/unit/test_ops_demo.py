@@ -58,23 +58,39 @@ def test_rendering_is_the_same_every_time() -> None:
 
 # --- the lock
 
+HOLDER = """
+import sys
+import time
+from pathlib import Path
+from corral.ops.lock import alone
+with alone(Path(sys.argv[1]), "corral down"):
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+
 
 def test_lock_names_the_other_one_and_leaves_nothing(tmp_path: Path) -> None:
     lock = tmp_path / "folder" / "lock"
-    with alone(lock, "make demo"):
-        words = rf"make demo is at work here already \(pid {os.getpid()}\)"
-        with pytest.raises(CorralError, match=words), alone(lock, "make demo"):
+    with alone(lock, "corral backup"):
+        words = rf"corral backup is at work here already \(pid {os.getpid()}\); wait for it or interrupt it"
+        with pytest.raises(CorralError, match=words), alone(lock, "corral up"):
             pass
         assert lock.exists()
     assert not lock.parent.exists()
 
 
-def test_lock_of_a_dead_one_is_no_hindrance(tmp_path: Path) -> None:
+def test_lock_of_a_killed_process_is_no_hindrance(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
-    lock.write_text("1\n")
     (tmp_path / "other").touch()
-    with alone(lock, "make demo"):
-        assert lock.read_text() == f"{os.getpid()}\n"
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(lock)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "locked\n"
+        words = rf"corral down is at work here already \(pid {holder.pid}\)"
+        with pytest.raises(CorralError, match=words), alone(lock, "corral up"):
+            pass
+        holder.kill()
+    with alone(lock, "corral up"):
+        assert str(os.getpid()) in lock.read_text()
     assert not lock.exists()
     assert tmp_path.exists()
 

@@ -273,7 +273,7 @@ def test_a_full_disk_is_named_and_what_was_kept_stays(small_disk: Path) -> None:
 def test_a_full_disk_keeps_nobody_from_the_lock(small_disk: Path) -> None:
     """`down` has to work when the disk is full."""
     _fill(small_disk / "filler")
-    refused = pytest.raises(CorralError, match="corral up is at work here already")
+    refused = pytest.raises(CorralError, match="another corral is at work here already")
     with alone(small_disk / "lock", "corral up"), refused, alone(small_disk / "lock", "corral up"):
         pass
     assert not (small_disk / "lock").exists()
