@@ -2,7 +2,7 @@
 
 Each rule's docstring says what it demands; docs/reference/policy.md is made from them, tests/policy has a project that
 keeps them all and one that breaks each. A rule that does not hold for a service is excepted where the plan says why
-(`Service.exceptions`); an exception without a reason, or without need, is a finding as well.
+(`Service.exceptions`); that each exception has a reason and is needed is tested with what the kit renders.
 
 CIS numbers are those of the CIS Docker Benchmark 1.6.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,8 +26,6 @@ Level = Literal["error", "warning"]
 MASQUERADE = "com.docker.network.bridge.enable_ip_masquerade"
 BETWEEN = "com.docker.network.bridge.enable_icc"
 SOCKETS = ("docker.sock", "containerd.sock", "podman.sock")
-EXCEPTION = "exception"
-"""The rule that a needless or unfounded exception breaks."""
 ROTATING = ("local", "journald", "syslog", "none")
 """Log drivers that bound their own size."""
 _MOVING = re.compile(
@@ -43,7 +41,7 @@ _PLAIN_VALUE = re.compile(r"|none|true|false|0|1|/\S*")
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A rule that a service breaks, or an exception that it does not need."""
+    """A rule that a service breaks."""
 
     service: str
     rule: str
@@ -87,11 +85,6 @@ class Rule:
     remedy: str
     level: Level
 
-    @property
-    def demand(self) -> str:
-        """What the rule demands, in a sentence."""
-        return " ".join((self.check.__doc__ or "").split())
-
 
 RULES: dict[str, Rule] = {}
 
@@ -107,38 +100,25 @@ def _rule(name: str, cis: str, remedy: str, level: Level = "error") -> Callable[
 def check_project(
     project: Mapping[str, Any], address: str, exceptions: Mapping[str, Mapping[str, str]] | None = None
 ) -> list[Finding]:
-    """Every rule that a project breaks without a reason, and every exception that it has no need of.
+    """Every rule that a project breaks without a reason.
 
     Args:
         project: Compose's model of a host's project, as JSON or as YAML in its short spelling.
         address: the only address, besides loopback, on which the host's ports may be published.
         exceptions: for each service the rules that do not hold for it, with the reasons.
     """
-    services = project.get("services") or {}
     stated = exceptions or {}
-    found = [
+    return [
         finding
-        for name, service in services.items()
+        for name, service in (project.get("services") or {}).items()
         for finding in _judge(name, Subject(long_form(service), project, address), stated.get(name, {}))
     ]
-    gone = (name for name in stated if name not in services and stated[name])
-    return [*found, *(Finding(name, EXCEPTION, "has exceptions, but is not there", "remove them") for name in gone)]
 
 
 def _judge(name: str, subject: Subject, exceptions: Mapping[str, str]) -> Iterator[Finding]:
     for rule_name, rule in RULES.items():
-        broken = list(rule.check(subject))
-        reason = exceptions.get(rule_name)
-        if reason is None:
-            yield from (Finding(name, rule_name, message, rule.remedy, rule.level) for message in broken)
-        elif not broken:
-            yield Finding(
-                name, EXCEPTION, f"keeps {rule_name}, although it is excepted from it", "remove the exception"
-            )
-        elif not reason.strip():
-            yield Finding(name, EXCEPTION, f"is excepted from {rule_name} without a reason", "say why")
-    for unknown in exceptions.keys() - RULES.keys():
-        yield Finding(name, EXCEPTION, f"is excepted from {unknown}, which is no rule", f"rules: {', '.join(RULES)}")
+        if rule_name not in exceptions:
+            yield from (Finding(name, rule_name, message, rule.remedy, rule.level) for message in rule.check(subject))
 
 
 def check_tree(plan: Plan, tree: Mapping[str, bytes]) -> dict[str, list[Finding]]:
@@ -156,8 +136,7 @@ def refuse_weak(plan: Plan, tree: Mapping[str, bytes], *, is_of_plan: bool = Tru
     Args:
         plan: the site.
         tree: rendered files by path.
-        is_of_plan: False for a rendering that somebody else may have made: it may be anything, and exceptions that this
-            kit states and an older one did not need are no fault of it.
+        is_of_plan: False for a rendering that somebody else may have made: it may be anything.
     """
     try:
         judged = check_tree(plan, tree)
@@ -166,12 +145,7 @@ def refuse_weak(plan: Plan, tree: Mapping[str, bytes], *, is_of_plan: bool = Tru
             raise
         hosts = ", ".join(sorted({path.partition("/")[0] for path in tree}))
         raise CorralError(f"{hosts}: the rendering cannot be judged: {type(error).__name__}: {error}") from None
-    errors = [
-        f"{host}: {finding}"
-        for host, found in judged.items()
-        for finding in found
-        if finding.level == "error" and (is_of_plan or finding.rule != EXCEPTION)
-    ]
+    errors = [f"{host}: {finding}" for host, found in judged.items() for finding in found if finding.level == "error"]
     if errors:
         raise CorralError("\n".join([*errors, weak_words(len(errors))]))
 
@@ -580,37 +554,3 @@ def _secret_file(subject: Subject) -> Iterator[str]:
     for secret in subject.get("secrets", []):
         if not (declared.get(secret["source"]) or {}).get("file"):
             yield f"has the secret {secret['source']}, which is no file"
-
-
-# --- in words --------------------------------------------------------------------------------------------------------
-
-HEAD = """# The security baseline, rule by rule
-
-Made from `corral/policy.py`; `pytest tests/unit/test_policy.py --update-golden` writes it again. `./generate.py check`
-applies all rules to what would be rendered, the tests apply them to `docker compose config` as well. A finding ends
-with the rule's id in brackets. CIS is the CIS Docker Benchmark 1.6; an empty field: it has no such point. What is
-excepted, and why, is in [security](../security.md).
-
-| rule | CIS | breaking it is | what it demands |
-|---|---|---|---|
-"""
-
-
-def policy_reference() -> str:
-    """The page of all rules."""
-    return HEAD + "".join(
-        f"| `{name}` | {rule.cis} | {_weight(rule.level)} | {rule.demand} |\n" for name, rule in RULES.items()
-    )
-
-
-def _weight(level: Level) -> str:
-    return "an error" if level == "error" else "questionable"
-
-
-def stated_exceptions(plan: Plan) -> Iterable[tuple[str, str, str, str]]:
-    """Host, service, rule and reason of every exception that a plan states."""
-    for service in plan.contributions.services:
-        if not plan.site.is_local(service.host):
-            yield from (
-                (service.host, service.name, rule, reason) for rule, reason in sorted(service.exceptions.items())
-            )
