@@ -1028,54 +1028,27 @@ def bench_verify(  # noqa: PLR0913, PLR0917 - a parameter per option
     return 1 if data["broken"] else 0
 
 
-UrlOption = Annotated[str, typer.Option("--url", help="Another Grafana than the site's own.")]
-SourceOption = Annotated[str, typer.Option("--source", help="Name or uid of the Prometheus in that Grafana.")]
-TokenFileOption = Annotated[
-    Path | None, typer.Option("--token-file", help="File with a service account's token; else GRAFANA_TOKEN.")
-]
-
-
 @grafana_app.command("push")
-def grafana_push(  # noqa: PLR0913, PLR0917 - a parameter per option
+def grafana_push(
+    url: Annotated[str, typer.Option("--url", help="Grafana's address; the site's own has the pages already.")],
     inventory: InventoryOption = INVENTORY,
-    out: OutOption = OUT,
-    url: UrlOption = "",
     folder: Annotated[str, typer.Option("--folder", help="Folder in Grafana; the site's name if absent.")] = "",
-    source: SourceOption = "",
-    token_file: TokenFileOption = None,
+    source: Annotated[str, typer.Option("--source", help="Name or uid of the Prometheus in that Grafana.")] = "",
+    token_file: Annotated[
+        Path | None, typer.Option("--token-file", help="File with a service account's token; else GRAFANA_TOKEN.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Put the site's pages into a Grafana that runs already, over those of an earlier push; prints their addresses."""
     from corral.ops import grafana as ops
 
     plan = _load(inventory)
-    found = ops.push(plan, ops.Grafana(ops.find_door(plan, out, url, token_file)), folder, source)
+    found = ops.push(plan, ops.Grafana(ops.find_door(url, token_file)), folder, source)
     if as_json:
         _print_json(found)
         return
     for address in found.values():
         sys.stdout.write(f"{address}\n")
-
-
-@grafana_app.command("check")
-def grafana_check(
-    inventory: InventoryOption = INVENTORY,
-    out: OutOption = OUT,
-    url: UrlOption = "",
-    source: SourceOption = "",
-    token_file: TokenFileOption = None,
-    as_json: JsonOption = False,
-) -> int:
-    """Ask Grafana every query of the site's pages; exit code 1 when a data source, a page or a query fails."""
-    from corral.ops import grafana as ops
-
-    plan = _load(inventory)
-    found = ops.check(plan, ops.Grafana(ops.find_door(plan, out, url, token_file)), source)
-    if as_json:
-        _print_json(found.as_data())
-    else:
-        ops.show(found, Console(highlight=False, soft_wrap=True), talk)
-    return 1 if found.failing else 0
 
 
 def _print_difference(console: Console, change: Change) -> None:

@@ -35,7 +35,6 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from corral.ops.grafana import filled
 from tools.dashboards import FOLDER
 from tools.panels import TOKENS
 
@@ -101,7 +100,7 @@ class Figures:
     def _asked(self, target: Mapping[str, Any]) -> Iterator[Series]:
         own = {"__rate_interval": RATE, "__range": f"{self.span_s:.0f}s"}
         chosen = {item["name"]: item.get("allValue", "") for item in self.page["templating"]["list"]}
-        words: dict[str, Any] = {"query": filled(target["expr"], chosen | own)}
+        words: dict[str, Any] = {"query": _filled(target["expr"], chosen | own)}
         if target["instant"]:
             path, words["time"] = "query", self.now
         else:
@@ -113,6 +112,11 @@ class Figures:
             points = [(float(when), float(value)) for when, value in found.get("values") or [found["value"]]]
             name = _named(target["legendFormat"], labels)
             yield Series(name, target["refId"], labels, [point for point in points if math.isfinite(point[1])])
+
+
+def _filled(expression: str, variables: Mapping[str, str]) -> str:
+    found = re.compile(r"\$\{(\w+)(?::\w+)?\}|\$(\w+)")
+    return found.sub(lambda match: variables.get(match[1] or match[2], match[0]), expression)
 
 
 def _named(legend: str, labels: Mapping[str, str]) -> str:
