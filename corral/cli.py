@@ -21,7 +21,7 @@ from corral import __version__
 from corral.errors import CorralError, DriftError, SiteError, UsageError, did_you_mean
 from corral.image_lock import ImageLock
 from corral.load import load_inventory
-from corral.output import Change, compare, finish_interrupted, write
+from corral.output import Change, compare, write
 from corral.plan import Plan, build_plan, load_site
 from corral.policy import check_tree, refuse_weak, weak_words
 from corral.render import refuse_other_site
@@ -166,7 +166,6 @@ def _what_if(found: Plan, words: list[str], hosts: set[str] | None, as_json: boo
 def diff(inventory: InventoryOption = INVENTORY, out: OutOption = OUT, host: HostOption = None) -> None:
     """Show what `render` would change; exit code 3 if anything."""
     found = _load(inventory)
-    finish_interrupted(out)
     refuse_other_site(found, out)
     changes = [
         change for change in compare(render_plan(found), out, _chosen(found, host)) if change.action != "identical"

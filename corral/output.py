@@ -1,19 +1,16 @@
 """Rendered trees on disk: what would change, and writing it so that a killed run loses nothing.
 
 Every host folder has a manifest of what the kit wrote there. Files that differ from it were edited by hand: they are
-reported and kept, unless forced. A write is staged first, then recorded in a journal, then put in place; a journal
-found at the next start is carried out to its end, so the tree is the old one or the new one. Symbolic links below the
-output folder are never followed.
+reported and kept, unless forced. A write first records the old and the new hash of what it changes, then replaces one
+file after the other, each at once, then records the new hashes alone. Running a killed command again does what is left.
+Symbolic links below the output folder are never followed.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import json
 import os
-import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -28,8 +25,6 @@ from corral.errors import CorralError
 from corral.file_names import is_below
 
 MANIFEST = ".manifest.json"
-JOURNAL = ".corral-journal.json"
-STAGING = ".corral-staging"
 WRITERS = 16
 """Files that are brought to the disk at the same time: a file system takes about as long for one as for many."""
 Action = Literal["create", "update", "identical", "remove", "edited"]
@@ -45,14 +40,6 @@ class Change:
     new: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Journal:
-    """A decided change: staged files with the places they go to, and what goes away."""
-
-    moves: tuple[tuple[str, str], ...]
-    removals: tuple[str, ...]
-
-
 # --- what a caller asks for ------------------------------------------------------------------------------------------
 
 
@@ -62,7 +49,7 @@ def compare(tree: Mapping[str, bytes], out: Path, hosts: set[str] | None = None)
     known = _manifests(out, hosts)
     paths = sorted(wanted.keys() | known.keys())
     _refuse_links(out, paths)
-    changes = [_change(out, path, wanted.get(path), known.get(path)) for path in paths]
+    changes = [_change(out, path, wanted.get(path), known.get(path, "")) for path in paths]
     return [change for change in changes if change is not None]
 
 
@@ -75,7 +62,6 @@ def write(tree: Mapping[str, bytes], out: Path, hosts: set[str] | None = None, *
     with _explained(out):
         out.mkdir(parents=True, exist_ok=True)
         with locked(out):
-            _recover(out)
             changes = compare(tree, out, hosts)
             kept = {change.path for change in changes if change.action == "edited" and not force}
             todo = {
@@ -83,18 +69,14 @@ def write(tree: Mapping[str, bytes], out: Path, hosts: set[str] | None = None, *
                 for change in changes
                 if change.action != "identical" and change.path not in kept
             }
-            todo |= _manifest_changes(tree, out, hosts, kept)
-            if todo:
-                _commit(out, todo)
+            _put(out, _manifests(out, hosts), todo, _recorded(tree, out, hosts, kept))
     return changes
 
 
-def finish_interrupted(out: Path) -> bool:
-    """Carries out what a killed run had already decided; whether there was something."""
-    if not (out / JOURNAL).exists() and not (out / STAGING).exists():
-        return False
-    with _explained(out), locked(out):
-        return _recover(out)
+def refuse_unfinished(out: Path) -> None:
+    """Raises CorralError when a killed run has left a part of its files below the folder."""
+    if any(BOTH in value for value in _manifests(out, None).values()):
+        raise CorralError(f"{out}: a command was interrupted while it wrote here; run ./generate.py render first")
 
 
 @contextmanager
@@ -109,15 +91,6 @@ def locked(out: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def rendering_hash(tree: Mapping[str, bytes], host: str) -> str:
-    """Short hash of everything rendered for a host."""
-    total = hashlib.sha256()
-    for path, data in sorted(tree.items()):
-        if _host_of(path) == host:
-            total.update(f"{path}\0{digest(data)}\n".encode())
-    return total.hexdigest()[:16]
-
-
 def digest(data: bytes) -> str:
     """SHA-256 in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
@@ -126,13 +99,13 @@ def digest(data: bytes) -> str:
 # --- comparing -------------------------------------------------------------------------------------------------------
 
 
-def _change(out: Path, path: str, new: bytes | None, recorded: str | None) -> Change | None:
+def _change(out: Path, path: str, new: bytes | None, recorded: str) -> Change | None:
     old = _read(out / path)
     if old == new:
         return None if new is None else Change("identical", path, old, new)
     if old is None:
         return Change("create", path, None, new)
-    if digest(old) != recorded:
+    if digest(old) not in recorded.split():
         return Change("edited", path, old, new)
     return Change("remove" if new is None else "update", path, old, new)
 
@@ -177,9 +150,12 @@ def _host_of(path: str) -> str:
 
 # --- manifests -------------------------------------------------------------------------------------------------------
 
+BOTH = " "
+"""Between the old and the new hash of a file that is being written; one is empty where there is no such file."""
+
 
 def _manifests(out: Path, hosts: set[str] | None) -> dict[str, str]:
-    """Hash of every file that the kit wrote, by path below `out`."""
+    """Hash of every file that the kit wrote, by path below `out`; both hashes of one that a killed run was to write."""
     found: dict[str, str] = {}
     for manifest in sorted(out.glob(f"*/{MANIFEST}")):
         host = manifest.parent.name
@@ -200,26 +176,22 @@ def _read_manifest(path: Path) -> dict[str, str]:
     return files
 
 
-def _manifest_changes(
-    tree: Mapping[str, bytes], out: Path, hosts: set[str] | None, kept: set[str]
-) -> dict[str, bytes | None]:
-    """Manifests that have to be written, or removed with the last file of their host.
-
-    Files that are kept as they are keep their old entry, so that they stay known as edited.
-    """
+def _recorded(tree: Mapping[str, bytes], out: Path, hosts: set[str] | None, kept: set[str]) -> dict[str, str]:
+    """Hash of every file that is to be there; those that are kept as edited keep their old one, and so stay known."""
     known = _manifests(out, hosts)
-    entries: dict[str, dict[str, str]] = {_host_of(path): {} for path in known}
-    for path, data in tree.items():
-        if path not in kept and (hosts is None or _host_of(path) in hosts):
-            entries.setdefault(_host_of(path), {})[path.partition("/")[2]] = digest(data)
-    for path in kept & known.keys():
-        entries[_host_of(path)][path.partition("/")[2]] = known[path]
-    wanted = {f"{host}/{MANIFEST}": _manifest_text(files) for host, files in entries.items()}
-    return {path: data for path, data in wanted.items() if _read(out / path) != data}
+    wanted = {path: data for path, data in tree.items() if hosts is None or _host_of(path) in hosts}
+    return {path: digest(data) for path, data in wanted.items() if path not in kept} | {
+        path: known[path].split()[-1] for path in kept & known.keys()
+    }
 
 
-def _manifest_text(files: Mapping[str, str]) -> bytes | None:
-    return (json.dumps(files, indent=0, sort_keys=True) + "\n").encode() if files else None
+def _put_manifests(out: Path, hosts: Iterable[str], recorded: Mapping[str, str]) -> None:
+    """Writes the manifests of these hosts, and removes those without a file."""
+    for host in sorted(hosts):
+        files = {path.partition("/")[2]: value for path, value in recorded.items() if _host_of(path) == host}
+        data = (json.dumps(files, indent=0, sort_keys=True) + "\n").encode() if files else None
+        if _read(out / host / MANIFEST) != data:
+            _put_file(out, f"{host}/{MANIFEST}", data)
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
@@ -227,106 +199,59 @@ def _manifest_text(files: Mapping[str, str]) -> bytes | None:
 
 @contextmanager
 def _explained(out: Path) -> Iterator[None]:
-    """Turns failures of the file system into words that say what state the tree is in."""
+    """Turns failures of the file system into words that say what to do."""
     try:
         yield
     except OSError as error:
         place = error.filename or out
-        state = "run the same command again to finish" if (out / JOURNAL).exists() else "nothing was changed"
-        raise CorralError(f"{place}: cannot be written: {error.strerror}; {state}") from None
+        raise CorralError(f"{place}: cannot be written: {error.strerror}; then run the same command again") from None
 
 
-def _commit(out: Path, todo: Mapping[str, bytes | None]) -> None:
+def _put(out: Path, known: Mapping[str, str], todo: Mapping[str, bytes | None], recorded: Mapping[str, str]) -> None:
     """Carries out a change: contents to write by path, None for files that go."""
-    contents = {path: data for path, data in todo.items() if data is not None}
-    new_folders: list[Path] = []
-    try:
-        for folder in _missing_folders(out, contents):
-            folder.mkdir()
-            new_folders.append(folder)
-        moves = _stage(out / STAGING, contents)
-        removals = [path for path, data in todo.items() if data is None]
-        write_atomically(out / JOURNAL, json.dumps({"moves": moves, "removals": removals}).encode(), 0o644)
-    except BaseException:
-        if not (out / JOURNAL).exists():
-            _discard(out, reversed(new_folders))
-        raise
-    try:
-        _recover(out)
-    except KeyboardInterrupt:
-        _recover(out)  # it takes a moment; stopping here would leave half of each tree until the next run
-        raise
-
-
-def _missing_folders(out: Path, paths: Iterable[str]) -> Iterator[Path]:
-    """Folders that are wanted and not there yet, outer ones first; once they are made only renames are left to do."""
-    for folder in sorted(_folders(paths)):
-        place = out / folder
-        if not place.is_dir():
-            yield place
-        elif not os.access(place, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
-
-
-def _stage(staging: Path, contents: Mapping[str, bytes]) -> list[tuple[str, str]]:
-    """Brings the contents to the disk beside the tree and returns which staged file goes where."""
-    staging.mkdir()
-    numbered = list(enumerate(contents.items()))
-
-    def store(item: tuple[int, tuple[str, bytes]]) -> None:
-        number, (_, data) = item
-        write_file(staging / str(number), data, 0o755 if data.startswith(b"#!") else 0o644)
-
+    hosts = {_host_of(path) for path in (*known, *recorded)}
+    _remove_drafts(out, known)
+    if todo:
+        both = {path: f"{known.get(path, '')}{BOTH}{recorded.get(path, '')}" for path in todo}
+        with _folders_made(out, [path for path, data in todo.items() if data is not None]):
+            _put_manifests(out, hosts, {**known, **recorded, **both})
     with ThreadPoolExecutor(WRITERS) as pool:
-        list(pool.map(store, numbered))
-    return [(str(number), path) for number, (path, _) in numbered]
+        list(pool.map(lambda item: _put_file(out, *item), todo.items()))
+    _put_manifests(out, hosts, recorded)
 
 
-def _discard(out: Path, folders: Iterable[Path] = ()) -> None:
-    """Removes what is left of a change that was not decided, or is done; what cannot be removed does no harm."""
-    shutil.rmtree(out / STAGING, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        _draft_of(out / JOURNAL).unlink()
-    for folder in folders:
-        with contextlib.suppress(OSError):
-            folder.rmdir()
+def _remove_drafts(out: Path, known: Mapping[str, str]) -> None:
+    """Removes what a killed run has not finished."""
+    for path in (path for path, value in known.items() if BOTH in value):
+        _draft_of(out / path).unlink(missing_ok=True)
+    for draft in out.glob(f"*/{_draft_of(Path(MANIFEST))}"):
+        draft.unlink()
 
 
-def _recover(out: Path) -> bool:
-    """Carries out the journal if there is one, and leaves nothing but the tree; whether there was one."""
-    found = _read_journal(out)
-    if found is not None:
-        _apply(out, found)
-    _discard(out)
-    return found is not None
-
-
-def _apply(out: Path, journal: _Journal) -> None:
-    _refuse_links(out, [path for _, path in journal.moves] + list(journal.removals))
-    for name, path in journal.moves:
-        staged = out / STAGING / name
-        if staged.exists():  # else it is in place already
-            (out / path).parent.mkdir(parents=True, exist_ok=True)
-            staged.replace(out / path)
-    for path in journal.removals:
-        (out / path).unlink(missing_ok=True)
-        _remove_empty_folders(out, (out / path).parent)
-    (out / JOURNAL).unlink()
-
-
-def _read_journal(out: Path) -> _Journal | None:
-    path = out / JOURNAL
+@contextmanager
+def _folders_made(out: Path, paths: Iterable[str]) -> Iterator[None]:
+    """Makes the folders of the paths, and takes them away again when that or the block fails."""
+    made: list[Path] = []
     try:
-        found = json.loads(path.read_bytes())
-        moves = tuple((str(int(name)), str(target)) for name, target in found["moves"])
-        removals = tuple(map(str, found["removals"]))
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError):
-        moves, removals = (), ("",)
-    if not all(map(is_below, [*(target for _, target in moves), *removals])):
-        raise CorralError(f"{path}: damaged; remove it and {out / STAGING}, then render again")
-    return _Journal(moves, removals)
+        for folder in sorted(_folders(paths)):
+            if not (out / folder).is_dir():
+                (out / folder).mkdir()
+                made.append(out / folder)
+        yield
+    except BaseException:
+        for place in reversed(made):
+            _remove_empty_folders(out, place)
+        raise
+
+
+def _put_file(out: Path, path: str, data: bytes | None) -> None:
+    """Writes one file, or removes it with the folders that it leaves empty."""
+    place = out / path
+    if data is not None:
+        write_atomically(place, data, 0o755 if data.startswith(b"#!") else 0o644)
+        return
+    place.unlink(missing_ok=True)
+    _remove_empty_folders(out, place.parent)
 
 
 def _remove_empty_folders(out: Path, folder: Path) -> None:

@@ -25,7 +25,7 @@ from corral.ops.lock import alone
 from corral.ops.states import state_of_plan, take_words, title
 from corral.ops.survey import check_engine, image_ids
 from corral.ops.up import LOCK
-from corral.output import MANIFEST, finish_interrupted
+from corral.output import MANIFEST, refuse_unfinished
 from corral.plan import Plan
 from corral.sealing import seal
 from corral.secrets import ENV_FILE, FOLDER
@@ -83,7 +83,7 @@ def backup(
     ending = "backup" if sealing and not sealing.is_plain else "tar.gz"
     target = to or Path(f"{plan.inventory.name}-{now:%Y%m%dT%H%M%SZ}.{ending}")
     _check_target(target)
-    finish_interrupted(out)
+    refuse_unfinished(out)
     chosen = [name for name in plan.inventory.hosts if hosts is None or name in set(hosts)]
     running = compose_hosts(plan, out, chosen)
     for host in running:

@@ -29,7 +29,7 @@ from corral.ops.lock import alone
 from corral.ops.rolling import Gap, drained, roll, wait_usable
 from corral.ops.survey import Found, Survey, check_engine, differs_only_in_configuration, is_well, label, survey
 from corral.ops.waiting import COMMAND_LIMIT_S, create, wait_well
-from corral.output import compare, finish_interrupted
+from corral.output import compare
 from corral.plan import Plan
 from corral.policy import refuse_weak
 from corral.render import render
@@ -386,7 +386,6 @@ def _sync_keys(run: Run) -> None:
 
 def check_rendering(plan: Plan, out: Path, hosts: set[str]) -> None:
     """Raises DriftError when what is on disk is not what the inventory says, CorralError when it weakens a host."""
-    finish_interrupted(out)
     tree = render(plan)
     refuse_weak(plan, {path: data for path, data in tree.items() if path.partition("/")[0] in hosts})
     changes = [change for change in compare(tree, out, hosts) if change.action != "identical"]

@@ -27,7 +27,7 @@ from corral.ops.interrupts import Interrupts
 from corral.ops.lock import alone
 from corral.ops.rolling import roll
 from corral.ops.up import LOCK, Run, carry_out, check_secrets, fetch_images, look, next_words, remember
-from corral.output import compare, finish_interrupted, write, write_atomically
+from corral.output import compare, refuse_unfinished, write, write_atomically
 from corral.plan import Plan, build_plan
 from corral.policy import refuse_weak
 from corral.render import render
@@ -106,7 +106,7 @@ class Before:
     @classmethod
     def of(cls, inventory: Path, out: Path) -> Before:
         """As they are now; raises CorralError when files were edited by hand, which would get lost."""
-        finish_interrupted(out)
+        refuse_unfinished(out)
         edited = [change.path for change in compare({}, out) if change.action == "edited"]
         if edited:
             raise CorralError(
@@ -269,7 +269,7 @@ def rollback(
         CorralError: there is no earlier rendering, or a service did not become well.
     """
     began = time.monotonic()
-    finish_interrupted(out)
+    refuse_unfinished(out)
     names = [host.name for host in compose_hosts(plan, out, hosts)]
     with Interrupts(), alone(out / LOCK, "corral rollback"), Board(talk) as board:
         old = {host: files for host in names if (files := _earlier(out, host, board)) is not None}
