@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO
 from urllib.parse import quote, urlsplit
@@ -83,6 +83,10 @@ class Remote:
     """Bytes; 0: it does not say."""
     sha256: str = ""
     commit: str = ""
+
+    def filled(self, other: Remote) -> Remote:
+        """The same, with what the other says where this one says nothing."""
+        return Remote(self.size or other.size, self.sha256 or other.sha256, self.commit or other.commit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,13 +315,14 @@ class _Note:
     validator: str = ""
     """The server's word for this content (a strong ETag, or the time of its last change), for `If-Range`."""
 
-    def is_same(self, other: _Note) -> bool:
-        """Whether bytes with this note can be the beginning of the other content."""
-        is_equal_where_known = all(
-            not (mine and theirs) or mine == theirs
-            for mine, theirs in ((self.size, other.size), (self.sha256, other.sha256))
+    def fits(self, source: str, expected: Remote) -> bool:
+        """Whether bytes with this note can be the beginning of what is expected from the source."""
+        return (
+            self.source == source
+            and (not self.size or expected.size in {0, self.size})
+            and (not self.sha256 or expected.sha256 in {"", self.sha256})
+            and bool(self.validator or expected.sha256)
         )
-        return self.source == other.source and is_equal_where_known and bool(self.validator or other.sha256)
 
 
 def part_of(target: Path) -> Path:
@@ -351,11 +356,12 @@ def fetch(
     target.parent.mkdir(parents=True, exist_ok=True)
     with _own(part_of(target)) as part:
         for is_last in (False, True):
-            had = _prepare(part, target, _Note(origin.source, expected.size, expected.sha256))
+            run = _Transfer(origin, target, expected, net, progress, part)
             try:
-                return _complete(_Transfer(origin, target, expected, net, progress, part), had)
+                had = run.take_back()
+                return _complete(run)
             except ChecksumError:
-                _forget(part, target)
+                run.restart()
                 if is_last or not had:  # bytes of an earlier run were mixed in: once more from the beginning
                     raise
     raise AssertionError
@@ -389,22 +395,6 @@ def _own(part: Path) -> Iterator[IO[bytes]]:
                 part.unlink(missing_ok=True)
 
 
-def _prepare(part: IO[bytes], target: Path, wanted: _Note) -> int:
-    """How many bytes of an earlier run can be used."""
-    size = os.fstat(part.fileno()).st_size
-    with suppress(OSError, ValueError, TypeError):
-        note = _Note(**json.loads(note_of(target).read_text()))
-        if size and note.is_same(wanted) and (not wanted.size or size <= wanted.size):
-            return size
-    _forget(part, target)
-    return 0
-
-
-def _forget(part: IO[bytes], target: Path) -> None:
-    note_of(target).unlink(missing_ok=True)
-    part.truncate(0)
-
-
 def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -425,41 +415,53 @@ class _Transfer:
     part: IO[bytes]
     there: int = 0
     size: int = 0
+    """Bytes of the whole file; 0: not known."""
+    validator: str = ""
     digest: hashlib._Hash = field(default_factory=hashlib.sha256)
 
     def restart(self) -> None:
-        """Begins again."""
+        """Begins again with an empty file."""
+        note_of(self.target).unlink(missing_ok=True)
         self.part.truncate(0)
         self.there = 0
         self.digest = hashlib.sha256()
 
-    def read_back(self, had: int) -> None:
-        """Takes what an earlier run left into the checksum."""
+    def take_back(self) -> bool:
+        """Takes what an earlier run left into the checksum, if it can be the beginning of this file; whether it did."""
+        had = os.fstat(self.part.fileno()).st_size
+        note = _note(self.target)
+        if not had or note is None or not note.fits(self.origin.source, self.expected) or 0 < self.expected.size < had:
+            self.restart()
+            return False
+        self.validator = note.validator
         self.part.seek(0)
-        while self.there < had:
-            self.net.check()
-            piece = self.part.read(min(CHUNK, had - self.there))
-            if not piece:
-                break
-            self.digest.update(piece)
-            self.there += len(piece)
-            self.progress(self.there)
+        while piece := self.part.read(CHUNK):
+            self._count(piece)
+        return True
 
     def add(self, piece: bytes) -> None:
         """Takes what has just come."""
-        self.net.check()
         self.part.write(piece)
+        self._count(piece)
+
+    def _count(self, piece: bytes) -> None:
+        self.net.check()
         self.digest.update(piece)
         self.there += len(piece)
         self.progress(self.there)
 
 
-def _complete(run: _Transfer, had: int) -> Fetched:
+def _note(target: Path) -> _Note | None:
+    with suppress(OSError, ValueError, TypeError):
+        return _Note(**json.loads(note_of(target).read_text()))
+    return None
+
+
+def _complete(run: _Transfer) -> Fetched:
     """Brings the file to its end and checks it."""
     run.size = run.expected.size
-    run.read_back(had)
     if run.origin.path is not None:
-        _copy(run)
+        _copy(run, run.origin.path)
     else:
         _download(run)
     run.part.flush()
@@ -474,13 +476,12 @@ def _complete(run: _Transfer, had: int) -> Fetched:
     return Fetched(run.there, found)
 
 
-def _copy(run: _Transfer) -> None:
+def _copy(run: _Transfer, path: Path) -> None:
     run.size = _local_size(run.origin)
     if run.expected.size and run.size != run.expected.size:
         raise ChecksumError(f"{run.origin.source}: has {run.size} bytes, expected {run.expected.size}")
     run.restart()
-    _write_note(run, "")
-    with (run.origin.path or Path()).open("rb") as file:
+    with path.open("rb") as file:
         while piece := file.read(CHUNK):
             run.add(piece)
 
@@ -500,7 +501,9 @@ def _download(run: _Transfer) -> None:
 
 def _receive(run: _Transfer) -> None:
     """One request, from where the file ends; _Broken when it ends too early."""
-    headers = {"Range": f"bytes={run.there}-", **_if_range(run)} if run.there else {}
+    headers = {"Range": f"bytes={run.there}-"} if run.there else {}
+    if run.there and run.validator:
+        headers["If-Range"] = run.validator
     with _answer(run.origin, run.net, headers) as response:
         if response.status_code == GONE_RANGE:
             run.restart()
@@ -512,21 +515,14 @@ def _receive(run: _Transfer) -> None:
         raise _Broken(f"broke off after {run.there} of {run.size} bytes")
 
 
-def _if_range(run: _Transfer) -> dict[str, str]:
-    with suppress(OSError, ValueError):
-        validator = json.loads(note_of(run.target).read_text()).get("validator", "")
-        return {"If-Range": validator} if validator else {}
-    return {}
-
-
 def _take_start(run: _Transfer, response: httpx.Response) -> None:
     """Goes on where the answer begins: at the end of what is there, or at the beginning."""
     found = _RANGE.fullmatch(response.headers.get("content-range", ""))
-    if response.status_code != PARTIAL or not run.there or found is None or int(found[1]) != run.there:
-        if response.status_code == PARTIAL and (found is None or int(found[1]) != 0):
-            run.restart()
-            raise _Broken("sends another part than was asked for")
+    start = 0 if response.status_code != PARTIAL else int(found[1]) if found else -1
+    if start != run.there:
         run.restart()
+        if start != 0:
+            raise _Broken("sends another part than was asked for")
     total = _total(response)
     if total and run.expected.size and total != run.expected.size:
         raise ChecksumError(f"{shown(run.origin)}: the server has {total} bytes, expected {run.expected.size}")
@@ -536,14 +532,10 @@ def _take_start(run: _Transfer, response: httpx.Response) -> None:
     run.size = run.expected.size or total
     if not run.there:
         etag = response.headers.get("etag", "")
-        is_strong = bool(etag) and not etag.startswith("W/")
-        _write_note(run, etag if is_strong else response.headers.get("last-modified", ""))
-
-
-def _write_note(run: _Transfer, validator: str) -> None:
-    note = _Note(run.origin.source, run.size, run.expected.sha256, validator)
-    data = {"source": note.source, "size": note.size, "sha256": note.sha256, "validator": note.validator}
-    write_atomically(note_of(run.target), (json.dumps(data) + "\n").encode(), 0o644)
+        run.validator = "" if etag.startswith("W/") else etag
+        run.validator = run.validator or response.headers.get("last-modified", "")
+        note = _Note(run.origin.source, run.size, run.expected.sha256, run.validator)
+        write_atomically(note_of(run.target), (json.dumps(asdict(note)) + "\n").encode(), 0o644)
 
 
 # --- checksums of files that are there -------------------------------------------------------------------------------
@@ -560,13 +552,3 @@ def checksum(path: Path, net_stop: threading.Event, progress: Callable[[int], No
             there += len(piece)
             progress(there)
     return Fetched(there, digest.hexdigest())
-
-
-def renewed(expected: Remote, known: Remote) -> Remote:
-    """What is expected, with what is known filled in where it says nothing."""
-    return replace(
-        expected,
-        size=expected.size or known.size,
-        sha256=expected.sha256 or known.sha256,
-        commit=expected.commit or known.commit,
-    )

@@ -531,7 +531,7 @@ def _order(shelf: Shelf, item: Wanted, lacking: list[Place], choice: Choice) -> 
     local = next((place.folder for place in lacking if place.folder), None)
     name = shelf.file(item.key) if item.repository else file_of(source)
     target = (local or choice.store or default_store(shelf.environment)) / name
-    return _Order(item, origin, net.renewed(pinned, said), name, target, lacking)
+    return _Order(item, origin, pinned.filled(said), name, target, lacking)
 
 
 def _ask(shelf: Shelf, item: Wanted, source: str, pinned: net.Remote, choice: Choice) -> tuple[net.Origin, net.Remote]:
