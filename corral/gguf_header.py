@@ -1,12 +1,12 @@
 """A GGUF file's header from any stream of bytes: a file, or the beginning of a download.
 
-The `gguf` package reads whole files only, and takes seconds for a large vocabulary; its tables of types and names are
-used here.
+The `gguf` package reads whole files only and takes 17 s for a large vocabulary; of it, the tables of types are used.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import struct
 from collections import Counter, defaultdict
@@ -72,34 +72,21 @@ class _Stream:
     """Takes values off the beginning of a stream."""
 
     read: Read
-    buffer: bytes = b""
-    at: int = 0
-    dropped: int = field(default=0)
-
-    @property
-    def position(self) -> int:
-        return self.dropped + self.at
+    piece: io.BytesIO = field(default_factory=io.BytesIO)
+    position: int = 0
 
     def take(self, length: int) -> bytes:
         if length > MAX_TEXT:
             raise HeaderError("has a text of impossible length in its header")
-        if len(self.buffer) - self.at < length:
-            self._fill(length)
-        self.at += length
-        return self.buffer[self.at - length : self.at]
-
-    def _fill(self, length: int) -> None:
-        pieces = [self.buffer[self.at :]]
-        self.dropped += self.at
-        self.at = 0
-        there = len(pieces[0])
-        while there < length:
-            piece = self.read(max(CHUNK, length - there))
+        taken = bytearray(self.piece.read(length))
+        while len(taken) < length:
+            piece = self.read(max(CHUNK, length - len(taken)))
             if not piece:
                 raise HeaderError("ends inside its header")
-            pieces.append(piece)
-            there += len(piece)
-        self.buffer = b"".join(pieces)
+            self.piece = io.BytesIO(piece)
+            taken += self.piece.read(length - len(taken))
+        self.position += length
+        return bytes(taken)
 
     def number(self, code: str = "<Q") -> Any:
         return struct.unpack(code, self.take(struct.calcsize(code)))[0]
