@@ -181,7 +181,7 @@ def _recorded(tree: Mapping[str, bytes], out: Path, hosts: set[str] | None, kept
     known = _manifests(out, hosts)
     wanted = {path: data for path, data in tree.items() if hosts is None or _host_of(path) in hosts}
     return {path: digest(data) for path, data in wanted.items() if path not in kept} | {
-        path: known[path].split()[-1] for path in kept & known.keys()
+        path: known[path].rpartition(BOTH)[2] for path in kept & known.keys()
     }
 
 

@@ -256,6 +256,13 @@ def test_a_damaged_manifest_is_named_with_its_remedy(out: Path, text: str) -> No
     assert {**on_disk(out), **NEW} == on_disk(out)
 
 
+@pytest.mark.parametrize("value", ["", " ", "00 "])
+def test_a_record_without_a_hash_makes_a_file_an_edited_one(out: Path, value: str) -> None:
+    (out / "a" / MANIFEST).write_text(json.dumps({"compose.yaml": value}))
+    for _ in range(2):
+        assert actions(write({"a/compose.yaml": b"new\n"}, out, {"a"}))["a/compose.yaml"] == "edited"
+
+
 # --- killed at any step -----------------------------------------------------------------------------------------------
 
 
