@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import IO, Any, Literal, TypeVar, cast
 
 from rich.console import Console
 from rich.progress import (
@@ -448,7 +448,7 @@ def _is_good(shelf: Shelf, item: Wanted, place: Place, told: Callable[[int], Non
     known = shelf.lock.get(item.key)
     name = shelf.file(item.key)
     if place.far:
-        return bool(known and known.sha256) and place.far.checksum(name, shelf.net.stop) == (known and known.sha256)
+        return bool(known and known.sha256) and place.far.checksum(name) == (known and known.sha256)
     path = (place.folder or Path()) / name
     if state_of(path, known) in ("missing", "wrong size"):
         return False
@@ -594,8 +594,10 @@ def _check_room(orders: Mapping[str, _Order]) -> None:
             )
     for order in orders.values():
         for place in order.lacking:
-            if place.far:
-                place.far.check_room(order.expected.size, order.name)
+            free = place.far.free() if place.far else None
+            if free is not None and order.expected.size > free:
+                words = f"{order.name} has {_gib(order.expected.size)} GiB, {_gib(free)} GiB are free"
+                raise CorralError(f"{place}: {words}; nothing was fetched")
 
 
 def _existing(folder: Path) -> Path:
@@ -680,13 +682,33 @@ def _hand_out(shelf: Shelf, orders: Mapping[str, _Order], choice: Choice) -> lis
 
 def _copy(shelf: Shelf, order: _Order, place: Place, known: LockedFile, told: Callable[[int], None]) -> None:
     if place.far:
-        place.far.send(order.target, order.name, known.sha256, shelf.net.stop, told)
+        with order.target.open("rb") as file:
+            watched = cast("IO[bytes]", _Watched(file, shelf.net, told))
+            place.far.send(watched, order.name, known.size, known.sha256)
         return
     target = (place.folder or Path()) / order.name
     origin = net.Origin(order.item.source, path=order.target)
     net.fetch(origin, target, net.Remote(known.size, known.sha256), shelf.net, told)
     net.settle(target)
     remember(target, known.sha256, shelf.mutex)
+
+
+@dataclass(frozen=True, slots=True)
+class _Watched:
+    """A file whose reading is told, and ends when everything is to end."""
+
+    file: IO[bytes]
+    net: net.Net
+    told: Callable[[int], None]
+
+    def seek(self, place: int) -> int:
+        return self.file.seek(place)
+
+    def read(self, count: int) -> bytes:
+        self.net.check()
+        piece = self.file.read(count)
+        self.told(self.file.tell())
+        return piece
 
 
 # --- inspect ---------------------------------------------------------------------------------------------------------
@@ -812,7 +834,7 @@ def _verified(shelf: Shelf, item: Wanted, place: Place, told: Callable[[int], No
     if state not in ("there", "verified", "damaged") or known is None:
         return _row(shelf, item, known, place, state)
     if place.far:
-        is_good = place.far.checksum(known.file, shelf.net.stop) == known.sha256
+        is_good = place.far.checksum(known.file) == known.sha256
     else:
         path = (place.folder or Path()) / known.file
         found = net.checksum(path, shelf.net.stop, told).sha256

@@ -22,9 +22,10 @@ from rich.text import Text
 from corral.errors import CorralError, UsageError, on_one_line
 from corral.load import LOCKS, load_texts
 from corral.ops.backup import amount
+from corral.ops.far_files import FarFolder
 from corral.ops.hosts import CommandError, ComposeHost, compose_hosts
 from corral.ops.interrupts import Interrupts
-from corral.ops.parcel import PART, SUMS, Bundle, Image, ModelFile, opened
+from corral.ops.parcel import SUMS, Bundle, Image, opened
 from corral.ops.setup import model_sources, models_folder
 from corral.ops.signing import signer_of
 from corral.ops.survey import check_engine, image_ids
@@ -35,16 +36,6 @@ from corral.render import refuse_other_site, render
 from corral.secrets import ENV_FILE
 
 INVENTORY = "inventory.yaml"
-HASH_LIMIT_S = 3600
-FACTS = """
-for file; do
-    if [ -r "$file" ]; then set -- $(sha256sum <"$file"); echo "$1"; else echo -; fi
-done
-"""
-PARTLY = 'mkdir -p "${1%/*}" && { wc -c <"$1" 2>/dev/null || echo 0; }'
-APPEND = 'umask 022 && cat >>"$1"'
-FINISH = 'set -- "$1" "$2" $(sha256sum <"$1") && [ "$3" = "$2" ] && sync "$1" && mv -f "$1" "${1%.part}"'
-FREE_KIB = 'while [ ! -d "$1" ]; do set -- "$(dirname "$1")"; done; df -Pk "$1" | awk "END { print \\$4 }"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,54 +205,20 @@ def _load_image(bundle: Bundle, host: ComposeHost, image: Image, talk: Console) 
 
 def _copy_models(bundle: Bundle, host: ComposeHost, talk: Console) -> None:
     models = bundle.manifest.hosts[host.name].models
-    missing = _missing(host, models)
+    folder = FarFolder(host, models_folder(host))
+    missing = [model for model in models if folder.checksum(model.file) != model.sha256]
     needed = sum(model.size for model in missing)
-    free = _free(host)
-    if missing and free is not None and needed > free:
+    free = folder.free() if missing else None
+    if free is not None and needed > free:
         words = f"{amount(free)} free and {amount(needed)} are needed"
         raise CorralError(f"{host.name}: {models_folder(host)}: the disk has {words}; no model file was copied")
     for model in models:
-        if model in missing:
-            _copy_model(bundle, host, model, talk)
-        else:
+        if model not in missing:
             talk.print(Text(f"{host.name}: {model.file}: is there"))
-
-
-def _missing(host: ComposeHost, models: Sequence[ModelFile]) -> list[ModelFile]:
-    if not models:
-        return []
-    paths = [f"{models_folder(host)}/{model.file}" for model in models]
-    found = host.run(["sh", "-c", FACTS, "sh", *paths], limit_s=HASH_LIMIT_S).out.split()
-    return [model for model, sha256 in zip(models, found, strict=True) if sha256 != model.sha256]
-
-
-def _free(host: ComposeHost) -> int | None:
-    """Free bytes where the models go; None when the host does not say."""
-    words = host.run(["sh", "-c", FREE_KIB, "sh", models_folder(host)], check=False).out.strip()
-    return int(words) * 1024 if words.isdecimal() else None
-
-
-def _copy_model(bundle: Bundle, host: ComposeHost, model: ModelFile, talk: Console) -> None:
-    """Goes on with what an earlier run has brought; the file gets its name when its checksum is right there."""
-    talk.print(Text(f"{host.name}: {model.file}: copying {amount(model.size)}"))
-    draft = f"{models_folder(host)}/{model.file}{PART}"
-    try:
-        there = int(host.run(["sh", "-c", PARTLY, "sh", draft]).out.strip())
-        if there > model.size:
-            host.run(["rm", "-f", draft])
-            there = 0
+            continue
+        talk.print(Text(f"{host.name}: {model.file}: copying {amount(model.size)}"))
         with bundle.blob(model.sha256) as data:
-            data.seek(there)
-            host.feed(["sh", "-c", APPEND, "sh", draft], data)
-    except CommandError as error:
-        words = error.done.words
-        raise CorralError(f"{host.name}: {draft}: cannot be written: {words}; run it again to go on") from None
-    done = host.run(["sh", "-c", FINISH, "sh", draft, model.sha256], limit_s=HASH_LIMIT_S, check=False)
-    if done.code != 0:
-        host.run(["rm", "-f", draft])
-        raise CorralError(
-            f"{host.name}: {model.file}: was not copied as it is: {done.words or 'other checksum'}; again"
-        )
+            folder.send(data, model.file, model.size, model.sha256)
 
 
 def _next(plan: Plan, wanted: Wanted, hosts: Sequence[ComposeHost]) -> str:

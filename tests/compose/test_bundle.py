@@ -168,9 +168,9 @@ def test_a_damaged_bundle_is_refused_before_anything_is_changed(bundle: Path, is
 
 
 def test_on_an_island_it_is_loaded_comes_up_and_answers(bundle: Path, island: Side) -> None:
-    draft = island.folder / "compose" / HOST / "models" / "tiny.gguf.part"
-    draft.parent.mkdir(parents=True)
     model = json.loads((bundle / "manifest.json").read_text())["hosts"][HOST]["models"][0]["sha256"]
+    draft = island.folder / "compose" / HOST / "models" / f".tiny.gguf.{model[:16]}.part"
+    draft.parent.mkdir(parents=True)
     draft.write_bytes((bundle / "blobs" / "sha256" / model).read_bytes()[:1000])  # as a killed load leaves it
     said = load(island, bundle)
     assert "signed by maker@example.com" in said
