@@ -27,6 +27,7 @@ from corral.errors import CorralError, UsageError
 from corral.image_lock import IMAGE_LOCK, ImageLock, LockedImage, image_lock_text
 from corral.load import load_texts, locks_beside
 from corral.ops.backup import amount
+from corral.ops.far_files import FarFolder
 from corral.ops.hosts import ComposeHost, compose_hosts
 from corral.ops.interrupts import Interrupts
 from corral.ops.parcel import SIGNATURE, SUMS, HostParts, Image, Manifest, ModelFile, Packer, explained, pack
@@ -50,15 +51,7 @@ KIT = (
 """What of the checkout is needed to run it elsewhere."""
 LOCKS = ("requirements.txt", "requirements-dev.txt", "requirements-uv.txt")
 RECORDS = "images"
-HASH_LIMIT_S = 3600
 BLOB = "blobs/sha256/"
-FACTS = """
-for file; do
-    if [ ! -f "$file" ] || [ ! -r "$file" ]; then echo "- 0"; continue; fi
-    set -- $(sha256sum <"$file"); echo "$1 $(wc -c <"$file")"
-done
-"""
-"""Checksum and size of every file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,19 +184,14 @@ def _models(host: ComposeHost, talk: Console) -> list[ModelFile]:
     if not sources:
         return []
     talk.print(Text(f"{host.name}: checksums of {len(sources)} model files"))
-    paths = [f"{models_folder(host)}/{file}" for file in sources]
-    lines = host.run(["sh", "-c", FACTS, "sh", *paths], limit_s=HASH_LIMIT_S).out.splitlines()
-    facts = [line.split() for line in lines]
-    missing = [
-        f"  {path}  from {source}"
-        for path, source, fact in zip(paths, sources.values(), facts, strict=True)
-        if fact[0] == "-"
-    ]
+    folder = FarFolder(host, models_folder(host))
+    sums = {file: folder.checksum(file) for file in sources}
+    missing = [f"  {folder.folder}/{file}  from {source}" for file, source in sources.items() if not sums[file]]
     if missing:
         raise CorralError(f"{host.name}: model files are not there:\n" + "\n".join(missing))
     return [
-        ModelFile(file=file, source=source, sha256=fact[0], size=int(fact[1]))
-        for (file, source), fact in zip(sources.items(), facts, strict=True)
+        ModelFile(file=file, source=source, sha256=sums[file], size=folder.size(file) or 0)
+        for file, source in sources.items()
     ]
 
 

@@ -594,9 +594,9 @@ def _check_room(orders: Mapping[str, _Order]) -> None:
             )
     for order in orders.values():
         for place in order.lacking:
-            free = place.far.free() if place.far else None
-            if free is not None and order.expected.size > free:
-                words = f"{order.name} has {_gib(order.expected.size)} GiB, {_gib(free)} GiB are free"
+            room = place.far.free() if place.far else None
+            if room is not None and order.expected.size > room:
+                words = f"{order.name} has {_gib(order.expected.size)} GiB, {_gib(room)} GiB are free"
                 raise CorralError(f"{place}: {words}; nothing was fetched")
 
 
