@@ -85,6 +85,11 @@ class Rule:
     remedy: str
     level: Level
 
+    @property
+    def demand(self) -> str:
+        """What the rule demands, in a sentence."""
+        return " ".join((self.check.__doc__ or "").split())
+
 
 RULES: dict[str, Rule] = {}
 
