@@ -54,6 +54,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("engine")
         if "processes" in item.path.parts and not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group(item.path.stem))  # what a module starts, one worker starts once
+        if "consumers" in item.path.parts:
+            item.add_marker(pytest.mark.xdist_group("consumers"))  # one worker imports LiteLLM
         if "compose" in item.path.parts and not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group(group_of(item.path.stem)))
 
