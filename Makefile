@@ -9,7 +9,7 @@ CORRAL := $(PYTHON) generate.py
 LOCK := .venv/bin/uv --no-config pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
 	--generate-hashes --no-emit-index-url --no-emit-find-links --no-header
 
-.PHONY: help env demo demo-down test lint format check bench-memory bench-render bench-gateway bench-litellm bench-operations bench-simulation bench render golden flags catalogue dashboards rules schema lock clean pictures
+.PHONY: help env demo demo-down test lint format check bench-memory bench-render bench-gateway bench-litellm bench-operations bench-simulation bench render golden flags catalogue dashboards rules schema lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,9 +72,6 @@ catalogue: env ## read the names of figures from the running programs again
 
 dashboards: env ## write Grafana's pages in monitoring/dashboards again
 	@$(PYTHON) -m tools.dashboards
-
-pictures: env ## draw the pages of docs/pictures again, from the tests' recorded Prometheus
-	@$(PYTHON) -m tools.draw_dashboards
 
 rules: env ## write the rules about objectives again
 	@$(PYTHON) -m tools.objectives > monitoring/rules/objectives.yml.part
