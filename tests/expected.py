@@ -142,9 +142,11 @@ def entry(case: str, path: str) -> tuple[str, str, bytes]:
 
 
 def before(case: str, path: str) -> list[tuple[str, str]]:
-    """The files before this one that have the same path below the host, apart from digits and the site's name."""
+    """The files before this one with the same path below the host, digits aside, or else with the same name."""
     files = [(base, other) for base in (DEFAULT, *CASES[: CASES.index(case) + 1]) for other in tree_of(base)]
-    return [file for file in files[: files.index((case, path))] if kind(*file) == kind(case, path)]
+    files = files[: files.index((case, path))]
+    alike = [file for file in files if kind(*file) == kind(case, path)]
+    return alike or [file for file in files if Path(file[1]).name == Path(path).name]
 
 
 def kind(case: str, path: str) -> str:
