@@ -61,7 +61,7 @@ bench: bench-render bench-memory bench-operations bench-simulation bench-gateway
 render: env ## write the committed rendering of the default site again
 	@$(CORRAL) render
 
-golden: env ## write expected trees and reference pages again; read the change like code
+golden: render ## write the default site, expected trees and reference pages again; read the change like code
 	@$(PYTHON) -m pytest tests/unit tests/rules -k "golden or fresh" --update-golden $(ARGS)
 
 flags: env ## read llama-server's flags from llama.cpp's own parser again
