@@ -40,6 +40,7 @@ from tests.trees import (
 )
 
 UPDATE = "after reading it, accept it with: make golden"
+SHOWN = 400  # lines of a difference
 MARKER = "m4rk3r"
 HAS_BRACES = re.compile(r"/prometheus/rules/|/alertmanager\.yml$|/grafana/pages/")
 """Files with templates of the program that reads them."""
@@ -56,7 +57,7 @@ def test_golden_tree(case: str, *, update_golden: bool) -> None:
     if update_golden:
         write_expected(case)
     else:
-        assert difference(expected_of(case), tree_of(case), case) == ""
+        refuse(difference(expected_of(case), tree_of(case), case))
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "inventories").glob("*.yaml")), ids=lambda path: path.stem)
@@ -80,7 +81,7 @@ def test_the_committed_rendering_is_fresh() -> None:
     changes = [change for change in compare(tree, ROOT / "compose") if change.action != "identical"]
     found = {change.path: change.old for change in changes if change.old is not None}
     wanted = {change.path: change.new for change in changes if change.new is not None}
-    assert difference(found, wanted, "compose", "write it again with: ./generate.py render --force") == ""
+    refuse(difference(found, wanted, "compose", "write it again with: ./generate.py render --force"))
     assert [change.path for change in changes] == []
 
 
@@ -89,7 +90,13 @@ def difference(old: Tree, new: Tree, name: str, remedy: str = UPDATE) -> str:
     for path in sorted(old.keys() | new.keys()):
         before, after = lines_of(old.get(path)), lines_of(new.get(path))
         lines += difflib.unified_diff(before, after, f"expected/{name}/{path}", f"rendered/{name}/{path}", lineterm="")
-    return "\n".join([*lines, remedy]) if lines else ""
+    rest = [f"… and {len(lines) - SHOWN} more lines"] if len(lines) > SHOWN else []
+    return "\n".join([*lines[:SHOWN], *rest, remedy]) if lines else ""
+
+
+def refuse(text: str) -> None:
+    if text:
+        pytest.fail(text, pytrace=False)
 
 
 def lines_of(data: bytes | None) -> list[str]:
