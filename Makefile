@@ -9,7 +9,7 @@ CORRAL := $(PYTHON) generate.py
 LOCK := .venv/bin/uv --no-config pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
 	--generate-hashes --no-emit-index-url --no-emit-find-links --no-header
 
-.PHONY: help env demo demo-down test test-fast lint format check bench-memory bench-render bench-gateway bench-litellm bench-operations bench-simulation bench render golden own-image flags catalogue dashboards rules schema lock clean pictures
+.PHONY: help env demo demo-down test test-fast lint format check bench-memory bench-render bench-gateway bench-litellm bench-operations bench-simulation bench render golden own-image flags catalogue dashboards rules schema lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,7 +64,7 @@ bench: bench-render bench-memory bench-operations bench-simulation bench-gateway
 render: env ## write the committed rendering of the default site again
 	@$(CORRAL) render
 
-golden: env ## write expected trees and reference pages again; read the change like code
+golden: render ## write the default site, expected trees and reference pages again; read the change like code
 	@$(PYTHON) -m pytest tests/unit tests/rules -k "golden or fresh" --update-golden $(ARGS)
 
 flags: env ## read llama-server's flags from llama.cpp's own parser again
@@ -75,9 +75,6 @@ catalogue: env ## read the names of figures from the running programs again
 
 dashboards: env ## write Grafana's pages in monitoring/dashboards again
 	@$(PYTHON) -m tools.dashboards
-
-pictures: env ## draw the pages of docs/pictures again, from the tests' recorded Prometheus
-	@$(PYTHON) -m tools.draw_dashboards
 
 own-image: env ## compile and test gpu-server/Dockerfile, and write the proof; twenty minutes
 	@$(PYTHON) -m pytest --compile tests/compose/test_own_image.py $(ARGS)
