@@ -9,7 +9,7 @@ CORRAL := $(PYTHON) generate.py
 LOCK := .venv/bin/uv --no-config pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
 	--generate-hashes --no-emit-index-url --no-emit-find-links --no-header
 
-.PHONY: help env demo demo-down test lint format check bench-memory bench-render bench-gateway bench-litellm bench-operations bench-simulation bench render golden flags catalogue dashboards rules schema lock clean pictures
+.PHONY: help env demo demo-down test test-fast lint format check bench-memory bench-render bench-gateway bench-litellm bench-operations bench-simulation bench render golden own-image flags catalogue dashboards rules schema lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,7 +25,10 @@ demo-down: env ## stop the demo and leave nothing behind
 	@$(CORRAL) demo --down
 
 test: env ## all that can be tested here, and what was left out and why; ARGS="-k plan" for less
-	@$(PYTHON) -m pytest $(ARGS)
+	@$(PYTHON) -m pytest -n auto --dist loadgroup --durations 10 $(ARGS)
+
+test-fast: env ## what starts no program: a minute at most
+	@$(PYTHON) -m pytest -n auto -m "not programs" tests/unit tests/rules tests/monitoring $(ARGS)
 
 lint: env ## ruff and mypy strict
 	@$(PYTHON) -m ruff check .
@@ -61,7 +64,7 @@ bench: bench-render bench-memory bench-operations bench-simulation bench-gateway
 render: env ## write the committed rendering of the default site again
 	@$(CORRAL) render
 
-golden: env ## write expected trees and reference pages again; read the change like code
+golden: render ## write the default site, expected trees and reference pages again; read the change like code
 	@$(PYTHON) -m pytest tests/unit tests/rules -k "golden or fresh" --update-golden $(ARGS)
 
 flags: env ## read llama-server's flags from llama.cpp's own parser again
@@ -73,8 +76,9 @@ catalogue: env ## read the names of figures from the running programs again
 dashboards: env ## write Grafana's pages in monitoring/dashboards again
 	@$(PYTHON) -m tools.dashboards
 
-pictures: env ## draw the pages of docs/pictures again, from the tests' recorded Prometheus
-	@$(PYTHON) -m tools.draw_dashboards
+own-image: env ## compile and test gpu-server/Dockerfile, and write the proof; twenty minutes
+	@$(PYTHON) -m pytest --compile tests/compose/test_own_image.py $(ARGS)
+	@$(PYTHON) -m tests.compose.own_image_proof
 
 rules: env ## write the rules about objectives again
 	@$(PYTHON) -m tools.objectives > monitoring/rules/objectives.yml.part

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from corral.inventory import Inventory
+from corral.json_layout import laid_out
 
 
 def inventory_schema() -> dict[str, Any]:
@@ -32,4 +32,4 @@ def _tidy(node: object) -> None:
 
 def schema_text() -> str:
     """The schema as it is committed."""
-    return json.dumps(inventory_schema(), indent=2, ensure_ascii=False) + "\n"
+    return laid_out(inventory_schema())

@@ -6,6 +6,8 @@ from collections.abc import Generator
 
 import pytest
 
+from tests.compose import own_image_proof
+from tests.engine_groups import group_of
 from tests.needs import NEEDS, why_missing
 
 EVERYTHING = "CORRAL_TEST_EVERYTHING"
@@ -14,6 +16,7 @@ LEFT_OUT = "left out for want of"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the expected trees instead of comparing")
+    parser.addoption("--compile", action="store_true", help="compile llama.cpp although its inputs are as last proven")
 
 
 @pytest.fixture
@@ -33,8 +36,10 @@ def needs_of(item: pytest.Item) -> list[str]:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuses unknown needs, and derives the marks that `-m` selects by and that pytest-xdist divides by."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Refuses unknown needs, derives the marks that `-m` selects by and that pytest-xdist divides by."""
+    if own_image_proof.is_fresh() and not config.getoption("--compile"):
+        items[:] = [item for item in items if not item.get_closest_marker("compiles")]
     for item in items:
         names = needs_of(item)
         unknown = [name for name in names if name not in NEEDS]
@@ -49,8 +54,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("engine")
         if "processes" in item.path.parts and not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group(item.path.stem))  # what a module starts, one worker starts once
+        if "consumers" in item.path.parts:
+            item.add_marker(pytest.mark.xdist_group("consumers"))  # one worker imports LiteLLM
         if "compose" in item.path.parts and not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group("engine"))  # there is one engine, and one set of names and ports
+            item.add_marker(pytest.mark.xdist_group(group_of(item.path.stem)))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -17,6 +17,8 @@ from corral.render import Tree, render
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
+DEFAULT = "compose"
+"""The default site, which is rendered and committed as a whole."""
 CASES = (
     "minimal",
     "one-host-two-gpus",
@@ -39,6 +41,8 @@ each_case = pytest.mark.parametrize("case", CASES)
 
 def inventory_of(case: str) -> Path:
     """A case's own inventory, or the worked example of the same name."""
+    if case == DEFAULT:
+        return ROOT / "inventory.yaml"
     own = GOLDEN / case / "inventory.yaml"
     return own if own.exists() else ROOT / "inventories" / f"{case}.yaml"
 

@@ -40,6 +40,7 @@ from aiohttp import web
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
+from corral.json_layout import laid_out  # noqa: E402
 from corral.load import load_inventory  # noqa: E402 - the checkout is not installed
 from corral.ops import supervisor  # noqa: E402
 from corral.output import write  # noqa: E402
@@ -778,8 +779,8 @@ def main() -> int:
     figures = judge(rows, ratios)
     print_tables(rows, figures)
     if not arguments.quick and not arguments.no_write:
-        text = json.dumps({"machine": about, "figures": figures, "stacks": rows}, indent=2)
-        RESULT.write_text(text + "\n", encoding="utf-8")
+        text = laid_out({"machine": about, "figures": figures, "stacks": rows})
+        RESULT.write_text(text, encoding="utf-8")
     return 0
 
 

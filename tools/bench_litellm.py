@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import random
 import shutil
 import statistics
@@ -28,6 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
 from corral.components import litellm  # noqa: E402 - the checkout is not installed
+from corral.json_layout import laid_out  # noqa: E402
 from tools import bench_gateway as gateway  # noqa: E402
 
 RESULT = ROOT / "docs" / "benchmarks" / "litellm.json"
@@ -177,7 +177,7 @@ def main() -> int:
         low, high = row["middle_half"]
         print(f"{name:36}{row['processor_ms']:>14}{row['ratio']:>8}   {low} to {high}")
     if not arguments.quick:
-        RESULT.write_text(json.dumps({"machine": about, "variants": rows}, indent=2) + "\n", encoding="utf-8")
+        RESULT.write_text(laid_out({"machine": about, "variants": rows}), encoding="utf-8")
     return 0
 
 

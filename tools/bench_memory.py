@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import re
 import subprocess
 import sys
@@ -26,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from corral.gguf_header import facts_of, read_header  # noqa: E402 - after the path to it
+from corral.json_layout import laid_out  # noqa: E402
 from corral.memory import MIB, Use, memory_of  # noqa: E402
 from corral.random_models import EMBEDDERS, NAMES, make_random_model  # noqa: E402
 
@@ -171,7 +171,7 @@ def main() -> int:
     console.print(table)
     if not arguments.check:
         data = {"unit": "MiB", "server": f"xllamacpp {xllamacpp.__version__}, on the processor", "rows": found}
-        RESULT.write_text(json.dumps(data, indent=1) + "\n")
+        RESULT.write_text(laid_out(data), encoding="utf-8")
     beyond = [row for row in found if not LOWEST <= row["error_percent"] <= HIGHEST]
     return 1 if beyond else 0
 

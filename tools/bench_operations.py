@@ -8,7 +8,6 @@ docs/benchmarks/operations.json: the median of all rounds, and how far apart the
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import statistics
@@ -24,6 +23,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
+from corral.json_layout import laid_out  # noqa: E402
 from tests.compose.conftest import engine_alone  # noqa: E402 - the checkout is not installed
 from tests.compose.site_up import HOST, Site, site_in  # noqa: E402
 from tests.needs import why_missing  # noqa: E402
@@ -175,8 +175,8 @@ def main() -> int:
     for failure in failures[:5]:
         print(f"failed: {failure}", file=sys.stderr)
     if not arguments.no_write:
-        text = json.dumps({"machine": about, "rounds": arguments.rounds, "figures": figures}, indent=2)
-        RESULT.write_text(text + "\n", encoding="utf-8")
+        text = laid_out({"machine": about, "rounds": arguments.rounds, "figures": figures})
+        RESULT.write_text(text, encoding="utf-8")
     return 0
 
 

@@ -26,6 +26,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
+from corral.json_layout import laid_out  # noqa: E402
 from corral.load import load_inventory  # noqa: E402 - the checkout is not installed
 from corral.output import compare, write  # noqa: E402
 from corral.plan import build_plan  # noqa: E402
@@ -163,7 +164,7 @@ def main() -> int:
         print_row(runs[-1])
     if not arguments.no_write:
         RESULT.parent.mkdir(parents=True, exist_ok=True)
-        RESULT.write_text(json.dumps({"machine": machine(), "runs": runs}, indent=2) + "\n", encoding="utf-8")
+        RESULT.write_text(laid_out({"machine": machine(), "runs": runs}), encoding="utf-8")
         print(
             f"written to {RESULT.relative_to(ROOT)}; times in seconds, `again` is a second run that finds nothing to do"
         )

@@ -22,6 +22,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
+from corral.json_layout import laid_out  # noqa: E402
 from corral.simulation import Station  # noqa: E402 - the checkout is not installed
 from tests.processes.farm import POOLS, Extras, Mode, inventory_of, running  # noqa: E402
 from tests.processes.replaying import Way, compare, trace_of  # noqa: E402
@@ -147,7 +148,7 @@ def main() -> int:
             "machine": machine(), "lasts_s": arguments.lasts_s, "answer_s": ANSWER_S, "aim_percent": AIM_PERCENT,
             "farthest_percent": max(below), "loads": rows, "what_ifs": what_ifs,
         }  # fmt: skip
-        RESULT.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+        RESULT.write_text(laid_out(data), encoding="utf-8")
         print(f"written to {RESULT.relative_to(ROOT)}")
     return 0
 

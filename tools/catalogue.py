@@ -95,7 +95,23 @@ def write(job: str, text: str) -> None:
     }
     if "from_source" in old:
         found["from_source"] = old["from_source"]
-    path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(one_metric_a_line(found), encoding="utf-8")
+
+
+def one_metric_a_line(catalogue: dict[str, Any]) -> str:
+    """A catalogue with one metric a line."""
+    members = (f" {_json(key)}: {_lines(value)}" for key, value in catalogue.items())
+    return "{\n" + ",\n".join(members) + "\n}\n"
+
+
+def _lines(value: object) -> str:
+    if not isinstance(value, dict):
+        return _json(value)
+    return "{\n" + ",\n".join(f"  {_json(name)}: {_json(entry)}" for name, entry in value.items()) + "\n }"
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _version(command: tuple[str, ...]) -> str:

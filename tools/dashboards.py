@@ -7,10 +7,10 @@ Queries use the farm's own names (monitoring/rules) where there are some, so a p
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
+from corral.json_layout import laid_out
 from tools.panels import (
     BAD,
     FINE,
@@ -623,10 +623,7 @@ PAGES = (FARM, CARDS, MODELS, KEYS, GATEWAY, HOSTS, JOBS)
 
 def texts() -> dict[str, str]:
     """Every dashboard's file name and text."""
-    return {
-        f"{made.uid.removeprefix('corral-')}.json": json.dumps(page(made), indent=1, ensure_ascii=False) + "\n"
-        for made in PAGES
-    }
+    return {f"{made.uid.removeprefix('corral-')}.json": laid_out(page(made)) for made in PAGES}
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""Real Docker engine: one module at a time, because rendered container names and ports are the same for everybody."""
+"""Real Docker engine: two groups of modules, each one module at a time, since a group's names and ports are alike."""
 
 from __future__ import annotations
 
@@ -6,29 +6,33 @@ import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests.engine_groups import GROUPS, group_of
 from tests.processes.helpers import wait_until
 
-LOCK = Path(tempfile.gettempdir()) / f"corral-compose-tests-{os.getuid()}.lock"
+LOCK = Path(tempfile.gettempdir()) / f"corral-compose-tests-{os.getuid()}"
 LOCK_LIMIT_S = 900
 
 
-@pytest.fixture(scope="session")
-def engine() -> Iterator[None]:
-    """The engine for this test run alone, also when several run on this machine."""
-    with engine_alone():
+@pytest.fixture(scope="module")
+def engine(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The engine, in which no other test or benchmark uses the names and ports of this module's group."""
+    with engine_alone(group_of(request.path.stem)):
         yield
 
 
 @contextmanager
-def engine_alone() -> Iterator[None]:
-    """Nobody else's test or benchmark uses the engine for as long as the block lasts."""
-    with LOCK.open("w") as lock:
-        wait_until(lambda: _is_locked(lock.fileno()), LOCK_LIMIT_S, f"the engine free of other test runs ({LOCK})")
+def engine_alone(*groups: str) -> Iterator[None]:
+    """No other test or benchmark uses the names and ports of these groups (all of them by default) in the block."""
+    with ExitStack() as stack:
+        for group in groups or GROUPS:
+            lock = stack.enter_context(LOCK.with_name(f"{LOCK.name}-{group}").open("w"))
+            wait_until(partial(_is_locked, lock.fileno()), LOCK_LIMIT_S, f"the engine free of other runs ({lock.name})")
         yield
 
 

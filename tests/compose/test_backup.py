@@ -54,6 +54,7 @@ pools:
 gateway:
   host: {host}
   port: {port}
+  admin_port: 21702
   cache: false
   extra:   # a price, so that there is something to spend
     model_list:

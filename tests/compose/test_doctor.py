@@ -38,7 +38,7 @@ models:
   tiny: {source: tiny.gguf, kind: chat, context: 2048, size_gib: 0.01}
 pools:
   chat: {model: tiny, on: {host: sa, replicas: 2}, ports: 21610, engine: {slots: 2, threads: 1}}
-gateway: {host: sa, port: 21600, database: false, cache: false}
+gateway: {host: sa, port: 21600, admin_port: 21602, database: false, cache: false}
 """
 
 
@@ -223,7 +223,8 @@ def test_a_far_host_is_asked_over_ssh(site: Project, tmp_path: Path) -> None:
     inventory = tmp_path / "inventory.yaml"
     inventory.write_text(INVENTORY.replace("127.0.0.1", f"127.0.0.1, ssh: somebody@192.0.2.10, folder: {folder}", 1))
     fake = tmp_path / "ssh"
-    fake.write_text(f'#!/bin/sh\nwhile [ "$1" != -- ]; do [ "$1" != -O ] || exit 1; shift; done\nshift\ncd {tmp_path} && exec sh -c "$*"\n')
+    take_words = 'while [ "$1" != -- ]; do [ "$1" != -O ] || exit 1; shift; done; shift'
+    fake.write_text(f'#!/bin/sh\n{take_words}\ncd {tmp_path} && exec sh -c "$*"\n')
     fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
     words = ["--inventory", str(inventory), "--out", str(site.out), "--json"]
     command = [sys.executable, str(REPOSITORY / "generate.py"), "doctor", *words]

@@ -34,7 +34,7 @@ models:
   tiny: {source: tiny.gguf, kind: chat, context: 2048, size_gib: 0.01}
 pools:
   chat: {model: tiny, on: {host: fa}, ports: 21610, engine: {slots: 2, threads: 1}}
-gateway: {host: fa, port: 21600, database: false, cache: false}
+gateway: {host: fa, port: 21600, admin_port: 21602, database: false, cache: false}
 monitoring: {host: fa, port: 21690, grafana: false, scrape_interval_s: 5}
 """
 

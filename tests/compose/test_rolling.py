@@ -230,7 +230,7 @@ def test_a_canary_that_fails_is_put_back_and_nobody_notices(running: Site, balan
     text, old = running.inventory.read_text(), _images(running)
     tree = {path: path.read_bytes() for path in running.out.rglob("compose.yaml")}
     with Crowd(running.client, "chat") as chat, Crowd(running.client, "solo") as solo:
-        said = running.corral("upgrade", "--to", f"llama-cpu={BAD_IMAGE}", code=1)
+        said = running.corral("upgrade", "--to", f"llama-cpu={BAD_IMAGE}", "--timeout", "60", code=1)
     assert "the canary failed; all is as it was before" in said
     assert "ua/chat-1" in said
     assert _images(running) == old

@@ -46,7 +46,7 @@ models:
 pools:
   chat: {{model: tiny, on: {{host: {HOST}}}, engine: {{threads: 1}}}}
   far: {{on: {{node: far}}}}
-gateway: {{host: {HOST}, port: {GATEWAY_PORT}}}
+gateway: {{host: {HOST}, port: {GATEWAY_PORT}, admin_port: 22004}}
 monitoring: {{host: {HOST}, port: {PROMETHEUS_PORT}, grafana_port: {GRAFANA_PORT}}}
 """
 

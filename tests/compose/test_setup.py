@@ -29,7 +29,7 @@ models:
   tiny: {{source: "hf:example/tiny/tiny.gguf", kind: chat, context: 512, size_gib: 0.01}}
 pools:
   chat: {{model: tiny, on: {{host: {HOST}}}, engine: {{threads: 1}}}}
-gateway: {{host: {HOST}, port: {PORT}, database: false, cache: false}}
+gateway: {{host: {HOST}, port: {PORT}, admin_port: 22102, database: false, cache: false}}
 """
 
 

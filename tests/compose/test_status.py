@@ -44,7 +44,7 @@ pools:
       slots: 2
       threads: 1
       environment: {CORRAL_WATCH_S: "1", CORRAL_STALL_S: "20", CORRAL_RESTARTS: "1"}
-gateway: {host: sa, port: 21500, database: false, cache: false}
+gateway: {host: sa, port: 21500, admin_port: 21502, database: false, cache: false}
 """
 
 

@@ -46,13 +46,6 @@ def recorded(folder: Path, text: str) -> Iterator[str]:
 
 
 @contextmanager
-def busy_farm(folder: Path) -> Iterator[tuple[str, float]]:
-    """The recorded farm's Prometheus, and a moment after the height of its load."""
-    with recorded(folder, figures.text()) as url:
-        yield url, float(figures.END - figures.SPAN_S // 4)
-
-
-@contextmanager
 def _running(folder: Path) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))

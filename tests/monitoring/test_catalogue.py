@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tests.trees import CASES, tree_of
-from tools.catalogue import FOLDER, TARGET_LABELS
+from tools.catalogue import FOLDER, TARGET_LABELS, one_metric_a_line
 from tools.objectives import text as objectives
 
 RULES = Path(__file__).resolve().parents[2] / "monitoring" / "rules"
@@ -88,7 +88,9 @@ def unknown(expression: str) -> Iterator[str]:
 def test_every_program_has_a_catalogue_with_its_source() -> None:
     assert {path.stem for path in FOLDER.glob("*.json")} == CATALOGUES
     for path in FOLDER.glob("*.json"):
-        found = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        found = json.loads(text)
+        assert text == one_metric_a_line(found)
         assert found["program"]
         assert found["how"].startswith(("read from the running program", "read in the source: "))
         assert found["metrics"]

@@ -43,6 +43,8 @@ FAILING_RETURNS_AFTER_S = 2.0
 
 NOBODY_ASKS_HEALTH = "without HAProxy nobody asks for health: a silent replica is given its share, and holds it"
 
+# What cannot differ by the mode is tested in one.
+in_slots = in_modes("slots")
 everywhere = in_modes("slots", "least-busy", "direct")
 behind_haproxy = in_modes("slots", "least-busy")
 
@@ -96,7 +98,7 @@ def test_an_adapter_is_called_like_a_model(farm: Farm) -> None:
     assert farm.ask("chat:none").status_code == (200 if farm.mode == "least-busy" else 404)
 
 
-@everywhere
+@in_slots
 def test_embeddings_have_their_shape_and_order(farm: Farm) -> None:
     texts = ["the cat is in the river", "gpu queue model server", "the cat is in the river"]
     response = farm.client.post("/v1/embeddings", json={"model": "embed", "input": texts}).raise_for_status()
@@ -108,13 +110,13 @@ def test_embeddings_have_their_shape_and_order(farm: Farm) -> None:
     assert vectors[0] != pytest.approx(vectors[1], abs=1e-2)
 
 
-@everywhere
+@in_slots
 @pytest.mark.parametrize("alias", ["default", "assistant"])
 def test_alias_answers_as_its_pool(farm: Farm, alias: str) -> None:
     assert farm.ask(alias).raise_for_status().json()["choices"][0]["message"]["content"] == KNOWN_ANSWER
 
 
-@everywhere
+@in_slots
 def test_models_are_the_pools_and_their_aliases(farm: Farm) -> None:
     models = farm.client.get("/v1/models").raise_for_status().json()["data"]
     assert {model["id"] for model in models} == {"chat", "embed", *POOLS, *all_aliases(farm.plan.inventory)}
@@ -240,7 +242,7 @@ def test_b3_what_does_not_fit_the_queue_is_refused_with_a_delay(farm: Farm) -> N
         assert set(share.values()) == {3}, share
 
 
-@behind_haproxy
+@in_slots
 def test_connections_to_litellm_are_kept_and_outlive_its_restart(farm: Farm) -> None:
     """Accepting one costs LiteLLM more than all of HAProxy's part; a request on one that is gone would be lost."""
 
@@ -285,7 +287,7 @@ def refused_at_the_door(farm: Farm, name: str) -> float:
     return farm.balancer_figures("haproxy_backend_http_responses_total", "code")[f"Full:{name}/4xx"]
 
 
-@behind_haproxy
+@in_slots
 def test_b3_a_full_pool_refuses_at_the_door(farm: Farm) -> None:
     """LiteLLM hears nothing of it, so that it has time for what can be answered (004-F7)."""
     inside = len(EVEN) + EVEN_DEPTH
@@ -314,7 +316,7 @@ def test_b3_a_full_pool_refuses_at_the_door(farm: Farm) -> None:
     assert farm.ask("even").status_code == 200
 
 
-@behind_haproxy
+@in_slots
 def test_b3_nobody_gets_past_the_keys_at_the_door(farm: Farm) -> None:
     inside = len(EVEN) + EVEN_DEPTH
     before = sum(farm.fakes.arrivals(EVEN).values())
@@ -330,7 +332,7 @@ def test_b3_nobody_gets_past_the_keys_at_the_door(farm: Farm) -> None:
     assert sum(farm.fakes.arrivals(EVEN).values()) == before + inside
 
 
-@behind_haproxy
+@in_slots
 def test_b3_a_refusal_is_one_line_in_the_gateways_log(farm: Farm) -> None:
     """Those that had room when they came in and none when they arrived; here all of them go around the door."""
     log = farm.folder / "logs" / "litellm.log"
@@ -409,7 +411,7 @@ def test_b4_mute_server_holds_what_it_was_given_and_nothing_else(farm: Farm) -> 
     assert load.failures == []
 
 
-@everywhere
+@in_slots
 def test_b4_loading_server_costs_no_error(farm: Farm) -> None:
     """As llama-server does until its model is loaded: 503 to requests and to whoever asks for its health."""
     with farm.fakes.behaving(EVEN[:1], "loading"):
@@ -479,7 +481,7 @@ def everybody_answers(farm: Farm) -> None:
     wait_until(is_everybody_back, ALL_BACK_WITHIN_S, "each replica answers again")
 
 
-@behind_haproxy
+@in_slots
 @pytest.mark.parametrize("pool", ["even", "brief"])
 def test_b4_nine_poisonous_requests_alone_take_nobody_out(farm: Farm, pool: str) -> None:
     answers = [farm.ask(pool, f"{POISON} {number}") for number in range(9)]
@@ -487,7 +489,7 @@ def test_b4_nine_poisonous_requests_alone_take_nobody_out(farm: Farm, pool: str)
     assert sum(farm.fakes.arrivals(POOLS[pool]).values()) == 9  # none was tried twice
 
 
-@in_modes("slots")
+@in_slots
 def test_b4_unreachable_and_failing_nodes_cost_a_bounded_number_of_errors(farm: Farm) -> None:
     unreachable, failing, _sound = EVEN
     with farm.fakes.behaving([unreachable], "refuse"):
@@ -505,7 +507,7 @@ def test_b4_unreachable_and_failing_nodes_cost_a_bounded_number_of_errors(farm: 
     assert set(replicas(farm, [farm.ask("even") for _ in range(9)]).values()) == {3}
 
 
-@everywhere
+@in_slots
 def test_b4_all_replicas_at_once_and_back(farm: Farm) -> None:
     """No cooldown outlives the recovery by more than 15 seconds, and other pools never notice."""
     with farm.fakes.behaving(EVEN, "refuse"):
@@ -525,7 +527,7 @@ def test_b4_one_unreachable_replica_costs_no_error(farm: Farm) -> None:
 # --- B5: one layer retries, and never after the first byte
 
 
-@everywhere
+@in_slots
 def test_b5_broken_stream_ends_visibly_and_is_not_sent_again(farm: Farm) -> None:
     with farm.fakes.behaving(EVEN, "break", service_s=0.6):
         answer = farm.ask_streamed("even")
@@ -549,7 +551,7 @@ def test_b5_answer_broken_before_its_first_byte_is_an_error(farm: Farm) -> None:
 # --- B6: a client that leaves frees its slot
 
 
-@everywhere
+@in_slots
 @pytest.mark.parametrize("is_streamed", [False, True])
 def test_b6_leaving_frees_the_slot(farm: Farm, *, is_streamed: bool) -> None:
     with farm.fakes.behaving(EVEN, "hold"):
@@ -558,7 +560,7 @@ def test_b6_leaving_frees_the_slot(farm: Farm, *, is_streamed: bool) -> None:
     assert sum(farm.fakes.arrivals(EVEN).values()) == 1
 
 
-@behind_haproxy
+@in_slots
 def test_b6_who_leaves_the_queue_never_reaches_a_replica(farm: Farm) -> None:
     with ThreadPoolExecutor(len(EVEN)) as pool, farm.fakes.behaving(EVEN, "hold"):
         holders = [pool.submit(farm.ask, "even") for _ in EVEN]
@@ -638,7 +640,7 @@ def arrived(farm: Farm, **fields: object) -> dict[str, Any]:
     return only
 
 
-@everywhere
+@in_slots
 @pytest.mark.parametrize("is_streamed", [False, True])
 def test_b7_every_field_passes_through(farm: Farm, *, is_streamed: bool) -> None:
     fields = FIELDS | ({"stream": True, "stream_options": {"include_usage": True}} if is_streamed else {})
@@ -652,13 +654,13 @@ def test_b7_every_field_passes_through(farm: Farm, *, is_streamed: bool) -> None
     assert got == wanted
 
 
-@everywhere
+@in_slots
 @pytest.mark.parametrize("kind", MESSAGES)
 def test_b7_messages_pass_through(farm: Farm, kind: str) -> None:
     assert arrived(farm, messages=MESSAGES[kind])["messages"] == MESSAGES[kind]
 
 
-@everywhere
+@in_slots
 def test_b7_every_field_of_an_embedding_request_passes_through(farm: Farm) -> None:
     fields = {"input": ["a", "b"], "encoding_format": "float", "dimensions": 2, "user": "somebody", "truncate": True}
     farm.client.post("/v1/embeddings", json={"model": "vectors"} | fields).raise_for_status()
@@ -678,7 +680,7 @@ def test_b7_metadata_passes_through(farm: Farm) -> None:
     assert arrived(farm, metadata={"run": "7"}).get("metadata") == {"run": "7"}
 
 
-@everywhere
+@in_slots
 def test_a_private_pool_reuses_no_prompt_whatever_its_client_says(farm: Farm) -> None:
     farm.ask("brief", cache_prompt=True, id_slot=0).raise_for_status()
     farm.ask("brief", extra_body={"cache_prompt": True}).raise_for_status()
@@ -699,7 +701,7 @@ def test_b7_replica_sees_neither_the_clients_key_nor_the_conversations_name(farm
 # --- B8: health checks cost no inference
 
 
-@behind_haproxy
+@in_slots
 def test_b8_health_is_asked_without_inference(farm: Farm) -> None:
     names = [name for pool in POOLS.values() for name in pool]
     wait_until(lambda: all(farm.fakes.seen()[name].other_paths for name in names), 15, "every node was checked")
@@ -719,7 +721,7 @@ def test_b8_without_haproxy_nothing_reaches_an_idle_node(farm: Farm) -> None:
 # --- what came in by the guarded entrance (004-F9)
 
 
-@in_modes("slots")
+@in_slots
 def test_requests_by_the_entrance_are_held_to_its_limits(farm: Farm) -> None:
     """The entrance itself is tested in `test_entrance.py`; this is the header that it sets."""
     headers = {"x-corral-guard": "messages=2 message_kib=1 tokens=7 choices=1"}

@@ -104,6 +104,8 @@ def routing_inventory(mode: Mode, ports: dict[str, int], extras: Extras) -> dict
     }  # fmt: skip
 
 
+# What cannot differ by the mode is tested in one.
+in_slots = in_modes("slots")
 everywhere = in_modes("slots", "least-busy", "direct")
 behind_haproxy = in_modes("slots", "least-busy")
 
@@ -173,14 +175,14 @@ def test_each_request_goes_to_its_tier(farm: Farm) -> None:
     assert COMPLEX not in log
 
 
-@everywhere
+@in_slots
 def test_a_streamed_answer_says_its_tier_too(farm: Farm) -> None:
     answer = farm.ask_streamed("auto", MEDIUM)
     assert (answer.response.headers["x-corral-tier"], pool_of(answer.response)) == ("medium", "hard")
     assert answer.finish_reasons == ["stop"]
 
 
-@everywhere
+@in_slots
 def test_models_are_listed_with_all_their_names(farm: Farm) -> None:
     models = farm.client.get("/v1/models").raise_for_status().json()["data"]
     assert {model["id"] for model in models} == {*POOLS, "short", "long", "auto", "gpt-4o", "live", "batch", "facade"}
@@ -197,7 +199,7 @@ def test_a_full_tier_spills_before_anybody_waits(farm: Farm) -> None:
         assert [pool_of(future.result()) for future in futures] == ["easy", "hard", "hard"]
 
 
-@behind_haproxy
+@in_slots
 def test_when_all_tiers_are_full_requests_wait_and_then_are_refused(farm: Farm) -> None:
     with held(farm, *TIERS), ThreadPoolExecutor(8) as threads, asking(farm, *[("auto", SIMPLE)] * 3) as running:
         waiting = []
@@ -211,7 +213,7 @@ def test_when_all_tiers_are_full_requests_wait_and_then_are_refused(farm: Farm) 
         assert {future.result().status_code for future in [*running, *waiting]} == {200}
 
 
-@behind_haproxy
+@in_slots
 def test_a_burst_is_refused_only_when_nothing_is_left(farm: Farm) -> None:
     room = 1 + 2 + 2 * DEPTH
     with farm.fakes.behaving(TIERS, service_s=1.5), ThreadPoolExecutor(2 * room) as threads:
@@ -224,7 +226,7 @@ def test_a_burst_is_refused_only_when_nothing_is_left(farm: Farm) -> None:
     assert farm.fakes.seen()["hard-1"].most_in_flight == 2
 
 
-@behind_haproxy
+@in_slots
 def test_a_tier_without_spill_waits_for_its_own_pool(farm: Farm) -> None:
     with held(farm, *TIERS), asking(farm, *[("auto", MEDIUM)] * 2) as running, ThreadPoolExecutor(1) as threads:
         waiting = threads.submit(farm.ask, "auto", MEDIUM)
@@ -234,7 +236,7 @@ def test_a_tier_without_spill_waits_for_its_own_pool(farm: Farm) -> None:
         assert {pool_of(future.result()) for future in [*running, waiting]} == {"hard"}
 
 
-@behind_haproxy
+@in_slots
 def test_a_tier_whose_servers_are_down_spills(farm: Farm) -> None:
     with farm.fakes.behaving(["easy-1"], "refuse"):
         wait_until(lambda: "easy-1" in farm.down(), 30, "HAProxy has seen it")
@@ -253,7 +255,7 @@ def test_without_haproxy_nothing_spills(farm: Farm) -> None:
 # --- names that wait (001-03, 001-05)
 
 
-@everywhere
+@in_slots
 def test_live_and_batch_are_one_pool(farm: Farm) -> None:
     assert [pool_of(farm.ask(name)) for name in ("shared", "live", "batch")] == ["shared"] * 3
     assert farm.fakes.arrivals(["shared-1"]) == {"shared-1": 3}
@@ -289,7 +291,7 @@ def test_live_overtakes_waiting_background(farm: Farm) -> None:
     assert order_of_arrival(farm) == ["first", "l1", "l2", "b1", "b2", "b3"]
 
 
-@behind_haproxy
+@in_slots
 def test_background_leaves_half_of_the_queue_to_the_others(farm: Farm) -> None:
     half = [("batch", f"b{number}") for number in range(SHARED_DEPTH // 2)]
     with queued(farm, *half):
@@ -322,7 +324,7 @@ def attempts(farm: Farm, name: str) -> int:
     return 1 if farm.mode == "direct" and seen <= 3 else seen
 
 
-@everywhere
+@in_slots
 def test_b5_after_the_first_byte_nobody_else_is_asked(farm: Farm) -> None:
     with farm.fakes.behaving(["front-1"], "break", service_s=0.6):
         answer = farm.ask_streamed("front")
@@ -341,7 +343,7 @@ def test_a_pool_that_fails_falls_back(farm: Farm, name: str) -> None:
     assert farm.fakes.arrivals(CHAIN)["last-1"] == 0
 
 
-@everywhere
+@in_slots
 def test_the_last_resort_is_asked_last_and_with_its_own_key(farm: Farm) -> None:
     with farm.fakes.behaving(["front-1", "second-1"], "error"):
         assert pool_of(farm.ask("front")) == "last"
@@ -351,14 +353,14 @@ def test_the_last_resort_is_asked_last_and_with_its_own_key(farm: Farm) -> None:
     assert "value-of-LAST_RESORT_KEY" not in str([seen[name].headers for name in CHAIN[:2]])
 
 
-@behind_haproxy
+@in_slots
 def test_a_full_pool_falls_back_instead_of_refusing(farm: Farm) -> None:
     with held(farm, "front-1"), asking(farm, ("front", "first")):
         assert pool_of(farm.ask("front")) == "second"
         farm.fakes.tell(["front-1"])
 
 
-@everywhere
+@in_slots
 def test_a_clients_own_mistake_goes_nowhere_else(farm: Farm) -> None:
     answer = farm.ask("short", "hello", grammar="root ::= (")
     assert answer.status_code == 400, answer.text
@@ -372,7 +374,7 @@ def words(count: int) -> str:
     return "the river and the bank " * (count // 5)
 
 
-@everywhere
+@in_slots
 def test_a_request_that_is_too_long_goes_to_a_longer_context(farm: Farm) -> None:
     assert pool_of(farm.ask("short", "hello", max_tokens=4)) == "short"
     answer = farm.ask("short", words(SHORT_CONTEXT + 100), max_tokens=4)
@@ -380,7 +382,7 @@ def test_a_request_that_is_too_long_goes_to_a_longer_context(farm: Farm) -> None
     assert answer.json()["usage"]["prompt_tokens"] > SHORT_CONTEXT
 
 
-@everywhere
+@in_slots
 @pytest.mark.parametrize("pool", ["short", "long"])
 def test_a_request_that_is_too_long_for_all_is_the_clients_error(farm: Farm, pool: str) -> None:
     answer = farm.ask(pool, words(LONG_CONTEXT + 500), max_tokens=4)
@@ -397,7 +399,7 @@ def new_key(farm: Farm, *models: str) -> str:
     return str(answer.json()["key"])
 
 
-@in_modes("slots")
+@in_slots
 @pytest.mark.needs("postgres", "prisma-engine")
 def test_a_key_for_auto_has_the_tiers_and_nothing_else(farm: Farm) -> None:
     key = new_key(farm, "auto")
@@ -405,7 +407,7 @@ def test_a_key_for_auto_has_the_tiers_and_nothing_else(farm: Farm) -> None:
     assert farm.ask("hard", key=key).status_code in (401, 403)
 
 
-@in_modes("slots")
+@in_slots
 @pytest.mark.needs("postgres", "prisma-engine")
 def test_a_key_for_the_background_stays_there(farm: Farm) -> None:
     key = new_key(farm, "batch")
@@ -413,7 +415,7 @@ def test_a_key_for_the_background_stays_there(farm: Farm) -> None:
     assert farm.ask("live", key=key).status_code in (401, 403)
 
 
-@in_modes("slots")
+@in_slots
 @pytest.mark.needs("postgres", "prisma-engine")
 def test_a_fallback_leads_only_where_the_key_may_go(farm: Farm) -> None:
     with farm.fakes.behaving(["front-1"], "error"):
@@ -428,7 +430,7 @@ def is_out(farm: Farm) -> bool:
     return not farm.ask("last").is_success
 
 
-@everywhere
+@in_slots
 def test_a_budget_that_is_used_up_takes_the_last_resort_out(farm: Farm) -> None:
     wait_until(lambda: is_out(farm), 30, "the budget is used up")
     spent = farm.fakes.arrivals(CHAIN)["last-1"] * DOLLARS_PER_ANSWER

@@ -7,19 +7,24 @@ import configparser
 import difflib
 import json
 import re
+import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from corral.load import load_inventory
 from corral.output import MANIFEST, compare
 from corral.plan import build_plan
 from corral.render import Tree, render
 from corral.secrets import initialise
+from tests import expected
+from tests.expected import expected_of, write_expected
 from tests.trees import (
     CASES,
     GOLDEN,
@@ -35,6 +40,7 @@ from tests.trees import (
 )
 
 UPDATE = "after reading it, accept it with: make golden"
+SHOWN = 400  # lines of a difference
 MARKER = "m4rk3r"
 HAS_BRACES = re.compile(r"/prometheus/rules/|/alertmanager\.yml$|/grafana/pages/")
 """Files with templates of the program that reads them."""
@@ -48,10 +54,10 @@ SOURCE_NAMED = re.compile(
 
 @each_case
 def test_golden_tree(case: str, *, update_golden: bool) -> None:
-    expected = GOLDEN / case / "expected"
     if update_golden:
-        replace_expected(tree_of(case), expected)
-    assert difference(read_tree(expected), tree_of(case), case) == ""
+        write_expected(case)
+    else:
+        refuse(difference(expected_of(case), tree_of(case), case))
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "inventories").glob("*.yaml")), ids=lambda path: path.stem)
@@ -75,27 +81,27 @@ def test_the_committed_rendering_is_fresh() -> None:
     changes = [change for change in compare(tree, ROOT / "compose") if change.action != "identical"]
     found = {change.path: change.old for change in changes if change.old is not None}
     wanted = {change.path: change.new for change in changes if change.new is not None}
-    assert difference(found, wanted, "compose", "write it again with: ./generate.py render --force") == ""
+    refuse(difference(found, wanted, "compose", "write it again with: ./generate.py render --force"))
     assert [change.path for change in changes] == []
-
-
-def replace_expected(tree: Tree, folder: Path) -> None:
-    for path in read_tree(folder):
-        if path not in tree:
-            (folder / path).unlink()
-    put(tree, folder)
-
-
-def read_tree(folder: Path) -> Tree:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def difference(old: Tree, new: Tree, name: str, remedy: str = UPDATE) -> str:
     lines: list[str] = []
     for path in sorted(old.keys() | new.keys()):
-        before, after = old.get(path, b"").decode().splitlines(), new.get(path, b"").decode().splitlines()
+        before, after = lines_of(old.get(path)), lines_of(new.get(path))
         lines += difflib.unified_diff(before, after, f"expected/{name}/{path}", f"rendered/{name}/{path}", lineterm="")
-    return "\n".join([*lines, remedy]) if lines else ""
+    rest = [f"… and {len(lines) - SHOWN} more lines"] if len(lines) > SHOWN else []
+    return "\n".join([*lines[:SHOWN], *rest, remedy]) if lines else ""
+
+
+def refuse(text: str) -> None:
+    if text:
+        pytest.fail(text, pytrace=False)
+
+
+def lines_of(data: bytes | None) -> list[str]:
+    """Different for different bytes; an empty file has one empty line, an absent one has none."""
+    return [] if data is None else data.decode().split("\n")
 
 
 def test_a_difference_is_shown_with_its_remedy() -> None:
@@ -104,6 +110,49 @@ def test_a_difference_is_shown_with_its_remedy() -> None:
     assert "-one\n+two" in text
     assert "+++ rendered/case/gone" in text
     assert text.endswith(UPDATE)
+
+
+@pytest.mark.parametrize(("old", "new"), [(b"a\n", b"a"), (b"a\n", b"a\r\n"), (b"", None), (None, b"")])
+def test_every_other_byte_is_a_difference(old: bytes | None, new: bytes | None) -> None:
+    before, after = ({} if data is None else {"a": data} for data in (old, new))
+    assert difference(before, after, "case").startswith("--- expected/case/a\n+++ rendered/case/a\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "seen"),
+    [
+        (lambda folder: swap(folder / "expected.txt", "litellm/fair.lua", "litellm/hold.lua"), "haproxy/fair.lua"),
+        (lambda folder: swap(folder / "expected.txt", "box/.gitignore\n", "box/compose.yaml\n"), "/.gitignore"),
+        (lambda folder: swap(folder / "expected.txt", "gateway/.gitignore", "gateway/.other"), "gateway/.other"),
+        (lambda folder: swap(folder / "expected/gateway/haproxy/haproxy.cfg.delta", "+", "+ "), "haproxy/haproxy.cfg"),
+        (lambda folder: swap(folder / "expected/gateway/haproxy/haproxy.cfg.delta", "copy ", "copy 1"), "haproxy.cfg"),
+        (lambda folder: (folder / "expected/gateway/haproxy/haproxy.cfg.delta").unlink(), "haproxy/haproxy.cfg"),
+        (lambda folder: (folder / "expected/gateway/new").write_text(""), "gateway/new"),
+    ],
+    ids=["another asset", "another file", "another path", "a changed line", "shifted", "missing", "left over"],
+)
+def test_an_expectation_that_is_not_met_is_found(
+    change: Callable[[Path], object], seen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert difference(expected_of("dragon"), tree_of("dragon"), "dragon") == ""  # and the cases before it are read
+    shutil.copytree(GOLDEN / "dragon", tmp_path / "dragon")
+    monkeypatch.setattr(expected, "GOLDEN", tmp_path)
+    change(tmp_path / "dragon")
+    assert seen in difference(expected_of.__wrapped__("dragon"), tree_of("dragon"), "dragon")
+
+
+def swap(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+@given(
+    old=st.lists(st.sampled_from(["", "a", "+", "@ back 1, copy 1"])), new=st.lists(st.sampled_from(["", "a", "+b"]))
+)
+def test_a_delta_makes_one_text_of_another(old: list[str], new: list[str]) -> None:
+    before, after = "\n".join(old).encode(), "\n".join(new).encode()
+    assert expected.changed(before, expected.delta_of(before, after)) == after
 
 
 # --- tidiness ---------------------------------------------------------------------------------------------------------

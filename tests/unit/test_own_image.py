@@ -14,6 +14,7 @@ from corral.load import load_inventory
 from corral.ops.doctor.reasons import EXIT_REMEDIES
 from corral.own_image import COMMIT, build_command, is_own, tag
 from corral.plan import build_plan
+from tests.compose.own_image_proof import REMEDY, is_fresh
 from tests.rules.test_rules import problems_in
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,6 +52,10 @@ pools:
   pictures: {{model: m, on: {{host: box}}{more}}}
 gateway: {{host: box}}
 """
+
+
+def test_it_was_compiled_and_tested_as_it_is_now() -> None:
+    assert is_fresh(), REMEDY
 
 
 def problems(folder: Path, text: str) -> list[str]:
