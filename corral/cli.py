@@ -24,7 +24,7 @@ from corral.load import load_inventory
 from corral.output import Change, compare, finish_interrupted, write
 from corral.plan import Plan, build_plan, load_site
 from corral.policy import check_tree, refuse_weak, weak_words
-from corral.render import refuse_other_site
+from corral.render import ROOT, refuse_other_site
 from corral.render import render as render_plan
 from corral.schema import schema_text
 from corral.secrets import initialise
@@ -45,8 +45,6 @@ models_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Mode
 app.add_typer(models_app, name="models")
 images_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Which content the images have.")
 app.add_typer(images_app, name="images")
-bench_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Load, measured capacity, limits from it.")
-app.add_typer(bench_app, name="bench")
 grafana_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Pages in a Grafana that runs.")
 app.add_typer(grafana_app, name="grafana")
 
@@ -66,9 +64,14 @@ SHOWN_ACTIONS = {"create": "green", "update": "yellow", "remove": "red", "edited
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line and returns its exit code; errors are printed here and nowhere else."""
+    """Runs the command line and returns its exit code."""
+    return exit_code_of(app, arguments)
+
+
+def exit_code_of(application: typer.Typer, arguments: list[str] | None = None, program: str | None = None) -> int:
+    """Runs these verbs and returns the exit code; errors are printed here and nowhere else."""
     try:
-        code = app(arguments, standalone_mode=False)
+        code = application(arguments, prog_name=program, standalone_mode=False)
     except SiteError as error:
         for problem in error.problems:
             talk.print(Text(str(problem)))
@@ -151,7 +154,7 @@ def plan(
 
 def _what_if(found: Plan, words: list[str], hosts: set[str] | None, as_json: bool) -> None:
     from corral import whatif
-    from corral.ops.bench.answers import measured_answers
+    from corral.ops.answers import measured_answers
 
     if hosts:
         raise UsageError("--what-if is for whole pools; leave --host out")
@@ -873,159 +876,12 @@ def _serve(
         serving.load(change, coming, instead_of)
 
 
-DirectOption = Annotated[bool, typer.Option("--direct", help="Straight at the replicas, past the gateway.")]
-TokensOption = Annotated[int | None, typer.Option("--max-tokens", min=1, help="Longest answer.")]
-LongOption = Annotated[float | None, typer.Option("--long-share", min=0, max=1, help="Share of long prompts.")]
-PoolsOption = Annotated[list[str] | None, typer.Option("--pool", help="Only this pool; may be given several times.")]
-
-
-@bench_app.command("run")
-def bench_run(  # noqa: PLR0913, PLR0917 - a parameter per option
-    scenario: Annotated[str, typer.Argument(help="stress, mixed, soak, single, conversation or burst.")],
-    inventory: InventoryOption = INVENTORY,
-    out: OutOption = OUT,
-    pool: PoolsOption = None,
-    direct: DirectOption = False,
-    replica: Annotated[str, typer.Option("--replica", help="Only this replica, by its container's name.")] = "",
-    rate: Annotated[float | None, typer.Option("--rate", min=0.001, help="Requests a second (open loop).")] = None,
-    users: Annotated[int | None, typer.Option("--users", min=1, help="Clients, or requests in a burst.")] = None,
-    duration: Annotated[
-        float | None, typer.Option("--duration", min=1, help="Seconds; the scenario's if absent.")
-    ] = None,
-    max_tokens: TokensOption = None,
-    long_share: LongOption = None,
-    web: Annotated[str, typer.Option("--web", help="HOST:PORT of Locust's page; Ctrl-C ends it.")] = "",
-    to: Annotated[Path | None, typer.Option("--to", help="Folder for raw data and figures.")] = None,
-    as_json: JsonOption = False,
-) -> int:
-    """Run one scenario with Locust; exit code 1 when the farm did not hold what the scenario promises."""
-    from corral.ops.bench.run import Wanted, run, show
-    from corral.ops.bench.settings import Target
-
-    target = Target(_load(inventory), out, direct, replica, max_tokens, long_share)
-    data = run(target, Wanted(scenario, tuple(pool or ()), rate, users, duration, web, to), talk)
-    if as_json:
-        _print_json(data)
-    else:
-        show(data, Console(highlight=False, soft_wrap=True))
-    return 1 if data["broken"] else 0
-
-
-RunOption = Annotated[str, typer.Option("--run", help="Name or folder of a run; the newest if absent.")]
-
-
-@bench_app.command("sweep")
-def bench_sweep(  # noqa: PLR0913, PLR0917 - a parameter per option
-    inventory: InventoryOption = INVENTORY,
-    out: OutOption = OUT,
-    pool: PoolsOption = None,
-    direct: DirectOption = False,
-    steps: Annotated[str, typer.Option("--steps", help="Rates, as shares of what the full pool answers.")] = (
-        "0.3,0.5,0.7,0.8,0.9,1.0,1.1,1.3"
-    ),
-    step_s: Annotated[float, typer.Option("--step-s", min=1, help="Least seconds of a step.")] = 300,
-    step_requests: Annotated[int, typer.Option("--step-requests", min=1, help="Least requests of a step.")] = 100,
-    warm_s: Annotated[float, typer.Option("--warm-s", min=1, help="Seconds with every slot in use at first.")] = 60,
-    repeats: Annotated[int, typer.Option("--repeats", min=1, max=20, help="How often all steps are made.")] = 3,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer.")] = 128,
-    long_share: LongOption = None,
-    timeout: Annotated[
-        float, typer.Option("--timeout", min=1, help="Seconds after which an answer is a failure.")
-    ] = 120,
-    resume: Annotated[str, typer.Option("--resume", help="Go on with this run, as it was begun.")] = "",
-    to: Annotated[Path | None, typer.Option("--to", help="Folder of the run.")] = None,
-) -> None:
-    """Measure what every pool holds: knee, safe rate, N-1; prints the folder of the run with its report."""
-    from corral.ops.bench import sweep as ops
-    from corral.ops.bench.report import write_report
-    from corral.ops.bench.settings import Target
-
-    plan = _load(inventory)
-    if resume:
-        folder = ops.find_run(plan, resume, is_whole=False)
-        wanted = ops.read_wanted(folder)
-    else:
-        folder = to or ops.bench_folder(plan) / ops.new_run()
-        shares = ops.parse_shares(steps)
-        wanted = ops.Wanted(
-            tuple(pool or ()), shares, step_s, step_requests, warm_s, repeats, max_tokens, long_share, timeout, direct
-        )
-    ops.sweep(Target(plan, out), wanted, folder, talk)
-    write_report(folder)
-    sys.stdout.write(f"{folder}\n")
-
-
-@bench_app.command("report")
-def bench_report(inventory: InventoryOption = INVENTORY, run: RunOption = "") -> None:
-    """Write a run's report again: HTML, Markdown, CSV."""
-    from corral.ops.bench.report import write_report
-    from corral.ops.bench.sweep import find_run
-
-    for path in write_report(find_run(_load(inventory), run)):
-        sys.stdout.write(f"{path}\n")
-
-
-@bench_app.command("compare")
-def bench_compare(
-    before: Annotated[str, typer.Argument(help="Name or folder of the earlier run.")],
-    after: Annotated[str, typer.Argument(help="Name or folder of the later run; the newest if absent.")] = "",
-    inventory: InventoryOption = INVENTORY,
-    as_json: JsonOption = False,
-) -> int:
-    """Compare two runs; exit code 1 when a pool holds less than before, beyond the noise."""
-    from dataclasses import asdict
-
-    from corral.ops.bench.compare import compare_runs
-    from corral.ops.bench.sweep import find_run
-
-    plan = _load(inventory)
-    found = compare_runs(find_run(plan, before), find_run(plan, after))
-    if as_json:
-        _print_json([asdict(item) for item in found])
-    for item in found if not as_json else ():
-        sys.stdout.write(f"{item.words}\n")
-    return 1 if any(item.verdict == "worse" for item in found) else 0
-
-
-@bench_app.command("apply")
-def bench_apply(
-    inventory: InventoryOption = INVENTORY,
-    run: RunOption = "",
-    basis: Annotated[str, typer.Option("--basis", help="safe, n-1 (a card may be lost) or knee.")] = "safe",
-    tokens: Annotated[bool, typer.Option("--tokens", help="Limit tokens a minute, too.")] = False,
-    to_file: Annotated[bool, typer.Option("--write", help="Change the inventory.")] = False,
-) -> None:
-    """Show the limits that a run measured as a change of the inventory; --write makes it."""
-    from corral.ops.bench.apply import apply
-    from corral.ops.bench.sweep import find_run
-
-    folder = find_run(_load(inventory), run)
-    sys.stdout.write(apply(inventory, folder, basis, with_tokens=tokens, is_written=to_file))
-    talk.print("next: ./generate.py up --render, then bench verify" if to_file else "--write makes this change")
-
-
-@bench_app.command("verify")
-def bench_verify(  # noqa: PLR0913, PLR0917 - a parameter per option
-    inventory: InventoryOption = INVENTORY,
-    out: OutOption = OUT,
-    pool: PoolsOption = None,
-    at_s: Annotated[float, typer.Option("--at-s", min=1, help="Seconds at the limit.")] = 60,
-    above_s: Annotated[float, typer.Option("--above-s", min=1, help="Seconds at three times the limit.")] = 60,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer, as in the sweep.")] = 128,
-    long_share: LongOption = None,
-    to: Annotated[Path | None, typer.Option("--to", help="Folder for raw data and figures.")] = None,
-) -> int:
-    """Show that pools hold their objective at their limits and refuse cleanly above; exit code 1 when they do not."""
-    from corral.ops.bench.settings import Target
-    from corral.ops.bench.sweep import bench_folder
-    from corral.ops.bench.verify import Wanted, verify
-
-    plan = _load(inventory)
-    wanted = Wanted(tuple(pool or ()), at_s, above_s, max_tokens)
-    data = verify(Target(plan, out, long_share=long_share), wanted, to or bench_folder(plan) / "verify", talk)
-    for words in data["broken"]:
-        talk.print(Text(words, style="red"))
-    return 1 if data["broken"] else 0
+@app.command(add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_extra_args": True,
+                                                       "allow_interspersed_args": False})  # fmt: skip
+def bench(context: typer.Context) -> None:
+    """Load, measured capacity, limits from it."""
+    # A program of its own: what sends load is no part of what runs a farm.
+    os.execv(sys.executable, [sys.executable, str(ROOT / "load-tests" / "bench.py"), *context.args])  # noqa: S606
 
 
 UrlOption = Annotated[str, typer.Option("--url", help="Another Grafana than the site's own.")]

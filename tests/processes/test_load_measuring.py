@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 from corral.inventory import Objective
-from corral.ops.bench.figures import figures_of
-from corral.ops.bench.process import Load, Rows, run_load
-from corral.ops.bench.scenarios import Stage
-from corral.ops.bench.settings import Tasks
+from figures import figures_of
+from load import Load, Rows, run_load
+from scenarios import Stage
+from target import Tasks
 from tests.processes.helpers import serving_http
 
 FIRST_S = 0.4

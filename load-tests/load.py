@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from corral.errors import CorralError
-from corral.ops.bench.scenarios import Loop, Stage
-from corral.ops.bench.settings import Tasks
-from corral.render import ROOT
+from scenarios import Loop, Stage
+from target import Tasks
 
-LOCUSTFILE = ROOT / "load-tests" / "locustfile.py"
+LOCUSTFILE = Path(__file__).with_name("locustfile.py")
 SPARE_S = 120.0
 """Beyond a load's own time: Locust's start and end on a slow machine."""
-STOP_S = 10.0
 LAST_LINES = 12
 
 
@@ -86,11 +82,15 @@ def run_load(load: Load, rows: Path, web: str = "") -> Rows:
         settings.write_text(json.dumps(load.data(rows)), encoding="utf-8")
         environment = {**os.environ, **load.tasks.environment, "CORRAL_LOAD": str(settings)}
         limit = None if web else load.lasts_s + load.timeout_s + SPARE_S
-        code = _run(_command(web), environment, None if web else log, limit)
+        with log.open("wb") as output, suppress(subprocess.TimeoutExpired):
+            subprocess.run(
+                _command(web, load.timeout_s), env=environment, stdin=subprocess.DEVNULL, timeout=limit, check=False,
+                stdout=None if web else output, stderr=None if web else subprocess.STDOUT,
+            )  # fmt: skip
         found = read_rows(rows)
         if found is None:
-            words = "" if web else _last_words(log)
-            raise CorralError(f"the load came to no end (Locust ended with {code}): {words}")
+            last = "\n".join(log.read_text(errors="replace").splitlines()[-LAST_LINES:])
+            raise CorralError(f"the load came to no end; Locust's last words:\n{last}")
         return found
 
 
@@ -106,40 +106,9 @@ def read_rows(path: Path) -> Rows | None:
     return Rows([line for line in lines if "end" not in line], ends[0]["lasted_s"], ends[0]["aborted"])
 
 
-def _command(web: str) -> list[str]:
-    words = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--users", "1", "--spawn-rate", "1"]
+def _command(web: str, timeout_s: float) -> list[str]:
+    words = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--stop-timeout", f"{timeout_s:g}"]
     if web:
         host, _, port = web.rpartition(":")
         return [*words, "--autostart", "--web-host", host or "127.0.0.1", "--web-port", port]
-    return [*words, "--headless", "--only-summary", "--stop-timeout", "1", "--exit-code-on-error", "0"]
-
-
-def _run(command: Sequence[str], environment: Mapping[str, str], log: Path | None, limit_s: float | None) -> int:
-    """Runs a program to its end, or ends it with all its children."""
-    with (log or Path(os.devnull)).open("wb") as output:
-        streams: dict[str, Any] = {} if log is None else {"stdout": output, "stderr": subprocess.STDOUT}
-        process = subprocess.Popen(
-            command, env=dict(environment), stdin=subprocess.DEVNULL, cwd=ROOT, start_new_session=True, **streams
-        )
-        try:
-            return process.wait(limit_s)
-        except subprocess.TimeoutExpired:
-            return -1
-        finally:
-            _end(process)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        if process.poll() is not None:
-            return
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_S)
-
-
-def _last_words(log: Path) -> str:
-    with suppress(OSError):
-        return "\n" + "\n".join(log.read_text(errors="replace").splitlines()[-LAST_LINES:])
-    return ""
+    return [*words, "--headless", "--only-summary", "--exit-code-on-error", "0"]

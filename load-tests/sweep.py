@@ -13,14 +13,17 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from capacity import Step, capacity_of
 from corral.errors import CorralError, UsageError
 from corral.measured import fingerprint
-from corral.ops.bench.capacity import Step, capacity_of
-from corral.ops.bench.figures import Figures, figures_of
-from corral.ops.bench.process import Load, run_load
-from corral.ops.bench.run import check_ways
-from corral.ops.bench.scenarios import Stage
-from corral.ops.bench.settings import (
+from corral.ops.answers import RESULT_FILE, bench_folder
+from corral.output import write_atomically
+from corral.plan import Plan
+from figures import Figures, figures_of
+from load import Load, run_load
+from run import check_ways
+from scenarios import Stage
+from target import (
     Target,
     backends_of,
     chosen_pools,
@@ -29,12 +32,10 @@ from corral.ops.bench.settings import (
     tasks_for,
     usual_long_share,
 )
-from corral.ops.bench.telemetry import figures_between
-from corral.output import write_atomically
-from corral.plan import Plan
+from telemetry import figures_between
 
 KINDS = ("chat", "embedding", "rerank")
-RUN_FILE, RESULT_FILE = "run.json", "result.json"
+RUN_FILE = "run.json"
 MOST_FAILURES = 0.2
 MOST_SHARE = 20.0
 PROMPTS_VERSION = 1
@@ -66,11 +67,6 @@ def parse_shares(text: str) -> tuple[float, ...]:
     if not found or not all(0 < share <= MOST_SHARE for share in found):
         raise UsageError(f"--steps {text}: write shares of the full pool's rate, such as 0.5,0.8,1.2")
     return found
-
-
-def bench_folder(plan: Plan) -> Path:
-    """Where a site's runs are."""
-    return Path(".corral") / "bench" / plan.inventory.name
 
 
 def new_run() -> str:
@@ -143,7 +139,7 @@ def _measured(target: Target, wanted: Wanted, pool: str, folder: Path, talk: Con
     return {
         "kind": kind_of(target.plan, pool), "mark": fingerprint(target.plan, pool), "estimate_rpm": 60 * estimate,
         "long_share": share, "objective": objective.model_dump(), "hardware": hardware(target.plan, pool),
-        "capacity": found.data(), "steps": [asdict(step) for step in steps],
+        "capacity": asdict(found), "steps": [asdict(step) for step in steps],
         "telemetry": figures_between(target.plan, pool, began, ended),
     }  # fmt: skip
 
