@@ -35,9 +35,10 @@ LOWEST, HIGHEST = -2.0, 10.0
 DEADLINE_S = 120
 REPORT = """
 import signal, sys
-from corral.xllama import parse
+sys.path.insert(0, "gpu-server/local")
+from xllama import parse
 import xllamacpp
-parameters = parse(sys.argv[1:], {})
+parameters = parse(sys.argv[1:])
 parameters.verbosity, parameters.warmup = 5, False
 server = xllamacpp.Server(parameters)
 signal.pause()
