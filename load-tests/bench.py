@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # the folder that has `corral`
@@ -19,16 +18,11 @@ import report
 import run
 import sweep
 import verify
-from corral.cli import INVENTORY, OUT, InventoryOption, JsonOption, OutOption, exit_code_of, talk
-from corral.cli import _load as load
-from corral.cli import _print_json as print_json
+from corral.cli.context import JsonOption, SiteOptions, exit_code_of, plain, print_json, shared, talk, verbs
 from corral.ops.answers import bench_folder
 from target import Target
 
-app = typer.Typer(
-    add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
-    help="Load, measured capacity, limits from it.",
-)  # fmt: skip
+app = verbs("Load, measured capacity, limits from it.")
 
 DirectOption = Annotated[bool, typer.Option("--direct", help="Straight at the replicas, past the gateway.")]
 TokensOption = Annotated[int | None, typer.Option("--max-tokens", min=1, help="Longest answer.")]
@@ -37,10 +31,10 @@ PoolsOption = Annotated[list[str] | None, typer.Option("--pool", help="Only this
 
 
 @app.command("run")
-def run_verb(  # noqa: PLR0913, PLR0917 - a parameter per option
+@shared("inventory", "out")
+def run_verb(
+    site: SiteOptions,
     scenario: Annotated[str, typer.Argument(help="stress, mixed, soak, single, conversation or burst.")],
-    inventory: InventoryOption = INVENTORY,
-    out: OutOption = OUT,
     pool: PoolsOption = None,
     direct: DirectOption = False,
     replica: Annotated[str, typer.Option("--replica", help="Only this replica, by its container's name.")] = "",
@@ -56,12 +50,12 @@ def run_verb(  # noqa: PLR0913, PLR0917 - a parameter per option
     as_json: JsonOption = False,
 ) -> int:
     """Run one scenario with Locust; exit code 1 when the farm did not hold what the scenario promises."""
-    target = Target(load(inventory), out, direct, replica, max_tokens, long_share)
+    target = Target(site.plan(), site.out, direct, replica, max_tokens, long_share)
     data = run.run(target, run.Wanted(scenario, tuple(pool or ()), rate, users, duration, web, to), talk)
     if as_json:
         print_json(data)
     else:
-        run.show(data, Console(highlight=False, soft_wrap=True))
+        run.show(data, plain())
     return 1 if data["broken"] else 0
 
 
@@ -69,9 +63,9 @@ RunOption = Annotated[str, typer.Option("--run", help="Name or folder of a run; 
 
 
 @app.command("sweep")
-def sweep_verb(  # noqa: PLR0913, PLR0917 - a parameter per option
-    inventory: InventoryOption = INVENTORY,
-    out: OutOption = OUT,
+@shared("inventory", "out")
+def sweep_verb(
+    site: SiteOptions,
     pool: PoolsOption = None,
     direct: DirectOption = False,
     steps: Annotated[str, typer.Option("--steps", help="Rates, as shares of what the full pool answers.")] = (
@@ -90,7 +84,7 @@ def sweep_verb(  # noqa: PLR0913, PLR0917 - a parameter per option
     to: Annotated[Path | None, typer.Option("--to", help="Folder of the run.")] = None,
 ) -> None:
     """Measure what every pool holds: knee, safe rate, N-1; prints the folder of the run with its report."""
-    plan = load(inventory)
+    plan = site.plan()
     if resume:
         folder = sweep.find_run(plan, resume, is_whole=False)
         wanted = sweep.read_wanted(folder)
@@ -100,27 +94,29 @@ def sweep_verb(  # noqa: PLR0913, PLR0917 - a parameter per option
         wanted = sweep.Wanted(
             tuple(pool or ()), shares, step_s, step_requests, warm_s, repeats, max_tokens, long_share, timeout, direct
         )
-    sweep.sweep(Target(plan, out), wanted, folder, talk)
+    sweep.sweep(Target(plan, site.out), wanted, folder, talk)
     report.write_report(folder)
     sys.stdout.write(f"{folder}\n")
 
 
 @app.command("report")
-def report_verb(inventory: InventoryOption = INVENTORY, run: RunOption = "") -> None:
+@shared("inventory")
+def report_verb(site: SiteOptions, run: RunOption = "") -> None:
     """Write a run's report again: HTML, Markdown, CSV."""
-    for path in report.write_report(sweep.find_run(load(inventory), run)):
+    for path in report.write_report(sweep.find_run(site.plan(), run)):
         sys.stdout.write(f"{path}\n")
 
 
 @app.command("compare")
+@shared("inventory")
 def compare_verb(
+    site: SiteOptions,
     before: Annotated[str, typer.Argument(help="Name or folder of the earlier run.")],
     after: Annotated[str, typer.Argument(help="Name or folder of the later run; the newest if absent.")] = "",
-    inventory: InventoryOption = INVENTORY,
     as_json: JsonOption = False,
 ) -> int:
     """Compare two runs; exit code 1 when a pool holds less than before, beyond the noise."""
-    plan = load(inventory)
+    plan = site.plan()
     found = compare.compare_runs(sweep.find_run(plan, before), sweep.find_run(plan, after))
     if as_json:
         print_json([asdict(item) for item in found])
@@ -130,23 +126,24 @@ def compare_verb(
 
 
 @app.command("apply")
+@shared("inventory")
 def apply_verb(
-    inventory: InventoryOption = INVENTORY,
+    site: SiteOptions,
     run: RunOption = "",
     basis: Annotated[str, typer.Option("--basis", help="safe, n-1 (a card may be lost) or knee.")] = "safe",
     tokens: Annotated[bool, typer.Option("--tokens", help="Limit tokens a minute, too.")] = False,
     to_file: Annotated[bool, typer.Option("--write", help="Change the inventory.")] = False,
 ) -> None:
     """Show the limits that a run measured as a change of the inventory; --write makes it."""
-    folder = sweep.find_run(load(inventory), run)
-    sys.stdout.write(apply.apply(inventory, folder, basis, with_tokens=tokens, is_written=to_file))
+    folder = sweep.find_run(site.plan(), run)
+    sys.stdout.write(apply.apply(site.inventory, folder, basis, with_tokens=tokens, is_written=to_file))
     talk.print("next: ./generate.py up --render, then bench verify" if to_file else "--write makes this change")
 
 
 @app.command("verify")
-def verify_verb(  # noqa: PLR0913, PLR0917 - a parameter per option
-    inventory: InventoryOption = INVENTORY,
-    out: OutOption = OUT,
+@shared("inventory", "out")
+def verify_verb(
+    site: SiteOptions,
     pool: PoolsOption = None,
     at_s: Annotated[float, typer.Option("--at-s", min=1, help="Seconds at the limit.")] = 60,
     above_s: Annotated[float, typer.Option("--above-s", min=1, help="Seconds at three times the limit.")] = 60,
@@ -155,9 +152,11 @@ def verify_verb(  # noqa: PLR0913, PLR0917 - a parameter per option
     to: Annotated[Path | None, typer.Option("--to", help="Folder for raw data and figures.")] = None,
 ) -> int:
     """Show that pools hold their objective at their limits and refuse cleanly above; exit code 1 when they do not."""
-    plan = load(inventory)
+    plan = site.plan()
     wanted = verify.Wanted(tuple(pool or ()), at_s, above_s, max_tokens)
-    data = verify.verify(Target(plan, out, long_share=long_share), wanted, to or bench_folder(plan) / "verify", talk)
+    data = verify.verify(
+        Target(plan, site.out, long_share=long_share), wanted, to or bench_folder(plan) / "verify", talk
+    )
     for words in data["broken"]:
         talk.print(Text(words, style="red"))
     return 1 if data["broken"] else 0
