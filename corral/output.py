@@ -109,15 +109,6 @@ def locked(out: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def rendering_hash(tree: Mapping[str, bytes], host: str) -> str:
-    """Short hash of everything rendered for a host."""
-    total = hashlib.sha256()
-    for path, data in sorted(tree.items()):
-        if _host_of(path) == host:
-            total.update(f"{path}\0{digest(data)}\n".encode())
-    return total.hexdigest()[:16]
-
-
 def digest(data: bytes) -> str:
     """SHA-256 in hexadecimal."""
     return hashlib.sha256(data).hexdigest()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -583,34 +583,3 @@ def _secret_file(subject: Subject) -> Iterator[str]:
 
 
 # --- in words --------------------------------------------------------------------------------------------------------
-
-HEAD = """# The security baseline, rule by rule
-
-Made from `corral/policy.py`; `pytest tests/unit/test_policy.py --update-golden` writes it again. `./generate.py check`
-applies all rules to what would be rendered, the tests apply them to `docker compose config` as well. A finding ends
-with the rule's id in brackets. CIS is the CIS Docker Benchmark 1.6; an empty field: it has no such point. What is
-excepted, and why, is in [security](../security.md).
-
-| rule | CIS | breaking it is | what it demands |
-|---|---|---|---|
-"""
-
-
-def policy_reference() -> str:
-    """The page of all rules."""
-    return HEAD + "".join(
-        f"| `{name}` | {rule.cis} | {_weight(rule.level)} | {rule.demand} |\n" for name, rule in RULES.items()
-    )
-
-
-def _weight(level: Level) -> str:
-    return "an error" if level == "error" else "questionable"
-
-
-def stated_exceptions(plan: Plan) -> Iterable[tuple[str, str, str, str]]:
-    """Host, service, rule and reason of every exception that a plan states."""
-    for service in plan.contributions.services:
-        if not plan.site.is_local(service.host):
-            yield from (
-                (service.host, service.name, rule, reason) for rule, reason in sorted(service.exceptions.items())
-            )

@@ -129,7 +129,7 @@ def good_facts(host: ComposeHost) -> Facts:
         ram_mib=32000,
         swap_mib=8192,
         addresses=frozenset({"127.0.0.1", "192.0.2.144"}),
-        filesystems=(Filesystem("engine", "/", 500_000, 90_000),),
+        filesystems=(Filesystem("engine", "/", 90_000),),
         is_clock_synchronised=True,
         clock_ahead_s=0.2,
         files={
@@ -271,7 +271,7 @@ FAULTS: list[tuple[str, Callable[[Case], Case], str]] = [
     ("swap", with_facts(swap_mib=0), "containers may use 1024 MiB of swap each, the machine has 0"),
     (
         "disk",
-        with_facts(filesystems=(Filesystem("engine", "/", 9000, 500), Filesystem("models", "/", 9000, 500))),
+        with_facts(filesystems=(Filesystem("engine", "/", 500), Filesystem("models", "/", 500))),
         "0.5 GiB are left on / (engine and models)",
     ),
     ("clock", with_facts(is_clock_synchronised=False), "no time service"),

@@ -27,7 +27,6 @@ from corral.output import (
     digest,
     finish_interrupted,
     locked,
-    rendering_hash,
     write,
     write_atomically,
 )
@@ -134,11 +133,6 @@ def test_files_of_others_are_never_removed(out: Path) -> None:
     write(NEW, out)
     kept = {"a/stale/notes.txt": b"mine", "b/.env": b"X=1", "elsewhere/file": b"mine too"}
     assert on_disk(out) == NEW | kept
-
-
-def test_rendering_hash_depends_on_the_hosts_files_alone() -> None:
-    assert rendering_hash(OLD, "a") == rendering_hash({**OLD, "b/compose.yaml": b"other\n"}, "a")
-    assert rendering_hash(OLD, "a") != rendering_hash({**OLD, "a/part/same": b"other\n"}, "a")
 
 
 # --- edited by hand ---------------------------------------------------------------------------------------------------
