@@ -8,11 +8,13 @@ import subprocess
 import sys
 import tempfile
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from corral.errors import CorralError
+from corral.inventory import Objective
+from figures import Figures, figures_of
 from scenarios import Loop, Stage
 from target import Tasks
 
@@ -32,7 +34,6 @@ class Load:
     timeout_s: float = 300.0
     turns: int = 1
     is_ramped: bool = False
-    is_cached: bool = False
     error_budget: float | None = None
     """Share of failures at which the load ends early."""
     seed: int = 1
@@ -42,26 +43,22 @@ class Load:
         """Seconds in which requests are sent."""
         return sum(stage.duration_s for stage in self.stages)
 
-    def data(self, rows: Path) -> dict[str, Any]:
-        """The settings that load-tests/locustfile.py reads."""
-        stages = [
-            {"duration_s": item.duration_s, "from": item.start, "to": item.to, "every_s": item.every_s}
-            for item in self.stages
-        ]
-        return {
-            "tasks": self.tasks.tasks, "loop": self.loop, "stages": stages, "timeout_s": self.timeout_s,
-            "turns": self.turns, "ramp": self.is_ramped, "is_cached": self.is_cached,
-            "error_budget": self.error_budget, "seed": self.seed, "rows": str(rows),
-        }  # fmt: skip
-
 
 @dataclass(frozen=True, slots=True)
 class Rows:
     """All requests of a load as they were measured, and how it ended."""
 
     requests: list[dict[str, Any]]
+    lasts_s: float
+    """Seconds in which requests were to be sent."""
     lasted_s: float
     is_aborted: bool
+
+    def figures(self, objective: Objective, pool: str = "") -> Figures:
+        """The figures of all requests, or of those to one pool."""
+        rows = [row for row in self.requests if pool in ("", row["pool"])]
+        span = min(self.lasts_s, self.lasted_s) if self.is_aborted else self.lasts_s
+        return figures_of(rows, objective, span, is_aborted=self.is_aborted)
 
 
 def run_load(load: Load, rows: Path, web: str = "") -> Rows:
@@ -77,9 +74,11 @@ def run_load(load: Load, rows: Path, web: str = "") -> Rows:
     """
     rows.parent.mkdir(parents=True, exist_ok=True)
     rows = rows.resolve()
+    rows.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(prefix="corral-load-") as name:
         settings, log = Path(name) / "settings.json", Path(name) / "locust.log"
-        settings.write_text(json.dumps(load.data(rows)), encoding="utf-8")
+        told = {**asdict(load), "tasks": load.tasks.tasks, "rows": str(rows)}
+        settings.write_text(json.dumps(told), encoding="utf-8")
         environment = {**os.environ, **load.tasks.environment, "CORRAL_LOAD": str(settings)}
         limit = None if web else load.lasts_s + load.timeout_s + SPARE_S
         with log.open("wb") as output, suppress(subprocess.TimeoutExpired):
@@ -87,23 +86,12 @@ def run_load(load: Load, rows: Path, web: str = "") -> Rows:
                 _command(web, load.timeout_s), env=environment, stdin=subprocess.DEVNULL, timeout=limit, check=False,
                 stdout=None if web else output, stderr=None if web else subprocess.STDOUT,
             )  # fmt: skip
-        found = read_rows(rows)
-        if found is None:
-            last = "\n".join(log.read_text(errors="replace").splitlines()[-LAST_LINES:])
-            raise CorralError(f"the load came to no end; Locust's last words:\n{last}")
-        return found
-
-
-def read_rows(path: Path) -> Rows | None:
-    """What a load measured; None if it did not come to its end."""
-    try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError):
-        return None
-    ends = [line for line in lines if "end" in line]
-    if not ends:
-        return None
-    return Rows([line for line in lines if "end" not in line], ends[0]["lasted_s"], ends[0]["aborted"])
+        with suppress(OSError, ValueError):
+            *requests, end = [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]
+            if "end" in end:
+                return Rows(requests, load.lasts_s, end["lasted_s"], end["aborted"])
+        last = "\n".join(log.read_text(errors="replace").splitlines()[-LAST_LINES:])
+        raise CorralError(f"the load came to no end; Locust's last words:\n{last}")
 
 
 def _command(web: str, timeout_s: float) -> list[str]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import gevent
+import requests
 from gevent.pool import Group
 from locust import LoadTestShape, User, events, task
 from locust.exception import StopUser
@@ -41,14 +42,17 @@ class Load:
             item["name"]: [place_of(one, os.environ) for one in item["places"]] for item in SETTINGS["tasks"]
         }
     )
-    began: float = field(default_factory=time.monotonic)
+    session: requests.Session = field(default_factory=open_session)
+    began: float = 0.0
     in_flight: int = 0
     sent: int = 0
     failed: int = 0
 
-    def __post_init__(self) -> None:
-        self.session = open_session()
+    def begin(self) -> None:
+        """Opens the file of raw data, anew when somebody starts again on Locust's page."""
         self.rows = Path(SETTINGS["rows"]).open("w", encoding="utf-8")  # noqa: SIM115 - closed by finish
+        self.began = time.monotonic()
+        self.sent = self.failed = 0
 
     @property
     def is_hopeless(self) -> bool:
@@ -63,7 +67,7 @@ class Load:
     def send(self, item: dict[str, Any], due: float, history: list[dict[str, str]]) -> bool:
         """One request from due to written down; returns whether it was answered, and adds both sides to the history."""
         place = min(self.places[item["name"]], key=lambda one: one.in_flight / one.slots)
-        text = prompt(item["prompt"], self.chance, is_shared=SETTINGS["is_cached"])
+        text = prompt(item["prompt"], self.chance)
         history.append({"role": "user", "content": text})
         self.in_flight += 1
         place.in_flight += 1
@@ -97,7 +101,7 @@ LOAD = Load()
 
 @events.test_start.add_listener
 def _begin(**_: Any) -> None:
-    LOAD.began = time.monotonic()
+    LOAD.begin()
 
 
 @events.test_stop.add_listener
@@ -115,7 +119,7 @@ class Steps(LoadTestShape):
             return None
         for stage in SETTINGS["stages"]:
             if at < stage["duration_s"]:
-                share = at / stage["duration_s"] if SETTINGS["ramp"] else 1.0
+                share = at / stage["duration_s"] if SETTINGS["is_ramped"] else 1.0
                 users = round(before + share * (stage["to"] - before)) if IS_CLOSED else 1
                 return users, max(1, users)
             at, before = at - stage["duration_s"], stage["to"]
@@ -174,7 +178,7 @@ def _schedule() -> Iterator[tuple[float, int]]:
         if SETTINGS["loop"] == "burst":
             yield from ((at, int(stage["to"])) for at in _beats(start, end, stage["every_s"]))
         else:
-            yield from ((at, 1) for at in _arrivals(start, end, stage["from"], stage["to"]))
+            yield from ((at, 1) for at in _arrivals(start, end, stage["start"], stage["to"]))
         start = end
 
 

@@ -15,11 +15,11 @@ from rich.text import Text
 
 from corral.errors import CorralError, UsageError, did_you_mean, on_one_line
 from corral.output import write_atomically
-from figures import Figures, figures_of
+from figures import Figures
 from load import Load, Rows, run_load
 from measured import Measured, ask, body_of, open_session, place_of
 from scenarios import SCENARIOS, Scenario
-from target import Target, Tasks, chosen_pools, kind_of, objective_of, slots_of, tasks_for
+from target import Target, Tasks, backends_of, chosen_pools, kind_of, objective_of, tasks_for
 
 FIRST_S = 120.0
 
@@ -42,7 +42,7 @@ def run(target: Target, wanted: Wanted, talk: Console) -> dict[str, Any]:
     scenario = _scenario(wanted.scenario).lasting(wanted.duration_s)
     pools = chosen_pools(target.plan, wanted.pools, scenario.kinds)
     if target.replica:
-        pools = [pool for pool in pools if any(one.name == target.replica for one in _backends(target, pool))] or pools
+        pools = [pool for pool in pools if _slots(target, pool)] or pools
     tasks = tasks_for(target, pools, scenario.long_share, scenario.max_tokens)
     level = _level(target, scenario, wanted, pools)
     stages = tuple(replace(stage, start=stage.start * level, to=stage.to * level) for stage in scenario.stages)
@@ -54,11 +54,7 @@ def run(target: Target, wanted: Wanted, talk: Console) -> dict[str, Any]:
     talk.print(Text(f"{scenario.name}: {', '.join(pools)}, up to {level:g} {unit}, {load.lasts_s:.0f} s"))
     folder = wanted.to or Path(".corral") / "bench" / target.plan.inventory.name / scenario.name
     found = run_load(load, folder / "requests.jsonl", wanted.web)
-    return _told(target, scenario, pools, found, load, folder)
-
-
-def _backends(target: Target, pool: str) -> list[Any]:
-    return [backend for backend in target.plan.contributions.backends if backend.pool == pool]
+    return _told(target, scenario, pools, found, folder)
 
 
 def _scenario(name: str) -> Scenario:
@@ -81,9 +77,8 @@ def _level(target: Target, scenario: Scenario, wanted: Wanted, pools: Iterable[s
 
 
 def _slots(target: Target, pool: str) -> int:
-    if target.replica:
-        return next((one.slots for one in _backends(target, pool) if one.name == target.replica), 1)
-    return slots_of(target.plan, pool)
+    """Slots of the pool that are asked: all of them, or those of the chosen replica."""
+    return sum(one.slots for one in backends_of(target.plan, pool) if target.replica in ("", one.name))
 
 
 def check_ways(tasks: Tasks) -> None:
@@ -106,13 +101,8 @@ def _problem(kind: str, where: dict[str, Any], tasks: Tasks) -> str:
     return on_one_line(f"{found.error}: {found.detail}" if found.error else "")
 
 
-def _told(
-    target: Target, scenario: Scenario, pools: Iterable[str], found: Rows, load: Load, folder: Path
-) -> dict[str, Any]:
-    by_pool: dict[str, Figures] = {}
-    for pool in pools:
-        rows = [row for row in found.requests if row["pool"] == pool]
-        by_pool[pool] = figures_of(rows, objective_of(target.plan, pool), load.lasts_s, is_aborted=found.is_aborted)
+def _told(target: Target, scenario: Scenario, pools: Iterable[str], found: Rows, folder: Path) -> dict[str, Any]:
+    by_pool = {pool: found.figures(objective_of(target.plan, pool), pool) for pool in pools}
     data = {
         "scenario": scenario.name, "site": target.plan.inventory.name,
         "kinds": {name: kind_of(target.plan, name) for name in by_pool},

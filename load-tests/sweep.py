@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -19,8 +20,9 @@ from corral.measured import fingerprint
 from corral.ops.answers import RESULT_FILE, bench_folder
 from corral.output import write_atomically
 from corral.plan import Plan
-from figures import Figures, figures_of
+from figures import Figures
 from load import Load, run_load
+from prompts import VERSION
 from run import check_ways
 from scenarios import Stage
 from target import (
@@ -38,7 +40,6 @@ KINDS = ("chat", "embedding", "rerank")
 RUN_FILE = "run.json"
 MOST_FAILURES = 0.2
 MOST_SHARE = 20.0
-PROMPTS_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,7 @@ def sweep(target: Target, wanted: Wanted, folder: Path, talk: Console) -> dict[s
     _begin(target.plan, wanted, pools, folder)
     result: dict[str, Any] = {
         "run": folder.name, "site": target.plan.inventory.name, "wanted": asdict(wanted), "pools": {},
-        "prompts": PROMPTS_VERSION,
+        "prompts": VERSION,
     }  # fmt: skip
     for pool in pools:
         result["pools"][pool] = _measured(target, wanted, pool, folder, talk)
@@ -188,9 +189,7 @@ def _step(target: Target, base: Load, wanted: Wanted, pool: str, folder: Path, a
     objective = objective_of(target.plan, pool)
     load = replace(base, stages=(Stage(lasts_s, rate, rate),), seed=1000 * repeat + round(100 * share))
     began = time.time()
-    found = run_load(load, record.with_suffix(".jsonl"))
-    span = min(lasts_s, found.lasted_s) if found.is_aborted else lasts_s
-    figures = figures_of(found.requests, objective, span, is_aborted=found.is_aborted)
+    figures = run_load(load, record.with_suffix(".jsonl")).figures(objective)
     step = Step(repeat, share, rate, began, time.time(), figures, figures.keeps(objective))
     write_atomically(record, _json(asdict(step)), 0o644)
     return step
@@ -200,10 +199,7 @@ def hardware(plan: Plan, pool: str) -> str:
     """What a pool runs on, in words."""
     replicas = [replica for replica in plan.site.replicas if replica.pool == pool]
     nodes = sum(1 for item in plan.inventory.pools[pool].on if item.node)
-    words: dict[str, int] = {}
-    for replica in replicas:
-        name = " + ".join(card.card for card in replica.cards) or "processor"
-        words[name] = words.get(name, 0) + 1
+    words = Counter(" + ".join(card.card for card in replica.cards) or "processor" for replica in replicas)
     if nodes:
         words["node"] = nodes
     return ", ".join(f"{count} × {name}" for name, count in words.items())

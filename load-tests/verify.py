@@ -14,7 +14,7 @@ from rich.text import Text
 from corral.errors import UsageError
 from corral.inventory import Objective
 from corral.output import write_atomically
-from figures import Figures, figures_of
+from figures import Figures
 from load import Load, run_load
 from run import check_ways
 from scenarios import Stage
@@ -54,8 +54,7 @@ def verify(target: Target, wanted: Wanted, folder: Path, talk: Console) -> dict[
         above = Load(tasks, "open", (Stage(wanted.above_s, ABOVE * rate, ABOVE * rate),), timeout_s=wanted.timeout_s)
         found = {}
         for name, load in (("at", at), ("above", above)):
-            rows = run_load(load, folder / pool / f"{name}.jsonl")
-            found[name] = figures_of(rows.requests, objective, load.lasts_s, is_aborted=rows.is_aborted)
+            found[name] = run_load(load, folder / pool / f"{name}.jsonl").figures(objective)
         broken = [f"{pool}: {words}" for words in judge(found["at"], found["above"], objective)]
         data["broken"] += broken
         data["pools"][pool] = {"limit_rpm": limit, **{name: asdict(figures) for name, figures in found.items()}}
