@@ -90,10 +90,7 @@ def keys_create(
 
 @app.command("revoke")
 @shared("inventory", "out")
-def keys_revoke(
-    site: SiteOptions,
-    names: Annotated[list[str], typer.Argument(help="Names of keys.")],
-) -> None:
+def keys_revoke(site: SiteOptions, names: Annotated[list[str], typer.Argument(help="Names of keys.")]) -> None:
     """Revoke keys at once, and remove their files."""
     from corral.ops import keys
 

@@ -66,11 +66,7 @@ def models_inspect(site: SiteOptions, names: NamesArgument = None) -> None:
 
 @app.command("verify")
 @shared("inventory", "out", "host")
-def models_verify(
-    site: SiteOptions,
-    names: NamesArgument = None,
-    as_json: JsonOption = False,
-) -> int:
+def models_verify(site: SiteOptions, names: NamesArgument = None, as_json: JsonOption = False) -> int:
     """Read every model file from the first to the last byte; exit code 1 when one is not the pinned one."""
     from corral.ops.models import verify
     from corral.ops.models_show import as_data, show_verdict
@@ -87,11 +83,7 @@ def models_verify(
 
 @app.command("ls")
 @shared("inventory", "out", "host")
-def models_ls(
-    site: SiteOptions,
-    names: NamesArgument = None,
-    as_json: JsonOption = False,
-) -> None:
+def models_ls(site: SiteOptions, names: NamesArgument = None, as_json: JsonOption = False) -> None:
     """Show every model file: size, quantization, context, checksum, who uses it."""
     from corral.ops.models import rows
     from corral.ops.models_show import as_data, show_rows

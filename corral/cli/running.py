@@ -84,10 +84,7 @@ def upgrade(
 
 @app.command()
 @shared("inventory", "out", "host")
-def rollback(
-    site: SiteOptions,
-    timeout: TimeoutOption = None,
-) -> None:
+def rollback(site: SiteOptions, timeout: TimeoutOption = None) -> None:
     """Go back to the rendering that ran before, one service at a time."""
     from corral.ops.upgrade import rollback as go_back
 
@@ -99,8 +96,7 @@ def rollback(
 @app.command()
 @shared("inventory", "out", "host")
 def restart(
-    site: SiteOptions,
-    names: Annotated[list[str], typer.Argument(help="Service, container, pool, model, host or GPU.")],
+    site: SiteOptions, names: Annotated[list[str], typer.Argument(help="Service, container, pool, model, host or GPU.")]
 ) -> None:
     """Restart services one after the other; each is healthy again before the next."""
     from corral.ops.hosts import compose_hosts
