@@ -143,10 +143,7 @@ def test_every_verb_explains_itself(run: Run, verb: list[str]) -> None:
     ("words", "code", "said"),
     [
         (["--help"], 0, "Usage: generate.py bench [OPTIONS] COMMAND"),
-        (["sweep", "--help"], 0, "Usage: generate.py bench sweep"),
         (["run", "strees"], 2, 'no scenario named "strees"; did you mean "stress"?'),
-        (["run", "soak", "-i", "not-there.yaml"], 2, "not-there.yaml: no such file"),
-        (["apply", "--run", "none"], 2, "none: no finished run of bench sweep"),
     ],
 )
 def test_bench_is_a_program_of_its_own(tmp_path: Path, words: list[str], code: int, said: str) -> None:
