@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The command line of corral: `./generate.py VERB`.
 
-Runs in the checkout's `.venv`, whichever Python starts it; the verbs themselves are in `corral/cli.py`.
+Runs in the checkout's `.venv`, whichever Python starts it; the verbs themselves are in `corral/cli`.
 """
 
 import os

@@ -355,8 +355,6 @@ class Store:
     endpoint: Endpoint
     secret: str
     """Name of the secret that opens it: the whole URL for a database, the password for a cache."""
-    password: str = ""
-    """Name of the secret with the password alone."""
     user: str = ""
     database: str = ""
     monitor: str = ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator
 
 _SIGN = r"[^/\\\x00-\x1f\x7f-\x9f]"
 FILE_NAME = rf"^([^./\\\x00-\x1f\x7f-\x9f-]{_SIGN}*|\.[^./\\\x00-\x1f\x7f-\x9f]{_SIGN}*|\.\.{_SIGN}+)$"
@@ -31,7 +31,5 @@ def _path_below(path: str) -> str:
     return path
 
 
-FileName = Annotated[str, Field(pattern=FILE_NAME, max_length=LONGEST)]
-"""The type of every file name that comes from outside."""
 PathBelow = Annotated[str, AfterValidator(_path_below)]
-"""The same for a path of several such names."""
+"""The type of a path of file names that comes from outside."""

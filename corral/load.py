@@ -10,8 +10,7 @@ from pydantic import ValidationError
 
 from corral.errors import CorralError, Problem, SiteError, shown
 from corral.image_lock import IMAGE_LOCK, ImageLock, image_lock_of, read_image_lock
-from corral.inventory import Inventory
-from corral.migrate import migrate
+from corral.inventory import SCHEMA_VERSION, Inventory
 from corral.model_lock import LOCK_FILE, ModelLock, lock_of, read_lock
 from corral.validation import problems_of
 from corral.yamlsource import Source, parse, read_source
@@ -80,11 +79,23 @@ def validate(source: Source) -> Loaded:
     if not isinstance(source.data, dict):
         words = f"an inventory is a mapping (key: value), not {shown(source.data)}"
         raise SiteError([source.locate(Problem(words, hint=START))])
-    data = migrate(source.data, source)
+    _check_version(source)
     try:
-        return Loaded(Inventory.model_validate(data), source)
+        return Loaded(Inventory.model_validate(source.data), source)
     except ValidationError as error:
         raise SiteError(_once(source.locate(problem) for problem in problems_of(error))) from None
+
+
+def _check_version(source: Source) -> None:
+    """Raises SiteError for an inventory of another format; what is no whole number is left for the validator."""
+    version = source.data.get("schema_version")
+    if type(version) is not int or version == SCHEMA_VERSION:
+        return
+    words, hint = f"there is no schema_version {version}", f"the present one is {SCHEMA_VERSION}"
+    if version > SCHEMA_VERSION:
+        words = f"this inventory is written for a newer corral (version {version}); "
+        words, hint = words + f"this one knows up to {SCHEMA_VERSION}", "update corral"
+    raise SiteError([source.locate(Problem(words, ("schema_version",), hint))])
 
 
 def _once(problems: Iterable[Problem]) -> Iterable[Problem]:

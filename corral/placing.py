@@ -124,13 +124,6 @@ def _first(fitting: list[tuple[int, int]]) -> int:
     return fitting[0][0]
 
 
-def first_fit_decreasing(pieces: Iterable[Piece], bins: Iterable[Bin]) -> Placing | None:
-    """The textbook's way, for comparison: each piece, the largest first, onto the first card that has room."""
-    ordered = sorted(pieces, key=lambda piece: (-piece.largest, piece.pool, piece.number))
-    cards = sorted(bins, key=lambda card: (not card.is_used, -card.room, card.key))
-    return _packed(ordered, cards, _first)
-
-
 def cards_of(placing: Mapping[tuple[str, int], Hashable]) -> int:
     """How many cards a placing takes."""
     return len(set(placing.values()))

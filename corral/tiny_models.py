@@ -1,7 +1,5 @@
 """Tiny real GGUF models made on the spot: nothing to download, and the chat model's answer is known in advance.
 
-    python -m corral.tiny_models chat|embed|rerank OUT.gguf
-
 The trick of the chat model: its weights are computed, not trained. Every piece of the answer is one token of its own
 that no prompt can contain. All other tokens share one direction in embedding space, and the output matrix maps that
 direction to the first piece, the embedding of each piece to the next piece, and the last one to the end of the turn. So
@@ -9,23 +7,21 @@ whatever is asked, the model says its one answer and stops. Attention and feed-f
 enough never to change which token wins, so the KV cache, flash attention and quantization really compute. A test can
 compare text byte for byte through any number of proxies, and `max_tokens` cuts it as usual.
 
-The embedding and rerank models are small BERTs with random weights: texts that share words come out nearer to each
-other, and rerank scores mean nothing at all.
+The embedding model is a small BERT with random weights: texts that share words come out nearer to each other.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import os
 import re
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
+
+from corral.output import write_atomically
 
 if TYPE_CHECKING:
     import gguf
@@ -112,48 +108,18 @@ def make_chat_model(  # noqa: PLR0913 - keywords with defaults
     Larger models say the same, more slowly. The file appears whole or not at all, and equal arguments give equal bytes.
     ValueError: the answer is empty, or the sizes do not make a model.
     """
-    import gguf
     import numpy as np
 
-    size = _Size(width, layers, context, 2 * width if ff is None else ff)
+    size = Size(width, layers, context, 2 * width if ff is None else ff)
     if size.heads % size.kv_heads:
         raise ValueError(f"width {width}: must be {HEAD_SIZE} or a multiple of {2 * HEAD_SIZE}")
-    vocabulary = _chat_vocabulary(KNOWN_ANSWER if answer is None else answer)
+    vocabulary = chat_vocabulary(KNOWN_ANSWER if answer is None else answer)
     random = np.random.default_rng(seed)
-    with _written_whole(path) as part:
-        writer = gguf.GGUFWriter(part, "llama")
+    with written(path, "llama") as writer:
         _describe(writer, "tiny-chat", size, len(vocabulary.tokens))
         _describe_llama(writer, size, weight_type)
         _add_chat_tokenizer(writer, vocabulary)
-        _add_llama_weights(_Tensors(writer, random, weight_type), vocabulary, size)
-        _finish(writer)
-
-
-def make_adapter(
-    path: Path, *, start: int, answer: str | None = None, width: int = 128, strength: float = 2.0, seed: int = 1
-) -> None:
-    """Write a LoRA adapter with which the chat model of these arguments begins its answer at piece `start`.
-
-    One row in the output matrix is enough: what means "any prompt" now points at that piece as well, `strength` times
-    as much as at the first one. The file appears whole or not at all.
-    """
-    import gguf
-    import numpy as np
-
-    vocabulary = _chat_vocabulary(KNOWN_ANSWER if answer is None else answer)
-    random = np.random.default_rng(seed)
-    _unit_vectors(random, len(vocabulary.tokens), width)
-    shared = _unit_vectors(random, 1, width)
-    to_piece = np.zeros((len(vocabulary.tokens), 1), dtype=np.float32)
-    to_piece[vocabulary.answer[start]] = strength * SHARPNESS / np.sqrt(width) / SHARED_PART
-    with _written_whole(path) as part:
-        writer = gguf.GGUFWriter(part, "llama")
-        writer.add_type(gguf.GGUFType.ADAPTER)
-        writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-        writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, 1.0)
-        writer.add_tensor("output.weight.lora_a", shared)
-        writer.add_tensor("output.weight.lora_b", to_piece)
-        _finish(writer)
+        _add_llama_weights(Tensors(writer, random, weight_type), vocabulary, size)
 
 
 def make_embedding_model(
@@ -165,21 +131,12 @@ def make_embedding_model(
     arguments give equal bytes.
     ValueError: the sizes do not make a model.
     """
-    size = _Size(width, layers, context, 2 * width if ff is None else ff)
-    _make_bert(path, size, seed, is_reranker=False)
-
-
-def make_rerank_model(path: Path, *, width: int = 128, layers: int = 2, context: int = 512, seed: int = 1) -> None:
-    """Write a BERT model with a classification head (pooling `rank`); its scores are made up.
-
-    The file appears whole or not at all, and equal arguments give equal bytes.
-    ValueError: the sizes do not make a model.
-    """
-    _make_bert(path, _Size(width, layers, context, 2 * width), seed, is_reranker=True)
+    size = Size(width, layers, context, 2 * width if ff is None else ff)
+    make_bert(path, size, seed)
 
 
 @dataclass(frozen=True)
-class _Size:
+class Size:
     """What a model's tensors are shaped by; ValueError when no model can have these sizes."""
 
     width: int
@@ -212,39 +169,22 @@ class _Size:
 
 
 @contextmanager
-def _written_whole(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its name once it is complete and on disk."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    part = Path(name)
-    try:
-        os.fchmod(descriptor, 0o644)  # the server in a container is another user
-        yield part
-        os.fsync(descriptor)
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    finally:
-        os.close(descriptor)
-    _sync_directory(path.parent)
+def written(path: Path, architecture: str) -> Iterator[gguf.GGUFWriter]:
+    """A writer whose file appears at `path` once it is complete, or not at all."""
+    import gguf
+
+    with tempfile.TemporaryDirectory() as folder:
+        part = Path(folder) / "model.gguf"
+        writer = gguf.GGUFWriter(part, architecture)
+        yield writer
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        write_atomically(path, part.read_bytes(), 0o644)  # the server in a container is another user
 
 
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _finish(writer: gguf.GGUFWriter) -> None:
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def _describe(writer: gguf.GGUFWriter, name: str, size: _Size, vocabulary_size: int) -> None:
+def _describe(writer: gguf.GGUFWriter, name: str, size: Size, vocabulary_size: int) -> None:
     writer.add_name(name)
     writer.add_description("made-up weights for tests and demonstrations")
     writer.add_context_length(size.context)
@@ -255,7 +195,7 @@ def _describe(writer: gguf.GGUFWriter, name: str, size: _Size, vocabulary_size: 
 
 
 @dataclass(frozen=True)
-class _Tensors:
+class Tensors:
     """Adds tensors to a model file: norms and biases as they are, matrices in the model's weight type."""
 
     writer: gguf.GGUFWriter
@@ -311,7 +251,8 @@ class _ChatVocabulary:
         return self.ids[token]
 
 
-def _chat_vocabulary(answer: str) -> _ChatVocabulary:
+def chat_vocabulary(answer: str) -> _ChatVocabulary:
+    """The tokens of a chat model that says this."""
     from gguf import TokenType
 
     if not answer:
@@ -381,7 +322,7 @@ def _split_answer(answer: str, known: set[str]) -> list[str]:
     return pieces or [piece]
 
 
-def _describe_llama(writer: gguf.GGUFWriter, size: _Size, weight_type: WeightType) -> None:
+def _describe_llama(writer: gguf.GGUFWriter, size: Size, weight_type: WeightType) -> None:
     from gguf import LlamaFileType
 
     file_types = {"f32": LlamaFileType.ALL_F32, "f16": LlamaFileType.MOSTLY_F16, "q8_0": LlamaFileType.MOSTLY_Q8_0}
@@ -408,7 +349,7 @@ def _add_chat_tokenizer(writer: gguf.GGUFWriter, vocabulary: _ChatVocabulary) ->
     writer.add_chat_template(CHAT_TEMPLATE)
 
 
-def _add_llama_weights(tensors: _Tensors, vocabulary: _ChatVocabulary, size: _Size) -> None:
+def _add_llama_weights(tensors: Tensors, vocabulary: _ChatVocabulary, size: Size) -> None:
     embedding, output = _answer_weights(tensors.random, vocabulary, size.width)
     tensors.matrix("token_embd.weight", embedding)
     tensors.constant("output_norm.weight", size.width, 1)
@@ -417,7 +358,7 @@ def _add_llama_weights(tensors: _Tensors, vocabulary: _ChatVocabulary, size: _Si
         _add_llama_layer(tensors, f"blk.{layer}.", size)
 
 
-def _add_llama_layer(tensors: _Tensors, block: str, size: _Size) -> None:
+def _add_llama_layer(tensors: Tensors, block: str, size: Size) -> None:
     small = 0.05 / size.layers  # all layers together never outweigh the answer
     query_width, kv_width = size.heads * HEAD_SIZE, size.kv_heads * HEAD_SIZE
     tensors.constant(block + "attn_norm.weight", size.width, 1)
@@ -435,8 +376,8 @@ def _answer_weights(random: np.random.Generator, vocabulary: _ChatVocabulary, wi
     """The embedding and output matrices that make the model say its answer; see the module's docstring."""
     import numpy as np
 
-    embedding = _unit_vectors(random, len(vocabulary.tokens), width)
-    shared = _unit_vectors(random, 1, width)[0]
+    embedding = unit_vectors(random, len(vocabulary.tokens), width)
+    shared = unit_vectors(random, 1, width)[0]
     prompt_tokens = np.setdiff1d(np.arange(len(vocabulary.tokens)), np.array(vocabulary.answer))
     embedding[prompt_tokens] = SHARED_PART * shared + OWN_PART * embedding[prompt_tokens]
     output = np.zeros_like(embedding)
@@ -446,7 +387,8 @@ def _answer_weights(random: np.random.Generator, vocabulary: _ChatVocabulary, wi
     return embedding * np.float32(np.sqrt(width)), output * np.float32(SHARPNESS / np.sqrt(width))
 
 
-def _unit_vectors(random: np.random.Generator, count: int, width: int) -> Matrix:
+def unit_vectors(random: np.random.Generator, count: int, width: int) -> Matrix:
+    """Random directions, a row each."""
     import numpy as np
 
     vectors = random.standard_normal((count, width), dtype=np.float32)
@@ -462,23 +404,22 @@ WORD_START = "\u2581"
 """llama.cpp's own spelling of WordPiece: a mark where a word begins, none (no `##`) where it goes on."""
 
 
-def _make_bert(path: Path, size: _Size, seed: int, *, is_reranker: bool) -> None:
+def make_bert(path: Path, size: Size, seed: int, add_head: Callable[[Tensors], None] | None = None) -> None:
+    """Write a BERT model: with mean pooling, or with the head that `add_head` adds (pooling `rank`)."""
     import gguf
     import numpy as np
 
     tokens, types = _bert_tokens()
-    with _written_whole(path) as part:
-        writer = gguf.GGUFWriter(part, "bert")
-        _describe(writer, "tiny-rerank" if is_reranker else "tiny-embed", size, len(tokens))
-        _describe_bert(writer, size, gguf.PoolingType.RANK if is_reranker else gguf.PoolingType.MEAN)
+    with written(path, "bert") as writer:
+        _describe(writer, "tiny-rerank" if add_head else "tiny-embed", size, len(tokens))
+        _describe_bert(writer, size, gguf.PoolingType.RANK if add_head else gguf.PoolingType.MEAN)
         _add_bert_tokenizer(writer, tokens, types)
-        tensors = _Tensors(writer, np.random.default_rng(seed), "f32")
+        tensors = Tensors(writer, np.random.default_rng(seed), "f32")
         _add_bert_embeddings(tensors, len(tokens), size)
         for layer in range(size.layers):
             _add_bert_layer(tensors, f"blk.{layer}.", size)
-        if is_reranker:
-            _add_score_head(tensors, size.width)
-        _finish(writer)
+        if add_head:
+            add_head(tensors)
 
 
 def _bert_tokens() -> tuple[list[str], list[int]]:
@@ -492,7 +433,7 @@ def _bert_tokens() -> tuple[list[str], list[int]]:
     return [*BERT_SPECIAL_TOKENS, *letters, *starts], special + [TokenType.NORMAL] * len(letters + starts)
 
 
-def _describe_bert(writer: gguf.GGUFWriter, size: _Size, pooling: gguf.PoolingType) -> None:
+def _describe_bert(writer: gguf.GGUFWriter, size: Size, pooling: gguf.PoolingType) -> None:
     from gguf import LlamaFileType
 
     writer.add_file_type(LlamaFileType.ALL_F32)
@@ -518,7 +459,7 @@ def _add_bert_tokenizer(writer: gguf.GGUFWriter, tokens: list[str], types: list[
     writer.add_add_eos_token(value=True)
 
 
-def _add_bert_embeddings(tensors: _Tensors, token_count: int, size: _Size) -> None:
+def _add_bert_embeddings(tensors: Tensors, token_count: int, size: Size) -> None:
     import numpy as np
 
     words = tensors.random.standard_normal((token_count, size.width), dtype=np.float32)
@@ -530,74 +471,21 @@ def _add_bert_embeddings(tensors: _Tensors, token_count: int, size: _Size) -> No
     _add_norm(tensors, "token_embd_norm", size.width)
 
 
-def _add_bert_layer(tensors: _Tensors, block: str, size: _Size) -> None:
+def _add_bert_layer(tensors: Tensors, block: str, size: Size) -> None:
     for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
-        _add_linear(tensors, block + name, size.width, size.width, 0.3)
+        add_linear(tensors, block + name, size.width, size.width, 0.3)
     _add_norm(tensors, block + "attn_output_norm", size.width)
-    _add_linear(tensors, block + "ffn_up", size.feed_forward, size.width)
-    _add_linear(tensors, block + "ffn_down", size.width, size.feed_forward, 0.2)
+    add_linear(tensors, block + "ffn_up", size.feed_forward, size.width)
+    add_linear(tensors, block + "ffn_down", size.width, size.feed_forward, 0.2)
     _add_norm(tensors, block + "layer_output_norm", size.width)
 
 
-def _add_score_head(tensors: _Tensors, width: int) -> None:
-    _add_linear(tensors, "cls", width, width)
-    _add_linear(tensors, "cls.output", 1, width, 3.0)
-
-
-def _add_norm(tensors: _Tensors, name: str, width: int) -> None:
+def _add_norm(tensors: Tensors, name: str, width: int) -> None:
     tensors.constant(name + ".weight", width, 1)
     tensors.constant(name + ".bias", width, 0)
 
 
-def _add_linear(tensors: _Tensors, name: str, outputs: int, inputs: int, scale: float = 1.0) -> None:
+def add_linear(tensors: Tensors, name: str, outputs: int, inputs: int, scale: float = 1.0) -> None:
+    """Add the random weights of a linear layer, and its bias of nothing."""
     tensors.noise(name + ".weight", outputs, inputs, scale)
     tensors.constant(name + ".bias", outputs, 0)
-
-
-# --- command line
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Write the model the arguments ask for; 0, or 1 with a message when it cannot be written."""
-    arguments = vars(_parser().parse_args(argv))
-    make = arguments.pop("make")
-    path: Path = arguments.pop("out")
-    try:
-        make(path, **arguments)
-    except (OSError, ValueError) as error:
-        sys.stderr.write(f"tiny_models: {path}: {error}\n")
-        return 1
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m corral.tiny_models", description="Make a tiny real GGUF model.", allow_abbrev=False
-    )
-    kinds = parser.add_subparsers(required=True, metavar="chat|embed|rerank")
-    chat = _add_kind(kinds, "chat", make_chat_model, context=8192)
-    chat.add_argument("--answer", help="what the model says to everything; default: Tiny: 1 2 3 ... 100")
-    chat.add_argument("--ff", type=int, help="feed-forward length; default: twice the width")
-    chat.add_argument(
-        "--type", dest="weight_type", choices=get_args(WeightType), default="f16", help="default: %(default)s"
-    )
-    _add_kind(kinds, "embed", make_embedding_model, context=512)
-    _add_kind(kinds, "rerank", make_rerank_model, context=512)
-    return parser
-
-
-def _add_kind(
-    kinds: argparse._SubParsersAction[argparse.ArgumentParser], name: str, make: Callable[..., None], context: int
-) -> argparse.ArgumentParser:
-    kind = kinds.add_parser(name, help=(make.__doc__ or "").splitlines()[0], allow_abbrev=False)
-    kind.set_defaults(make=make)
-    kind.add_argument("out", type=Path, help="the file to write")
-    kind.add_argument("--width", type=int, default=128, help="embedding length; default: %(default)s")
-    kind.add_argument("--layers", type=int, default=2, help="default: %(default)s")
-    kind.add_argument("--context", type=int, default=context, help="tokens; default: %(default)s")
-    kind.add_argument("--seed", type=int, default=1, help="of the random weights; default: %(default)s")
-    return kind
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

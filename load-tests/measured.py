@@ -6,6 +6,7 @@ Every time is in seconds. A stream that does not say why it ended is a failure, 
 import base64
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ OK = 200
 TOO_MANY = 429
 WHO = ("llm_provider-x-replica", "x-replica", "x-litellm-model-id")
 """Headers in which the gateway says which replica answered."""
+MOST_CONNECTIONS = 4096
 MOST_GAPS = 4096
 """Gaps between tokens that are kept of one answer."""
 
@@ -71,6 +73,36 @@ class Place:
     slots: int = 1
     headers: dict[str, str] = field(default_factory=dict)
     in_flight: int = 0
+
+
+def place_of(one: Mapping[str, Any], environment: Mapping[str, str]) -> Place:
+    """The place that the settings describe, with its key from the environment."""
+    key = environment.get(one["key"], "")
+    header = {one["key_header"]: key} if one["key_header"] else {"Authorization": f"Bearer {key}"}
+    return Place(one["name"], one["url"], one["model"], one["slots"], header if key else {})
+
+
+def open_session() -> requests.Session:
+    """A session for many requests at the same time, past any proxy that the environment names."""
+    session = requests.Session()
+    session.trust_env = False
+    adapter = requests.adapters.HTTPAdapter(pool_connections=64, pool_maxsize=MOST_CONNECTIONS)
+    session.mount("http://", adapter)
+    session.mount("https://", adapter)
+    return session
+
+
+def body_of(kind: str, model: str, said: list[dict[str, str]], max_tokens: int) -> dict[str, Any]:
+    """What asks a pool of this kind: all that was said before for chat, else the last of it."""
+    if kind == "chat":
+        usage = {"include_usage": True}
+        return {
+            "model": model, "messages": list(said), "max_tokens": max_tokens, "stream": True, "stream_options": usage,
+        }  # fmt: skip
+    text = said[-1]["content"]
+    if kind == "image":
+        return {"model": model, "prompt": text, "size": "512x512", "n": 1, "response_format": "b64_json"}
+    return {"model": model, "input": text}
 
 
 class _BrokenStreamError(Exception):

@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 from corral.gguf_header import facts_of, read_header  # noqa: E402 - after the path to it
 from corral.json_layout import laid_out  # noqa: E402
 from corral.memory import MIB, Use, memory_of  # noqa: E402
-from corral.random_models import EMBEDDERS, NAMES, make_random_model  # noqa: E402
+from tests.model_files import EMBEDDERS, NAMES, make_random_model  # noqa: E402
 
 RESULT = ROOT / "docs" / "benchmarks" / "memory.json"
 LOWEST, HIGHEST = -2.0, 10.0
@@ -35,9 +35,10 @@ LOWEST, HIGHEST = -2.0, 10.0
 DEADLINE_S = 120
 REPORT = """
 import signal, sys
-from corral.xllama import parse
+sys.path.insert(0, "gpu-server/local")
+from xllama import parse
 import xllamacpp
-parameters = parse(sys.argv[1:], {})
+parameters = parse(sys.argv[1:])
 parameters.verbosity, parameters.warmup = 5, False
 server = xllamacpp.Server(parameters)
 signal.pause()

@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 from corral.gguf_header import facts_of, read_header  # noqa: E402 - after the path to it
 from corral.memory import CARD_MIB, MIB, Use, memory_of  # noqa: E402
-from corral.random_models import NAMES, make_random_model  # noqa: E402
+from tests.model_files import NAMES, make_random_model  # noqa: E402
 from tools.bench_memory import Case, cases_of, reported  # noqa: E402
 
 DEADLINE_S = 300

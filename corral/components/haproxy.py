@@ -159,7 +159,7 @@ def _balancer(site: Site, groups: list[Group], cloud: set[str]) -> Iterator[Cont
         *(SHARED_ASSETS if values["shared"] else ()),
         *(CERTIFICATE_ASSETS if values["entrance_certificate"] else ()),
     )
-    yield from (File(gateway.host, COMPONENT, name, asset=f"litellm/{name}") for name in assets)
+    yield from (File(gateway.host, COMPONENT, name, asset=f"haproxy/{name}") for name in assets)
     yield _service(site, groups, values["most_connections"], (*RENDERED, *assets))
     if values["shared"]:
         yield Secret(

@@ -48,7 +48,7 @@ def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
     monitor_password = MONITOR_PASSWORD if has_exporters(site) else ""
     if monitor_password:
         yield Secret(monitor_password, gateway.host, "password of the database's exporter")
-    yield Store("database", endpoint, URL, PASSWORD, ROLE, DATABASE, MONITOR, monitor_password)
+    yield Store("database", endpoint, URL, ROLE, DATABASE, MONITOR, monitor_password)
     yield _service(site)
     yield _state(site)
     yield File(gateway.host, COMPONENT, "start.sh", asset=SCRIPT)

@@ -34,7 +34,7 @@ def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
         yield Secret(monitor_password, gateway.host, "password of Valkey's exporter")
         users += f"user {MONITOR} on #{{{monitor_password}:sha256}} {MONITOR_RIGHTS}\n"
     yield Secret(USERS, gateway.host, "Valkey's users file", template=users)
-    yield Store("cache", endpoint, PASSWORD, PASSWORD, ROLE, monitor=MONITOR, monitor_password=monitor_password)
+    yield Store("cache", endpoint, PASSWORD, ROLE, monitor=MONITOR, monitor_password=monitor_password)
     yield _service(site)
     if site.is_local(gateway.host):
         yield File(gateway.host, COMPONENT, "start.sh", asset="litellm/valkey-local.sh")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -58,11 +57,6 @@ class Board:
         self._rows[host, service] = _Row(state, detail, time.monotonic(), is_done)
         if not self.talk.is_terminal:
             self.talk.print(Text(f"  {host}/{service}: {state}{f' ({detail})' if detail else ''}"))
-
-    def forget(self, keys: Iterable[Key]) -> None:
-        """Takes services off the table."""
-        for key in keys:
-            self._rows.pop(key, None)
 
     def _table(self) -> Table:
         grid = Table.grid(padding=(0, 1, 0, 1))

@@ -42,8 +42,8 @@ from corral.render import render
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "templates" / "_bundle" / "README.txt"
 KIT = (
-    "generate.py", "corral", "templates", "gpu-server", "langfuse", "litellm", "monitoring", "load-tests", "tools",
-    "docs",
+    "generate.py", "corral", "templates", "gpu-server", "haproxy", "langfuse", "litellm", "monitoring", "load-tests",
+    "tools", "docs",
     "inventory.schema.json", "pyproject.toml", "Makefile", "README.md", "CHANGELOG.md", "LICENSE",
     "requirements.in", "requirements.txt", "requirements-dev.in", "requirements-dev.txt", "requirements-uv.in",
     "requirements-uv.txt",

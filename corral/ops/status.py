@@ -21,8 +21,8 @@ from corral.ops.doctor.reasons import EXIT_WORDS
 from corral.ops.hosts import ComposeHost
 from corral.ops.observed import PARKED, Container, Observed, SeenCard, Server, balancer, container_name, observe
 from corral.plan import Plan
-from corral.show import bar, gib
 from corral.site import Replica
+from corral.units import bar, gib
 
 DRIFT = "older than the rendering"
 OUT_OF_ROTATION = {

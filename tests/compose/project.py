@@ -24,6 +24,7 @@ from corral.output import write
 from corral.plan import Plan, build_plan
 from corral.render import render
 from corral.secrets import initialise, read_env
+from tests.model_files import make_rerank_model
 from tests.processes.helpers import wait_until
 
 PREFIX = "corral-test-"
@@ -37,7 +38,7 @@ LOG_WIDTH = 300
 MAKERS: dict[str, Callable[..., None]] = {
     "chat": tiny_models.make_chat_model,
     "embedding": tiny_models.make_embedding_model,
-    "rerank": tiny_models.make_rerank_model,
+    "rerank": make_rerank_model,
 }
 
 

@@ -13,10 +13,10 @@ import yaml
 
 from corral.components.llama import COMPONENT as LLAMA
 from corral.llama_flags import ENDS, GONE, IDLE, NOT_ENOUGH, SET, TABLE, troubles
-from corral.xllama import OPTIONS
 from tests.consumers.test_rendered import llama_servers
 from tests.trees import CASES, services_of, tree_of
 from tools.llama_flags import Flag, flags, parsed, table
+from xllama import OPTIONS
 
 
 @functools.cache
@@ -120,9 +120,8 @@ def group(name: str) -> tuple[str, ...]:
 
 def test_the_local_server_takes_nothing_that_the_real_one_refuses() -> None:
     values = {name: flag.values for flag in real() for name in flag.names}
-    for option in OPTIONS:
-        for name in (*option.names, *option.opposites):
-            assert values[name] == int(bool(option.value)), name
+    for name, option in OPTIONS.items():
+        assert values[name] == int(option.takes_value), name
 
 
 @pytest.mark.parametrize("name", ENDS)

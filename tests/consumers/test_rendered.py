@@ -23,11 +23,11 @@ from corral.components.llama import arguments
 from corral.contributions import Service
 from corral.secrets import initialise, write_files
 from corral.site import HERE, Replica
-from corral.xllama import OPTIONS
 from tests.consumers.litellm_contract import load_with_litellm, unknown_keys
 from tests.needs import program
 from tests.processes.test_entrance import make_certificate
 from tests.trees import CASES, each_case, hosts_of, plan_of, put, services_of, tree_of
+from xllama import OPTIONS
 
 MIB = 1024 * 1024
 DEADLINE_S = 120
@@ -652,9 +652,6 @@ def test_every_deployment_has_an_id_of_its_own(case: str, path: str) -> None:
 
 # --- llama-server -----------------------------------------------------------------------------------------------------
 
-KNOWN = {name for option in OPTIONS for name in (*option.names, *option.opposites)}
-TAKES_VALUE = {name for option in OPTIONS if option.value for name in option.names}
-
 
 @each_case
 def test_llama_server_knows_every_flag(case: str) -> None:
@@ -664,8 +661,8 @@ def test_llama_server_knows_every_flag(case: str) -> None:
         words = list(service.args[: len(service.args) - len(extra)])
         while words:
             flag = words.pop(0)
-            assert flag in KNOWN, f"{service.name}: {flag}"
-            if flag in TAKES_VALUE:
+            assert flag in OPTIONS, f"{service.name}: {flag}"
+            if OPTIONS[flag].takes_value:
                 assert words, flag
                 words.pop(0)
 

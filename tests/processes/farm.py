@@ -34,7 +34,8 @@ from corral.output import write
 from corral.plan import Plan, build_plan
 from corral.render import render
 from corral.secrets import initialise, read_env
-from corral.tiny_models import make_adapter, make_chat_model, make_embedding_model
+from corral.tiny_models import make_chat_model, make_embedding_model
+from tests.model_files import make_adapter
 from tests.needs import why_missing
 from tests.processes.fakes import LOOPBACK, Fakes, command
 from tests.processes.helpers import REPOSITORY, Process, wait_http, wait_until

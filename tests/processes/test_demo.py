@@ -26,7 +26,7 @@ from tests.processes.helpers import REPOSITORY, Process, wait_until
 
 DEADLINE_S = 120.0
 QUICK_S = 15.0
-PARTS = ("corral", "templates", "inventories", "litellm", "gpu-server")
+PARTS = ("corral", "templates", "inventories", "haproxy", "litellm", "gpu-server")
 RUN = "import sys; from corral.cli import main; sys.exit(main(sys.argv[1:]))"
 PORTS = (14000, 14001, 14002, 18081, 18404, 18101, 18102, 18301)
 EXPORTS = re.compile(r"export OPENAI_BASE_URL=http://127\.0\.0\.1:(\d+)/v1\nexport OPENAI_API_KEY=(sk-\S+)\n\Z")

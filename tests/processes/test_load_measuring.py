@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,11 +19,11 @@ from typing import Any
 import pytest
 
 from corral.inventory import Objective
-from corral.ops.bench.figures import figures_of
-from corral.ops.bench.process import Load, Rows, run_load
-from corral.ops.bench.scenarios import Stage
-from corral.ops.bench.settings import Tasks
-from tests.processes.helpers import serving_http
+from figures import figures_of
+from load import Load, Rows, run_load
+from scenarios import Stage
+from target import Tasks
+from tests.processes.helpers import REPOSITORY, serving_http
 
 FIRST_S = 0.4
 GAP_S = 0.15
@@ -163,3 +165,39 @@ def test_a_closed_loop_talks_in_turns_that_carry_what_was_said(tmp_path: Path) -
         found = sent(known, tmp_path, loop="closed", stages=(Stage(4, 2),), turns=2)
     assert {row["in_flight"] for row in found.requests} <= {1, 2}
     assert set(known.turns) == {1, 3}
+
+
+NODE = """
+schema_version: 1
+name: lab
+hosts: {{here: {{runtime: local, address: 127.0.0.1}}}}
+nodes: {{one: {{url: "http://127.0.0.1:{port}", model: m, slots: 2}}}}
+pools: {{chat: {{on: [{{node: one}}]}}}}
+gateway: {{host: here, database: false, cache: false}}
+"""
+
+
+def test_a_sweep_past_the_gateway_becomes_a_report_and_limits(tmp_path: Path) -> None:
+    """The verbs themselves, without a farm: sweep, report, apply, compare."""
+    with serving(Known()) as known:
+        inventory = tmp_path / "inventory.yaml"
+        inventory.write_text(NODE.format(port=known.port))
+
+        def bench(*words: str) -> str:
+            command = [sys.executable, REPOSITORY / "generate.py", "bench", *words, "--inventory", inventory]
+            done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=300)
+            return done.stdout
+
+        run = tmp_path / "run"
+        steps = ("--steps", "0.4,0.8", "--warm-s", "4", "--step-s", "4", "--step-requests", "4", "--repeats", "1")
+        assert bench("sweep", "--direct", *steps, "--to", str(run)) == f"{run}\n"
+        result = json.loads((run / "result.json").read_text())["pools"]["chat"]
+        assert result["capacity"]["slots"] == 2
+        assert [step["share"] for step in result["steps"]] == [0.4, 0.8]
+        assert all(step["figures"]["replicas"] == {"one": step["figures"]["answered"]} for step in result["steps"])
+        names = {f"{run}/{name}" for name in ("report.html", "report.md", "steps.csv", "requests.csv")}
+        assert set(bench("report", "--run", str(run)).split()) == names
+        assert "within the noise" in bench("compare", str(run), str(run))
+        assert f"rpm: {int(result['capacity']['safe_rpm'])}" in bench("apply", "--run", str(run))
+        rows = json.loads(bench("run", "single", "--replica", "one", "--duration", "3", "--json"))["pools"]["chat"]
+        assert rows["answered"] == rows["requests"] >= 2

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from corral.random_models import NAMES, make_random_model
+from tests.model_files import NAMES, make_random_model
 from tools.bench_memory import HIGHEST, LOWEST, cases_of, compare
 
 

@@ -26,8 +26,9 @@ from corral.output import write
 from corral.plan import build_plan
 from corral.render import render
 from corral.secrets import initialise
-from corral.tiny_models import KNOWN_ANSWER, make_chat_model, make_rerank_model
+from corral.tiny_models import KNOWN_ANSWER, make_chat_model
 from corral.yamlsource import read_source
+from tests.model_files import make_rerank_model
 from tests.processes import farm as farms
 from tests.processes.farm import HOST, Extras, Farm, Streamed
 from tests.processes.helpers import REPOSITORY, Process, wait_http, wait_until

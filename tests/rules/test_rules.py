@@ -11,9 +11,9 @@ from corral.contributions import Contributions, Port, Service
 from corral.errors import Problem
 from corral.inventory import Inventory
 from corral.load import load_inventory
-from corral.reference import rules_reference
 from corral.rules import PLAN_RULES, REFERENCE_RULES, check_plan, check_references
 from corral.site import resolve
+from tests.reference import rules_reference
 
 HERE = Path(__file__).parent
 RULES = sorted({**REFERENCE_RULES, **PLAN_RULES})

@@ -139,6 +139,24 @@ def test_every_verb_explains_itself(run: Run, verb: list[str]) -> None:
     assert "Usage:" in said.out
 
 
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--help"], 0, "Usage: generate.py bench [OPTIONS] COMMAND"),
+        (["run", "strees"], 2, 'no scenario named "strees"; did you mean "stress"?'),
+    ],
+)
+def test_bench_is_a_program_of_its_own(tmp_path: Path, words: list[str], code: int, said: str) -> None:
+    (tmp_path / "inventory.yaml").write_bytes((ROOT / "inventory.yaml").read_bytes())
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_MAIN, "bench", *words],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=DEADLINE_S,
+    )  # fmt: skip
+    assert done.returncode == code
+    assert said in done.stdout + done.stderr
+
+
 # --- diff -------------------------------------------------------------------------------------------------------------
 
 

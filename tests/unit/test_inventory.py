@@ -7,8 +7,8 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from corral.inventory import PATTERNS, Host, Inventory, Pool, parse_gpu_numbers
-from corral.reference import _models
 from corral.schema import inventory_schema
+from tests.reference import _models
 
 MODELS = _models(Inventory)
 

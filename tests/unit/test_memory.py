@@ -13,7 +13,7 @@ from corral.memory import MIB, Use, memory_of
 from corral.model_lock import Gguf, LockedFile, ModelLock, write_lock
 from corral.ops.models import wanted_files
 from corral.plan import load_site
-from corral.random_models import make_random_model
+from tests.model_files import make_random_model
 
 LLAMA_8B = Gguf(
     architecture="llama", quantization="Q4_K_M", parameters=8_030_000_000, context=131072, vocabulary=128256,

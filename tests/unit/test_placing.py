@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from corral import placing
 from corral.cli import main
 from corral.inventory import Inventory
-from corral.placing import Bin, Piece, Placing, cards_of, first_fit_decreasing, place
+from corral.placing import Bin, Piece, Placing, cards_of, place
 from corral.site import resolve
 
 CARDS = st.lists(st.tuples(st.integers(1, 32), st.integers(0, 1), st.booleans()), min_size=1, max_size=8)
@@ -28,6 +29,13 @@ def farm(cards: list[tuple[int, int, bool]], pools: list[tuple[int, int]]) -> tu
         for number in range(count)
     ]
     return pieces, bins
+
+
+def first_fit_decreasing(pieces: list[Piece], bins: list[Bin]) -> Placing | None:
+    """The textbook's way, for comparison: each piece, the largest first, onto the first card that has room."""
+    ordered = sorted(pieces, key=lambda piece: (-piece.largest, piece.pool, piece.number))
+    cards = sorted(bins, key=lambda card: (not card.is_used, -card.room, card.key))
+    return placing._packed(ordered, cards, placing._first)
 
 
 def taken(found: Placing, bins: list[Bin]) -> int:

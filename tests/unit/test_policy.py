@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from corral.policy import RULES, Finding, check_project, check_tree, exceptions_of, project_of
+from tests.reference import policy_reference
 from tests.trees import CASES, ROOT, each_case, hosts_of, plan_of, put, tree_of
 
 FOLDER = ROOT / "tests" / "policy"
@@ -20,16 +21,6 @@ REFERENCE = ROOT / "docs" / "reference" / "policy.md"
 ADDRESS = "192.0.2.10"
 GOOD: dict[str, Any] = yaml.safe_load((FOLDER / "good.yaml").read_text())
 BAD: dict[str, list[dict[str, Any]]] = yaml.safe_load((FOLDER / "bad.yaml").read_text())
-HEAD = """# The security baseline, rule by rule
-
-Made from `corral/policy.py`; `pytest tests/unit/test_policy.py --update-golden` writes it again. `./generate.py check`
-applies all rules to what would be rendered, the tests apply them to `docker compose config` as well. A finding ends
-with the rule's id in brackets. CIS is the CIS Docker Benchmark 1.6; an empty field: it has no such point. What is
-excepted, and why, is in [security](../security.md).
-
-| rule | CIS | breaking it is | what it demands |
-|---|---|---|---|
-"""
 DEADLINE_S = 60
 QUESTIONABLE = {"registry.example.com/llama:pascal"}
 """Images of golden cases whose tag a person of flesh and blood might well choose."""
@@ -201,13 +192,6 @@ def test_what_is_excepted_is_told_in_the_documentation() -> None:
     assert all(reason.strip() for _, reason in stated)
     assert {rule for rule, _ in stated} <= RULES.keys()
     assert [(rule, reason) for rule, reason in sorted(stated) if f"| `{rule}` | {reason} |" not in text] == []
-
-
-def policy_reference() -> str:
-    """The page of all rules."""
-    weights = {"error": "an error", "warning": "questionable"}
-    rows = (f"| `{name}` | {rule.cis} | {weights[rule.level]} | {rule.demand} |\n" for name, rule in RULES.items())
-    return HEAD + "".join(rows)
 
 
 def test_the_reference_is_fresh(*, update_golden: bool) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from corral.inventory import Inventory
-from corral.reference import inventory_reference
+from tests.reference import inventory_reference
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "inventory.md"
 

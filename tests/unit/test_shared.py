@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from corral.cli.plan_data import plan_as_data
 from corral.errors import SiteError
 from corral.load import load_inventory
 from corral.plan import Plan, build_plan
-from corral.show import plan_as_data
 from corral.site import claimed_mib
 from corral.sizes import worst
 

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import gguf
 import pytest
 
 from corral import tiny_models
-from corral.tiny_models import KNOWN_ANSWER, WeightType, main, make_chat_model, make_embedding_model, make_rerank_model
+from corral.tiny_models import KNOWN_ANSWER, WeightType, make_chat_model, make_embedding_model
+from tests.model_files import make_rerank_model
 
 MAKERS: dict[str, Callable[..., None]] = {
     "chat": make_chat_model,
@@ -61,9 +58,12 @@ def test_same_arguments_give_same_bytes(kind: str, tmp_path: Path) -> None:
 def test_same_bytes_in_another_process(tmp_path: Path) -> None:
     here, there = tmp_path / "here.gguf", tmp_path / "there.gguf"
     make_chat_model(here, width=64, layers=1, weight_type="q8_0")
-    command = [sys.executable, "-m", "corral.tiny_models", "chat", str(there)]
-    root = Path(tiny_models.__file__).parents[1]
-    subprocess.run([*command, "--width", "64", "--layers", "1", "--type", "q8_0"], check=True, cwd=root)
+    code = f"""
+from pathlib import Path
+from corral.tiny_models import make_chat_model
+make_chat_model(Path({str(there)!r}), width=64, layers=1, weight_type="q8_0")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(tiny_models.__file__).parents[1])
     assert digest(here) == digest(there)
 
 
@@ -112,7 +112,7 @@ def test_bert_models_open_and_have_their_pooling(kind: str, tmp_path: Path) -> N
     ],
 )
 def test_answer_is_cut_into_different_tokens_that_no_prompt_has(answer: str) -> None:
-    vocabulary = tiny_models._chat_vocabulary(answer)
+    vocabulary = tiny_models.chat_vocabulary(answer)
     pieces = [vocabulary.tokens[token] for token in vocabulary.answer]
     assert text_of("".join(pieces)) == answer
     assert len(set(pieces)) == len(pieces)
@@ -128,94 +128,6 @@ def test_model_may_be_made_over_an_old_one_and_is_readable_to_all(tmp_path: Path
     assert path.read_bytes()[:4] == b"GGUF"
     assert path.stat().st_mode & 0o777 == 0o644
     assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("kind", MAKERS)
-def test_failure_leaves_the_old_file_and_nothing_else(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "model.gguf"
-    path.write_bytes(b"old")
-
-    def disk_is_full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", disk_is_full)
-    with pytest.raises(OSError, match="No space left"):
-        MAKERS[kind](path, layers=1)
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_name_appears_only_after_the_bytes_are_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "model.gguf"
-    seen: list[tuple[str, bool]] = []
-    synced, replace = os.fsync, Path.replace
-
-    def watched_fsync(descriptor: int) -> None:
-        seen.append(("fsync", path.exists()))
-        synced(descriptor)
-
-    def watched_replace(part: Path, target: Path) -> Path:
-        assert gguf.GGUFReader(part).tensors
-        assert part.parent == target.parent
-        seen.append(("replace", path.exists()))
-        return replace(part, target)
-
-    monkeypatch.setattr(os, "fsync", watched_fsync)
-    monkeypatch.setattr(Path, "replace", watched_replace)
-    make_chat_model(path, width=64, layers=1)
-    assert seen == [("fsync", False), ("replace", False), ("fsync", True)]
-
-
-def test_killed_run_leaves_no_file_under_the_final_name(tmp_path: Path) -> None:
-    """SIGKILL at twelve moments spread over the run: the name is absent, or the file is whole."""
-    whole = tmp_path / "whole.gguf"
-    make_chat_model(whole, width=512, layers=6)
-    command = [sys.executable, "-m", "corral.tiny_models", "chat"]
-    options = ["--width", "512", "--layers", "6"]
-    root = Path(tiny_models.__file__).parents[1]
-    started = time.monotonic()
-    subprocess.run([*command, tmp_path / "timed.gguf", *options], check=True, cwd=root)
-    run_s = time.monotonic() - started
-    outcomes = []
-    for step in range(12):
-        path = tmp_path / f"killed-{step}.gguf"
-        with subprocess.Popen([*command, path, *options], cwd=root, start_new_session=True) as process:
-            time.sleep(run_s * (0.3 + 0.7 * step / 12))
-            os.killpg(process.pid, signal.SIGKILL)
-        outcomes.append(path.exists())
-        if path.exists():
-            assert digest(path) == digest(whole)
-    assert not all(outcomes)
-
-
-@pytest.mark.parametrize(
-    ("sizes", "complaint"),
-    [
-        ({"width": 100}, "width 100: must be a multiple of 64"),
-        ({"width": 0}, "width 0: must be a multiple of 64, and positive"),
-        ({"width": 320}, "width 320: must be 64 or a multiple of 128"),
-        ({"layers": 0}, "layers 0"),
-        ({"context": -1}, "context -1"),
-        ({"ff": 100}, "ff 100: must be a multiple of 32"),
-        ({"answer": ""}, "the answer is empty"),
-    ],
-)
-def test_impossible_models_are_refused(sizes: dict[str, Any], complaint: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=complaint):
-        make_chat_model(tmp_path / "chat.gguf", **sizes)
-    assert not list(tmp_path.iterdir())
-
-
-def test_command_line_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "chat.gguf"
-    assert main(["chat", str(path), "--answer", "Yes.", "--width", "64", "--layers", "1"]) == 0
-    assert path.exists()
-    assert main(["embed", str(tmp_path / "nowhere" / "model.gguf")]) == 1
-    assert "No such file or directory" in capsys.readouterr().err
-    assert main(["chat", str(path), "--width", "100"]) == 1
-    assert "width 100: must be a multiple of 64" in capsys.readouterr().err
 
 
 def test_importing_the_module_is_cheap() -> None:

@@ -16,7 +16,7 @@ from corral.cli import main
 from corral.errors import UsageError
 from corral.load import load_inventory
 from corral.measured import fingerprint
-from corral.ops.bench.answers import measured_answers
+from corral.ops.answers import measured_answers
 from corral.plan import Plan, build_plan
 from corral.whatif import KEYS, Case, Measured, cases, parse_changes
 from tests.trees import ROOT

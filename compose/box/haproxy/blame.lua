@@ -1,5 +1,5 @@
 -- Rendered by corral from the inventory "farm", host box; do not edit.
--- Change the inventory or litellm/blame.lua, then run: ./generate.py render
+-- Change the inventory or haproxy/blame.lua, then run: ./generate.py render
 
 -- Decides whether a replica or a request is to blame for an answer of 500 or more, and leaves the replica out if it is.
 -- HAProxy's own count of errors would take one healthy replica after the other out for requests that no replica can

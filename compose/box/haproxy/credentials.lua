@@ -1,5 +1,5 @@
 -- Rendered by corral from the inventory "farm", host box; do not edit.
--- Change the inventory or litellm/credentials.lua, then run: ./generate.py render
+-- Change the inventory or haproxy/credentials.lua, then run: ./generate.py render
 
 -- Asks LiteLLM once whether it knows a credential, before a body of that client is passed on. HAProxy remembers the
 -- answer in its table `Credentials`; LiteLLM goes on judging every request.

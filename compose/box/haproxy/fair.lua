@@ -1,5 +1,5 @@
 -- Rendered by corral from the inventory "farm", host box; do not edit.
--- Change the inventory or litellm/fair.lua, then run: ./generate.py render
+-- Change the inventory or haproxy/fair.lua, then run: ./generate.py render
 
 -- Shares the slots and the queue of a pool between its consumers (API keys), in proportion to their weights.
 --

@@ -1,5 +1,5 @@
 -- Rendered by corral from the inventory "farm", host box; do not edit.
--- Change the inventory or litellm/health.lua, then run: ./generate.py render
+-- Change the inventory or haproxy/health.lua, then run: ./generate.py render
 
 -- The farm's state as JSON for anyone who may reach this port: names, never addresses (GET /health).
 --

@@ -1,5 +1,5 @@
 -- Rendered by corral from the inventory "farm", host box; do not edit.
--- Change the inventory or litellm/hold.lua, then run: ./generate.py render
+-- Change the inventory or haproxy/hold.lua, then run: ./generate.py render
 
 -- Lets requests wait in front of a pool while `./generate.py up` changes the only server of it, or all of them; while a
 -- model of a shared server is swapped; and until it is the pool's turn there (turns.lua).

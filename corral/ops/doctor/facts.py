@@ -33,11 +33,10 @@ _PROCESS = re.compile(r'\(\("([^"]+)",pid=(\d+)')
 
 @dataclass(frozen=True, slots=True)
 class Filesystem:
-    """Room on a disk; sizes in MiB."""
+    """Room on a disk."""
 
     purpose: str
     mount: str
-    size_mib: int
     free_mib: int
 
 
@@ -346,8 +345,8 @@ def _filesystems(text: str) -> list[Filesystem]:
     found = []
     for line in text.splitlines():
         match line.split(maxsplit=6):
-            case [purpose, _, size, _, free, _, mount] if size.isdecimal() and free.isdecimal():
-                found.append(Filesystem(purpose, mount, int(size) // 1024, int(free) // 1024))
+            case [purpose, _, _, _, free, _, mount] if free.isdecimal():
+                found.append(Filesystem(purpose, mount, int(free) // 1024))
     return found
 
 

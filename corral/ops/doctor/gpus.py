@@ -11,8 +11,8 @@ from corral.ops.doctor.reasons import OFF_THE_BUS
 from corral.ops.observed import SeenCard
 from corral.own_image import is_own
 from corral.rules import CUDA13_WORDS
-from corral.show import gib
 from corral.site import Card
+from corral.units import gib
 
 CUDA13_DRIVER = 580
 CUDA12_DRIVER = 570

@@ -6,7 +6,7 @@ import ipaddress
 from collections.abc import Iterator
 
 from corral.ops.doctor.checks import Case, Finding, check
-from corral.show import gib
+from corral.units import gib
 
 DISK_ERROR_MIB, DISK_WARNING_MIB = 1024, 5 * 1024
 RAM_TOLERANCE = 0.06

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from corral.errors import CorralError
-from corral.ops.doctor.checks import AREAS, Case, Finding, checks, findings
+from corral.ops.doctor.checks import AREAS, Case, Finding, findings
 from corral.ops.doctor.facts import Facts, collect
 from corral.ops.hosts import ComposeHost
 from corral.ops.observed import Observed, Server, balancer, balancer_servers, observe
@@ -149,10 +149,3 @@ def as_data(diagnoses: Sequence[Diagnosis]) -> dict[str, Any]:
             for item in diagnoses
         },
     }  # fmt: skip
-
-
-def table() -> str:
-    """The checks as a table for docs/doctor.md."""
-    lines = ["| area | id | what must hold | what helps |", "|---|---|---|---|"]
-    lines += [f"| {item.area} | `{item.id}` | {item.rule} | {item.remedy} |" for item in checks()]
-    return "\n".join(lines) + "\n"

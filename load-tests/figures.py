@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from statistics import fmean, linear_regression, pvariance
 from typing import Any
 
 from corral.inventory import Objective
@@ -76,10 +77,6 @@ class Figures:
             and self.in_time_percent >= objective.in_time_percent
         )
 
-    def data(self) -> dict[str, Any]:
-        """As JSON."""
-        return asdict(self)
-
 
 def figures_of(
     rows: Sequence[Mapping[str, Any]], objective: Objective, lasts_s: float, *, is_aborted: bool = False
@@ -129,7 +126,7 @@ def percentiles(values: Iterable[float]) -> dict[str, float]:
 def is_growing(rows: Sequence[Mapping[str, Any]]) -> bool:
     """Whether requests under way and the time to the first token both grew from start to end."""
     ordered = sorted((row for row in rows if not row["error"]), key=lambda row: row["due_at"])
-    at = [row["due_at"] for row in ordered]
+    at = [row["due_at"] - ordered[0]["due_at"] for row in ordered]
     first = [row["ttft_s"] if row["ttft_s"] is not None else row["e2e_s"] for row in ordered]
     return all(_grows(at, values) for values in ([row["in_flight"] for row in ordered], first))
 
@@ -137,17 +134,12 @@ def is_growing(rows: Sequence[Mapping[str, Any]]) -> bool:
 def _grows(at: Sequence[float], values: Sequence[float]) -> bool:
     """Whether a line through the points climbs significantly, and by something worth the name."""
     count = len(at)
-    if count < LEAST_FOR_SLOPE:
+    if count < LEAST_FOR_SLOPE or len(set(at)) == 1 or not any(values):
         return False
-    middle, mean = sum(at) / count, sum(values) / count
-    spread = sum((moment - middle) ** 2 for moment in at)
-    if not spread or not mean:
-        return False
-    slope = sum((moment - middle) * (value - mean) for moment, value in zip(at, values, strict=True)) / spread
-    rest = sum((value - mean - slope * (moment - middle)) ** 2 for moment, value in zip(at, values, strict=True))
-    error = math.sqrt(rest / (count - 2) / spread)
-    is_significant = slope > SIGNIFICANT_T * error
-    return is_significant and slope * (at[-1] - at[0]) > LEAST_GROWTH * mean
+    slope, start = linear_regression(at, values)
+    rest = sum((value - start - slope * moment) ** 2 for moment, value in zip(at, values, strict=True))
+    error = math.sqrt(rest / (count - 2) / (pvariance(at) * count))
+    return slope > SIGNIFICANT_T * error and slope * (at[-1] - at[0]) > LEAST_GROWTH * fmean(values)
 
 
 def _tpots(rows: Iterable[Mapping[str, Any]]) -> Iterable[float]:
@@ -158,4 +150,4 @@ def _tpots(rows: Iterable[Mapping[str, Any]]) -> Iterable[float]:
 
 def _mean(values: Iterable[float]) -> float:
     found = list(values)
-    return sum(found) / len(found) if found else 0.0
+    return fmean(found) if found else 0.0

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from corral.inventory import Objective
-from corral.ops.bench.figures import Figures
+from figures import Figures
 
 SAFE = 0.8
 SLOWEST_MARGIN = 1.5
@@ -48,14 +47,6 @@ class Capacity:
     noise_percent: float
     is_bounded: bool
     """Whether a step was reached that did not hold; otherwise the pool holds at least this."""
-
-    def tpm(self, rpm: float | None) -> float | None:
-        """Tokens a minute at that rate, in and out together."""
-        return None if rpm is None else rpm * self.tokens_per_request
-
-    def data(self) -> dict[str, Any]:
-        """As JSON."""
-        return asdict(self)
 
 
 def capacity_of(steps: Sequence[Step], slots: Sequence[int], objective: Objective) -> Capacity:

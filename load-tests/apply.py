@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from corral.errors import CorralError, UsageError
-from corral.ops.bench.sweep import RESULT_FILE
+from corral.ops.answers import RESULT_FILE
 from corral.output import write_atomically
 from corral.yamlsource import parse
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -13,14 +14,18 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from capacity import Step, capacity_of
 from corral.errors import CorralError, UsageError
 from corral.measured import fingerprint
-from corral.ops.bench.capacity import Step, capacity_of
-from corral.ops.bench.figures import Figures, figures_of
-from corral.ops.bench.process import Load, run_load
-from corral.ops.bench.run import check_ways
-from corral.ops.bench.scenarios import Stage
-from corral.ops.bench.settings import (
+from corral.ops.answers import RESULT_FILE, bench_folder
+from corral.output import write_atomically
+from corral.plan import Plan
+from figures import Figures
+from load import Load, run_load
+from prompts import VERSION
+from run import check_ways
+from scenarios import Stage
+from target import (
     Target,
     backends_of,
     chosen_pools,
@@ -29,15 +34,12 @@ from corral.ops.bench.settings import (
     tasks_for,
     usual_long_share,
 )
-from corral.ops.bench.telemetry import figures_between
-from corral.output import write_atomically
-from corral.plan import Plan
+from telemetry import figures_between
 
 KINDS = ("chat", "embedding", "rerank")
-RUN_FILE, RESULT_FILE = "run.json", "result.json"
+RUN_FILE = "run.json"
 MOST_FAILURES = 0.2
 MOST_SHARE = 20.0
-PROMPTS_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +68,6 @@ def parse_shares(text: str) -> tuple[float, ...]:
     if not found or not all(0 < share <= MOST_SHARE for share in found):
         raise UsageError(f"--steps {text}: write shares of the full pool's rate, such as 0.5,0.8,1.2")
     return found
-
-
-def bench_folder(plan: Plan) -> Path:
-    """Where a site's runs are."""
-    return Path(".corral") / "bench" / plan.inventory.name
 
 
 def new_run() -> str:
@@ -102,7 +99,7 @@ def sweep(target: Target, wanted: Wanted, folder: Path, talk: Console) -> dict[s
     _begin(target.plan, wanted, pools, folder)
     result: dict[str, Any] = {
         "run": folder.name, "site": target.plan.inventory.name, "wanted": asdict(wanted), "pools": {},
-        "prompts": PROMPTS_VERSION,
+        "prompts": VERSION,
     }  # fmt: skip
     for pool in pools:
         result["pools"][pool] = _measured(target, wanted, pool, folder, talk)
@@ -143,7 +140,7 @@ def _measured(target: Target, wanted: Wanted, pool: str, folder: Path, talk: Con
     return {
         "kind": kind_of(target.plan, pool), "mark": fingerprint(target.plan, pool), "estimate_rpm": 60 * estimate,
         "long_share": share, "objective": objective.model_dump(), "hardware": hardware(target.plan, pool),
-        "capacity": found.data(), "steps": [asdict(step) for step in steps],
+        "capacity": asdict(found), "steps": [asdict(step) for step in steps],
         "telemetry": figures_between(target.plan, pool, began, ended),
     }  # fmt: skip
 
@@ -192,9 +189,7 @@ def _step(target: Target, base: Load, wanted: Wanted, pool: str, folder: Path, a
     objective = objective_of(target.plan, pool)
     load = replace(base, stages=(Stage(lasts_s, rate, rate),), seed=1000 * repeat + round(100 * share))
     began = time.time()
-    found = run_load(load, record.with_suffix(".jsonl"))
-    span = min(lasts_s, found.lasted_s) if found.is_aborted else lasts_s
-    figures = figures_of(found.requests, objective, span, is_aborted=found.is_aborted)
+    figures = run_load(load, record.with_suffix(".jsonl")).figures(objective)
     step = Step(repeat, share, rate, began, time.time(), figures, figures.keeps(objective))
     write_atomically(record, _json(asdict(step)), 0o644)
     return step
@@ -204,10 +199,7 @@ def hardware(plan: Plan, pool: str) -> str:
     """What a pool runs on, in words."""
     replicas = [replica for replica in plan.site.replicas if replica.pool == pool]
     nodes = sum(1 for item in plan.inventory.pools[pool].on if item.node)
-    words: dict[str, int] = {}
-    for replica in replicas:
-        name = " + ".join(card.card for card in replica.cards) or "processor"
-        words[name] = words.get(name, 0) + 1
+    words = Counter(" + ".join(card.card for card in replica.cards) or "processor" for replica in replicas)
     if nodes:
         words["node"] = nodes
     return ", ".join(f"{count} × {name}" for name, count in words.items())

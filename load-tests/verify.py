@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,12 @@ from rich.text import Text
 
 from corral.errors import UsageError
 from corral.inventory import Objective
-from corral.ops.bench.figures import Figures, figures_of
-from corral.ops.bench.process import Load, run_load
-from corral.ops.bench.run import check_ways
-from corral.ops.bench.scenarios import Stage
-from corral.ops.bench.settings import Target, objective_of, tasks_for, usual_long_share
 from corral.output import write_atomically
+from figures import Figures
+from load import Load, run_load
+from run import check_ways
+from scenarios import Stage
+from target import Target, objective_of, tasks_for, usual_long_share
 
 ABOVE = 3.0
 """Times the limit."""
@@ -54,11 +54,10 @@ def verify(target: Target, wanted: Wanted, folder: Path, talk: Console) -> dict[
         above = Load(tasks, "open", (Stage(wanted.above_s, ABOVE * rate, ABOVE * rate),), timeout_s=wanted.timeout_s)
         found = {}
         for name, load in (("at", at), ("above", above)):
-            rows = run_load(load, folder / pool / f"{name}.jsonl")
-            found[name] = figures_of(rows.requests, objective, load.lasts_s, is_aborted=rows.is_aborted)
+            found[name] = run_load(load, folder / pool / f"{name}.jsonl").figures(objective)
         broken = [f"{pool}: {words}" for words in judge(found["at"], found["above"], objective)]
         data["broken"] += broken
-        data["pools"][pool] = {"limit_rpm": limit, **{name: figures.data() for name, figures in found.items()}}
+        data["pools"][pool] = {"limit_rpm": limit, **{name: asdict(figures) for name, figures in found.items()}}
         talk.print(Text(f"{pool}: limit {limit} a minute {'does not hold' if broken else 'holds'}"))
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "verify.json", (json.dumps(data, indent=2) + "\n").encode(), 0o644)

@@ -1,6 +1,7 @@
-"""GGUF files of several architectures with random weights, a few MB each: they say nonsense, but take real memory.
+"""Model files that only tests and benchmarks need: adapters, rerankers, and models of many architectures.
 
-For checking what `corral/memory.py` computes against what llama-server reports.
+The latter have random weights, a few MB each: they say nonsense, but take real memory. For checking what
+`corral/memory.py` computes against what llama-server reports.
 """
 
 from __future__ import annotations
@@ -10,13 +11,60 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from corral.tiny_models import make_embedding_model, make_rerank_model
+from corral.tiny_models import (
+    KNOWN_ANSWER,
+    SHARED_PART,
+    SHARPNESS,
+    Size,
+    Tensors,
+    add_linear,
+    chat_vocabulary,
+    make_bert,
+    make_embedding_model,
+    unit_vectors,
+    written,
+)
 
 if TYPE_CHECKING:
     import gguf
     import numpy as np
 
 GEMMA_NORMS = ("post_attention_norm.weight", "post_ffw_norm.weight")
+
+
+def make_adapter(
+    path: Path, *, start: int, answer: str | None = None, width: int = 128, strength: float = 2.0, seed: int = 1
+) -> None:
+    """Write a LoRA adapter with which the chat model of these arguments begins its answer at piece `start`.
+
+    One row in the output matrix is enough: what means "any prompt" now points at that piece as well, `strength` times
+    as much as at the first one. The file appears whole or not at all.
+    """
+    import gguf
+    import numpy as np
+
+    vocabulary = chat_vocabulary(KNOWN_ANSWER if answer is None else answer)
+    random = np.random.default_rng(seed)
+    unit_vectors(random, len(vocabulary.tokens), width)
+    shared = unit_vectors(random, 1, width)
+    to_piece = np.zeros((len(vocabulary.tokens), 1), dtype=np.float32)
+    to_piece[vocabulary.answer[start]] = strength * SHARPNESS / np.sqrt(width) / SHARED_PART
+    with written(path, "llama") as writer:
+        writer.add_type(gguf.GGUFType.ADAPTER)
+        writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+        writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, 1.0)
+        writer.add_tensor("output.weight.lora_a", shared)
+        writer.add_tensor("output.weight.lora_b", to_piece)
+
+
+def make_rerank_model(path: Path, *, width: int = 128, layers: int = 2, context: int = 512, seed: int = 1) -> None:
+    """Write a BERT model with a classification head (pooling `rank`); its scores are made up."""
+
+    def add_head(tensors: Tensors) -> None:
+        add_linear(tensors, "cls", width, width)
+        add_linear(tensors, "cls.output", 1, width, 3.0)
+
+    make_bert(path, Size(width, layers, context, 2 * width), seed, add_head)
 
 
 @dataclass(frozen=True)

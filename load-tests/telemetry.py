@@ -7,7 +7,6 @@ from typing import Any
 import httpx
 
 from corral.plan import Plan
-from corral.site import bracketed
 
 POINTS = 120
 LIMIT_S = 10.0
@@ -30,7 +29,7 @@ def figures_between(plan: Plan, pool: str, began: float, ended: float) -> dict[s
     host = plan.site.host(monitoring.host)
     if host.ssh:
         return {}
-    address = f"http://{bracketed('127.0.0.1')}:{monitoring.port}"
+    address = f"http://127.0.0.1:{monitoring.port}"
     found: dict[str, Any] = {}
     with httpx.Client(base_url=address, timeout=LIMIT_S, trust_env=False) as client:
         for title, (query, unit) in QUERIES.items():

@@ -10,6 +10,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from corral.inventory import Inventory
+from corral.policy import RULES as POLICY_RULES
+from corral.policy import Level
 from corral.rules import PLAN_RULES, REFERENCE_RULES, WARNINGS
 
 HEAD = """# Every key of the inventory
@@ -109,3 +111,26 @@ def _rule_table(title: str, rules: Mapping[str, Callable[..., object]]) -> Itera
     for rule, check in rules.items():
         level = "questionable" if rule in WARNINGS else "an error"
         yield f"| `{rule}` | {level} | {' '.join((check.__doc__ or '').split())} |"
+
+
+POLICY_HEAD = """# The security baseline, rule by rule
+
+Made from `corral/policy.py`; `pytest tests/unit/test_policy.py --update-golden` writes it again. `./generate.py check`
+applies all rules to what would be rendered, the tests apply them to `docker compose config` as well. A finding ends
+with the rule's id in brackets. CIS is the CIS Docker Benchmark 1.6; an empty field: it has no such point. What is
+excepted, and why, is in [security](../security.md).
+
+| rule | CIS | breaking it is | what it demands |
+|---|---|---|---|
+"""
+
+
+def policy_reference() -> str:
+    """The page of all rules."""
+    return POLICY_HEAD + "".join(
+        f"| `{name}` | {rule.cis} | {_weight(rule.level)} | {rule.demand} |\n" for name, rule in POLICY_RULES.items()
+    )
+
+
+def _weight(level: Level) -> str:
+    return "an error" if level == "error" else "questionable"

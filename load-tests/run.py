@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import httpx
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from corral.errors import CorralError, UsageError, did_you_mean, on_one_line
-from corral.ops.bench.figures import Figures, figures_of
-from corral.ops.bench.process import Load, Rows, run_load
-from corral.ops.bench.scenarios import SCENARIOS, Scenario
-from corral.ops.bench.settings import Target, Tasks, chosen_pools, kind_of, objective_of, slots_of, tasks_for
 from corral.output import write_atomically
+from figures import Figures
+from load import Load, Rows, run_load
+from measured import Measured, ask, body_of, open_session, place_of
+from scenarios import SCENARIOS, Scenario
+from target import Target, Tasks, backends_of, chosen_pools, kind_of, objective_of, tasks_for
 
 FIRST_S = 120.0
-OK = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +42,7 @@ def run(target: Target, wanted: Wanted, talk: Console) -> dict[str, Any]:
     scenario = _scenario(wanted.scenario).lasting(wanted.duration_s)
     pools = chosen_pools(target.plan, wanted.pools, scenario.kinds)
     if target.replica:
-        pools = [pool for pool in pools if any(one.name == target.replica for one in _backends(target, pool))] or pools
+        pools = [pool for pool in pools if _slots(target, pool)] or pools
     tasks = tasks_for(target, pools, scenario.long_share, scenario.max_tokens)
     level = _level(target, scenario, wanted, pools)
     stages = tuple(replace(stage, start=stage.start * level, to=stage.to * level) for stage in scenario.stages)
@@ -55,11 +54,7 @@ def run(target: Target, wanted: Wanted, talk: Console) -> dict[str, Any]:
     talk.print(Text(f"{scenario.name}: {', '.join(pools)}, up to {level:g} {unit}, {load.lasts_s:.0f} s"))
     folder = wanted.to or Path(".corral") / "bench" / target.plan.inventory.name / scenario.name
     found = run_load(load, folder / "requests.jsonl", wanted.web)
-    return _told(target, scenario, pools, found, load, folder)
-
-
-def _backends(target: Target, pool: str) -> list[Any]:
-    return [backend for backend in target.plan.contributions.backends if backend.pool == pool]
+    return _told(target, scenario, pools, found, folder)
 
 
 def _scenario(name: str) -> Scenario:
@@ -82,54 +77,36 @@ def _level(target: Target, scenario: Scenario, wanted: Wanted, pools: Iterable[s
 
 
 def _slots(target: Target, pool: str) -> int:
-    if target.replica:
-        return next((one.slots for one in _backends(target, pool) if one.name == target.replica), 1)
-    return slots_of(target.plan, pool)
+    """Slots of the pool that are asked: all of them, or those of the chosen replica."""
+    return sum(one.slots for one in backends_of(target.plan, pool) if target.replica in ("", one.name))
 
 
 def check_ways(tasks: Tasks) -> None:
     """One small request on every way; raises CorralError with all that do not answer."""
-    problems = []
-    seen: set[tuple[str, str]] = set()
-    with httpx.Client(trust_env=False, timeout=FIRST_S) as client:
-        for item in tasks.tasks:
-            for place in item["places"]:
-                way = (place["url"], place["model"])
-                if way not in seen and item["kind"] != "image":
-                    seen.add(way)
-                    problem = _first_answer(client, item["kind"], place, tasks.environment.get(place["key"], ""))
-                    if problem:
-                        problems.append(f"{place['model']} at {place['url']}: {problem}")
+    ways = {(place["url"], place["model"]): (item["kind"], place) for item in tasks.tasks for place in item["places"]}
+    found = [(way, _problem(*ways[way], tasks)) for way in ways if ways[way][0] != "image"]
+    problems = [f"{model} at {url}: {problem}" for (url, model), problem in found if problem]
     if problems:
         raise CorralError("nothing was measured:\n  " + "\n  ".join(problems))
 
 
-def _first_answer(client: httpx.Client, kind: str, place: dict[str, Any], key: str) -> str:
-    """What is wrong with the answer; empty when nothing is."""
-    headers = {place["key_header"]: key} if place["key_header"] else {"Authorization": f"Bearer {key}"} if key else {}
-    body: dict[str, Any] = {"model": place["model"]}
-    if kind == "chat":
-        path, body = "chat/completions", body | {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
-    else:
-        path, body = "embeddings", body | {"input": "hi"}
-    try:
-        answer = client.post(f"{place['url']}/{path}", json=body, headers=headers)
-    except httpx.HTTPError as error:
-        return f"no answer ({on_one_line(str(error)) or type(error).__name__}); is the farm up?"
-    return "" if answer.status_code == OK else f"status {answer.status_code}: {on_one_line(answer.text)[:200]}"
+def _problem(kind: str, where: dict[str, Any], tasks: Tasks) -> str:
+    """What is wrong with the answer to one small request; empty when nothing is."""
+    found = Measured(kind, "")
+    body = body_of(kind, where["model"], [{"role": "user", "content": "hi"}], 1)
+    with open_session() as session:
+        ask(session, place_of(where, tasks.environment), found, body, FIRST_S)
+    if found.error == "connection":
+        return f"no answer ({on_one_line(found.detail)}); is the farm up?"
+    return on_one_line(f"{found.error}: {found.detail}" if found.error else "")
 
 
-def _told(
-    target: Target, scenario: Scenario, pools: Iterable[str], found: Rows, load: Load, folder: Path
-) -> dict[str, Any]:
-    by_pool: dict[str, Figures] = {}
-    for pool in pools:
-        rows = [row for row in found.requests if row["pool"] == pool]
-        by_pool[pool] = figures_of(rows, objective_of(target.plan, pool), load.lasts_s, is_aborted=found.is_aborted)
+def _told(target: Target, scenario: Scenario, pools: Iterable[str], found: Rows, folder: Path) -> dict[str, Any]:
+    by_pool = {pool: found.figures(objective_of(target.plan, pool), pool) for pool in pools}
     data = {
         "scenario": scenario.name, "site": target.plan.inventory.name,
         "kinds": {name: kind_of(target.plan, name) for name in by_pool},
-        "pools": {name: figures.data() for name, figures in by_pool.items()}, "broken": _broken(scenario, by_pool),
+        "pools": {name: asdict(figures) for name, figures in by_pool.items()}, "broken": _broken(scenario, by_pool),
         "went_quiet": went_quiet(found.requests), "raw": str(folder / "requests.jsonl"),
     }  # fmt: skip
     write_atomically(folder / "figures.json", (json.dumps(data, indent=2) + "\n").encode(), 0o644)

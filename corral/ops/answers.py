@@ -7,9 +7,15 @@ from contextlib import suppress
 from pathlib import Path
 
 from corral.measured import fingerprint
-from corral.ops.bench.sweep import RESULT_FILE, bench_folder
 from corral.plan import Plan
 from corral.whatif import Measured
+
+RESULT_FILE = "result.json"
+
+
+def bench_folder(plan: Plan) -> Path:
+    """Where a site's runs of `bench` are."""
+    return Path(".corral") / "bench" / plan.inventory.name
 
 
 def measured_answers(plan: Plan, folder: Path | None = None) -> dict[str, Measured]:

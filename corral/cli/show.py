@@ -1,4 +1,4 @@
-"""The plan for a person's eyes, and the same as plain data for programs."""
+"""The plan for a person's eyes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import os
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -23,12 +21,8 @@ from corral.plan import Plan
 from corral.routing import tier_settings
 from corral.rules import VRAM_RESERVE_MIB
 from corral.site import Card, Replica, bracketed, claimed_mib
+from corral.units import bar, gib
 
-if TYPE_CHECKING:
-    from corral.simulation import Outcome, Station
-    from corral.whatif import Result
-
-BAR_WIDTH = 10
 WIDE = 120
 """Columns of tables that go into a file or a pipe, which have no width of their own."""
 
@@ -41,7 +35,7 @@ def page() -> Console:
 
 def show_plan(plan: Plan, console: Console, hosts: set[str] | None = None) -> None:
     """Prints the farm: every host with its cards and services, then what clients may call."""
-    services = _by_host(plan)
+    services = by_host(plan)
     shown = [name for name in plan.inventory.hosts if hosts is None or name in hosts]
     console.print(_headline(plan, services))
     for name in shown:
@@ -54,7 +48,8 @@ def show_plan(plan: Plan, console: Console, hosts: set[str] | None = None) -> No
         _show_path(plan, console)
 
 
-def _by_host(plan: Plan) -> dict[str, list[Service]]:
+def by_host(plan: Plan) -> dict[str, list[Service]]:
+    """The services of each host."""
     found: dict[str, list[Service]] = defaultdict(list)
     for service in plan.contributions.services:
         found[service.host].append(service)
@@ -107,7 +102,7 @@ def _show_host(plan: Plan, console: Console, name: str, services: list[Service])
 
 
 def _servers_table(cards: tuple[Card, ...], replicas: list[Replica]) -> Table:
-    table = _table("GPU", "VRAM, GiB", "service", "pool", "port", "slots × tokens", "RAM, MiB")
+    table = new_table("GPU", "VRAM, GiB", "service", "pool", "port", "slots × tokens", "RAM, MiB")
     seats: dict[int, list[Replica]] = defaultdict(list)
     for replica in replicas:
         seats[replica.cards[0].number if replica.cards else 0].append(replica)
@@ -139,7 +134,7 @@ def _add_rows(table: Table, place: tuple[str, str], replicas: list[Replica]) -> 
 
 
 def _services_table(services: Iterable[Service]) -> Table:
-    table = _table("service", "does", "port", "open on", "RAM, MiB", "image")
+    table = new_table("service", "does", "port", "open on", "RAM, MiB", "image")
     for service in services:
         ports = "\n".join(str(port.number) for port in service.ports)
         places = "\n".join(port.publish or "[dim]inside[/]" for port in service.ports)
@@ -151,7 +146,7 @@ def _show_nodes(plan: Plan, console: Console) -> None:
     if not plan.inventory.nodes:
         return
     console.print("\n[bold cyan]nodes[/]  used, not started by the kit")
-    table = _table("node", "engine", "address", "model", "tier", "slots")
+    table = new_table("node", "engine", "address", "model", "tier", "slots")
     for name, node in plan.inventory.nodes.items():
         table.add_row(name, node.engine, node.url or "provider", node.model, node.tier or "", str(node.slots))
     console.print(table)
@@ -159,7 +154,7 @@ def _show_nodes(plan: Plan, console: Console) -> None:
 
 def _show_pools(plan: Plan, console: Console) -> None:
     console.print("\n[bold cyan]pools[/]  what clients call")
-    table = _table("pool", "model", "replicas", "slots", "may wait", "limits per minute")
+    table = new_table("pool", "model", "replicas", "slots", "may wait", "limits per minute")
     for name, pool in plan.inventory.pools.items():
         backends = [backend for backend in plan.contributions.backends if backend.pool == name]
         slots = sum(backend.slots for backend in backends)
@@ -191,7 +186,7 @@ def _show_consumers(plan: Plan, console: Console) -> None:
     if not plan.inventory.consumers:
         return
     console.print("\n[bold cyan]consumers[/]  who calls; `keys sync` makes their keys")
-    table = _table("consumer", "opens", "limits per minute", "at a time", "budget", "until")
+    table = new_table("consumer", "opens", "limits per minute", "at a time", "budget", "until")
     for name, consumer in plan.inventory.consumers.items():
         limits = consumer.limits
         counted = [f"{limits.rpm} requests" if limits.rpm else "", f"{limits.tpm} tokens" if limits.tpm else ""]
@@ -212,7 +207,7 @@ def _show_routing(plan: Plan, console: Console) -> None:
     auto, pools = plan.inventory.gateway.auto, plan.inventory.pools
     if auto is not None:
         console.print(f"\n[bold cyan]{', '.join((auto.name, *auto.aliases))}[/]  by how difficult a request is")
-        table = _table("tier", "pool", "while it is full", "takes")
+        table = new_table("tier", "pool", "while it is full", "takes")
         for tier in auto.tiers:
             table.add_row(tier.name, tier.pool, ", ".join(tier.spill) or "wait", _tier_takes(tier))
         console.print(table)
@@ -252,7 +247,8 @@ def _show_path(plan: Plan, console: Console) -> None:
     )
 
 
-def _table(*columns: str) -> Table:
+def new_table(*columns: str) -> Table:
+    """An empty table with these columns."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for column in columns:
         is_number = column in ("port", "slots", "RAM, MiB", "replicas", "GPU")
@@ -262,144 +258,9 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def show_what_if(results: Iterable[Result], console: Console) -> None:
-    """Prints what the simulation says of every pool, as it is and as it would be."""
-    table = _table(
-        "pool", "", "slots", "asked/min", "in use", "mean wait", "95 % wait", "answered/min", "refused", "by the limit"
-    )
-    lines = []
-    for result in results:
-        case = result.case
-        if case.reason:
-            lines.append(f"{case.pool}: not simulated: {case.reason}")
-            continue
-        _add_side(table, case.pool, "now", case.now, result.now)
-        _add_side(table, "", "what if", case.then, result.then)
-        lines.append(f"{case.pool}: answers of {_seconds(case.now.answer_s if case.now else 0)}, {case.source}")
-    if table.row_count:
-        console.print(table)
-    for line in lines:
-        console.print(f"[dim]{escape(line)}[/]", soft_wrap=True)
-
-
-def _add_side(table: Table, pool: str, side: str, station: Station | None, outcome: Outcome | None) -> None:
-    if station is None or outcome is None:
-        return
-    table.add_row(
-        pool, side, str(station.slots), f"{60 * station.rate_per_s:.4g}", f"{outcome.busy_share:.0%}",
-        _seconds(outcome.mean_wait_s), _seconds(outcome.p95_wait_s), f"{60 * outcome.answered_per_s:.4g}",
-        f"{outcome.refused_share:.1%}", f"{outcome.limited_share:.1%}",
-    )  # fmt: skip
-
-
-def _seconds(value: float) -> str:
-    return f"{value:.1f} s" if value >= 1 else f"{1000 * value:.0f} ms"
-
-
 def is_guess(replica: Replica) -> bool:
     """Whether a replica's size on its card is estimated from its file's name.
 
     A person's own figure is none, nor is the share that vLLM takes of its cards, whatever it needs.
     """
     return replica.memory is None and replica.engine.vram_mib is None and replica.weights.server != "vllm"
-
-
-def bar(used: int, room: int) -> str:
-    """A bar of fixed width that is full when nothing is left."""
-    filled = min(BAR_WIDTH, round(BAR_WIDTH * used / room)) if room > 0 else BAR_WIDTH
-    return "█" * filled + "░" * (BAR_WIDTH - filled)
-
-
-def gib(mib: int) -> str:
-    """MiB as GiB with one digit."""
-    return f"{mib / 1024:.1f}"
-
-
-def plan_as_data(plan: Plan, hosts: set[str] | None = None) -> dict[str, Any]:
-    """The plan as plain data: hosts with cards and services, pools with their backends."""
-    services = _by_host(plan)
-    return {
-        "name": plan.inventory.name,
-        "balancing": plan.inventory.gateway.balancing,
-        "hosts": {
-            name: _host_data(plan, name, services[name])
-            for name in plan.inventory.hosts
-            if hosts is None or name in hosts
-        },
-        "pools": {name: _pool_data(plan, name) for name in plan.inventory.pools},
-        "auto": _auto_data(plan),
-        "warnings": [str(warning) for warning in plan.warnings],
-    }
-
-
-def _auto_data(plan: Plan) -> dict[str, Any] | None:
-    auto = plan.inventory.gateway.auto
-    if auto is None:
-        return None
-    tiers = [{"name": tier.name, "pool": tier.pool, "spill": list(tier.spill)} for tier in auto.tiers]
-    return {"names": [auto.name, *auto.aliases], "tiers": tiers}
-
-
-def _host_data(plan: Plan, name: str, services: list[Service]) -> dict[str, Any]:
-    host = plan.site.host(name)
-    return {
-        "address": host.address,
-        "runtime": host.runtime,
-        "gpus": [
-            {
-                "number": card.number,
-                "card": card.card,
-                "device": card.device,
-                "pinned_by": card.pinned_by,
-                "vram_mib": card.vram_mib,
-            }
-            for card in plan.site.cards[name]
-        ],
-        "services": [_service_data(service, plan.site.members(name, service.name)) for service in services],
-    }
-
-
-def _service_data(service: Service, members: tuple[Replica, ...]) -> dict[str, Any]:
-    data: dict[str, Any] = {
-        "name": service.name,
-        "container": service.container or f"{service.host}-{service.name}",
-        "component": service.component,
-        "role": service.role,
-        "image": service.image,
-        "ports": [{"number": port.number, "published_on": port.publish or None} for port in service.ports],
-        "memory_mib": service.memory_mib,
-        "exceptions": dict(service.exceptions),
-    }
-    if not members:
-        return data
-    if members[0].shared is None:
-        return data | _replica_data(members[0])
-    return data | {
-        "loaded": members[0].shared.loaded,
-        "vram_mib": claimed_mib(members),
-        "shared_by": list(map(_replica_data, members)),
-    }
-
-
-def _replica_data(replica: Replica) -> dict[str, Any]:
-    return {
-        "pool": replica.pool, "model": replica.model, "slots": replica.slots, "context": replica.weights.context,
-        "gpus": [card.number for card in replica.cards], "vram_mib": replica.vram_mib,
-        "cache_ram_mib": replica.cache_ram_mib,
-        "memory_bytes": None if replica.memory is None else asdict(replica.memory),
-    }  # fmt: skip
-
-
-def _pool_data(plan: Plan, name: str) -> dict[str, Any]:
-    pool = plan.inventory.pools[name]
-    queue = pool.queue or plan.inventory.gateway.queue
-    backends = [backend for backend in plan.contributions.backends if backend.pool == name]
-    return {
-        "aliases": [alias for alias in aliases_of(plan.inventory, name) if alias not in pool.background],
-        "background": list(pool.background),
-        "fallback": list(pool.fallback),
-        "context_fallback": list(pool.context_fallback),
-        "backends": [{"name": backend.name, "slots": backend.slots} for backend in backends],
-        "queue": {"depth": queue.depth, "timeout_s": queue.timeout_s},
-        "limits": {"rpm": pool.limits.rpm, "tpm": pool.limits.tpm, "origin": measured.state(plan, name)},
-    }

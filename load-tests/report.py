@@ -12,10 +12,9 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from corral.ops.bench.charts import Chart, chart
-from corral.ops.bench.sweep import RESULT_FILE
+from charts import Chart, chart
+from corral.ops.answers import RESULT_FILE
 from corral.output import write_atomically
-from corral.render import ROOT
 
 FORMATS = ("html", "md")
 COLUMNS = (
@@ -37,7 +36,7 @@ def write_report(folder: Path) -> list[Path]:
 
 def _page(result: Mapping[str, Any], kind: str) -> str:
     environment = Environment(
-        loader=FileSystemLoader(ROOT / "templates" / "_bench"), undefined=StrictUndefined, trim_blocks=True,
+        loader=FileSystemLoader(Path(__file__).parent / "templates"), undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, keep_trailing_newline=True, autoescape=kind == "html",  # noqa: S701 - Markdown is not HTML
     )  # fmt: skip
     environment.filters["number"] = number

@@ -1,0 +1,150 @@
+"""What verbs share: options, the plan, where they print, and how errors end them."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+from typer.models import ArgumentInfo
+
+from corral.errors import CorralError, SiteError, UsageError, did_you_mean
+from corral.inventory import Inventory
+from corral.load import Loaded, load_inventory
+from corral.plan import Plan, build_plan
+
+talk = Console(stderr=True, highlight=False, soft_wrap=True)
+
+INVENTORY = Path("inventory.yaml")
+OUT = Path("compose")
+JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+SHARED = {
+    "inventory": (Annotated[Path, typer.Option("--inventory", "-i", help="The inventory file.")], INVENTORY),
+    "out": (Annotated[Path, typer.Option("--out", "-o", help="Folder for rendered files.")], OUT),
+    "host": (
+        Annotated[list[str] | None, typer.Option("--host", help="Only this host; may be given several times.")],
+        None,
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SiteOptions:
+    """The options that most verbs have."""
+
+    inventory: Path = INVENTORY
+    out: Path = OUT
+    host: list[str] | None = None
+
+    def loaded(self) -> Loaded:
+        """The inventory with its locks; raises UsageError when there is no such file."""
+        if not self.inventory.exists():
+            raise UsageError(f"{self.inventory}: no such file; name the inventory with --inventory PATH")
+        return load_inventory(self.inventory)
+
+    def plan(self) -> Plan:
+        """The plan of the inventory; warnings are printed."""
+        plan = build_plan(self.loaded())
+        for warning in plan.warnings:
+            talk.print(Text(str(warning), style="yellow"))
+        return plan
+
+    def hosts(self, found: Plan | Inventory) -> set[str] | None:
+        """The hosts named by --host; None: all. Raises UsageError for one that the inventory does not have."""
+        known = (found.inventory if isinstance(found, Plan) else found).hosts
+        for name in self.host or []:
+            if name not in known:
+                raise UsageError(f'no host named "{name}"; {did_you_mean(name, known)}')
+        return set(self.host) if self.host else None
+
+
+def shared(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Gives a verb these options of SHARED, in front of its own; it gets them as its parameter `site`."""
+
+    def decorate(verb: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(verb)
+        def run(**given: Any) -> Any:
+            return verb(SiteOptions(**{name: given.pop(name) for name in names}), **given)
+
+        own = list(inspect.signature(verb, eval_str=True).parameters.values())[1:]
+        first = next((at for at, item in enumerate(own) if not _is_argument(item)), len(own))
+        parameters = [*own[:first], *map(_shared_parameter, names), *own[first:]]
+        keyword = [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in parameters]
+        run.__signature__ = inspect.Signature(keyword)  # type: ignore[attr-defined]
+        run.__annotations__ = {item.name: item.annotation for item in keyword}
+        return run
+
+    return decorate
+
+
+def _is_argument(parameter: inspect.Parameter) -> bool:
+    return any(isinstance(item, ArgumentInfo) for item in getattr(parameter.annotation, "__metadata__", ()))
+
+
+def _shared_parameter(name: str) -> inspect.Parameter:
+    annotation, default = SHARED[name]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def verbs(help_text: str) -> typer.Typer:
+    """An empty group of verbs."""
+    return typer.Typer(
+        add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
+        help=help_text,
+    )  # fmt: skip
+
+
+def exit_code_of(application: typer.Typer, arguments: list[str] | None = None, program: str | None = None) -> int:
+    """Runs these verbs and returns the exit code; errors are printed here and nowhere else."""
+    try:
+        code = application(arguments, prog_name=program, standalone_mode=False)
+    except SiteError as error:
+        for problem in error.problems:
+            talk.print(Text(str(problem)))
+        count = len(error.problems)
+        talk.print(f"{count} problem{'' if count == 1 else 's'}; nothing was written", style="red")
+        return error.exit_code
+    except CorralError as error:
+        talk.print(Text(f"corral: {error}"))
+        return error.exit_code
+    except typer.Abort:
+        return 130
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        talk.print(Text(f"corral: {error.format_message()} (see ./generate.py --help)"))
+        return 2
+    return int(code or 0)
+
+
+def plain() -> Console:
+    """Standard output, one line as one line."""
+    return Console(highlight=False, soft_wrap=True)
+
+
+def print_json(data: object) -> None:
+    """Data for programs, on standard output."""
+    sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+def tell_figures(site: SiteOptions, hosts: Iterable[str] | None) -> None:
+    """Writes the figures anew after a verb that changed them, where there are some; the verb's success stays."""
+    from corral.ops.figures import FOLDER, figures_hosts, write_figures
+
+    try:
+        plan = build_plan(load_inventory(site.inventory))
+        chosen = [item for item in figures_hosts(plan, site.out, hosts) if (item.rendered / FOLDER).is_dir()]
+    except CorralError:
+        return  # no such figures in this site
+    try:
+        write_figures(plan, chosen)
+    except CorralError as error:
+        talk.print(Text(f"figures were not written: {error}", style="yellow"))

@@ -1,0 +1,37 @@
+"""Pages in a Grafana that runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from corral.cli.context import JsonOption, SiteOptions, print_json, shared, verbs
+
+app = verbs("Pages in a Grafana that runs.")
+
+
+@app.command("push")
+@shared("inventory")
+def grafana_push(
+    site: SiteOptions,
+    url: Annotated[str, typer.Option("--url", help="Grafana's address; the site's own has the pages already.")],
+    folder: Annotated[str, typer.Option("--folder", help="Folder in Grafana; the site's name if absent.")] = "",
+    source: Annotated[str, typer.Option("--source", help="Name or uid of the Prometheus in that Grafana.")] = "",
+    token_file: Annotated[
+        Path | None, typer.Option("--token-file", help="File with a service account's token; else GRAFANA_TOKEN.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Put the site's pages into a Grafana that runs already, over those of an earlier push; prints their addresses."""
+    from corral.ops import grafana as ops
+
+    plan = site.plan()
+    found = ops.push(plan, ops.Grafana(ops.find_door(url, token_file)), folder, source)
+    if as_json:
+        print_json(found)
+        return
+    for address in found.values():
+        sys.stdout.write(f"{address}\n")

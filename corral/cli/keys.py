@@ -1,0 +1,122 @@
+"""Keys of consumers on the gateway."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from corral.cli.context import JsonOption, SiteOptions, plain, print_json, shared, talk, verbs
+
+app = verbs("Keys of consumers on the gateway.")
+
+
+@app.command("sync")
+@shared("inventory", "out")
+def keys_sync(
+    site: SiteOptions,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show; exit code 3 if anything differs.")] = False,
+    adopt: Annotated[list[str] | None, typer.Option("--adopt", help="Take over a key made by hand.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make the gateway's keys agree with the inventory's consumers; new keys go into files, never on the screen."""
+    from corral.ops import keys
+
+    found = site.plan()
+    steps = keys.sync(found, site.out, dry_run=dry_run, adopted=adopt or [])
+    if as_json:
+        print_json(keys.steps_as_data(found, site.out, steps))
+    else:
+        keys.show_steps(found, site.out, steps, plain(), talk)
+    keys.conclude(steps, dry_run=dry_run)
+
+
+@app.command("ls")
+@shared("inventory", "out")
+def keys_ls(site: SiteOptions, as_json: JsonOption = False) -> None:
+    """Show every key of the gateway: whose, what it opens, its limits, what it has spent, until when."""
+    from corral.ops import keys
+
+    plan = site.plan()
+    found = keys.listed(plan, site.out)
+    if as_json:
+        print_json([item.data() for item in found])
+    else:
+        keys.show_keys(plan, found, Console(highlight=False))
+
+
+@app.command("spend")
+@shared("inventory", "out")
+def keys_spend(site: SiteOptions, as_json: JsonOption = False) -> None:
+    """Show what every key has spent in its period, the highest first."""
+    from corral.ops import keys
+
+    found = keys.by_spend(keys.listed(site.plan(), site.out))
+    if as_json:
+        print_json([{key: item.data()[key] for key in ("name", "spend_usd", "budget")} for item in found])
+    else:
+        keys.show_spend(found, Console(highlight=False))
+
+
+@app.command("create")
+@shared("inventory", "out")
+def keys_create(
+    site: SiteOptions,
+    name: Annotated[str, typer.Argument(help="Its name, LiteLLM's key_alias.")],
+    pool: Annotated[list[str] | None, typer.Option("--pool", help="Pool that it opens; all if none.")] = None,
+    rpm: Annotated[int | None, typer.Option("--rpm", help="Requests per minute.")] = None,
+    tpm: Annotated[int | None, typer.Option("--tpm", help="Tokens per minute.")] = None,
+    parallel: Annotated[int | None, typer.Option("--parallel", help="Requests at the same time.")] = None,
+    max_usd: Annotated[float | None, typer.Option("--max-usd", help="What it may spend.")] = None,
+    period: Annotated[str | None, typer.Option("--period", help="Spending counts anew after it, such as 30d.")] = None,
+    expires: Annotated[str | None, typer.Option("--expires", help="Day or moment, such as 2027-01-31.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a key by hand, for a while: what is to last belongs into the inventory. Prints the file that it is in."""
+    from corral.ops import keys
+
+    found = site.plan()
+    limits = {"rpm": rpm, "tpm": tpm, "parallel": parallel}
+    budget = {"max_usd": max_usd, "period": period}
+    given = {"pools": pool, "limits": limits, "budget": budget, "expires": expires}
+    path = keys.create(found, site.out, name, keys.checked_consumer(name, given))
+    if as_json:
+        print_json({"name": name, "file": str(path)})
+    else:
+        sys.stdout.write(f"{path}\n")
+
+
+@app.command("revoke")
+@shared("inventory", "out")
+def keys_revoke(site: SiteOptions, names: Annotated[list[str], typer.Argument(help="Names of keys.")]) -> None:
+    """Revoke keys at once, and remove their files."""
+    from corral.ops import keys
+
+    again = keys.revoke(site.plan(), site.out, names)
+    talk.print(f"revoked: {', '.join(names)}")
+    if again:
+        talk.print(f"in the inventory still, so the next keys sync makes new ones: {', '.join(again)}", style="yellow")
+
+
+@app.command("rotate")
+@shared("inventory", "out")
+def keys_rotate(
+    site: SiteOptions,
+    name: Annotated[str, typer.Argument(help="Name of a key.")],
+    keep_hours: Annotated[
+        float, typer.Option("--keep-hours", min=0, max=8760, help="Hours for which the old key stays valid.")
+    ] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Put a new key in the place of one, with its settings and spending. Prints the file that it is in."""
+    from datetime import timedelta
+
+    from corral.ops import keys
+
+    path = keys.rotate(site.plan(), site.out, name, keep=timedelta(hours=keep_hours))
+    if as_json:
+        print_json({"name": name, "file": str(path)})
+    else:
+        sys.stdout.write(f"{path}\n")

@@ -1,0 +1,148 @@
+"""Model files, and which of them are in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from corral.cli.context import JsonOption, SiteOptions, plain, print_json, shared, talk, tell_figures, verbs
+from corral.errors import UsageError
+from corral.plan import load_site
+
+if TYPE_CHECKING:
+    from corral.ops.models import Shelf
+
+app = verbs("Model files: fetch, check, describe.")
+NamesArgument = Annotated[list[str] | None, typer.Argument(help="Models; all if none.")]
+PoolsArgument = Annotated[list[str], typer.Argument(help="Pools.")]
+
+
+def _shelf(options: SiteOptions) -> tuple[Shelf, set[str] | None]:
+    """All model files of a site, and the chosen hosts. A farm that does not fit yet has them, too."""
+    from corral.ops.models import open_shelf
+
+    site = load_site(options.loaded())
+    hosts = options.hosts(site.inventory)
+    return open_shelf(site, options.inventory, options.out, talk), hosts
+
+
+@app.command("pull")
+@shared("inventory", "out", "host")
+def models_pull(
+    site: SiteOptions,
+    names: NamesArgument = None,
+    offline: Annotated[
+        Path | None, typer.Option("--from", help="Take files from this folder, not the network.")
+    ] = None,
+    fallback: Annotated[str, typer.Option("--fallback", help="Quantization to take where there is no other.")] = "",
+    update: Annotated[bool, typer.Option("--update", help="Take and pin what the sources have now.")] = False,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, max=16, help="Files at the same time.")] = 3,
+    store: Annotated[Path | None, typer.Option("--store", help="Folder here for files of hosts behind ssh.")] = None,
+) -> None:
+    """Fetch what is missing into the hosts' models folders, check it, and pin it in models.lock.json."""
+    from corral.ops.models import Choice, pull
+
+    if offline is not None and not offline.is_dir():
+        raise UsageError(f"--from {offline}: there is no such folder")
+    shelf, hosts = _shelf(site)
+    chosen = frozenset(hosts) if hosts else None
+    pull(shelf, Choice(tuple(names or ()), chosen, offline, fallback, update, jobs, store))
+    tell_figures(site, hosts)
+
+
+@app.command("inspect")
+@shared("inventory", "out")
+def models_inspect(site: SiteOptions, names: NamesArgument = None) -> None:
+    """Read what the model files say of themselves, without fetching them, so that `plan` knows what they need."""
+    from corral.ops.models import inspect
+
+    inspect(_shelf(site)[0], names or ())
+
+
+@app.command("verify")
+@shared("inventory", "out", "host")
+def models_verify(site: SiteOptions, names: NamesArgument = None, as_json: JsonOption = False) -> int:
+    """Read every model file from the first to the last byte; exit code 1 when one is not the pinned one."""
+    from corral.ops.models import verify
+    from corral.ops.models_show import as_data, show_verdict
+
+    shelf, hosts = _shelf(site)
+    found = verify(shelf, names or (), hosts)
+    if as_json:
+        print_json(as_data(found))
+    else:
+        show_verdict(found, plain())
+    tell_figures(site, hosts)
+    return 0 if all(row.state == "verified" for row in found) else 1
+
+
+@app.command("ls")
+@shared("inventory", "out", "host")
+def models_ls(site: SiteOptions, names: NamesArgument = None, as_json: JsonOption = False) -> None:
+    """Show every model file: size, quantization, context, checksum, who uses it."""
+    from corral.ops.models import rows
+    from corral.ops.models_show import as_data, show_rows
+
+    shelf, hosts = _shelf(site)
+    found = rows(shelf, names or (), hosts)
+    if as_json:
+        print_json(as_data(found))
+    else:
+        show_rows(found, Console(highlight=False))
+
+
+@app.command("ps")
+@shared("inventory", "out", "host")
+def models_ps(site: SiteOptions, as_json: JsonOption = False) -> None:
+    """Show which pools' models are in memory, and how much each takes."""
+    from corral.ops import serving
+
+    plan = site.plan()
+    site.hosts(plan)
+    found = serving.ps(serving.places_of(plan, site.out, site.host))
+    if as_json:
+        print_json([asdict(item) for item in found])
+    else:
+        serving.show(found, Console(highlight=False))
+
+
+@app.command("load")
+@shared("inventory", "out", "host")
+def models_load(site: SiteOptions, pools: PoolsArgument) -> None:
+    """Bring models into memory; on a full shared server the least recently used goes, after its answers have ended."""
+    _serve(site, load=pools)
+
+
+@app.command("unload")
+@shared("inventory", "out", "host")
+def models_unload(site: SiteOptions, pools: PoolsArgument) -> None:
+    """Take models out of memory after their answers have ended; a shared server loads what is asked for again."""
+    _serve(site, unload=pools)
+
+
+@app.command("swap")
+@shared("inventory", "out", "host")
+def models_swap(
+    site: SiteOptions,
+    pool: Annotated[str, typer.Argument(help="The pool whose model comes.")],
+    instead_of: Annotated[str, typer.Option("--instead-of", help="The pool whose model goes.")] = "",
+) -> None:
+    """Put one model of a shared server in the place of another; when it does not load, the other is back."""
+    _serve(site, load=[pool], instead_of=instead_of)
+
+
+def _serve(site: SiteOptions, *, load: Iterable[str] = (), unload: Iterable[str] = (), instead_of: str = "") -> None:
+    from corral.ops import serving
+
+    plan = site.plan()
+    site.hosts(plan)
+    places = serving.places_of(plan, site.out, site.host)
+    coming, going = serving.chosen(places, load), serving.chosen(places, unload)
+    with serving.changing(plan, site.out, talk) as change:
+        serving.unload(change, going)
+        serving.load(change, coming, instead_of)

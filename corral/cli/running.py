@@ -1,0 +1,127 @@
+"""What starts, changes and stops a farm."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from corral.cli.context import SiteOptions, plain, shared, talk, tell_figures
+from corral.cli.rendering import write_rendering
+from corral.errors import UsageError
+from corral.render import render as render_plan
+
+app = typer.Typer()
+TimeoutOption = Annotated[float | None, typer.Option("--timeout", min=1, help="Seconds that a service may take.")]
+
+
+@app.command()
+def demo(
+    model: Annotated[str | None, typer.Option("--model", help="A GGUF file, or hf:owner/repo/file.gguf.")] = None,
+    down: Annotated[bool, typer.Option("--down", help="Stop the demo and leave nothing behind.")] = False,
+) -> None:
+    """Run the whole request path on this machine, without Docker, GPU or downloads."""
+    from corral.ops.demo import down as stop_demo
+    from corral.ops.demo import up as start_demo
+
+    if down and model:
+        raise UsageError("--down takes no model")
+    if down:
+        stop_demo(talk)
+    else:
+        start_demo(model, talk, plain())
+
+
+@app.command()
+@shared("inventory", "out", "host")
+def up(
+    site: SiteOptions,
+    timeout: Annotated[
+        float | None, typer.Option("--timeout", min=1, help="Seconds that a service may take; its own limit if absent.")
+    ] = None,
+    render_first: Annotated[bool, typer.Option("--render", help="Write the rendering first.")] = False,
+    cpu: Annotated[bool, typer.Option("--cpu", help="No cards here: run what wants one on the processor.")] = False,
+) -> None:
+    """Start what is missing, change what is not as rendered, wait until all is well; replicas are drained first."""
+    from corral.ops.up import up as bring_up
+
+    found = site.plan()
+    hosts = site.hosts(found)
+    if render_first:
+        write_rendering(found, site.out, hosts)
+    bring_up(found, site.out, talk, hosts=hosts, timeout_s=timeout, is_on_cpu=cpu)
+    tell_figures(site, hosts)
+
+
+@app.command()
+@shared("inventory", "out", "host")
+def down(
+    site: SiteOptions,
+    volumes: Annotated[bool, typer.Option("--volumes", help="Lose the data too: keys, spend, figures.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Yes, lose the data.")] = False,
+) -> None:
+    """Stop and remove containers and networks; data stays unless --volumes and --yes say otherwise."""
+    from corral.ops.up import down as take_down
+
+    found = site.plan()
+    take_down(found, site.out, talk, hosts=site.hosts(found), volumes=volumes, yes=yes)
+
+
+@app.command()
+@shared("inventory", "out")
+def upgrade(
+    site: SiteOptions,
+    to: Annotated[list[str] | None, typer.Option("--to", metavar="KEY=IMAGE", help="Another image for a key.")] = None,
+    timeout: TimeoutOption = None,
+) -> None:
+    """Show every image from and to, try one replica of each pool first, then change the rest one at a time."""
+    from corral.ops.upgrade import upgrade as change_images
+
+    site.plan()
+    change_images(site.inventory, site.out, talk, plain(), to=to or [], timeout_s=timeout)
+    tell_figures(site, None)
+
+
+@app.command()
+@shared("inventory", "out", "host")
+def rollback(site: SiteOptions, timeout: TimeoutOption = None) -> None:
+    """Go back to the rendering that ran before, one service at a time."""
+    from corral.ops.upgrade import rollback as go_back
+
+    found = site.plan()
+    go_back(found, site.out, talk, hosts=site.hosts(found), timeout_s=timeout)
+    tell_figures(site, site.hosts(found))
+
+
+@app.command()
+@shared("inventory", "out", "host")
+def restart(
+    site: SiteOptions, names: Annotated[list[str], typer.Argument(help="Service, container, pool, model, host or GPU.")]
+) -> None:
+    """Restart services one after the other; each is healthy again before the next."""
+    from corral.ops.hosts import compose_hosts
+    from corral.ops.names import services_named
+    from corral.ops.restart import restart as restart_services
+
+    found = site.plan()
+    services = services_named(found, names, site.hosts(found))
+    hosts = compose_hosts(found, site.out, {item.host for item in services})
+    restart_services(hosts, services, talk)
+
+
+@app.command()
+@shared("inventory", "out", "host")
+def setup(
+    site: SiteOptions,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    units: Annotated[bool, typer.Option("--units", help="Install systemd units: start at boot, power limits.")] = False,
+) -> None:
+    """Prepare a fresh host step by step and start it: says first what it will do; may be run again at any time."""
+    from corral.ops.hosts import compose_hosts
+    from corral.ops.setup import Setup
+
+    found = site.plan()
+    chosen = site.hosts(found)
+    Setup(render_plan(found), talk, dry_run=dry_run, units=units).run(compose_hosts(found, site.out, chosen))
+    if not dry_run:
+        tell_figures(site, chosen)

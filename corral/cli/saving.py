@@ -1,0 +1,113 @@
+"""What carries a site elsewhere: backup, restore, bundle."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from corral.cli.context import JsonOption, SiteOptions, print_json, shared, talk, tell_figures
+from corral.cli.show import page
+from corral.errors import UsageError
+
+app = typer.Typer()
+PassphraseOption = Annotated[
+    Path | None, typer.Option("--passphrase-file", help="Its first line is the passphrase; else CORRAL_PASSPHRASE.")
+]
+
+
+@app.command()
+@shared("inventory", "out", "host")
+def backup(
+    site: SiteOptions,
+    to: Annotated[Path | None, typer.Option("--to", help="The file to make; SITE-DATE.backup here if absent.")] = None,
+    without_secrets: Annotated[
+        bool, typer.Option("--without-secrets", help="Leave keys and passwords out, and seal nothing.")
+    ] = False,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Seal only the secrets: the rest stays readable without the passphrase.")
+    ] = False,
+    passphrase_file: PassphraseOption = None,
+) -> None:
+    """Save inventory, rendering, secrets and data of services in one sealed file; prints its name."""
+    from corral.ops.archive import Sealing
+    from corral.ops.backup import backup as save
+    from corral.sealing import find_passphrase
+
+    found = site.plan()
+    hosts = site.hosts(found)
+    sealing = None if without_secrets else Sealing(find_passphrase(passphrase_file, is_new=True), plain)
+    made = save(found, site.out, talk, hosts=hosts, to=to, sealing=sealing)
+    sys.stdout.write(f"{made}\n")
+    tell_figures(site, hosts)
+
+
+@app.command()
+@shared("inventory", "out", "host")
+def restore(
+    site: SiteOptions,
+    file: Annotated[Path, typer.Argument(help="What backup made.")],
+    passphrase_file: PassphraseOption = None,
+    replace: Annotated[bool, typer.Option("--replace", help="The place is not empty: replace what is there.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Yes, lose what is there, and use other places and images.")
+    ] = False,
+    only_list: Annotated[
+        bool, typer.Option("--list", help="Check every byte, show what is in it, change nothing.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring back what a backup holds on an empty machine; afterwards `up` starts it."""
+    from corral.ops import restore as ops
+    from corral.ops.archive import read_backup
+    from corral.sealing import find_passphrase
+
+    if as_json and not only_list:
+        raise UsageError("--json goes with --list")
+    if not only_list:
+        hosts = frozenset(site.host) if site.host else None
+        ops.restore(file, talk, ops.Wanted(site.inventory, site.out, hosts, passphrase_file, replace, yes))
+        return
+    found = read_backup(file, partial(find_passphrase, passphrase_file, is_new=False))
+    if as_json:
+        print_json(found.manifest.model_dump(mode="json"))
+        return
+    page().print(ops.listing(found))
+    talk.print(Text(ops.summary(found)))
+
+
+@app.command()
+@shared("inventory", "out", "host")
+def bundle(
+    site: SiteOptions,
+    load: Annotated[str, typer.Argument(metavar="[load]", help="load PATH: the other side.")] = "",
+    path: Annotated[Path | None, typer.Argument(help="The bundle to load.")] = None,
+    to: Annotated[Path | None, typer.Option("--to", help="A folder, or FILE.tar, to make.")] = None,
+    without_kit: Annotated[bool, typer.Option("--without-kit", help="Leave the kit and its wheels out.")] = False,
+    sign: Annotated[Path | None, typer.Option("--sign", metavar="KEYFILE", help="Sign it with this ssh key.")] = None,
+    signer: Annotated[
+        Path | None, typer.Option("--signer", help="With load: file of allowed signers, as ssh-keygen reads it.")
+    ] = None,
+    unsigned: Annotated[bool, typer.Option("--unsigned", help="With load: accept an unsigned bundle.")] = False,
+) -> None:
+    """Collect images, model files, rendering and the kit for hosts without internet; `bundle load PATH` over there."""
+    from corral.ops import bundle as making
+    from corral.ops import unbundle
+
+    if (load, path is None, to is None) == ("load", False, True):
+        if (signer is None) != unsigned:
+            raise UsageError(
+                "say who has to have made it: --signer FILE (allowed signers: NAME ssh-ed25519 AAAA…), or --unsigned, "
+                "once the sha256 that bundle printed was compared with sha256sum SHA256SUMS"
+            )
+        hosts = frozenset(site.host) if site.host else None
+        unbundle.load(path or Path(), talk, unbundle.Wanted(site.inventory, site.out, hosts, signer))
+        return
+    if load or to is None:
+        raise UsageError("say where to: bundle --to FOLDER (or FILE.tar); or on the other side: bundle load PATH")
+    found = site.plan()
+    making.bundle(found, site.out, talk, hosts=site.hosts(found), to=to, with_kit=not without_kit, key=sign)

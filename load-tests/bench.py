@@ -1,0 +1,166 @@
+"""`./generate.py bench VERB`: load with Locust, measured capacity, and limits that follow from it."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # the folder that has `corral`
+
+import apply
+import compare
+import report
+import run
+import sweep
+import verify
+from corral.cli.context import JsonOption, SiteOptions, exit_code_of, plain, print_json, shared, talk, verbs
+from corral.ops.answers import bench_folder
+from target import Target
+
+app = verbs("Load, measured capacity, limits from it.")
+
+DirectOption = Annotated[bool, typer.Option("--direct", help="Straight at the replicas, past the gateway.")]
+TokensOption = Annotated[int | None, typer.Option("--max-tokens", min=1, help="Longest answer.")]
+LongOption = Annotated[float | None, typer.Option("--long-share", min=0, max=1, help="Share of long prompts.")]
+PoolsOption = Annotated[list[str] | None, typer.Option("--pool", help="Only this pool; may be given several times.")]
+
+
+@app.command("run")
+@shared("inventory", "out")
+def run_verb(
+    site: SiteOptions,
+    scenario: Annotated[str, typer.Argument(help="stress, mixed, soak, single, conversation or burst.")],
+    pool: PoolsOption = None,
+    direct: DirectOption = False,
+    replica: Annotated[str, typer.Option("--replica", help="Only this replica, by its container's name.")] = "",
+    rate: Annotated[float | None, typer.Option("--rate", min=0.001, help="Requests a second (open loop).")] = None,
+    users: Annotated[int | None, typer.Option("--users", min=1, help="Clients, or requests in a burst.")] = None,
+    duration: Annotated[
+        float | None, typer.Option("--duration", min=1, help="Seconds; the scenario's if absent.")
+    ] = None,
+    max_tokens: TokensOption = None,
+    long_share: LongOption = None,
+    web: Annotated[str, typer.Option("--web", help="HOST:PORT of Locust's page; Ctrl-C ends it.")] = "",
+    to: Annotated[Path | None, typer.Option("--to", help="Folder for raw data and figures.")] = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Run one scenario with Locust; exit code 1 when the farm did not hold what the scenario promises."""
+    target = Target(site.plan(), site.out, direct, replica, max_tokens, long_share)
+    data = run.run(target, run.Wanted(scenario, tuple(pool or ()), rate, users, duration, web, to), talk)
+    if as_json:
+        print_json(data)
+    else:
+        run.show(data, plain())
+    return 1 if data["broken"] else 0
+
+
+RunOption = Annotated[str, typer.Option("--run", help="Name or folder of a run; the newest if absent.")]
+
+
+@app.command("sweep")
+@shared("inventory", "out")
+def sweep_verb(
+    site: SiteOptions,
+    pool: PoolsOption = None,
+    direct: DirectOption = False,
+    steps: Annotated[str, typer.Option("--steps", help="Rates, as shares of what the full pool answers.")] = (
+        "0.3,0.5,0.7,0.8,0.9,1.0,1.1,1.3"
+    ),
+    step_s: Annotated[float, typer.Option("--step-s", min=1, help="Least seconds of a step.")] = 300,
+    step_requests: Annotated[int, typer.Option("--step-requests", min=1, help="Least requests of a step.")] = 100,
+    warm_s: Annotated[float, typer.Option("--warm-s", min=1, help="Seconds with every slot in use at first.")] = 60,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, max=20, help="How often all steps are made.")] = 3,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer.")] = 128,
+    long_share: LongOption = None,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=1, help="Seconds after which an answer is a failure.")
+    ] = 120,
+    resume: Annotated[str, typer.Option("--resume", help="Go on with this run, as it was begun.")] = "",
+    to: Annotated[Path | None, typer.Option("--to", help="Folder of the run.")] = None,
+) -> None:
+    """Measure what every pool holds: knee, safe rate, N-1; prints the folder of the run with its report."""
+    plan = site.plan()
+    if resume:
+        folder = sweep.find_run(plan, resume, is_whole=False)
+        wanted = sweep.read_wanted(folder)
+    else:
+        folder = to or bench_folder(plan) / sweep.new_run()
+        shares = sweep.parse_shares(steps)
+        wanted = sweep.Wanted(
+            tuple(pool or ()), shares, step_s, step_requests, warm_s, repeats, max_tokens, long_share, timeout, direct
+        )
+    sweep.sweep(Target(plan, site.out), wanted, folder, talk)
+    report.write_report(folder)
+    sys.stdout.write(f"{folder}\n")
+
+
+@app.command("report")
+@shared("inventory")
+def report_verb(site: SiteOptions, run: RunOption = "") -> None:
+    """Write a run's report again: HTML, Markdown, CSV."""
+    for path in report.write_report(sweep.find_run(site.plan(), run)):
+        sys.stdout.write(f"{path}\n")
+
+
+@app.command("compare")
+@shared("inventory")
+def compare_verb(
+    site: SiteOptions,
+    before: Annotated[str, typer.Argument(help="Name or folder of the earlier run.")],
+    after: Annotated[str, typer.Argument(help="Name or folder of the later run; the newest if absent.")] = "",
+    as_json: JsonOption = False,
+) -> int:
+    """Compare two runs; exit code 1 when a pool holds less than before, beyond the noise."""
+    plan = site.plan()
+    found = compare.compare_runs(sweep.find_run(plan, before), sweep.find_run(plan, after))
+    if as_json:
+        print_json([asdict(item) for item in found])
+    for item in found if not as_json else ():
+        sys.stdout.write(f"{item.words}\n")
+    return 1 if any(item.verdict == "worse" for item in found) else 0
+
+
+@app.command("apply")
+@shared("inventory")
+def apply_verb(
+    site: SiteOptions,
+    run: RunOption = "",
+    basis: Annotated[str, typer.Option("--basis", help="safe, n-1 (a card may be lost) or knee.")] = "safe",
+    tokens: Annotated[bool, typer.Option("--tokens", help="Limit tokens a minute, too.")] = False,
+    to_file: Annotated[bool, typer.Option("--write", help="Change the inventory.")] = False,
+) -> None:
+    """Show the limits that a run measured as a change of the inventory; --write makes it."""
+    folder = sweep.find_run(site.plan(), run)
+    sys.stdout.write(apply.apply(site.inventory, folder, basis, with_tokens=tokens, is_written=to_file))
+    talk.print("next: ./generate.py up --render, then bench verify" if to_file else "--write makes this change")
+
+
+@app.command("verify")
+@shared("inventory", "out")
+def verify_verb(
+    site: SiteOptions,
+    pool: PoolsOption = None,
+    at_s: Annotated[float, typer.Option("--at-s", min=1, help="Seconds at the limit.")] = 60,
+    above_s: Annotated[float, typer.Option("--above-s", min=1, help="Seconds at three times the limit.")] = 60,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer, as in the sweep.")] = 128,
+    long_share: LongOption = None,
+    to: Annotated[Path | None, typer.Option("--to", help="Folder for raw data and figures.")] = None,
+) -> int:
+    """Show that pools hold their objective at their limits and refuse cleanly above; exit code 1 when they do not."""
+    plan = site.plan()
+    wanted = verify.Wanted(tuple(pool or ()), at_s, above_s, max_tokens)
+    data = verify.verify(
+        Target(plan, site.out, long_share=long_share), wanted, to or bench_folder(plan) / "verify", talk
+    )
+    for words in data["broken"]:
+        talk.print(Text(words, style="red"))
+    return 1 if data["broken"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(app, sys.argv[1:], "generate.py bench"))

@@ -1,0 +1,102 @@
+"""One load: Locust in a process of its own, from its settings to the rows that it wrote."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from corral.errors import CorralError
+from corral.inventory import Objective
+from figures import Figures, figures_of
+from scenarios import Loop, Stage
+from target import Tasks
+
+LOCUSTFILE = Path(__file__).with_name("locustfile.py")
+SPARE_S = 120.0
+"""Beyond a load's own time: Locust's start and end on a slow machine."""
+LAST_LINES = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What is to be sent."""
+
+    tasks: Tasks
+    loop: Loop
+    stages: tuple[Stage, ...]
+    timeout_s: float = 300.0
+    turns: int = 1
+    is_ramped: bool = False
+    error_budget: float | None = None
+    """Share of failures at which the load ends early."""
+    seed: int = 1
+
+    @property
+    def lasts_s(self) -> float:
+        """Seconds in which requests are sent."""
+        return sum(stage.duration_s for stage in self.stages)
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """All requests of a load as they were measured, and how it ended."""
+
+    requests: list[dict[str, Any]]
+    lasts_s: float
+    """Seconds in which requests were to be sent."""
+    lasted_s: float
+    is_aborted: bool
+
+    def figures(self, objective: Objective, pool: str = "") -> Figures:
+        """The figures of all requests, or of those to one pool."""
+        rows = [row for row in self.requests if pool in ("", row["pool"])]
+        span = min(self.lasts_s, self.lasted_s) if self.is_aborted else self.lasts_s
+        return figures_of(rows, objective, span, is_aborted=self.is_aborted)
+
+
+def run_load(load: Load, rows: Path, web: str = "") -> Rows:
+    """Sends the load and returns what was measured; the raw data is in `rows`, one JSON object a line.
+
+    Args:
+        load: what is sent.
+        rows: the file for the raw data.
+        web: HOST:PORT of Locust's page; the page stays until Ctrl-C. Empty: no page.
+
+    Raises:
+        CorralError: Locust did not come to its end, with its last words.
+    """
+    rows.parent.mkdir(parents=True, exist_ok=True)
+    rows = rows.resolve()
+    rows.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(prefix="corral-load-") as name:
+        settings, log = Path(name) / "settings.json", Path(name) / "locust.log"
+        told = {**asdict(load), "tasks": load.tasks.tasks, "rows": str(rows)}
+        settings.write_text(json.dumps(told), encoding="utf-8")
+        environment = {**os.environ, **load.tasks.environment, "CORRAL_LOAD": str(settings)}
+        limit = None if web else load.lasts_s + load.timeout_s + SPARE_S
+        with log.open("wb") as output, suppress(subprocess.TimeoutExpired):
+            subprocess.run(
+                _command(web, load.timeout_s), env=environment, stdin=subprocess.DEVNULL, timeout=limit, check=False,
+                stdout=None if web else output, stderr=None if web else subprocess.STDOUT,
+            )  # fmt: skip
+        with suppress(OSError, ValueError):
+            *requests, end = [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]
+            if "end" in end:
+                return Rows(requests, load.lasts_s, end["lasted_s"], end["aborted"])
+        last = "\n".join(log.read_text(errors="replace").splitlines()[-LAST_LINES:])
+        raise CorralError(f"the load came to no end; Locust's last words:\n{last}")
+
+
+def _command(web: str, timeout_s: float) -> list[str]:
+    words = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--stop-timeout", f"{timeout_s:g}"]
+    if web:
+        host, _, port = web.rpartition(":")
+        return [*words, "--autostart", "--web-host", host or "127.0.0.1", "--web-port", port]
+    return [*words, "--headless", "--only-summary", "--exit-code-on-error", "0"]
