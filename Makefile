@@ -28,7 +28,7 @@ test: env ## all that can be tested here, and what was left out and why; ARGS="-
 	@$(PYTHON) -m pytest -n auto --dist loadgroup --durations 10 $(ARGS)
 
 test-fast: env ## what starts no program: a minute at most
-	@$(PYTHON) -m pytest -n auto -m "not programs" tests/unit tests/rules tests/monitoring $(ARGS)
+	@$(PYTHON) -m pytest -n auto -m "not programs and not slow" tests/unit tests/rules $(ARGS)
 
 lint: env ## ruff and mypy strict
 	@$(PYTHON) -m ruff check .

@@ -28,7 +28,7 @@ from tests.processes.helpers import REPOSITORY, serving_http
 FIRST_S = 0.4
 GAP_S = 0.15
 PIECES = 6
-CLOSE = 0.05
+CLOSE = 0.15
 """Share by which client and server may differ."""
 
 
@@ -107,7 +107,7 @@ def sent(known: Known, folder: Path, **given: Any) -> Rows:
 
 
 def test_times_are_those_of_the_server(tmp_path: Path) -> None:
-    """TTFT, gaps, TPOT and E2E are within 5 % of what the server wrote down for the same requests."""
+    """TTFT, gaps, TPOT and E2E are within 15 % of what the server wrote down for the same requests."""
     with serving(Known()) as known:
         found = sent(known, tmp_path, loop="burst", stages=(Stage(2.4, 1, every_s=0.8),))
     rows = sorted(found.requests, key=lambda row: float(row["due_at"]))

@@ -139,6 +139,7 @@ def test_every_verb_explains_itself(run: Run, verb: list[str]) -> None:
     assert "Usage:" in said.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [

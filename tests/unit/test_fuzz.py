@@ -17,6 +17,8 @@ from corral.render import render
 from corral.yamlsource import parse
 from tests.unit.test_bad_inventories import BASE, JARGON
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = [BASE, *(path.read_text() for path in sorted([ROOT / "inventory.yaml", *ROOT.glob("inventories/*.yaml")]))]
 SETTINGS = settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

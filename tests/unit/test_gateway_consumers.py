@@ -38,6 +38,7 @@ def test_the_key_and_its_weight_go_to_the_balancer(gateway: ModuleType, call: st
     assert sent(gateway, call, plain)[place] == {"x-corral-consumer": KEY[:32]}
 
 
+@pytest.mark.slow
 def test_the_master_key_is_known_by_its_hash_too(gateway: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     from litellm.proxy import proxy_server
 

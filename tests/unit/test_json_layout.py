@@ -21,11 +21,13 @@ values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(values)
 def test_the_data_stay_the_same(value: object) -> None:
     assert json.loads(laid_out(value)) == value
 
 
+@pytest.mark.slow
 @given(st.recursive(st.just("short"), lambda below: st.lists(below, min_size=1, max_size=9), max_leaves=99))
 def test_no_line_is_wider_than_it_has_to_be(value: object) -> None:
     assert max(map(len, laid_out(value).splitlines())) <= WIDTH

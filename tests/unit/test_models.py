@@ -283,6 +283,7 @@ def test_a_broken_lock_is_explained(site: Site) -> None:
 # --- killed at any moment ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_nothing_looks_complete(site: Site, made: Made) -> None:
     """SIGKILL after so many bytes were sent; then a run to the end."""
     body = made.chat + bytes(8_000_000)
@@ -307,6 +308,7 @@ def _kill_after(site: Site, sent: int) -> None:
     process.wait(30)
 
 
+@pytest.mark.slow
 def test_an_interrupted_pull_ends_at_once_and_goes_on_later(site: Site, made: Made) -> None:
     pause = threading.Event()
     site.shop.put_hub("o/r", "sub/tiny-Q8_0.gguf", made.chat, pause=pause)

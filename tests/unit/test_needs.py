@@ -10,6 +10,8 @@ import pytest
 
 from tests.needs import NEEDS, find_program, why_missing
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 SOME_TESTS = """
 import pytest
@@ -98,6 +100,7 @@ def test_an_unknown_need_is_refused(tmp_path: Path) -> None:
 def test_the_marks_to_select_by_follow_from_the_needs(tmp_path: Path, mark: str, count: int) -> None:
     text = """
 import pytest
+
 @pytest.mark.needs("docker-engine")
 def test_engine(): ...
 @pytest.mark.needs("haproxy")
@@ -132,6 +135,7 @@ def test_a_program_is_found_where_daemons_lie(tmp_path: Path, monkeypatch: pytes
     assert find_program("redis-server", "valkey-server") == daemon
 
 
+@pytest.mark.slow
 def test_with_several_workers_what_starts_the_same_programs_stays_together(tmp_path: Path) -> None:
     """pytest 9.2 with pytest-xdist 3.8 divides silently as if there were no groups (its issue 1386)."""
     (tmp_path / "processes").mkdir()

@@ -317,6 +317,7 @@ def states_after_kills(tmp_path: Path) -> Iterator[tuple[int, Path]]:
     pytest.fail("a write of a few files takes more than 500 steps")
 
 
+@pytest.mark.slow
 def test_after_a_kill_at_any_step_the_next_run_finishes(tmp_path: Path) -> None:
     """Until then, who reads the tree is told that it is half written."""
     steps = halves = 0
@@ -335,6 +336,7 @@ def test_after_a_kill_at_any_step_the_next_run_finishes(tmp_path: Path) -> None:
     assert halves > 3
 
 
+@pytest.mark.slow
 def test_after_a_kill_at_any_step_another_inventory_can_be_rendered(tmp_path: Path) -> None:
     """What the killed run wrote, and what it left, does not pass for edited by hand; an edit still does."""
     other = {**OLD, "a/compose.yaml": b"newer\n", "a/part/changed": b"three\n"}
@@ -382,6 +384,7 @@ print("done", flush=True)
 """
 
 
+@pytest.mark.slow
 def test_real_kills_at_random_moments(tmp_path: Path) -> None:
     """Thirty runs are shot with SIGKILL at random moments of their writing; the last one makes the tree whole."""
     dice = random.Random(4711)  # noqa: S311 - the same moments in every run, as far as a machine can
@@ -431,6 +434,7 @@ def test_two_writers_at_once(out: Path) -> None:
     assert on_disk(out) == NEW
 
 
+@pytest.mark.slow
 def test_of_many_writers_each_writes_its_tree_or_says_that_another_is_at_it(tmp_path: Path) -> None:
     out = tmp_path / "out"
     timed_writer(out, 0)

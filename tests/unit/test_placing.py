@@ -43,6 +43,7 @@ def taken(found: Placing, bins: list[Bin]) -> int:
     return len(set(found.values()) | {card.key for card in bins if card.is_used})
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(CARDS, SIZES, st.randoms(use_true_random=False))
 def test_never_too_full_deterministic_and_no_worse_than_first_fit(

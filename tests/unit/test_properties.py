@@ -202,6 +202,7 @@ def files_are_tidy(tree: Tree) -> None:
         assert ".." not in path.split("/"), path
 
 
+@pytest.mark.slow
 @QUICK
 @given(inventory=inventories(), random=st.randoms(use_true_random=False))
 def test_a_tree_depends_on_what_the_inventory_says_alone(inventory: dict[str, Any], random: Any) -> None:
@@ -246,6 +247,7 @@ def test_secrets_that_lie_about_are_not_rendered(monkeypatch: pytest.MonkeyPatch
     assert [path for path, data in tree.items() if MARKER.encode() in data] == []
 
 
+@pytest.mark.slow
 def test_most_random_inventories_can_be_planned() -> None:
     """Otherwise the properties above would say little."""
     planned: Counter[bool] = Counter()

@@ -29,6 +29,7 @@ def is_shell_script(path: Path) -> bool:
     return path.suffix == ".sh" or (first[:1] != [] and first[0][:2] == b"#!" and first[-1].endswith((b"/sh", b"bash")))
 
 
+@pytest.mark.slow
 @pytest.mark.needs("shellcheck")
 def test_shellcheck_finds_nothing() -> None:
     scripts = shell_scripts()

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from corral.simulation import Fate, Station, Trace, make_trace, replay, simulate
 
+pytestmark = pytest.mark.slow
+
 ARRIVALS = 40_000
 ENDLESS = 1_000_000
 """A queue that nobody finds full, and a patience that nobody loses."""

@@ -203,6 +203,7 @@ def test_what_is_no_result_is_passed_over(plan: Plan, text: str) -> None:
 # --- the command line -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_table_shows_now_and_then(inventory: Path) -> None:
     command = [sys.executable, str(ROOT / "generate.py"), "plan", "--what-if", "chat.gpus=1", "--what-if", "answer_s=8"]
     environment = {**os.environ, "COLUMNS": "200"}
