@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from corral.errors import CorralError
-from corral.ops.tarball import members
+from corral.ops.archives.tarball import members
 from corral.output import compare, digest, write_atomically
 
 FOLDER = ".history"

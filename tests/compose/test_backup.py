@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 from corral.load import load_inventory
-from corral.ops import envelope
+from corral.ops.archives import envelope
 from corral.plan import Plan, build_plan
 from corral.secrets import read_env
 from corral.tiny_models import KNOWN_ANSWER, make_chat_model

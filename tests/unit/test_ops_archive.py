@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 
-from corral import sealing
 from corral.errors import CorralError
-from corral.ops import archive
-from corral.ops.archive import (
+from corral.ops.archives import archive
+from corral.ops.archives import passphrase as sealing
+from corral.ops.archives.archive import (
     END,
     INVENTORY,
     MANIFEST,
@@ -33,8 +33,8 @@ from corral.ops.archive import (
     Sealing,
     feed_states,
 )
+from corral.ops.archives.passphrase import WrongPassphraseError
 from corral.ops.history import unpacked
-from corral.sealing import WrongPassphraseError
 
 STATE = b"".join(hashlib.sha256(b"%d" % number).digest() for number in range(6000))
 FILES = {INVENTORY: b"schema_version: 1\n", "rendering/sa/compose.yaml": b"services: {}\n"}

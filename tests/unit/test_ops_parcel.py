@@ -24,14 +24,15 @@ from corral.cli import main
 from corral.errors import CorralError, UsageError
 from corral.load import validate
 from corral.model_lock import LockedFile
-from corral.ops import bundle as making
-from corral.ops import parcel, unbundle
-from corral.ops.bundle import _unpacked
+from corral.ops.archives import bundle as making
+from corral.ops.archives import load as unbundle
+from corral.ops.archives import parcel
+from corral.ops.archives.bundle import _unpacked
+from corral.ops.archives.parcel import SIGNATURE, SUMS, Bundle, HostParts, Image, Manifest, ModelFile, Packer, pack
+from corral.ops.archives.signing import sign
+from corral.ops.archives.tarball import members
 from corral.ops.hosts import ComposeHost
-from corral.ops.parcel import SIGNATURE, SUMS, Bundle, HostParts, Image, Manifest, ModelFile, Packer, pack
 from corral.ops.setup import model_sources
-from corral.ops.signing import sign
-from corral.ops.tarball import members
 from corral.plan import build_plan
 from corral.render import render
 from corral.yamlsource import parse

@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from corral import sealing
 from corral.errors import CorralError, UsageError
 from corral.load import load_texts
-from corral.ops import archive
-from corral.ops.archive import INVENTORY, Manifest, Sealing
+from corral.ops.archives import archive
+from corral.ops.archives import passphrase as sealing
+from corral.ops.archives.archive import INVENTORY, Manifest, Sealing
+from corral.ops.archives.passphrase import VARIABLE, seal
+from corral.ops.archives.restore import Wanted, restore
 from corral.ops.history import packed
-from corral.ops.restore import Wanted, restore
 from corral.plan import build_plan
 from corral.render import render
-from corral.sealing import VARIABLE, seal
 
 OLD = Path(__file__).resolve().parents[1] / "backups" / "format-1.tar.gz"
 PASSPHRASE = "open sesame, slowly"
@@ -99,7 +99,7 @@ def test_nothing_is_asked_over_ssh_before_a_person_agreed(tmp_path: Path, monkey
     path = save(tmp_path, COMPOSE, sealed=None)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", lambda _words: "no")
-    monkeypatch.setattr("corral.ops.restore.check_engine", lambda host: pytest.fail(f"{host.name} was asked"))
+    monkeypatch.setattr("corral.ops.archives.restore.check_engine", lambda host: pytest.fail(f"{host.name} was asked"))
     with pytest.raises(UsageError, match="nothing was changed"):
         bring_back(path, tmp_path / "new")
 

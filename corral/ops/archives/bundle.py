@@ -26,19 +26,19 @@ from corral import __version__
 from corral.errors import CorralError, UsageError
 from corral.image_lock import IMAGE_LOCK, ImageLock, LockedImage, image_lock_text
 from corral.load import load_texts, locks_beside
-from corral.ops.backup import amount
+from corral.ops.archives.backup import amount
+from corral.ops.archives.parcel import SIGNATURE, SUMS, HostParts, Image, Manifest, ModelFile, Packer, explained, pack
+from corral.ops.archives.signing import sign
 from corral.ops.hosts import ComposeHost, compose_hosts
 from corral.ops.interrupts import Interrupts
-from corral.ops.parcel import SIGNATURE, SUMS, HostParts, Image, Manifest, ModelFile, Packer, explained, pack
 from corral.ops.setup import model_sources, models_folder
-from corral.ops.signing import sign
 from corral.ops.survey import check_engine
 from corral.ops.up import PULL_LIMIT_S, check_rendering
 from corral.output import locked
 from corral.plan import Plan, build_plan
 from corral.render import render
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 README = ROOT / "templates" / "_bundle" / "README.txt"
 KIT = (
     "generate.py", "corral", "templates", "gpu-server", "langfuse", "litellm", "monitoring", "load-tests", "tools",

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import IO
 
 from corral.errors import CorralError
-from corral.sealing import seal, unseal
+from corral.ops.archives.passphrase import seal, unseal
 
 MARK = b"corral-backup/2 sealed\n"
 LONGEST_LINE = 4096

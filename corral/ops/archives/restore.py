@@ -24,14 +24,15 @@ from rich.text import Text
 from corral.contributions import State
 from corral.errors import CorralError, UsageError, on_one_line
 from corral.load import LOCKS, load_inventory, load_texts
-from corral.ops.archive import INVENTORY, RENDERING, SECRETS, Asking, Backup, feed_states, read_backup
-from corral.ops.backup import amount
+from corral.ops.archives.archive import INVENTORY, RENDERING, SECRETS, Asking, Backup, feed_states, read_backup
+from corral.ops.archives.backup import amount
+from corral.ops.archives.passphrase import find_passphrase, unseal
+from corral.ops.archives.states import put_back, state_of_plan, title
 from corral.ops.board import Board
 from corral.ops.history import unpacked
 from corral.ops.hosts import NOT_COPIED, CommandError, ComposeHost, compose_hosts
 from corral.ops.interrupts import Interrupts
 from corral.ops.lock import alone
-from corral.ops.states import put_back, state_of_plan, title
 from corral.ops.survey import check_engine
 from corral.ops.up import LOCK, Run, fetch_images, look
 from corral.ops.waiting import COMMAND_LIMIT_S
@@ -39,7 +40,6 @@ from corral.output import MANIFEST, compare, locked, write, write_atomically
 from corral.plan import Plan, build_plan
 from corral.policy import refuse_weak
 from corral.render import refuse_other_site, render
-from corral.sealing import find_passphrase, unseal
 from corral.secrets import ENV_FILE, FOLDER, initialise
 
 STAGING = ".restore.part"

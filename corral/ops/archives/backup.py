@@ -16,18 +16,18 @@ from rich.text import Text
 from corral import __version__
 from corral.errors import CorralError
 from corral.load import locks_beside
-from corral.ops import archive
-from corral.ops.archive import INVENTORY, RENDERING, SECRETS, Manifest, Member, SavedState, Sealing
+from corral.ops.archives import archive
+from corral.ops.archives.archive import INVENTORY, RENDERING, SECRETS, Manifest, Member, SavedState, Sealing
+from corral.ops.archives.passphrase import seal
+from corral.ops.archives.states import state_of_plan, take_words, title
 from corral.ops.history import files_on_disk, note_backup, packed
 from corral.ops.hosts import ComposeHost, compose_hosts
 from corral.ops.interrupts import Interrupts
 from corral.ops.lock import alone
-from corral.ops.states import state_of_plan, take_words, title
 from corral.ops.survey import check_engine, image_ids
 from corral.ops.up import LOCK
 from corral.output import MANIFEST, finish_interrupted
 from corral.plan import Plan
-from corral.sealing import seal
 from corral.secrets import ENV_FILE, FOLDER
 
 UNITS = ("bytes", "KiB", "MiB", "GiB")

@@ -21,12 +21,12 @@ from rich.text import Text
 
 from corral.errors import CorralError, UsageError, on_one_line
 from corral.load import LOCKS, load_texts
-from corral.ops.backup import amount
+from corral.ops.archives.backup import amount
+from corral.ops.archives.parcel import PART, SUMS, Bundle, Image, ModelFile, opened
+from corral.ops.archives.signing import signer_of
 from corral.ops.hosts import CommandError, ComposeHost, compose_hosts
 from corral.ops.interrupts import Interrupts
-from corral.ops.parcel import PART, SUMS, Bundle, Image, ModelFile, opened
 from corral.ops.setup import model_sources, models_folder
-from corral.ops.signing import signer_of
 from corral.ops.survey import check_engine, image_ids
 from corral.output import compare, write, write_atomically
 from corral.plan import Plan, build_plan

@@ -1,7 +1,7 @@
 """A backup as one file: a compressed tar archive with a manifest, which knows the checksum of everything else in it.
 
 The first member is the manifest, the last one the manifest's checksum: an archive that was cut off has no end. With a
-passphrase all of it is sealed (`corral.ops.envelope`), or, where it is to stay readable, a sealed checksum of the
+passphrase all of it is sealed (`envelope`), or, where it is to stay readable, a sealed checksum of the
 manifest is its second member. It is made beside its place under another name, mode 0600, and gets its name when all of
 it is on the disk.
 """
@@ -27,10 +27,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field
 from corral.errors import CorralError
 from corral.file_names import PathBelow
 from corral.inventory import Name
-from corral.ops import envelope
-from corral.ops.tarball import MOST_MEMBERS, Part, Readable, members
+from corral.ops.archives import envelope
+from corral.ops.archives.passphrase import seal, unseal
+from corral.ops.archives.tarball import MOST_MEMBERS, Part, Readable, members
 from corral.output import locked, write_file
-from corral.sealing import seal, unseal
 from corral.validation import from_json
 
 MANIFEST = "manifest.json"

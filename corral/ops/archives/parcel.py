@@ -24,8 +24,8 @@ from pydantic import Field
 from corral.errors import CorralError
 from corral.file_names import PathBelow, is_below
 from corral.inventory import Name, Word
-from corral.ops.archive import CHUNK, LARGEST_MANIFEST, Strict, sync_folder
-from corral.ops.tarball import MOST_MEMBERS, members
+from corral.ops.archives.archive import CHUNK, LARGEST_MANIFEST, Strict, sync_folder
+from corral.ops.archives.tarball import MOST_MEMBERS, members
 from corral.output import write_file
 from corral.validation import from_json
 
