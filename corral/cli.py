@@ -341,8 +341,8 @@ def backup(  # noqa: PLR0913, PLR0917 - a parameter per option
     passphrase_file: PassphraseOption = None,
 ) -> None:
     """Save inventory, rendering, secrets and data of services in one sealed file; prints its name."""
-    from corral.ops.archives.archive import Sealing
     from corral.ops.archives.backup import backup as save
+    from corral.ops.archives.contents import Sealing
     from corral.ops.archives.passphrase import find_passphrase
 
     found = _load(inventory)
@@ -371,7 +371,7 @@ def restore(  # noqa: PLR0913, PLR0917 - a parameter per option
 ) -> None:
     """Bring back what a backup holds on an empty machine; afterwards `up` starts it."""
     from corral.ops.archives import restore as ops
-    from corral.ops.archives.archive import read_backup
+    from corral.ops.archives.contents import read_backup
     from corral.ops.archives.passphrase import find_passphrase
 
     if as_json and not only_list:

@@ -6,28 +6,23 @@ commit: it says what this machine did.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import io
 import json
 import re
 import tarfile
-import zlib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from corral.errors import CorralError
-from corral.ops.archives.tarball import members
+from corral.ops.archives.tar import packed, unpacked
 from corral.output import compare, digest, write_atomically
 
 FOLDER = ".history"
 BACKUPS = "backups.json"
 """When each host was last saved by `backup`, in seconds since 1970."""
 KEPT = 5
-LARGEST = 256 << 20
-"""Bytes of all files of a rendering; what is larger was not made by `packed`."""
 INVENTORY = ".inventory.yaml"
 """Name of the inventory among a host's files."""
 _NAME = re.compile(r"(\d{6})-([0-9a-f]{16})\.tar\.gz")
@@ -128,30 +123,3 @@ def load(entry: Entry) -> dict[str, bytes]:
     if rendering_hash(files) != entry.hash:
         raise CorralError(f"{entry.path}: damaged: its content is not what its name says")
     return files
-
-
-def packed(files: Mapping[str, bytes]) -> bytes:
-    """Files as a compressed archive; the same files give the same bytes."""
-    buffer = io.BytesIO()
-    with gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0) as zipped, tarfile.open(fileobj=zipped, mode="w") as archive:
-        for path, data in sorted(files.items()):
-            member = tarfile.TarInfo(path)
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-    return buffer.getvalue()
-
-
-def unpacked(data: bytes) -> dict[str, bytes]:
-    """The files of an archive, by path; raises tarfile.TarError when it is none that `packed` made, or too large."""
-    found: dict[str, bytes] = {}
-    room = LARGEST
-    try:
-        with gzip.GzipFile(fileobj=io.BytesIO(data)) as zipped:
-            for part in members(zipped):
-                room -= part.size
-                if room < 0:
-                    raise tarfile.ReadError(f"its files are larger than {LARGEST >> 20} MiB together")
-                found[part.name] = part.read()
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise tarfile.ReadError(str(error)) from None
-    return found

@@ -1,19 +1,20 @@
 """`bundle`: all that a site needs on machines without internet, in a folder or one tar file; no secrets.
 
-Images as the hosts' engines have them, model files as the hosts have them, the rendering, and the kit with its Python
-wheels. What a run before has fetched is not fetched again.
+Images as the hosts' Docker engines have them, model files as the hosts have them, the rendering, and the kit with its
+Python wheels. Large files lie in `blobs/sha256/` under their own checksums; the next run does not fetch them again.
+`SHA256SUMS` is written last: without it a bundle is not complete.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import shutil
 import subprocess
 import sys
-import tarfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -26,8 +27,9 @@ from corral import __version__
 from corral.errors import CorralError, UsageError
 from corral.image_lock import IMAGE_LOCK, ImageLock, LockedImage, image_lock_text
 from corral.load import load_texts, locks_beside
-from corral.ops.archives.backup import amount
-from corral.ops.archives.parcel import SIGNATURE, SUMS, HostParts, Image, Manifest, ModelFile, Packer, explained, pack
+from corral.ops.archives.container import INVENTORY, SUMS, amount, explained, files_below
+from corral.ops.archives.load import SIGNATURE, HostParts, Image, Manifest, ModelFile
+from corral.ops.archives.packer import RECORDS, Packer, finish_file
 from corral.ops.archives.signing import sign
 from corral.ops.hosts import ComposeHost, compose_hosts
 from corral.ops.interrupts import Interrupts
@@ -40,6 +42,7 @@ from corral.render import render
 
 ROOT = Path(__file__).resolve().parents[3]
 README = ROOT / "templates" / "_bundle" / "README.txt"
+# The parts of the checkout that are needed to run it elsewhere.
 KIT = (
     "generate.py", "corral", "templates", "gpu-server", "langfuse", "litellm", "monitoring", "load-tests", "tools",
     "docs",
@@ -47,18 +50,16 @@ KIT = (
     "requirements.in", "requirements.txt", "requirements-dev.in", "requirements-dev.txt", "requirements-uv.in",
     "requirements-uv.txt",
 )  # fmt: skip
-"""What of the checkout is needed to run it elsewhere."""
 LOCKS = ("requirements.txt", "requirements-dev.txt", "requirements-uv.txt")
-RECORDS = "images"
+GO_ON = "the bundle is not complete, run the same command again to go on"
 HASH_LIMIT_S = 3600
-BLOB = "blobs/sha256/"
 FACTS = """
 for file; do
     if [ ! -f "$file" ] || [ ! -r "$file" ]; then echo "- 0"; continue; fi
     set -- $(sha256sum <"$file"); echo "$1 $(wc -c <"$file")"
 done
 """
-"""Checksum and size of every file."""
+# Prints checksum and size of every file.
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,29 @@ class _Held:
 
     host: ComposeHost
     image: Image
-    layers: tuple[str, ...]
+    # The first of its layers, which images of one family share.
+    base: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Images that the same hosts need: one `docker save`, which stores layers that they share once."""
+
+    held: tuple[_Held, ...]
+
+    @property
+    def record(self) -> str:
+        """The file of the bundle that says under which checksum the archive of these images lies."""
+        ids = "\n".join(sorted(item.image.id for item in self.held))
+        return f"{RECORDS}/{hashlib.sha256(ids.encode()).hexdigest()[:16]}"
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes for certain: of images with the same base the largest counts."""
+        largest: dict[str, int] = {}
+        for item in self.held:
+            largest[item.base] = max(largest.get(item.base, 0), item.image.size)
+        return sum(largest.values())
 
 
 def bundle(  # noqa: PLR0913 - keyword arguments, an option each
@@ -80,7 +103,7 @@ def bundle(  # noqa: PLR0913 - keyword arguments, an option each
     with_kit: bool = True,
     key: Path | None = None,
 ) -> None:
-    """Makes a bundle, or completes one.
+    """Make a bundle, or complete one.
 
     Args:
         plan: what the inventory says; the rendering on disk must agree with it.
@@ -102,7 +125,7 @@ def bundle(  # noqa: PLR0913 - keyword arguments, an option each
     check_rendering(plan, out, {host.name for host in chosen})
     for host in chosen:
         check_engine(host)
-    with Interrupts(), explained(to):
+    with Interrupts(), explained(to, GO_ON):
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder):
             for name in (SUMS, SIGNATURE):
@@ -110,8 +133,9 @@ def bundle(  # noqa: PLR0913 - keyword arguments, an option each
             packer = Packer(folder)
             held = [image for host in chosen for image in _images(host, talk)]
             models = {host.name: _models(host, talk) for host in chosen}
-            _check_space(packer, held, models, 2 if is_file else 1)
-            images = [_add_image(packer, item, talk) for item in _each_once(held)]
+            groups = _groups(held)
+            _check_space(packer, groups, models, 2 if is_file else 1)
+            images = [image for group in groups for image in _add_images(packer, group, talk)]
             for host in chosen:
                 _add_models(packer, host, models[host.name], talk)
             _add_site(packer, plan, {host.name for host in chosen}, held)
@@ -120,8 +144,8 @@ def bundle(  # noqa: PLR0913 - keyword arguments, an option each
             made = _manifest(plan, held, images, models, is_with_kit=with_kit)
             digest = packer.finish(made, partial(sign, key=key) if key else None)
         if is_file:
-            pack(folder, to)
-    size = to.stat().st_size if is_file else sum(path.stat().st_size for path in to.rglob("*") if path.is_file())
+            finish_file(folder, to)
+    size = to.stat().st_size if is_file else sum(path.stat().st_size for path in files_below(to))
     count = f"{len(images)} images, {sum(map(len, models.values()))} model files"
     talk.print(Text(f"{to}: complete, {count}, {amount(size)}; sha256 of {SUMS}: {digest}"))
     trust = "--signer ALLOWED-SIGNERS" if key else "--unsigned, once that sha256 was compared"
@@ -171,18 +195,20 @@ def _held(host: ComposeHost, entries: Sequence[tuple[str, dict[str, Any]]]) -> _
         size=int(facts["Size"]),
         files={},
     )
-    return _Held(host, image, tuple(facts["RootFS"].get("Layers") or []))
+    return _Held(host, image, (facts["RootFS"].get("Layers") or [image.id])[0])
 
 
-def _each_once(held: Iterable[_Held]) -> list[_Held]:
-    """Images by id, with the references of every host; the first host that has one gives it."""
-    found: dict[str, _Held] = {}
+def _groups(held: Iterable[_Held]) -> list[_Group]:
+    """Every image once, with the references of every host, together with those that the same hosts need."""
+    users: dict[str, list[_Held]] = {}
     for item in held:
-        known = found.setdefault(item.image.id, item)
-        references = tuple(sorted({*known.image.references, *item.image.references}))
-        image = known.image.model_copy(update={"references": references})
-        found[item.image.id] = _Held(known.host, image, known.layers)
-    return list(found.values())
+        users.setdefault(item.image.id, []).append(item)
+    groups: dict[tuple[str, ...], list[_Held]] = {}
+    for items in users.values():
+        references = tuple(sorted({name for item in items for name in item.image.references}))
+        image = items[0].image.model_copy(update={"references": references})
+        groups.setdefault(tuple(item.host.name for item in items), []).append(replace(items[0], image=image))
+    return [_Group(tuple(items)) for items in groups.values()]
 
 
 def _models(host: ComposeHost, talk: Console) -> list[ModelFile]:
@@ -207,16 +233,12 @@ def _models(host: ComposeHost, talk: Console) -> list[ModelFile]:
     ]
 
 
-def _check_space(packer: Packer, held: Sequence[_Held], models: Mapping[str, list[ModelFile]], times: int) -> None:
-    """Raises CorralError when the disk is too small for certain; images that share layers are counted as one."""
-    groups: dict[str, int] = {}
-    for item in held:
-        if not (packer.folder / RECORDS / _record_name(item.image.id)).exists():
-            base = item.layers[0] if item.layers else item.image.id
-            groups[base] = max(groups.get(base, 0), item.image.size)
+def _check_space(packer: Packer, groups: Sequence[_Group], models: Mapping[str, list[ModelFile]], times: int) -> None:
+    """Raise CorralError when the disk is certainly too small."""
+    images = sum(group.size for group in groups if not packer.recorded(group.record))
     files = {model.sha256: model.size for found in models.values() for model in found}
     missing = {sha256: size for sha256, size in files.items() if not packer.has(sha256, size)}
-    needed = times * (sum(groups.values()) + sum(missing.values()))
+    needed = times * (images + sum(missing.values()))
     free = shutil.disk_usage(packer.folder).free
     if needed > free:
         raise CorralError(
@@ -228,49 +250,18 @@ def _check_space(packer: Packer, held: Sequence[_Held], models: Mapping[str, lis
 # --- taking it -------------------------------------------------------------------------------------------------------
 
 
-def _record_name(image: str) -> str:
-    return f"{image.removeprefix('sha256:')[:16]}.json"
-
-
-def _add_image(packer: Packer, held: _Held, talk: Console) -> Image:
-    """An image with its files, which are blobs of the bundle now."""
-    record = packer.folder / RECORDS / _record_name(held.image.id)
-    known = _recorded(packer, record, held.image)
-    if known is None:
-        references = ", ".join(held.image.references)
-        talk.print(Text(f"{held.host.name}: {references} ({amount(held.image.size)} with shared layers)"))
-        with held.host.stream(["docker", "save", held.image.id]) as data:
-            files = _unpacked(packer, data)
-        known = held.image.model_copy(update={"files": files})
-    packer.add_file(f"{RECORDS}/{record.name}", known.model_dump_json(indent=1).encode() + b"\n")
-    return known
-
-
-def _recorded(packer: Packer, record: Path, image: Image) -> Image | None:
-    """What an earlier run noted of an image, if all of it is there and it goes by the same names."""
-    try:
-        known = Image.model_validate_json(record.read_bytes())
-    except (OSError, ValueError):
-        return None
-    if known.model_copy(update={"files": {}, "digests": image.digests}) != image:
-        return None
-    is_there = all(packer.has(sha256) for sha256 in known.files.values())
-    return known.model_copy(update={"digests": image.digests}) if is_there else None
-
-
-def _unpacked(packer: Packer, data: Any) -> dict[str, str]:
-    """The files of a `docker save`, each taken in as a blob unless it is there."""
-    files: dict[str, str] = {}
-    with tarfile.open(fileobj=data, mode="r|") as archive:
-        for member in archive:
-            content = archive.extractfile(member) if member.isfile() else None
-            if content is not None:
-                announced = member.name.removeprefix(BLOB) if member.name.startswith(BLOB) else ""
-                is_there = bool(announced) and packer.has(announced, member.size)
-                files[member.name] = announced if is_there else packer.add_blob(content, member.size, announced)
-    while data.read(1 << 20):  # the padding at its end
-        pass
-    return files
+def _add_images(packer: Packer, group: _Group, talk: Console) -> list[Image]:
+    """The images of a group, whose archive is a blob of the bundle now."""
+    sha256 = packer.recorded(group.record)
+    if not sha256:
+        host = group.held[0].host
+        for item in group.held:
+            talk.print(
+                Text(f"{host.name}: {', '.join(item.image.references)} ({amount(item.image.size)} with shared layers)")
+            )
+        sha256 = packer.save_blob(lambda: host.stream(["docker", "save", *(item.image.id for item in group.held)]))
+    packer.add_file(group.record, f"{sha256}\n".encode())
+    return [item.image.model_copy(update={"archive": sha256}) for item in group.held]
 
 
 def _add_models(packer: Packer, host: ComposeHost, models: Sequence[ModelFile], talk: Console) -> None:
@@ -291,7 +282,7 @@ def _add_site(packer: Packer, plan: Plan, hosts: set[str], held: Sequence[_Held]
     source = Path(plan.source_file)
     locks = {**locks_beside(source), IMAGE_LOCK: image_lock_text(_ids_of(held)).encode()}
     there = build_plan(load_texts(source.read_bytes(), locks, str(source)))
-    packer.add_file("inventory.yaml", source.read_bytes())
+    packer.add_file(INVENTORY, source.read_bytes())
     for name, data in locks.items():
         packer.add_file(name, data)
     for path, data in render(there).items():
@@ -313,9 +304,8 @@ def _add_kit(packer: Packer, talk: Console) -> None:
     """The kit's own files, and wheels of all that it needs, for this machine's system and Python."""
     for name in KIT:
         place = ROOT / name
-        files = [place] if place.is_file() else sorted(place.rglob("*"))
-        for path in files:
-            if path.is_file() and "__pycache__" not in path.parts:
+        for path in [place] if place.is_file() else files_below(place):
+            if "__pycache__" not in path.parts:
                 mode = 0o755 if path.stat().st_mode & 0o100 else 0o644
                 packer.add_file(f"kit/{path.relative_to(ROOT)}", path.read_bytes(), mode)
     talk.print(Text("the kit's Python wheels"))
@@ -349,7 +339,7 @@ def _manifest(
         for name, found in models.items()
     }
     return Manifest(
-        format="corral-bundle/1",
+        format="corral-bundle/2",
         corral=__version__,
         site=plan.inventory.name,
         made=datetime.now(UTC).replace(microsecond=0),

@@ -1,28 +1,47 @@
 """`bundle load`: what a bundle holds, on machines without internet: images, model files, inventory, rendering.
 
-A signature says who made it, or the operator says that nobody has to. Every file is checked before anything is changed,
+A signature says who made it, or the operator accepts an unsigned one. Every file is checked before anything is changed,
 and only what the plan of its inventory asks for is taken; the rendering is made here. What is there already is left as
-it is, so that a load that was cut off is simply run again.
+it is: a load that was cut off goes on when it is run again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import shlex
-from collections.abc import Sequence
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
+from typing import Annotated, Literal
 
+from pydantic import Field
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from rich.text import Text
 
 from corral.errors import CorralError, UsageError, on_one_line
+from corral.file_names import PathBelow
+from corral.inventory import Name, Word
 from corral.load import LOCKS, load_texts
-from corral.ops.archives.backup import amount
-from corral.ops.archives.parcel import PART, SUMS, Bundle, Image, ModelFile, opened
+from corral.ops.archives import legacy
+from corral.ops.archives.container import (
+    INVENTORY,
+    LARGEST_FILE,
+    LARGEST_MANIFEST,
+    LARGEST_SUMS,
+    MANIFEST,
+    SUMS,
+    Piece,
+    Sha256,
+    Strict,
+    amount,
+    pieces_of,
+    sums_of,
+)
 from corral.ops.archives.signing import signer_of
 from corral.ops.hosts import CommandError, ComposeHost, compose_hosts
 from corral.ops.interrupts import Interrupts
@@ -33,8 +52,13 @@ from corral.plan import Plan, build_plan
 from corral.policy import refuse_weak
 from corral.render import refuse_other_site, render
 from corral.secrets import ENV_FILE
+from corral.validation import from_json
 
-INVENTORY = "inventory.yaml"
+SIGNATURE = "SHA256SUMS.sig"
+BLOBS = "blobs/sha256"
+PART = ".part"
+LARGEST_SIGNATURE = 64 << 10
+ImageId = Annotated[str, Field(pattern="^sha256:[0-9a-f]{64}$")]
 HASH_LIMIT_S = 3600
 FACTS = """
 for file; do
@@ -47,6 +71,192 @@ FINISH = 'set -- "$1" "$2" $(sha256sum <"$1") && [ "$3" = "$2" ] && sync "$1" &&
 FREE_KIB = 'while [ ! -d "$1" ]; do set -- "$(dirname "$1")"; done; df -Pk "$1" | awk "END { print \\$4 }"'
 
 
+# --- a bundle --------------------------------------------------------------------------------------------------------
+
+
+class Image(Strict):
+    """An image of a host's Docker engine."""
+
+    id: ImageId
+    references: tuple[Word, ...]
+    digests: tuple[str, ...]
+    """Of the registry that it came from, where the engine knows one."""
+    platform: str
+    size: int
+    archive: Sha256 | None = None
+    """The blob that `docker load` reads: this image and others that the same hosts need."""
+    files: Mapping[PathBelow, Sha256] = {}
+    """Format 1: the files of that archive by name, each a blob."""
+
+    @property
+    def blobs(self) -> frozenset[str]:
+        """Every blob that it needs."""
+        return frozenset(self.files.values()) | ({self.archive} if self.archive else set())
+
+
+class ModelFile(Strict):
+    """A model file of a host, whose content is a blob."""
+
+    file: PathBelow
+    source: Word
+    sha256: Sha256
+    size: int = Field(ge=0)
+
+
+class HostParts(Strict):
+    """What one host needs."""
+
+    images: tuple[ImageId, ...]
+    models: tuple[ModelFile, ...]
+
+
+class Manifest(Strict):
+    """What a bundle is of."""
+
+    format: Literal["corral-bundle/1", "corral-bundle/2"]
+    corral: str
+    site: str
+    made: datetime
+    platform: str
+    """For which the Python wheels are, as `Linux x86_64, Python 3.11`; empty without the kit."""
+    hosts: Mapping[Name, HostParts]
+    images: tuple[Image, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A bundle that is complete and as it was made."""
+
+    path: Path
+    pieces: Mapping[str, Piece]
+    sums: Mapping[str, str]
+    manifest: Manifest
+
+    def read(self, name: str, largest: int = LARGEST_FILE) -> bytes:
+        """A small file; raises CorralError when it is too large, or not what was checked before."""
+        return _read(self.path, self.pieces, self.sums, name, largest)
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """A file's content; a CorralError ends it before its end when it is not what was checked before."""
+        return _checked(self.path, self.pieces[name], name, self.sums[name])
+
+    def image_archive(self, image: Image) -> Stream:
+        """What `docker load` reads, checked as `chunks`."""
+        return Stream(
+            self.chunks(blob_name(image.archive)) if image.archive else legacy.image_archive(self, image.files)
+        )
+
+
+class Stream:
+    """Chunks, as `ComposeHost.feed` reads them."""
+
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        self._chunks = filter(None, chunks)
+
+    def read(self, _count: int = -1) -> bytes:
+        """The next chunk, whatever its length; none at the end."""
+        return next(self._chunks, b"")
+
+
+# Gets the list of checksums and its signature, if there is one; raises CorralError for a bundle that is not wanted.
+Vouch = Callable[[bytes, bytes | None], None]
+
+
+def blob_name(sha256: str) -> str:
+    """The name of the blob with this checksum."""
+    return f"{BLOBS}/{sha256}"
+
+
+def read_bundle(path: Path, vouch: Vouch, progress: Callable[[int], object] = lambda _count: None) -> Bundle:
+    """The bundle in a folder or file, every byte of it checked.
+
+    Args:
+        path: what `bundle` made.
+        vouch: asked first whether the list of checksums is authentic.
+        progress: gets every number of bytes that was checked.
+
+    Raises:
+        CorralError: it is damaged, not complete, or no bundle; the message says which file.
+    """
+    try:
+        pieces = pieces_of(path)
+        sums = _sums(path, pieces, vouch)
+        damaged = [name for name, sha256 in sums.items() if _sha256(pieces.get(name), progress) != sha256]
+        if damaged:
+            names = ", ".join(damaged[:4]) + (" …" if damaged[4:] else "")
+            raise CorralError(f"{path}: damaged: {names}; copy the bundle again, or make it again (it goes on)")
+        bundle = Bundle(path, pieces, sums, _manifest(path, _read(path, pieces, sums, MANIFEST, LARGEST_MANIFEST)))
+    except FileNotFoundError:
+        raise CorralError(f"{path}: no such file or folder") from None
+    except OSError as error:
+        raise CorralError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except tarfile.TarError as error:
+        raise CorralError(f"{path}: is no bundle that corral made, or is damaged: {error}") from None
+    _refuse_missing(bundle)
+    return bundle
+
+
+def _sums(path: Path, pieces: Mapping[str, Piece], vouch: Vouch) -> dict[str, str]:
+    """The checksum of every file, from a list that `vouch` accepts."""
+    if SUMS not in pieces:
+        words = "is not complete, or no bundle; run ./generate.py bundle again, it goes on where it stopped"
+        raise CorralError(f"{path}: has no {SUMS}: it {words}")
+    text = b"".join(pieces[SUMS].chunks(most=LARGEST_SUMS))
+    try:
+        sums = sums_of(text)
+    except ValueError as error:
+        raise CorralError(f"{path}: damaged: {error}") from None
+    vouch(text, b"".join(pieces[SIGNATURE].chunks(most=LARGEST_SIGNATURE)) if SIGNATURE in pieces else None)
+    return sums
+
+
+def _sha256(piece: Piece | None, progress: Callable[[int], object]) -> str:
+    """A file's checksum; empty when it is not there."""
+    total = hashlib.sha256()
+    for chunk in piece.chunks() if piece else ():
+        total.update(chunk)
+        progress(len(chunk))
+    return total.hexdigest() if piece else ""
+
+
+def _refuse_missing(bundle: Bundle) -> None:
+    """Raise CorralError when a blob that the manifest names is not in the list of checksums."""
+    wanted = {sha256 for image in bundle.manifest.images for sha256 in image.blobs}
+    wanted |= {model.sha256 for parts in bundle.manifest.hosts.values() for model in parts.models}
+    lost = sorted(sha256 for sha256 in wanted if bundle.sums.get(blob_name(sha256)) != sha256)
+    if lost:
+        raise CorralError(f"{bundle.path}: damaged: {blob_name(lost[0])} is not in {SUMS}")
+
+
+def _read(path: Path, pieces: Mapping[str, Piece], sums: Mapping[str, str], name: str, largest: int) -> bytes:
+    if pieces[name].size > largest:
+        raise CorralError(f"{path}: {name} is too large: more than {largest >> 20} MiB")
+    return b"".join(_checked(path, pieces[name], name, sums[name]))
+
+
+def _checked(path: Path, piece: Piece, name: str, sha256: str) -> Iterator[bytes]:
+    """A file's content, whose last chunk comes when the checksum of it all is right."""
+    total, last = hashlib.sha256(), b""
+    for chunk in piece.chunks():
+        total.update(chunk)
+        yield last
+        last = chunk
+    if total.hexdigest() != sha256:
+        words = f"{name} was changed while it was read; copy the bundle again, then run this again"
+        raise CorralError(f"{path}: {words}")
+    yield last
+
+
+def _manifest(path: Path, text: bytes) -> Manifest:
+    try:
+        return from_json(Manifest, text)
+    except ValueError as error:
+        raise CorralError(f"{path}: {MANIFEST} cannot be read ({error}); did a newer corral make it?") from None
+
+
+# --- loading it ------------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """Where a bundle goes, and who has to have made it."""
@@ -54,12 +264,12 @@ class Wanted:
     inventory: Path
     out: Path
     hosts: frozenset[str] | None = None
+    # File of allowed signers; None: unsigned bundles are accepted.
     signers: Path | None = None
-    """File of allowed signers; None: unsigned bundles are taken."""
 
 
 def load(path: Path, talk: Console, wanted: Wanted) -> None:
-    """Brings what a bundle holds to its hosts, and says what to type next.
+    """Bring what a bundle holds to its hosts, and print the next command.
 
     Raises:
         UsageError: the place has another inventory or rendering; nothing was changed.
@@ -71,19 +281,19 @@ def load(path: Path, talk: Console, wanted: Wanted) -> None:
     with Interrupts(), bar if talk.is_terminal else nullcontext():
         task = bar.add_task("checked", total=_total(path))
         vouch = partial(_vouch, path, talk, wanted.signers)
-        with opened(path, vouch, lambda count: bar.advance(task, count)) as bundle:
-            if talk.is_terminal:
-                bar.stop()
-            talk.print(Text(_summary(bundle)))
-            plan = _plan(bundle, wanted)
-            hosts = _hosts(bundle, plan, wanted)
-            _refuse_unasked(bundle, plan, wanted)
-            for host in hosts:
-                check_engine(host)
-            _lay_out(bundle, plan, wanted, talk)
-            for host in hosts:
-                _load_images(bundle, host, talk)
-                _copy_models(bundle, host, talk)
+        bundle = read_bundle(path, vouch, lambda count: bar.advance(task, count))
+        if talk.is_terminal:
+            bar.stop()
+        talk.print(Text(_summary(bundle)))
+        plan = _plan(bundle, wanted)
+        hosts = _hosts(bundle, plan, wanted)
+        _refuse_unasked(bundle, plan, wanted)
+        for host in hosts:
+            check_engine(host)
+        _lay_out(bundle, plan, wanted, talk)
+        for host in hosts:
+            _load_images(bundle, host, talk)
+            _copy_models(bundle, host, talk)
     talk.print(Text(_next(plan, wanted, hosts)))
 
 
@@ -183,21 +393,28 @@ def _lay_out(bundle: Bundle, plan: Plan, wanted: Wanted, talk: Console) -> None:
 
 def _load_images(bundle: Bundle, host: ComposeHost, talk: Console) -> None:
     ids = set(bundle.manifest.hosts[host.name].images)
-    for image in bundle.manifest.images:
-        if image.id in ids:
-            _load_image(bundle, host, image, talk)
+    wanted = [image for image in bundle.manifest.images if image.id in ids]
+    there = image_ids(host, [name for image in wanted for name in image.references])
+    missing = []
+    for image in wanted:
+        is_there = {there[name] for name in image.references} == {image.id}
+        talk.print(Text(f"{host.name}: {', '.join(image.references)}: {'is there' if is_there else 'loading'}"))
+        missing += [] if is_there else [image]
+    for image in {image.archive or image.id: image for image in missing}.values():
+        _load_archive(bundle, host, image)
+    for image in missing:
+        _tag(host, image)
 
 
-def _load_image(bundle: Bundle, host: ComposeHost, image: Image, talk: Console) -> None:
-    names = ", ".join(image.references)
-    if set(image_ids(host, image.references).values()) == {image.id}:
-        talk.print(Text(f"{host.name}: {names}: is there"))
-        return
-    talk.print(Text(f"{host.name}: {names}: loading"))
+def _load_archive(bundle: Bundle, host: ComposeHost, image: Image) -> None:
     try:
         host.feed(["docker", "load", "--quiet"], bundle.image_archive(image))
     except CommandError as error:
-        raise CorralError(f"{host.name}: {names}: the engine does not take it: {error.done.words}") from None
+        words = f"{host.name}: {', '.join(image.references)}: the engine does not take it: {error.done.words}"
+        raise CorralError(words) from None
+
+
+def _tag(host: ComposeHost, image: Image) -> None:
     for name in image.references:
         host.run(["docker", "tag", image.id, name], check=False)
     other = {name: found for name, found in image_ids(host, image.references).items() if found != image.id}
@@ -250,9 +467,8 @@ def _copy_model(bundle: Bundle, host: ComposeHost, model: ModelFile, talk: Conso
         if there > model.size:
             host.run(["rm", "-f", draft])
             there = 0
-        with bundle.blob(model.sha256) as data:
-            data.seek(there)
-            host.feed(["sh", "-c", APPEND, "sh", draft], data)
+        data = Stream(bundle.pieces[blob_name(model.sha256)].chunks(there))
+        host.feed(["sh", "-c", APPEND, "sh", draft], data)
     except CommandError as error:
         words = error.done.words
         raise CorralError(f"{host.name}: {draft}: cannot be written: {words}; run it again to go on") from None

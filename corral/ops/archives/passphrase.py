@@ -1,28 +1,39 @@
-"""Secrets at rest outside their machine: sealed with a passphrase (docs/decisions/0006-backup.md).
+"""What a passphrase protects: where it comes from, small secrets, and whole archives (docs/decisions/0006-backup.md).
 
-scrypt makes the key, Fernet seals with it; both are recipes of the `cryptography` package. What comes out says how it
-was made, so that newer kits can open what older ones sealed.
+scrypt derives a key from the passphrase and Fernet encrypts with it; both are recipes of the `cryptography` package. An
+archive of any size is an age file (https://age-encryption.org) for a key of its own, which lies before it, encrypted
+with the passphrase: age encrypts and authenticates a stream in pieces, and without the key nobody can write a new one.
 """
 
 from __future__ import annotations
 
 import base64
+import errno
+import json
 import os
 import re
 import secrets
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from corral.errors import CorralError, UsageError
 
 VARIABLE = "CORRAL_PASSPHRASE"
+# Characters of a new passphrase, at least: an attacker who has the archive can try without limit.
 SHORTEST = 12
-"""Signs of a new passphrase, at least: whoever has the archive can try as long as they like."""
+# A generated passphrase: five groups of four out of 32 characters, which are 100 bits.
 GROUPS, SIGNS = 5, "abcdefghijkmnpqrstuvwxyz23456789"
-"""Of a passphrase that is made up: five groups of four signs out of 32, which are 100 bits."""
 SALT_BYTES = 16
+# Of scrypt, as a power of two: 128 MiB of memory and about half a second for each guess.
 COST = 17
-"""Of scrypt, as a power of two: 128 MiB of memory and about half a second for each guess."""
+MARK = b"corral-backup/3 sealed\n"
+# First lines of encrypted archives that this version reads.
+MARKS = (MARK, b"corral-backup/2 sealed\n")
+LONGEST_LINE = 4096
 _HEADER = re.compile(rb"corral-sealed/1 scrypt 2\^(1[4-9]|20) 8 1 ([A-Za-z0-9_-]{22}==)\n")
 
 
@@ -30,8 +41,11 @@ class WrongPassphraseError(CorralError):
     """What was sealed does not open with this passphrase."""
 
 
+# --- small secrets ---------------------------------------------------------------------------------------------------
+
+
 def seal(data: bytes, passphrase: str) -> bytes:
-    """The data as nobody reads it without the passphrase, and nobody changes it unseen."""
+    """Encrypt and authenticate `data` with a key derived from the passphrase."""
     from cryptography.fernet import Fernet
 
     salt = secrets.token_bytes(SALT_BYTES)
@@ -40,11 +54,11 @@ def seal(data: bytes, passphrase: str) -> bytes:
 
 
 def unseal(sealed: bytes, passphrase: str) -> bytes:
-    """What was sealed.
+    """Decrypt what `seal` made.
 
     Raises:
         WrongPassphraseError: the passphrase is another one.
-        CorralError: this is nothing that `seal` made.
+        CorralError: `seal` did not make this.
     """
     from cryptography.fernet import Fernet, InvalidToken
 
@@ -62,7 +76,7 @@ def unseal(sealed: bytes, passphrase: str) -> bytes:
 
 
 def _decoded(text: bytes) -> bytes:
-    """What base64 stands for; ValueError where another text stands for the same, as after a change of unused bits."""
+    """Decode base64; ValueError when the text is not the canonical one, as after a change of unused bits."""
     data = base64.urlsafe_b64decode(text)
     if base64.urlsafe_b64encode(data) != text:
         raise ValueError("not as it was written")
@@ -75,8 +89,59 @@ def _key(passphrase: str, salt: bytes, cost: int) -> bytes:
     return base64.urlsafe_b64encode(Scrypt(salt=salt, length=32, n=2**cost, r=8, p=1).derive(passphrase.encode()))
 
 
+# --- whole archives --------------------------------------------------------------------------------------------------
+
+
+def encrypt(archive: IO[bytes], file: IO[bytes], passphrase: str) -> None:
+    """Write a stream into a file, encrypted and authenticated as a whole; raises OSError when it cannot be written."""
+    from pyrage import EncryptError, encrypt_io
+    from pyrage.x25519 import Identity
+
+    identity = Identity.generate()
+    file.write(MARK + seal(json.dumps({"identity": str(identity)}).encode(), passphrase))
+    try:
+        encrypt_io(archive, file, [identity.to_public()])
+    except EncryptError as error:
+        raise OSError(errno.EIO, str(error).rpartition("] ")[2]) from None  # it has the system's words only
+
+
+@contextmanager
+def decrypted(file: IO[bytes], passphrase: str) -> Iterator[IO[bytes]]:
+    """The archive behind the mark of an encrypted file, as a stream.
+
+    Raises:
+        WrongPassphraseError: the passphrase is another one.
+        CorralError: the file is damaged; raised at the end of the block, too, instead of what the block raises.
+    """
+    from pyrage.x25519 import Identity
+
+    key = json.loads(unseal(file.readline(LONGEST_LINE) + file.readline(LONGEST_LINE), passphrase))
+    identity = Identity.from_str(key["identity"])
+    source, sink = os.pipe()
+    with ThreadPoolExecutor(1) as pool:
+        work = pool.submit(_decrypt, file, sink, identity)
+        try:
+            with os.fdopen(source, "rb") as stream:
+                yield stream
+        finally:
+            failure = work.exception()
+            if failure is not None and not isinstance(failure, BrokenPipeError):  # the block did not read to the end
+                words = f"damaged: it does not open to its end ({failure}); use another backup"
+                raise CorralError(f"{file.name}: {words}") from None
+
+
+def _decrypt(file: IO[bytes], sink: int, identity: object) -> None:
+    from pyrage import decrypt_io
+
+    with os.fdopen(sink, "wb", 0) as writer:
+        decrypt_io(file, writer, [identity])
+
+
+# --- the passphrase --------------------------------------------------------------------------------------------------
+
+
 def find_passphrase(file: Path | None, *, is_new: bool) -> str:
-    """The passphrase from a file, from the environment, or from the person at the terminal (twice, for a new one).
+    """The passphrase from a file, from the environment, or from the terminal (asked twice when it is new).
 
     Raises:
         UsageError: there is none to be had, or it is too short for a new one.
@@ -97,7 +162,7 @@ def find_passphrase(file: Path | None, *, is_new: bool) -> str:
 
 
 def made_up() -> str:
-    """A new passphrase that nobody guesses."""
+    """A new random passphrase."""
     return "-".join("".join(secrets.choice(SIGNS) for _ in range(4)) for _ in range(GROUPS))
 
 
@@ -116,5 +181,5 @@ def _asked(*, is_new: bool) -> str:
     offer = made_up() if is_new else ""
     passphrase = getpass(f"passphrase (or Enter, to use {offer}): " if is_new else "passphrase: ")
     if is_new and getpass("once more: ") != passphrase:
-        raise UsageError("these were not the same")
+        raise UsageError("passphrases do not match")
     return passphrase or offer

@@ -7,14 +7,12 @@ left alone unless asked. A restore that was cut off goes on where it stopped whe
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
-from typing import IO
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -24,19 +22,19 @@ from rich.text import Text
 from corral.contributions import State
 from corral.errors import CorralError, UsageError, on_one_line
 from corral.load import LOCKS, load_inventory, load_texts
-from corral.ops.archives.archive import INVENTORY, RENDERING, SECRETS, Asking, Backup, feed_states, read_backup
-from corral.ops.archives.backup import amount
+from corral.ops.archives.container import INVENTORY, amount, emptied
+from corral.ops.archives.contents import RENDERING, SECRETS, Asking, Backup, read_backup
 from corral.ops.archives.passphrase import find_passphrase, unseal
 from corral.ops.archives.states import put_back, state_of_plan, title
+from corral.ops.archives.tar import unpacked
 from corral.ops.board import Board
-from corral.ops.history import unpacked
 from corral.ops.hosts import NOT_COPIED, CommandError, ComposeHost, compose_hosts
 from corral.ops.interrupts import Interrupts
 from corral.ops.lock import alone
 from corral.ops.survey import check_engine
 from corral.ops.up import LOCK, Run, fetch_images, look
 from corral.ops.waiting import COMMAND_LIMIT_S
-from corral.output import MANIFEST, compare, locked, write, write_atomically
+from corral.output import MANIFEST, compare, write, write_atomically
 from corral.plan import Plan, build_plan
 from corral.policy import refuse_weak
 from corral.render import refuse_other_site, render
@@ -166,15 +164,12 @@ def _staging(out: Path) -> Iterator[Path]:
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise CorralError(f"{place}: cannot be made: {error.strerror}; nothing was changed") from None
-    with locked(place):
-        try:
-            for path in place.iterdir():
-                path.unlink()
+    try:
+        with emptied(place):
             yield place
-        finally:
-            shutil.rmtree(place, ignore_errors=True)
-            with suppress(OSError):
-                out.rmdir()  # if nothing was laid out
+    finally:
+        with suppress(OSError):
+            out.rmdir()  # if nothing was laid out
 
 
 def _job(backup: Backup, wanted: Wanted, ask: Asking) -> _Job:
@@ -403,39 +398,28 @@ def _what_to_supply(job: _Job, hosts: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-@dataclass(frozen=True, slots=True)
-class _Progress:
-    """States that are back, noted on the disk one by one."""
-
-    job: _Job
-    board: Board
-    done: list[str]
-
-    def put_back(self, host: ComposeHost, member: str, state: State, data: IO[bytes]) -> None:
-        """Puts a state back; raises CorralError with the service's own words when it is not taken."""
-        try:
-            put_back(host, state, data, self.board)
-        except CommandError as error:
-            words = f"{title(state)}: is not back: {error.done.words}"
-            raise CorralError(f"{words}\n  run the same command again when that is mended") from None
-        self.done.append(member)
-        _note(self.job, self.done)
-        self.board.say(f"{title(state)}: is back")
-
-
-def _put_states_back(job: _Job, hosts: Sequence[ComposeHost], board: Board, done: Sequence[str]) -> None:
+def _put_states_back(job: _Job, hosts: Sequence[ComposeHost], board: Board, done: list[str]) -> None:
+    """Put every state back that is not in `done`, and note each one on the disk."""
     run = Run(job.plan, job.wanted.out, list(hosts), board)
     if hosts:
         look(run)
         fetch_images(run)
-    progress = _Progress(job, board, list(done))
-    wanted = {
-        member: partial(progress.put_back, host, member, state)
-        for host in run.hosts
-        for member, state in job.states(host).items()
-        if member not in done
-    }
-    feed_states(job.backup, wanted)
+    for host in run.hosts:
+        for member, state in job.states(host).items():
+            if member not in done:
+                _put_state_back(host, state, job.backup.states[member], board)
+                done.append(member)
+                _note(job, done)
+                board.say(f"{title(state)}: is back")
+
+
+def _put_state_back(host: ComposeHost, state: State, path: Path, board: Board) -> None:
+    try:
+        with path.open("rb") as data:
+            put_back(host, state, data, board)
+    except CommandError as error:
+        words = f"{title(state)}: is not back: {error.done.words}"
+        raise CorralError(f"{words}\n  run the same command again when that is mended") from None
 
 
 def _options(wanted: Wanted) -> str:
