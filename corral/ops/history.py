@@ -1,7 +1,7 @@
 """Renderings that once came up well, kept so that one can go back: `<out>/.history/<host>/<number>-<hash>.tar.gz`.
 
-The inventory of the time lies beside it. Neither has a secret in it, so neither has the history. It is nobody's to
-commit: it says what this machine did.
+Each has the inventory that it was made of. Neither contains secrets. The folder is not for git: it says what was done
+from this machine.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from corral.errors import CorralError
-from corral.ops.archives.tar import packed, unpacked
+from corral.ops.archives.container import packed, unpacked
 from corral.output import compare, digest, write_atomically
 
 FOLDER = ".history"
+# When each host was last saved by `backup`, in seconds since 1970.
 BACKUPS = "backups.json"
-"""When each host was last saved by `backup`, in seconds since 1970."""
 KEPT = 5
+# Name of the inventory among a host's files.
 INVENTORY = ".inventory.yaml"
-"""Name of the inventory among a host's files."""
 _NAME = re.compile(r"(\d{6})-([0-9a-f]{16})\.tar\.gz")
 
 
@@ -64,7 +64,7 @@ def entries(out: Path, host: str) -> list[Entry]:
 
 
 def record(out: Path, host: str, files: Mapping[str, bytes], inventory: str) -> Entry:
-    """Keeps a rendering, and the inventory it was made of, as the newest; only the last few, and each only once."""
+    """Keep a rendering and its inventory as the newest entry; of equal ones and of more than KEPT the oldest go."""
     known = entries(out, host)
     name = rendering_hash(files)
     if known and known[-1].hash == name:
@@ -90,7 +90,7 @@ def _make(folder: Path, out: Path) -> None:
 
 
 def note_backup(out: Path, hosts: Iterable[str], when: float) -> None:
-    """Remembers that these hosts were saved."""
+    """Record when these hosts were backed up."""
     known = last_backups(out) | dict.fromkeys(hosts, when)
     try:
         _make(out / FOLDER, out)

@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 from corral.load import load_inventory
-from corral.ops.archives import envelope
+from corral.ops.archives import passphrase
 from corral.plan import Plan, build_plan
 from corral.secrets import read_env
 from corral.tiny_models import KNOWN_ANSWER, make_chat_model
@@ -190,8 +190,8 @@ def test_a_backup_is_its_owners_alone_and_lists_what_it_has(saved: Saved) -> Non
 def test_nothing_can_be_read_in_a_backup_and_no_secret_in_what_is_sealed(saved: Saved) -> None:
     assert b"LITELLM_MASTER_KEY" not in saved.archive.read_bytes()
     with saved.archive.open("rb") as file:
-        assert file.readline() == envelope.MARK
-        with envelope.opened(file, PASSPHRASE) as (_, inside):
+        assert file.readline() == passphrase.MARK
+        with passphrase.decrypted(file, PASSPHRASE) as inside:
             content = gzip.decompress(inside.read())
     assert b"LITELLM_MASTER_KEY" in content  # names, yes
     assert [name for name, value in saved.place.secrets.items() if value.encode() in content] == []

@@ -22,10 +22,16 @@ from corral.errors import CorralError
 from corral.ops.archives import backup as making
 from corral.ops.archives import contents, legacy
 from corral.ops.archives import passphrase as sealing
-from corral.ops.archives.container import INVENTORY, MANIFEST, SUMS, Member, explained, new_file, receive, sums_text
+from corral.ops.archives.container import (
+    INVENTORY,
+    MANIFEST,
+    SUMS,
+    explained,
+    sums_text,
+    unpacked,
+)
 from corral.ops.archives.contents import SEAL, Backup, Manifest, SavedState, Sealing
 from corral.ops.archives.passphrase import WrongPassphraseError
-from corral.ops.archives.tar import unpacked
 
 STATE = b"".join(hashlib.sha256(b"%d" % number).digest() for number in range(6000))
 FILES = {INVENTORY: b"schema_version: 1\n", "rendering/sa/compose.yaml": b"services: {}\n"}
@@ -55,22 +61,18 @@ def make(
     folder: Path, files: Mapping[str, bytes] = FILES, *, name: str = "a.tar.gz", seal: Sealing | None = None
 ) -> Path:
     target = folder / name
-    with making.workshop(folder, "site") as place:
-        parts, members = {}, {}
-        for number, (path, data) in enumerate({**files, MEMBER: STATE}.items()):
-            parts[path] = place / str(number)
-            with new_file(parts[path]) as file:
-                members[path] = receive([data], file)
-        contents.write_archive(target, place, manifest(members), parts, seal)
+    with making.workshop(folder, "site") as parts:
+        for path, data in {**files, MEMBER: STATE}.items():
+            parts.add_file(path, data)
+        contents.write_archive(target, parts, manifest(), seal)
     return target
 
 
-def manifest(members: Mapping[str, Member]) -> Manifest:
+def manifest() -> Manifest:
     state = SavedState(host="sa", service="postgres", name="database", purpose="keys", image="p:1", member=MEMBER)
     return Manifest(
         format="corral-backup/3", corral="0", site="site", made=datetime(2026, 1, 2, tzinfo=UTC), hosts=("sa",),
         has_secrets=False, secret_names={"sa": ("KEY",)}, images={"sa": {"p:1": "sha256:0"}}, states=(state,),
-        members=members,
     )  # fmt: skip
 
 
@@ -377,7 +379,7 @@ def test_other_archives_and_missing_files_are_named(tmp_path: Path) -> None:
 
 
 def manifest_text(**changes: Any) -> bytes:
-    return json.dumps({**json.loads(manifest({}).model_dump_json()), **changes}).encode()
+    return json.dumps({**json.loads(manifest().model_dump_json()), **changes}).encode()
 
 
 # --- bad weather while it is made ------------------------------------------------------------------------------------
@@ -386,7 +388,8 @@ def manifest_text(**changes: Any) -> bytes:
 def test_what_a_killed_run_left_is_cleared_away_and_is_no_backup(tmp_path: Path) -> None:
     left = tmp_path / ".site.backup.part"
     left.mkdir()
-    (left / "archive").write_bytes(b"half of it")
+    (left / "rendering").mkdir()
+    (left / "rendering" / "0").write_bytes(b"half of it")
     path = make(tmp_path)
     assert [item.name for item in tmp_path.iterdir()] == [path.name]
     read_backup(path)
@@ -394,8 +397,8 @@ def test_what_a_killed_run_left_is_cleared_away_and_is_no_backup(tmp_path: Path)
 
 def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
     def interrupted() -> None:
-        with making.workshop(tmp_path, "site") as place:
-            (place / "0").write_bytes(b"x")
+        with making.workshop(tmp_path, "site") as parts:
+            parts.add_file("a/0", b"x")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

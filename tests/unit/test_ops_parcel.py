@@ -26,11 +26,10 @@ from corral.load import validate
 from corral.model_lock import LockedFile
 from corral.ops.archives import bundle as making
 from corral.ops.archives import load
-from corral.ops.archives.container import SUMS
+from corral.ops.archives.container import SUMS, members
 from corral.ops.archives.load import SIGNATURE, Bundle, HostParts, Image, Manifest, ModelFile
-from corral.ops.archives.packer import Packer, finish_file
+from corral.ops.archives.packer import Packer
 from corral.ops.archives.signing import sign
-from corral.ops.archives.tar import members
 from corral.ops.hosts import ComposeHost
 from corral.ops.setup import model_sources
 from corral.plan import build_plan
@@ -51,7 +50,7 @@ def opened(path: Path) -> Bundle:
     return load.read_bundle(path, lambda _listed, _signature: None)
 
 
-def make(folder: Path) -> Manifest:
+def make(folder: Path, target: Path | None = None) -> Manifest:
     packer = Packer(folder)
     archive = packer.save_blob(lambda: contextlib.nullcontext(io.BytesIO(LAYER)))
     packer.fetch_blob(sha256(MODEL), len(MODEL), source(MODEL))
@@ -70,6 +69,8 @@ def make(folder: Path) -> Manifest:
         hosts={"sa": HostParts(images=(known.id,), models=(model,))}, images=(known,),
     )  # fmt: skip
     packer.finish(manifest)
+    if target:
+        packer.finish_file(target)
     return manifest
 
 
@@ -88,10 +89,9 @@ def source(
 @pytest.fixture(params=["folder", "file"])
 def bundle(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     folder = tmp_path / "bundle"
-    make(folder)
+    make(folder, None if request.param == "folder" else tmp_path / "bundle.tar")
     if request.param == "folder":
         return folder
-    finish_file(folder, tmp_path / "bundle.tar")
     assert not folder.exists()
     return tmp_path / "bundle.tar"
 
@@ -100,7 +100,7 @@ def test_what_was_packed_is_read(bundle: Path) -> None:
     found = opened(bundle)
     assert found.manifest.site == "site"
     assert found.read("inventory.yaml") == b"schema_version: 1\n"
-    assert b"".join(found.chunks(load.blob_name(found.manifest.hosts["sa"].models[0].sha256))) == MODEL
+    assert b"".join(found.chunks(f"{load.BLOBS}/{found.manifest.hosts['sa'].models[0].sha256}")) == MODEL
     assert content_of(found, found.manifest.images[0]) == LAYER
 
 
@@ -155,8 +155,7 @@ def test_a_link_in_a_bundle_is_not_followed(tmp_path: Path) -> None:
 
 
 def test_a_file_that_was_cut_off_or_is_another_is_refused(tmp_path: Path) -> None:
-    make(tmp_path / "bundle")
-    finish_file(tmp_path / "bundle", tmp_path / "bundle.tar")
+    make(tmp_path / "bundle", tmp_path / "bundle.tar")
     data = (tmp_path / "bundle.tar").read_bytes()
     for share in (0.2, 0.6, 0.9):
         (tmp_path / "cut.tar").write_bytes(data[: int(len(data) * share)])
@@ -438,9 +437,10 @@ def test_what_is_left_over_goes_and_what_is_not_ours_stays(tmp_path: Path) -> No
 class Shop(ComposeHost):
     """A host whose engine gives archives of images."""
 
-    def stream(self, words: Sequence[str]) -> contextlib.AbstractContextManager[IO[bytes]]:
+    @contextlib.contextmanager
+    def stream(self, words: Sequence[str]) -> Iterator[IO[bytes]]:
         SAVED.append(list(words))
-        return contextlib.nullcontext(io.BytesIO(" ".join(words).encode()))
+        yield io.BytesIO(" ".join(words).encode())
 
 
 SAVED: list[list[str]] = []
@@ -448,11 +448,9 @@ SAVED: list[list[str]] = []
 
 def test_images_that_the_same_hosts_need_are_saved_at_once_and_never_again(tmp_path: Path) -> None:
     plan = build_plan(validate(parse(SITE, "inventory.yaml")))
-    held = [
-        making._Held(Shop(plan, host, tmp_path), image(name), "base") for host, name in ("aa", "ab", "ac", "ba", "bc")
-    ]
+    held = [making._Held(Shop(plan, host, tmp_path), image(name)) for host, name in ("aa", "ab", "ac", "ba", "bc")]
     groups = making._groups(held)
-    assert [[item.image.references for item in group.held] for group in groups] == [[("a:1",), ("c:1",)], [("b:1",)]]
+    assert [[item.references for item in group.images] for group in groups] == [[("a:1",), ("c:1",)], [("b:1",)]]
     SAVED.clear()
     for _ in range(2):
         packer = Packer(tmp_path)

@@ -16,11 +16,10 @@ from corral.load import load_texts
 from corral.ops.archives import backup as making
 from corral.ops.archives import contents
 from corral.ops.archives import passphrase as sealing
-from corral.ops.archives.container import INVENTORY, new_file, receive
+from corral.ops.archives.container import INVENTORY, packed
 from corral.ops.archives.contents import Manifest, Sealing
 from corral.ops.archives.passphrase import VARIABLE, seal
 from corral.ops.archives.restore import Wanted, restore
-from corral.ops.archives.tar import packed
 from corral.plan import build_plan
 from corral.render import render
 
@@ -61,17 +60,14 @@ def save(
     files = {INVENTORY: text.encode(), **{f"rendering/{path}": data for path, data in tree.items()}, **(more or {})}
     if sealed:
         files[contents.SECRETS] = seal(packed(secrets or {"sa/.env": ENV}), sealed.passphrase)
-    with making.workshop(folder, "farm") as place:
-        parts, members = {}, {}
-        for number, (name, data) in enumerate(files.items()):
-            parts[name] = place / str(number)
-            with new_file(parts[name]) as file:
-                members[name] = receive([data], file)
+    with making.workshop(folder, "farm") as parts:
+        for name, data in files.items():
+            parts.add_file(name, data)
         manifest = Manifest(
             format="corral-backup/3", corral="0", site="farm", made=datetime(2026, 1, 2, tzinfo=UTC), hosts=("sa",),
-            has_secrets=sealed is not None, secret_names={}, images={}, states=(), members=members,
+            has_secrets=sealed is not None, secret_names={}, images={}, states=(),
         )  # fmt: skip
-        contents.write_archive(folder / "farm.backup", place, manifest, parts, sealed)
+        contents.write_archive(folder / "farm.backup", parts, manifest, sealed)
     return folder / "farm.backup"
 
 

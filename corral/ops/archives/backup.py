@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,11 +16,17 @@ from rich.text import Text
 from corral import __version__
 from corral.errors import CorralError
 from corral.load import locks_beside
-from corral.ops.archives.container import INVENTORY, Member, amount, chunks_in, emptied, explained, new_file, receive
+from corral.ops.archives.container import (
+    INVENTORY,
+    Gathering,
+    amount,
+    emptied,
+    explained,
+    packed,
+)
 from corral.ops.archives.contents import RENDERING, SECRETS, STATES, Manifest, SavedState, Sealing, write_archive
 from corral.ops.archives.passphrase import seal
 from corral.ops.archives.states import state_of_plan, take_words, title
-from corral.ops.archives.tar import packed
 from corral.ops.history import files_on_disk, note_backup
 from corral.ops.hosts import ComposeHost, compose_hosts
 from corral.ops.interrupts import Interrupts
@@ -35,26 +40,9 @@ from corral.secrets import ENV_FILE, FOLDER
 NOT_MADE = "there is no backup of this run"
 
 
-@dataclass(slots=True)
-class _Parts:
-    """What has been gathered for an archive: the file of each member, and what the manifest says of it."""
-
-    place: Path
-    files: dict[str, Path] = field(default_factory=dict)
-    members: dict[str, Member] = field(default_factory=dict)
-    states: list[SavedState] = field(default_factory=list)
-
-    def add(self, name: str, chunks: Iterable[bytes]) -> Member:
-        """Write a member's file."""
-        path = self.place / f"part-{len(self.files)}"
-        with new_file(path) as file:
-            self.files[name], self.members[name] = path, receive(chunks, file)
-        return self.members[name]
-
-
 @contextmanager
-def workshop(folder: Path, site: str) -> Iterator[Path]:
-    """A folder for drafts beside the archive's place, removed at the end; what a killed run left in it is cleared.
+def workshop(folder: Path, site: str) -> Iterator[Gathering]:
+    """A folder for files beside the archive's place, removed at the end; what a killed run left in it is cleared.
 
     Raises:
         CorralError: it cannot be written to, or another run is at work in it.
@@ -63,7 +51,7 @@ def workshop(folder: Path, site: str) -> Iterator[Path]:
     with explained(folder, NOT_MADE):
         place.mkdir(mode=0o700, exist_ok=True)
         with emptied(place):
-            yield place
+            yield Gathering(place)
 
 
 def backup(
@@ -100,18 +88,16 @@ def backup(
     with (
         Interrupts(),
         alone(out / LOCK, "corral up"),
-        workshop(target.absolute().parent, plan.inventory.name) as place,
+        workshop(target.absolute().parent, plan.inventory.name) as parts,
     ):
-        parts = _Parts(place)
-        parts.add(INVENTORY, [Path(plan.source_file).read_bytes()])
+        parts.add_file(INVENTORY, Path(plan.source_file).read_bytes())
         for name, data in locks_beside(Path(plan.source_file)).items():
-            parts.add(name, [data])
+            parts.add_file(name, data)
         _add_renderings(parts, plan, out, chosen)
         if sealing is not None:
-            parts.add(SECRETS, [seal(packed(_secret_files(plan, out, chosen)), sealing.passphrase)])
+            parts.add_file(SECRETS, seal(packed(_secret_files(plan, out, chosen)), sealing.passphrase))
             talk.print(f"secrets of {', '.join(chosen)}: sealed with the passphrase")
-        for host in running:
-            _add_states(parts, host, talk)
+        states = [state for host in running for state in _add_states(parts, host, talk)]
         manifest = Manifest(
             format="corral-backup/3",
             corral=__version__,
@@ -121,10 +107,9 @@ def backup(
             has_secrets=sealing is not None,
             secret_names={name: tuple(secret.name for secret in plan.secrets_of(name)) for name in chosen},
             images={host.name: _images(host) for host in running},
-            states=tuple(parts.states),
-            members=parts.members,
+            states=tuple(states),
         )
-        write_archive(target.absolute(), place, manifest, parts.files, sealing)
+        write_archive(target.absolute(), parts, manifest, sealing)
         note_backup(out, chosen, now.timestamp())
     _say_end(plan, target, chosen, talk, sealing)
     return target
@@ -137,7 +122,7 @@ def _check_target(target: Path) -> None:
         raise CorralError(f"{target.parent}: no such folder; make it first")
 
 
-def _add_renderings(parts: _Parts, plan: Plan, out: Path, chosen: Sequence[str]) -> None:
+def _add_renderings(parts: Gathering, plan: Plan, out: Path, chosen: Sequence[str]) -> None:
     for name in chosen:
         files = files_on_disk(out, name)
         if not files and plan.services_of(name):
@@ -145,7 +130,7 @@ def _add_renderings(parts: _Parts, plan: Plan, out: Path, chosen: Sequence[str])
         if files:
             files[MANIFEST] = (out / name / MANIFEST).read_bytes()
         for path, data in sorted(files.items()):
-            parts.add(f"{RENDERING}{name}/{path}", [data])
+            parts.add_file(f"{RENDERING}{name}/{path}", data)
 
 
 def _secret_files(plan: Plan, out: Path, chosen: Sequence[str]) -> dict[str, bytes]:
@@ -166,23 +151,21 @@ def _secret_files(plan: Plan, out: Path, chosen: Sequence[str]) -> dict[str, byt
     return found
 
 
-def _add_states(parts: _Parts, host: ComposeHost, talk: Console) -> None:
+def _add_states(parts: Gathering, host: ComposeHost, talk: Console) -> Iterator[SavedState]:
     images = {service.name: service.image for service in host.plan.services_of(host.name)}
     for state in state_of_plan(host):
         name = f"{STATES}{state.host}/{state.service}/{state.name}{'.dump' if state.dump else '.tar'}"
         with host.stream(take_words(host, state)) as data:
-            member = parts.add(name, chunks_in(data))
-        parts.states.append(
-            SavedState(
-                host=state.host,
-                service=state.service,
-                name=state.name,
-                purpose=state.purpose,
-                image=images[state.service],
-                member=name,
-            )
+            size = parts.add_stream(name, data)
+        talk.print(Text(f"{title(state)}: {amount(size)}"))
+        yield SavedState(
+            host=state.host,
+            service=state.service,
+            name=state.name,
+            purpose=state.purpose,
+            image=images[state.service],
+            member=name,
         )
-        talk.print(Text(f"{title(state)}: {amount(member.size)}"))
 
 
 def _images(host: ComposeHost) -> dict[str, str]:

@@ -28,8 +28,8 @@ from corral.errors import CorralError, UsageError
 from corral.image_lock import IMAGE_LOCK, ImageLock, LockedImage, image_lock_text
 from corral.load import load_texts, locks_beside
 from corral.ops.archives.container import INVENTORY, SUMS, amount, explained, files_below
-from corral.ops.archives.load import SIGNATURE, HostParts, Image, Manifest, ModelFile
-from corral.ops.archives.packer import RECORDS, Packer, finish_file
+from corral.ops.archives.load import SIGNATURE, HostParts, Image, Manifest, ModelFile, file_facts
+from corral.ops.archives.packer import RECORDS, Packer
 from corral.ops.archives.signing import sign
 from corral.ops.hosts import ComposeHost, compose_hosts
 from corral.ops.interrupts import Interrupts
@@ -52,45 +52,28 @@ KIT = (
 )  # fmt: skip
 LOCKS = ("requirements.txt", "requirements-dev.txt", "requirements-uv.txt")
 GO_ON = "the bundle is not complete, run the same command again to go on"
-HASH_LIMIT_S = 3600
-FACTS = """
-for file; do
-    if [ ! -f "$file" ] || [ ! -r "$file" ]; then echo "- 0"; continue; fi
-    set -- $(sha256sum <"$file"); echo "$1 $(wc -c <"$file")"
-done
-"""
-# Prints checksum and size of every file.
 
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """An image of a host's engine."""
+    """An image of a host's Docker engine."""
 
     host: ComposeHost
     image: Image
-    # The first of its layers, which images of one family share.
-    base: str
 
 
 @dataclass(frozen=True, slots=True)
 class _Group:
     """Images that the same hosts need: one `docker save`, which stores layers that they share once."""
 
-    held: tuple[_Held, ...]
+    host: ComposeHost
+    images: tuple[Image, ...]
 
     @property
     def record(self) -> str:
         """The file of the bundle that says under which checksum the archive of these images lies."""
-        ids = "\n".join(sorted(item.image.id for item in self.held))
+        ids = "\n".join(sorted(image.id for image in self.images))
         return f"{RECORDS}/{hashlib.sha256(ids.encode()).hexdigest()[:16]}"
-
-    @property
-    def size(self) -> int:
-        """Bytes that it takes for certain: of images with the same base the largest counts."""
-        largest: dict[str, int] = {}
-        for item in self.held:
-            largest[item.base] = max(largest.get(item.base, 0), item.image.size)
-        return sum(largest.values())
 
 
 def bundle(  # noqa: PLR0913 - keyword arguments, an option each
@@ -144,7 +127,7 @@ def bundle(  # noqa: PLR0913 - keyword arguments, an option each
             made = _manifest(plan, held, images, models, is_with_kit=with_kit)
             digest = packer.finish(made, partial(sign, key=key) if key else None)
         if is_file:
-            finish_file(folder, to)
+            packer.finish_file(to)
     size = to.stat().st_size if is_file else sum(path.stat().st_size for path in files_below(to))
     count = f"{len(images)} images, {sum(map(len, models.values()))} model files"
     talk.print(Text(f"{to}: complete, {count}, {amount(size)}; sha256 of {SUMS}: {digest}"))
@@ -170,7 +153,7 @@ def _images(host: ComposeHost, talk: Console) -> list[_Held]:
     for name in references:
         facts = _inspected(host, name, talk)
         found.setdefault(str(facts["Id"]), []).append((name.partition("@")[0], facts))
-    return [_held(host, entries) for entries in found.values()]
+    return [_Held(host, _image([name for name, _ in entries], entries[0][1])) for entries in found.values()]
 
 
 def _inspected(host: ComposeHost, name: str, talk: Console) -> dict[str, Any]:
@@ -185,17 +168,14 @@ def _inspected(host: ComposeHost, name: str, talk: Console) -> dict[str, Any]:
     return facts
 
 
-def _held(host: ComposeHost, entries: Sequence[tuple[str, dict[str, Any]]]) -> _Held:
-    facts = entries[0][1]
-    image = Image(
+def _image(references: Sequence[str], facts: Mapping[str, Any]) -> Image:
+    return Image(
         id=str(facts["Id"]),
-        references=tuple(name for name, _ in entries),
+        references=tuple(references),
         digests=tuple(sorted(facts.get("RepoDigests") or [])),
         platform=f"{facts['Os']}/{facts['Architecture']}",
         size=int(facts["Size"]),
-        files={},
     )
-    return _Held(host, image, (facts["RootFS"].get("Layers") or [image.id])[0])
 
 
 def _groups(held: Iterable[_Held]) -> list[_Group]:
@@ -203,12 +183,14 @@ def _groups(held: Iterable[_Held]) -> list[_Group]:
     users: dict[str, list[_Held]] = {}
     for item in held:
         users.setdefault(item.image.id, []).append(item)
-    groups: dict[tuple[str, ...], list[_Held]] = {}
+    groups: dict[tuple[str, ...], _Group] = {}
     for items in users.values():
         references = tuple(sorted({name for item in items for name in item.image.references}))
         image = items[0].image.model_copy(update={"references": references})
-        groups.setdefault(tuple(item.host.name for item in items), []).append(replace(items[0], image=image))
-    return [_Group(tuple(items)) for items in groups.values()]
+        hosts = tuple(item.host.name for item in items)
+        known = groups.get(hosts, _Group(items[0].host, ()))
+        groups[hosts] = replace(known, images=(*known.images, image))
+    return list(groups.values())
 
 
 def _models(host: ComposeHost, talk: Console) -> list[ModelFile]:
@@ -217,25 +199,21 @@ def _models(host: ComposeHost, talk: Console) -> list[ModelFile]:
     if not sources:
         return []
     talk.print(Text(f"{host.name}: checksums of {len(sources)} model files"))
-    paths = [f"{models_folder(host)}/{file}" for file in sources]
-    lines = host.run(["sh", "-c", FACTS, "sh", *paths], limit_s=HASH_LIMIT_S).out.splitlines()
-    facts = [line.split() for line in lines]
+    facts = dict(zip(sources, file_facts(host, list(sources)), strict=True))
     missing = [
-        f"  {path}  from {source}"
-        for path, source, fact in zip(paths, sources.values(), facts, strict=True)
-        if fact[0] == "-"
+        f"  {models_folder(host)}/{file}  from {sources[file]}" for file, (sha256, _) in facts.items() if not sha256
     ]
     if missing:
         raise CorralError(f"{host.name}: model files are not there:\n" + "\n".join(missing))
     return [
-        ModelFile(file=file, source=source, sha256=fact[0], size=int(fact[1]))
-        for (file, source), fact in zip(sources.items(), facts, strict=True)
+        ModelFile(file=file, source=sources[file], sha256=sha256, size=size) for file, (sha256, size) in facts.items()
     ]
 
 
 def _check_space(packer: Packer, groups: Sequence[_Group], models: Mapping[str, list[ModelFile]], times: int) -> None:
     """Raise CorralError when the disk is certainly too small."""
-    images = sum(group.size for group in groups if not packer.recorded(group.record))
+    groups = [group for group in groups if not packer.recorded(group.record)]
+    images = sum(max(image.size for image in group.images) for group in groups)  # the others may share all layers
     files = {model.sha256: model.size for found in models.values() for model in found}
     missing = {sha256: size for sha256, size in files.items() if not packer.has(sha256, size)}
     needed = times * (images + sum(missing.values()))
@@ -254,14 +232,13 @@ def _add_images(packer: Packer, group: _Group, talk: Console) -> list[Image]:
     """The images of a group, whose archive is a blob of the bundle now."""
     sha256 = packer.recorded(group.record)
     if not sha256:
-        host = group.held[0].host
-        for item in group.held:
-            talk.print(
-                Text(f"{host.name}: {', '.join(item.image.references)} ({amount(item.image.size)} with shared layers)")
-            )
-        sha256 = packer.save_blob(lambda: host.stream(["docker", "save", *(item.image.id for item in group.held)]))
-    packer.add_file(group.record, f"{sha256}\n".encode())
-    return [item.image.model_copy(update={"archive": sha256}) for item in group.held]
+        for image in group.images:
+            size = f"{amount(image.size)} with shared layers"
+            talk.print(Text(f"{group.host.name}: {', '.join(image.references)} ({size})"))
+        words = ["docker", "save", *(image.id for image in group.images)]
+        sha256 = packer.save_blob(partial(group.host.stream, words))
+    packer.add_file(group.record, f"{sha256}\n".encode(), 0o644)
+    return [image.model_copy(update={"archive": sha256}) for image in group.images]
 
 
 def _add_models(packer: Packer, host: ComposeHost, models: Sequence[ModelFile], talk: Console) -> None:
@@ -282,13 +259,13 @@ def _add_site(packer: Packer, plan: Plan, hosts: set[str], held: Sequence[_Held]
     source = Path(plan.source_file)
     locks = {**locks_beside(source), IMAGE_LOCK: image_lock_text(_ids_of(held)).encode()}
     there = build_plan(load_texts(source.read_bytes(), locks, str(source)))
-    packer.add_file(INVENTORY, source.read_bytes())
+    packer.add_file(INVENTORY, source.read_bytes(), 0o644)
     for name, data in locks.items():
-        packer.add_file(name, data)
+        packer.add_file(name, data, 0o644)
     for path, data in render(there).items():
         if path.partition("/")[0] in hosts:
-            packer.add_file(f"compose/{path}", data)
-    packer.add_file("README.txt", README.read_bytes())
+            packer.add_file(f"compose/{path}", data, 0o644)
+    packer.add_file("README.txt", README.read_bytes(), 0o644)
 
 
 def _ids_of(held: Iterable[_Held]) -> ImageLock:

@@ -29,10 +29,13 @@ from corral.ops.archives.container import (
     LARGEST_FILE,
     LARGEST_MANIFEST,
     MANIFEST,
+    MOST_MEMBERS,
     SUMS,
+    Gathering,
     Member,
+    Part,
     Strict,
-    chunks_in,
+    members,
     new_file,
     receive,
     sums_of,
@@ -40,8 +43,6 @@ from corral.ops.archives.container import (
     sync_folder,
 )
 from corral.ops.archives.passphrase import MARK, MARKS, decrypted, encrypt, seal, unseal
-from corral.ops.archives.tar import MOST_MEMBERS, Part, members, pack
-from corral.output import write_file
 from corral.validation import from_json
 
 RENDERING = "rendering/"
@@ -126,27 +127,31 @@ class Sealing:
 # --- writing one -----------------------------------------------------------------------------------------------------
 
 
-def write_archive(
-    target: Path, place: Path, manifest: Manifest, parts: Mapping[str, Path], sealing: Sealing | None
-) -> None:
-    """Make the archive of these files, by their names in it, and give it its name when it is on the disk.
+def write_archive(target: Path, parts: Gathering, manifest: Manifest, sealing: Sealing | None) -> None:
+    """Make the archive of gathered files, and give it its name when it is on the disk.
 
     Args:
-        target: the archive's name.
-        place: a folder for drafts on the same disk.
-        manifest: what it says, with every part among its members.
-        parts: the files; they are deleted.
+        target: the archive's name, on the disk of the gathered files.
+        parts: the files, without the archive's own records; they are deleted.
+        manifest: what it says of them.
         sealing: what protects it.
 
     Raises:
         OSError: the disk refuses; the target is not there then.
         CorralError: the target has come into being meanwhile.
     """
-    draft, sealed = place / "archive", place / "archive.sealed"
+    parts.add_file(MANIFEST, manifest.model_dump_json(indent=1, exclude={"members"}).encode() + b"\n")
+    listed = sums_text(parts.sums)
+    parts.add_file(SUMS, listed)
+    first = [SUMS]
+    if sealing is not None and sealing.is_plain:
+        parts.add_file(SEAL, seal(hashlib.sha256(listed).hexdigest().encode(), sealing.passphrase))
+        first.append(SEAL)
+    draft, sealed = parts.folder / ".archive", parts.folder / ".archive.sealed"
     with new_file(draft) as file, gzip.GzipFile("", "wb", SPEED_NOT_SIZE, file, mtime=0) as zipped:
-        pack(zipped, _records(place, manifest, sealing) | parts)
-    for path in parts.values():
-        path.unlink()
+        parts.pack(zipped, *first)
+    for name in parts.sums:  # room for the encrypted copy
+        (parts.folder / name).unlink()
     if sealing is not None and not sealing.is_plain:
         with draft.open("rb") as archive, new_file(sealed) as file:
             encrypt(archive, file, sealing.passphrase)
@@ -156,20 +161,6 @@ def write_archive(
     except FileExistsError:
         raise CorralError(f"{target}: is there already; name another file") from None
     sync_folder(target.parent)
-
-
-def _records(place: Path, manifest: Manifest, sealing: Sealing | None) -> dict[str, Path]:
-    """Files that say what is in the archive."""
-    text = manifest.model_dump_json(indent=1, exclude={"members"}).encode() + b"\n"
-    sums = {name: member.sha256 for name, member in manifest.members.items()}
-    listed = sums_text(sums | {MANIFEST: hashlib.sha256(text).hexdigest()})
-    texts = {SUMS: listed, MANIFEST: text}
-    if sealing is not None and sealing.is_plain:
-        digest = hashlib.sha256(listed).hexdigest()
-        texts = {SUMS: listed, SEAL: seal(digest.encode(), sealing.passphrase), MANIFEST: text}
-    for name, data in texts.items():
-        write_file(place / name, data, 0o600)
-    return {name: place / name for name in texts}
 
 
 # --- reading one -----------------------------------------------------------------------------------------------------
@@ -292,13 +283,13 @@ class _Reading:
 
     def _state(self, part: Part) -> Member:
         if self.folder is None:
-            return receive(chunks_in(part.data))
+            return receive(part.data)
         if part.size > shutil.disk_usage(self.folder).free:
             words = f"{part.name} in it takes {part.size >> 20} MiB, which {self.folder} has not free"
             raise CorralError(f"{self.path}: {words}; nothing was changed")
         place = self.states[part.name] = self.folder / str(len(self.states))
         with new_file(place) as file:
-            return receive(chunks_in(part.data), file)
+            return receive(part.data, file)
 
 
 @contextmanager

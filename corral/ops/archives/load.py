@@ -8,10 +8,9 @@ it is: a load that was cut off goes on when it is run again.
 from __future__ import annotations
 
 import hashlib
-import shlex
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -39,6 +38,7 @@ from corral.ops.archives.container import (
     Sha256,
     Strict,
     amount,
+    options_of,
     pieces_of,
     sums_of,
 )
@@ -60,9 +60,11 @@ PART = ".part"
 LARGEST_SIGNATURE = 64 << 10
 ImageId = Annotated[str, Field(pattern="^sha256:[0-9a-f]{64}$")]
 HASH_LIMIT_S = 3600
+# Prints checksum and size of every file.
 FACTS = """
 for file; do
-    if [ -r "$file" ]; then set -- $(sha256sum <"$file"); echo "$1"; else echo -; fi
+    if [ ! -f "$file" ] || [ ! -r "$file" ]; then echo "- 0"; continue; fi
+    set -- $(sha256sum <"$file"); echo "$1 $(wc -c <"$file")"
 done
 """
 PARTLY = 'mkdir -p "${1%/*}" && { wc -c <"$1" 2>/dev/null || echo 0; }'
@@ -123,28 +125,43 @@ class Manifest(Strict):
     images: tuple[Image, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Bundle:
-    """A bundle that is complete and as it was made."""
+@dataclass(frozen=True)
+class _Files:
+    """The files of a bundle, with the checksums that they have to have."""
 
     path: Path
     pieces: Mapping[str, Piece]
     sums: Mapping[str, str]
-    manifest: Manifest
 
     def read(self, name: str, largest: int = LARGEST_FILE) -> bytes:
         """A small file; raises CorralError when it is too large, or not what was checked before."""
-        return _read(self.path, self.pieces, self.sums, name, largest)
+        if self.pieces[name].size > largest:
+            raise CorralError(f"{self.path}: {name} is too large: more than {largest >> 20} MiB")
+        return b"".join(self.chunks(name))
 
     def chunks(self, name: str) -> Iterator[bytes]:
-        """A file's content; a CorralError ends it before its end when it is not what was checked before."""
-        return _checked(self.path, self.pieces[name], name, self.sums[name])
+        """A file's content; raises CorralError before its last chunk when it is not what was checked before."""
+        total, last = hashlib.sha256(), b""
+        for chunk in self.pieces[name].chunks():
+            total.update(chunk)
+            yield last
+            last = chunk
+        if total.hexdigest() != self.sums[name]:
+            words = f"{name} was changed while it was read; copy the bundle again, then run this again"
+            raise CorralError(f"{self.path}: {words}")
+        yield last
+
+
+@dataclass(frozen=True)
+class Bundle(_Files):
+    """A bundle that is complete and as it was made."""
+
+    manifest: Manifest
 
     def image_archive(self, image: Image) -> Stream:
         """What `docker load` reads, checked as `chunks`."""
-        return Stream(
-            self.chunks(blob_name(image.archive)) if image.archive else legacy.image_archive(self, image.files)
-        )
+        blob = f"{BLOBS}/{image.archive}"
+        return Stream(self.chunks(blob) if image.archive else legacy.image_archive(self, image.files))
 
 
 class Stream:
@@ -162,11 +179,6 @@ class Stream:
 Vouch = Callable[[bytes, bytes | None], None]
 
 
-def blob_name(sha256: str) -> str:
-    """The name of the blob with this checksum."""
-    return f"{BLOBS}/{sha256}"
-
-
 def read_bundle(path: Path, vouch: Vouch, progress: Callable[[int], object] = lambda _count: None) -> Bundle:
     """The bundle in a folder or file, every byte of it checked.
 
@@ -178,22 +190,33 @@ def read_bundle(path: Path, vouch: Vouch, progress: Callable[[int], object] = la
     Raises:
         CorralError: it is damaged, not complete, or no bundle; the message says which file.
     """
-    try:
+    with _explained(path):
         pieces = pieces_of(path)
         sums = _sums(path, pieces, vouch)
         damaged = [name for name, sha256 in sums.items() if _sha256(pieces.get(name), progress) != sha256]
         if damaged:
             names = ", ".join(damaged[:4]) + (" …" if damaged[4:] else "")
             raise CorralError(f"{path}: damaged: {names}; copy the bundle again, or make it again (it goes on)")
-        bundle = Bundle(path, pieces, sums, _manifest(path, _read(path, pieces, sums, MANIFEST, LARGEST_MANIFEST)))
+        manifest = _manifest(path, _Files(path, pieces, sums).read(MANIFEST, LARGEST_MANIFEST))
+    wanted = {sha256 for image in manifest.images for sha256 in image.blobs}
+    wanted |= {model.sha256 for parts in manifest.hosts.values() for model in parts.models}
+    lost = sorted(sha256 for sha256 in wanted if sums.get(f"{BLOBS}/{sha256}") != sha256)
+    if lost:
+        raise CorralError(f"{path}: damaged: {BLOBS}/{lost[0]} is not in {SUMS}")
+    return Bundle(path, pieces, sums, manifest)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn what the disk or `tarfile` says of a bundle into a CorralError."""
+    try:
+        yield
     except FileNotFoundError:
         raise CorralError(f"{path}: no such file or folder") from None
     except OSError as error:
-        raise CorralError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise CorralError(f"{path}: cannot be read: {error.strerror or error}; run it again to go on") from None
     except tarfile.TarError as error:
         raise CorralError(f"{path}: is no bundle that corral made, or is damaged: {error}") from None
-    _refuse_missing(bundle)
-    return bundle
 
 
 def _sums(path: Path, pieces: Mapping[str, Piece], vouch: Vouch) -> dict[str, str]:
@@ -217,34 +240,6 @@ def _sha256(piece: Piece | None, progress: Callable[[int], object]) -> str:
         total.update(chunk)
         progress(len(chunk))
     return total.hexdigest() if piece else ""
-
-
-def _refuse_missing(bundle: Bundle) -> None:
-    """Raise CorralError when a blob that the manifest names is not in the list of checksums."""
-    wanted = {sha256 for image in bundle.manifest.images for sha256 in image.blobs}
-    wanted |= {model.sha256 for parts in bundle.manifest.hosts.values() for model in parts.models}
-    lost = sorted(sha256 for sha256 in wanted if bundle.sums.get(blob_name(sha256)) != sha256)
-    if lost:
-        raise CorralError(f"{bundle.path}: damaged: {blob_name(lost[0])} is not in {SUMS}")
-
-
-def _read(path: Path, pieces: Mapping[str, Piece], sums: Mapping[str, str], name: str, largest: int) -> bytes:
-    if pieces[name].size > largest:
-        raise CorralError(f"{path}: {name} is too large: more than {largest >> 20} MiB")
-    return b"".join(_checked(path, pieces[name], name, sums[name]))
-
-
-def _checked(path: Path, piece: Piece, name: str, sha256: str) -> Iterator[bytes]:
-    """A file's content, whose last chunk comes when the checksum of it all is right."""
-    total, last = hashlib.sha256(), b""
-    for chunk in piece.chunks():
-        total.update(chunk)
-        yield last
-        last = chunk
-    if total.hexdigest() != sha256:
-        words = f"{name} was changed while it was read; copy the bundle again, then run this again"
-        raise CorralError(f"{path}: {words}")
-    yield last
 
 
 def _manifest(path: Path, text: bytes) -> Manifest:
@@ -273,12 +268,12 @@ def load(path: Path, talk: Console, wanted: Wanted) -> None:
 
     Raises:
         UsageError: the place has another inventory or rendering; nothing was changed.
-        CorralError: the bundle is damaged, brings what its inventory does not ask for, or is not signed by whom it
-            should be (nothing was changed); or a host does not take something; run it again to go on.
+        CorralError: the bundle is damaged, brings what its inventory does not ask for, or is not signed by an
+            allowed signer (nothing was changed); or a host does not take something; run it again to go on.
     """
     talk.print(Text(f"{path}: checking every file"))
     bar = Progress(TextColumn("checked"), BarColumn(), DownloadColumn(), console=talk, transient=True)
-    with Interrupts(), bar if talk.is_terminal else nullcontext():
+    with Interrupts(), _explained(path), bar if talk.is_terminal else nullcontext():
         task = bar.add_task("checked", total=_total(path))
         vouch = partial(_vouch, path, talk, wanted.signers)
         bundle = read_bundle(path, vouch, lambda count: bar.advance(task, count))
@@ -298,7 +293,7 @@ def load(path: Path, talk: Console, wanted: Wanted) -> None:
 
 
 def _vouch(path: Path, talk: Console, signers: Path | None, listed: bytes, signature: bytes | None) -> None:
-    """Says who made the bundle; raises CorralError when it is not whom the file of signers names."""
+    """Print who made the bundle; raises CorralError when no key in the file of signers made the signature."""
     if signers is None:
         digest = hashlib.sha256(listed).hexdigest()
         talk.print(Text(f"{path}: nobody is asked to vouch for it; sha256 of {SUMS}: {digest}", "yellow"))
@@ -342,7 +337,7 @@ def _hosts(bundle: Bundle, plan: Plan, wanted: Wanted) -> list[ComposeHost]:
 
 
 def _refuse_unasked(bundle: Bundle, plan: Plan, wanted: Wanted) -> None:
-    """Raises CorralError when a bundle brings an image or a model file that no service of its inventory reads."""
+    """Raise CorralError when a bundle brings an image or a model file that no service of its inventory reads."""
     manifest = bundle.manifest
     images = {name for image in manifest.images for name in image.references}
     asked = {service.image for service in plan.contributions.services}
@@ -445,11 +440,15 @@ def _copy_models(bundle: Bundle, host: ComposeHost, talk: Console) -> None:
 
 
 def _missing(host: ComposeHost, models: Sequence[ModelFile]) -> list[ModelFile]:
-    if not models:
-        return []
-    paths = [f"{models_folder(host)}/{model.file}" for model in models]
-    found = host.run(["sh", "-c", FACTS, "sh", *paths], limit_s=HASH_LIMIT_S).out.split()
-    return [model for model, sha256 in zip(models, found, strict=True) if sha256 != model.sha256]
+    facts = file_facts(host, [model.file for model in models]) if models else []
+    return [model for model, (sha256, _) in zip(models, facts, strict=True) if sha256 != model.sha256]
+
+
+def file_facts(host: ComposeHost, files: Sequence[str]) -> list[tuple[str, int]]:
+    """Checksum and size of model files on a host; an empty checksum for what is no readable file."""
+    paths = [f"{models_folder(host)}/{file}" for file in files]
+    lines = host.run(["sh", "-c", FACTS, "sh", *paths], limit_s=HASH_LIMIT_S).out.splitlines()
+    return [(sha256.strip("-"), int(size)) for sha256, size in map(str.split, lines)]
 
 
 def _free(host: ComposeHost) -> int | None:
@@ -459,7 +458,7 @@ def _free(host: ComposeHost) -> int | None:
 
 
 def _copy_model(bundle: Bundle, host: ComposeHost, model: ModelFile, talk: Console) -> None:
-    """Goes on with what an earlier run has brought; the file gets its name when its checksum is right there."""
+    """Copy what is missing of a file; it gets its name when its checksum is right on the host."""
     talk.print(Text(f"{host.name}: {model.file}: copying {amount(model.size)}"))
     draft = f"{models_folder(host)}/{model.file}{PART}"
     try:
@@ -467,7 +466,7 @@ def _copy_model(bundle: Bundle, host: ComposeHost, model: ModelFile, talk: Conso
         if there > model.size:
             host.run(["rm", "-f", draft])
             there = 0
-        data = Stream(bundle.pieces[blob_name(model.sha256)].chunks(there))
+        data = Stream(bundle.pieces[f"{BLOBS}/{model.sha256}"].chunks(there))
         host.feed(["sh", "-c", APPEND, "sh", draft], data)
     except CommandError as error:
         words = error.done.words
@@ -481,8 +480,7 @@ def _copy_model(bundle: Bundle, host: ComposeHost, model: ModelFile, talk: Conso
 
 
 def _next(plan: Plan, wanted: Wanted, hosts: Sequence[ComposeHost]) -> str:
-    places = "" if wanted.inventory == Path(INVENTORY) else f" --inventory {shlex.quote(str(wanted.inventory))}"
-    places += "" if wanted.out == Path("compose") else f" --out {shlex.quote(str(wanted.out))}"
+    places = options_of(wanted.inventory, wanted.out)
     names = [host.name for host in hosts if plan.secrets_of(host.name)]
     if all((wanted.out / name / ENV_FILE).is_file() for name in names):
         return f"next: ./generate.py up{places}"

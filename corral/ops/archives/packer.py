@@ -11,15 +11,13 @@ import os
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 from corral.errors import CorralError
 from corral.file_names import is_file_name
-from corral.ops.archives.container import MANIFEST, SUMS, chunks_in, files_below, receive, sums_text, sync_folder
+from corral.ops.archives.container import CHUNK, MANIFEST, SUMS, Gathering, files_below, receive, sums_text, sync_folder
 from corral.ops.archives.load import BLOBS, PART, SIGNATURE, Manifest
-from corral.ops.archives.tar import pack
 from corral.output import write_atomically, write_file
 
 RECORDS = "images"
@@ -27,12 +25,8 @@ RECORDS = "images"
 OWN = ("blobs", "compose", RECORDS, "kit", "wheels")
 
 
-@dataclass(slots=True)
-class Packer:
+class Packer(Gathering):
     """A bundle that is being filled; blobs that are there already are not fetched again."""
-
-    folder: Path
-    sums: dict[str, str] = field(default_factory=dict)
 
     def blob(self, sha256: str) -> Path:
         """Where the content of that checksum lies, or will."""
@@ -52,17 +46,10 @@ class Packer:
         sha256 = path.read_text(errors="replace").strip() if path.is_file() else ""
         return sha256 if is_file_name(sha256) and self.has(sha256) else ""
 
-    def add_file(self, name: str, data: bytes, mode: int = 0o644) -> None:
-        """Write a small file."""
-        path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, data, mode)
-        self.sums[name] = hashlib.sha256(data).hexdigest()
-
     def note(self, name: str) -> None:
         """List a file that another program has put there."""
         with (self.folder / name).open("rb") as file:
-            self.sums[name] = receive(chunks_in(file)).sha256
+            self.sums[name] = receive(file).sha256
 
     def save_blob(self, start: Callable[[], AbstractContextManager[IO[bytes]]]) -> str:
         """Take in a blob from its beginning; returns its checksum."""
@@ -105,7 +92,7 @@ class Packer:
 
         What earlier runs left over is deleted. Returns the list's own checksum.
         """
-        self.add_file(MANIFEST, manifest.model_dump_json(indent=1).encode() + b"\n")
+        self.add_file(MANIFEST, manifest.model_dump_json(indent=1).encode() + b"\n", 0o644)
         for path in [path for name in OWN for path in files_below(self.folder / name)]:
             if str(path.relative_to(self.folder)) not in self.sums:
                 path.unlink()
@@ -117,26 +104,24 @@ class Packer:
         sync_folder(self.folder)
         return hashlib.sha256(text).hexdigest()
 
+    def finish_file(self, target: Path) -> None:
+        """Turn the complete folder into one tar file; the folder goes when the file is on the disk."""
+        draft = target.with_name(f"{target.name}{PART}")
+        with draft.open("wb") as file:
+            self.pack(file, SUMS, *([SIGNATURE] if (self.folder / SIGNATURE).exists() else []))
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(target)
+        sync_folder(target.parent)
+        shutil.rmtree(self.folder)
+
 
 def _append(draft: Path, data: IO[bytes]) -> str:
     """Append a stream to a file; returns the checksum of all that the file then holds."""
     with draft.open("a+b") as file:
         file.seek(0)
         total = hashlib.file_digest(file, "sha256")
-        for chunk in chunks_in(data):
+        while chunk := data.read(CHUNK):
             total.update(chunk)
             file.write(chunk)
     return total.hexdigest()
-
-
-def finish_file(folder: Path, target: Path) -> None:
-    """Turn a complete bundle's folder into one tar file; the folder goes when the file is on the disk."""
-    draft = target.with_name(f"{target.name}{PART}")
-    files = sorted(files_below(folder), key=lambda path: path != folder / SUMS)
-    with draft.open("wb") as file:
-        pack(file, {str(path.relative_to(folder)): path for path in files})
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(target)
-    sync_folder(target.parent)
-    shutil.rmtree(folder)

@@ -2,7 +2,7 @@
 
 scrypt derives a key from the passphrase and Fernet encrypts with it; both are recipes of the `cryptography` package. An
 archive of any size is an age file (https://age-encryption.org) for a key of its own, which lies before it, encrypted
-with the passphrase: age encrypts and authenticates a stream in pieces, and without the key nobody can write a new one.
+with the passphrase: age encrypts and authenticates a stream in pieces, and a new one cannot be written without the key.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def find_passphrase(file: Path | None, *, is_new: bool) -> str:
         raise UsageError(f"a passphrase is needed: set {VARIABLE}, or name a file: --passphrase-file FILE{way_out}")
     if is_new and len(passphrase) < SHORTEST:
         words = f"a passphrase has at least {SHORTEST} signs; {where} has {len(passphrase)}"
-        raise UsageError(f"{words}; one that nobody guesses: {made_up()}")
+        raise UsageError(f"{words}; a random one: {made_up()}")
     return passphrase
 
 
