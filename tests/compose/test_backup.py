@@ -33,6 +33,7 @@ pytestmark = pytest.mark.needs("docker-engine", "mmdebstrap", "prisma-engine")
 HOST = "ba"
 SITE = f"{PREFIX}backup"
 PORT = 21700
+ADMIN_PORT = 21702
 PASSPHRASE = "open sesame, slowly"
 RUN_LIMIT_S = 900
 WRITTEN_LIMIT_S = 300
@@ -142,7 +143,8 @@ def saved(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sa
     with place.project:
         place.corral("secrets", "init")
         place.start()
-        made = place.client().admin().send("POST", "/key/generate", {"models": ["chat"], "key_alias": "somebody"})
+        wanted = {"models": ["chat"], "key_alias": "somebody"}
+        made = place.client().admin(ADMIN_PORT).send("POST", "/key/generate", wanted)
         key = str(made.raise_for_status().json()["key"])
         assert place.client(key).chat_text("chat") == KNOWN_ANSWER
         wait_until(lambda: spend_of(place, key) > 0, WRITTEN_LIMIT_S, "the gateway writes down what was spent")
@@ -162,7 +164,7 @@ def saved(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sa
 
 
 def spend_of(place: Place, key: str) -> float:
-    found = place.client().admin().send("GET", f"/key/info?key={key}")
+    found = place.client().admin(ADMIN_PORT).send("GET", f"/key/info?key={key}")
     return float(found.raise_for_status().json()["info"]["spend"])
 
 
