@@ -61,7 +61,7 @@ def make(
     folder: Path, files: Mapping[str, bytes] = FILES, *, name: str = "a.tar.gz", seal: Sealing | None = None
 ) -> Path:
     target = folder / name
-    with making.workshop(folder, "site") as parts:
+    with making.draft_folder(folder, "site") as parts:
         for path, data in {**files, MEMBER: STATE}.items():
             parts.add_file(path, data)
         contents.write_archive(target, parts, manifest(), seal)
@@ -397,7 +397,7 @@ def test_what_a_killed_run_left_is_cleared_away_and_is_no_backup(tmp_path: Path)
 
 def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
     def interrupted() -> None:
-        with making.workshop(tmp_path, "site") as parts:
+        with making.draft_folder(tmp_path, "site") as parts:
             parts.add_file("a/0", b"x")
             raise KeyboardInterrupt
 
@@ -408,9 +408,9 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
 
 def test_two_backups_of_a_site_do_not_mix(tmp_path: Path) -> None:
     with (
-        making.workshop(tmp_path, "site"),
+        making.draft_folder(tmp_path, "site"),
         pytest.raises(CorralError, match="another corral is writing here"),
-        making.workshop(tmp_path, "site"),
+        making.draft_folder(tmp_path, "site"),
     ):
         pass
 

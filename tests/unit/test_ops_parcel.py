@@ -26,9 +26,9 @@ from corral.load import validate
 from corral.model_lock import LockedFile
 from corral.ops.archives import bundle as making
 from corral.ops.archives import load
+from corral.ops.archives.bundle_folder import BundleFolder
 from corral.ops.archives.container import SUMS, members
 from corral.ops.archives.load import SIGNATURE, Bundle, HostParts, Image, Manifest, ModelFile
-from corral.ops.archives.packer import Packer
 from corral.ops.archives.signing import sign
 from corral.ops.hosts import ComposeHost
 from corral.ops.setup import model_sources
@@ -51,10 +51,10 @@ def opened(path: Path) -> Bundle:
 
 
 def make(folder: Path, target: Path | None = None) -> Manifest:
-    packer = Packer(folder)
-    archive = packer.save_blob(lambda: contextlib.nullcontext(io.BytesIO(LAYER)))
-    packer.fetch_blob(sha256(MODEL), len(MODEL), source(MODEL))
-    packer.add_file("inventory.yaml", b"schema_version: 1\n")
+    target_folder = BundleFolder(folder)
+    archive = target_folder.save_blob(lambda: contextlib.nullcontext(io.BytesIO(LAYER)))
+    target_folder.fetch_blob(sha256(MODEL), len(MODEL), source(MODEL))
+    target_folder.add_file("inventory.yaml", b"schema_version: 1\n")
     known = Image(
         id=f"sha256:{sha256(b'image')}",
         references=("a:1",),
@@ -68,9 +68,9 @@ def make(folder: Path, target: Path | None = None) -> Manifest:
         format="corral-bundle/2", corral="0", site="site", made=datetime(2026, 1, 2, tzinfo=UTC), platform="",
         hosts={"sa": HostParts(images=(known.id,), models=(model,))}, images=(known,),
     )  # fmt: skip
-    packer.finish(manifest)
+    target_folder.finish(manifest)
     if target:
-        packer.finish_file(target)
+        target_folder.finish_file(target)
     return manifest
 
 
@@ -280,15 +280,15 @@ gateway: {host: sa, database: false, cache: false}
 
 def make_site(folder: Path, model: str = "m.gguf", text: str = SITE, key: Path | None = None) -> str:
     """A bundle of a site without images; returns the checksum of its list."""
-    packer = Packer(folder)
-    packer.fetch_blob(sha256(MODEL), len(MODEL), source(MODEL))
-    packer.add_file("inventory.yaml", text.encode())
+    target_folder = BundleFolder(folder)
+    target_folder.fetch_blob(sha256(MODEL), len(MODEL), source(MODEL))
+    target_folder.add_file("inventory.yaml", text.encode())
     models = (ModelFile(file=model, source=model, sha256=sha256(MODEL), size=len(MODEL)),)
     manifest = Manifest(
         format="corral-bundle/2", corral="0", site="site", made=datetime(2026, 1, 2, tzinfo=UTC), platform="",
         hosts={"sa": HostParts(images=(), models=models)}, images=(),
     )  # fmt: skip
-    return packer.finish(manifest, partial(sign, key=key) if key else None)
+    return target_folder.finish(manifest, partial(sign, key=key) if key else None)
 
 
 @pytest.fixture
@@ -387,7 +387,7 @@ def test_what_its_inventory_does_not_ask_for_and_what_weakens_a_host_is_not_take
 
 def test_an_image_that_no_service_runs_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path / "bundle")
-    Packer(tmp_path / "bundle").add_file("inventory.yaml", SITE.encode())
+    BundleFolder(tmp_path / "bundle").add_file("inventory.yaml", SITE.encode())
     sums = tmp_path / "bundle" / SUMS
     sums.write_text(sums.read_text().replace(sha256(b"schema_version: 1\n"), sha256(SITE.encode())))
     with pytest.raises(CorralError, match="it brings the image a:1, which its inventory does not ask for"):
@@ -398,29 +398,29 @@ def test_an_image_that_no_service_runs_is_not_taken(tmp_path: Path, monkeypatch:
 
 
 def test_a_model_file_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    packer = Packer(tmp_path)
-    draft = packer.blob(sha256(MODEL)).with_name(f"{sha256(MODEL)}.part")
+    target_folder = BundleFolder(tmp_path)
+    draft = target_folder.blob(sha256(MODEL)).with_name(f"{sha256(MODEL)}.part")
     draft.parent.mkdir(parents=True)
     draft.write_bytes(MODEL[:70_000])
     asked: list[int] = []
-    packer.fetch_blob(sha256(MODEL), len(MODEL), source(MODEL, asked))
+    target_folder.fetch_blob(sha256(MODEL), len(MODEL), source(MODEL, asked))
     assert asked == [70_000]
-    assert packer.blob(sha256(MODEL)).read_bytes() == MODEL
+    assert target_folder.blob(sha256(MODEL)).read_bytes() == MODEL
     assert not draft.exists()
 
 
 @pytest.mark.parametrize("wrong", [b"x" * 500, MODEL + b"more"])
 def test_a_draft_of_something_else_does_not_stay(tmp_path: Path, wrong: bytes) -> None:
-    packer = Packer(tmp_path)
-    draft = packer.blob(sha256(MODEL)).with_name(f"{sha256(MODEL)}.part")
+    target_folder = BundleFolder(tmp_path)
+    draft = target_folder.blob(sha256(MODEL)).with_name(f"{sha256(MODEL)}.part")
     draft.parent.mkdir(parents=True)
     draft.write_bytes(wrong)
     with contextlib.suppress(CorralError):
-        packer.fetch_blob(sha256(MODEL), len(MODEL), source(MODEL))
+        target_folder.fetch_blob(sha256(MODEL), len(MODEL), source(MODEL))
     assert not draft.exists()
-    if not packer.has(sha256(MODEL)):
-        packer.fetch_blob(sha256(MODEL), len(MODEL), source(MODEL))
-    assert packer.blob(sha256(MODEL)).read_bytes() == MODEL
+    if not target_folder.has(sha256(MODEL)):
+        target_folder.fetch_blob(sha256(MODEL), len(MODEL), source(MODEL))
+    assert target_folder.blob(sha256(MODEL)).read_bytes() == MODEL
 
 
 def test_what_is_left_over_goes_and_what_is_not_ours_stays(tmp_path: Path) -> None:
@@ -453,9 +453,9 @@ def test_images_that_the_same_hosts_need_are_saved_at_once_and_never_again(tmp_p
     assert [[item.references for item in group.images] for group in groups] == [[("a:1",), ("c:1",)], [("b:1",)]]
     SAVED.clear()
     for _ in range(2):
-        packer = Packer(tmp_path)
-        made = [item for group in groups for item in making._add_images(packer, group, Console(quiet=True))]
-        assert all(packer.has(item.archive or "", None) for item in made)
+        target_folder = BundleFolder(tmp_path)
+        made = [item for group in groups for item in making._add_images(target_folder, group, Console(quiet=True))]
+        assert all(target_folder.has(item.archive or "", None) for item in made)
     assert [words[:2] for words in SAVED] == [["docker", "save"]] * 2
 
 
@@ -479,7 +479,7 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_fetched(
     usage = shutil.disk_usage(tmp_path)._replace(free=2 << 30)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
     with pytest.raises(CorralError, match=r"2\.0 GiB free and at least 3\.0 GiB are needed"):
-        making._check_space(Packer(tmp_path), [], {"sa": [model]}, 1)
+        making._check_space(BundleFolder(tmp_path), [], {"sa": [model]}, 1)
 
 
 def test_a_model_in_parts_is_all_of_its_parts() -> None:

@@ -60,7 +60,7 @@ def save(
     files = {INVENTORY: text.encode(), **{f"rendering/{path}": data for path, data in tree.items()}, **(more or {})}
     if sealed:
         files[contents.SECRETS] = seal(packed(secrets or {"sa/.env": ENV}), sealed.passphrase)
-    with making.workshop(folder, "farm") as parts:
+    with making.draft_folder(folder, "farm") as parts:
         for name, data in files.items():
             parts.add_file(name, data)
         manifest = Manifest(

@@ -18,7 +18,7 @@ from corral.errors import CorralError
 from corral.load import locks_beside
 from corral.ops.archives.container import (
     INVENTORY,
-    Gathering,
+    ArchiveFolder,
     amount,
     emptied,
     explained,
@@ -41,7 +41,7 @@ NOT_MADE = "there is no backup of this run"
 
 
 @contextmanager
-def workshop(folder: Path, site: str) -> Iterator[Gathering]:
+def draft_folder(folder: Path, site: str) -> Iterator[ArchiveFolder]:
     """A folder for files beside the archive's place, removed at the end; what a killed run left in it is cleared.
 
     Raises:
@@ -51,7 +51,7 @@ def workshop(folder: Path, site: str) -> Iterator[Gathering]:
     with explained(folder, NOT_MADE):
         place.mkdir(mode=0o700, exist_ok=True)
         with emptied(place):
-            yield Gathering(place)
+            yield ArchiveFolder(place)
 
 
 def backup(
@@ -88,7 +88,7 @@ def backup(
     with (
         Interrupts(),
         alone(out / LOCK, "corral up"),
-        workshop(target.absolute().parent, plan.inventory.name) as parts,
+        draft_folder(target.absolute().parent, plan.inventory.name) as parts,
     ):
         parts.add_file(INVENTORY, Path(plan.source_file).read_bytes())
         for name, data in locks_beside(Path(plan.source_file)).items():
@@ -122,7 +122,7 @@ def _check_target(target: Path) -> None:
         raise CorralError(f"{target.parent}: no such folder; make it first")
 
 
-def _add_renderings(parts: Gathering, plan: Plan, out: Path, chosen: Sequence[str]) -> None:
+def _add_renderings(parts: ArchiveFolder, plan: Plan, out: Path, chosen: Sequence[str]) -> None:
     for name in chosen:
         files = files_on_disk(out, name)
         if not files and plan.services_of(name):
@@ -151,7 +151,7 @@ def _secret_files(plan: Plan, out: Path, chosen: Sequence[str]) -> dict[str, byt
     return found
 
 
-def _add_states(parts: Gathering, host: ComposeHost, talk: Console) -> Iterator[SavedState]:
+def _add_states(parts: ArchiveFolder, host: ComposeHost, talk: Console) -> Iterator[SavedState]:
     images = {service.name: service.image for service in host.plan.services_of(host.name)}
     for state in state_of_plan(host):
         name = f"{STATES}{state.host}/{state.service}/{state.name}{'.dump' if state.dump else '.tar'}"

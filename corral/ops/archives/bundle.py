@@ -27,9 +27,9 @@ from corral import __version__
 from corral.errors import CorralError, UsageError
 from corral.image_lock import IMAGE_LOCK, ImageLock, LockedImage, image_lock_text
 from corral.load import load_texts, locks_beside
+from corral.ops.archives.bundle_folder import RECORDS, BundleFolder
 from corral.ops.archives.container import INVENTORY, SUMS, amount, explained, files_below
 from corral.ops.archives.load import SIGNATURE, HostParts, Image, Manifest, ModelFile, file_facts
-from corral.ops.archives.packer import RECORDS, Packer
 from corral.ops.archives.signing import sign
 from corral.ops.hosts import ComposeHost, compose_hosts
 from corral.ops.interrupts import Interrupts
@@ -113,21 +113,21 @@ def bundle(  # noqa: PLR0913 - keyword arguments, an option each
         with locked(folder):
             for name in (SUMS, SIGNATURE):
                 (folder / name).unlink(missing_ok=True)  # from here on it is not complete
-            packer = Packer(folder)
+            target = BundleFolder(folder)
             held = [image for host in chosen for image in _images(host, talk)]
             models = {host.name: _models(host, talk) for host in chosen}
             groups = _groups(held)
-            _check_space(packer, groups, models, 2 if is_file else 1)
-            images = [image for group in groups for image in _add_images(packer, group, talk)]
+            _check_space(target, groups, models, 2 if is_file else 1)
+            images = [image for group in groups for image in _add_images(target, group, talk)]
             for host in chosen:
-                _add_models(packer, host, models[host.name], talk)
-            _add_site(packer, plan, {host.name for host in chosen}, held)
+                _add_models(target, host, models[host.name], talk)
+            _add_site(target, plan, {host.name for host in chosen}, held)
             if with_kit:
-                _add_kit(packer, talk)
+                _add_kit(target, talk)
             made = _manifest(plan, held, images, models, is_with_kit=with_kit)
-            digest = packer.finish(made, partial(sign, key=key) if key else None)
+            digest = target.finish(made, partial(sign, key=key) if key else None)
         if is_file:
-            packer.finish_file(to)
+            target.finish_file(to)
     size = to.stat().st_size if is_file else sum(path.stat().st_size for path in files_below(to))
     count = f"{len(images)} images, {sum(map(len, models.values()))} model files"
     talk.print(Text(f"{to}: complete, {count}, {amount(size)}; sha256 of {SUMS}: {digest}"))
@@ -210,17 +210,19 @@ def _models(host: ComposeHost, talk: Console) -> list[ModelFile]:
     ]
 
 
-def _check_space(packer: Packer, groups: Sequence[_Group], models: Mapping[str, list[ModelFile]], times: int) -> None:
+def _check_space(
+    target: BundleFolder, groups: Sequence[_Group], models: Mapping[str, list[ModelFile]], times: int
+) -> None:
     """Raise CorralError when the disk is certainly too small."""
-    groups = [group for group in groups if not packer.recorded(group.record)]
+    groups = [group for group in groups if not target.recorded(group.record)]
     images = sum(max(image.size for image in group.images) for group in groups)  # the others may share all layers
     files = {model.sha256: model.size for found in models.values() for model in found}
-    missing = {sha256: size for sha256, size in files.items() if not packer.has(sha256, size)}
+    missing = {sha256: size for sha256, size in files.items() if not target.has(sha256, size)}
     needed = times * (images + sum(missing.values()))
-    free = shutil.disk_usage(packer.folder).free
+    free = shutil.disk_usage(target.folder).free
     if needed > free:
         raise CorralError(
-            f"{packer.folder}: the disk has {amount(free)} free and at least {amount(needed)} are needed; "
+            f"{target.folder}: the disk has {amount(free)} free and at least {amount(needed)} are needed; "
             "nothing was fetched: name a larger disk with --to"
         )
 
@@ -228,44 +230,44 @@ def _check_space(packer: Packer, groups: Sequence[_Group], models: Mapping[str, 
 # --- taking it -------------------------------------------------------------------------------------------------------
 
 
-def _add_images(packer: Packer, group: _Group, talk: Console) -> list[Image]:
+def _add_images(target: BundleFolder, group: _Group, talk: Console) -> list[Image]:
     """The images of a group, whose archive is a blob of the bundle now."""
-    sha256 = packer.recorded(group.record)
+    sha256 = target.recorded(group.record)
     if not sha256:
         for image in group.images:
             size = f"{amount(image.size)} with shared layers"
             talk.print(Text(f"{group.host.name}: {', '.join(image.references)} ({size})"))
         words = ["docker", "save", *(image.id for image in group.images)]
-        sha256 = packer.save_blob(partial(group.host.stream, words))
-    packer.add_file(group.record, f"{sha256}\n".encode(), 0o644)
+        sha256 = target.save_blob(partial(group.host.stream, words))
+    target.add_file(group.record, f"{sha256}\n".encode(), 0o644)
     return [image.model_copy(update={"archive": sha256}) for image in group.images]
 
 
-def _add_models(packer: Packer, host: ComposeHost, models: Sequence[ModelFile], talk: Console) -> None:
+def _add_models(target: BundleFolder, host: ComposeHost, models: Sequence[ModelFile], talk: Console) -> None:
     for model in models:
-        if packer.has(model.sha256, model.size):
+        if target.has(model.sha256, model.size):
             continue
         talk.print(Text(f"{host.name}: {model.file} ({amount(model.size)})"))
         path = f"{models_folder(host)}/{model.file}"
-        packer.fetch_blob(
+        target.fetch_blob(
             model.sha256,
             model.size,
             lambda count, path=path: host.stream(["tail", "-c", f"+{count + 1}", path]),  # type: ignore[misc]
         )
 
 
-def _add_site(packer: Packer, plan: Plan, hosts: set[str], held: Sequence[_Held]) -> None:
+def _add_site(target: BundleFolder, plan: Plan, hosts: set[str], held: Sequence[_Held]) -> None:
     """The inventory with its locks, and the rendering that they give: engines without a registry know no digests."""
     source = Path(plan.source_file)
     locks = {**locks_beside(source), IMAGE_LOCK: image_lock_text(_ids_of(held)).encode()}
     there = build_plan(load_texts(source.read_bytes(), locks, str(source)))
-    packer.add_file(INVENTORY, source.read_bytes(), 0o644)
+    target.add_file(INVENTORY, source.read_bytes(), 0o644)
     for name, data in locks.items():
-        packer.add_file(name, data, 0o644)
+        target.add_file(name, data, 0o644)
     for path, data in render(there).items():
         if path.partition("/")[0] in hosts:
-            packer.add_file(f"compose/{path}", data, 0o644)
-    packer.add_file("README.txt", README.read_bytes(), 0o644)
+            target.add_file(f"compose/{path}", data, 0o644)
+    target.add_file("README.txt", README.read_bytes(), 0o644)
 
 
 def _ids_of(held: Iterable[_Held]) -> ImageLock:
@@ -277,16 +279,16 @@ def _ids_of(held: Iterable[_Held]) -> ImageLock:
     return ImageLock(images={name: LockedImage(ids=tuple(sorted(found))) for name, found in ids.items()})
 
 
-def _add_kit(packer: Packer, talk: Console) -> None:
+def _add_kit(target: BundleFolder, talk: Console) -> None:
     """The kit's own files, and wheels of all that it needs, for this machine's system and Python."""
     for name in KIT:
         place = ROOT / name
         for path in [place] if place.is_file() else files_below(place):
             if "__pycache__" not in path.parts:
                 mode = 0o755 if path.stat().st_mode & 0o100 else 0o644
-                packer.add_file(f"kit/{path.relative_to(ROOT)}", path.read_bytes(), mode)
+                target.add_file(f"kit/{path.relative_to(ROOT)}", path.read_bytes(), mode)
     talk.print(Text("the kit's Python wheels"))
-    wheels = packer.folder / "wheels"
+    wheels = target.folder / "wheels"
     locks = [word for lock in LOCKS for word in ("--requirement", str(ROOT / lock))]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--only-binary"]
     done = subprocess.run(
@@ -299,7 +301,7 @@ def _add_kit(packer: Packer, talk: Console) -> None:
         words = (done.stderr.strip().splitlines() or ["no answer"])[-1]
         raise CorralError(f"the kit's wheels cannot be fetched: {words}; without them: --without-kit")
     for path in sorted(wheels.glob("*.whl")):
-        packer.note(f"wheels/{path.name}")
+        target.note(f"wheels/{path.name}")
 
 
 def _manifest(

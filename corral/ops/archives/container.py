@@ -182,7 +182,7 @@ def unpacked(data: bytes) -> dict[str, bytes]:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class StoredFile:
     """A file, or the part of a tar file that holds one."""
 
     path: Path
@@ -199,7 +199,7 @@ class Piece:
                 yield data
 
 
-def pieces_of(path: Path) -> dict[str, Piece]:
+def stored_files(path: Path) -> dict[str, StoredFile]:
     """The files of a folder (links are left out) or of a tar file, by name.
 
     Raises:
@@ -208,9 +208,9 @@ def pieces_of(path: Path) -> dict[str, Piece]:
     """
     if path.is_dir():
         files = [file for file in files_below(path) if not file.is_symlink()]
-        return {str(file.relative_to(path)): Piece(file, file.stat().st_size) for file in files}
+        return {str(file.relative_to(path)): StoredFile(file, file.stat().st_size) for file in files}
     with path.open("rb") as file:
-        return {part.name: Piece(path, part.size, part.start) for part in members(file)}
+        return {part.name: StoredFile(path, part.size, part.start) for part in members(file)}
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -229,7 +229,7 @@ def new_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 @dataclass(slots=True)
-class Gathering:
+class ArchiveFolder:
     """A folder that is filled with the files of an archive."""
 
     folder: Path

@@ -31,7 +31,7 @@ from corral.ops.archives.container import (
     MANIFEST,
     MOST_MEMBERS,
     SUMS,
-    Gathering,
+    ArchiveFolder,
     Member,
     Part,
     Strict,
@@ -127,7 +127,7 @@ class Sealing:
 # --- writing one -----------------------------------------------------------------------------------------------------
 
 
-def write_archive(target: Path, parts: Gathering, manifest: Manifest, sealing: Sealing | None) -> None:
+def write_archive(target: Path, parts: ArchiveFolder, manifest: Manifest, sealing: Sealing | None) -> None:
     """Make the archive of gathered files, and give it its name when it is on the disk.
 
     Args:

@@ -28,7 +28,7 @@ def image_archive(bundle: Bundle, files: Mapping[str, str]) -> Iterator[bytes]:
     for name, sha256 in files.items():
         blob = f"blobs/sha256/{sha256}"
         member = tarfile.TarInfo(name)
-        member.size = bundle.pieces[blob].size
+        member.size = bundle.stored[blob].size
         yield member.tobuf()
         yield from bundle.chunks(blob)
         yield bytes(-member.size % tarfile.BLOCKSIZE)

@@ -34,12 +34,12 @@ from corral.ops.archives.container import (
     LARGEST_SUMS,
     MANIFEST,
     SUMS,
-    Piece,
     Sha256,
+    StoredFile,
     Strict,
     amount,
     options_of,
-    pieces_of,
+    stored_files,
     sums_of,
 )
 from corral.ops.archives.signing import signer_of
@@ -130,19 +130,19 @@ class _Files:
     """The files of a bundle, with the checksums that they have to have."""
 
     path: Path
-    pieces: Mapping[str, Piece]
+    stored: Mapping[str, StoredFile]
     sums: Mapping[str, str]
 
     def read(self, name: str, largest: int = LARGEST_FILE) -> bytes:
         """A small file; raises CorralError when it is too large, or not what was checked before."""
-        if self.pieces[name].size > largest:
+        if self.stored[name].size > largest:
             raise CorralError(f"{self.path}: {name} is too large: more than {largest >> 20} MiB")
         return b"".join(self.chunks(name))
 
     def chunks(self, name: str) -> Iterator[bytes]:
         """A file's content; raises CorralError before its last chunk when it is not what was checked before."""
         total, last = hashlib.sha256(), b""
-        for chunk in self.pieces[name].chunks():
+        for chunk in self.stored[name].chunks():
             total.update(chunk)
             yield last
             last = chunk
@@ -191,19 +191,19 @@ def read_bundle(path: Path, vouch: Vouch, progress: Callable[[int], object] = la
         CorralError: it is damaged, not complete, or no bundle; the message says which file.
     """
     with _explained(path):
-        pieces = pieces_of(path)
-        sums = _sums(path, pieces, vouch)
-        damaged = [name for name, sha256 in sums.items() if _sha256(pieces.get(name), progress) != sha256]
+        stored = stored_files(path)
+        sums = _sums(path, stored, vouch)
+        damaged = [name for name, sha256 in sums.items() if _sha256(stored.get(name), progress) != sha256]
         if damaged:
             names = ", ".join(damaged[:4]) + (" …" if damaged[4:] else "")
             raise CorralError(f"{path}: damaged: {names}; copy the bundle again, or make it again (it goes on)")
-        manifest = _manifest(path, _Files(path, pieces, sums).read(MANIFEST, LARGEST_MANIFEST))
+        manifest = _manifest(path, _Files(path, stored, sums).read(MANIFEST, LARGEST_MANIFEST))
     wanted = {sha256 for image in manifest.images for sha256 in image.blobs}
     wanted |= {model.sha256 for parts in manifest.hosts.values() for model in parts.models}
     lost = sorted(sha256 for sha256 in wanted if sums.get(f"{BLOBS}/{sha256}") != sha256)
     if lost:
         raise CorralError(f"{path}: damaged: {BLOBS}/{lost[0]} is not in {SUMS}")
-    return Bundle(path, pieces, sums, manifest)
+    return Bundle(path, stored, sums, manifest)
 
 
 @contextmanager
@@ -219,27 +219,27 @@ def _explained(path: Path) -> Iterator[None]:
         raise CorralError(f"{path}: is no bundle that corral made, or is damaged: {error}") from None
 
 
-def _sums(path: Path, pieces: Mapping[str, Piece], vouch: Vouch) -> dict[str, str]:
+def _sums(path: Path, stored: Mapping[str, StoredFile], vouch: Vouch) -> dict[str, str]:
     """The checksum of every file, from a list that `vouch` accepts."""
-    if SUMS not in pieces:
+    if SUMS not in stored:
         words = "is not complete, or no bundle; run ./generate.py bundle again, it goes on where it stopped"
         raise CorralError(f"{path}: has no {SUMS}: it {words}")
-    text = b"".join(pieces[SUMS].chunks(most=LARGEST_SUMS))
+    text = b"".join(stored[SUMS].chunks(most=LARGEST_SUMS))
     try:
         sums = sums_of(text)
     except ValueError as error:
         raise CorralError(f"{path}: damaged: {error}") from None
-    vouch(text, b"".join(pieces[SIGNATURE].chunks(most=LARGEST_SIGNATURE)) if SIGNATURE in pieces else None)
+    vouch(text, b"".join(stored[SIGNATURE].chunks(most=LARGEST_SIGNATURE)) if SIGNATURE in stored else None)
     return sums
 
 
-def _sha256(piece: Piece | None, progress: Callable[[int], object]) -> str:
+def _sha256(file: StoredFile | None, progress: Callable[[int], object]) -> str:
     """A file's checksum; empty when it is not there."""
     total = hashlib.sha256()
-    for chunk in piece.chunks() if piece else ():
+    for chunk in file.chunks() if file else ():
         total.update(chunk)
         progress(len(chunk))
-    return total.hexdigest() if piece else ""
+    return total.hexdigest() if file else ""
 
 
 def _manifest(path: Path, text: bytes) -> Manifest:
@@ -466,7 +466,7 @@ def _copy_model(bundle: Bundle, host: ComposeHost, model: ModelFile, talk: Conso
         if there > model.size:
             host.run(["rm", "-f", draft])
             there = 0
-        data = Stream(bundle.pieces[f"{BLOBS}/{model.sha256}"].chunks(there))
+        data = Stream(bundle.stored[f"{BLOBS}/{model.sha256}"].chunks(there))
         host.feed(["sh", "-c", APPEND, "sh", draft], data)
     except CommandError as error:
         words = error.done.words
