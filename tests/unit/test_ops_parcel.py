@@ -358,6 +358,17 @@ def test_an_unsigned_bundle_shows_the_checksum_that_its_maker_printed(
     assert f"sha256 of SHA256SUMS: {digest}" in loaded(tmp_path / "bundle", None, monkeypatch)
 
 
+def test_a_stick_that_is_pulled_out_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_site(tmp_path / "bundle")
+
+    def pulled(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(load, "_lay_out", pulled)
+    with pytest.raises(CorralError, match=r"bundle: cannot be read: Input/output error; run the same command again"):
+        loaded(tmp_path / "bundle", None, monkeypatch)
+
+
 def test_who_loads_a_bundle_says_who_made_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_site(tmp_path / "bundle")
     assert main(["bundle", "load", str(tmp_path / "bundle")]) == 2

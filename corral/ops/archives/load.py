@@ -214,7 +214,8 @@ def _explained(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise CorralError(f"{path}: no such file or folder") from None
     except OSError as error:
-        raise CorralError(f"{path}: cannot be read: {error.strerror or error}; run it again to go on") from None
+        words = f"{error.filename or path}: cannot be read: {error.strerror or error}"
+        raise CorralError(f"{words}; run the same command again to go on") from None
     except tarfile.TarError as error:
         raise CorralError(f"{path}: is no bundle that corral made, or is damaged: {error}") from None
 
