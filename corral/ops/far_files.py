@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import IO
+from typing import Protocol
 
 from corral.errors import CorralError
 from corral.ops.hosts import CommandError, ComposeHost
@@ -34,6 +34,16 @@ mv -f -- "$2" "$3" && { sync -- . 2>/dev/null || sync; }
 """
 
 
+class Content(Protocol):
+    """Bytes that can be read from any place on."""
+
+    def seek(self, place: int, /) -> object:
+        """Go on at this byte."""
+
+    def read(self, count: int = -1, /) -> bytes:
+        """The next bytes; none at the end."""
+
+
 @dataclass(frozen=True, slots=True)
 class FarFolder:
     """The models folder of a host."""
@@ -60,7 +70,7 @@ class FarFolder:
         is_told = len(fields) > 3 and fields[3].isdecimal()  # noqa: PLR2004 - the fourth column says what is free
         return max(0, int(fields[3]) - SPARE_KIB) * 1024 if is_told else None
 
-    def send(self, data: IO[bytes], name: str, size: int, sha256: str) -> None:
+    def send(self, data: Content, name: str, size: int, sha256: str) -> None:
         """Brings a file there, on from where an earlier call stopped; it gets its name after its checksum was right.
 
         Args:

@@ -1,35 +1,30 @@
 """Renderings that once came up well, kept so that one can go back: `<out>/.history/<host>/<number>-<hash>.tar.gz`.
 
-The inventory of the time lies beside it. Neither has a secret in it, so neither has the history. It is nobody's to
-commit: it says what this machine did.
+Each has the inventory that it was made of. Neither contains secrets. The folder is not for git: it says what was done
+from this machine.
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import io
 import json
 import re
 import tarfile
-import zlib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from corral.errors import CorralError
-from corral.ops.tarball import members
+from corral.ops.archives.container import packed, unpacked
 from corral.output import compare, digest, write_atomically
 
 FOLDER = ".history"
+# When each host was last saved by `backup`, in seconds since 1970.
 BACKUPS = "backups.json"
-"""When each host was last saved by `backup`, in seconds since 1970."""
 KEPT = 5
-LARGEST = 256 << 20
-"""Bytes of all files of a rendering; what is larger was not made by `packed`."""
+# Name of the inventory among a host's files.
 INVENTORY = ".inventory.yaml"
-"""Name of the inventory among a host's files."""
 _NAME = re.compile(r"(\d{6})-([0-9a-f]{16})\.tar\.gz")
 
 
@@ -69,7 +64,7 @@ def entries(out: Path, host: str) -> list[Entry]:
 
 
 def record(out: Path, host: str, files: Mapping[str, bytes], inventory: str) -> Entry:
-    """Keeps a rendering, and the inventory it was made of, as the newest; only the last few, and each only once."""
+    """Keep a rendering and its inventory as the newest entry; of equal ones and of more than KEPT the oldest go."""
     known = entries(out, host)
     name = rendering_hash(files)
     if known and known[-1].hash == name:
@@ -95,7 +90,7 @@ def _make(folder: Path, out: Path) -> None:
 
 
 def note_backup(out: Path, hosts: Iterable[str], when: float) -> None:
-    """Remembers that these hosts were saved."""
+    """Record when these hosts were backed up."""
     known = last_backups(out) | dict.fromkeys(hosts, when)
     try:
         _make(out / FOLDER, out)
@@ -128,30 +123,3 @@ def load(entry: Entry) -> dict[str, bytes]:
     if rendering_hash(files) != entry.hash:
         raise CorralError(f"{entry.path}: damaged: its content is not what its name says")
     return files
-
-
-def packed(files: Mapping[str, bytes]) -> bytes:
-    """Files as a compressed archive; the same files give the same bytes."""
-    buffer = io.BytesIO()
-    with gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0) as zipped, tarfile.open(fileobj=zipped, mode="w") as archive:
-        for path, data in sorted(files.items()):
-            member = tarfile.TarInfo(path)
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-    return buffer.getvalue()
-
-
-def unpacked(data: bytes) -> dict[str, bytes]:
-    """The files of an archive, by path; raises tarfile.TarError when it is none that `packed` made, or too large."""
-    found: dict[str, bytes] = {}
-    room = LARGEST
-    try:
-        with gzip.GzipFile(fileobj=io.BytesIO(data)) as zipped:
-            for part in members(zipped):
-                room -= part.size
-                if room < 0:
-                    raise tarfile.ReadError(f"its files are larger than {LARGEST >> 20} MiB together")
-                found[part.name] = part.read()
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise tarfile.ReadError(str(error)) from None
-    return found

@@ -20,12 +20,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from corral.contributions import Service
 from corral.errors import CorralError, UsageError
 from corral.plan import Plan
 from corral.site import bracketed
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsRead
 
 COMMAND_LIMIT_S = 120
 END_LIMIT_S = 10
@@ -181,7 +184,7 @@ class ComposeHost:
             process.stdout.close()
             self._check_end(words, process.wait(), complaints)
 
-    def feed(self, words: Sequence[str], data: IO[bytes]) -> None:
+    def feed(self, words: Sequence[str], data: SupportsRead[bytes]) -> None:
         """Hands all of a stream to a command on the host; raises CommandError if the command fails."""
         with TemporaryFile() as complaints:
             process = self._started(words, stdin=subprocess.PIPE, stdout=complaints, stderr=complaints)

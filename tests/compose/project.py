@@ -246,9 +246,9 @@ class Client:
         with httpx.Client(trust_env=False, timeout=self.timeout_s, base_url=self.base, headers=headers) as client:
             return client.request(method, path, json=body)
 
-    def admin(self) -> Client:
+    def admin(self, port: int = 4002) -> Client:
         """The same key at the operator's own port of the gateway's host."""
-        return Client("http://127.0.0.1:4002", self.key, self.timeout_s)
+        return Client(f"http://127.0.0.1:{port}", self.key, self.timeout_s)
 
     def chat(self, model: str = "chat", **options: Any) -> httpx.Response:
         """The answer to one question."""

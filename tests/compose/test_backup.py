@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 from corral.load import load_inventory
-from corral.ops import envelope
+from corral.ops.archives import passphrase
 from corral.plan import Plan, build_plan
 from corral.secrets import read_env
 from corral.tiny_models import KNOWN_ANSWER, make_chat_model
@@ -33,6 +33,7 @@ pytestmark = pytest.mark.needs("docker-engine", "mmdebstrap", "prisma-engine")
 HOST = "ba"
 SITE = f"{PREFIX}backup"
 PORT = 21700
+ADMIN_PORT = 21702
 PASSPHRASE = "open sesame, slowly"
 RUN_LIMIT_S = 900
 WRITTEN_LIMIT_S = 300
@@ -142,7 +143,8 @@ def saved(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sa
     with place.project:
         place.corral("secrets", "init")
         place.start()
-        made = place.client().admin().send("POST", "/key/generate", {"models": ["chat"], "key_alias": "somebody"})
+        wanted = {"models": ["chat"], "key_alias": "somebody"}
+        made = place.client().admin(ADMIN_PORT).send("POST", "/key/generate", wanted)
         key = str(made.raise_for_status().json()["key"])
         assert place.client(key).chat_text("chat") == KNOWN_ANSWER
         wait_until(lambda: spend_of(place, key) > 0, WRITTEN_LIMIT_S, "the gateway writes down what was spent")
@@ -162,7 +164,7 @@ def saved(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sa
 
 
 def spend_of(place: Place, key: str) -> float:
-    found = place.client().admin().send("GET", f"/key/info?key={key}")
+    found = place.client().admin(ADMIN_PORT).send("GET", f"/key/info?key={key}")
     return float(found.raise_for_status().json()["info"]["spend"])
 
 
@@ -190,8 +192,8 @@ def test_a_backup_is_its_owners_alone_and_lists_what_it_has(saved: Saved) -> Non
 def test_nothing_can_be_read_in_a_backup_and_no_secret_in_what_is_sealed(saved: Saved) -> None:
     assert b"LITELLM_MASTER_KEY" not in saved.archive.read_bytes()
     with saved.archive.open("rb") as file:
-        assert file.readline() == envelope.MARK
-        with envelope.opened(file, PASSPHRASE) as (_, inside):
+        assert file.readline() == passphrase.MARK
+        with passphrase.decrypted(file, PASSPHRASE) as inside:
             content = gzip.decompress(inside.read())
     assert b"LITELLM_MASTER_KEY" in content  # names, yes
     assert [name for name, value in saved.place.secrets.items() if value.encode() in content] == []

@@ -28,6 +28,7 @@ NAMESPACE = "corral-outside"
 HERE, OUTSIDE = "203.0.113.201", "203.0.113.202"
 """Addresses for documentation: this machine on a cable to another one, which is a network namespace."""
 GATEWAY_PORT, PROMETHEUS_PORT, OUTSIDE_PORT, GRAFANA_PORT = 22000, 22001, 22002, 22003
+ADMIN_PORT = 22004
 NOBODY_ELSE = (
     "litellm", "prometheus", "chat-1", "postgres", "postgres-exporter", "valkey", "valkey-exporter", "node-exporter",
     "grafana",
@@ -46,7 +47,7 @@ models:
 pools:
   chat: {{model: tiny, on: {{host: {HOST}}}, engine: {{threads: 1}}}}
   far: {{on: {{node: far}}}}
-gateway: {{host: {HOST}, port: {GATEWAY_PORT}, admin_port: 22004}}
+gateway: {{host: {HOST}, port: {GATEWAY_PORT}, admin_port: {ADMIN_PORT}}}
 monitoring: {{host: {HOST}, port: {PROMETHEUS_PORT}, grafana_port: {GRAFANA_PORT}}}
 """
 
@@ -188,7 +189,7 @@ def _try(site: Project, service: str, *words: str) -> str:
 
 
 def test_the_gateway_keeps_keys_though_it_is_not_root_and_cannot_write(client: Client) -> None:
-    made = client.admin().send("POST", "/key/generate", {"models": ["chat"]})
+    made = client.admin(ADMIN_PORT).send("POST", "/key/generate", {"models": ["chat"]})
     assert made.status_code == 200, made.text
     assert Client(client.base, made.json()["key"]).chat_text() == KNOWN_ANSWER
 
@@ -390,7 +391,7 @@ def test_the_gateways_role_is_no_superuser_and_the_database_survives_a_crash(sit
     site.docker("kill", "--signal", "KILL", f"{HOST}-postgres")
     site.docker("start", f"{HOST}-postgres")
     wait_until(lambda: ask("SELECT count(*) FROM pg_tables WHERE tableowner = 'litellm'") == tables, 120, "it is back")
-    made = partial(client.admin().send, "POST", "/key/generate", {"models": ["chat"]})
+    made = partial(client.admin(ADMIN_PORT).send, "POST", "/key/generate", {"models": ["chat"]})
     wait_until(lambda: made().status_code == 200, 60, "keys, too")
 
 

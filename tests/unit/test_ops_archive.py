@@ -18,23 +18,20 @@ from typing import Any
 
 import pytest
 
-from corral import sealing
 from corral.errors import CorralError
-from corral.ops import archive
-from corral.ops.archive import (
-    END,
+from corral.ops.archives import backup as making
+from corral.ops.archives import contents, legacy
+from corral.ops.archives import passphrase as sealing
+from corral.ops.archives.container import (
     INVENTORY,
     MANIFEST,
-    SEAL,
-    Backup,
-    Manifest,
-    Member,
-    SavedState,
-    Sealing,
-    feed_states,
+    SUMS,
+    explained,
+    sums_text,
+    unpacked,
 )
-from corral.ops.history import unpacked
-from corral.sealing import WrongPassphraseError
+from corral.ops.archives.contents import SEAL, Backup, Manifest, SavedState, Sealing
+from corral.ops.archives.passphrase import WrongPassphraseError
 
 STATE = b"".join(hashlib.sha256(b"%d" % number).digest() for number in range(6000))
 FILES = {INVENTORY: b"schema_version: 1\n", "rendering/sa/compose.yaml": b"services: {}\n"}
@@ -44,6 +41,9 @@ MEMBER = "states/sa/postgres/database.dump"
 ROOT = Path(__file__).resolve().parents[2]
 OLD = ROOT / "tests" / "backups" / "format-1.tar.gz"
 """Made by corral of commit 9bd54e3, before archives were sealed as a whole; its passphrase is `short123`."""
+SECOND = ROOT / "tests" / "backups" / "format-2.backup"
+SECOND_PLAIN = ROOT / "tests" / "backups" / "format-2.tar.gz"
+"""Made by corral of commit c5822d9, when the manifest had the checksums; their passphrase is PASSPHRASE."""
 PASSPHRASE = "open sesame, slowly"
 SEALINGS = {"open": None, "plain": Sealing(PASSPHRASE, is_plain=True), "sealed": Sealing(PASSPHRASE)}
 
@@ -54,29 +54,32 @@ def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def read_backup(path: Path, folder: Path | None = None, passphrase: str = PASSPHRASE) -> Backup:
-    return archive.read_backup(path, lambda: passphrase, folder)
+    return contents.read_backup(path, lambda: passphrase, folder)
 
 
 def make(
     folder: Path, files: Mapping[str, bytes] = FILES, *, name: str = "a.tar.gz", seal: Sealing | None = None
 ) -> Path:
     target = folder / name
-    with archive.workshop(folder, "site") as place:
-        parts, members = {}, {}
-        for number, (path, data) in enumerate({**files, MEMBER: STATE}.items()):
-            parts[path] = place / str(number)
-            members[path] = archive.receive(io.BytesIO(data), parts[path])
-        archive.write_archive(target, place, manifest(members), parts, seal)
+    with making.draft_folder(folder, "site") as parts:
+        for path, data in {**files, MEMBER: STATE}.items():
+            parts.add_file(path, data)
+        contents.write_archive(target, parts, manifest(), seal)
     return target
 
 
-def manifest(members: Mapping[str, Member]) -> Manifest:
+def manifest() -> Manifest:
     state = SavedState(host="sa", service="postgres", name="database", purpose="keys", image="p:1", member=MEMBER)
     return Manifest(
-        format="corral-backup/2", corral="0", site="site", made=datetime(2026, 1, 2, tzinfo=UTC), hosts=("sa",),
+        format="corral-backup/3", corral="0", site="site", made=datetime(2026, 1, 2, tzinfo=UTC), hosts=("sa",),
         has_secrets=False, secret_names={"sa": ("KEY",)}, images={"sa": {"p:1": "sha256:0"}}, states=(state,),
-        members=members,
     )  # fmt: skip
+
+
+def listed(files: Mapping[str, bytes]) -> list[tuple[str, bytes]]:
+    """The members of an archive of these files."""
+    sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    return [(SUMS, sums_text(sums)), *files.items()]
 
 
 def read_members(path: Path) -> list[tuple[str, bytes]]:
@@ -107,21 +110,15 @@ def test_what_was_written_is_read_and_the_file_is_its_owners_alone(tmp_path: Pat
     assert path.stat().st_mode & 0o777 == 0o600
     assert dict(backup.files) == FILES
     assert backup.rendering == {"sa/compose.yaml": b"services: {}\n"}
-    found: list[bytes] = []
-    feed_states(backup, {MEMBER: lambda data: found.append(data.read())})
-    assert found == [STATE]
+    assert {name: state.read_bytes() for name, state in backup.states.items()} == {MEMBER: STATE}
+    assert set(backup.manifest.members) == {*FILES, MEMBER}
     assert sorted(item.name for item in tmp_path.iterdir()) == [path.name, "staging"]
 
 
 def test_tar_and_sha256sum_read_it_too(tmp_path: Path) -> None:
-    with tarfile.open(make(tmp_path)) as file:
-        names = file.getnames()
-        assert names[0] == MANIFEST
-        assert names[-1] == END
-        text = file.extractfile(MANIFEST)
-        assert text is not None
-        listed = json.loads(text.read())["members"]
-    assert set(listed) == set(names) - {MANIFEST, END}
+    subprocess.run(["tar", "-xzf", make(tmp_path)], cwd=tmp_path, check=True, timeout=30)
+    subprocess.run(["sha256sum", "--check", "--quiet", "--strict", SUMS], cwd=tmp_path, check=True, timeout=30)
+    assert (tmp_path / MEMBER).read_bytes() == STATE
 
 
 @each_sealing
@@ -152,26 +149,33 @@ def test_what_was_cut_off_is_no_backup(tmp_path: Path, share: float, seal: Seali
         read_backup(path)
 
 
-def test_a_well_packed_archive_without_its_last_members_is_damaged(tmp_path: Path) -> None:
-    whole = make(tmp_path)
-    members = read_members(whole)
-    with pytest.raises(CorralError, match="its end is missing"):
-        read_backup(forge(tmp_path / "b.tar.gz", members[:-1]))
+def test_a_well_packed_archive_without_a_member_or_with_others_is_damaged(tmp_path: Path) -> None:
+    members = read_members(make(tmp_path))
     with pytest.raises(CorralError, match=f"damaged: {MEMBER} is not in it"):
-        read_backup(forge(tmp_path / "c.tar.gz", [*members[:-2], members[-1]]))
+        read_backup(forge(tmp_path / "b.tar.gz", members[:-1]))
     with pytest.raises(CorralError, match="extra is not in its manifest"):
-        read_backup(forge(tmp_path / "d.tar.gz", [*members[:-1], ("extra", b"x"), members[-1]]))
-    with pytest.raises(CorralError, match="not the one that it was made with"):
-        read_backup(forge(tmp_path / "e.tar.gz", [*members[:-1], (END, b"0" * 64)]))
+        read_backup(forge(tmp_path / "c.tar.gz", [*members, ("extra", b"x")]))
+    with pytest.raises(CorralError, match=f"{MEMBER} is in it twice"):
+        read_backup(forge(tmp_path / "d.tar.gz", [*members, members[-1]]))
+    with pytest.raises(CorralError, match=f"{MEMBER} is not what it was"):
+        read_backup(forge(tmp_path / "e.tar.gz", [*members[:-1], (MEMBER, STATE[::-1])]))
+
+
+def test_a_state_that_the_manifest_names_is_in_the_archive(tmp_path: Path) -> None:
+    with pytest.raises(CorralError, match=f"damaged: {MEMBER} is not in it"):
+        read_backup(forge(tmp_path / "a.tar.gz", listed({MANIFEST: manifest_text()})))
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a/./b", "-rf", "a\nb", "a/../b", ""])
 def test_a_member_that_leads_out_of_the_archive_is_refused(tmp_path: Path, name: str) -> None:
+    path = forge(tmp_path / "a.tar.gz", listed({MANIFEST: manifest_text(), name: b"x"}))
+    with pytest.raises(CorralError, match=r"SHA256SUMS is not as it was made"):
+        read_backup(path)
     members = {name: {"sha256": hashlib.sha256(b"x").hexdigest(), "size": 1}}
-    path = forge(tmp_path / "a.tar.gz", [(MANIFEST, manifest_text(members=members)), (name, b"x")])
+    path = forge(tmp_path / "old.tar.gz", [(MANIFEST, manifest_text(members=members)), (name, b"x")])
     with pytest.raises(CorralError, match="is no path below a folder"):
         read_backup(path)
-    path = forge(tmp_path / "b.tar.gz", [(MANIFEST, manifest_text()), (name, b"x")])
+    path = forge(tmp_path / "b.tar.gz", [*listed({MANIFEST: manifest_text()}), (name, b"x")])
     with pytest.raises(CorralError, match="is no file with a safe name"):
         read_backup(path)
 
@@ -215,11 +219,8 @@ def test_an_exchanged_file_with_a_manifest_written_anew_is_found_by_the_passphra
     """The attack on an archive that anybody can read and write: all checksums are right, only nobody sealed them."""
     changed = dict(read_members(make(tmp_path, seal=SEALINGS["plain"])))
     changed[INVENTORY] = b"schema_version: 1\nhosts: {sa: {ssh: root@evil.example}}\n"
-    listed = json.loads(changed[MANIFEST])
-    digest = hashlib.sha256(changed[INVENTORY]).hexdigest()
-    listed["members"][INVENTORY] = {"sha256": digest, "size": len(changed[INVENTORY])}
-    changed[MANIFEST] = json.dumps(listed).encode()
-    changed[END] = hashlib.sha256(changed[MANIFEST]).hexdigest().encode()
+    files = {name: data for name, data in changed.items() if name not in {SUMS, SEAL}}
+    changed[SUMS] = listed(files)[0][1]
     with pytest.raises(CorralError, match="not the one that was sealed"):
         read_backup(forge(tmp_path / "b.tar.gz", list(changed.items())))
     del changed[SEAL]
@@ -234,22 +235,38 @@ def test_an_archive_of_the_first_format_is_read_and_known_as_not_authenticated(t
     assert list(unpacked(sealing.unseal(backup.files["secrets.sealed"], "short123"))) == ["sa/.env"]
 
 
+@pytest.mark.parametrize("path", [SECOND, SECOND_PLAIN], ids=["sealed", "plain"])
+def test_archives_of_the_second_format_are_read(path: Path, tmp_path: Path) -> None:
+    backup = read_backup(path, tmp_path)
+    assert (backup.manifest.format, backup.is_authentic) == ("corral-backup/2", True)
+    assert b"name: old" in backup.files[INVENTORY]
+    assert [state.read_bytes() for state in backup.states.values()] == [b"a dump"]
+    assert list(unpacked(sealing.unseal(backup.files["secrets.sealed"], PASSPHRASE))) == ["sa/.env"]
+    with pytest.raises(WrongPassphraseError):
+        read_backup(path, passphrase="another one")
+
+
+def test_an_old_archive_whose_manifest_was_written_anew_is_found(tmp_path: Path) -> None:
+    changed = dict(read_members(SECOND_PLAIN))
+    changed[MANIFEST] = changed[MANIFEST].replace(b': "site"', b': "evil"')
+    with pytest.raises(CorralError, match="not the one that was sealed"):
+        read_backup(forge(tmp_path / "a.tar.gz", list(changed.items())))
+    del changed[legacy.SEAL]
+    with pytest.raises(CorralError, match=f"{legacy.END} is not what it was"):
+        read_backup(forge(tmp_path / "b.tar.gz", list(changed.items())))
+
+
 # --- what has no end -------------------------------------------------------------------------------------------------
-
-
-def small(count: int, size: int) -> bytes:
-    return manifest_text(
-        members={f"rendering/sa/{number}": {"sha256": "0" * 64, "size": size} for number in range(count)}
-    )
 
 
 def bombs(folder: Path) -> Iterator[tuple[Path, str]]:
     """Archives of a few MB at most that want some GB of memory, and what is said of them."""
-    listed = small(40, ZEROS)
-    many = [headed(MANIFEST, len(listed)) + padded(listed), *([headed("rendering/sa/0", ZEROS)] * 40)]
-    yield zipped(folder / "sum", many), "its files are too large"
-    listed = small(1, 40 * ZEROS)
-    yield zipped(folder / "one", [headed(MANIFEST, len(listed)) + padded(listed)], 40), "its files are too large"
+    sums = sums_text(dict.fromkeys((MANIFEST, *(f"rendering/sa/{number}" for number in range(40))), ZEROS_SUM))
+    many = [headed(f"rendering/sa/{number}", ZEROS) for number in range(40)]
+    yield zipped(folder / "sum", [headed(SUMS, len(sums)) + padded(sums) + many[0], *many[1:]]), "files are too large"
+    one = headed(SUMS, len(sums)) + padded(sums) + headed("rendering/sa/0", 40 * ZEROS)
+    yield zipped(folder / "one", [one], 40), "its files are too large"
+    yield zipped(folder / "list", [headed(SUMS, 40 * ZEROS)], 40), "its list of checksums has no end"
     yield zipped(folder / "manifest", [headed(MANIFEST, 40 * ZEROS)], 40), "its manifest has no end"
     text = b'{"states": [' + b"{}," * ((8 << 20) // 3 - 20) + b"{}]}"
     yield forge(folder / "states", [(MANIFEST, text)]), "its manifest cannot be read"
@@ -257,11 +274,21 @@ def bombs(folder: Path) -> Iterator[tuple[Path, str]]:
     yield forge(folder / "members", [(MANIFEST, text)]), "its manifest cannot be read"
     yield forge(folder / "deep", [(MANIFEST, b"[" * (8 << 20))]), "its manifest cannot be read"
     yield zipped(folder / "pax", [headed("x", 40 * ZEROS, tarfile.XHDTYPE)], 40), "it has a header without end"
-    yield zipped(folder / "name", [headed("x", 40 * ZEROS, tarfile.GNUTYPE_LONGNAME)], 40), "is no file"
+    yield (
+        zipped(folder / "name", [headed("x", 40 * ZEROS, tarfile.GNUTYPE_LONGNAME)], 40),
+        "it has a header without end",
+    )
+    maps = headed("x", 0, tarfile.GNUTYPE_SPARSE)
+    maps = maps[:482] + b"\1" + maps[483:]  # more of its map follows
+    again = (b"1".rjust(11, b"0") + b"\0") * 42 + b"\1" + bytes(7)
+    yield zipped(folder / "sparse", [resummed(maps) + again * 80_000], 0), "it has a header without end"
+    shared = b"".join(pax(b"%d" % number) + headed(SUMS, 0) for number in range(20))
+    yield zipped(folder / "global", [shared], 0), "is no file with a safe name"
     yield zipped(folder / "tail", [gzip.decompress(make(folder).read_bytes())], 40), "something follows its end"
 
 
 ZEROS = 40 << 20
+ZEROS_SUM = hashlib.sha256(bytes(ZEROS)).hexdigest()
 ZEROS_ZIPPED = gzip.compress(bytes(ZEROS), 1, mtime=0)
 
 
@@ -269,6 +296,18 @@ def headed(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
     member = tarfile.TarInfo(name)
     member.size, member.type = size, kind
     return member.tobuf(tarfile.GNU_FORMAT)
+
+
+def resummed(header: bytes) -> bytes:
+    """A header with its checksum made anew."""
+    total = sum(header[:148]) + sum(header[156:]) + 8 * 32
+    return header[:148] + b"%06o\0 " % total + header[156:]
+
+
+def pax(key: bytes) -> bytes:
+    """An extended header that is meant for all members that follow."""
+    text = b"99 %s=%s\n" % (key.rjust(5, b"k"), b"x" * 89)
+    return headed("x", len(text), tarfile.XGLTYPE) + padded(text)
 
 
 def padded(data: bytes) -> bytes:
@@ -340,7 +379,7 @@ def test_other_archives_and_missing_files_are_named(tmp_path: Path) -> None:
 
 
 def manifest_text(**changes: Any) -> bytes:
-    return json.dumps({**json.loads(manifest({}).model_dump_json()), **changes}).encode()
+    return json.dumps({**json.loads(manifest().model_dump_json()), **changes}).encode()
 
 
 # --- bad weather while it is made ------------------------------------------------------------------------------------
@@ -349,7 +388,8 @@ def manifest_text(**changes: Any) -> bytes:
 def test_what_a_killed_run_left_is_cleared_away_and_is_no_backup(tmp_path: Path) -> None:
     left = tmp_path / ".site.backup.part"
     left.mkdir()
-    (left / "archive").write_bytes(b"half of it")
+    (left / "rendering").mkdir()
+    (left / "rendering" / "0").write_bytes(b"half of it")
     path = make(tmp_path)
     assert [item.name for item in tmp_path.iterdir()] == [path.name]
     read_backup(path)
@@ -357,8 +397,8 @@ def test_what_a_killed_run_left_is_cleared_away_and_is_no_backup(tmp_path: Path)
 
 def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
     def interrupted() -> None:
-        with archive.workshop(tmp_path, "site") as place:
-            archive.write_part(place / "0", b"x")
+        with making.draft_folder(tmp_path, "site") as parts:
+            parts.add_file("a/0", b"x")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -368,9 +408,9 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
 
 def test_two_backups_of_a_site_do_not_mix(tmp_path: Path) -> None:
     with (
-        archive.workshop(tmp_path, "site"),
+        making.draft_folder(tmp_path, "site"),
         pytest.raises(CorralError, match="another corral is writing here"),
-        archive.workshop(tmp_path, "site"),
+        making.draft_folder(tmp_path, "site"),
     ):
         pass
 
@@ -387,7 +427,7 @@ def test_a_file_that_is_there_stays(tmp_path: Path) -> None:
 def test_a_full_disk_is_named() -> None:
     with (
         pytest.raises(CorralError, match=r"No space left on device; there is no backup of this run"),
-        archive.explained(Path("/dev/full")),
+        explained(Path("/dev/full"), making.NOT_MADE),
         Path("/dev/full").open("wb", buffering=0) as file,
     ):
         file.write(b"x")

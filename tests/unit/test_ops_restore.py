@@ -11,16 +11,17 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from corral import sealing
 from corral.errors import CorralError, UsageError
 from corral.load import load_texts
-from corral.ops import archive
-from corral.ops.archive import INVENTORY, Manifest, Sealing
-from corral.ops.history import packed
-from corral.ops.restore import Wanted, restore
+from corral.ops.archives import backup as making
+from corral.ops.archives import contents
+from corral.ops.archives import passphrase as sealing
+from corral.ops.archives.container import INVENTORY, packed
+from corral.ops.archives.contents import Manifest, Sealing
+from corral.ops.archives.passphrase import VARIABLE, seal
+from corral.ops.archives.restore import Wanted, restore
 from corral.plan import build_plan
 from corral.render import render
-from corral.sealing import VARIABLE, seal
 
 OLD = Path(__file__).resolve().parents[1] / "backups" / "format-1.tar.gz"
 PASSPHRASE = "open sesame, slowly"
@@ -58,15 +59,15 @@ def save(
     tree = render(build_plan(load_texts(text.encode(), {}, "inventory.yaml")))
     files = {INVENTORY: text.encode(), **{f"rendering/{path}": data for path, data in tree.items()}, **(more or {})}
     if sealed:
-        files[archive.SECRETS] = seal(packed(secrets or {"sa/.env": ENV}), sealed.passphrase)
-    with archive.workshop(folder, "farm") as place:
-        parts = {name: place / str(number) for number, name in enumerate(files)}
-        members = {name: archive.receive(io.BytesIO(data), parts[name]) for name, data in files.items()}
+        files[contents.SECRETS] = seal(packed(secrets or {"sa/.env": ENV}), sealed.passphrase)
+    with making.draft_folder(folder, "farm") as parts:
+        for name, data in files.items():
+            parts.add_file(name, data)
         manifest = Manifest(
-            format="corral-backup/2", corral="0", site="farm", made=datetime(2026, 1, 2, tzinfo=UTC), hosts=("sa",),
-            has_secrets=sealed is not None, secret_names={}, images={}, states=(), members=members,
+            format="corral-backup/3", corral="0", site="farm", made=datetime(2026, 1, 2, tzinfo=UTC), hosts=("sa",),
+            has_secrets=sealed is not None, secret_names={}, images={}, states=(),
         )  # fmt: skip
-        archive.write_archive(folder / "farm.backup", place, manifest, parts, sealed)
+        contents.write_archive(folder / "farm.backup", parts, manifest, sealed)
     return folder / "farm.backup"
 
 
@@ -99,7 +100,7 @@ def test_nothing_is_asked_over_ssh_before_a_person_agreed(tmp_path: Path, monkey
     path = save(tmp_path, COMPOSE, sealed=None)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", lambda _words: "no")
-    monkeypatch.setattr("corral.ops.restore.check_engine", lambda host: pytest.fail(f"{host.name} was asked"))
+    monkeypatch.setattr("corral.ops.archives.restore.check_engine", lambda host: pytest.fail(f"{host.name} was asked"))
     with pytest.raises(UsageError, match="nothing was changed"):
         bring_back(path, tmp_path / "new")
 

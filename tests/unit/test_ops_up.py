@@ -15,6 +15,7 @@ from rich.console import Console
 from corral.errors import CorralError, UsageError
 from corral.load import validate
 from corral.ops import history
+from corral.ops.archives.container import packed
 from corral.ops.balancer import config_digest, keep_known, parse_servers
 from corral.ops.board import Board
 from corral.ops.hosts import ComposeHost, Done
@@ -253,7 +254,7 @@ def test_the_one_before_is_the_newest_other_one(tmp_path: Path) -> None:
 
 def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
     entry = history.record(tmp_path, "box", {"a": b"1"}, "")
-    entry.path.write_bytes(history.packed({"a": b"2"}))
+    entry.path.write_bytes(packed({"a": b"2"}))
     with pytest.raises(CorralError, match="damaged"):
         history.load(entry)
     entry.path.write_bytes(b"nothing")
@@ -286,7 +287,7 @@ def _fill(path: Path) -> None:
 
 
 def test_the_same_files_give_the_same_archive() -> None:
-    assert history.packed({"b": b"1", "a": b"2"}) == history.packed({"a": b"2", "b": b"1"})
+    assert packed({"b": b"1", "a": b"2"}) == packed({"a": b"2", "b": b"1"})
 
 
 # --- choosing images -------------------------------------------------------------------------------------------------

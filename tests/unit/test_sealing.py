@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from corral import sealing
 from corral.errors import CorralError, UsageError
-from corral.sealing import VARIABLE, WrongPassphraseError, find_passphrase, seal, unseal
+from corral.ops.archives import passphrase as sealing
+from corral.ops.archives.passphrase import VARIABLE, WrongPassphraseError, find_passphrase, seal, unseal
 
 PASSPHRASE = "correct horse battery"
 VALUE = b"LITELLM_MASTER_KEY=sk-marker\n"

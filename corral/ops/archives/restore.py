@@ -7,14 +7,12 @@ left alone unless asked. A restore that was cut off goes on where it stopped whe
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
-from typing import IO
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -24,28 +22,27 @@ from rich.text import Text
 from corral.contributions import State
 from corral.errors import CorralError, UsageError, on_one_line
 from corral.load import LOCKS, load_inventory, load_texts
-from corral.ops.archive import INVENTORY, RENDERING, SECRETS, Asking, Backup, feed_states, read_backup
-from corral.ops.backup import amount
+from corral.ops.archives.container import INVENTORY, amount, emptied, options_of, unpacked
+from corral.ops.archives.contents import RENDERING, SECRETS, Asking, Backup, read_backup
+from corral.ops.archives.passphrase import find_passphrase, unseal
+from corral.ops.archives.states import put_back, state_of_plan, title
 from corral.ops.board import Board
-from corral.ops.history import unpacked
 from corral.ops.hosts import NOT_COPIED, CommandError, ComposeHost, compose_hosts
 from corral.ops.interrupts import Interrupts
 from corral.ops.lock import alone
-from corral.ops.states import put_back, state_of_plan, title
 from corral.ops.survey import check_engine
 from corral.ops.up import LOCK, Run, fetch_images, look
 from corral.ops.waiting import COMMAND_LIMIT_S
-from corral.output import MANIFEST, compare, locked, write, write_atomically
+from corral.output import MANIFEST, compare, write, write_atomically
 from corral.plan import Plan, build_plan
 from corral.policy import refuse_weak
 from corral.render import refuse_other_site, render
-from corral.sealing import find_passphrase, unseal
 from corral.secrets import ENV_FILE, FOLDER, initialise
 
+# Folder beside the renderings for the data of services, from when it is checked until it is back.
 STAGING = ".restore.part"
-"""Folder beside the renderings for the data of services, from when it is checked until it is back."""
+# In the folder of renderings while a restore is not finished: of which backup, and which states are back.
 NOTE = ".restore.json"
-"""In the folder of renderings while a restore is not finished: of which backup, and which states are back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +65,10 @@ class _Job:
     wanted: Wanted
     plan: Plan
     names: tuple[str, ...]
+    # Rendered files of the hosts, by path, without the kit's own records.
     tree: dict[str, bytes]
-    """Rendered files of the hosts, by path, without the kit's own records."""
+    # Files by path below the folder of renderings; none when the archive has none.
     secrets: dict[str, bytes]
-    """Files by path below the folder of renderings; none when the archive has none."""
 
     @property
     def hosts(self) -> list[ComposeHost]:
@@ -123,12 +120,12 @@ def summary(backup: Backup) -> str:
 
 
 def restore(path: Path, talk: Console, wanted: Wanted) -> None:
-    """Brings back what a backup holds.
+    """Bring back what a backup holds.
 
     Raises:
         WrongPassphraseError: it does not open; nothing was changed.
-        UsageError: the place is not empty, or the backup names other places than the inventory here, or nobody vouches
-            for those that it names; the message says which.
+        UsageError: the place is not empty, or the backup names other places than the inventory here, or is not
+            authenticated and names any; the message says which.
         CorralError: the archive is damaged, or something is left for a person to do; the message says what.
     """
 
@@ -155,7 +152,7 @@ def restore(path: Path, talk: Console, wanted: Wanted) -> None:
             with Board(talk) as board:
                 _put_states_back(job, hosts, board, done or [])
             (wanted.out / NOTE).unlink()
-    talk.print(Text(f"restored; next: ./generate.py up{_options(wanted)}"))
+    talk.print(Text(f"restored; next: ./generate.py up{options_of(wanted.inventory, wanted.out)}"))
 
 
 @contextmanager
@@ -166,15 +163,12 @@ def _staging(out: Path) -> Iterator[Path]:
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise CorralError(f"{place}: cannot be made: {error.strerror}; nothing was changed") from None
-    with locked(place):
-        try:
-            for path in place.iterdir():
-                path.unlink()
+    try:
+        with emptied(place):
             yield place
-        finally:
-            shutil.rmtree(place, ignore_errors=True)
-            with suppress(OSError):
-                out.rmdir()  # if nothing was laid out
+    finally:
+        with suppress(OSError):
+            out.rmdir()  # if nothing was laid out
 
 
 def _job(backup: Backup, wanted: Wanted, ask: Asking) -> _Job:
@@ -198,7 +192,7 @@ def _job(backup: Backup, wanted: Wanted, ask: Asking) -> _Job:
 
 
 def _refuse_foreign(backup: Backup, tree: Iterable[str], secrets: Iterable[str]) -> None:
-    """Raises CorralError when files have names that `backup` gives to nothing of their kind."""
+    """Raise CorralError when files have names that `backup` does not give to such files."""
     own = {ENV_FILE, FOLDER, *NOT_COPIED}
     foreign = [path for path in tree if path.partition("/")[2].partition("/")[0] in own]
     for path in secrets:
@@ -242,7 +236,7 @@ def _write(path: Path, data: bytes, mode: int) -> None:
 
 
 def _make_room(job: _Job, hosts: Sequence[ComposeHost], talk: Console) -> None:
-    """Empties the place when that was asked for; raises UsageError that says what is there when it was not."""
+    """Empty the place if the operator asked for it; otherwise raise UsageError with what is there."""
     volumes = {host.name: _volumes_in_the_way(host, job.states(host).values()) for host in hosts}
     containers = {host.name: len(host.containers()) for host in hosts}
     lost = [
@@ -265,7 +259,7 @@ def _make_room(job: _Job, hosts: Sequence[ComposeHost], talk: Console) -> None:
 
 
 def _agree(words: str, wanted: Wanted, talk: Console) -> None:
-    """Says what would happen; raises UsageError unless a person wants that."""
+    """Print what would happen; raises UsageError unless the operator agrees."""
     if not wanted.yes and not sys.stdin.isatty():
         raise UsageError(f"nothing was changed; {words}\nif that is meant, add --yes")
     talk.print(Text(words, "yellow"))
@@ -369,7 +363,7 @@ def _lay_out_files(job: _Job, talk: Console) -> None:
 
 
 def _lay_out_secrets(job: _Job, talk: Console) -> None:
-    """Writes the secrets; raises CorralError that says what to supply when some are not to be had."""
+    """Write the secrets; raises CorralError with the values that the operator has to supply."""
     out, plan = job.wanted.out, job.plan
     for path, data in job.secrets.items():
         folder = (out / path).parent
@@ -403,41 +397,25 @@ def _what_to_supply(job: _Job, hosts: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-@dataclass(frozen=True, slots=True)
-class _Progress:
-    """States that are back, noted on the disk one by one."""
-
-    job: _Job
-    board: Board
-    done: list[str]
-
-    def put_back(self, host: ComposeHost, member: str, state: State, data: IO[bytes]) -> None:
-        """Puts a state back; raises CorralError with the service's own words when it is not taken."""
-        try:
-            put_back(host, state, data, self.board)
-        except CommandError as error:
-            words = f"{title(state)}: is not back: {error.done.words}"
-            raise CorralError(f"{words}\n  run the same command again when that is mended") from None
-        self.done.append(member)
-        _note(self.job, self.done)
-        self.board.say(f"{title(state)}: is back")
-
-
-def _put_states_back(job: _Job, hosts: Sequence[ComposeHost], board: Board, done: Sequence[str]) -> None:
+def _put_states_back(job: _Job, hosts: Sequence[ComposeHost], board: Board, done: list[str]) -> None:
+    """Put every state back that is not in `done`, and note each one on the disk."""
     run = Run(job.plan, job.wanted.out, list(hosts), board)
     if hosts:
         look(run)
         fetch_images(run)
-    progress = _Progress(job, board, list(done))
-    wanted = {
-        member: partial(progress.put_back, host, member, state)
-        for host in run.hosts
-        for member, state in job.states(host).items()
-        if member not in done
-    }
-    feed_states(job.backup, wanted)
+    for host in run.hosts:
+        for member, state in job.states(host).items():
+            if member not in done:
+                _put_state_back(host, state, job.backup.states[member], board)
+                done.append(member)
+                _note(job, done)
+                board.say(f"{title(state)}: is back")
 
 
-def _options(wanted: Wanted) -> str:
-    inventory = "" if wanted.inventory == Path("inventory.yaml") else f" --inventory {wanted.inventory}"
-    return inventory + ("" if wanted.out == Path("compose") else f" --out {wanted.out}")
+def _put_state_back(host: ComposeHost, state: State, path: Path, board: Board) -> None:
+    try:
+        with path.open("rb") as data:
+            put_back(host, state, data, board)
+    except CommandError as error:
+        words = f"{title(state)}: is not back: {error.done.words}"
+        raise CorralError(f"{words}\n  run the same command again when that is mended") from None

@@ -1,19 +1,20 @@
 """`bundle`: all that a site needs on machines without internet, in a folder or one tar file; no secrets.
 
-Images as the hosts' engines have them, model files as the hosts have them, the rendering, and the kit with its Python
-wheels. What a run before has fetched is not fetched again.
+Images as the hosts' Docker engines have them, model files as the hosts have them, the rendering, and the kit with its
+Python wheels. Large files lie in `blobs/sha256/` under their own checksums; the next run does not fetch them again.
+`SHA256SUMS` is written last: without it a bundle is not complete.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import shutil
 import subprocess
 import sys
-import tarfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -26,21 +27,23 @@ from corral import __version__
 from corral.errors import CorralError, UsageError
 from corral.image_lock import IMAGE_LOCK, ImageLock, LockedImage, image_lock_text
 from corral.load import load_texts, locks_beside
-from corral.ops.backup import amount
+from corral.ops.archives.bundle_folder import RECORDS, BundleFolder
+from corral.ops.archives.container import INVENTORY, SUMS, amount, explained, files_below
+from corral.ops.archives.load import SIGNATURE, HostParts, Image, Manifest, ModelFile
+from corral.ops.archives.signing import sign
 from corral.ops.far_files import FarFolder
 from corral.ops.hosts import ComposeHost, compose_hosts
 from corral.ops.interrupts import Interrupts
-from corral.ops.parcel import SIGNATURE, SUMS, HostParts, Image, Manifest, ModelFile, Packer, explained, pack
 from corral.ops.setup import model_sources, models_folder
-from corral.ops.signing import sign
 from corral.ops.survey import check_engine
 from corral.ops.up import PULL_LIMIT_S, check_rendering
 from corral.output import locked
 from corral.plan import Plan, build_plan
 from corral.render import render
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 README = ROOT / "templates" / "_bundle" / "README.txt"
+# The parts of the checkout that are needed to run it elsewhere.
 KIT = (
     "generate.py", "corral", "templates", "gpu-server", "haproxy", "langfuse", "litellm", "monitoring", "load-tests",
     "tools", "docs",
@@ -48,19 +51,30 @@ KIT = (
     "requirements.in", "requirements.txt", "requirements-dev.in", "requirements-dev.txt", "requirements-uv.in",
     "requirements-uv.txt",
 )  # fmt: skip
-"""What of the checkout is needed to run it elsewhere."""
 LOCKS = ("requirements.txt", "requirements-dev.txt", "requirements-uv.txt")
-RECORDS = "images"
-BLOB = "blobs/sha256/"
+GO_ON = "the bundle is not complete, run the same command again to go on"
 
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """An image of a host's engine."""
+    """An image of a host's Docker engine."""
 
     host: ComposeHost
     image: Image
-    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Images that the same hosts need: one `docker save`, which stores layers that they share once."""
+
+    host: ComposeHost
+    images: tuple[Image, ...]
+
+    @property
+    def record(self) -> str:
+        """The file of the bundle that says under which checksum the archive of these images lies."""
+        ids = "\n".join(sorted(image.id for image in self.images))
+        return f"{RECORDS}/{hashlib.sha256(ids.encode()).hexdigest()[:16]}"
 
 
 def bundle(  # noqa: PLR0913 - keyword arguments, an option each
@@ -73,7 +87,7 @@ def bundle(  # noqa: PLR0913 - keyword arguments, an option each
     with_kit: bool = True,
     key: Path | None = None,
 ) -> None:
-    """Makes a bundle, or completes one.
+    """Make a bundle, or complete one.
 
     Args:
         plan: what the inventory says; the rendering on disk must agree with it.
@@ -95,26 +109,27 @@ def bundle(  # noqa: PLR0913 - keyword arguments, an option each
     check_rendering(plan, out, {host.name for host in chosen})
     for host in chosen:
         check_engine(host)
-    with Interrupts(), explained(to):
+    with Interrupts(), explained(to, GO_ON):
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder):
             for name in (SUMS, SIGNATURE):
                 (folder / name).unlink(missing_ok=True)  # from here on it is not complete
-            packer = Packer(folder)
+            target = BundleFolder(folder)
             held = [image for host in chosen for image in _images(host, talk)]
             models = {host.name: _models(host, talk) for host in chosen}
-            _check_space(packer, held, models, 2 if is_file else 1)
-            images = [_add_image(packer, item, talk) for item in _each_once(held)]
+            groups = _groups(held)
+            _check_space(target, groups, models, 2 if is_file else 1)
+            images = [image for group in groups for image in _add_images(target, group, talk)]
             for host in chosen:
-                _add_models(packer, host, models[host.name], talk)
-            _add_site(packer, plan, {host.name for host in chosen}, held)
+                _add_models(target, host, models[host.name], talk)
+            _add_site(target, plan, {host.name for host in chosen}, held)
             if with_kit:
-                _add_kit(packer, talk)
+                _add_kit(target, talk)
             made = _manifest(plan, held, images, models, is_with_kit=with_kit)
-            digest = packer.finish(made, partial(sign, key=key) if key else None)
+            digest = target.finish(made, partial(sign, key=key) if key else None)
         if is_file:
-            pack(folder, to)
-    size = to.stat().st_size if is_file else sum(path.stat().st_size for path in to.rglob("*") if path.is_file())
+            target.finish_file(to)
+    size = to.stat().st_size if is_file else sum(path.stat().st_size for path in files_below(to))
     count = f"{len(images)} images, {sum(map(len, models.values()))} model files"
     talk.print(Text(f"{to}: complete, {count}, {amount(size)}; sha256 of {SUMS}: {digest}"))
     trust = "--signer ALLOWED-SIGNERS" if key else "--unsigned, once that sha256 was compared"
@@ -139,7 +154,7 @@ def _images(host: ComposeHost, talk: Console) -> list[_Held]:
     for name in references:
         facts = _inspected(host, name, talk)
         found.setdefault(str(facts["Id"]), []).append((name.partition("@")[0], facts))
-    return [_held(host, entries) for entries in found.values()]
+    return [_Held(host, _image([name for name, _ in entries], entries[0][1])) for entries in found.values()]
 
 
 def _inspected(host: ComposeHost, name: str, talk: Console) -> dict[str, Any]:
@@ -154,28 +169,29 @@ def _inspected(host: ComposeHost, name: str, talk: Console) -> dict[str, Any]:
     return facts
 
 
-def _held(host: ComposeHost, entries: Sequence[tuple[str, dict[str, Any]]]) -> _Held:
-    facts = entries[0][1]
-    image = Image(
+def _image(references: Sequence[str], facts: Mapping[str, Any]) -> Image:
+    return Image(
         id=str(facts["Id"]),
-        references=tuple(name for name, _ in entries),
+        references=tuple(references),
         digests=tuple(sorted(facts.get("RepoDigests") or [])),
         platform=f"{facts['Os']}/{facts['Architecture']}",
         size=int(facts["Size"]),
-        files={},
     )
-    return _Held(host, image, tuple(facts["RootFS"].get("Layers") or []))
 
 
-def _each_once(held: Iterable[_Held]) -> list[_Held]:
-    """Images by id, with the references of every host; the first host that has one gives it."""
-    found: dict[str, _Held] = {}
+def _groups(held: Iterable[_Held]) -> list[_Group]:
+    """Every image once, with the references of every host, together with those that the same hosts need."""
+    users: dict[str, list[_Held]] = {}
     for item in held:
-        known = found.setdefault(item.image.id, item)
-        references = tuple(sorted({*known.image.references, *item.image.references}))
-        image = known.image.model_copy(update={"references": references})
-        found[item.image.id] = _Held(known.host, image, known.layers)
-    return list(found.values())
+        users.setdefault(item.image.id, []).append(item)
+    groups: dict[tuple[str, ...], _Group] = {}
+    for items in users.values():
+        references = tuple(sorted({name for item in items for name in item.image.references}))
+        image = items[0].image.model_copy(update={"references": references})
+        hosts = tuple(item.host.name for item in items)
+        known = groups.get(hosts, _Group(items[0].host, ()))
+        groups[hosts] = replace(known, images=(*known.images, image))
+    return list(groups.values())
 
 
 def _models(host: ComposeHost, talk: Console) -> list[ModelFile]:
@@ -195,20 +211,19 @@ def _models(host: ComposeHost, talk: Console) -> list[ModelFile]:
     ]
 
 
-def _check_space(packer: Packer, held: Sequence[_Held], models: Mapping[str, list[ModelFile]], times: int) -> None:
-    """Raises CorralError when the disk is too small for certain; images that share layers are counted as one."""
-    groups: dict[str, int] = {}
-    for item in held:
-        if not (packer.folder / RECORDS / _record_name(item.image.id)).exists():
-            base = item.layers[0] if item.layers else item.image.id
-            groups[base] = max(groups.get(base, 0), item.image.size)
+def _check_space(
+    target: BundleFolder, groups: Sequence[_Group], models: Mapping[str, list[ModelFile]], times: int
+) -> None:
+    """Raise CorralError when the disk is certainly too small."""
+    groups = [group for group in groups if not target.recorded(group.record)]
+    images = sum(max(image.size for image in group.images) for group in groups)  # the others may share all layers
     files = {model.sha256: model.size for found in models.values() for model in found}
-    missing = {sha256: size for sha256, size in files.items() if not packer.has(sha256, size)}
-    needed = times * (sum(groups.values()) + sum(missing.values()))
-    free = shutil.disk_usage(packer.folder).free
+    missing = {sha256: size for sha256, size in files.items() if not target.has(sha256, size)}
+    needed = times * (images + sum(missing.values()))
+    free = shutil.disk_usage(target.folder).free
     if needed > free:
         raise CorralError(
-            f"{packer.folder}: the disk has {amount(free)} free and at least {amount(needed)} are needed; "
+            f"{target.folder}: the disk has {amount(free)} free and at least {amount(needed)} are needed; "
             "nothing was fetched: name a larger disk with --to"
         )
 
@@ -216,76 +231,44 @@ def _check_space(packer: Packer, held: Sequence[_Held], models: Mapping[str, lis
 # --- taking it -------------------------------------------------------------------------------------------------------
 
 
-def _record_name(image: str) -> str:
-    return f"{image.removeprefix('sha256:')[:16]}.json"
+def _add_images(target: BundleFolder, group: _Group, talk: Console) -> list[Image]:
+    """The images of a group, whose archive is a blob of the bundle now."""
+    sha256 = target.recorded(group.record)
+    if not sha256:
+        for image in group.images:
+            size = f"{amount(image.size)} with shared layers"
+            talk.print(Text(f"{group.host.name}: {', '.join(image.references)} ({size})"))
+        words = ["docker", "save", *(image.id for image in group.images)]
+        sha256 = target.save_blob(partial(group.host.stream, words))
+    target.add_file(group.record, f"{sha256}\n".encode(), 0o644)
+    return [image.model_copy(update={"archive": sha256}) for image in group.images]
 
 
-def _add_image(packer: Packer, held: _Held, talk: Console) -> Image:
-    """An image with its files, which are blobs of the bundle now."""
-    record = packer.folder / RECORDS / _record_name(held.image.id)
-    known = _recorded(packer, record, held.image)
-    if known is None:
-        references = ", ".join(held.image.references)
-        talk.print(Text(f"{held.host.name}: {references} ({amount(held.image.size)} with shared layers)"))
-        with held.host.stream(["docker", "save", held.image.id]) as data:
-            files = _unpacked(packer, data)
-        known = held.image.model_copy(update={"files": files})
-    packer.add_file(f"{RECORDS}/{record.name}", known.model_dump_json(indent=1).encode() + b"\n")
-    return known
-
-
-def _recorded(packer: Packer, record: Path, image: Image) -> Image | None:
-    """What an earlier run noted of an image, if all of it is there and it goes by the same names."""
-    try:
-        known = Image.model_validate_json(record.read_bytes())
-    except (OSError, ValueError):
-        return None
-    if known.model_copy(update={"files": {}, "digests": image.digests}) != image:
-        return None
-    is_there = all(packer.has(sha256) for sha256 in known.files.values())
-    return known.model_copy(update={"digests": image.digests}) if is_there else None
-
-
-def _unpacked(packer: Packer, data: Any) -> dict[str, str]:
-    """The files of a `docker save`, each taken in as a blob unless it is there."""
-    files: dict[str, str] = {}
-    with tarfile.open(fileobj=data, mode="r|") as archive:
-        for member in archive:
-            content = archive.extractfile(member) if member.isfile() else None
-            if content is not None:
-                announced = member.name.removeprefix(BLOB) if member.name.startswith(BLOB) else ""
-                is_there = bool(announced) and packer.has(announced, member.size)
-                files[member.name] = announced if is_there else packer.add_blob(content, member.size, announced)
-    while data.read(1 << 20):  # the padding at its end
-        pass
-    return files
-
-
-def _add_models(packer: Packer, host: ComposeHost, models: Sequence[ModelFile], talk: Console) -> None:
+def _add_models(target: BundleFolder, host: ComposeHost, models: Sequence[ModelFile], talk: Console) -> None:
     for model in models:
-        if packer.has(model.sha256, model.size):
+        if target.has(model.sha256, model.size):
             continue
         talk.print(Text(f"{host.name}: {model.file} ({amount(model.size)})"))
         path = f"{models_folder(host)}/{model.file}"
-        packer.fetch_blob(
+        target.fetch_blob(
             model.sha256,
             model.size,
             lambda count, path=path: host.stream(["tail", "-c", f"+{count + 1}", path]),  # type: ignore[misc]
         )
 
 
-def _add_site(packer: Packer, plan: Plan, hosts: set[str], held: Sequence[_Held]) -> None:
+def _add_site(target: BundleFolder, plan: Plan, hosts: set[str], held: Sequence[_Held]) -> None:
     """The inventory with its locks, and the rendering that they give: engines without a registry know no digests."""
     source = Path(plan.source_file)
     locks = {**locks_beside(source), IMAGE_LOCK: image_lock_text(_ids_of(held)).encode()}
     there = build_plan(load_texts(source.read_bytes(), locks, str(source)))
-    packer.add_file("inventory.yaml", source.read_bytes())
+    target.add_file(INVENTORY, source.read_bytes(), 0o644)
     for name, data in locks.items():
-        packer.add_file(name, data)
+        target.add_file(name, data, 0o644)
     for path, data in render(there).items():
         if path.partition("/")[0] in hosts:
-            packer.add_file(f"compose/{path}", data)
-    packer.add_file("README.txt", README.read_bytes())
+            target.add_file(f"compose/{path}", data, 0o644)
+    target.add_file("README.txt", README.read_bytes(), 0o644)
 
 
 def _ids_of(held: Iterable[_Held]) -> ImageLock:
@@ -297,17 +280,16 @@ def _ids_of(held: Iterable[_Held]) -> ImageLock:
     return ImageLock(images={name: LockedImage(ids=tuple(sorted(found))) for name, found in ids.items()})
 
 
-def _add_kit(packer: Packer, talk: Console) -> None:
+def _add_kit(target: BundleFolder, talk: Console) -> None:
     """The kit's own files, and wheels of all that it needs, for this machine's system and Python."""
     for name in KIT:
         place = ROOT / name
-        files = [place] if place.is_file() else sorted(place.rglob("*"))
-        for path in files:
-            if path.is_file() and "__pycache__" not in path.parts:
+        for path in [place] if place.is_file() else files_below(place):
+            if "__pycache__" not in path.parts:
                 mode = 0o755 if path.stat().st_mode & 0o100 else 0o644
-                packer.add_file(f"kit/{path.relative_to(ROOT)}", path.read_bytes(), mode)
+                target.add_file(f"kit/{path.relative_to(ROOT)}", path.read_bytes(), mode)
     talk.print(Text("the kit's Python wheels"))
-    wheels = packer.folder / "wheels"
+    wheels = target.folder / "wheels"
     locks = [word for lock in LOCKS for word in ("--requirement", str(ROOT / lock))]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--only-binary"]
     done = subprocess.run(
@@ -320,7 +302,7 @@ def _add_kit(packer: Packer, talk: Console) -> None:
         words = (done.stderr.strip().splitlines() or ["no answer"])[-1]
         raise CorralError(f"the kit's wheels cannot be fetched: {words}; without them: --without-kit")
     for path in sorted(wheels.glob("*.whl")):
-        packer.note(f"wheels/{path.name}")
+        target.note(f"wheels/{path.name}")
 
 
 def _manifest(
@@ -337,7 +319,7 @@ def _manifest(
         for name, found in models.items()
     }
     return Manifest(
-        format="corral-bundle/1",
+        format="corral-bundle/2",
         corral=__version__,
         site=plan.inventory.name,
         made=datetime.now(UTC).replace(microsecond=0),

@@ -1,4 +1,4 @@
-"""Taking the state of services out of their containers and putting it back, on hosts near and far.
+"""Save and restore the state of services, on this machine and over ssh.
 
 A volume is read and written by the engine itself (`docker cp`), so that an image needs no tools for it.
 """
@@ -13,6 +13,7 @@ from corral.ops.board import Board
 from corral.ops.hosts import ComposeHost, service_of
 from corral.ops.waiting import create, wait_well
 
+# Copies a folder of a paused container. It ends by itself when its reader is gone, and always ends the pause.
 COPY = """
 set -eu
 id=$1 path=$2 held=
@@ -25,7 +26,6 @@ if [ "$(docker inspect --format '{{.State.Running}} {{.State.Paused}}' "$id")" =
 fi
 docker cp --archive "$id:$path/." -
 """
-"""Copies a folder while nobody writes to it. It ends by itself when its reader is gone, and lets the service go on."""
 
 
 def state_of_plan(host: ComposeHost) -> list[State]:
@@ -58,7 +58,7 @@ def take_words(host: ComposeHost, state: State) -> list[str]:
 
 
 def put_back(host: ComposeHost, state: State, data: IO[bytes], board: Board) -> None:
-    """Puts a state where it belongs; raises CorralError when the service does not take it."""
+    """Restore a state into its service; raises CorralError when the service refuses it."""
     service = _service(host, state)
     if state.load:
         create(host, [service.name])

@@ -9,8 +9,8 @@ from tempfile import TemporaryDirectory
 
 from corral.errors import CorralError, UsageError
 
+# Purpose of a signature; one that was made for another purpose is refused.
 NAMESPACE = "corral-bundle"
-"""What a signature is for: one that was made for something else does not count."""
 
 
 def sign(text: bytes, key: Path) -> bytes:
@@ -30,7 +30,7 @@ def signer_of(text: bytes, signature: bytes, allowed: Path) -> str:
 
     Raises:
         UsageError: there is no such file.
-        CorralError: nobody in that file signed this text; the message has ssh-keygen's words.
+        CorralError: no key in that file signed this text; the message has ssh-keygen's words.
     """
     if not allowed.is_file():
         raise UsageError(f"{allowed}: no such file; its lines are: NAME ssh-ed25519 AAAA…")

@@ -1,12 +1,12 @@
-"""`backup`: all that a site cannot make again, in one file: inventory, rendering, secrets (sealed), state of services.
+"""`backup`: what a site cannot make again, in one file: inventory, rendering, encrypted secrets, state of services.
 
-Weights and images are not in it: they come from where they came from, or from a bundle.
+Model files and images are not in it: they are downloaded again, or come from a bundle.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,45 +16,42 @@ from rich.text import Text
 from corral import __version__
 from corral.errors import CorralError
 from corral.load import locks_beside
-from corral.ops import archive
-from corral.ops.archive import INVENTORY, RENDERING, SECRETS, Manifest, Member, SavedState, Sealing
-from corral.ops.history import files_on_disk, note_backup, packed
+from corral.ops.archives.container import (
+    INVENTORY,
+    ArchiveFolder,
+    amount,
+    emptied,
+    explained,
+    packed,
+)
+from corral.ops.archives.contents import RENDERING, SECRETS, STATES, Manifest, SavedState, Sealing, write_archive
+from corral.ops.archives.passphrase import seal
+from corral.ops.archives.states import state_of_plan, take_words, title
+from corral.ops.history import files_on_disk, note_backup
 from corral.ops.hosts import ComposeHost, compose_hosts
 from corral.ops.interrupts import Interrupts
 from corral.ops.lock import alone
-from corral.ops.states import state_of_plan, take_words, title
 from corral.ops.survey import check_engine, image_ids
 from corral.ops.up import LOCK
 from corral.output import MANIFEST, refuse_unfinished
 from corral.plan import Plan
-from corral.sealing import seal
 from corral.secrets import ENV_FILE, FOLDER
 
-UNITS = ("bytes", "KiB", "MiB", "GiB")
-STEP = 1024
+NOT_MADE = "there is no backup of this run"
 
 
-@dataclass(slots=True)
-class _Parts:
-    """What has been gathered for an archive: the file of each member, and what the manifest says of it."""
+@contextmanager
+def draft_folder(folder: Path, site: str) -> Iterator[ArchiveFolder]:
+    """A folder for files beside the archive's place, removed at the end; what a killed run left in it is cleared.
 
-    place: Path
-    files: dict[str, Path] = field(default_factory=dict)
-    members: dict[str, Member] = field(default_factory=dict)
-    states: list[SavedState] = field(default_factory=list)
-
-    def new_path(self) -> Path:
-        """A file that is not there yet."""
-        return self.place / f"part-{len(self.files)}"
-
-    def add(self, name: str, path: Path, member: Member) -> None:
-        """A member whose file is written."""
-        self.files[name], self.members[name] = path, member
-
-    def add_data(self, name: str, data: bytes) -> None:
-        """A member from memory."""
-        path = self.new_path()
-        self.add(name, path, archive.write_part(path, data))
+    Raises:
+        CorralError: it cannot be written to, or another run is at work in it.
+    """
+    place = folder / f".{site}.backup.part"
+    with explained(folder, NOT_MADE):
+        place.mkdir(mode=0o700, exist_ok=True)
+        with emptied(place):
+            yield ArchiveFolder(place)
 
 
 def backup(
@@ -74,7 +71,7 @@ def backup(
         talk: where progress goes.
         hosts: hosts to save; all of them when absent.
         to: the archive's name; the site's and the date in this folder when absent.
-        sealing: what seals the archive; None leaves it open, and the secrets out.
+        sealing: what protects the archive; None leaves it readable, and the secrets out.
 
     Raises:
         CorralError: something cannot be read or written; there is no archive then.
@@ -91,21 +88,18 @@ def backup(
     with (
         Interrupts(),
         alone(out / LOCK, "corral backup"),
-        archive.workshop(target.absolute().parent, plan.inventory.name) as place,
-        archive.explained(target),
+        draft_folder(target.absolute().parent, plan.inventory.name) as parts,
     ):
-        parts = _Parts(place)
-        parts.add_data(INVENTORY, Path(plan.source_file).read_bytes())
+        parts.add_file(INVENTORY, Path(plan.source_file).read_bytes())
         for name, data in locks_beside(Path(plan.source_file)).items():
-            parts.add_data(name, data)
+            parts.add_file(name, data)
         _add_renderings(parts, plan, out, chosen)
         if sealing is not None:
-            parts.add_data(SECRETS, seal(packed(_secret_files(plan, out, chosen)), sealing.passphrase))
+            parts.add_file(SECRETS, seal(packed(_secret_files(plan, out, chosen)), sealing.passphrase))
             talk.print(f"secrets of {', '.join(chosen)}: sealed with the passphrase")
-        for host in running:
-            _add_states(parts, host, talk)
+        states = [state for host in running for state in _add_states(parts, host, talk)]
         manifest = Manifest(
-            format="corral-backup/2",
+            format="corral-backup/3",
             corral=__version__,
             site=plan.inventory.name,
             made=now,
@@ -113,10 +107,9 @@ def backup(
             has_secrets=sealing is not None,
             secret_names={name: tuple(secret.name for secret in plan.secrets_of(name)) for name in chosen},
             images={host.name: _images(host) for host in running},
-            states=tuple(parts.states),
-            members=parts.members,
+            states=tuple(states),
         )
-        archive.write_archive(target.absolute(), place, manifest, parts.files, sealing)
+        write_archive(target.absolute(), parts, manifest, sealing)
         note_backup(out, chosen, now.timestamp())
     _say_end(plan, target, chosen, talk, sealing)
     return target
@@ -129,7 +122,7 @@ def _check_target(target: Path) -> None:
         raise CorralError(f"{target.parent}: no such folder; make it first")
 
 
-def _add_renderings(parts: _Parts, plan: Plan, out: Path, chosen: Sequence[str]) -> None:
+def _add_renderings(parts: ArchiveFolder, plan: Plan, out: Path, chosen: Sequence[str]) -> None:
     for name in chosen:
         files = files_on_disk(out, name)
         if not files and plan.services_of(name):
@@ -137,11 +130,11 @@ def _add_renderings(parts: _Parts, plan: Plan, out: Path, chosen: Sequence[str])
         if files:
             files[MANIFEST] = (out / name / MANIFEST).read_bytes()
         for path, data in sorted(files.items()):
-            parts.add_data(f"{RENDERING}{name}/{path}", data)
+            parts.add_file(f"{RENDERING}{name}/{path}", data)
 
 
 def _secret_files(plan: Plan, out: Path, chosen: Sequence[str]) -> dict[str, bytes]:
-    """The hosts' `.env`, and files that somebody else laid beside what is made from it."""
+    """The hosts' `.env`, and files beside the secrets that are made from it."""
     found: dict[str, bytes] = {}
     for name in chosen:
         names = {secret.name for secret in plan.secrets_of(name)}
@@ -158,25 +151,21 @@ def _secret_files(plan: Plan, out: Path, chosen: Sequence[str]) -> dict[str, byt
     return found
 
 
-def _add_states(parts: _Parts, host: ComposeHost, talk: Console) -> None:
+def _add_states(parts: ArchiveFolder, host: ComposeHost, talk: Console) -> Iterator[SavedState]:
     images = {service.name: service.image for service in host.plan.services_of(host.name)}
     for state in state_of_plan(host):
-        path = parts.new_path()
+        name = f"{STATES}{state.host}/{state.service}/{state.name}{'.dump' if state.dump else '.tar'}"
         with host.stream(take_words(host, state)) as data:
-            member = archive.receive(data, path)
-        name = f"states/{state.host}/{state.service}/{state.name}{'.dump' if state.dump else '.tar'}"
-        parts.add(name, path, member)
-        parts.states.append(
-            SavedState(
-                host=state.host,
-                service=state.service,
-                name=state.name,
-                purpose=state.purpose,
-                image=images[state.service],
-                member=name,
-            )
+            size = parts.add_stream(name, data)
+        talk.print(Text(f"{title(state)}: {amount(size)}"))
+        yield SavedState(
+            host=state.host,
+            service=state.service,
+            name=state.name,
+            purpose=state.purpose,
+            image=images[state.service],
+            member=name,
         )
-        talk.print(Text(f"{title(state)}: {amount(member.size)}"))
 
 
 def _images(host: ComposeHost) -> dict[str, str]:
@@ -192,11 +181,3 @@ def _say_end(plan: Plan, target: Path, chosen: Sequence[str], talk: Console, sea
         lost = "the secrets are lost" if sealing.is_plain else "all of it is lost"
         keep = f"keep the passphrase elsewhere: without it {lost}"
     talk.print(Text(f"{target}: {amount(target.stat().st_size)}, complete; {keep}"))
-
-
-def amount(size: float) -> str:
-    """A number of bytes as people say it: `3.4 MiB`."""
-    unit = 0
-    while size >= STEP and unit < len(UNITS) - 1:
-        size, unit = size / STEP, unit + 1
-    return f"{size:.0f} {UNITS[unit]}" if unit == 0 else f"{size:.1f} {UNITS[unit]}"
