@@ -24,11 +24,12 @@ from corral.ops.certificates import certificate_lines, understood_ends
 from corral.ops.history import files_on_disk, last_backups, rendering_hash
 from corral.ops.hosts import ComposeHost, compose_hosts
 from corral.ops.models import Row, checked_at, open_shelf, rows
-from corral.ops.observed import MIB, Container, Observed, container_name, observe_all
 from corral.ops.up import as_started
 from corral.output import MANIFEST, compare
 from corral.plan import Plan
 from corral.render import Tree, render
+from corral.runtime.docker import MIB, Container
+from corral.runtime.observe import Snapshot, container_name, observe_all
 
 FOLDER = "node_exporter/textfile"
 """Below a host's folder; node-exporter has it as /textfile."""
@@ -203,7 +204,7 @@ def write_figures(
         raise CorralError("\n".join(problems))
 
 
-def look(host: ComposeHost, seen: Observed, tree: Tree, *, is_scheduled: bool = False) -> HostFigures:
+def look(host: ComposeHost, seen: Snapshot, tree: Tree, *, is_scheduled: bool = False) -> HostFigures:
     """What is to be told of a host, now; raises CorralError when its engine does not answer."""
     if seen.problem:
         raise CorralError(f"{host.name}: {seen.problem}")
@@ -229,8 +230,9 @@ def look(host: ComposeHost, seen: Observed, tree: Tree, *, is_scheduled: bool = 
     )
 
 
-def _services(host: ComposeHost, seen: Observed) -> Iterator[ServiceFigures]:
-    for service in as_started(host).services:
+def _services(host: ComposeHost, seen: Snapshot) -> Iterator[ServiceFigures]:
+    own = (item for item in seen.containers if item.project == host.project)
+    for service in as_started(host, own).services:
         container = seen.container_of(service.name, host.project)
         is_old = container is not None and seen.is_older(container)
         yield ServiceFigures(service.name, container_name(host.plan, host.name, service.name), container, is_old)

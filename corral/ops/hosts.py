@@ -7,7 +7,6 @@ through here, so a verb never knows whether its host is near or far.
 from __future__ import annotations
 
 import io
-import json
 import os
 import shlex
 import shutil
@@ -15,7 +14,7 @@ import socket
 import stat
 import subprocess
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import IO, Any
 from corral.contributions import Service
 from corral.errors import CorralError, UsageError
 from corral.plan import Plan
+from corral.runtime.docker import PROJECT, Container, containers_in
 from corral.site import bracketed
 
 COMMAND_LIMIT_S = 120
@@ -123,6 +123,12 @@ class ComposeHost:
         if self.ssh is None:
             return str(self.rendered.resolve())
         return self.plan.site.host(self.name).folder or f"corral/{self.plan.inventory.name}/{self.name}"
+
+    @property
+    def models_folder(self) -> str:
+        """The folder with model files as commands on the host see it."""
+        folder = self.plan.site.host(self.name).models_dir
+        return folder if folder.startswith("/") else f"{self.folder}/{folder.removeprefix('./')}"
 
     @property
     def services(self) -> list[Service]:
@@ -230,15 +236,22 @@ class ComposeHost:
         """Runs `docker compose` for this host's project."""
         return self.run(self.compose_words(*words), limit_s=limit_s, check=check)
 
-    def containers(self) -> list[dict[str, Any]]:
-        """Every container of the project as `docker inspect` describes it, stopped ones too."""
-        label = f"label=com.docker.compose.project={self.project}"
+    def containers(self) -> list[Container]:
+        """Every container of the project, stopped ones too, by name."""
+        label = f"label={PROJECT}={self.project}"
         ids = self.run(["docker", "ps", "--all", "--quiet", "--no-trunc", "--filter", label]).out.split()
         if not ids:
             return []
-        done = self.run(["docker", "inspect", *ids], check=False)  # one may have gone in between
-        found: list[dict[str, Any]] = json.loads(done.out or "[]")
-        return sorted(found, key=lambda item: str(item["Name"]))
+        return containers_in(self.run(["docker", "inspect", *ids], check=False).out)  # one may have gone in between
+
+    def container_of(self, service: str) -> Container | None:
+        """The container of a service now; None when there is none."""
+        return next((item for item in self.containers() if item.service == service), None)
+
+    def last_lines(self, container: str, count: int) -> str:
+        """The last lines that a container printed; empty when there is no container of that name."""
+        done = self.run(["docker", "logs", "--tail", str(count), container], check=False)
+        return f"{done.out}{done.err}" if done.code == 0 else ""
 
     @contextmanager
     def forwarded(self, port: int, address: str = "127.0.0.1") -> Iterator[str]:
@@ -333,8 +346,3 @@ def _packed(folder: Path) -> bytes:
 def _without_owner(member: tarfile.TarInfo) -> tarfile.TarInfo:
     """A member that belongs to root and that only its owner may write: user numbers mean other people elsewhere."""
     return member.replace(uid=0, gid=0, uname="", gname="", mode=member.mode & 0o755, deep=False)
-
-
-def service_of(container: Mapping[str, Any]) -> str:
-    """The Compose service that an inspected container belongs to."""
-    return str(container["Config"]["Labels"].get("com.docker.compose.service", ""))

@@ -17,7 +17,7 @@ from rich.text import Text
 from corral.contributions import Service
 from corral.errors import CorralError
 from corral.ops.hosts import ComposeHost
-from corral.ops.observed import container_name
+from corral.runtime.observe import container_name
 
 COLOURS = ("cyan", "green", "magenta", "yellow", "blue", "bright_cyan", "bright_green", "bright_magenta")
 TAIL = "100"

@@ -13,9 +13,9 @@ from corral.ops.board import Board
 from corral.ops.hosts import ComposeHost
 from corral.ops.interrupts import Interrupts
 from corral.ops.lock import alone
-from corral.ops.observed import observe_all
 from corral.ops.rolling import Gap, roll
 from corral.ops.up import LOCK
+from corral.order import in_order
 
 Hosts = Mapping[str, ComposeHost]
 
@@ -28,7 +28,7 @@ def restart(hosts: Iterable[ComposeHost], services: Sequence[Service], talk: Con
             command changes this farm at the moment.
     """
     by_name = {host.name: host for host in hosts}
-    ordered = in_order(services, by_name)
+    ordered = in_order(next(iter(by_name.values())).plan, services)
     _refuse_missing(ordered, by_name)
     gaps: list[Gap] = []
     folder = next(iter(by_name.values())).out
@@ -38,29 +38,9 @@ def restart(hosts: Iterable[ComposeHost], services: Sequence[Service], talk: Con
     return gaps
 
 
-def in_order(services: Iterable[Service], hosts: Hosts) -> list[Service]:
-    """What others wait for comes first: stores, then replicas, then what stands in front of them."""
-    replicas = {(item.host, item.service) for host in hosts.values() for item in host.plan.site.replicas}
-    planned = [service for host in hosts.values() for service in host.plan.services_of(host.name)]
-    awaited = {(service.host, name) for service in planned for name, _ in service.after}
-
-    def rank(service: Service) -> int:
-        key = (service.host, service.name)
-        return 0 if key in awaited else 1 if key in replicas else 2
-
-    return sorted(services, key=rank)
-
-
 def _refuse_missing(services: Iterable[Service], hosts: Hosts) -> None:
     """Nothing is restarted when one of the services cannot be."""
-    seen = {found.host: found for found in observe_all(hosts.values())}
-    for found in seen.values():
-        if found.problem:
-            raise CorralError(f"{found.host}: {found.problem}")
-    missing = [
-        f"{item.host}/{item.name}"
-        for item in services
-        if seen[item.host].container_of(item.name, hosts[item.host].project) is None
-    ]
+    there = {(name, item.service) for name, host in hosts.items() for item in host.containers()}
+    missing = [f"{item.host}/{item.name}" for item in services if (item.host, item.name) not in there]
     if missing:
         raise CorralError(f"{', '.join(missing)}: no container to restart; ./generate.py up makes what is missing")

@@ -244,8 +244,7 @@ def _make_secrets(host: ComposeHost) -> None:
 
 def models_folder(host: ComposeHost) -> str:
     """The folder of weights as commands on the host see it."""
-    folder = host.plan.site.host(host.name).models_dir
-    return folder if folder.startswith("/") else f"{host.folder}/{folder.removeprefix('./')}"
+    return host.models_folder
 
 
 def model_sources(host: ComposeHost) -> dict[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -17,10 +16,12 @@ from rich.table import Table
 from rich.text import Text
 
 from corral.contributions import Service
-from corral.ops.doctor.reasons import EXIT_WORDS
 from corral.ops.hosts import ComposeHost
-from corral.ops.observed import PARKED, Container, Observed, SeenCard, Server, balancer, container_name, observe
 from corral.plan import Plan
+from corral.runtime.causes import EXIT_WORDS
+from corral.runtime.docker import PARKED, Container
+from corral.runtime.haproxy import Server, balancer_of
+from corral.runtime.observe import SeenCard, Snapshot, container_name, observe_all
 from corral.show import bar, gib
 from corral.site import Replica
 
@@ -111,23 +112,22 @@ class FarmStatus:
 def farm_status(plan: Plan, hosts: Sequence[ComposeHost]) -> FarmStatus:
     """What runs now on these hosts, and how busy the balancer says its servers are."""
     observed = {item.host: item for item in _observed(plan, hosts)}
-    known = balancer(plan)
-    servers = observed[known[0]].servers if known and known[0] in observed else {}
+    balancer = balancer_of(plan, hosts[0].out)
+    servers = observed[balancer.host.name].servers if balancer and balancer.host.name in observed else {}
     now = datetime.now(UTC)
     found = tuple(_host_status(host, observed[host.name], servers, now) for host in hosts)
     return FarmStatus(found, tuple(_nodes(plan, servers)))
 
 
-def _observed(plan: Plan, hosts: Sequence[ComposeHost]) -> list[Observed]:
+def _observed(plan: Plan, hosts: Sequence[ComposeHost]) -> list[Snapshot]:
     """Every host, and the balancer's too even if it was not asked for."""
-    known = balancer(plan)
-    more = [known[0]] if known and known[0] not in {host.name for host in hosts} else []
-    everywhere = [*hosts, *(ComposeHost(plan, name, hosts[0].out) for name in more if not plan.site.is_local(name))]
-    with ThreadPoolExecutor(len(everywhere)) as pool:
-        return list(pool.map(observe, everywhere))
+    balancer = balancer_of(plan, hosts[0].out)
+    is_left_out = balancer and balancer.host.name not in {host.name for host in hosts}
+    more = [balancer.host] if balancer and is_left_out and not plan.site.is_local(balancer.host.name) else []
+    return observe_all([*hosts, *more])
 
 
-def _host_status(host: ComposeHost, seen: Observed, servers: Mapping[str, Server], now: datetime) -> HostStatus:
+def _host_status(host: ComposeHost, seen: Snapshot, servers: Mapping[str, Server], now: datetime) -> HostStatus:
     address = host.plan.site.host(host.name).address
     if seen.problem:
         return HostStatus(host.name, address, seen.problem)
@@ -136,14 +136,14 @@ def _host_status(host: ComposeHost, seen: Observed, servers: Mapping[str, Server
     return HostStatus(host.name, address, "", (*rows, *_strangers(host, seen, now)), seen.cards)
 
 
-def _row(host: ComposeHost, service: Service, seen: Observed, servers: Mapping[str, Server], now: datetime) -> Row:
+def _row(host: ComposeHost, service: Service, seen: Snapshot, servers: Mapping[str, Server], now: datetime) -> Row:
     container = seen.container_of(service.name, host.project)
     members = host.plan.site.members(host.name, service.name)
     name = container_name(host.plan, host.name, service.name)
     server = servers.get(members[0].container) if members else None
     notes = tuple(_notes(container, seen, server))
     facts: dict[str, Any] = _engine_facts(container, now) | _replica_facts(members, servers)
-    is_up = server is None or server.status == "UP"
+    is_up = server is None or server.state == "UP"
     return Row(
         host=host.name,
         service=service.name,
@@ -179,19 +179,19 @@ def _replica_facts(members: Sequence[Replica], servers: Mapping[str, Server]) ->
         "pool": ", ".join(item.pool for item in members),
         "model": ", ".join(dict.fromkeys(item.model for item in members)),
         "slots": sum(item.slots for item in members),
-        "slots_busy": sum(server.busy for server in known) if known else None,
+        "slots_busy": sum(server.in_flight for server in known) if known else None,
     }
 
 
-def _notes(container: Container | None, seen: Observed, server: Server | None) -> Iterator[str]:
+def _notes(container: Container | None, seen: Snapshot, server: Server | None) -> Iterator[str]:
     if container is None:
         return
     if container.health == "parked":
         yield container.last_check.removeprefix(PARKED)
     elif not container.is_running:
         yield f"code {container.exit_code}" + _meaning(container)
-    elif server is not None and server.status != "UP" and container.is_well:
-        yield OUT_OF_ROTATION.get(server.status, server.status)
+    elif server is not None and server.state != "UP" and container.is_well:
+        yield OUT_OF_ROTATION.get(server.state, server.state)
     if seen.is_older(container):
         yield DRIFT
 
@@ -201,7 +201,7 @@ def _meaning(container: Container) -> str:
     return f": {words}" if words else ""
 
 
-def _strangers(host: ComposeHost, seen: Observed, now: datetime) -> Iterator[Row]:
+def _strangers(host: ComposeHost, seen: Snapshot, now: datetime) -> Iterator[Row]:
     """Containers that carry the site's labels and that the plan does not know."""
     planned = {service.name for service in host.plan.services_of(host.name)}
     neighbours = {ComposeHost(host.plan, name, host.out).project for name in host.plan.inventory.hosts} - {host.project}
@@ -224,8 +224,9 @@ def _nodes(plan: Plan, servers: Mapping[str, Server]) -> Iterator[NodeStatus]:
         if not backend.is_ours:
             server = servers.get(backend.name)
             address = f"{backend.endpoint.address}:{backend.endpoint.port}" if backend.endpoint.address else "provider"
-            state = server.status.lower() if server else ""
-            yield NodeStatus(backend.name, backend.pool, address, state, server.busy if server else None, backend.slots)
+            state = server.state.lower() if server else ""
+            busy = server.in_flight if server else None
+            yield NodeStatus(backend.name, backend.pool, address, state, busy, backend.slots)
 
 
 # --- showing ---------------------------------------------------------------------------------------------------------

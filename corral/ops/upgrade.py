@@ -20,7 +20,6 @@ from corral.errors import CorralError, UsageError, did_you_mean
 from corral.image_lock import lock_in_rendering
 from corral.load import load_inventory, load_text
 from corral.ops import history, wiring
-from corral.ops.balancer import backends_of, balancer_of
 from corral.ops.board import Board
 from corral.ops.hosts import ComposeHost, compose_hosts
 from corral.ops.interrupts import Interrupts
@@ -31,6 +30,7 @@ from corral.output import compare, finish_interrupted, write, write_atomically
 from corral.plan import Plan, build_plan
 from corral.policy import refuse_weak
 from corral.render import render
+from corral.runtime.haproxy import backends_of, balancer_of
 
 SHORT_ID = 12
 
@@ -184,7 +184,7 @@ def images(run: Run) -> list[Step]:
     for name, seen in run.seen.items():
         for service, item in seen.found.items():
             new, container = item.service.image, item.container
-            old, old_id = (container["Config"]["Image"], container["Image"]) if container else ("", "")
+            old, old_id = (container.image, container.image_id) if container else ("", "")
             new_id = seen.images.get(new, "")
             is_moved = bool(old_id and new_id and old_id != new_id)
             if old == new and is_moved:

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Sequence
 
 from corral.contributions import Service
 from corral.errors import CorralError
 from corral.ops.board import Board
-from corral.ops.doctor.reasons import explained
-from corral.ops.hosts import CommandError, ComposeHost, service_of
-from corral.ops.observed import container_name, container_named
+from corral.ops.hosts import CommandError, ComposeHost
 from corral.ops.ports import holder_of
-from corral.ops.survey import condition, is_well
+from corral.runtime.causes import ENDS, cause_of, explained
+from corral.runtime.docker import Container
+from corral.runtime.observe import container_name
 
 POLL_S = 0.5
 SPARE_S = 30
 """Beyond a service's own start timeout: the engine checks every ten seconds once that has passed."""
-MOST_ENDS = 3
-"""A program that ends this often while it starts will not become well by waiting."""
 COMMAND_LIMIT_S = 600
 LOG_LINES = 12
 WIDTH = 240
@@ -31,20 +28,6 @@ RACES = re.compile(
 RACE_TRIES = 5
 RACE_PAUSE_S = 2
 PORT_TAKEN = re.compile(r"(?:Bind for|listen tcp4?|bind host port)\D*\s?\S*?:(\d+)\b")
-NO_GPUS = (
-    "the engine cannot hand out GPUs: install nvidia-container-toolkit, "
-    "run nvidia-ctk runtime configure --runtime=docker, restart docker"
-)
-CAUSES = (
-    (r"port is already allocated|address already in use", "another program holds the port"),
-    (r"could not select device driver|unresolvable CDI devices|unknown or invalid runtime", NO_GPUS),
-    (r"no such image|pull access denied|manifest unknown|failed to resolve", "the image is not there"),
-    (r"cannot assign requested address", "the host has no such address; correct hosts.….address in the inventory"),
-    (r"no space left on device", "the disk is full"),
-    (r"container name \S+ is already in use", "a container of another project has that name; remove or rename it"),
-    (r"mounts denied|source path does not exist", "a rendered file is not there; ./generate.py render"),
-)
-"""What Compose's words usually mean; the first match counts."""
 
 
 class ServiceProblem(CorralError):
@@ -78,22 +61,17 @@ def _refusal(host: ComposeHost, services: Sequence[str], error: CommandError) ->
     words = error.done.words
     lines = words.splitlines() or ["no answer"]
     line = next((line for line in reversed(lines) if "error" in line.lower()), lines[-1])
-    refused = [service_of(item) for item in host.containers() if item["State"].get("Error")]
+    refused = [item.service for item in host.containers() if item.error]
     named = ", ".join(name for name in services if name in refused) or ", ".join(services)
-    cause = likely_cause(words)
+    cause = cause_of(words)
     port = PORT_TAKEN.search(words)
     holder = port_holder(host, int(port[1])) if port else ""
     parts = [f"{host.name}: the engine does not start {named}: {line}"]
     if cause:
-        parts.append(f"  likely cause: {cause}")
+        parts.append(f"  likely cause: {cause.words}")
     if port and holder:
         parts.append(f"  port {port[1]} is held by {holder}")
     return "\n".join(parts)
-
-
-def likely_cause(words: str) -> str:
-    """What the engine's words usually mean; empty when they say nothing we know."""
-    return next((cause for pattern, cause in CAUSES if re.search(pattern, words, re.IGNORECASE)), "")
 
 
 def port_holder(host: ComposeHost, port: int) -> str:
@@ -129,12 +107,12 @@ def wait_well(
     ready: dict[str, float] = {}
     restarts: dict[str, int] = {}
     while waiting:
-        states = {service_of(item): item for item in host.containers()}
+        containers = {item.service: item for item in host.containers()}
         elapsed = time.monotonic() - began
         for name, service in list(waiting.items()):
-            container = states.get(name)
-            state = condition(container) if container else "missing"
-            if is_well(state):
+            container = containers.get(name)
+            state = container.condition if container else "missing"
+            if container and container.is_well:
                 ready[name] = elapsed
                 del waiting[name]
                 if name not in unsaid:
@@ -145,7 +123,7 @@ def wait_well(
             limit = timeout_s if timeout_s is not None else service.health.start_timeout_s + SPARE_S
             if state == "unhealthy":  # of an earlier run, perhaps; a busy machine may still get it well
                 limit = min(limit, SPARE_S)
-            hopeless = _is_hopeless(container, state, restarts)
+            hopeless = _is_hopeless(container, restarts)
             if hopeless or elapsed > limit:
                 raise problem(host, service, "" if hopeless else f"not well within {limit:.0f} s")
         if waiting:
@@ -153,21 +131,20 @@ def wait_well(
     return ready
 
 
-def _is_hopeless(container: Mapping[str, Any] | None, state: str, restarts: dict[str, int]) -> bool:
+def _is_hopeless(container: Container | None, restarts: dict[str, int]) -> bool:
     """Whether waiting longer is no use."""
-    if container is None or state in {"exited", "dead", "created", "parked"}:
+    if container is None or container.condition in {"exited", "dead", "created", "parked"}:
         return True
-    count = int(container.get("RestartCount") or 0)
-    first = restarts.setdefault(container["Id"], count)
-    return count - first >= MOST_ENDS or (state == "restarting" and count >= MOST_ENDS)
+    count = container.restarts
+    first = restarts.setdefault(container.id, count)
+    return count - first >= ENDS or (container.state == "restarting" and count >= ENDS)
 
 
 def problem(host: ComposeHost, service: Service, words: str = "") -> ServiceProblem:
     """Why a service is not well, in words for a person."""
     name = container_name(host.plan, host.name, service.name)
-    done = host.run(["docker", "logs", "--tail", str(LOG_LINES), name], check=False)
-    log = f"{done.out}{done.err}" if done.code == 0 else ""
-    container = container_named(host, name)
+    log = host.last_lines(name, LOG_LINES)
+    container = host.container_of(service.name)
     reason = explained(container, service, log)
     lines = [f"{host.name}/{service.name}: {words + '; ' if words else ''}{reason.what}"]
     if container is not None:

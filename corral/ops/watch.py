@@ -24,8 +24,8 @@ from rich.text import Text
 from corral.contributions import Service
 from corral.errors import CorralError
 from corral.ops.hosts import CommandError, ComposeHost
-from corral.ops.observed import container_name
 from corral.plan import Plan
+from corral.runtime.observe import container_name
 
 LIMIT_S = 10.0
 COLUMNS = ("time", "about", "name", "figure", "value", "unit")

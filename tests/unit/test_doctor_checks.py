@@ -17,15 +17,16 @@ from corral.ops.doctor import path as path_area
 from corral.ops.doctor.checks import AREAS, Case, Finding, checks, findings
 from corral.ops.doctor.facts import Facts, Filesystem, SeenFile, Xid, collect, understood
 from corral.ops.doctor.gpus import short_slot
-from corral.ops.doctor.reasons import SIGNS, explained
 from corral.ops.doctor.report import table
 from corral.ops.hosts import ComposeHost, Done
-from corral.ops.observed import Container, Observed, Server, container_name, parse_cards, parse_figures
-from corral.ops.observed import understood as observed
-from corral.ops.survey import condition
 from corral.output import digest, write
 from corral.plan import Plan, build_plan
 from corral.render import render
+from corral.runtime.causes import CAUSES, explained
+from corral.runtime.docker import Container
+from corral.runtime.haproxy import Server
+from corral.runtime.observe import Snapshot, container_name, parse_cards
+from corral.runtime.observe import understood as observed
 from corral.secrets import initialise, read_env
 from tests.trees import plan_of
 
@@ -89,9 +90,13 @@ def case(plan: Plan, out: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
     monkeypatch.setattr(path_area, "_operator", lambda _case, _limit_s=0.0: gateway(key, plan, out))
     host = ComposeHost(plan, "pea", out)
     containers = tuple(well(plan, service.name) for service in plan.services_of("pea"))
-    servers = {item.name: Server("UP", 0, "L7OK", 200) for item in plan.contributions.backends}
+    servers = {item.name: server("UP", 0, "L7OK", 200) for item in plan.contributions.backends}
     hashes = {item.service: item.config_hash for item in containers}
-    return Case(host, good_facts(host), Observed("pea", containers=containers, hashes=hashes, servers=servers), servers)
+    return Case(host, good_facts(host), Snapshot("pea", containers=containers, hashes=hashes, servers=servers), servers)
+
+
+def server(status: str, busy: int, check: str, code: int) -> Server:
+    return Server("chat", "gpu-1", status, busy, 0, "", 8080, is_out=False, check=check, code=code)
 
 
 def well(plan: Plan, service: str) -> Container:
@@ -247,7 +252,7 @@ def both(*changes: Callable[[Case], Case]) -> Callable[[Case], Case]:
 
 
 OOM = {"state": "exited", "health": "", "exit_code": 137, "was_out_of_memory": True}
-DOWN = Server("DOWN", 0, "L4CON", 0)
+DOWN = server("DOWN", 0, "L4CON", 0)
 FAULTS: list[tuple[str, Callable[[Case], Case], str]] = [
     ("host-reachable", with_facts(problem="ssh pea does not connect: Permission denied (publickey)"), "publickey"),
     ("engine-answers", with_facts(engine_version="", engine_problem="sh: 1: docker: not found"), "not installed"),
@@ -349,7 +354,7 @@ FAULTS: list[tuple[str, Callable[[Case], Case], str]] = [
         "ends in 5 days",
     ),
     ("certificates", with_facts(certificates={"/c.pem": None}), "cannot be read"),
-    ("started", lambda case: replace(case, seen=Observed("pea")), "nothing runs here yet"),
+    ("started", lambda case: replace(case, seen=Snapshot("pea")), "nothing runs here yet"),
     ("running", with_container("gpu-2", **OOM), "gpu-2: container exited (137: out of memory)"),
     ("running", without_container("gpu-2"), "gpu-2: it has no container"),
     (
@@ -388,14 +393,14 @@ FAULTS: list[tuple[str, Callable[[Case], Case], str]] = [
     ),
     (
         "replicas-up",
-        with_server("pea-gpu-2", Server("DOWN", 0, "L4TOUT", 0)),
+        with_server("pea-gpu-2", server("DOWN", 0, "L4TOUT", 0)),
         "does not answer on gpu-2:8081, although it is healthy on pea",
     ),
-    ("replicas-up", with_server("pea-gpu-2", Server("MAINT", 0, "", 0)), "was taken out of the balancer"),
+    ("replicas-up", with_server("pea-gpu-2", server("MAINT", 0, "", 0)), "was taken out of the balancer"),
     ("pools-alive", lambda case: replace(case, servers=dict.fromkeys(case.servers, DOWN)), "chat: no replica is up"),
     (
         "nodes",
-        with_server("mac", Server("DOWN", 0, "L4TOUT", 0)),
+        with_server("mac", server("DOWN", 0, "L4TOUT", 0)),
         "HAProxy → node mac does not answer on 192.0.2.9:8080",
     ),
 ]
@@ -576,7 +581,7 @@ def test_pools_are_asked_only_on_request(case: Case, monkeypatch: pytest.MonkeyP
         ("nvidia-container-cli: device error: 7: unknown device: unknown", "is not there"),
         ("nvidia-container-cli: requirement error: unsatisfied condition: cuda>=13.0", "driver is too old"),
         ("listen tcp4 192.0.2.1:4000: bind: cannot assign requested address", "no such address"),
-        ("couldn't bind HTTP server socket, hostname: 0.0.0.0, port: 8080", "holds its port"),
+        ("couldn't bind HTTP server socket, hostname: 0.0.0.0, port: 8080", "holds the port"),
         ('FATAL:  password authentication failed for user "corral"', "password differs"),
         ("write /data: no space left on device", "disk is full"),
     ],
@@ -587,7 +592,7 @@ def test_what_programs_say_is_understood(plan: Plan, line: str, words: str) -> N
 
 
 def test_every_sign_has_a_remedy() -> None:
-    assert all(sign.what and sign.remedy for sign in SIGNS)
+    assert all(sign.what and sign.remedy for sign in CAUSES)
 
 
 @pytest.mark.parametrize(
@@ -639,18 +644,6 @@ def test_nvidia_smi_that_fails_is_quoted(complaint: str) -> None:
     assert (cards, problem) == ((), complaint)
 
 
-def test_figures_of_the_balancer_are_read() -> None:
-    text = """\
-haproxy_server_current_sessions{proxy="chat",server="pea-gpu-1"} 2
-haproxy_server_status{proxy="chat",server="pea-gpu-1",state="UP"} 1
-haproxy_server_check_status{proxy="chat",server="pea-gpu-1",state="L7OK"} 1
-haproxy_server_check_code{proxy="chat",server="pea-gpu-1"} 200
-haproxy_server_status{proxy="chat",server="pea-gpu-2",state="DOWN"} 1
-haproxy_server_check_status{proxy="chat",server="pea-gpu-2",state="L4CON"} 1
-"""
-    assert parse_figures(text) == {"pea-gpu-1": Server("UP", 2, "L7OK", 200), "pea-gpu-2": DOWN}
-
-
 def test_memory_of_both_versions_of_control_groups_is_read() -> None:
     container = {
         "Id": "abc",
@@ -690,7 +683,7 @@ def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str
 
 def asked(plan: Plan, out: Path) -> Case:
     host = ComposeHost(plan, "pea", out)
-    return Case(host, collect(host), Observed("pea"))
+    return Case(host, collect(host), Snapshot("pea"))
 
 
 @pytest.mark.parametrize(
@@ -754,7 +747,6 @@ def test_a_parked_server_is_told_by_its_last_check(plan: Plan) -> None:
         item["State"] = state | {"Health": {"Status": "starting", "Log": [check]}}
         (container,) = observed("pea", {"containers": json.dumps([item])}).containers
         conditions.append(container.condition)
-        assert condition(item) == container.condition
     assert conditions == ["parked", "starting"]
     reason = explained(replace(container, health="parked", last_check="parked: last: CUDA error: x"))
     assert "reset the card" in reason.remedy
@@ -776,7 +768,7 @@ def test_certificates_between_hosts_are_told_before_they_end(tmp_path: Path, mon
     plan = plan_of("heartcode")
     monkeypatch.setattr(certificates, "VALID", timedelta(days=10))
     initialise({"pea": plan.secrets_of("pea")}, tmp_path)
-    (finding,) = found(Case(ComposeHost(plan, "pea", tmp_path), Facts(), Observed("pea")), "certificates")
+    (finding,) = found(Case(ComposeHost(plan, "pea", tmp_path), Facts(), Snapshot("pea")), "certificates")
     assert "EDGE_CERTIFICATE ends on" in finding.what
     assert (finding.level, finding.remedy) == ("warning", "./generate.py secrets init, then ./generate.py up")
 
@@ -828,7 +820,7 @@ def test_listeners_and_addresses_of_the_kernel_are_read() -> None:
 
 def test_a_far_host_that_does_not_answer_is_one_finding(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     silent = replace(
-        case, facts=Facts(problem="ssh pea does not connect: timed out"), seen=Observed("pea", problem="x"), servers={}
+        case, facts=Facts(problem="ssh pea does not connect: timed out"), seen=Snapshot("pea", problem="x"), servers={}
     )
     assert [item.id for item, _ in findings(silent)] == ["host-reachable"]
 

@@ -15,11 +15,11 @@ from rich.console import Console
 
 from corral.errors import CorralError, UsageError
 from corral.ops import rolling, serving
-from corral.ops.balancer import Balancer, Server
 from corral.ops.board import Board
 from corral.ops.hosts import ComposeHost, Done
 from corral.ops.serving import Change, Place
 from corral.plan import Plan
+from corral.runtime.haproxy import Balancer, Server
 from tests.unit.test_shared import plan_of
 
 

@@ -10,8 +10,9 @@ from typing import Literal
 
 from corral.ops.doctor.facts import Facts
 from corral.ops.hosts import ComposeHost
-from corral.ops.observed import Observed, Server
 from corral.plan import Plan
+from corral.runtime.haproxy import Server
+from corral.runtime.observe import Snapshot
 
 AREAS = ("engine", "machine", "gpus", "files", "services", "path", "exposure")
 """In the order in which they are asked and shown; a module for each."""
@@ -27,7 +28,7 @@ class Case:
 
     host: ComposeHost
     facts: Facts
-    seen: Observed
+    seen: Snapshot
     servers: Mapping[str, Server] = field(default_factory=dict)
     """What the balancer says of every replica."""
     must_ask: bool = False

@@ -16,10 +16,10 @@ from corral.components import litellm
 from corral.errors import CorralError
 from corral.ops.certificates import certificate_lines, understood_ends
 from corral.ops.hosts import ComposeHost
-from corral.ops.observed import SeenCard, card_lines, container_name, parse_cards, parts, section
+from corral.ops.setup import model_sources
 from corral.output import MANIFEST
+from corral.runtime.observe import SeenCard, card_lines, container_name, parse_cards, parts, section
 from corral.secrets import ENV_FILE, FOLDER
-from corral.site import Replica
 
 LISTENING = "0A"
 """State of a listening socket in /proc/net/tcp."""
@@ -141,21 +141,9 @@ def _clock_ahead_s(host: ComposeHost) -> float | None:
     return float(match[0]) - (before + after) / 2 if match else None
 
 
-def models_folder(host: ComposeHost) -> str:
-    """The host's models folder as commands on it see it."""
-    folder = host.plan.site.host(host.name).models_dir
-    return folder if folder.startswith("/") else f"{host.folder}/{folder.removeprefix('./')}"
-
-
-def model_files(host: ComposeHost) -> list[str]:
-    """Names of the model files that the host's servers open."""
-    replicas: list[Replica] = [item for item in host.plan.site.replicas if item.host == host.name]
-    return sorted({file for item in replicas for file in item.files})
-
-
 def script(host: ComposeHost) -> str:
     """The shell script that asks a host about itself."""
-    folder, models = shlex.quote(host.folder), shlex.quote(models_folder(host))
+    folder, models = shlex.quote(host.folder), shlex.quote(host.models_folder)
     secrets = [secret.name for secret in host.plan.secrets_of(host.name)]
     private = shlex.join([ENV_FILE, FOLDER, *(f"{FOLDER}/{name}" for name in secrets)])
     lines = [
@@ -194,7 +182,7 @@ def _part(name: str, *lines: str) -> list[str]:
 
 def _disk_lines(host: ComposeHost) -> list[str]:
     """Free space where the rendering, the models and the engine's own data lie, or would lie."""
-    folders = {"rendering": host.folder, "models": models_folder(host)}
+    folders = {"rendering": host.folder, "models": host.models_folder}
     lines = [
         f'place={shlex.quote(folder)}; {UP_TO_WHAT_EXISTS}; echo "{name} $(df -P -k "$place" | tail -n 1)"'
         for name, folder in folders.items()
@@ -216,7 +204,7 @@ def _digest_lines(paths: list[str]) -> list[str]:
 
 def _model_lines(host: ComposeHost) -> list[str]:
     """Mode, size, name and the first four bytes (in hexadecimal) of every model file."""
-    files = shlex.join(model_files(host))
+    files = shlex.join(sorted(model_sources(host)))
     if not files:
         return [""]
     magic = "magic $(head -c 4 \"$file\" | od -A n -t x1 | tr -d ' ')"

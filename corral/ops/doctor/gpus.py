@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 from corral.accelerators import COMPILED, CUDA13_FLOOR
 from corral.ops.doctor.checks import Case, Finding, check
-from corral.ops.doctor.reasons import OFF_THE_BUS
-from corral.ops.observed import SeenCard
 from corral.own_image import is_own
 from corral.rules import CUDA13_WORDS
+from corral.runtime.causes import OFF_THE_BUS
+from corral.runtime.observe import SeenCard
 from corral.show import gib
 from corral.site import Card
 

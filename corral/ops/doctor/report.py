@@ -15,8 +15,9 @@ from corral.errors import CorralError
 from corral.ops.doctor.checks import AREAS, Case, Finding, checks, findings
 from corral.ops.doctor.facts import Facts, collect
 from corral.ops.hosts import ComposeHost
-from corral.ops.observed import Observed, Server, balancer, balancer_servers, observe
 from corral.plan import Plan
+from corral.runtime.haproxy import Server, balancer_of
+from corral.runtime.observe import Snapshot, observe
 
 MARKS = {"error": ("✗", "red"), "warning": ("!", "yellow"), "hint": ("·", "dim")}
 WORST = ("error", "warning", "hint")
@@ -61,14 +62,14 @@ def diagnose(plan: Plan, hosts: Sequence[ComposeHost], *, must_ask: bool = False
     return [_diagnosis(case) for case in cases]
 
 
-def _servers(plan: Plan, hosts: Sequence[ComposeHost], seen: dict[str, Observed]) -> dict[str, Server]:
-    known = balancer(plan)
-    if known is None:
+def _servers(plan: Plan, hosts: Sequence[ComposeHost], seen: dict[str, Snapshot]) -> dict[str, Server]:
+    balancer = balancer_of(plan, hosts[0].out)
+    if balancer is None:
         return {}
-    if known[0] in seen:
-        return dict(seen[known[0]].servers)
+    if balancer.host.name in seen:
+        return dict(seen[balancer.host.name].servers)
     try:
-        return balancer_servers(plan, hosts[0].out)
+        return balancer.servers()
     except CorralError:  # the balancer's own host was not asked about
         return {}
 
