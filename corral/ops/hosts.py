@@ -131,6 +131,12 @@ class ComposeHost:
         return folder if folder.startswith("/") else f"{self.folder}/{folder.removeprefix('./')}"
 
     @property
+    def model_sources(self) -> dict[str, str]:
+        """Where every known model file that the host's servers read comes from."""
+        replicas = [item for item in self.plan.site.replicas if item.host == self.name]
+        return {file: source for item in replicas for file, source in item.files.items()}
+
+    @property
     def services(self) -> list[Service]:
         """The planned services that run here: without cards there is nothing for those that only look at them."""
         return [item for item in self.plan.services_of(self.name) if not (self.is_on_cpu and item.needs_cards)]

@@ -249,8 +249,7 @@ def models_folder(host: ComposeHost) -> str:
 
 def model_sources(host: ComposeHost) -> dict[str, str]:
     """Where every known model file that the host's servers read comes from."""
-    replicas = [item for item in host.plan.site.replicas if item.host == host.name]
-    return {file: source for item in replicas for file, source in item.files.items()}
+    return host.model_sources
 
 
 def _look_at_folder(host: ComposeHost) -> Look:

@@ -19,6 +19,7 @@ from corral.ops.hosts import ComposeHost
 from corral.plan import Plan
 from corral.runtime.docker import MIB, PROJECT, SITE, Container, containers_in
 from corral.runtime.haproxy import STATES, Server, balancer_of, parse_servers
+from corral.site import Card
 
 MARK = "\x1e"
 # Stands before the name of each part of an answer; no program prints it by itself.
@@ -70,7 +71,7 @@ class SeenCard:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All of it for one host; `problem` says why there is nothing."""
+    """All of it for one host; `problem` says why there is nothing but cards."""
 
     host: str
     problem: str = ""
@@ -126,6 +127,8 @@ def script(host: ComposeHost) -> str:
     """The shell script that asks a host everything."""
     lines = [
         "{ export LC_ALL=C",
+        section("cards"),
+        *card_lines(),
         section("engine"),
         f"ids=$({_listing(f'{PROJECT}={host.project}')} 2>&1) || failed=1",
         f"more=$({_listing(f'{SITE}={host.plan.inventory.name}')} 2>&1)",
@@ -138,8 +141,6 @@ def script(host: ComposeHost) -> str:
         section("hashes"),
         *_hash_lines(host),
         *_balancer_lines(host),
-        section("cards"),
-        *card_lines(),
         "} </dev/null",
     ]
     return "\n".join(lines) + "\n"
@@ -202,10 +203,11 @@ def parts(text: str) -> dict[str, str]:
 
 def understood(host: str, found: Mapping[str, str]) -> Snapshot:
     """What the parts of an answer say."""
-    if "containers" not in found:
-        return Snapshot(host, problem=found.get("engine", "").strip() or "the host gave no answer")
-    hashes, problem = _hashes(found.get("hashes", ""))
     cards, cards_problem = parse_cards(found.get("cards", ""))
+    if "containers" not in found:
+        problem = found.get("engine", "").strip() or "the host gave no answer"
+        return Snapshot(host, problem, cards=cards, cards_problem=cards_problem)
+    hashes, problem = _hashes(found.get("hashes", ""))
     return Snapshot(
         host,
         containers=tuple(containers_in(found["containers"], _group_memory(found.get("memory", "")))),
@@ -289,3 +291,29 @@ def _whole(text: str) -> int | None:
     """A number, or None for `[N/A]` and `[Not Supported]`."""
     match = re.match(r"\d+", text)
     return int(match[0]) if match else None
+
+
+def card_at(card: Card, seen: Iterable[SeenCard]) -> SeenCard | None:
+    """The card that has the inventory card's index today."""
+    return next((item for item in seen if item.index == card.index), None)
+
+
+def card_of(card: Card, seen: Iterable[SeenCard]) -> SeenCard | None:
+    """The card that containers get for one of the inventory: by UUID, else by PCI slot, else by index."""
+    if card.uuid:
+        return next((item for item in seen if item.uuid.lower().startswith(card.uuid.lower())), None)
+    if card.pci:
+        return next((item for item in seen if slot_of(item.pci) == slot_of(card.pci)), None)
+    return card_at(card, seen)
+
+
+def slot_of(text: str) -> tuple[int, ...]:
+    """A PCI slot as numbers: nvidia-smi writes eight digits of domain, people four or none."""
+    numbers = [int(part, 16) for part in re.split(r"[:.]", text if "." in text else f"{text}.0")]
+    return tuple([0] * (4 - len(numbers)) + numbers)
+
+
+def short_slot(text: str) -> str:
+    """A PCI slot as people write it: `0000:01:00.0`."""
+    domain, bus, device, function = slot_of(text)
+    return f"{domain:04x}:{bus:02x}:{device:02x}.{function:x}"

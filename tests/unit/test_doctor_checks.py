@@ -16,7 +16,6 @@ from corral.load import load_inventory
 from corral.ops.doctor import path as path_area
 from corral.ops.doctor.checks import AREAS, Case, Finding, checks, findings
 from corral.ops.doctor.facts import Facts, Filesystem, SeenFile, Xid, collect, understood
-from corral.ops.doctor.gpus import short_slot
 from corral.ops.doctor.report import table
 from corral.ops.hosts import ComposeHost, Done
 from corral.output import digest, write
@@ -25,7 +24,7 @@ from corral.render import render
 from corral.runtime.causes import CAUSES, explained
 from corral.runtime.docker import Container
 from corral.runtime.haproxy import Server
-from corral.runtime.observe import Snapshot, container_name, parse_cards
+from corral.runtime.observe import Snapshot, container_name, observe, parse_cards, short_slot
 from corral.runtime.observe import understood as observed
 from corral.secrets import initialise, read_env
 from tests.trees import plan_of
@@ -92,7 +91,8 @@ def case(plan: Plan, out: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
     containers = tuple(well(plan, service.name) for service in plan.services_of("pea"))
     servers = {item.name: server("UP", 0, "L7OK", 200) for item in plan.contributions.backends}
     hashes = {item.service: item.config_hash for item in containers}
-    return Case(host, good_facts(host), Snapshot("pea", containers=containers, hashes=hashes, servers=servers), servers)
+    seen = Snapshot("pea", containers=containers, hashes=hashes, servers=servers, cards=CARDS)
+    return Case(host, good_facts(host), seen, servers)
 
 
 def server(status: str, busy: int, check: str, code: int) -> Server:
@@ -147,7 +147,6 @@ def good_facts(host: ComposeHost) -> Facts:
         },
         models={".": SeenFile("755", 4096), "small.gguf": SeenFile("644", 1000, magic="GGUF")},
         certificates={"/etc/ssl/own.pem": datetime.now(UTC) + timedelta(days=90)},
-        cards=CARDS,
         litellm_version="1.106.2",
     )
 
@@ -172,6 +171,10 @@ def found(case: Case, check: str) -> list[Finding]:
 
 def with_facts(**changes: Any) -> Callable[[Case], Case]:
     return lambda case: replace(case, facts=replace(case.facts, **changes))
+
+
+def with_seen(**changes: Any) -> Callable[[Case], Case]:
+    return lambda case: replace(case, seen=replace(case.seen, **changes))
 
 
 def with_container(service: str, **changes: Any) -> Callable[[Case], Case]:
@@ -202,11 +205,11 @@ def with_server(name: str, server: Server) -> Callable[[Case], Case]:
 
 def with_card(index: int, **changes: Any) -> Callable[[Case], Case]:
     cards = tuple(replace(card, **changes) if card.index == index else card for card in CARDS)
-    return with_facts(cards=tuple(sorted(cards, key=lambda card: card.index)))
+    return with_seen(cards=tuple(sorted(cards, key=lambda card: card.index)))
 
 
 def with_driver(version: str) -> Callable[[Case], Case]:
-    return with_facts(cards=tuple(replace(card, driver=version) for card in CARDS))
+    return with_seen(cards=tuple(replace(card, driver=version) for card in CARDS))
 
 
 def with_model(**changes: Any) -> Callable[[Case], Case]:
@@ -291,13 +294,13 @@ FAULTS: list[tuple[str, Callable[[Case], Case], str]] = [
     ),
     (
         "gpu-driver",
-        with_facts(cards=(), cards_problem="Failed to initialize NVML: Driver/library version mismatch"),
+        with_seen(cards=(), cards_problem="Failed to initialize NVML: Driver/library version mismatch"),
         "updated under the running kernel module",
     ),
-    ("gpu-driver", with_facts(cards=(), cards_problem=""), "nvidia-smi is not on this machine"),
+    ("gpu-driver", with_seen(cards=(), cards_problem=""), "nvidia-smi is not on this machine"),
     (
         "gpu-driver",
-        with_facts(cards_problem="Unable to determine the device handle for GPU0000:03:00.0: GPU is lost."),
+        with_seen(cards_problem="Unable to determine the device handle for GPU0000:03:00.0: GPU is lost."),
         "a card was lost",
     ),
     ("card-errors", with_facts(xids=(Xid("0000:01:00", 48, ""),)), "GPU 1 in slot 0000:01:00.0: memory error"),
@@ -308,8 +311,8 @@ FAULTS: list[tuple[str, Callable[[Case], Case], str]] = [
     ("driver-version", with_driver("535.183.01"), "driver 535.183.01 is too old"),
     ("driver-version", with_driver("590.44.01"), "driver 590.44.01 no longer knows p104-100"),
     ("driver-version", both(with_driver("570.1"), with_image("llama", "x/llama.cpp:server-cuda13-b1")), "needs 580"),
-    ("card-there", with_facts(cards=CARDS[1:]), "GPU 1 (UUID GPU-11111111-aaaa) is not in this machine"),
-    ("card-there", with_facts(cards=CARDS[:2]), "2 of 3 cards answer"),
+    ("card-there", with_seen(cards=CARDS[1:]), "GPU 1 (UUID GPU-11111111-aaaa) is not in this machine"),
+    ("card-there", with_seen(cards=CARDS[:2]), "2 of 3 cards answer"),
     (
         "card-there",
         with_card(1, pci="00000000:07:00.0"),
@@ -317,7 +320,7 @@ FAULTS: list[tuple[str, Callable[[Case], Case], str]] = [
     ),
     (
         "card-order",
-        with_facts(cards=(replace(CARDS[2], index=0), CARDS[0], replace(CARDS[1], index=2))),
+        with_seen(cards=(replace(CARDS[2], index=0), CARDS[0], replace(CARDS[1], index=2))),
         "index 2 is not the card that the inventory means by GPU 3: it is a NVIDIA P104-100, not a rtx-3060",
     ),
     ("card-kind", with_card(0, total_mib=4096), "GPU 1 (NVIDIA P104-100) has 4.0 GiB, the plan counts on 8.0"),
@@ -683,7 +686,7 @@ def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str
 
 def asked(plan: Plan, out: Path) -> Case:
     host = ComposeHost(plan, "pea", out)
-    return Case(host, collect(host), Snapshot("pea"))
+    return Case(host, collect(host), observe(host))
 
 
 @pytest.mark.parametrize(
@@ -716,7 +719,7 @@ def test_cards_of_a_fake_nvidia_smi(plan: Plan, out: Path, fakes: Callable[[str,
     lines = NVIDIA.replace("code 0\n", "")
     fakes("nvidia-smi", f"cat <<'END'\n{lines}END")
     case = asked(plan, out)
-    assert case.facts.cards == CARDS
+    assert case.seen.cards == CARDS
     assert [item for item in found(case, "card-order") if item.level != "hint"] == []
 
 
@@ -804,15 +807,14 @@ def test_models_and_certificates_on_this_machine(plan: Plan, out: Path, tmp_path
 def test_listeners_and_addresses_of_the_kernel_are_read() -> None:
     facts = understood(
         {
-            "sockets": "  sl  local_address rem_address st\n 0: 0100007F:1F90 0:0 0A x\n 1: 0100007F:0050 0:0 01 x",
-            "addresses": "  |-- 192.0.2.144\n     /32 host LOCAL\n  |-- 192.0.2.255\n     /32 link BROADCAST",
-            "addresses6": "20010db8000000000000000000000001 02 40 00 80 eth0",
-            "programs": 'LISTEN 0 128 127.0.0.1:8080 0.0.0.0:* users:(("python3",pid=12,fd=3))',
+            "addresses": '[{"addr_info": [{"local": "192.0.2.144"}, {"local": "2001:db8::1"}]}, {"addr_info": []}]',
+            "programs": 'LISTEN 0 128 127.0.0.1:8080 0.0.0.0:* users:(("python3",pid=12,fd=3))\n'
+            "LISTEN 0 128 [::1]:8080 [::]:*\nLISTEN 0 128 127.0.0.53%lo:53 0.0.0.0:*\nLISTEN 0 128 *:22 *:*",
             "published": "pea-gpu-1 192.0.2.144:8081->8081/tcp\nother ",
             "clock": "Reference ID : 0\nLeap status     : Not synchronised\n",
         }
     )
-    assert facts.listeners == {8080: ("127.0.0.1",)}
+    assert facts.listeners == {22: ("::",), 53: ("127.0.0.53",), 8080: ("127.0.0.1", "::1")}
     assert facts.addresses == {"192.0.2.144", "2001:db8::1"}
     assert facts.holders == {8080: "python3 (pid 12)", 8081: "the container pea-gpu-1"}
     assert facts.is_clock_synchronised is False
