@@ -5,9 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,12 +15,12 @@ from urllib.parse import quote
 import httpx
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from corral.contributions import Service
 from corral.errors import CorralError
+from corral.ops.board import redraw
 from corral.ops.hosts import CommandError, ComposeHost
 from corral.plan import Plan
 from corral.runtime.observe import container_name
@@ -218,34 +216,15 @@ def csv_lines(rows: Iterable[Row], moment: datetime, *, with_header: bool) -> st
 
 def watch(ask: Ask, console: Console, every_s: float, *, looks: int = 0, csv_file: Path | None = None) -> None:
     """Looks again and again until Ctrl-C, or so many times; every look is appended to the CSV file at once."""
-    try:
-        with ExitStack() as stack:
-            live = stack.enter_context(_live(console)) if console.is_terminal and looks != 1 else None
-            for rows in _looks(ask, every_s, looks):
-                now = datetime.now(UTC)
-                if csv_file:
-                    _append(csv_file, rows, now)
-                if live is None:
-                    console.print(view(rows))
-                    continue
-                stamp = Text(f"{now.astimezone():%H:%M:%S}, every {every_s:g} s, Ctrl-C ends", "dim")
-                live.update(Group(view(rows), Text(), stamp), refresh=True)
-    except KeyboardInterrupt:
-        return
+    redraw(console, _views(ask, csv_file), every_s, count=looks)
 
 
-def _live(console: Console) -> Live:
-    return Live(console=console, auto_refresh=False, screen=True, vertical_overflow="crop")
-
-
-def _looks(ask: Ask, every_s: float, count: int) -> Iterator[list[Row]]:
-    number = 0
+def _views(ask: Ask, csv_file: Path | None) -> Iterator[RenderableType]:
     while True:
-        yield look(ask)
-        number += 1
-        if number == count:
-            return
-        time.sleep(every_s)
+        rows = look(ask)
+        if csv_file:
+            _append(csv_file, rows, datetime.now(UTC))
+        yield view(rows)
 
 
 def _append(path: Path, rows: Iterable[Row], moment: datetime) -> None:
