@@ -16,8 +16,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+# Host and service.
 Key = tuple[str, str]
-"""Host and service."""
 
 
 @dataclass(slots=True)

@@ -31,17 +31,17 @@ from corral.render import Tree, render
 from corral.runtime.docker import MIB, Container
 from corral.runtime.observe import Snapshot, container_name, observe_all
 
+# Below a host's folder; node-exporter has it as /textfile.
 FOLDER = "node_exporter/textfile"
-"""Below a host's folder; node-exporter has it as /textfile."""
 FILE = "corral.prom"
 WRONG = ("missing", "wrong size", "damaged")
+# The collector reads names that end in .prom only, so never half a file.
 WRITE = """
 cd "$1" || exit 1
 umask 022
 trap 'rm -f ".corral.$$"' EXIT
 cat >".corral.$$" && mv -f ".corral.$$" "$2"
 """
-"""The collector reads names that end in .prom only, so never half a file."""
 
 
 @dataclass(frozen=True, slots=True)

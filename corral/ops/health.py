@@ -19,8 +19,8 @@ from corral.runtime.causes import cause_of
 
 CHECK_TIMEOUT_S = 2.0
 POLL_S = 0.2
+# A program that ends this often before it was ever well will not become well by waiting.
 MOST_ENDS = 2
-"""A program that ends this often before it was ever well will not become well by waiting."""
 
 LAST_LINES = 12
 LAST_BYTES = 64 * 1024

@@ -37,17 +37,17 @@ SSH_OPTIONS = (
     "ControlMaster=auto",
     "ControlPersist=60",
 )
+# One connection serves a whole command; a host that asks for a password is refused, one that vanishes is noticed.
 SSH = ("ssh", *(word for option in SSH_OPTIONS for word in ("-o", option)))
-"""One connection serves a whole command; a host that asks for a password is refused, one that vanishes is noticed."""
+# Environment variable that names another file than `~/.ssh/config`.
 SSH_CONFIG = "CORRAL_SSH_CONFIG"
-"""Environment variable that names another file than `~/.ssh/config`."""
 CPU_FILE = "compose.cpu.yaml"
+# Folders in a host's rendered folder that belong to the machine they are on.
 NOT_COPIED = {"models", "data", "logs", "keys"}
-"""Folders in a host's rendered folder that belong to the machine they are on."""
+# A free port of this machine may be taken before ssh listens there.
 FORWARD_TRIES = 3
-"""A free port of this machine may be taken before ssh listens there."""
+# ssh's own exit code when there was no connection.
 UNREACHABLE = 255
-"""ssh's own exit code when there was no connection."""
 
 
 UNPACK = """

@@ -12,12 +12,12 @@ from corral.ops.hosts import ComposeHost
 from corral.runtime.observe import SeenCard, card_lines, card_of, parse_cards
 from corral.site import Card
 
+# The first Debian whose own engine is new enough.
 DEBIAN_FLOOR = (13,)
-"""The first Debian whose own engine is new enough."""
+# Compute capability from which on any driver will do; 580 is the last branch for older cards.
 NEW_CARDS = (7, 5)
-"""Compute capability from which on any driver will do; 580 is the last branch for older cards."""
+# A shell's exit code for a program that it does not find.
 NOT_THERE = 127
-"""A shell's exit code for a program that it does not find."""
 ENGINE_PAGE = "https://docs.docker.com/engine/install/ (its apt repository)"
 TOOLKIT_PAGE = "https://docs.nvidia.com/datacenter/cloud-native/container-toolkit/latest/install-guide.html"
 CPU_FILES = "docker compose -f compose.yaml -f compose.cpu.yaml up -d --wait"

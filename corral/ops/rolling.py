@@ -24,8 +24,8 @@ from corral.runtime.haproxy import Balancer, BalancerError, Server, backends_of,
 
 POLL_S = 0.25
 ROTATION_LIMIT_S = 60
+# Held requests are let go at the latest so long after the pool's own limits, should nobody release them.
 HOLD_SPARE_S = 120
-"""Held requests are let go at the latest so long after the pool's own limits, should nobody release them."""
 Action = Literal["recreate", "restart"]
 
 

@@ -16,15 +16,15 @@ from corral.runtime.docker import Container
 from corral.runtime.observe import container_name
 
 POLL_S = 0.5
+# Beyond a service's own start timeout: the engine checks every ten seconds once that has passed.
 SPARE_S = 30
-"""Beyond a service's own start timeout: the engine checks every ten seconds once that has passed."""
 COMMAND_LIMIT_S = 600
 LOG_LINES = 12
 WIDTH = 240
+# What the engine says while an earlier, killed command is still at work.
 RACES = re.compile(
     r"is already in progress|Conflict\. The container name|No such container|marked for removal", re.IGNORECASE
 )
-"""What the engine says while an earlier, killed command is still at work."""
 RACE_TRIES = 5
 RACE_PAUSE_S = 2
 PORT_TAKEN = re.compile(r"(?:Bind for|listen tcp4?|bind host port)\D*\s?\S*?:(\d+)\b")

@@ -61,13 +61,13 @@ CARDS = (
     Figure("memory_total", "gpu:memory_total:bytes", "of", "GiB", 1, 1 / 1024**3),
     Figure("throttled", "gpu:throttled", "throttled", "1 = yes"),
 )
+# What there is to see: the figures of each kind, and the labels that name one of it.
 KINDS = {"pool": (POOLS, ("pool",)), "gpu": (CARDS, ("host", "gpu"))}
-"""What there is to see: the figures of each kind, and the labels that name one of it."""
+# Seed 004's bounds; alerts go by card (`GpuWarm`, `GpuHot`).
 WARM_C, HOT_C = 80, 85
-"""Seed 004's bounds; alerts go by card (`GpuWarm`, `GpuHot`)."""
 
+# Answers an instant query with Prometheus' result vector.
 Ask = Callable[[str], list[dict[str, Any]]]
-"""Answers an instant query with Prometheus' result vector."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,8 +24,8 @@ EXIT_WORDS = {
     139: "it crashed: segmentation fault",
 }
 STOPPED = (0, 143)
-ENDS = 3
 # A program that ended so often while it starts will not become well by waiting.
+ENDS = 3
 EXIT_REMEDIES = {
     127: "check images: and engine.image in the inventory",
     132: (
@@ -33,8 +33,8 @@ EXIT_REMEDIES = {
         f"{build_command()}, then set engine.image: {tag()}"
     ),
 }
-Place = Literal["container", "process", "docker"]
 # Who said the words: a container or Docker about it, a program of a `local` host, or the command `docker` about Docker.
+Place = Literal["container", "process", "docker"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +71,7 @@ def cause_of(text: str, place: Place = "container") -> Cause | None:
 
 
 OFF_THE_BUS = "reboot the host; if it comes back, reseat card and riser, look at power and heat"
+# The first row that knows the words counts: what says more stands before what says less.
 CAUSES = (
     _cause(
         r"address already in use|couldn't bind|cannot bind|errno 98",
@@ -236,7 +237,6 @@ CAUSES = (
         "docker",
     ),
 )
-# The first row that knows the words counts: what says more stands before what says less.
 
 
 def explained(container: Container | None, service: Service | None = None, log: str = "") -> Reason:

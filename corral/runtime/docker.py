@@ -10,18 +10,18 @@ from datetime import datetime
 from typing import Any
 
 MIB = 1024**2
+# Labels: a container's Compose project, its site, and the digest of its configuration files.
 PROJECT = "com.docker.compose.project"
 SITE = "corral.site"
 CONFIG = "corral.config"
-# Labels: a container's Compose project, its site, and the digest of its configuration files.
 NO_DATE = "0001-01-01T00:00:00Z"
-PARKED = "parked: "
 # Begins what the health check says of a server that its watchdog (gpu-server/llama/start.sh) no longer starts.
-GOOD = frozenset({"healthy", "running"})
+PARKED = "parked: "
 # Conditions of a service that is well.
+GOOD = frozenset({"healthy", "running"})
 UP = frozenset({"running", "restarting"})
-_FINE = re.compile(r"(\.\d{1,6})\d*")
 # Fractions of a second; Docker's are finer than Python's.
+_FINE = re.compile(r"(\.\d{1,6})\d*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +86,8 @@ class Container:
         return self.condition in GOOD
 
 
-Memory = Mapping[str, tuple[float, float | None]]
 # MiB in use and allowed, by a container's id.
+Memory = Mapping[str, tuple[float, float | None]]
 
 
 def containers_in(text: str, memory: Memory | None = None) -> list[Container]:

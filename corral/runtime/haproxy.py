@@ -27,12 +27,12 @@ from corral.site import bracketed
 ANSWER_LIMIT_S = 15
 RELOAD_LIMIT_S = 30
 POLL_S = 0.25
+# Rows of HAProxy's figures that stand for a whole proxy.
 NO_SERVERS = {"FRONTEND", "BACKEND"}
-"""Rows of HAProxy's figures that stand for a whole proxy."""
+# Bits of `srv_admin_state`: taken out, or drained, by command.
 FORCED_OUT = 0x01 | 0x08
-"""Bits of `srv_admin_state`: taken out, or drained, by command."""
-STATES = ("show stat", "show servers state")
 # Commands whose answers `parse_servers` reads.
+STATES = ("show stat", "show servers state")
 ASK = r'exec 3<>/dev/tcp/127.0.0.1/"$1" && printf "%s\n" "$2" >&3 && cat <&3'
 _DIGEST = re.compile(r"^\s*description:? ([0-9a-f]{16})\b", re.MULTILINE)
 

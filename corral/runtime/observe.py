@@ -21,15 +21,15 @@ from corral.runtime.docker import MIB, PROJECT, SITE, Container, containers_in
 from corral.runtime.haproxy import STATES, Server, balancer_of, parse_servers
 from corral.site import Card
 
-MARK = "\x1e"
 # Stands before the name of each part of an answer; no program prints it by itself.
+MARK = "\x1e"
 UNITS = {"B": 1, "KIB": 1024, "MIB": MIB, "GIB": 1024**3, "TIB": 1024**4, "KB": 1000, "MB": 1000**2, "GB": 1000**3}
 CARD_FIELDS = (
     "index", "uuid", "pci.bus_id", "name", "memory.total", "memory.used", "utilization.gpu", "temperature.gpu",
     "driver_version", "compute_cap",
 )  # fmt: skip
-NO_LIMIT = 1 << 60
 # What version 1 of control groups prints is a number near 2**63.
+NO_LIMIT = 1 << 60
 _HASH = re.compile(r"^(\S+) ([0-9a-f]{64})$", re.MULTILINE)
 _AMOUNT = re.compile(r"([\d.]+)\s*([A-Za-z]+)")
 

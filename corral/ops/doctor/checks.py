@@ -14,10 +14,10 @@ from corral.plan import Plan
 from corral.runtime.haproxy import Server
 from corral.runtime.observe import Snapshot
 
+# In the order in which they are asked and shown; a module for each.
 AREAS = ("engine", "machine", "gpus", "files", "services", "path", "exposure")
-"""In the order in which they are asked and shown; a module for each."""
+# Id of the check that everything else rests on.
 REACHABLE = "host-reachable"
-"""Id of the check that everything else rests on."""
 Level = Literal["error", "warning", "hint"]
 Need = Literal["engine", "gpus", "running", "gateway"]
 

@@ -21,8 +21,8 @@ from corral.secrets import ENV_FILE, FOLDER
 
 TIME_SERVICE = "timedatectl show --property NTPSynchronized --value 2>/dev/null"
 UP_TO_WHAT_EXISTS = 'until [ -e "$place" ] || [ "$place" = / ] || [ "$place" = . ]; do place=$(dirname "$place"); done'
+# Both, since each of them may be closed to this user.
 KERNEL_MESSAGES = "(journalctl -k -b -q --no-pager; dmesg) 2>/dev/null | grep -o 'NVRM: Xid .*' | sort -u | tail -n 50"
-"""Both, since each of them may be closed to this user."""
 _XID = re.compile(r"^NVRM: Xid \(PCI:([0-9A-Fa-f:.]+)\): (\d+)[, ]*(.*)$", re.MULTILINE)
 _PROCESS = re.compile(r'\(\("([^"]+)",pid=(\d+)')
 

@@ -19,8 +19,8 @@ from corral.secrets import ENV_FILE, FOLDER, read_env
 
 GGUF = "GGUF"
 SHOWN = 3
+# For everybody: containers run under user ids of their own.
 READABLE, ENTERABLE = 0o004, 0o001
-"""For everybody: containers run under user ids of their own."""
 PRIVATE = 0o077
 
 

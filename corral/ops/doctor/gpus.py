@@ -15,14 +15,15 @@ from corral.show import gib
 from corral.site import Card
 
 CUDA13_DRIVER = 580
+# Belongs to CUDA 12.8, which the pinned images are built with.
 CUDA12_DRIVER = 570
-"""Belongs to CUDA 12.8, which the pinned images are built with."""
+# Minor-version compatibility: compiled code of every CUDA 12.x runs from here on, PTX does not.
 CUDA12_OLDEST = 525
-"""Minor-version compatibility: compiled code of every CUDA 12.x runs from here on, PTX does not."""
+# The last driver branch for Maxwell, Pascal and Volta.
 LAST_BEFORE_TURING = 580
-"""The last driver branch for Maxwell, Pascal and Volta."""
 VRAM_TOLERANCE = 0.1
 RESET = "stop what runs on it, nvidia-smi --gpu-reset -i INDEX, or reboot the host"
+# Errors (Xid) from which a card does not recover by itself, as in monitoring/rules/gpu.yml, and what helps.
 XIDS = {
     48: ("memory error that cannot be corrected", f"{RESET}; if it comes back, replace the card"),
     62: ("its own processor halted", "reboot the host; if it comes back, replace the card"),
@@ -33,7 +34,6 @@ XIDS = {
     119: ("its firmware does not answer", "reboot the host; if it comes back, install another driver"),
     120: ("its firmware failed", "reboot the host; if it comes back, install another driver"),
 }
-"""Errors (Xid) from which a card does not recover by itself, as in monitoring/rules/gpu.yml, and what helps."""
 INSTALL_TOOLKIT = (
     "install nvidia-container-toolkit, run sudo nvidia-ctk runtime configure --runtime=docker, restart docker"
 )

@@ -24,10 +24,11 @@ from corral.site import bracketed
 ANSWER_LIMIT_S = 10
 QUESTION_LIMIT_S = 120
 OK, UNAUTHORIZED, FORBIDDEN = 200, 401, 403
+# HAProxy's own words for a LiteLLM that is not there, or does not answer.
 NOBODY_BEHIND_THE_DOOR = {502, 503, 504}
-"""HAProxy's own words for a LiteLLM that is not there, or does not answer."""
 TEAPOT = 400
 FORWARDING = "sshd on the host must allow it: AllowTcpForwarding local (or yes) in sshd_config"
+# HAProxy's words for the last check.
 CHECK_WORDS = {
     "L4CON": "refuses the connection",
     "L4TOUT": "does not answer",
@@ -38,7 +39,6 @@ CHECK_WORDS = {
     "L7RSP": "does not answer in HTTP",
     "HANA": "broke requests",
 }
-"""HAProxy's words for the last check."""
 
 
 def gateway_url(case: Case) -> str:

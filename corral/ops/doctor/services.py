@@ -14,10 +14,10 @@ from corral.ops.doctor.gpus import runs_on_cpu
 from corral.runtime.causes import ENDS, Reason, explained
 from corral.runtime.docker import Container
 
+# The first version without CVE-2026-42208: SQL injection before any key is checked, used by attackers.
 LITELLM_FLOOR = (1, 83, 7)
-"""The first version without CVE-2026-42208: SQL injection before any key is checked, used by attackers."""
+# Carried a program that steals credentials (PyPI, March 2026).
 LITELLM_MALWARE = ((1, 82, 7), (1, 82, 8))
-"""Carried a program that steals credentials (PyPI, March 2026)."""
 RESTARTS = 3
 YOUNG_S = 600
 LOG_LINES = 40
