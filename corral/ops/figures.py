@@ -62,7 +62,7 @@ class WeightFigures:
     model: str
     file: str
     is_right: bool | None
-    """None: nobody has read it since it last changed."""
+    """None: not read since it last changed."""
     checked: float | None = None
 
 
@@ -176,7 +176,7 @@ def _of_certificates(ends: Mapping[str, datetime | None]) -> Metric:
 
 
 def figures_hosts(plan: Plan, out: Path, hosts: Iterable[str] | None = None) -> list[ComposeHost]:
-    """The hosts with figures: Docker runs there, and node-exporter; raises UsageError when nobody would read them."""
+    """The hosts with figures: Docker runs there, and node-exporter; raises UsageError when nothing would read them."""
     monitoring = plan.inventory.monitoring
     if monitoring is None or not monitoring.node_exporter:
         raise UsageError("node-exporter reads the figures, and this site has none; see monitoring.node_exporter")

@@ -187,7 +187,7 @@ class ComposeHost:
             try:
                 yield process.stdout
             except BaseException:
-                process.stdout.close()  # it ends by itself when nobody reads what it prints
+                process.stdout.close()  # it ends by itself when its output is closed
                 _wait(process)
                 raise
             process.stdout.close()
@@ -303,7 +303,7 @@ class ComposeHost:
 
 
 def _wait(process: subprocess.Popen[bytes]) -> None:
-    """Gives a command that nobody reads a moment to put things in order, then ends it."""
+    """Waits up to END_LIMIT_S for the process to exit, then kills it."""
     try:
         process.wait(END_LIMIT_S)
     except subprocess.TimeoutExpired:
@@ -319,7 +319,7 @@ def _free_port() -> int:
 
 
 def ssh_words() -> list[str]:
-    """How ssh is started; its connections are kept in a folder that nobody else may enter."""
+    """How ssh is started; its connections are kept in a private folder."""
     folder = Path(f"/tmp/corral-ssh-{os.getuid()}")  # noqa: S108 - a socket's path must be short; checked below
     folder.mkdir(mode=0o700, exist_ok=True)
     facts = folder.lstat()

@@ -77,7 +77,7 @@ class _Reader:
         self.host = host
         self.problem = ""
         self.is_over = False
-        """Whether nobody reads any more, and the process is being ended."""
+        """Whether reading has ended, and the process is being stopped."""
         self._wanted = wanted
         self._names = {container_name(host.plan, host.name, item.name): item.name for item in services}
         self.process = subprocess.Popen(

@@ -24,7 +24,7 @@ from corral.runtime.haproxy import Balancer, BalancerError, Server, backends_of,
 
 POLL_S = 0.25
 ROTATION_LIMIT_S = 60
-# Held requests are let go at the latest so long after the pool's own limits, should nobody release them.
+# Held requests are released at the latest so long after the pool's own limits.
 HOLD_SPARE_S = 120
 Action = Literal["recreate", "restart"]
 
@@ -123,7 +123,7 @@ def _change_replica(work: _Work, balancer: Balancer, backends: Sequence[Backend]
 
 @contextmanager
 def _out_of_rotation(work: _Work, balancer: Balancer, backend: Backend, *, keep_out: bool) -> Iterator[bool]:
-    """The block runs while the replica gets no requests and has none; yields whether nobody noticed that."""
+    """The block runs while the replica gets no requests and has none; yields whether no client was affected."""
     server = balancer.servers()[backend.name]
     is_only = not _siblings(balancer, server)
     is_held = is_only and _hold(work, balancer, backend, server)

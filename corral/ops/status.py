@@ -83,7 +83,7 @@ class HostStatus:
 
 @dataclass(frozen=True, slots=True)
 class NodeStatus:
-    """A node as the balancer sees it; `state` is empty when nobody knows."""
+    """A node as the balancer sees it; `state` is empty when unknown."""
 
     name: str
     pool: str

@@ -219,7 +219,7 @@ def restart(folder: Path, name: str, grace_s: float = 3.0) -> None:
             with suppress(xmlrpc.client.Fault):
                 _call(folder, "signalProcess", name, "KILL")
         time.sleep(POLL_S)
-    with suppress(xmlrpc.client.Fault):  # somebody else started it
+    with suppress(xmlrpc.client.Fault):  # it runs already
         _call(folder, "startProcess", name, AT_ONCE)
 
 

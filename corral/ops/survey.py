@@ -58,13 +58,13 @@ def check_engine(host: ComposeHost) -> None:
         raise CorralError(f"{host.name}: {words}" + (f"\n  {cause.words}" if cause else ""))
 
 
-def survey(host: ComposeHost) -> Survey:
-    """What is to be seen on a host; raises CorralError when Compose cannot read the rendering there."""
-    hashes = rendered_hashes(host)
+def survey(host: ComposeHost, seen: Iterable[Container]) -> Survey:
+    """A host's containers against its rendering; raises CorralError when Compose cannot read the rendering there."""
+    hashes = hashes_in(host.compose("config", "--hash", "*").out)
     services = {service.name: service for service in host.services}
     images = image_ids(host, {service.image for service in services.values()})
     containers: dict[str, list[Container]] = {}
-    for item in host.containers():
+    for item in seen:
         containers.setdefault(item.service, []).append(item)
     found = {
         name: _found(service, containers.get(name, []), hashes.get(name, ""), images)
@@ -73,11 +73,6 @@ def survey(host: ComposeHost) -> Survey:
     left_over = tuple(item for name, items in containers.items() if name not in services for item in items)
     missing = tuple(sorted(name for name, image in images.items() if not image))
     return Survey(host, found, left_over, missing, {name: image for name, image in images.items() if image})
-
-
-def rendered_hashes(host: ComposeHost) -> dict[str, str]:
-    """Compose's hash of every rendered service."""
-    return hashes_in(host.compose("config", "--hash", "*").out)
 
 
 def image_ids(host: ComposeHost, names: Iterable[str]) -> dict[str, str]:

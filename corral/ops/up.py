@@ -130,8 +130,9 @@ def look(run: Run) -> None:
     for number, host in enumerate(run.hosts):
         check_engine(host)
         _copy(host)
-        run.hosts[number] = as_started(host, host.containers())
-        run.seen[host.name] = survey(run.hosts[number])
+        containers = host.containers()
+        run.hosts[number] = as_started(host, containers)
+        run.seen[host.name] = survey(run.hosts[number], containers)
         check_ids(host, run.plan, run.seen[host.name].images.items())
 
 
@@ -452,7 +453,7 @@ def down(
 
 
 def _front_first(plan: Plan, hosts: Sequence[ComposeHost]) -> list[ComposeHost]:
-    """The gateway's host first, so that nobody is sent to replicas that are going."""
+    """The gateway's host first, so that no request is sent to replicas that are stopping."""
     return sorted(hosts, key=lambda host: host.name != plan.inventory.gateway.host)
 
 

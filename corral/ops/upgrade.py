@@ -29,7 +29,7 @@ from corral.ops.up import LOCK, Run, carry_out, check_secrets, fetch_images, loo
 from corral.output import compare, finish_interrupted, write, write_atomically
 from corral.plan import Plan, build_plan
 from corral.policy import refuse_weak
-from corral.render import render
+from corral.render import Tree, render
 from corral.runtime.haproxy import backends_of, balancer_of
 
 SHORT_ID = 12
@@ -107,11 +107,7 @@ class Before:
     def of(cls, inventory: Path, out: Path) -> Before:
         """As they are now; raises CorralError when files were edited by hand, which would get lost."""
         finish_interrupted(out)
-        edited = [change.path for change in compare({}, out) if change.action == "edited"]
-        if edited:
-            raise CorralError(
-                f"edited by hand: {', '.join(edited)}; ./generate.py diff shows how, render --force undoes it"
-            )
+        _refuse_edited({}, out)
         plan = build_plan(load_inventory(inventory))
         trees = {host.name: history.files_on_disk(out, host.name) for host in compose_hosts(plan, out)}
         return cls(inventory, out, inventory.read_text(encoding="utf-8"), trees)
@@ -129,6 +125,15 @@ class Before:
         write(tree, self.out, set(self.trees), force=True)
         if self.path.read_text(encoding="utf-8") != self.inventory:
             write_atomically(self.path, self.inventory.encode(), self.path.stat().st_mode & 0o777)
+
+
+def _refuse_edited(tree: Tree, out: Path, hosts: set[str] | None = None) -> None:
+    """Raises CorralError when files were edited by hand, which would get lost."""
+    edited = [change.path for change in compare(tree, out, hosts) if change.action == "edited"]
+    if edited:
+        raise CorralError(
+            f"edited by hand: {', '.join(edited)}; ./generate.py diff shows how, render --force undoes it"
+        )
 
 
 def _plan_with(inventory: Path, text: str, to: Sequence[str]) -> Plan:
@@ -302,11 +307,7 @@ def _go_back(
     tree = {f"{host}/{path}": data for host, files in trees.items() for path, data in files.items()}
     plan = build_plan(replace(load_text(inventory, Path(source)), image_lock=lock_in_rendering(tree)))
     refuse_weak(plan, tree, is_of_plan=False)
-    edited = [change.path for change in compare(tree, out, set(old)) if change.action == "edited"]
-    if edited:
-        raise CorralError(
-            f"edited by hand: {', '.join(edited)}; ./generate.py diff shows how, render --force undoes it"
-        )
+    _refuse_edited(tree, out, set(old))
     write(tree, out, set(old))
     run = Run(plan, out, compose_hosts(plan, out, old), board, timeout_s)
     carry_out(run)

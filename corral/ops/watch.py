@@ -1,4 +1,4 @@
-"""`watch`: what the farm does at the moment, from its own Prometheus; on the screen, as CSV or as JSON (004-56)."""
+"""`watch`: what the farm does at the moment, from its own Prometheus; on the screen, as CSV or as JSON."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ CARDS = (
 )
 # What there is to see: the figures of each kind, and the labels that name one of it.
 KINDS = {"pool": (POOLS, ("pool",)), "gpu": (CARDS, ("host", "gpu"))}
-# Seed 004's bounds; alerts go by card (`GpuWarm`, `GpuHot`).
+# Degrees Celsius for the colours; alerts have limits for each card (`GpuWarm`, `GpuHot`).
 WARM_C, HOT_C = 80, 85
 
 # Answers an instant query with Prometheus' result vector.
@@ -72,7 +72,7 @@ Ask = Callable[[str], list[dict[str, Any]]]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One pool or card and its figures by name; a figure that nobody measured is missing."""
+    """One pool or card and its figures by name; one that was not measured is missing."""
 
     about: str
     name: str

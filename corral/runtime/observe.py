@@ -90,7 +90,7 @@ class Snapshot:
         return next((item for item in self.containers if (item.service, item.project) == (service, project)), None)
 
     def is_older(self, container: Container) -> bool:
-        """Whether a container was made from another rendering than the one that lies there; False if nobody knows."""
+        """Whether a container was made from another rendering than the one on the host; False if unknown."""
         wanted = self.hashes.get(container.service)
         return bool(wanted and container.config_hash and wanted != container.config_hash)
 

@@ -121,16 +121,12 @@ class FakeHost(ComposeHost):
     """A host whose commands answer from a table: the first entry whose words are all in the command."""
 
     answers: Mapping[tuple[str, ...], Done] = field(default_factory=dict)
-    found: Sequence[Container] = ()
 
     def run(self, words: Sequence[str], **_options: object) -> Done:
         line = " ".join(words)
         return next(
             (done for sign, done in self.answers.items() if all(word in line for word in sign)), Done(0, "", "")
         )
-
-    def containers(self) -> list[Container]:
-        return list(self.found)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +173,7 @@ def test_what_is_missing_changed_and_left_over(tmp_path: Path) -> None:
         ("config", "--hash"): Done(0, "\n".join(f"{name} {NEW}" for name in names), ""),
         ("image inspect",): Done(0, "sha256:1\n" * (images - 1) + "-\n", ""),
     }
-    seen = survey(FakeHost(plan, "box", tmp_path, answers=answers, found=found))
+    seen = survey(FakeHost(plan, "box", tmp_path, answers=answers), found)
     assert (seen.found["valkey"].container, seen.found["valkey"].is_well) == (None, False)
     assert (seen.found["embed-1"].is_well, seen.found["embed-1"].runs) == (False, False)
     assert seen.found["haproxy"].is_well
@@ -193,7 +189,7 @@ def test_two_containers_of_one_service_are_not_as_rendered(tmp_path: Path) -> No
     answers: dict[tuple[str, ...], Done] = {
         ("image inspect",): Done(0, "-\n" * len({s.image for s in default_plan().services_of("box")}), "")
     }
-    seen = survey(FakeHost(default_plan(), "box", tmp_path, answers=answers, found=found))
+    seen = survey(FakeHost(default_plan(), "box", tmp_path, answers=answers), found)
     assert (seen.found["haproxy"].runs, seen.found["haproxy"].is_current) == (True, False)
 
 

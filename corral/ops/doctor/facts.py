@@ -75,7 +75,7 @@ class Facts:
     """`docker info`."""
     user: str = ""
     groups: frozenset[str] = frozenset()
-    """Groups of the session; somebody just added to one gets it at the next login."""
+    """Groups of the session; a user just added to one gets it at the next login."""
     future_groups: frozenset[str] = frozenset()
     machine: str = ""
     cores: int = 0
