@@ -61,11 +61,6 @@ class Board:
         if not self.talk.is_terminal:
             self.talk.print(Text(f"  {host}/{service}: {state}{f' ({detail})' if detail else ''}"))
 
-    def forget(self, keys: Iterable[Key]) -> None:
-        """Takes services off the table."""
-        for key in keys:
-            self._rows.pop(key, None)
-
     def _table(self) -> Table:
         grid = Table.grid(padding=(0, 1, 0, 1))
         for (host, service), row in self._rows.items():

@@ -117,7 +117,7 @@ CAUSES = (
     ),
     _cause(
         r"could not select device driver|unresolvable CDI devices|unknown or invalid runtime",
-        "the engine cannot hand out NVIDIA cards",
+        "the engine cannot hand out GPUs",
         "install nvidia-container-toolkit, run nvidia-ctk runtime configure --runtime=docker, restart docker",
     ),
     _cause(
