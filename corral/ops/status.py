@@ -19,8 +19,8 @@ from corral.ops.hosts import ComposeHost
 from corral.plan import Plan
 from corral.runtime.causes import EXIT_WORDS
 from corral.runtime.docker import PARKED, Container
-from corral.runtime.haproxy import Server, balancer_of
-from corral.runtime.observe import SeenCard, Snapshot, container_name, observe_all
+from corral.runtime.haproxy import Server
+from corral.runtime.observe import SeenCard, Snapshot, container_name, observe_all, servers_seen
 from corral.show import bar, gib
 from corral.site import Replica
 
@@ -111,19 +111,10 @@ class FarmStatus:
 
 def farm_status(plan: Plan, hosts: Sequence[ComposeHost]) -> FarmStatus:
     """What runs now on these hosts, and how busy the balancer says its servers are."""
-    observed = {item.host: item for item in _observed(plan, hosts)}
-    balancer = balancer_of(plan, hosts[0].out)
-    servers = observed[balancer.host.name].servers if balancer and balancer.host.name in observed else {}
-    found = tuple(_host_status(host, observed[host.name], servers) for host in hosts)
+    observed = observe_all(hosts)
+    servers = servers_seen(plan, hosts[0].out, observed)
+    found = tuple(_host_status(host, seen, servers) for host, seen in zip(hosts, observed, strict=True))
     return FarmStatus(found, tuple(_nodes(plan, servers)))
-
-
-def _observed(plan: Plan, hosts: Sequence[ComposeHost]) -> list[Snapshot]:
-    """Every host, and the balancer's too even if it was not asked for."""
-    balancer = balancer_of(plan, hosts[0].out)
-    is_left_out = balancer and balancer.host.name not in {host.name for host in hosts}
-    more = [balancer.host] if balancer and is_left_out and not plan.site.is_local(balancer.host.name) else []
-    return observe_all([*hosts, *more])
 
 
 def _host_status(host: ComposeHost, seen: Snapshot, servers: Mapping[str, Server]) -> HostStatus:

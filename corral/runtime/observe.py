@@ -13,6 +13,7 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from corral.errors import CorralError
 from corral.ops.hosts import ComposeHost
@@ -115,6 +116,20 @@ def observe_all(hosts: Iterable[ComposeHost]) -> list[Snapshot]:
     wanted = list(hosts)
     with ThreadPoolExecutor(max(1, len(wanted))) as pool:
         return list(pool.map(observe, wanted))
+
+
+def servers_seen(plan: Plan, out: Path, seen: Iterable[Snapshot]) -> Mapping[str, Server]:
+    """What the balancer says of each replica; nothing without a balancer, or when it does not answer."""
+    balancer = balancer_of(plan, out)
+    if balancer is None:
+        return {}
+    known = next((item.servers for item in seen if item.host == balancer.host.name), None)
+    if known is not None:
+        return known
+    try:
+        return balancer.servers()
+    except CorralError:
+        return {}
 
 
 def container_name(plan: Plan, host: str, service: str) -> str:

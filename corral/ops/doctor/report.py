@@ -11,13 +11,11 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from corral.errors import CorralError
 from corral.ops.doctor.checks import AREAS, Case, Finding, checks, findings
 from corral.ops.doctor.facts import Facts, collect
 from corral.ops.hosts import ComposeHost
 from corral.plan import Plan
-from corral.runtime.haproxy import Server, balancer_of
-from corral.runtime.observe import Snapshot, observe
+from corral.runtime.observe import observe, servers_seen
 
 MARKS = {"error": ("✗", "red"), "warning": ("!", "yellow"), "hint": ("·", "dim")}
 WORST = ("error", "warning", "hint")
@@ -54,24 +52,12 @@ def diagnose(plan: Plan, hosts: Sequence[ComposeHost], *, must_ask: bool = False
     with ThreadPoolExecutor(2 * len(hosts)) as pool:
         facts = [pool.submit(collect, host) for host in hosts]
         seen = [pool.submit(observe, host) for host in hosts]
-        servers = _servers(plan, hosts, {host.name: item.result() for host, item in zip(hosts, seen, strict=True)})
+        servers = servers_seen(plan, hosts[0].out, [item.result() for item in seen])
         cases = [
             Case(host, asked.result(), looked.result(), servers, must_ask)
             for host, asked, looked in zip(hosts, facts, seen, strict=True)
         ]
     return [_diagnosis(case) for case in cases]
-
-
-def _servers(plan: Plan, hosts: Sequence[ComposeHost], seen: dict[str, Snapshot]) -> dict[str, Server]:
-    balancer = balancer_of(plan, hosts[0].out)
-    if balancer is None:
-        return {}
-    if balancer.host.name in seen:
-        return dict(seen[balancer.host.name].servers)
-    try:
-        return balancer.servers()
-    except CorralError:  # the balancer's own host was not asked about
-        return {}
 
 
 def _diagnosis(case: Case) -> Diagnosis:
