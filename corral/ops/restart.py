@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 from rich.console import Console
@@ -13,34 +13,24 @@ from corral.ops.board import Board
 from corral.ops.hosts import ComposeHost
 from corral.ops.interrupts import Interrupts
 from corral.ops.lock import alone
-from corral.ops.rolling import Gap, roll
+from corral.ops.rolling import roll
 from corral.ops.up import LOCK
 from corral.order import in_order
 
-Hosts = Mapping[str, ComposeHost]
 
-
-def restart(hosts: Iterable[ComposeHost], services: Sequence[Service], talk: Console) -> list[Gap]:
-    """Restarts services one at a time and returns how long each was away, when the last one is well.
+def restart(hosts: Iterable[ComposeHost], services: Sequence[Service], talk: Console) -> None:
+    """Restarts services one at a time; returns when the last one is well.
 
     Raises:
         CorralError: a service has no container, or did not become well; those after it were not touched. Or another
             command changes this farm at the moment.
     """
     by_name = {host.name: host for host in hosts}
-    ordered = in_order(next(iter(by_name.values())).plan, services)
-    _refuse_missing(ordered, by_name)
-    gaps: list[Gap] = []
-    folder = next(iter(by_name.values())).out
-    with Interrupts(), alone(folder / LOCK, "corral up"), Board(talk) as board:
-        for name, group in groupby(ordered, key=lambda service: service.host):
-            gaps += roll(by_name[name], [service.name for service in group], board, action="restart")
-    return gaps
-
-
-def _refuse_missing(services: Iterable[Service], hosts: Hosts) -> None:
-    """Nothing is restarted when one of the services cannot be."""
-    there = {(name, item.service) for name, host in hosts.items() for item in host.containers()}
+    first = next(iter(by_name.values()))
+    there = {(name, item.service) for name, host in by_name.items() for item in host.containers()}
     missing = [f"{item.host}/{item.name}" for item in services if (item.host, item.name) not in there]
     if missing:
         raise CorralError(f"{', '.join(missing)}: no container to restart; ./generate.py up makes what is missing")
+    with Interrupts(), alone(first.out / LOCK, "corral up"), Board(talk) as board:
+        for name, group in groupby(in_order(first.plan, services), key=lambda service: service.host):
+            roll(by_name[name], [service.name for service in group], board, action="restart")

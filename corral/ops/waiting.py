@@ -30,22 +30,13 @@ RACE_PAUSE_S = 2
 PORT_TAKEN = re.compile(r"(?:Bind for|listen tcp4?|bind host port)\D*\s?\S*?:(\d+)\b")
 
 
-class ServiceProblem(CorralError):
-    """A service is not well; `host` and `service` say which."""
-
-    def __init__(self, host: str, service: str, words: str) -> None:
-        self.host, self.service = host, service
-        super().__init__(words)
-
-
-def create(host: ComposeHost, services: Sequence[str], *, is_forced: bool = False) -> None:
+def create(host: ComposeHost, services: Sequence[str]) -> None:
     """Makes and starts the containers of services as they are rendered, and touches no other.
 
     Raises:
         CorralError: the engine refuses; the message says why and what helps.
     """
-    force = ("--force-recreate",) if is_forced else ()
-    words = ("up", "--detach", "--no-deps", "--no-build", "--pull", "never", *force, *services)
+    words = ("up", "--detach", "--no-deps", "--no-build", "--pull", "never", *services)
     for left in reversed(range(RACE_TRIES)):
         try:
             host.compose(*words, limit_s=COMMAND_LIMIT_S)
@@ -89,8 +80,8 @@ def wait_well(
     board: Board,
     timeout_s: float | None = None,
     unsaid: Collection[str] = (),
-) -> dict[str, float]:
-    """Seconds until each service was well.
+) -> None:
+    """Returns when every service is well.
 
     Args:
         host: where they run.
@@ -100,11 +91,10 @@ def wait_well(
         unsaid: names of services that are not mentioned unless they fail.
 
     Raises:
-        ServiceProblem: one of them is not well in time, or there is no hope.
+        CorralError: one of them is not well in time, or there is no hope.
     """
     began = time.monotonic()
     waiting = {service.name: service for service in services}
-    ready: dict[str, float] = {}
     restarts: dict[str, int] = {}
     while waiting:
         containers = {item.service: item for item in host.containers()}
@@ -112,23 +102,22 @@ def wait_well(
         for name, service in list(waiting.items()):
             container = containers.get(name)
             state = container.condition if container else "missing"
-            if container and container.is_well:
-                ready[name] = elapsed
-                del waiting[name]
-                if name not in unsaid:
-                    board.show(host.name, name, f"{state} after {elapsed:.0f} s", is_done=True)
-                continue
+            is_well = container is not None and container.is_well
             if name not in unsaid:
-                board.show(host.name, name, state)
-            limit = timeout_s if timeout_s is not None else service.health.start_timeout_s + SPARE_S
-            if state == "unhealthy":  # of an earlier run, perhaps; a busy machine may still get it well
-                limit = min(limit, SPARE_S)
-            hopeless = _is_hopeless(container, restarts)
-            if hopeless or elapsed > limit:
-                raise problem(host, service, "" if hopeless else f"not well within {limit:.0f} s")
+                board.show(host.name, name, f"{state} after {elapsed:.0f} s" if is_well else state, is_done=is_well)
+            if is_well:
+                del waiting[name]
+            elif _is_hopeless(container, restarts):
+                raise problem(host, service)
+            elif elapsed > (limit := _limit_s(service, state, timeout_s)):
+                raise problem(host, service, f"not well within {limit:.0f} s")
         if waiting:
             time.sleep(POLL_S)
-    return ready
+
+
+def _limit_s(service: Service, state: str, timeout_s: float | None) -> float:
+    limit = timeout_s if timeout_s is not None else service.health.start_timeout_s + SPARE_S
+    return min(limit, SPARE_S) if state == "unhealthy" else limit  # of an earlier run, perhaps: it may become well
 
 
 def _is_hopeless(container: Container | None, restarts: dict[str, int]) -> bool:
@@ -140,7 +129,7 @@ def _is_hopeless(container: Container | None, restarts: dict[str, int]) -> bool:
     return count - first >= ENDS or (container.state == "restarting" and count >= ENDS)
 
 
-def problem(host: ComposeHost, service: Service, words: str = "") -> ServiceProblem:
+def problem(host: ComposeHost, service: Service, words: str = "") -> CorralError:
     """Why a service is not well, in words for a person."""
     name = container_name(host.plan, host.name, service.name)
     log = host.last_lines(name, LOG_LINES)
@@ -157,4 +146,4 @@ def problem(host: ComposeHost, service: Service, words: str = "") -> ServiceProb
     lines.extend(["  last lines:", *(f"    {line}" for line in last)] if last else ["  it wrote nothing"])
     if reason.remedy:
         lines.append(f"  remedy: {reason.remedy}")
-    return ServiceProblem(host.name, service.name, "\n".join(lines))
+    return CorralError("\n".join(lines))
