@@ -29,7 +29,7 @@ from corral.output import MANIFEST, compare
 from corral.plan import Plan
 from corral.render import Tree, render
 from corral.runtime.docker import MIB, Container
-from corral.runtime.observe import Snapshot, container_name, observe_all
+from corral.runtime.observe import Snapshot, observe_all
 
 # Below a host's folder; node-exporter has it as /textfile.
 FOLDER = "node_exporter/textfile"
@@ -235,7 +235,7 @@ def _services(host: ComposeHost, seen: Snapshot) -> Iterator[ServiceFigures]:
     for service in as_started(host, own).services:
         container = seen.container_of(service.name, host.project)
         is_old = container is not None and seen.is_older(container)
-        yield ServiceFigures(service.name, container_name(host.plan, host.name, service.name), container, is_old)
+        yield ServiceFigures(service.name, service.container_name, container, is_old)
 
 
 def _copied(host: ComposeHost) -> str:

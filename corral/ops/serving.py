@@ -34,7 +34,6 @@ from corral.ops.up import LOCK
 from corral.ops.waiting import COMMAND_LIMIT_S, create, wait_well
 from corral.plan import Plan
 from corral.runtime.haproxy import Balancer, BalancerError, Server, balancer_of
-from corral.runtime.observe import container_name
 from corral.site import Replica
 
 POLL_S = 0.25
@@ -84,7 +83,8 @@ class Place:
     @property
     def container(self) -> str:
         """Name of the container that serves it."""
-        return container_name(self.host.plan, self.host.name, self.replica.service)
+        services = self.host.plan.services_of(self.host.name)
+        return next(item.container_name for item in services if item.name == self.replica.service)
 
     @property
     def key(self) -> tuple[str, str]:

@@ -20,7 +20,7 @@ from corral.plan import Plan
 from corral.runtime.causes import EXIT_WORDS
 from corral.runtime.docker import PARKED, Container
 from corral.runtime.haproxy import Server
-from corral.runtime.observe import SeenCard, Snapshot, container_name, observe_all, servers_seen
+from corral.runtime.observe import SeenCard, Snapshot, observe_all, servers_seen
 from corral.show import bar, gib
 from corral.site import Replica
 
@@ -133,7 +133,7 @@ def _row(host: ComposeHost, service: Service, seen: Snapshot, servers: Mapping[s
     is_up = server is None or server.state == "UP"
     return Row(
         service=service.name,
-        container=container_name(host.plan, host.name, service.name),
+        container=service.container_name,
         seen=container,
         is_well=container is not None and container.is_well and is_up,
         notes=tuple(_notes(container, seen, server)),

@@ -13,7 +13,6 @@ from corral.ops.hosts import CommandError, ComposeHost
 from corral.ops.ports import holder_of
 from corral.runtime.causes import ENDS, cause_of, explained
 from corral.runtime.docker import Container
-from corral.runtime.observe import container_name
 
 POLL_S = 0.5
 # Beyond a service's own start timeout: the engine checks every ten seconds once that has passed.
@@ -131,15 +130,13 @@ def _is_hopeless(container: Container | None, restarts: dict[str, int]) -> bool:
 
 def problem(host: ComposeHost, service: Service, words: str = "") -> CorralError:
     """Why a service is not well, in words for a person."""
-    name = container_name(host.plan, host.name, service.name)
-    log = host.last_lines(name, LOG_LINES)
+    log = host.last_lines(service.container_name, LOG_LINES)
     container = host.container_of(service.name)
     reason = explained(container, service, log)
     lines = [f"{host.name}/{service.name}: {words + '; ' if words else ''}{reason.what}"]
     if container is not None:
-        lines.append(
-            f"  container {name}: {container.condition}, exit code {container.exit_code}, {container.restarts} restarts"
-        )
+        numbers = f"exit code {container.exit_code}, {container.restarts} restarts"
+        lines.append(f"  container {container.name}: {container.condition}, {numbers}")
         if container.last_check and container.condition != "healthy":
             lines.append(f"  last health check: {' '.join(container.last_check.split())[:WIDTH]}")
     last = [line.rstrip()[:WIDTH] for line in log.splitlines() if line.strip()][-LOG_LINES:]

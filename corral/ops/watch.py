@@ -23,7 +23,6 @@ from corral.errors import CorralError
 from corral.ops.board import redraw
 from corral.ops.hosts import CommandError, ComposeHost
 from corral.plan import Plan
-from corral.runtime.observe import container_name
 
 LIMIT_S = 10.0
 COLUMNS = ("time", "about", "name", "figure", "value", "unit")
@@ -113,7 +112,7 @@ def _on_loopback(port: int) -> Ask:
 def _over_ssh(host: ComposeHost, service: Service, port: int) -> Ask:
     def ask(query: str) -> list[dict[str, Any]]:
         url = f"http://127.0.0.1:{port}/api/v1/query?query={quote(query)}"
-        words = ["docker", "exec", container_name(host.plan, host.name, service.name), "wget", "-q", "-O", "-", url]
+        words = ["docker", "exec", service.container_name, "wget", "-q", "-O", "-", url]
         try:
             return _result(host.run(words, limit_s=LIMIT_S).out)
         except CommandError as error:

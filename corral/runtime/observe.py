@@ -132,12 +132,6 @@ def servers_seen(plan: Plan, out: Path, seen: Iterable[Snapshot]) -> Mapping[str
         return {}
 
 
-def container_name(plan: Plan, host: str, service: str) -> str:
-    """Name of a service's container."""
-    found = next(item for item in plan.services_of(host) if item.name == service)
-    return found.container or f"{host}-{service}"
-
-
 def script(host: ComposeHost) -> str:
     """The shell script that asks a host everything."""
     lines = [

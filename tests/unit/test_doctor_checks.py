@@ -24,7 +24,7 @@ from corral.render import render
 from corral.runtime.causes import CAUSES, explained
 from corral.runtime.docker import Container
 from corral.runtime.haproxy import Server
-from corral.runtime.observe import Snapshot, container_name, observe, parse_cards, short_slot
+from corral.runtime.observe import Snapshot, observe, parse_cards, short_slot
 from corral.runtime.observe import understood as observed
 from corral.secrets import initialise, read_env
 from tests.trees import plan_of
@@ -103,7 +103,7 @@ def well(plan: Plan, service: str) -> Container:
     planned = next(item for item in plan.services_of("pea") if item.name == service)
     return Container(
         id=service,
-        name=container_name(plan, "pea", service),
+        name=planned.container_name,
         project="site-pea",
         service=service,
         image=planned.image,

@@ -16,7 +16,7 @@ from corral.errors import CorralError
 from corral.ops.certificates import certificate_lines, understood_ends
 from corral.ops.hosts import ComposeHost
 from corral.output import MANIFEST
-from corral.runtime.observe import container_name, parts, section
+from corral.runtime.observe import parts, section
 from corral.secrets import ENV_FILE, FOLDER
 
 TIME_SERVICE = "timedatectl show --property NTPSynchronized --value 2>/dev/null"
@@ -203,9 +203,9 @@ def _model_lines(host: ComposeHost) -> list[str]:
 
 
 def _gateway_lines(host: ComposeHost) -> list[str]:
-    names = [item.name for item in host.plan.services_of(host.name) if item.component == litellm.COMPONENT]
     ask = "import importlib.metadata as m; print(m.version('litellm'))"
-    containers = [container_name(host.plan, host.name, name) for name in names]
+    services = host.plan.services_of(host.name)
+    containers = [item.container_name for item in services if item.component == litellm.COMPONENT]
     return [f"{shlex.join(['docker', 'exec', name, 'python3', '-c', ask])} 2>/dev/null" for name in containers]
 
 
