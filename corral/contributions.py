@@ -157,6 +157,11 @@ class Service:
     """
 
     @property
+    def container_name(self) -> str:
+        """Name of its container."""
+        return self.container or f"{self.host}-{self.name}"
+
+    @property
     def needs_cards(self) -> bool:
         """Whether it has nothing to do on a machine without cards."""
         return bool(self.gpus) and self.cpu_variant is None

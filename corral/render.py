@@ -251,7 +251,7 @@ def _compose_service(plan: Plan, service: Service, content: Mapping[str, bytes])
     return {
         "name": service.name,
         "image": service.image,
-        "container": service.container or f"{service.host}-{service.name}",
+        "container": service.container_name,
         "user": service.user,
         "entrypoint": service.entrypoint,
         "args": service.args,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from corral.ops.figures import HostFigures, ServiceFigures, WeightFigures
-from corral.ops.observed import Container
+from corral.runtime.docker import Container
 
 RUNNING = Container(
     "1", "box-chat-1", "farm-box", "chat-1", "image", "running", "healthy", restarts=2, memory_mib=100, limit_mib=512

@@ -60,7 +60,7 @@ def _host_data(plan: Plan, name: str, services: list[Service]) -> dict[str, Any]
 def _service_data(service: Service, members: tuple[Replica, ...]) -> dict[str, Any]:
     data: dict[str, Any] = {
         "name": service.name,
-        "container": service.container or f"{service.host}-{service.name}",
+        "container": service.container_name,
         "component": service.component,
         "role": service.role,
         "image": service.image,

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+# Host and service.
 Key = tuple[str, str]
-"""Host and service."""
 
 
 @dataclass(slots=True)
@@ -65,3 +68,19 @@ class Board:
             seconds = "" if row.is_done else f"{time.monotonic() - row.since:.0f} s"
             grid.add_row(mark, f"{host}/{service}", Text(row.state), Text(row.detail, "dim"), Text(seconds, "dim"))
         return grid
+
+
+def redraw(console: Console, views: Iterable[RenderableType], every_s: float, *, count: int = 0) -> None:
+    """Shows views until Ctrl-C, or so many: on a terminal one in the place of the other, else one below the other."""
+    is_screen = console.is_terminal and count != 1
+    live = Live(console=console, auto_refresh=False, screen=True, vertical_overflow="crop") if is_screen else None
+    with suppress(KeyboardInterrupt), live or nullcontext():
+        for number, view in enumerate(views, 1):
+            if live is None:
+                console.print(view)
+            else:
+                stamp = Text(f"{datetime.now().astimezone():%H:%M:%S}, every {every_s:g} s, Ctrl-C ends", "dim")
+                live.update(Group(view, Text(), stamp), refresh=True)
+            if number == count:
+                return
+            time.sleep(every_s)

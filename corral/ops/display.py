@@ -7,12 +7,11 @@ from collections.abc import Iterable, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.live import Live
-from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
 from corral.contributions import Service
+from corral.ops.board import Board
 from corral.ops.health import Status
 from corral.ops.supervisor import memory_bytes
 
@@ -23,27 +22,15 @@ HOUR_S = 3600
 
 def show_progress(rounds: Iterable[list[Status]], talk: Console, were_ready: Iterable[str] = ()) -> None:
     """Shows rounds of a watch until it ends: live on a terminal, else a line for each service that becomes ready."""
-    if talk.is_terminal:
-        with Live(console=talk, transient=True, refresh_per_second=10) as live:
-            spinner = Spinner("dots")
-            for found in rounds:
-                live.update(_progress(found, spinner))
-        return
     said = set(were_ready)
-    for found in rounds:
-        for status in found:
-            if status.state == "ready" and status.service.name not in said:
-                said.add(status.service.name)
-                talk.print(Text(f"  {status.service.name} is ready after {status.seconds:.1f} s"))
-
-
-def _progress(found: Sequence[Status], spinner: Spinner) -> Table:
-    grid = Table.grid(padding=(0, 1, 0, 1))
-    for status in found:
-        mark = Text("✓", style="green") if status.state == "ready" else spinner
-        style = "" if status.state == "ready" else "dim" if status.state == "starting" else "yellow"
-        grid.add_row(mark, status.service.name, Text(status.state, style), Text(f"{status.seconds:.0f} s", "dim"))
-    return grid
+    with Board(talk) as board:
+        for status in (status for found in rounds for status in found):
+            name, is_ready = status.service.name, status.state == "ready"
+            if talk.is_terminal:
+                board.show(status.service.host, name, status.state, is_done=is_ready)
+            elif is_ready and name not in said:
+                said.add(name)
+                board.say(f"  {name} is ready after {status.seconds:.1f} s")
 
 
 def service_table(found: Sequence[Status]) -> Table:

@@ -24,23 +24,24 @@ from corral.ops.certificates import certificate_lines, understood_ends
 from corral.ops.history import files_on_disk, last_backups, rendering_hash
 from corral.ops.hosts import ComposeHost, compose_hosts
 from corral.ops.models import Row, checked_at, open_shelf, rows
-from corral.ops.observed import MIB, Container, Observed, container_name, observe_all
 from corral.ops.up import as_started
 from corral.output import MANIFEST, compare
 from corral.plan import Plan
 from corral.render import Tree, render
+from corral.runtime.docker import MIB, Container
+from corral.runtime.observe import Snapshot, observe_all
 
+# Below a host's folder; node-exporter has it as /textfile.
 FOLDER = "node_exporter/textfile"
-"""Below a host's folder; node-exporter has it as /textfile."""
 FILE = "corral.prom"
 WRONG = ("missing", "wrong size", "damaged")
+# The collector reads names that end in .prom only, so never half a file.
 WRITE = """
 cd "$1" || exit 1
 umask 022
 trap 'rm -f ".corral.$$"' EXIT
 cat >".corral.$$" && mv -f ".corral.$$" "$2"
 """
-"""The collector reads names that end in .prom only, so never half a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class WeightFigures:
     model: str
     file: str
     is_right: bool | None
-    """None: nobody has read it since it last changed."""
+    """None: not read since it last changed."""
     checked: float | None = None
 
 
@@ -175,7 +176,7 @@ def _of_certificates(ends: Mapping[str, datetime | None]) -> Metric:
 
 
 def figures_hosts(plan: Plan, out: Path, hosts: Iterable[str] | None = None) -> list[ComposeHost]:
-    """The hosts with figures: Docker runs there, and node-exporter; raises UsageError when nobody would read them."""
+    """The hosts with figures: Docker runs there, and node-exporter; raises UsageError when nothing would read them."""
     monitoring = plan.inventory.monitoring
     if monitoring is None or not monitoring.node_exporter:
         raise UsageError("node-exporter reads the figures, and this site has none; see monitoring.node_exporter")
@@ -203,7 +204,7 @@ def write_figures(
         raise CorralError("\n".join(problems))
 
 
-def look(host: ComposeHost, seen: Observed, tree: Tree, *, is_scheduled: bool = False) -> HostFigures:
+def look(host: ComposeHost, seen: Snapshot, tree: Tree, *, is_scheduled: bool = False) -> HostFigures:
     """What is to be told of a host, now; raises CorralError when its engine does not answer."""
     if seen.problem:
         raise CorralError(f"{host.name}: {seen.problem}")
@@ -229,11 +230,12 @@ def look(host: ComposeHost, seen: Observed, tree: Tree, *, is_scheduled: bool = 
     )
 
 
-def _services(host: ComposeHost, seen: Observed) -> Iterator[ServiceFigures]:
-    for service in as_started(host).services:
+def _services(host: ComposeHost, seen: Snapshot) -> Iterator[ServiceFigures]:
+    own = (item for item in seen.containers if item.project == host.project)
+    for service in as_started(host, own).services:
         container = seen.container_of(service.name, host.project)
         is_old = container is not None and seen.is_older(container)
-        yield ServiceFigures(service.name, container_name(host.plan, host.name, service.name), container, is_old)
+        yield ServiceFigures(service.name, service.container_name, container, is_old)
 
 
 def _copied(host: ComposeHost) -> str:

@@ -15,11 +15,12 @@ import httpx
 from corral.contributions import Service
 from corral.errors import CorralError
 from corral.ops.supervisor import Program, programs
+from corral.runtime.causes import cause_of
 
 CHECK_TIMEOUT_S = 2.0
 POLL_S = 0.2
+# A program that ends this often before it was ever well will not become well by waiting.
 MOST_ENDS = 2
-"""A program that ends this often before it was ever well will not become well by waiting."""
 
 LAST_LINES = 12
 LAST_BYTES = 64 * 1024
@@ -136,9 +137,9 @@ def _ending(program: Program, folder: Path) -> str:
 def _explained(words: str, service: Service, folder: Path) -> str:
     """The words, the program's last ones, and the likely cause."""
     lines = last_lines(folder / "logs" / f"{service.name}.log")
-    cause = likely_cause([words, *lines])
+    cause = cause_of("\n".join([words, *lines]), "process")
     text = f"{words}\n" + ("\n".join(f"    {line}" for line in lines) or "    (it wrote nothing)")
-    return f"{text}\n  likely cause: {cause}" if cause else text
+    return f"{text}\n  likely cause: {cause.words}" if cause else text
 
 
 def last_lines(log: Path, count: int = LAST_LINES) -> list[str]:
@@ -151,43 +152,3 @@ def last_lines(log: Path, count: int = LAST_LINES) -> list[str]:
     except OSError:
         return []
     return [line.rstrip() for line in text.splitlines() if line.strip()][-count:]
-
-
-CAUSES = (
-    (
-        r"address already in use|couldn't bind|cannot bind|errno 98",
-        "another program took its port meanwhile; run it again",
-    ),
-    (
-        r"SIGKILL|out of memory|cannot allocate|bad_alloc",
-        "this machine has too little free memory; try a smaller model",
-    ),
-    (
-        r"SIGILL|illegal instruction",
-        "the program was built for another processor; install a llama-server built for this one",
-    ),
-    (
-        r"can't find command|command not found|no such file or directory: '?llama",
-        "the program is not installed, or not on PATH",
-    ),
-    (
-        r"invalid argument|unknown argument|unknown option",
-        "this program is too old or too new for the rendered options; see its version",
-    ),
-    (
-        r"No module named|ModuleNotFoundError|ImportError",
-        "the environment is incomplete; run: rm -rf .venv && make env",
-    ),
-    (
-        r"failed to load model|unknown model architecture|error loading model|cannot serve",
-        "llama.cpp cannot load this model file: damaged, or of a kind that this version does not know",
-    ),
-    (r"No space left on device", "the disk is full"),
-)
-"""What the words of a dying program usually mean; the first match counts."""
-
-
-def likely_cause(lines: Sequence[str]) -> str:
-    """What these last words usually mean, with the remedy; empty when they say nothing we know."""
-    text = "\n".join(lines)
-    return next((cause for pattern, cause in CAUSES if re.search(pattern, text, re.IGNORECASE)), "")

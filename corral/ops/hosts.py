@@ -7,7 +7,6 @@ through here, so a verb never knows whether its host is near or far.
 from __future__ import annotations
 
 import io
-import json
 import os
 import shlex
 import shutil
@@ -15,7 +14,7 @@ import socket
 import stat
 import subprocess
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import IO, TYPE_CHECKING, Any
 from corral.contributions import Service
 from corral.errors import CorralError, UsageError
 from corral.plan import Plan
+from corral.runtime.docker import PROJECT, Container, containers_in
 from corral.site import bracketed
 
 if TYPE_CHECKING:
@@ -40,17 +40,17 @@ SSH_OPTIONS = (
     "ControlMaster=auto",
     "ControlPersist=60",
 )
+# One connection serves a whole command; a host that asks for a password is refused, one that vanishes is noticed.
 SSH = ("ssh", *(word for option in SSH_OPTIONS for word in ("-o", option)))
-"""One connection serves a whole command; a host that asks for a password is refused, one that vanishes is noticed."""
+# Environment variable that names another file than `~/.ssh/config`.
 SSH_CONFIG = "CORRAL_SSH_CONFIG"
-"""Environment variable that names another file than `~/.ssh/config`."""
 CPU_FILE = "compose.cpu.yaml"
+# Folders in a host's rendered folder that belong to the machine they are on.
 NOT_COPIED = {"models", "data", "logs", "keys"}
-"""Folders in a host's rendered folder that belong to the machine they are on."""
+# A free port of this machine may be taken before ssh listens there.
 FORWARD_TRIES = 3
-"""A free port of this machine may be taken before ssh listens there."""
+# ssh's own exit code when there was no connection.
 UNREACHABLE = 255
-"""ssh's own exit code when there was no connection."""
 
 
 UNPACK = """
@@ -128,6 +128,18 @@ class ComposeHost:
         return self.plan.site.host(self.name).folder or f"corral/{self.plan.inventory.name}/{self.name}"
 
     @property
+    def models_folder(self) -> str:
+        """The folder with model files as commands on the host see it."""
+        folder = self.plan.site.host(self.name).models_dir
+        return folder if folder.startswith("/") else f"{self.folder}/{folder.removeprefix('./')}"
+
+    @property
+    def model_sources(self) -> dict[str, str]:
+        """Where every known model file that the host's servers read comes from."""
+        replicas = [item for item in self.plan.site.replicas if item.host == self.name]
+        return {file: source for item in replicas for file, source in item.files.items()}
+
+    @property
     def services(self) -> list[Service]:
         """The planned services that run here: without cards there is nothing for those that only look at them."""
         return [item for item in self.plan.services_of(self.name) if not (self.is_on_cpu and item.needs_cards)]
@@ -178,7 +190,7 @@ class ComposeHost:
             try:
                 yield process.stdout
             except BaseException:
-                process.stdout.close()  # it ends by itself when nobody reads what it prints
+                process.stdout.close()  # it ends by itself when its output is closed
                 _wait(process)
                 raise
             process.stdout.close()
@@ -233,15 +245,22 @@ class ComposeHost:
         """Runs `docker compose` for this host's project."""
         return self.run(self.compose_words(*words), limit_s=limit_s, check=check)
 
-    def containers(self) -> list[dict[str, Any]]:
-        """Every container of the project as `docker inspect` describes it, stopped ones too."""
-        label = f"label=com.docker.compose.project={self.project}"
+    def containers(self) -> list[Container]:
+        """Every container of the project, stopped ones too, by name."""
+        label = f"label={PROJECT}={self.project}"
         ids = self.run(["docker", "ps", "--all", "--quiet", "--no-trunc", "--filter", label]).out.split()
         if not ids:
             return []
-        done = self.run(["docker", "inspect", *ids], check=False)  # one may have gone in between
-        found: list[dict[str, Any]] = json.loads(done.out or "[]")
-        return sorted(found, key=lambda item: str(item["Name"]))
+        return containers_in(self.run(["docker", "inspect", *ids], check=False).out)  # one may have gone in between
+
+    def container_of(self, service: str) -> Container | None:
+        """The container of a service now; None when there is none."""
+        return next((item for item in self.containers() if item.service == service), None)
+
+    def last_lines(self, container: str, count: int) -> str:
+        """The last lines that a container printed; empty when there is no container of that name."""
+        done = self.run(["docker", "logs", "--tail", str(count), container], check=False)
+        return f"{done.out}{done.err}" if done.code == 0 else ""
 
     @contextmanager
     def forwarded(self, port: int, address: str = "127.0.0.1") -> Iterator[str]:
@@ -287,7 +306,7 @@ class ComposeHost:
 
 
 def _wait(process: subprocess.Popen[bytes]) -> None:
-    """Gives a command that nobody reads a moment to put things in order, then ends it."""
+    """Waits up to END_LIMIT_S for the process to exit, then kills it."""
     try:
         process.wait(END_LIMIT_S)
     except subprocess.TimeoutExpired:
@@ -303,7 +322,7 @@ def _free_port() -> int:
 
 
 def ssh_words() -> list[str]:
-    """How ssh is started; its connections are kept in a folder that nobody else may enter."""
+    """How ssh is started; its connections are kept in a private folder."""
     folder = Path(f"/tmp/corral-ssh-{os.getuid()}")  # noqa: S108 - a socket's path must be short; checked below
     folder.mkdir(mode=0o700, exist_ok=True)
     facts = folder.lstat()
@@ -336,8 +355,3 @@ def _packed(folder: Path) -> bytes:
 def _without_owner(member: tarfile.TarInfo) -> tarfile.TarInfo:
     """A member that belongs to root and that only its owner may write: user numbers mean other people elsewhere."""
     return member.replace(uid=0, gid=0, uname="", gname="", mode=member.mode & 0o755, deep=False)
-
-
-def service_of(container: Mapping[str, Any]) -> str:
-    """The Compose service that an inspected container belongs to."""
-    return str(container["Config"]["Labels"].get("com.docker.compose.service", ""))

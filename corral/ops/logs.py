@@ -17,7 +17,6 @@ from rich.text import Text
 from corral.contributions import Service
 from corral.errors import CorralError
 from corral.ops.hosts import ComposeHost
-from corral.ops.observed import container_name
 
 COLOURS = ("cyan", "green", "magenta", "yellow", "blue", "bright_cyan", "bright_green", "bright_magenta")
 TAIL = "100"
@@ -77,9 +76,9 @@ class _Reader:
         self.host = host
         self.problem = ""
         self.is_over = False
-        """Whether nobody reads any more, and the process is being ended."""
+        """Whether reading has ended, and the process is being stopped."""
         self._wanted = wanted
-        self._names = {container_name(host.plan, host.name, item.name): item.name for item in services}
+        self._names = {item.container_name: item.name for item in services}
         self.process = subprocess.Popen(
             self._command(services),
             stdin=subprocess.DEVNULL,

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from corral.errors import CorralError
+from corral.ops.doctor.engine import COMPOSE_FLOOR, ENGINE_FLOOR, version_of
 from corral.ops.hosts import ComposeHost
+from corral.runtime.observe import SeenCard, card_lines, card_of, parse_cards
 from corral.site import Card
 
-ENGINE_FLOOR = (25, 0)
-COMPOSE_FLOOR = (2, 24)
+# The first Debian whose own engine is new enough.
 DEBIAN_FLOOR = (13,)
-"""The first Debian whose own engine is new enough."""
+# Compute capability from which on any driver will do; 580 is the last branch for older cards.
 NEW_CARDS = (7, 5)
-"""Compute capability from which on any driver will do; 580 is the last branch for older cards."""
+# A shell's exit code for a program that it does not find.
 NOT_THERE = 127
-"""A shell's exit code for a program that it does not find."""
 ENGINE_PAGE = "https://docs.docker.com/engine/install/ (its apt repository)"
 TOOLKIT_PAGE = "https://docs.nvidia.com/datacenter/cloud-native/container-toolkit/latest/install-guide.html"
 CPU_FILES = "docker compose -f compose.yaml -f compose.cpu.yaml up -d --wait"
@@ -33,22 +32,6 @@ class Look:
     state: State
     words: str
     remedy: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """A card as `nvidia-smi` lists it."""
-
-    index: str
-    uuid: str
-    slot: str
-    name: str
-
-    def is_meant_by(self, card: Card) -> bool:
-        """Whether a card of the inventory says this one's UUID, or its slot when it says none."""
-        if card.uuid:
-            return card.uuid.lower() == self.uuid.lower()
-        return _slot(card.device) == _slot(self.slot)
 
 
 @dataclass(slots=True)
@@ -79,7 +62,7 @@ class Machine:
             return Look("yours", "this user may not use it", "sudo usermod -aG docker $USER    # then log in again")
         if code != 0:
             return Look("yours", f"does not answer: {_last_line(answer)}", "sudo systemctl enable --now docker")
-        if _version(answer) < ENGINE_FLOOR:
+        if version_of(answer) < ENGINE_FLOOR:
             return Look("yours", f"{answer} is too old; 25 is the oldest that works", self._engine_commands())
         return Look("done", answer)
 
@@ -88,25 +71,23 @@ class Machine:
         code, answer = self._ask("docker", "compose", "version", "--short")
         if code != 0:
             return Look("yours", "not installed", self._engine_commands())
-        if _version(answer) < COMPOSE_FLOOR:
+        if version_of(answer) < COMPOSE_FLOOR:
             return Look("yours", f"{answer} is too old; 2.24 is the oldest that works", self._engine_commands())
         return Look("done", answer)
 
     def look_at_cards(self, cards: Sequence[Card]) -> Look:
         """Whether the driver sees the cards of the inventory, those with a UUID or slot where they are said to be."""
-        columns = "--query-gpu=index,uuid,pci.bus_id,name"
-        code, answer = self._ask("nvidia-smi", columns, "--format=csv,noheader")
-        if code != 0:
-            words = "no driver" if code == NOT_THERE else f"nvidia-smi fails: {_last_line(answer)}"
+        found, problem = parse_cards(self._ask("sh", "-c", "\n".join(card_lines()))[1])
+        if not found:
+            words = f"nvidia-smi fails: {problem}" if problem else "no driver"
             return Look("yours", words, self._driver_commands(cards))
-        found = [_Found(*(cell.strip() for cell in line.split(",", 3))) for line in answer.splitlines()]
         if len(found) < len(cards):
             remedy = "look at: nvidia-smi -L, dmesg | grep -i xid"
             return Look("yours", f"the driver sees {len(found)} of {len(cards)}", remedy)
         for card in cards:
-            if card.pinned_by != "index" and not any(one.is_meant_by(card) for one in found):
+            if card.pinned_by != "index" and card_of(card, found) is None:
                 words = f"GPU {card.number} ({card.device}) is not there; write into the inventory what is"
-                there = (f"{one.index}: {one.uuid} at {one.slot}, {one.name}" for one in found)
+                there = (f"{one.index}: {one.uuid} at {one.pci}, {one.name}" for one in found)
                 return Look("yours", words, "\n".join(there))
         return Look("done", *_told(cards, found))
 
@@ -135,7 +116,7 @@ class Machine:
     def _engine_commands(self) -> str:
         name, _, version = self.system.partition(" ")
         packages = {"ubuntu": "docker.io docker-compose-v2", "debian": "docker.io docker-cli docker-compose"}
-        if name not in packages or (name == "debian" and _version(version) < DEBIAN_FLOOR):
+        if name not in packages or (name == "debian" and version_of(version) < DEBIAN_FLOOR):
             return f"install Docker Engine 25 or newer with its Compose plugin: {ENGINE_PAGE}"
         return (
             f"sudo apt-get update && sudo apt-get install -y {packages[name]}\n"
@@ -162,7 +143,7 @@ def _toolkit_commands() -> str:
     )
 
 
-def _told(cards: Sequence[Card], found: Sequence[_Found]) -> tuple[str, str]:
+def _told(cards: Sequence[Card], found: Sequence[SeenCard]) -> tuple[str, str]:
     """The cards in words, and the UUIDs of those that the inventory knows by their index only."""
     words = f"{len(found)} ({', '.join(dict.fromkeys(one.name for one in found))})"
     by_index = [card for card in cards if card.pinned_by == "index"]
@@ -174,13 +155,3 @@ def _told(cards: Sequence[Card], found: Sequence[_Found]) -> tuple[str, str]:
 
 def _last_line(text: str) -> str:
     return (text.splitlines() or ["it says nothing"])[-1]
-
-
-def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", text)[:2]) or (0,)
-
-
-def _slot(text: str) -> str:
-    """A PCI slot in one spelling: its domain with four digits."""
-    domain, _, rest = text.lower().partition(":")
-    return f"{domain[-4:]}:{rest}"

@@ -88,8 +88,7 @@ def _names(plan: Plan, services: list[Service]) -> _Names:
 
     def containers(item: Service) -> list[str]:
         """The container, and what the balancer and the figures call those who share it."""
-        own = item.container or f"{item.host}-{item.name}"
-        return list(dict.fromkeys([own, *(one.container for one in members(item))]))
+        return list(dict.fromkeys([item.container_name, *(one.container for one in members(item))]))
 
     precise = {
         "service": _by_name(services, lambda item: [item.name]),
@@ -153,7 +152,7 @@ def _one_of(names: _Names, typed: str, found: Mapping[str, list[Service]]) -> li
     items = next(iter(found.values()))
     hosts = sorted({item.host for item in items})
     if "service" in found and len(hosts) > 1 and any((item.host, item.name) in names.replicas for item in items):
-        containers = " or ".join(item.container or f"{item.host}-{item.name}" for item in items[:_SHOWN])
+        containers = " or ".join(item.container_name for item in items[:_SHOWN])
         raise UsageError(f'"{typed}" is a service of {" and ".join(hosts)}; say {containers}, or name the --host')
     return items
 

@@ -16,16 +16,16 @@ from corral.components.haproxy import answer_timeout_s
 from corral.contributions import Backend, Service
 from corral.errors import CorralError
 from corral.networks import own_network
-from corral.ops.balancer import Balancer, BalancerError, Server, backends_of, balancer_of
 from corral.ops.board import Board, Key
-from corral.ops.hosts import ComposeHost, service_of
+from corral.ops.hosts import ComposeHost
 from corral.ops.waiting import COMMAND_LIMIT_S, create, wait_well
 from corral.plan import Plan
+from corral.runtime.haproxy import Balancer, BalancerError, Server, backends_of, balancer_of
 
 POLL_S = 0.25
 ROTATION_LIMIT_S = 60
+# Held requests are released at the latest so long after the pool's own limits.
 HOLD_SPARE_S = 120
-"""Held requests are let go at the latest so long after the pool's own limits, should nobody release them."""
 Action = Literal["recreate", "restart"]
 
 
@@ -123,7 +123,7 @@ def _change_replica(work: _Work, balancer: Balancer, backends: Sequence[Backend]
 
 @contextmanager
 def _out_of_rotation(work: _Work, balancer: Balancer, backend: Backend, *, keep_out: bool) -> Iterator[bool]:
-    """The block runs while the replica gets no requests and has none; yields whether nobody noticed that."""
+    """The block runs while the replica gets no requests and has none; yields whether no client was affected."""
     server = balancer.servers()[backend.name]
     is_only = not _siblings(balancer, server)
     is_held = is_only and _hold(work, balancer, backend, server)
@@ -226,12 +226,10 @@ def _follow(work: _Work, balancer: Balancer, backend: Backend) -> None:
 def _addresses(work: _Work) -> list[str]:
     """The container's addresses, first that on the network on which the balancer calls it."""
     own = f"{work.host.project}_{own_network(work.service)}"
-    for item in work.host.containers():
-        if service_of(item) == work.service.name:
-            networks = item["NetworkSettings"]["Networks"].items()
-            own_first = sorted(networks, key=lambda pair: (pair[0] != own, pair[0]))
-            return [network["IPAddress"] for _, network in own_first if network.get("IPAddress")]
-    return []
+    container = work.host.container_of(work.service.name)
+    networks = container.networks if container else {}
+    own_first = sorted(networks, key=lambda name: (name != own, name))
+    return [networks[name] for name in own_first if networks[name]]
 
 
 def wait_usable(balancer: Balancer, names: Collection[str]) -> None:

@@ -25,16 +25,15 @@ from rich.text import Text
 from corral.components.haproxy import answer_timeout_s
 from corral.components.llama import API_KEY
 from corral.errors import CorralError, UsageError, did_you_mean
-from corral.ops.balancer import Balancer, BalancerError, Server, balancer_of
 from corral.ops.board import Board
 from corral.ops.hosts import ComposeHost, compose_hosts
 from corral.ops.interrupts import Interrupts
 from corral.ops.lock import alone
-from corral.ops.observed import container_name
 from corral.ops.rolling import wait_for_answers, wait_usable
 from corral.ops.up import LOCK
 from corral.ops.waiting import COMMAND_LIMIT_S, create, wait_well
 from corral.plan import Plan
+from corral.runtime.haproxy import Balancer, BalancerError, Server, balancer_of
 from corral.site import Replica
 
 POLL_S = 0.25
@@ -84,7 +83,8 @@ class Place:
     @property
     def container(self) -> str:
         """Name of the container that serves it."""
-        return container_name(self.host.plan, self.host.name, self.replica.service)
+        services = self.host.plan.services_of(self.host.name)
+        return next(item.container_name for item in services if item.name == self.replica.service)
 
     @property
     def key(self) -> tuple[str, str]:

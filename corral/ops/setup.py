@@ -244,14 +244,12 @@ def _make_secrets(host: ComposeHost) -> None:
 
 def models_folder(host: ComposeHost) -> str:
     """The folder of weights as commands on the host see it."""
-    folder = host.plan.site.host(host.name).models_dir
-    return folder if folder.startswith("/") else f"{host.folder}/{folder.removeprefix('./')}"
+    return host.models_folder
 
 
 def model_sources(host: ComposeHost) -> dict[str, str]:
     """Where every known model file that the host's servers read comes from."""
-    replicas = [item for item in host.plan.site.replicas if item.host == host.name]
-    return {file: source for item in replicas for file, source in item.files.items()}
+    return host.model_sources
 
 
 def _look_at_folder(host: ComposeHost) -> Look:

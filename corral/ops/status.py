@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from corral.contributions import Service
-from corral.ops.doctor.reasons import EXIT_WORDS
+from corral.ops.board import redraw
 from corral.ops.hosts import ComposeHost
-from corral.ops.observed import PARKED, Container, Observed, SeenCard, Server, balancer, container_name, observe
 from corral.plan import Plan
+from corral.runtime.causes import EXIT_WORDS
+from corral.runtime.docker import PARKED, Container
+from corral.runtime.haproxy import Server
+from corral.runtime.observe import SeenCard, Snapshot, observe_all, servers_seen
 from corral.site import Replica
 from corral.units import bar, gib
 
@@ -38,18 +38,12 @@ MINUTE_S, HOUR_S, DAY_S = 60, 3600, 86_400
 class Row:
     """One service of the plan, or one container that is not in the plan."""
 
-    host: str
     service: str
     container: str
-    state: str
-    """As the engine says, or `missing`."""
-    health: str
+    seen: Container | None
+    """None while the service has no container."""
     is_well: bool
     notes: tuple[str, ...] = ()
-    uptime_s: float | None = None
-    restarts: int = 0
-    memory_mib: float | None = None
-    memory_limit_mib: float | None = None
     gpus: tuple[int, ...] = ()
     slots_busy: int | None = None
     slots: int | None = None
@@ -60,8 +54,15 @@ class Row:
 
     @property
     def condition(self) -> str:
-        """One word: health while it runs, else the state."""
-        return (self.health or "running") if self.state == "running" else self.state
+        """One word: health while it runs, else the state; `missing` without a container."""
+        return self.seen.condition if self.seen else "missing"
+
+    @property
+    def uptime_s(self) -> float | None:
+        """How long it has been running; None while it does not."""
+        if self.seen is None or self.seen.started is None or not self.seen.is_running:
+            return None
+        return max(0, round((datetime.now(UTC) - self.seen.started).total_seconds()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ class HostStatus:
 
 @dataclass(frozen=True, slots=True)
 class NodeStatus:
-    """A node as the balancer sees it; `state` is empty when nobody knows."""
+    """A node as the balancer sees it; `state` is empty when unknown."""
 
     name: str
     pool: str
@@ -110,64 +111,36 @@ class FarmStatus:
 
 def farm_status(plan: Plan, hosts: Sequence[ComposeHost]) -> FarmStatus:
     """What runs now on these hosts, and how busy the balancer says its servers are."""
-    observed = {item.host: item for item in _observed(plan, hosts)}
-    known = balancer(plan)
-    servers = observed[known[0]].servers if known and known[0] in observed else {}
-    now = datetime.now(UTC)
-    found = tuple(_host_status(host, observed[host.name], servers, now) for host in hosts)
+    observed = observe_all(hosts)
+    servers = servers_seen(plan, hosts[0].out, observed)
+    found = tuple(_host_status(host, seen, servers) for host, seen in zip(hosts, observed, strict=True))
     return FarmStatus(found, tuple(_nodes(plan, servers)))
 
 
-def _observed(plan: Plan, hosts: Sequence[ComposeHost]) -> list[Observed]:
-    """Every host, and the balancer's too even if it was not asked for."""
-    known = balancer(plan)
-    more = [known[0]] if known and known[0] not in {host.name for host in hosts} else []
-    everywhere = [*hosts, *(ComposeHost(plan, name, hosts[0].out) for name in more if not plan.site.is_local(name))]
-    with ThreadPoolExecutor(len(everywhere)) as pool:
-        return list(pool.map(observe, everywhere))
-
-
-def _host_status(host: ComposeHost, seen: Observed, servers: Mapping[str, Server], now: datetime) -> HostStatus:
+def _host_status(host: ComposeHost, seen: Snapshot, servers: Mapping[str, Server]) -> HostStatus:
     address = host.plan.site.host(host.name).address
     if seen.problem:
         return HostStatus(host.name, address, seen.problem)
     services = sorted(host.plan.services_of(host.name), key=lambda service: natural(service.name))
-    rows = [_row(host, service, seen, servers, now) for service in services]
-    return HostStatus(host.name, address, "", (*rows, *_strangers(host, seen, now)), seen.cards)
+    rows = [_row(host, service, seen, servers) for service in services]
+    return HostStatus(host.name, address, "", (*rows, *_strangers(host, seen)), seen.cards)
 
 
-def _row(host: ComposeHost, service: Service, seen: Observed, servers: Mapping[str, Server], now: datetime) -> Row:
+def _row(host: ComposeHost, service: Service, seen: Snapshot, servers: Mapping[str, Server]) -> Row:
     container = seen.container_of(service.name, host.project)
     members = host.plan.site.members(host.name, service.name)
-    name = container_name(host.plan, host.name, service.name)
     server = servers.get(members[0].container) if members else None
-    notes = tuple(_notes(container, seen, server))
-    facts: dict[str, Any] = _engine_facts(container, now) | _replica_facts(members, servers)
-    is_up = server is None or server.status == "UP"
+    is_up = server is None or server.state == "UP"
     return Row(
-        host=host.name,
         service=service.name,
-        container=name,
+        container=service.container_name,
+        seen=container,
         is_well=container is not None and container.is_well and is_up,
-        notes=notes,
+        notes=tuple(_notes(container, seen, server)),
         gpus=tuple(claim.number for claim in service.tenancies),
         role=service.role or service.component,
-        **facts,
+        **_replica_facts(members, servers),
     )
-
-
-def _engine_facts(container: Container | None, now: datetime) -> dict[str, Any]:
-    if container is None:
-        return {"state": "missing", "health": ""}
-    since = (now - container.started).total_seconds() if container.started and container.is_running else None
-    return {
-        "state": container.state,
-        "health": container.health,
-        "uptime_s": max(0, round(since)) if since is not None else None,
-        "restarts": container.restarts,
-        "memory_mib": round(container.memory_mib, 1) if container.memory_mib is not None else None,
-        "memory_limit_mib": container.limit_mib or container.wanted_mib or None,
-    }
 
 
 def _replica_facts(members: Sequence[Replica], servers: Mapping[str, Server]) -> dict[str, Any]:
@@ -179,19 +152,19 @@ def _replica_facts(members: Sequence[Replica], servers: Mapping[str, Server]) ->
         "pool": ", ".join(item.pool for item in members),
         "model": ", ".join(dict.fromkeys(item.model for item in members)),
         "slots": sum(item.slots for item in members),
-        "slots_busy": sum(server.busy for server in known) if known else None,
+        "slots_busy": sum(server.in_flight for server in known) if known else None,
     }
 
 
-def _notes(container: Container | None, seen: Observed, server: Server | None) -> Iterator[str]:
+def _notes(container: Container | None, seen: Snapshot, server: Server | None) -> Iterator[str]:
     if container is None:
         return
     if container.health == "parked":
         yield container.last_check.removeprefix(PARKED)
     elif not container.is_running:
         yield f"code {container.exit_code}" + _meaning(container)
-    elif server is not None and server.status != "UP" and container.is_well:
-        yield OUT_OF_ROTATION.get(server.status, server.status)
+    elif server is not None and server.state != "UP" and container.is_well:
+        yield OUT_OF_ROTATION.get(server.state, server.state)
     if seen.is_older(container):
         yield DRIFT
 
@@ -201,7 +174,7 @@ def _meaning(container: Container) -> str:
     return f": {words}" if words else ""
 
 
-def _strangers(host: ComposeHost, seen: Observed, now: datetime) -> Iterator[Row]:
+def _strangers(host: ComposeHost, seen: Snapshot) -> Iterator[Row]:
     """Containers that carry the site's labels and that the plan does not know."""
     planned = {service.name for service in host.plan.services_of(host.name)}
     neighbours = {ComposeHost(host.plan, name, host.out).project for name in host.plan.inventory.hosts} - {host.project}
@@ -209,13 +182,7 @@ def _strangers(host: ComposeHost, seen: Observed, now: datetime) -> Iterator[Row
         if item.project in neighbours or (item.project == host.project and item.service in planned):
             continue
         yield Row(
-            host=host.name,
-            service=item.service or item.name,
-            container=item.name,
-            is_well=True,
-            notes=("not in the plan",),
-            is_planned=False,
-            **_engine_facts(item, now),
+            item.service or item.name, item.name, item, is_well=True, notes=("not in the plan",), is_planned=False
         )
 
 
@@ -224,8 +191,9 @@ def _nodes(plan: Plan, servers: Mapping[str, Server]) -> Iterator[NodeStatus]:
         if not backend.is_ours:
             server = servers.get(backend.name)
             address = f"{backend.endpoint.address}:{backend.endpoint.port}" if backend.endpoint.address else "provider"
-            state = server.status.lower() if server else ""
-            yield NodeStatus(backend.name, backend.pool, address, state, server.busy if server else None, backend.slots)
+            state = server.state.lower() if server else ""
+            busy = server.in_flight if server else None
+            yield NodeStatus(backend.name, backend.pool, address, state, busy, backend.slots)
 
 
 # --- showing ---------------------------------------------------------------------------------------------------------
@@ -256,10 +224,13 @@ def status_as_data(status: FarmStatus) -> dict[str, Any]:
 
 
 def _row_data(row: Row) -> dict[str, Any]:
+    seen = row.seen
+    used, limit = (seen.memory_mib, seen.limit_mib or seen.wanted_mib or None) if seen else (None, None)
     return {
-        "service": row.service, "container": row.container, "state": row.state, "health": row.health or None,
-        "well": row.is_well, "in_plan": row.is_planned, "notes": list(row.notes), "uptime_s": row.uptime_s,
-        "restarts": row.restarts, "memory_mib": row.memory_mib, "memory_limit_mib": row.memory_limit_mib,
+        "service": row.service, "container": row.container, "state": seen.state if seen else "missing",
+        "health": (seen and seen.health) or None, "well": row.is_well, "in_plan": row.is_planned,
+        "notes": list(row.notes), "uptime_s": row.uptime_s, "restarts": seen.restarts if seen else 0,
+        "memory_mib": round(used, 1) if used is not None else None, "memory_limit_mib": limit,
         "gpus": list(row.gpus), "slots_busy": row.slots_busy, "slots": row.slots, "pool": row.pool or None,
         "model": row.model or None, "role": row.role or None,
     }  # fmt: skip
@@ -297,7 +268,7 @@ def _headline(host: HostStatus) -> Text:
     else:
         words, style = f"{well} of {len(planned)} services well", "red"
     line = Text.assemble((host.name, "bold cyan"), f"  {host.address} · ", (words, style))
-    changed = sum(DRIFT in row.notes or row.state == "missing" for row in planned)
+    changed = sum(DRIFT in row.notes or row.seen is None for row in planned)
     if changed and not host.problem:
         line.append(f" · {changed} not as rendered: ./generate.py up", "yellow")
     return line
@@ -334,19 +305,18 @@ def _state(row: Row) -> Text:
 
 
 def _restarts(row: Row) -> Text:
-    if row.state == "missing":
-        return Text()
-    return Text(str(row.restarts), "yellow" if row.restarts else "dim")
+    return Text(str(row.seen.restarts), "yellow" if row.seen.restarts else "dim") if row.seen else Text()
 
 
 def _memory(row: Row) -> Text:
-    if row.memory_mib is None:
+    if row.seen is None or row.seen.memory_mib is None:
         return Text()
-    if not row.memory_limit_mib:
-        return Text(f"{row.memory_mib:.0f}")
-    share = row.memory_mib / row.memory_limit_mib
+    used, limit = row.seen.memory_mib, row.seen.limit_mib or row.seen.wanted_mib
+    if not limit:
+        return Text(f"{used:.0f}")
+    share = used / limit
     style = "red" if share > 0.95 else "yellow" if share > 0.85 else ""  # noqa: PLR2004 - shares of the limit
-    return Text(f"{row.memory_mib:.0f} of {row.memory_limit_mib:.0f}", style)
+    return Text(f"{used:.0f} of {limit:.0f}", style)
 
 
 def _slots(busy: int | None, slots: int | None) -> Text:
@@ -412,19 +382,12 @@ def show_status(plan: Plan, hosts: Sequence[ComposeHost], console: Console) -> b
 
 def watch_status(plan: Plan, hosts: Sequence[ComposeHost], console: Console, every_s: float) -> bool:
     """Redraws the status until Ctrl-C, or prints it again without a terminal; whether all was well at the end."""
-    is_well = False
-    try:
-        if not console.is_terminal:
-            while True:
-                is_well = show_status(plan, hosts, console)
-                console.print()
-                time.sleep(every_s)
-        with Live(console=console, auto_refresh=False, screen=True, vertical_overflow="crop") as live:
-            while True:
-                status = farm_status(plan, hosts)
-                is_well = status.is_well
-                stamp = Text(f"{datetime.now().astimezone():%H:%M:%S}, every {every_s:g} s, Ctrl-C ends", "dim")
-                live.update(Group(status_view(status), Text(), stamp), refresh=True)
-                time.sleep(every_s)
-    except KeyboardInterrupt:
-        return is_well
+    seen: list[FarmStatus] = []
+
+    def views() -> Iterator[RenderableType]:
+        while True:
+            seen[:] = [farm_status(plan, hosts)]
+            yield status_view(seen[0]) if console.is_terminal else Group(status_view(seen[0]), Text())
+
+    redraw(console, views(), every_s)
+    return bool(seen) and seen[0].is_well

@@ -32,23 +32,23 @@ MARK = "CORRAL_HOST_FOLDER"
 CONFIG = "supervisord.conf"
 SOCKET = "supervisor.sock"
 ERRORS = "logs/supervisord.err"
+# Unix sockets have at most 104 (macOS) or 108 bytes of path, and supervisord adds its pid while it makes one.
 LONGEST_SOCKET_PATH = 90
-"""Unix sockets have at most 104 (macOS) or 108 bytes of path, and supervisord adds its pid while it makes one."""
 
+# supervisord expands % twice, and quotes end the quoting of its command lines.
 UNFIT_FOR_PATHS = re.compile(r"""[%'"\\\x00-\x1f]""")
-"""supervisord expands % twice, and quotes end the quoting of its command lines."""
 
 ANSWER_TIMEOUT_S = 5.0
 START_DEADLINE_S = 20.0
 FORCE_DEADLINE_S = 5.0
 POLL_S = 0.05
+# Ask supervisord not to wait; the waiting is ours.
 AT_ONCE = False
-"""Ask supervisord not to wait; the waiting is ours."""
 
 KEPT_VARIABLES = frozenset({"HOME", "USER", "LOGNAME", "LANG", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "SSL_CERT_FILE"})
 KEPT_PREFIXES = ("LC_", "PRISMA_", "CUDA_", "HIP_", "HSA_", "ROCR_", "GGML_", "OMP_", "DYLD_")
+# Where HAProxy and the like are installed, off an ordinary user's PATH.
 DAEMON_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin", "/opt/homebrew/bin")
-"""Where HAProxy and the like are installed, off an ordinary user's PATH."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +219,7 @@ def restart(folder: Path, name: str, grace_s: float = 3.0) -> None:
             with suppress(xmlrpc.client.Fault):
                 _call(folder, "signalProcess", name, "KILL")
         time.sleep(POLL_S)
-    with suppress(xmlrpc.client.Fault):  # somebody else started it
+    with suppress(xmlrpc.client.Fault):  # it runs already
         _call(folder, "startProcess", name, AT_ONCE)
 
 

@@ -7,39 +7,37 @@ Containers that are as rendered are never touched; replicas that changed are dra
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
-from corral.components import components, edge, haproxy
+from corral.components import edge, haproxy
 from corral.contributions import Service
 from corral.errors import CorralError, DriftError, UsageError
 from corral.image_lock import IMAGE_LOCK
 from corral.ops import history, keys, wiring
-from corral.ops.balancer import Balancer, balancer_of, edge_of
 from corral.ops.board import Board
 from corral.ops.gateway import client_address
-from corral.ops.hosts import CPU_FILE, CommandError, ComposeHost, compose_hosts, service_of
+from corral.ops.hosts import CPU_FILE, CommandError, ComposeHost, compose_hosts
 from corral.ops.images import check_ids
 from corral.ops.interrupts import Interrupts
 from corral.ops.lock import alone
 from corral.ops.rolling import Gap, drained, roll, wait_usable
-from corral.ops.survey import Found, Survey, check_engine, differs_only_in_configuration, is_well, label, survey
+from corral.ops.survey import Found, Survey, check_engine, differs_only_in_configuration, survey
 from corral.ops.waiting import COMMAND_LIMIT_S, create, wait_well
+from corral.order import Phase, phases
 from corral.output import compare
 from corral.plan import Plan
 from corral.policy import refuse_weak
 from corral.render import render
+from corral.runtime.docker import Container
+from corral.runtime.haproxy import Balancer, balancer_of, edge_of
 from corral.site import bracketed
 
 LOCK = ".up.lock"
-FILES_LABEL = "com.docker.compose.project.config_files"
 PULL_LIMIT_S = 7200
-STAGES = ("edges", "inference servers", "stores", "balancer", "gateway", "monitoring")
-EDGES, REPLICAS, STORES, BALANCER, GATEWAY, MONITORING = range(len(STAGES))
 
 
 @dataclass(slots=True)
@@ -115,14 +113,14 @@ def _change_all(run: Run) -> None:
     remove_left_over(run)
     for seen in run.seen.values():
         wiring.join(seen)
-    order = stages(run.plan)
+    order = phases(run.plan)
     if _closes_ports(run):
         run.board.say("servers close their published ports: the balancer goes over to the hosts' edges first")
-        _bring_up(run, EDGES, order[EDGES])
-        _bring_up(run, BALANCER, order[BALANCER])
+        _bring_up(run, Phase.EDGES, order[Phase.EDGES])
+        _bring_up(run, Phase.BALANCER, order[Phase.BALANCER])
         look(run)
-    for number, services in enumerate(order):
-        _bring_up(run, number, services)
+    for phase, services in order.items():
+        _bring_up(run, phase, services)
     _restore_rotation(run)
     _say_gaps(run)
 
@@ -132,17 +130,17 @@ def look(run: Run) -> None:
     for number, host in enumerate(run.hosts):
         check_engine(host)
         _copy(host)
-        run.hosts[number] = as_started(host)
-        run.seen[host.name] = survey(run.hosts[number])
+        containers = host.containers()
+        run.hosts[number] = as_started(host, containers)
+        run.seen[host.name] = survey(run.hosts[number], containers)
         check_ids(host, run.plan, run.seen[host.name].images.items())
 
 
-def as_started(host: ComposeHost) -> ComposeHost:
+def as_started(host: ComposeHost, containers: Iterable[Container]) -> ComposeHost:
     """The host with the files that its containers were started with: once on the processor, always there."""
     if not (host.rendered / CPU_FILE).is_file():
         return replace(host, is_on_cpu=False)
-    files = (label(item, FILES_LABEL) for item in host.containers())
-    return replace(host, is_on_cpu=host.is_on_cpu or any(CPU_FILE in names for names in files))
+    return replace(host, is_on_cpu=host.is_on_cpu or any(CPU_FILE in item.compose_files for item in containers))
 
 
 def _copy(host: ComposeHost) -> None:
@@ -167,10 +165,9 @@ def _closes_ports(run: Run) -> bool:
     )
 
 
-def _publishes(container: Mapping[str, Any] | None, address: str) -> bool:
+def _publishes(container: Container | None, address: str) -> bool:
     """Whether a container has a port on that address."""
-    ports = (container or {}).get("HostConfig", {}).get("PortBindings") or {}
-    return any(door.get("HostIp") == address for doors in ports.values() for door in doors or ())
+    return container is not None and any(place == address for place, _ in container.published)
 
 
 def is_settled(run: Run) -> bool:
@@ -178,7 +175,7 @@ def is_settled(run: Run) -> bool:
     for seen in run.seen.values():
         if seen.left_over or any(not item.is_current and not _is_reloadable(run, item) for item in seen.found.values()):
             return False
-        if any(not is_well(item.state) for item in seen.found.values()):
+        if not all(item.is_well for item in seen.found.values()):
             return False
     if any(item.loaded() != item.rendered() for item in _edges(run)):
         return False
@@ -208,10 +205,10 @@ def _is_here(run: Run, balancer: Balancer) -> bool:
 def _is_reloadable(run: Run, found: Found) -> bool:
     """Whether a changed service is the balancer or an edge with nothing but another configuration."""
     is_haproxy = found.service.component in (haproxy.COMPONENT, edge.COMPONENT)
-    if not is_haproxy or not is_well(found.state) or not _reloads(run, found):
+    if not is_haproxy or not found.is_well or not _reloads(run, found):
         return False
     seen = run.seen[found.service.host]
-    image = (found.container or {}).get("Image", "")
+    image = found.container.image_id if found.container else ""
     if seen.images.get(found.service.image, image) != image:
         return False
     return found.is_current or differs_only_in_configuration(seen.host, found)
@@ -252,50 +249,26 @@ def _fetch(run: Run, seen: Survey, image: str) -> str:
     return words + "name another one in images:, or bring it there: docker save … | docker load"
 
 
-def stages(plan: Plan) -> list[list[Service]]:
-    """The plan's services in the order in which they come up: each stage is well before the next one begins."""
-    order = {name: int(component.STAGE) for name, component in components()}
-    stores = {(store.endpoint.host, store.endpoint.service) for store in plan.contributions.stores}
-    found: list[list[Service]] = [[] for _ in STAGES]
-    for service in plan.contributions.services:
-        if plan.site.is_local(service.host):
-            continue
-        is_store = (service.host, service.name) in stores
-        found[STORES if is_store else _stage(service, order)].append(service)
-    return found
-
-
-def _stage(service: Service, order: Mapping[str, int]) -> int:
-    """Place of a service's stage; what is neither a replica nor in a request's path comes last."""
-    if service.component == edge.COMPONENT:
-        return EDGES
-    if service.role == "balancer":
-        return BALANCER
-    if service.role == "gateway":
-        return GATEWAY
-    return REPLICAS if order.get(service.component.replace("-", "_")) == 1 else MONITORING
-
-
-def _bring_up(run: Run, number: int, services: Sequence[Service]) -> None:
+def _bring_up(run: Run, phase: Phase, services: Sequence[Service]) -> None:
     """Starts what does not run, waits until all of it is well, then changes what is not as rendered."""
     for host in run.hosts:
         found = _found_on(run, host, services)
         missing = [item.service for item in found if not item.runs]
         if missing:
-            run.board.say(f"{host.name}: {STAGES[number]}: starting {', '.join(service.name for service in missing)}")
+            run.board.say(f"{host.name}: {phase.title}: starting {', '.join(service.name for service in missing)}")
             run.touched += len(missing)
             create(host, [service.name for service in missing])
     for host in run.hosts:
         found = _found_on(run, host, services)
         changed = [item for item in found if item.runs and not item.is_current]
         settled = [item for item in found if item not in changed]
-        unsaid = {item.service.name for item in found if is_well(item.state)}
+        unsaid = {item.service.name for item in found if item.is_well}
         wait_well(host, [item.service for item in settled], run.board, run.timeout_s, unsaid)
         _change(run, host, changed)
     balancer = _balancer(run)
-    if number == BALANCER and balancer is not None and _is_here(run, balancer):
+    if phase == Phase.BALANCER and balancer is not None and _is_here(run, balancer):
         _reload(run, balancer)
-    for item in _edges(run) if number == EDGES else ():
+    for item in _edges(run) if phase == Phase.EDGES else ():
         _reload(run, item)
 
 
@@ -347,25 +320,24 @@ def remove_left_over(run: Run) -> None:
     balancer = _balancer(run)
     for seen in run.seen.values():
         for container in seen.left_over:
-            name = str(container["Name"]).removeprefix("/")
-            run.board.say(f"{seen.host.name}: {name} is not in the inventory any more: stopping and removing it")
+            run.board.say(
+                f"{seen.host.name}: {container.name} is not in the inventory any more: stopping and removing it"
+            )
             run.touched += 1
             if balancer is not None and balancer.is_running():
                 for replica in _replicas_in(balancer, container, run.plan.site.host(seen.host.name).address):
                     drained(run.plan, balancer, replica, run.board)
-            seen.host.run(["docker", "stop", container["Id"]], limit_s=COMMAND_LIMIT_S)
-            seen.host.run(["docker", "rm", container["Id"]], check=False)
+            seen.host.run(["docker", "stop", container.id], limit_s=COMMAND_LIMIT_S)
+            seen.host.run(["docker", "rm", container.id], check=False)
 
 
-def _replicas_in(balancer: Balancer, container: Mapping[str, Any], host_address: str) -> list[str]:
+def _replicas_in(balancer: Balancer, container: Container, host_address: str) -> list[str]:
     """What the balancer calls the replicas in a container; several where pools share a server."""
-    networks = container["NetworkSettings"]["Networks"].values()
-    inside = {network["IPAddress"] for network in networks if network.get("IPAddress")}
-    name = str(container["Name"]).removeprefix("/")
+    inside = set(container.networks.values()) - {""}
     return [
         server.name
         for server in balancer.servers().values()
-        if server.address in inside or (server.address == host_address and server.name == name)
+        if server.address in inside or (server.address == host_address and server.name == container.name)
     ]
 
 
@@ -470,7 +442,7 @@ def down(
             talk.print(f"{host.name}: stopping and removing {count} containers")
             _stop_front(host)
             host.run([*_down_words(host), "down", "--remove-orphans", *words], limit_s=COMMAND_LIMIT_S)
-            left = [service_of(item) for item in host.containers()]
+            left = [item.service for item in host.containers()]
             if left:
                 raise CorralError(f"{host.name}: still there: {', '.join(left)}; run it again")
             names = ", ".join(kept[host.name])
@@ -480,16 +452,16 @@ def down(
 
 
 def _front_first(plan: Plan, hosts: Sequence[ComposeHost]) -> list[ComposeHost]:
-    """The gateway's host first, so that nobody is sent to replicas that are going."""
+    """The gateway's host first, so that no request is sent to replicas that are stopping."""
     return sorted(hosts, key=lambda host: host.name != plan.inventory.gateway.host)
 
 
 def _stop_front(host: ComposeHost) -> None:
     """Stops the gateway and then the balancer while replicas still answer: what is being answered ends well."""
-    ids = {service_of(item): item["Id"] for item in host.containers()}
-    order = stages(host.plan)
-    for number in (GATEWAY, BALANCER):
-        running = [ids[item.name] for item in order[number] if item.host == host.name and item.name in ids]
+    ids = {item.service: item.id for item in host.containers()}
+    order = phases(host.plan)
+    for phase in (Phase.GATEWAY, Phase.BALANCER):
+        running = [ids[item.name] for item in order[phase] if item.host == host.name and item.name in ids]
         if running:
             host.run(["docker", "stop", *running], limit_s=COMMAND_LIMIT_S)
 

@@ -20,7 +20,6 @@ from corral.errors import CorralError, UsageError, did_you_mean
 from corral.image_lock import lock_in_rendering
 from corral.load import load_inventory, load_text
 from corral.ops import history, wiring
-from corral.ops.balancer import backends_of, balancer_of
 from corral.ops.board import Board
 from corral.ops.hosts import ComposeHost, compose_hosts
 from corral.ops.interrupts import Interrupts
@@ -30,7 +29,8 @@ from corral.ops.up import LOCK, Run, carry_out, check_secrets, fetch_images, loo
 from corral.output import compare, refuse_unfinished, write, write_atomically
 from corral.plan import Plan, build_plan
 from corral.policy import refuse_weak
-from corral.render import render
+from corral.render import Tree, render
+from corral.runtime.haproxy import backends_of, balancer_of
 
 SHORT_ID = 12
 
@@ -107,11 +107,7 @@ class Before:
     def of(cls, inventory: Path, out: Path) -> Before:
         """As they are now; raises CorralError when files were edited by hand, which would get lost."""
         refuse_unfinished(out)
-        edited = [change.path for change in compare({}, out) if change.action == "edited"]
-        if edited:
-            raise CorralError(
-                f"edited by hand: {', '.join(edited)}; ./generate.py diff shows how, render --force undoes it"
-            )
+        _refuse_edited({}, out)
         plan = build_plan(load_inventory(inventory))
         trees = {host.name: history.files_on_disk(out, host.name) for host in compose_hosts(plan, out)}
         return cls(inventory, out, inventory.read_text(encoding="utf-8"), trees)
@@ -129,6 +125,15 @@ class Before:
         write(tree, self.out, set(self.trees), force=True)
         if self.path.read_text(encoding="utf-8") != self.inventory:
             write_atomically(self.path, self.inventory.encode(), self.path.stat().st_mode & 0o777)
+
+
+def _refuse_edited(tree: Tree, out: Path, hosts: set[str] | None = None) -> None:
+    """Raises CorralError when files were edited by hand, which would get lost."""
+    edited = [change.path for change in compare(tree, out, hosts) if change.action == "edited"]
+    if edited:
+        raise CorralError(
+            f"edited by hand: {', '.join(edited)}; ./generate.py diff shows how, render --force undoes it"
+        )
 
 
 def _plan_with(inventory: Path, text: str, to: Sequence[str]) -> Plan:
@@ -184,7 +189,7 @@ def images(run: Run) -> list[Step]:
     for name, seen in run.seen.items():
         for service, item in seen.found.items():
             new, container = item.service.image, item.container
-            old, old_id = (container["Config"]["Image"], container["Image"]) if container else ("", "")
+            old, old_id = (container.image, container.image_id) if container else ("", "")
             new_id = seen.images.get(new, "")
             is_moved = bool(old_id and new_id and old_id != new_id)
             if old == new and is_moved:
@@ -302,11 +307,7 @@ def _go_back(
     tree = {f"{host}/{path}": data for host, files in trees.items() for path, data in files.items()}
     plan = build_plan(replace(load_text(inventory, Path(source)), image_lock=lock_in_rendering(tree)))
     refuse_weak(plan, tree, is_of_plan=False)
-    edited = [change.path for change in compare(tree, out, set(old)) if change.action == "edited"]
-    if edited:
-        raise CorralError(
-            f"edited by hand: {', '.join(edited)}; ./generate.py diff shows how, render --force undoes it"
-        )
+    _refuse_edited(tree, out, set(old))
     write(tree, out, set(old))
     run = Run(plan, out, compose_hosts(plan, out, old), board, timeout_s)
     carry_out(run)

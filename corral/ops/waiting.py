@@ -4,65 +4,38 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Sequence
 
 from corral.contributions import Service
 from corral.errors import CorralError
 from corral.ops.board import Board
-from corral.ops.doctor.reasons import explained
-from corral.ops.hosts import CommandError, ComposeHost, service_of
-from corral.ops.observed import container_name, container_named
+from corral.ops.hosts import CommandError, ComposeHost
 from corral.ops.ports import holder_of
-from corral.ops.survey import condition, is_well
+from corral.runtime.causes import ENDS, cause_of, explained
+from corral.runtime.docker import Container
 
 POLL_S = 0.5
+# Beyond a service's own start timeout: the engine checks every ten seconds once that has passed.
 SPARE_S = 30
-"""Beyond a service's own start timeout: the engine checks every ten seconds once that has passed."""
-MOST_ENDS = 3
-"""A program that ends this often while it starts will not become well by waiting."""
 COMMAND_LIMIT_S = 600
 LOG_LINES = 12
 WIDTH = 240
+# What the engine says while an earlier, killed command is still at work.
 RACES = re.compile(
     r"is already in progress|Conflict\. The container name|No such container|marked for removal", re.IGNORECASE
 )
-"""What the engine says while an earlier, killed command is still at work."""
 RACE_TRIES = 5
 RACE_PAUSE_S = 2
 PORT_TAKEN = re.compile(r"(?:Bind for|listen tcp4?|bind host port)\D*\s?\S*?:(\d+)\b")
-NO_GPUS = (
-    "the engine cannot hand out GPUs: install nvidia-container-toolkit, "
-    "run nvidia-ctk runtime configure --runtime=docker, restart docker"
-)
-CAUSES = (
-    (r"port is already allocated|address already in use", "another program holds the port"),
-    (r"could not select device driver|unresolvable CDI devices|unknown or invalid runtime", NO_GPUS),
-    (r"no such image|pull access denied|manifest unknown|failed to resolve", "the image is not there"),
-    (r"cannot assign requested address", "the host has no such address; correct hosts.….address in the inventory"),
-    (r"no space left on device", "the disk is full"),
-    (r"container name \S+ is already in use", "a container of another project has that name; remove or rename it"),
-    (r"mounts denied|source path does not exist", "a rendered file is not there; ./generate.py render"),
-)
-"""What Compose's words usually mean; the first match counts."""
 
 
-class ServiceProblem(CorralError):
-    """A service is not well; `host` and `service` say which."""
-
-    def __init__(self, host: str, service: str, words: str) -> None:
-        self.host, self.service = host, service
-        super().__init__(words)
-
-
-def create(host: ComposeHost, services: Sequence[str], *, is_forced: bool = False) -> None:
+def create(host: ComposeHost, services: Sequence[str]) -> None:
     """Makes and starts the containers of services as they are rendered, and touches no other.
 
     Raises:
         CorralError: the engine refuses; the message says why and what helps.
     """
-    force = ("--force-recreate",) if is_forced else ()
-    words = ("up", "--detach", "--no-deps", "--no-build", "--pull", "never", *force, *services)
+    words = ("up", "--detach", "--no-deps", "--no-build", "--pull", "never", *services)
     for left in reversed(range(RACE_TRIES)):
         try:
             host.compose(*words, limit_s=COMMAND_LIMIT_S)
@@ -78,22 +51,17 @@ def _refusal(host: ComposeHost, services: Sequence[str], error: CommandError) ->
     words = error.done.words
     lines = words.splitlines() or ["no answer"]
     line = next((line for line in reversed(lines) if "error" in line.lower()), lines[-1])
-    refused = [service_of(item) for item in host.containers() if item["State"].get("Error")]
+    refused = [item.service for item in host.containers() if item.error]
     named = ", ".join(name for name in services if name in refused) or ", ".join(services)
-    cause = likely_cause(words)
+    cause = cause_of(words)
     port = PORT_TAKEN.search(words)
     holder = port_holder(host, int(port[1])) if port else ""
     parts = [f"{host.name}: the engine does not start {named}: {line}"]
     if cause:
-        parts.append(f"  likely cause: {cause}")
+        parts.append(f"  likely cause: {cause.words}")
     if port and holder:
         parts.append(f"  port {port[1]} is held by {holder}")
     return "\n".join(parts)
-
-
-def likely_cause(words: str) -> str:
-    """What the engine's words usually mean; empty when they say nothing we know."""
-    return next((cause for pattern, cause in CAUSES if re.search(pattern, words, re.IGNORECASE)), "")
 
 
 def port_holder(host: ComposeHost, port: int) -> str:
@@ -111,8 +79,8 @@ def wait_well(
     board: Board,
     timeout_s: float | None = None,
     unsaid: Collection[str] = (),
-) -> dict[str, float]:
-    """Seconds until each service was well.
+) -> None:
+    """Returns when every service is well.
 
     Args:
         host: where they run.
@@ -122,62 +90,57 @@ def wait_well(
         unsaid: names of services that are not mentioned unless they fail.
 
     Raises:
-        ServiceProblem: one of them is not well in time, or there is no hope.
+        CorralError: one of them is not well in time, or there is no hope.
     """
     began = time.monotonic()
     waiting = {service.name: service for service in services}
-    ready: dict[str, float] = {}
     restarts: dict[str, int] = {}
     while waiting:
-        states = {service_of(item): item for item in host.containers()}
+        containers = {item.service: item for item in host.containers()}
         elapsed = time.monotonic() - began
         for name, service in list(waiting.items()):
-            container = states.get(name)
-            state = condition(container) if container else "missing"
-            if is_well(state):
-                ready[name] = elapsed
-                del waiting[name]
-                if name not in unsaid:
-                    board.show(host.name, name, f"{state} after {elapsed:.0f} s", is_done=True)
-                continue
+            container = containers.get(name)
+            state = container.condition if container else "missing"
+            is_well = container is not None and container.is_well
             if name not in unsaid:
-                board.show(host.name, name, state)
-            limit = timeout_s if timeout_s is not None else service.health.start_timeout_s + SPARE_S
-            if state == "unhealthy":  # of an earlier run, perhaps; a busy machine may still get it well
-                limit = min(limit, SPARE_S)
-            hopeless = _is_hopeless(container, state, restarts)
-            if hopeless or elapsed > limit:
-                raise problem(host, service, "" if hopeless else f"not well within {limit:.0f} s")
+                board.show(host.name, name, f"{state} after {elapsed:.0f} s" if is_well else state, is_done=is_well)
+            if is_well:
+                del waiting[name]
+            elif _is_hopeless(container, restarts):
+                raise problem(host, service)
+            elif elapsed > (limit := _limit_s(service, state, timeout_s)):
+                raise problem(host, service, f"not well within {limit:.0f} s")
         if waiting:
             time.sleep(POLL_S)
-    return ready
 
 
-def _is_hopeless(container: Mapping[str, Any] | None, state: str, restarts: dict[str, int]) -> bool:
+def _limit_s(service: Service, state: str, timeout_s: float | None) -> float:
+    limit = timeout_s if timeout_s is not None else service.health.start_timeout_s + SPARE_S
+    return min(limit, SPARE_S) if state == "unhealthy" else limit  # of an earlier run, perhaps: it may become well
+
+
+def _is_hopeless(container: Container | None, restarts: dict[str, int]) -> bool:
     """Whether waiting longer is no use."""
-    if container is None or state in {"exited", "dead", "created", "parked"}:
+    if container is None or container.condition in {"exited", "dead", "created", "parked"}:
         return True
-    count = int(container.get("RestartCount") or 0)
-    first = restarts.setdefault(container["Id"], count)
-    return count - first >= MOST_ENDS or (state == "restarting" and count >= MOST_ENDS)
+    count = container.restarts
+    first = restarts.setdefault(container.id, count)
+    return count - first >= ENDS or (container.state == "restarting" and count >= ENDS)
 
 
-def problem(host: ComposeHost, service: Service, words: str = "") -> ServiceProblem:
+def problem(host: ComposeHost, service: Service, words: str = "") -> CorralError:
     """Why a service is not well, in words for a person."""
-    name = container_name(host.plan, host.name, service.name)
-    done = host.run(["docker", "logs", "--tail", str(LOG_LINES), name], check=False)
-    log = f"{done.out}{done.err}" if done.code == 0 else ""
-    container = container_named(host, name)
+    log = host.last_lines(service.container_name, LOG_LINES)
+    container = host.container_of(service.name)
     reason = explained(container, service, log)
     lines = [f"{host.name}/{service.name}: {words + '; ' if words else ''}{reason.what}"]
     if container is not None:
-        lines.append(
-            f"  container {name}: {container.condition}, exit code {container.exit_code}, {container.restarts} restarts"
-        )
+        numbers = f"exit code {container.exit_code}, {container.restarts} restarts"
+        lines.append(f"  container {container.name}: {container.condition}, {numbers}")
         if container.last_check and container.condition != "healthy":
             lines.append(f"  last health check: {' '.join(container.last_check.split())[:WIDTH]}")
     last = [line.rstrip()[:WIDTH] for line in log.splitlines() if line.strip()][-LOG_LINES:]
     lines.extend(["  last lines:", *(f"    {line}" for line in last)] if last else ["  it wrote nothing"])
     if reason.remedy:
         lines.append(f"  remedy: {reason.remedy}")
-    return ServiceProblem(host.name, service.name, "\n".join(lines))
+    return CorralError("\n".join(lines))

@@ -1,13 +1,11 @@
-"""`watch`: what the farm does at the moment, from its own Prometheus; on the screen, as CSV or as JSON (004-56)."""
+"""`watch`: what the farm does at the moment, from its own Prometheus; on the screen, as CSV or as JSON."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,14 +15,13 @@ from urllib.parse import quote
 import httpx
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from corral.contributions import Service
 from corral.errors import CorralError
+from corral.ops.board import redraw
 from corral.ops.hosts import CommandError, ComposeHost
-from corral.ops.observed import container_name
 from corral.plan import Plan
 
 LIMIT_S = 10.0
@@ -63,18 +60,18 @@ CARDS = (
     Figure("memory_total", "gpu:memory_total:bytes", "of", "GiB", 1, 1 / 1024**3),
     Figure("throttled", "gpu:throttled", "throttled", "1 = yes"),
 )
+# What there is to see: the figures of each kind, and the labels that name one of it.
 KINDS = {"pool": (POOLS, ("pool",)), "gpu": (CARDS, ("host", "gpu"))}
-"""What there is to see: the figures of each kind, and the labels that name one of it."""
+# Degrees Celsius for the colours; alerts have limits for each card (`GpuWarm`, `GpuHot`).
 WARM_C, HOT_C = 80, 85
-"""Seed 004's bounds; alerts go by card (`GpuWarm`, `GpuHot`)."""
 
+# Answers an instant query with Prometheus' result vector.
 Ask = Callable[[str], list[dict[str, Any]]]
-"""Answers an instant query with Prometheus' result vector."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One pool or card and its figures by name; a figure that nobody measured is missing."""
+    """One pool or card and its figures by name; one that was not measured is missing."""
 
     about: str
     name: str
@@ -115,7 +112,7 @@ def _on_loopback(port: int) -> Ask:
 def _over_ssh(host: ComposeHost, service: Service, port: int) -> Ask:
     def ask(query: str) -> list[dict[str, Any]]:
         url = f"http://127.0.0.1:{port}/api/v1/query?query={quote(query)}"
-        words = ["docker", "exec", container_name(host.plan, host.name, service.name), "wget", "-q", "-O", "-", url]
+        words = ["docker", "exec", service.container_name, "wget", "-q", "-O", "-", url]
         try:
             return _result(host.run(words, limit_s=LIMIT_S).out)
         except CommandError as error:
@@ -218,34 +215,15 @@ def csv_lines(rows: Iterable[Row], moment: datetime, *, with_header: bool) -> st
 
 def watch(ask: Ask, console: Console, every_s: float, *, looks: int = 0, csv_file: Path | None = None) -> None:
     """Looks again and again until Ctrl-C, or so many times; every look is appended to the CSV file at once."""
-    try:
-        with ExitStack() as stack:
-            live = stack.enter_context(_live(console)) if console.is_terminal and looks != 1 else None
-            for rows in _looks(ask, every_s, looks):
-                now = datetime.now(UTC)
-                if csv_file:
-                    _append(csv_file, rows, now)
-                if live is None:
-                    console.print(view(rows))
-                    continue
-                stamp = Text(f"{now.astimezone():%H:%M:%S}, every {every_s:g} s, Ctrl-C ends", "dim")
-                live.update(Group(view(rows), Text(), stamp), refresh=True)
-    except KeyboardInterrupt:
-        return
+    redraw(console, _views(ask, csv_file), every_s, count=looks)
 
 
-def _live(console: Console) -> Live:
-    return Live(console=console, auto_refresh=False, screen=True, vertical_overflow="crop")
-
-
-def _looks(ask: Ask, every_s: float, count: int) -> Iterator[list[Row]]:
-    number = 0
+def _views(ask: Ask, csv_file: Path | None) -> Iterator[RenderableType]:
     while True:
-        yield look(ask)
-        number += 1
-        if number == count:
-            return
-        time.sleep(every_s)
+        rows = look(ask)
+        if csv_file:
+            _append(csv_file, rows, datetime.now(UTC))
+        yield view(rows)
 
 
 def _append(path: Path, rows: Iterable[Row], moment: datetime) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 from corral.ops.hosts import ComposeHost
 from corral.ops.survey import Survey
 from corral.ops.waiting import COMMAND_LIMIT_S
+from corral.runtime.docker import PROJECT
 
 NO_CHANGE = ("--no-start", "--no-recreate", "--no-deps", "--no-build", "--pull", "never")
-PROJECT = "com.docker.compose.project"
 
 
 def join(seen: Survey) -> None:
@@ -24,11 +24,11 @@ def join(seen: Survey) -> None:
         return
     project = _project(seen.host)
     missing = [
-        (item.service.name, str(item.container["Id"]), network, aliases)
+        (item.service.name, item.container.id, network, aliases)
         for item in stale
         if item.container
         for network, aliases in _inner(project, item.service.name)
-        if network not in item.container["NetworkSettings"]["Networks"]
+        if network not in item.container.networks
     ]
     if not missing:
         return

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from corral.components import llama
-from corral.ops.balancer import Balancer, balancer_of
+from corral.runtime.haproxy import Balancer, balancer_of
 from corral.tiny_models import KNOWN_ANSWER
 from tests.compose.project import Client, docker, frozen, streamed_text
 from tests.compose.site_up import Site, site_in

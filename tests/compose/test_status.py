@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from corral.ops import observed
 from corral.ops.hosts import ComposeHost
-from corral.ops.observed import observe
+from corral.runtime import observe as observing
+from corral.runtime.observe import observe
 from tests.compose.images.build import ensure_images
 from tests.compose.project import Project, cut_off, docker, frozen, make_models, render_site
 from tests.processes.helpers import REPOSITORY, Process, wait_until
@@ -221,7 +221,7 @@ def test_memory_is_asked_from_docker_where_control_groups_cannot_be_read(
 ) -> None:
     host = ComposeHost(site.plan, HOST, site.out)
     read = {item.service: item.memory_mib for item in observe(host).containers}
-    monkeypatch.setattr(observed, "_MEMORY_SCRIPT", ":")
+    monkeypatch.setattr(observing, "_MEMORY_SCRIPT", ":")
     asked = {item.service: item.memory_mib for item in observe(host).containers}
     assert set(asked) == set(read) == set(STARTED)
     for name, mib in asked.items():

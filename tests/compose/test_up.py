@@ -175,7 +175,7 @@ def test_without_an_nvidia_runtime_the_cause_is_named_and_the_processor_can_be_u
     try:
         said = running.corral("up", "--render", code=1)
         assert "the engine does not start solo-1:" in said
-        assert "the engine cannot hand out GPUs: install nvidia-container-toolkit" in said
+        assert "the engine cannot hand out GPUs; install nvidia-container-toolkit" in said
         said = running.corral("up", "--cpu")
         assert running.client.chat_text("solo") == KNOWN_ANSWER
         assert "nothing to do" in running.corral("up")

@@ -11,10 +11,10 @@ from typing import Any
 import yaml
 
 from corral.load import validate
-from corral.ops.balancer import Balancer, balancer_of
 from corral.output import write
 from corral.plan import build_plan
 from corral.render import render
+from corral.runtime.haproxy import Balancer, balancer_of
 from corral.yamlsource import parse
 from tests.needs import program
 from tests.processes.fakes import LOOPBACK, Fakes, command

@@ -16,10 +16,10 @@ import httpx
 import pytest
 
 from corral.load import validate
-from corral.ops.balancer import Balancer, BalancerError, balancer_of
 from corral.output import write
 from corral.plan import build_plan
 from corral.render import render
+from corral.runtime.haproxy import Balancer, BalancerError, balancer_of
 from corral.yamlsource import parse
 from tests.needs import program
 from tests.processes.helpers import Process, free_port, wait_until

@@ -21,7 +21,7 @@ import yaml
 from corral.aliases import EDITOR_NAMES
 from corral.cli import main
 from corral.keys import hash_of
-from corral.ops.balancer import balancer_of
+from corral.runtime.haproxy import balancer_of
 from tests.processes.fakes import LOOPBACK
 from tests.processes.farm import CONSUMERS, EVEN, EVEN_DEPTH, HOST, MIXED, VECTORS, Farm, in_modes
 from tests.processes.helpers import free_port, wait_until

@@ -16,15 +16,15 @@ from corral.load import load_inventory
 from corral.ops.doctor import path as path_area
 from corral.ops.doctor.checks import AREAS, Case, Finding, checks, findings
 from corral.ops.doctor.facts import Facts, Filesystem, SeenFile, Xid, collect, understood
-from corral.ops.doctor.gpus import short_slot
-from corral.ops.doctor.reasons import SIGNS, explained
 from corral.ops.hosts import ComposeHost, Done
-from corral.ops.observed import Container, Observed, Server, container_name, parse_cards, parse_figures
-from corral.ops.observed import understood as observed
-from corral.ops.survey import condition
 from corral.output import digest, write
 from corral.plan import Plan, build_plan
 from corral.render import render
+from corral.runtime.causes import CAUSES, explained
+from corral.runtime.docker import Container
+from corral.runtime.haproxy import Server
+from corral.runtime.observe import Snapshot, observe, parse_cards, short_slot
+from corral.runtime.observe import understood as observed
 from corral.secrets import initialise, read_env
 from tests.trees import plan_of
 
@@ -88,16 +88,21 @@ def case(plan: Plan, out: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
     monkeypatch.setattr(path_area, "_operator", lambda _case, _limit_s=0.0: gateway(key, plan, out))
     host = ComposeHost(plan, "pea", out)
     containers = tuple(well(plan, service.name) for service in plan.services_of("pea"))
-    servers = {item.name: Server("UP", 0, "L7OK", 200) for item in plan.contributions.backends}
+    servers = {item.name: server("UP", 0, "L7OK", 200) for item in plan.contributions.backends}
     hashes = {item.service: item.config_hash for item in containers}
-    return Case(host, good_facts(host), Observed("pea", containers=containers, hashes=hashes, servers=servers), servers)
+    seen = Snapshot("pea", containers=containers, hashes=hashes, servers=servers, cards=CARDS)
+    return Case(host, good_facts(host), seen, servers)
+
+
+def server(status: str, busy: int, check: str, code: int) -> Server:
+    return Server("chat", "gpu-1", status, busy, 0, "", 8080, is_out=False, check=check, code=code)
 
 
 def well(plan: Plan, service: str) -> Container:
     planned = next(item for item in plan.services_of("pea") if item.name == service)
     return Container(
         id=service,
-        name=container_name(plan, "pea", service),
+        name=planned.container_name,
         project="site-pea",
         service=service,
         image=planned.image,
@@ -141,7 +146,6 @@ def good_facts(host: ComposeHost) -> Facts:
         },
         models={".": SeenFile("755", 4096), "small.gguf": SeenFile("644", 1000, magic="GGUF")},
         certificates={"/etc/ssl/own.pem": datetime.now(UTC) + timedelta(days=90)},
-        cards=CARDS,
         litellm_version="1.106.2",
     )
 
@@ -166,6 +170,10 @@ def found(case: Case, check: str) -> list[Finding]:
 
 def with_facts(**changes: Any) -> Callable[[Case], Case]:
     return lambda case: replace(case, facts=replace(case.facts, **changes))
+
+
+def with_seen(**changes: Any) -> Callable[[Case], Case]:
+    return lambda case: replace(case, seen=replace(case.seen, **changes))
 
 
 def with_container(service: str, **changes: Any) -> Callable[[Case], Case]:
@@ -196,11 +204,11 @@ def with_server(name: str, server: Server) -> Callable[[Case], Case]:
 
 def with_card(index: int, **changes: Any) -> Callable[[Case], Case]:
     cards = tuple(replace(card, **changes) if card.index == index else card for card in CARDS)
-    return with_facts(cards=tuple(sorted(cards, key=lambda card: card.index)))
+    return with_seen(cards=tuple(sorted(cards, key=lambda card: card.index)))
 
 
 def with_driver(version: str) -> Callable[[Case], Case]:
-    return with_facts(cards=tuple(replace(card, driver=version) for card in CARDS))
+    return with_seen(cards=tuple(replace(card, driver=version) for card in CARDS))
 
 
 def with_model(**changes: Any) -> Callable[[Case], Case]:
@@ -246,7 +254,7 @@ def both(*changes: Callable[[Case], Case]) -> Callable[[Case], Case]:
 
 
 OOM = {"state": "exited", "health": "", "exit_code": 137, "was_out_of_memory": True}
-DOWN = Server("DOWN", 0, "L4CON", 0)
+DOWN = server("DOWN", 0, "L4CON", 0)
 FAULTS: list[tuple[str, Callable[[Case], Case], str]] = [
     ("host-reachable", with_facts(problem="ssh pea does not connect: Permission denied (publickey)"), "publickey"),
     ("engine-answers", with_facts(engine_version="", engine_problem="sh: 1: docker: not found"), "not installed"),
@@ -285,13 +293,13 @@ FAULTS: list[tuple[str, Callable[[Case], Case], str]] = [
     ),
     (
         "gpu-driver",
-        with_facts(cards=(), cards_problem="Failed to initialize NVML: Driver/library version mismatch"),
+        with_seen(cards=(), cards_problem="Failed to initialize NVML: Driver/library version mismatch"),
         "updated under the running kernel module",
     ),
-    ("gpu-driver", with_facts(cards=(), cards_problem=""), "nvidia-smi is not on this machine"),
+    ("gpu-driver", with_seen(cards=(), cards_problem=""), "nvidia-smi is not on this machine"),
     (
         "gpu-driver",
-        with_facts(cards_problem="Unable to determine the device handle for GPU0000:03:00.0: GPU is lost."),
+        with_seen(cards_problem="Unable to determine the device handle for GPU0000:03:00.0: GPU is lost."),
         "a card was lost",
     ),
     ("card-errors", with_facts(xids=(Xid("0000:01:00", 48, ""),)), "GPU 1 in slot 0000:01:00.0: memory error"),
@@ -302,8 +310,8 @@ FAULTS: list[tuple[str, Callable[[Case], Case], str]] = [
     ("driver-version", with_driver("535.183.01"), "driver 535.183.01 is too old"),
     ("driver-version", with_driver("590.44.01"), "driver 590.44.01 no longer knows p104-100"),
     ("driver-version", both(with_driver("570.1"), with_image("llama", "x/llama.cpp:server-cuda13-b1")), "needs 580"),
-    ("card-there", with_facts(cards=CARDS[1:]), "GPU 1 (UUID GPU-11111111-aaaa) is not in this machine"),
-    ("card-there", with_facts(cards=CARDS[:2]), "2 of 3 cards answer"),
+    ("card-there", with_seen(cards=CARDS[1:]), "GPU 1 (UUID GPU-11111111-aaaa) is not in this machine"),
+    ("card-there", with_seen(cards=CARDS[:2]), "2 of 3 cards answer"),
     (
         "card-there",
         with_card(1, pci="00000000:07:00.0"),
@@ -311,7 +319,7 @@ FAULTS: list[tuple[str, Callable[[Case], Case], str]] = [
     ),
     (
         "card-order",
-        with_facts(cards=(replace(CARDS[2], index=0), CARDS[0], replace(CARDS[1], index=2))),
+        with_seen(cards=(replace(CARDS[2], index=0), CARDS[0], replace(CARDS[1], index=2))),
         "index 2 is not the card that the inventory means by GPU 3: it is a NVIDIA P104-100, not a rtx-3060",
     ),
     ("card-kind", with_card(0, total_mib=4096), "GPU 1 (NVIDIA P104-100) has 4.0 GiB, the plan counts on 8.0"),
@@ -348,7 +356,7 @@ FAULTS: list[tuple[str, Callable[[Case], Case], str]] = [
         "ends in 5 days",
     ),
     ("certificates", with_facts(certificates={"/c.pem": None}), "cannot be read"),
-    ("started", lambda case: replace(case, seen=Observed("pea")), "nothing runs here yet"),
+    ("started", lambda case: replace(case, seen=Snapshot("pea")), "nothing runs here yet"),
     ("running", with_container("gpu-2", **OOM), "gpu-2: container exited (137: out of memory)"),
     ("running", without_container("gpu-2"), "gpu-2: it has no container"),
     (
@@ -387,14 +395,14 @@ FAULTS: list[tuple[str, Callable[[Case], Case], str]] = [
     ),
     (
         "replicas-up",
-        with_server("pea-gpu-2", Server("DOWN", 0, "L4TOUT", 0)),
+        with_server("pea-gpu-2", server("DOWN", 0, "L4TOUT", 0)),
         "does not answer on gpu-2:8081, although it is healthy on pea",
     ),
-    ("replicas-up", with_server("pea-gpu-2", Server("MAINT", 0, "", 0)), "was taken out of the balancer"),
+    ("replicas-up", with_server("pea-gpu-2", server("MAINT", 0, "", 0)), "was taken out of the balancer"),
     ("pools-alive", lambda case: replace(case, servers=dict.fromkeys(case.servers, DOWN)), "chat: no replica is up"),
     (
         "nodes",
-        with_server("mac", Server("DOWN", 0, "L4TOUT", 0)),
+        with_server("mac", server("DOWN", 0, "L4TOUT", 0)),
         "HAProxy → node mac does not answer on 192.0.2.9:8080",
     ),
 ]
@@ -577,7 +585,7 @@ def test_pools_are_asked_only_on_request(case: Case, monkeypatch: pytest.MonkeyP
         ("nvidia-container-cli: device error: 7: unknown device: unknown", "is not there"),
         ("nvidia-container-cli: requirement error: unsatisfied condition: cuda>=13.0", "driver is too old"),
         ("listen tcp4 192.0.2.1:4000: bind: cannot assign requested address", "no such address"),
-        ("couldn't bind HTTP server socket, hostname: 0.0.0.0, port: 8080", "holds its port"),
+        ("couldn't bind HTTP server socket, hostname: 0.0.0.0, port: 8080", "holds the port"),
         ('FATAL:  password authentication failed for user "corral"', "password differs"),
         ("write /data: no space left on device", "disk is full"),
     ],
@@ -588,7 +596,7 @@ def test_what_programs_say_is_understood(plan: Plan, line: str, words: str) -> N
 
 
 def test_every_sign_has_a_remedy() -> None:
-    assert all(sign.what and sign.remedy for sign in SIGNS)
+    assert all(sign.what and sign.remedy for sign in CAUSES)
 
 
 @pytest.mark.parametrize(
@@ -640,18 +648,6 @@ def test_nvidia_smi_that_fails_is_quoted(complaint: str) -> None:
     assert (cards, problem) == ((), complaint)
 
 
-def test_figures_of_the_balancer_are_read() -> None:
-    text = """\
-haproxy_server_current_sessions{proxy="chat",server="pea-gpu-1"} 2
-haproxy_server_status{proxy="chat",server="pea-gpu-1",state="UP"} 1
-haproxy_server_check_status{proxy="chat",server="pea-gpu-1",state="L7OK"} 1
-haproxy_server_check_code{proxy="chat",server="pea-gpu-1"} 200
-haproxy_server_status{proxy="chat",server="pea-gpu-2",state="DOWN"} 1
-haproxy_server_check_status{proxy="chat",server="pea-gpu-2",state="L4CON"} 1
-"""
-    assert parse_figures(text) == {"pea-gpu-1": Server("UP", 2, "L7OK", 200), "pea-gpu-2": DOWN}
-
-
 def test_memory_of_both_versions_of_control_groups_is_read() -> None:
     container = {
         "Id": "abc",
@@ -691,7 +687,7 @@ def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str
 
 def asked(plan: Plan, out: Path) -> Case:
     host = ComposeHost(plan, "pea", out)
-    return Case(host, collect(host), Observed("pea"))
+    return Case(host, collect(host), observe(host))
 
 
 @pytest.mark.parametrize(
@@ -724,7 +720,7 @@ def test_cards_of_a_fake_nvidia_smi(plan: Plan, out: Path, fakes: Callable[[str,
     lines = NVIDIA.replace("code 0\n", "")
     fakes("nvidia-smi", f"cat <<'END'\n{lines}END")
     case = asked(plan, out)
-    assert case.facts.cards == CARDS
+    assert case.seen.cards == CARDS
     assert [item for item in found(case, "card-order") if item.level != "hint"] == []
 
 
@@ -755,7 +751,6 @@ def test_a_parked_server_is_told_by_its_last_check(plan: Plan) -> None:
         item["State"] = state | {"Health": {"Status": "starting", "Log": [check]}}
         (container,) = observed("pea", {"containers": json.dumps([item])}).containers
         conditions.append(container.condition)
-        assert condition(item) == container.condition
     assert conditions == ["parked", "starting"]
     reason = explained(replace(container, health="parked", last_check="parked: last: CUDA error: x"))
     assert "reset the card" in reason.remedy
@@ -777,7 +772,7 @@ def test_certificates_between_hosts_are_told_before_they_end(tmp_path: Path, mon
     plan = plan_of("heartcode")
     monkeypatch.setattr(certificates, "VALID", timedelta(days=10))
     initialise({"pea": plan.secrets_of("pea")}, tmp_path)
-    (finding,) = found(Case(ComposeHost(plan, "pea", tmp_path), Facts(), Observed("pea")), "certificates")
+    (finding,) = found(Case(ComposeHost(plan, "pea", tmp_path), Facts(), Snapshot("pea")), "certificates")
     assert "EDGE_CERTIFICATE ends on" in finding.what
     assert (finding.level, finding.remedy) == ("warning", "./generate.py secrets init, then ./generate.py up")
 
@@ -813,15 +808,14 @@ def test_models_and_certificates_on_this_machine(plan: Plan, out: Path, tmp_path
 def test_listeners_and_addresses_of_the_kernel_are_read() -> None:
     facts = understood(
         {
-            "sockets": "  sl  local_address rem_address st\n 0: 0100007F:1F90 0:0 0A x\n 1: 0100007F:0050 0:0 01 x",
-            "addresses": "  |-- 192.0.2.144\n     /32 host LOCAL\n  |-- 192.0.2.255\n     /32 link BROADCAST",
-            "addresses6": "20010db8000000000000000000000001 02 40 00 80 eth0",
-            "programs": 'LISTEN 0 128 127.0.0.1:8080 0.0.0.0:* users:(("python3",pid=12,fd=3))',
+            "addresses": '[{"addr_info": [{"local": "192.0.2.144"}, {"local": "2001:db8::1"}]}, {"addr_info": []}]',
+            "programs": 'LISTEN 0 128 127.0.0.1:8080 0.0.0.0:* users:(("python3",pid=12,fd=3))\n'
+            "LISTEN 0 128 [::1]:8080 [::]:*\nLISTEN 0 128 127.0.0.53%lo:53 0.0.0.0:*\nLISTEN 0 128 *:22 *:*",
             "published": "pea-gpu-1 192.0.2.144:8081->8081/tcp\nother ",
             "clock": "Reference ID : 0\nLeap status     : Not synchronised\n",
         }
     )
-    assert facts.listeners == {8080: ("127.0.0.1",)}
+    assert facts.listeners == {22: ("::",), 53: ("127.0.0.53",), 8080: ("127.0.0.1", "::1")}
     assert facts.addresses == {"192.0.2.144", "2001:db8::1"}
     assert facts.holders == {8080: "python3 (pid 12)", 8081: "the container pea-gpu-1"}
     assert facts.is_clock_synchronised is False
@@ -829,7 +823,7 @@ def test_listeners_and_addresses_of_the_kernel_are_read() -> None:
 
 def test_a_far_host_that_does_not_answer_is_one_finding(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     silent = replace(
-        case, facts=Facts(problem="ssh pea does not connect: timed out"), seen=Observed("pea", problem="x"), servers={}
+        case, facts=Facts(problem="ssh pea does not connect: timed out"), seen=Snapshot("pea", problem="x"), servers={}
     )
     assert [item.id for item, _ in findings(silent)] == ["host-reachable"]
 

@@ -11,8 +11,9 @@ from corral.load import validate
 from corral.ops.doctor.checks import Case, checks
 from corral.ops.doctor.facts import Facts
 from corral.ops.hosts import ComposeHost
-from corral.ops.observed import Container, Observed
 from corral.plan import build_plan
+from corral.runtime.docker import Container
+from corral.runtime.observe import Snapshot
 from corral.yamlsource import parse
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -36,7 +37,7 @@ def found(tmp_path: Path, more: str, *published: tuple[str, int]) -> set[str]:
     """Ids of the checks of exposure that find something."""
     plan = build_plan(validate(parse(INVENTORY + more, "inventory.yaml")))
     seen = Container("1", "box-haproxy", "open-box", "haproxy", "haproxy", "running", published=(*PORTS, *published))
-    case = Case(ComposeHost(plan, "box", tmp_path), Facts(), Observed("box", containers=(seen,)))
+    case = Case(ComposeHost(plan, "box", tmp_path), Facts(), Snapshot("box", containers=(seen,)))
     asked = [item for item in checks() if item.area == "exposure" and all(map(case.has, item.needs))]
     return {item.id for item in asked if any(item.find(case))}
 

@@ -12,10 +12,10 @@ from corral.load import load_inventory
 from corral.ops.certificates import certificate_files, certificate_lines, understood_ends
 from corral.ops.figures import look
 from corral.ops.hosts import ComposeHost
-from corral.ops.observed import Observed
 from corral.output import write
 from corral.plan import build_plan
 from corral.render import render
+from corral.runtime.observe import Snapshot
 
 SITE = """\
 schema_version: 1
@@ -75,7 +75,7 @@ def test_a_file_that_is_none_is_told_from_one_that_nobody_can_read(
 
 
 def test_prometheus_is_told(box: ComposeHost, pem: Path) -> None:
-    found = look(box, Observed("box"), render(box.plan))
+    found = look(box, Snapshot("box"), render(box.plan))
     assert found.certificates == asked(box)
     pem.unlink()
-    assert look(box, Observed("box"), render(box.plan)).certificates == {str(pem): None}
+    assert look(box, Snapshot("box"), render(box.plan)).certificates == {str(pem): None}

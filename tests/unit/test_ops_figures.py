@@ -19,10 +19,11 @@ from corral.ops.figures import FILE, FOLDER, figures_hosts, look, text, write_fi
 from corral.ops.history import last_backups, note_backup
 from corral.ops.hosts import ComposeHost
 from corral.ops.models import STAMPS
-from corral.ops.observed import Container, Observed
 from corral.output import write
 from corral.plan import Plan, build_plan
 from corral.render import render
+from corral.runtime.docker import Container
+from corral.runtime.observe import Snapshot
 from tests.figures_example import EXAMPLE
 from tools.catalogue import FOLDER as CATALOGUES
 from tools.catalogue import metrics_in
@@ -59,12 +60,12 @@ def container(service: str, health: str = "healthy", state: str = "running", con
     return Container(service, f"box-{service}", "told-box", service, "image", state, health, config_hash=config)
 
 
-def seen(host: ComposeHost, *more: Container) -> Observed:
+def seen(host: ComposeHost, *more: Container) -> Snapshot:
     """Everything runs, unless said otherwise."""
     other = {item.service: item for item in more}
     names = [service.name for service in host.services]
     found = tuple(other.get(name, container(name)) for name in names)
-    return Observed("box", containers=found, hashes=dict.fromkeys(names, "new"))
+    return Snapshot("box", containers=found, hashes=dict.fromkeys(names, "new"))
 
 
 def samples(data: bytes) -> dict[tuple[str, str], float]:
@@ -161,7 +162,7 @@ def test_containers_as_they_are(host: ComposeHost, other: Container, is_healthy:
 
 def test_a_missing_container_is_drift_and_not_healthy(host: ComposeHost) -> None:
     whole = seen(host)
-    observed = Observed("box", containers=whole.containers[1:], hashes=whole.hashes)
+    observed = Snapshot("box", containers=whole.containers[1:], hashes=whole.hashes)
     gone = whole.containers[0]
     found = samples(text(look(host, observed, render(host.plan))))
     assert found["corral_container_healthy", f"{gone.name} {gone.service}"] == 0
@@ -216,7 +217,7 @@ def test_every_host_that_fails_is_named_and_the_others_are_written(
 ) -> None:
     lost = ComposeHost(host.plan, "box", tmp_path / "elsewhere")
     monkeypatch.setattr(
-        figures, "observe_all", lambda _hosts: [Observed("box", problem="no engine"), seen(host), seen(host)]
+        figures, "observe_all", lambda _hosts: [Snapshot("box", problem="no engine"), seen(host), seen(host)]
     )
     with pytest.raises(CorralError) as caught:
         write_figures(host.plan, [host, lost, host])

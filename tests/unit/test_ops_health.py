@@ -6,8 +6,9 @@ import pytest
 from corral.contributions import Health, Service
 from corral.errors import CorralError
 from corral.ops import health
-from corral.ops.health import last_lines, likely_cause, watch
+from corral.ops.health import last_lines, watch
 from corral.ops.supervisor import Program
+from corral.runtime.causes import cause_of
 
 HERE = Path("/nowhere")
 
@@ -96,8 +97,8 @@ def test_health_command_is_asked_where_there_is_no_path(tmp_path: Path) -> None:
     ],
 )
 def test_likely_causes(line: str, start: str) -> None:
-    cause = likely_cause(["before", line, "after"])
-    assert cause.startswith(start)
+    cause = cause_of(f"before\n{line}\nafter", "process")
+    assert (cause.what if cause else "").startswith(start)
     assert bool(cause) is bool(start)
 
 

@@ -15,11 +15,12 @@ from rich.console import Console
 
 from corral.errors import CorralError, UsageError
 from corral.ops import rolling, serving
-from corral.ops.balancer import Balancer, Server
 from corral.ops.board import Board
 from corral.ops.hosts import ComposeHost, Done
 from corral.ops.serving import Change, Place
 from corral.plan import Plan
+from corral.runtime.docker import Container
+from corral.runtime.haproxy import Balancer, Server
 from tests.unit.test_shared import plan_of
 
 
@@ -158,14 +159,11 @@ def test_idle_seconds_are_read_from_the_balancers_figures(monkeypatch: pytest.Mo
 
 def test_a_container_with_a_published_port_is_found_at_either_address(tmp_path: Path) -> None:
     """`restart` of a shared server waited a minute for each pool whose name HAProxy had looked up as the other one."""
-    networks = {"site_door": {"IPAddress": "172.19.0.2"}, "site_servers-llama": {"IPAddress": "172.18.0.3"}, "gone": {}}
-    container = {
-        "Config": {"Labels": {"com.docker.compose.service": "turns"}},
-        "NetworkSettings": {"Networks": networks},
-    }
+    networks = {"site_door": "172.19.0.2", "site_servers-llama": "172.18.0.3", "gone": ""}
+    container = Container("1", "box-turns", "site", "turns", "image", "running", networks=networks)
     plan = plan_of(tmp_path, "loaded: 1, port: 9400")
     service = next(item for item in plan.services_of("box") if item.name == "turns")
-    host = cast(ComposeHost, SimpleNamespace(containers=lambda: [container], name="box", project="site"))
+    host = cast(ComposeHost, SimpleNamespace(container_of=lambda _name: container, name="box", project="site"))
     work = rolling._Work(host, service, Board(Console(quiet=True)), "restart", None)
 
     assert rolling._addresses(work) == ["172.18.0.3", "172.19.0.2"]

@@ -36,6 +36,13 @@ pools:
   chat: {model: tiny, on: {host: box, gpus: 1-2}}
 gateway: {host: box, database: false, cache: false}
 """
+
+
+def card(number: int) -> str:
+    """What nvidia-smi prints of a card."""
+    return f"{number}, {UUIDS[number]}, 00000000:0{number + 1}:00.0, P104-100, 8192, 0, 0, 30, 580.95.05, 6.1\n"
+
+
 NODE = """\
 nodes:
   far: {url: "http://192.0.2.7:8080", model: far, api_key: FAR_KEY}
@@ -147,7 +154,9 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: list[list[str
             if name not in without:
                 (tmp_path / "bin" / name).write_text(text)
                 (tmp_path / "bin" / name).chmod(0o755)
-        cards = "".join(f"{n}, {UUIDS[n]}, 00000000:0{n + 1}:00.0, P104-100\n" for n in range(2))
+        cards = "".join(
+            f"{n}, {UUIDS[n]}, 00000000:0{n + 1}:00.0, P104-100, 8192, 0, 0, 30, 580.95.05, 6.1\n" for n in range(2)
+        )
         for name, text in {
             "engine": "28.5.2\n",
             "compose": "2.40.3\n",
@@ -292,7 +301,12 @@ def test_without_an_engine_the_commands_are_told(make: Make, monkeypatch: pytest
             "",
             ("nvidia-smi fails: NVIDIA-SMI has failed: no driver", "580 is the last driver branch that knows p104-100"),
         ),
-        ("cards", f"0, {UUIDS[0]}, 00000000:01:00.0, P104-100", "", ("the driver sees 1 of 2", "nvidia-smi -L")),
+        (
+            "cards",
+            card(0),
+            "",
+            ("the driver sees 1 of 2", "nvidia-smi -L"),
+        ),
     ],
 )
 def test_what_is_wrong_is_told_with_its_remedy(

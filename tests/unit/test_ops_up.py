@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
@@ -16,25 +15,26 @@ from corral.errors import CorralError, UsageError
 from corral.load import validate
 from corral.ops import history
 from corral.ops.archives.container import packed
-from corral.ops.balancer import config_digest, keep_known, parse_servers
 from corral.ops.board import Board
 from corral.ops.hosts import ComposeHost, Done
 from corral.ops.lock import alone
 from corral.ops.survey import check_engine, survey
-from corral.ops.up import STAGES, stages
 from corral.ops.upgrade import parse_choices, with_images
-from corral.ops.waiting import likely_cause
+from corral.order import in_order, phases
 from corral.plan import Plan, build_plan
 from corral.render import render
+from corral.runtime.causes import cause_of
+from corral.runtime.docker import Container
+from corral.runtime.haproxy import config_digest, keep_known, parse_servers
 from corral.yamlsource import parse
 from tests.trees import ROOT
 
 STAT = """\
-# pxname,svname,qcur,qmax,scur,smax,status
-pools,FRONTEND,,,2,9,OPEN
-chat,box-chat-1,1,3,2,2,UP
-chat,box-chat-2,0,0,0,2,MAINT
-chat,BACKEND,4,9,2,4,UP
+# pxname,svname,qcur,qmax,scur,smax,status,check_status,check_code
+pools,FRONTEND,,,2,9,OPEN,,
+chat,box-chat-1,1,3,2,2,UP 1/3,* L7OK,200
+chat,box-chat-2,0,0,0,2,MAINT,,
+chat,BACKEND,4,9,2,4,UP,,
 
 1
 # be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state srv_fqdn srv_port
@@ -61,9 +61,10 @@ def test_servers_as_the_balancer_sees_them() -> None:
     servers = parse_servers(STAT)
     assert set(servers) == {"box-chat-1", "box-chat-2", "pea-gpu-1"}
     one, two = servers["box-chat-1"], servers["box-chat-2"]
-    assert (one.group, one.status, one.in_flight, one.waiting) == ("chat", "UP", 2, 1)
+    assert (one.group, one.status, one.in_flight, one.waiting) == ("chat", "UP 1/3", 2, 1)
+    assert (one.state, one.check, one.code) == ("UP", "L7OK", 200)
     assert (one.address, one.port, one.is_usable) == ("172.19.0.3", 8100, True)
-    assert (two.address, two.is_out, two.is_usable) == ("", True, False)
+    assert (two.address, two.is_out, two.is_usable, two.state) == ("", True, False, "MAINT")
     assert servers["pea-gpu-1"].is_out  # drained by hand counts, too
 
 
@@ -98,7 +99,7 @@ def test_the_configuration_says_which_it_is(tmp_path: Path) -> None:
 
 
 def test_stages_come_up_from_the_back_to_the_front() -> None:
-    found = dict(zip(STAGES, ([item.name for item in stage] for stage in stages(default_plan())), strict=True))
+    found = {phase.title: [item.name for item in services] for phase, services in phases(default_plan()).items()}
     assert found == {
         "edges": [],
         "inference servers": ["chat-1", "chat-2", "embed-1"],
@@ -109,21 +110,24 @@ def test_stages_come_up_from_the_back_to_the_front() -> None:
     }
 
 
+def test_what_others_wait_for_is_restarted_first() -> None:
+    plan = default_plan()
+    names = [item.name for item in in_order(plan, reversed(plan.services_of("box")))]
+    assert names.index("chat-1") < names.index("postgres") < names.index("haproxy") < names.index("litellm")
+    assert names.index("litellm") < names.index("postgres-exporter")
+
+
 @dataclass(frozen=True, slots=True)
 class FakeHost(ComposeHost):
     """A host whose commands answer from a table: the first entry whose words are all in the command."""
 
     answers: Mapping[tuple[str, ...], Done] = field(default_factory=dict)
-    found: Sequence[dict[str, Any]] = ()
 
     def run(self, words: Sequence[str], **_options: object) -> Done:
         line = " ".join(words)
         return next(
             (done for sign, done in self.answers.items() if all(word in line for word in sign)), Done(0, "", "")
         )
-
-    def containers(self) -> list[dict[str, Any]]:
-        return list(self.found)
 
 
 @pytest.mark.parametrize(
@@ -142,34 +146,41 @@ def test_an_engine_that_cannot_be_used_is_named_with_the_remedy(tmp_path: Path, 
     assert str(caught.value).startswith("box: ")
 
 
-def container(service: str, *, digest: str = "new", image: str = "sha256:1", status: str = "running") -> dict[str, Any]:
-    labels = {"com.docker.compose.service": service, "com.docker.compose.config-hash": digest}
-    return {
-        "Id": f"{service}-{digest}-{status}",
-        "Name": f"/box-{service}",
-        "Image": image,
-        "Config": {"Labels": labels, "Image": "x"},
-        "State": {"Status": status, "Health": {"Status": "healthy"}},
-    }
+NEW = "a" * 64
+
+
+def container(service: str, *, digest: str = NEW, image: str = "sha256:1", status: str = "running") -> Container:
+    return Container(
+        id=f"{service}-{digest}-{status}",
+        name=f"box-{service}",
+        project="default-box",
+        service=service,
+        image="x",
+        state=status,
+        health="healthy",
+        image_id=image,
+        config_hash=digest,
+    )
 
 
 def test_what_is_missing_changed_and_left_over(tmp_path: Path) -> None:
     plan = default_plan()
     names = [service.name for service in plan.services_of("box")]
     found = [container(name) for name in names if name not in {"valkey", "chat-1", "chat-2", "embed-1"}]
-    found += [container("chat-1", digest="old"), container("chat-2", image="sha256:0"), container("chat-9")]
+    found += [container("chat-1", digest="0" * 64), container("chat-2", image="sha256:0"), container("chat-9")]
     found += [container("embed-1", status="exited")]
     images = len({service.image for service in plan.services_of("box")})
     answers = {
-        ("config", "--hash"): Done(0, "\n".join(f"{name} new" for name in names), ""),
+        ("config", "--hash"): Done(0, "\n".join(f"{name} {NEW}" for name in names), ""),
         ("image inspect",): Done(0, "sha256:1\n" * (images - 1) + "-\n", ""),
     }
-    seen = survey(FakeHost(plan, "box", tmp_path, answers=answers, found=found))
-    assert seen.found["valkey"].state == "missing"
-    assert (seen.found["embed-1"].state, seen.found["embed-1"].runs) == ("exited", False)
+    seen = survey(FakeHost(plan, "box", tmp_path, answers=answers), found)
+    assert (seen.found["valkey"].container, seen.found["valkey"].is_well) == (None, False)
+    assert (seen.found["embed-1"].is_well, seen.found["embed-1"].runs) == (False, False)
+    assert seen.found["haproxy"].is_well
     changed = {name for name, item in seen.found.items() if item.runs and not item.is_current}
     assert changed == {"chat-1", "chat-2"}
-    assert [item["Name"] for item in seen.left_over] == ["/box-chat-9"]
+    assert [item.name for item in seen.left_over] == ["box-chat-9"]
     assert len(seen.missing_images) == 1
 
 
@@ -179,7 +190,7 @@ def test_two_containers_of_one_service_are_not_as_rendered(tmp_path: Path) -> No
     answers: dict[tuple[str, ...], Done] = {
         ("image inspect",): Done(0, "-\n" * len({s.image for s in default_plan().services_of("box")}), "")
     }
-    seen = survey(FakeHost(default_plan(), "box", tmp_path, answers=answers, found=found))
+    seen = survey(FakeHost(default_plan(), "box", tmp_path, answers=answers), found)
     assert (seen.found["haproxy"].runs, seen.found["haproxy"].is_current) == (True, False)
 
 
@@ -194,8 +205,9 @@ def test_two_containers_of_one_service_are_not_as_rendered(tmp_path: Path) -> No
     ],
 )
 def test_likely_causes(words: str, cause: str) -> None:
-    assert cause in likely_cause(words)
-    assert bool(likely_cause(words)) == bool(cause)
+    found = cause_of(words)
+    assert cause in (found.words if found else "")
+    assert bool(found) == bool(cause)
 
 
 def test_a_host_without_cards_uses_both_files(tmp_path: Path) -> None:

@@ -5,12 +5,12 @@ A volume is read and written by the engine itself (`docker cp`), so that an imag
 
 from __future__ import annotations
 
-from typing import IO, Any
+from typing import IO
 
 from corral.contributions import Service, State
 from corral.errors import CorralError
 from corral.ops.board import Board
-from corral.ops.hosts import ComposeHost, service_of
+from corral.ops.hosts import ComposeHost
 from corral.ops.waiting import create, wait_well
 
 # Copies a folder of a paused container. It ends by itself when its reader is gone, and always ends the pause.
@@ -38,23 +38,17 @@ def title(state: State) -> str:
     return f"{state.host}/{state.service}: {state.name} ({state.purpose})"
 
 
-def container_of(host: ComposeHost, service: str) -> dict[str, Any] | None:
-    """The container of a service; None when there is none."""
-    return next((item for item in host.containers() if service_of(item) == service), None)
-
-
 def take_words(host: ComposeHost, state: State) -> list[str]:
     """The command on the host that prints a state; raises CorralError when there is nothing to take it from."""
-    container = container_of(host, state.service)
+    container = host.container_of(state.service)
     remedy = f"start it first: ./generate.py up --host {host.name}"
     if container is None:
         raise CorralError(f"{title(state)} cannot be saved: {state.service} has no container; {remedy}")
     if not state.dump:
-        return ["sh", "-c", COPY, "sh", str(container["Id"]), state.path]
-    if container["State"]["Status"] != "running":
-        status = container["State"]["Status"]
-        raise CorralError(f"{title(state)} cannot be saved: {state.service} does not run ({status}); {remedy}")
-    return ["docker", "exec", str(container["Id"]), *state.dump]
+        return ["sh", "-c", COPY, "sh", container.id, state.path]
+    if not container.is_running:
+        raise CorralError(f"{title(state)} cannot be saved: {state.service} does not run ({container.state}); {remedy}")
+    return ["docker", "exec", container.id, *state.dump]
 
 
 def put_back(host: ComposeHost, state: State, data: IO[bytes], board: Board) -> None:
@@ -75,7 +69,7 @@ def _service(host: ComposeHost, state: State) -> Service:
 
 
 def _id(host: ComposeHost, state: State) -> str:
-    container = container_of(host, state.service)
+    container = host.container_of(state.service)
     if container is None:
         raise CorralError(f"{title(state)}: the container of {state.service} is gone again")
-    return str(container["Id"])
+    return container.id

@@ -10,13 +10,14 @@ from typing import Literal
 
 from corral.ops.doctor.facts import Facts
 from corral.ops.hosts import ComposeHost
-from corral.ops.observed import Observed, Server
 from corral.plan import Plan
+from corral.runtime.haproxy import Server
+from corral.runtime.observe import Snapshot
 
+# In the order in which they are asked and shown; a module for each.
 AREAS = ("engine", "machine", "gpus", "files", "services", "path", "exposure")
-"""In the order in which they are asked and shown; a module for each."""
+# Id of the check that everything else rests on.
 REACHABLE = "host-reachable"
-"""Id of the check that everything else rests on."""
 Level = Literal["error", "warning", "hint"]
 Need = Literal["engine", "gpus", "running", "gateway"]
 
@@ -27,7 +28,7 @@ class Case:
 
     host: ComposeHost
     facts: Facts
-    seen: Observed
+    seen: Snapshot
     servers: Mapping[str, Server] = field(default_factory=dict)
     """What the balancer says of every replica."""
     must_ask: bool = False

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 from corral.ops.doctor.checks import REACHABLE, Case, Finding, check
 
+# The first engine that knows `start_interval` of health checks.
 ENGINE_FLOOR = (25, 0)
-"""The first engine that knows `start_interval` of health checks."""
+# The first Compose that knows `!reset`; `include` and `start_interval` are older.
 COMPOSE_FLOOR = (2, 24)
-"""The first Compose that knows `!reset`; `include` and `start_interval` are older."""
 INSTALL = "install Docker Engine with the Compose plugin, or run ./generate.py setup"
 
 

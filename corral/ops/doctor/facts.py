@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import re
 import shlex
@@ -16,17 +15,14 @@ from corral.components import litellm
 from corral.errors import CorralError
 from corral.ops.certificates import certificate_lines, understood_ends
 from corral.ops.hosts import ComposeHost
-from corral.ops.observed import SeenCard, card_lines, container_name, parse_cards, parts, section
 from corral.output import MANIFEST
+from corral.runtime.observe import parts, section
 from corral.secrets import ENV_FILE, FOLDER
-from corral.site import Replica
 
-LISTENING = "0A"
-"""State of a listening socket in /proc/net/tcp."""
 TIME_SERVICE = "timedatectl show --property NTPSynchronized --value 2>/dev/null"
 UP_TO_WHAT_EXISTS = 'until [ -e "$place" ] || [ "$place" = / ] || [ "$place" = . ]; do place=$(dirname "$place"); done'
+# Both, since each of them may be closed to this user.
 KERNEL_MESSAGES = "(journalctl -k -b -q --no-pager; dmesg) 2>/dev/null | grep -o 'NVRM: Xid .*' | sort -u | tail -n 50"
-"""Both, since each of them may be closed to this user."""
 _XID = re.compile(r"^NVRM: Xid \(PCI:([0-9A-Fa-f:.]+)\): (\d+)[, ]*(.*)$", re.MULTILINE)
 _PROCESS = re.compile(r'\(\("([^"]+)",pid=(\d+)')
 
@@ -78,7 +74,7 @@ class Facts:
     """`docker info`."""
     user: str = ""
     groups: frozenset[str] = frozenset()
-    """Groups of the session; somebody just added to one gets it at the next login."""
+    """Groups of the session; a user just added to one gets it at the next login."""
     future_groups: frozenset[str] = frozenset()
     machine: str = ""
     cores: int = 0
@@ -103,8 +99,6 @@ class Facts:
     has_nvidia_hook: bool = False
     device_files: Mapping[str, int] = field(default_factory=dict)
     """Through which AMD and Intel cards are reached: the number of the group that owns each."""
-    cards: tuple[SeenCard, ...] = ()
-    cards_problem: str = ""
     xids: tuple[Xid, ...] = ()
     """The kernel's messages about cards since the host was started, where this user may read them."""
     litellm_version: str = ""
@@ -140,21 +134,9 @@ def _clock_ahead_s(host: ComposeHost) -> float | None:
     return float(match[0]) - (before + after) / 2 if match else None
 
 
-def models_folder(host: ComposeHost) -> str:
-    """The host's models folder as commands on it see it."""
-    folder = host.plan.site.host(host.name).models_dir
-    return folder if folder.startswith("/") else f"{host.folder}/{folder.removeprefix('./')}"
-
-
-def model_files(host: ComposeHost) -> list[str]:
-    """Names of the model files that the host's servers open."""
-    replicas: list[Replica] = [item for item in host.plan.site.replicas if item.host == host.name]
-    return sorted({file for item in replicas for file in item.files})
-
-
 def script(host: ComposeHost) -> str:
     """The shell script that asks a host about itself."""
-    folder, models = shlex.quote(host.folder), shlex.quote(models_folder(host))
+    folder, models = shlex.quote(host.folder), shlex.quote(host.models_folder)
     secrets = [secret.name for secret in host.plan.secrets_of(host.name)]
     private = shlex.join([ENV_FILE, FOLDER, *(f"{FOLDER}/{name}" for name in secrets)])
     lines = [
@@ -165,9 +147,7 @@ def script(host: ComposeHost) -> str:
         *_part("user", "id -un", "id -nG", 'id -nG "$(id -un)"'),
         *_part("cpu", "uname -m", "getconf _NPROCESSORS_ONLN || echo 0", "grep -m 1 -i '^flags' /proc/cpuinfo"),
         *_part("memory", "grep -E '^(MemTotal|SwapTotal):' /proc/meminfo"),
-        *_part("addresses", "cat /proc/net/fib_trie 2>/dev/null"),
-        *_part("addresses6", "cat /proc/net/if_inet6 2>/dev/null"),
-        *_part("sockets", "cat /proc/net/tcp /proc/net/tcp6 2>/dev/null"),
+        *_part("addresses", "PATH=$PATH:/usr/sbin:/sbin ip -j address 2>/dev/null"),
         *_part("programs", "ss -H -l -t -n -p 2>/dev/null"),
         *_part("published", "docker ps --format '{{.Names}} {{.Ports}}' 2>/dev/null"),
         *_part("disks", *_disk_lines(host)),
@@ -179,7 +159,6 @@ def script(host: ComposeHost) -> str:
         *_part("certificates", *certificate_lines(host)),
         *_part("hook", "PATH=$PATH:/usr/local/bin:/usr/bin command -v nvidia-container-runtime-hook"),
         *_part("devices", "stat -L -c '%n %g' /dev/kfd /dev/dri/render* 2>/dev/null"),
-        *_part("cards", *card_lines()),
         *_part("xids", KERNEL_MESSAGES),
         *_part("litellm", *_gateway_lines(host)),
         "} </dev/null",
@@ -193,7 +172,7 @@ def _part(name: str, *lines: str) -> list[str]:
 
 def _disk_lines(host: ComposeHost) -> list[str]:
     """Free space where the rendering, the models and the engine's own data lie, or would lie."""
-    folders = {"rendering": host.folder, "models": models_folder(host)}
+    folders = {"rendering": host.folder, "models": host.models_folder}
     lines = [
         f'place={shlex.quote(folder)}; {UP_TO_WHAT_EXISTS}; echo "{name} $(df -P -k "$place" | tail -n 1)"'
         for name, folder in folders.items()
@@ -215,7 +194,7 @@ def _digest_lines(paths: list[str]) -> list[str]:
 
 def _model_lines(host: ComposeHost) -> list[str]:
     """Mode, size, name and the first four bytes (in hexadecimal) of every model file."""
-    files = shlex.join(model_files(host))
+    files = shlex.join(sorted(host.model_sources))
     if not files:
         return [""]
     magic = "magic $(head -c 4 \"$file\" | od -A n -t x1 | tr -d ' ')"
@@ -223,9 +202,9 @@ def _model_lines(host: ComposeHost) -> list[str]:
 
 
 def _gateway_lines(host: ComposeHost) -> list[str]:
-    names = [item.name for item in host.plan.services_of(host.name) if item.component == litellm.COMPONENT]
     ask = "import importlib.metadata as m; print(m.version('litellm'))"
-    containers = [container_name(host.plan, host.name, name) for name in names]
+    services = host.plan.services_of(host.name)
+    containers = [item.container_name for item in services if item.component == litellm.COMPONENT]
     return [f"{shlex.join(['docker', 'exec', name, 'python3', '-c', ask])} 2>/dev/null" for name in containers]
 
 
@@ -241,13 +220,12 @@ def understood(found: Mapping[str, str], clock_ahead_s: float | None = None) -> 
     user = [*found.get("user", "").splitlines(), "", "", ""]
     cpu = [*found.get("cpu", "").splitlines(), "", "", ""]
     memory = {name: int(kib) // 1024 for name, kib in re.findall(r"(\w+):\s+(\d+)", found.get("memory", ""))}
-    cards, cards_problem = parse_cards(found.get("cards", ""))
     return Facts(
         engine_version=engine,
         engine_problem=engine_problem,
         compose_version=compose,
         compose_problem=compose_problem,
-        info=_info(found.get("info", "")),
+        info=_json(found.get("info", ""), {}),
         user=user[0],
         groups=frozenset(user[1].split()),
         future_groups=frozenset(user[2].split()),
@@ -256,8 +234,8 @@ def understood(found: Mapping[str, str], clock_ahead_s: float | None = None) -> 
         cpu_flags=frozenset(cpu[2].partition(":")[2].split()),
         ram_mib=memory.get("MemTotal", 0),
         swap_mib=memory.get("SwapTotal", 0),
-        addresses=_addresses(found.get("addresses", ""), found.get("addresses6", "")),
-        listeners=_listeners(found.get("sockets", "")),
+        addresses=_addresses(found.get("addresses", "")),
+        listeners=_listeners(found.get("programs", "")),
         holders=_holders(found.get("programs", ""), found.get("published", "")),
         filesystems=tuple(_filesystems(found.get("disks", ""))),
         is_clock_synchronised=_is_synchronised(found.get("clock", "")),
@@ -270,8 +248,6 @@ def understood(found: Mapping[str, str], clock_ahead_s: float | None = None) -> 
             name: int(group)
             for name, _, group in (line.partition(" ") for line in found.get("devices", "").splitlines())
         },
-        cards=cards,
-        cards_problem=cards_problem,
         xids=tuple(Xid(slot, int(code), words) for slot, code, words in _XID.findall(found.get("xids", ""))),
         litellm_version=found.get("litellm", "").strip(),
     )
@@ -286,44 +262,29 @@ def _version(text: str) -> tuple[str, str]:
     return "", body or f"ended with code {code.strip() or '?'}"
 
 
-def _info(text: str) -> dict[str, Any]:
+def _json(text: str, default: Any) -> Any:
+    """What a program printed as JSON, where it did."""
     try:
-        found = json.loads(text)
+        return json.loads(text) or default
     except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
+        return default
 
 
-def _addresses(trie: str, table6: str) -> frozenset[str]:
-    """The machine's own addresses, as the kernel lists them."""
-    found: set[str] = set()
-    last = ""
-    for line in trie.splitlines():
-        if "|--" in line:
-            last = line.rpartition(" ")[2]
-        elif "host LOCAL" in line:
-            found.add(last)
-    for line in table6.splitlines():
-        found.add(str(ipaddress.IPv6Address(int(line.split()[0], 16))))
-    return frozenset(found)
+def _addresses(text: str) -> frozenset[str]:
+    """The machine's own addresses, as `ip` lists them."""
+    return frozenset(item["local"] for link in _json(text, []) for item in link["addr_info"] if "local" in item)
 
 
-def _listeners(text: str) -> dict[int, tuple[str, ...]]:
+def _listeners(programs: str) -> dict[int, tuple[str, ...]]:
+    """Addresses that programs listen on, by port, as `ss` lists them."""
     found: dict[int, set[str]] = {}
-    for line in text.splitlines():
+    for line in programs.splitlines():
         words = line.split()
-        if len(words) > 3 and words[3] == LISTENING:  # noqa: PLR2004 - slot, local, remote, state
-            address, _, port = words[1].partition(":")
-            found.setdefault(int(port, 16), set()).add(_kernel_address(address))
+        if len(words) > 3:  # noqa: PLR2004 - state, queues, local address
+            address, _, port = words[3].rpartition(":")
+            plain = address.partition("%")[0].strip("[]").removeprefix("::ffff:")
+            found.setdefault(int(port), set()).add("::" if plain == "*" else plain)
     return {port: tuple(sorted(addresses)) for port, addresses in sorted(found.items())}
-
-
-def _kernel_address(text: str) -> str:
-    """An address from /proc/net/tcp: words of four bytes, each turned round."""
-    raw = b"".join(bytes.fromhex(text[at : at + 8])[::-1] for at in range(0, len(text), 8))
-    address = ipaddress.ip_address(raw)
-    mapped = getattr(address, "ipv4_mapped", None)
-    return str(mapped or address)
 
 
 def _holders(programs: str, published: str) -> dict[int, str]:

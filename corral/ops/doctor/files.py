@@ -12,15 +12,15 @@ from corral.errors import CorralError
 from corral.inventory import Thresholds
 from corral.ops.certificates import certificate_files
 from corral.ops.doctor.checks import Case, Finding, check
-from corral.ops.doctor.facts import SeenFile, models_folder
+from corral.ops.doctor.facts import SeenFile
 from corral.output import MANIFEST, compare, digest
 from corral.render import render
 from corral.secrets import ENV_FILE, FOLDER, read_env
 
 GGUF = "GGUF"
 SHOWN = 3
+# For everybody: containers run under user ids of their own.
 READABLE, ENTERABLE = 0o004, 0o001
-"""For everybody: containers run under user ids of their own."""
 PRIVATE = 0o077
 
 
@@ -133,7 +133,7 @@ def secrets_private(case: Case) -> Iterator[Finding]:
 @check("models", "files", "put the file into models_dir, readable for everybody")
 def models(case: Case) -> Iterator[Finding]:
     """Every model file is there, not empty, a GGUF file, and readable for the containers' users."""
-    folder, seen = models_folder(case.host), case.facts.models
+    folder, seen = case.host.models_folder, case.facts.models
     replicas = [item for item in case.plan.site.replicas if item.host == case.name]
     uses = {file: item for item in replicas for file in item.files}
     place = seen.get(".")

@@ -7,22 +7,23 @@ from collections.abc import Iterator
 
 from corral.accelerators import COMPILED, CUDA13_FLOOR
 from corral.ops.doctor.checks import Case, Finding, check
-from corral.ops.doctor.reasons import OFF_THE_BUS
-from corral.ops.observed import SeenCard
 from corral.own_image import is_own
 from corral.rules import CUDA13_WORDS
+from corral.runtime.causes import OFF_THE_BUS
+from corral.runtime.observe import SeenCard, card_at, card_of, short_slot, slot_of
 from corral.site import Card
 from corral.units import gib
 
 CUDA13_DRIVER = 580
+# Belongs to CUDA 12.8, which the pinned images are built with.
 CUDA12_DRIVER = 570
-"""Belongs to CUDA 12.8, which the pinned images are built with."""
+# Minor-version compatibility: compiled code of every CUDA 12.x runs from here on, PTX does not.
 CUDA12_OLDEST = 525
-"""Minor-version compatibility: compiled code of every CUDA 12.x runs from here on, PTX does not."""
+# The last driver branch for Maxwell, Pascal and Volta.
 LAST_BEFORE_TURING = 580
-"""The last driver branch for Maxwell, Pascal and Volta."""
 VRAM_TOLERANCE = 0.1
 RESET = "stop what runs on it, nvidia-smi --gpu-reset -i INDEX, or reboot the host"
+# Errors (Xid) from which a card does not recover by itself, as in monitoring/rules/gpu.yml, and what helps.
 XIDS = {
     48: ("memory error that cannot be corrected", f"{RESET}; if it comes back, replace the card"),
     62: ("its own processor halted", "reboot the host; if it comes back, replace the card"),
@@ -33,7 +34,6 @@ XIDS = {
     119: ("its firmware does not answer", "reboot the host; if it comes back, install another driver"),
     120: ("its firmware failed", "reboot the host; if it comes back, install another driver"),
 }
-"""Errors (Xid) from which a card does not recover by itself, as in monitoring/rules/gpu.yml, and what helps."""
 INSTALL_TOOLKIT = (
     "install nvidia-container-toolkit, run sudo nvidia-ctk runtime configure --runtime=docker, restart docker"
 )
@@ -58,14 +58,14 @@ def gpu_driver(case: Case) -> Iterator[Finding]:
     if runs_on_cpu(case):
         yield Finding("the servers run on the processor (compose.cpu.yaml), not on the cards", level="hint")
         return
-    words = case.facts.cards_problem
+    words = case.seen.cards_problem
     if "version mismatch" in words:
         yield Finding("the NVIDIA driver was updated under the running kernel module", "reboot the host")
     elif re.search(r"lost|fallen off the bus|Unable to determine the device handle", words, re.IGNORECASE):
         yield Finding(f"a card was lost: {words}", "reboot the host; if it comes back, look at riser, power and heat")
     elif words:
         yield Finding(f"nvidia-smi says: {words}", "install or load the NVIDIA driver, then reboot")
-    elif not case.facts.cards:
+    elif not case.seen.cards:
         remedy = "install the NVIDIA driver, or start with compose.cpu.yaml on a machine without cards"
         yield Finding("the plan has cards, but nvidia-smi is not on this machine", remedy)
 
@@ -109,9 +109,9 @@ def _numbers(groups: set[int]) -> str:
 @check("driver-version", "gpus", "install a driver that fits image and card", "gpus")
 def driver_version(case: Case) -> Iterator[Finding]:
     """The driver is new enough for the images, and still knows the cards."""
-    if not case.facts.cards:
+    if not case.seen.cards:
         return
-    driver = case.facts.cards[0].driver
+    driver = case.seen.cards[0].driver
     major = int(driver.partition(".")[0]) if driver.partition(".")[0].isdecimal() else 0
     cards = [card for card in _cards(case) if card.compute_capability]
     services = [item for item in case.plan.services_of(case.name) if item.gpus]
@@ -148,14 +148,14 @@ def _image_against_driver(image: str, driver: str, major: int, cards: list[Card]
 @check("card-there", "gpus", "reseat the card, or correct hosts.….gpus", "gpus")
 def card_there(case: Case) -> Iterator[Finding]:
     """Every card of the inventory is in the machine."""
-    seen = case.facts.cards
+    seen = case.seen.cards
     if not seen:
         return
     wanted = _cards(case)
     for card in wanted:
-        pinned = _pinned(card, seen)
+        pinned = card_of(card, seen)
         if card.pinned_by != "index" and pinned is None:
-            near = _at(card, seen)
+            near = card_at(card, seen)
             there = f"; at that place is {near.uuid} in slot {short_slot(near.pci)}" if near else ""
             words = f"GPU {card.number} ({card.pinned_by} {card.device}) is not in this machine{there}"
             yield Finding(words, "reseat it and reboot, or correct its uuid and pci in the inventory")
@@ -170,14 +170,14 @@ def card_there(case: Case) -> Iterator[Finding]:
 @check("card-errors", "gpus", "reset the card, reboot the host or reseat it, as the error says", "gpus")
 def card_errors(case: Case) -> Iterator[Finding]:
     """The kernel has no message (Xid) of this boot about an error from which a card does not recover by itself."""
-    there = {_slot(item.pci)[:3] for item in case.facts.cards}
+    there = {slot_of(item.pci)[:3] for item in case.seen.cards}
     for xid in {(item.pci, item.code): item for item in case.facts.xids if item.code in XIDS}.values():
         what, remedy = XIDS[xid.code]
-        place = _slot(xid.pci)[:3]
+        place = slot_of(xid.pci)[:3]
         numbers = [
             card.number
             for card in _cards(case)
-            if (seen := _pinned(card, case.facts.cards)) and _slot(seen.pci)[:3] == place
+            if (seen := card_of(card, case.seen.cards)) and slot_of(seen.pci)[:3] == place
         ]
         name = f"GPU {numbers[0]}" if numbers else "a card"
         words = f"{name} in slot {short_slot(xid.pci)}: {what} (Xid {xid.code}) since the host was started"
@@ -187,12 +187,12 @@ def card_errors(case: Case) -> Iterator[Finding]:
 @check("card-order", "gpus", "pin every card by its uuid", "gpus")
 def card_order(case: Case) -> Iterator[Finding]:
     """An index still means the card that the inventory means (it changes with reboots and card swaps)."""
-    seen = case.facts.cards
+    seen = case.seen.cards
     for card in _cards(case):
-        near, pinned = _at(card, seen), _pinned(card, seen)
+        near, pinned = card_at(card, seen), card_of(card, seen)
         if near is None:
             continue
-        if card.uuid and card.pci and pinned and _slot(pinned.pci) != _slot(card.pci):
+        if card.uuid and card.pci and pinned and slot_of(pinned.pci) != slot_of(card.pci):
             words = f"GPU {card.number} moved from slot {card.pci} to {short_slot(pinned.pci)}"
             yield Finding(words, "correct its pci in the inventory", "warning")
         if card.pinned_by == "index" and (why := _differs(card, near)):
@@ -207,7 +207,7 @@ def card_order(case: Case) -> Iterator[Finding]:
 def card_kind(case: Case) -> Iterator[Finding]:
     """Memory and compute capability of every card are as the plan counts on."""
     for card in _cards(case):
-        seen = _pinned(card, case.facts.cards)
+        seen = card_of(card, case.seen.cards)
         if seen is None or card.pinned_by == "index":  # card-order says it then
             continue
         if seen.total_mib < card.vram_mib * (1 - VRAM_TOLERANCE):
@@ -221,32 +221,6 @@ def card_kind(case: Case) -> Iterator[Finding]:
             yield Finding(words, f"correct hosts.{case.name}.gpus[{card.number - 1}].card; the image depends on it")
 
 
-def _at(card: Card, seen: tuple[SeenCard, ...]) -> SeenCard | None:
-    """The card that has the inventory card's index today."""
-    return next((item for item in seen if item.index == card.index), None)
-
-
-def _pinned(card: Card, seen: tuple[SeenCard, ...]) -> SeenCard | None:
-    """The card that containers get: by UUID, else by PCI slot, else by index."""
-    if card.uuid:
-        return next((item for item in seen if item.uuid.lower().startswith(card.uuid.lower())), None)
-    if card.pci:
-        return next((item for item in seen if _slot(item.pci) == _slot(card.pci)), None)
-    return _at(card, seen)
-
-
-def _slot(text: str) -> tuple[int, ...]:
-    """A PCI slot as numbers: nvidia-smi writes eight digits of domain, people four or none."""
-    numbers = [int(part, 16) for part in re.split(r"[:.]", text if "." in text else f"{text}.0")]
-    return tuple([0] * (4 - len(numbers)) + numbers)
-
-
-def short_slot(text: str) -> str:
-    """A PCI slot as people write it: `0000:01:00.0`."""
-    domain, bus, device, function = _slot(text)
-    return f"{domain:04x}:{bus:02x}:{device:02x}.{function:x}"
-
-
 def _differs(card: Card, seen: SeenCard) -> str:
     """Why a card cannot be the one that is meant; empty when it may be."""
     if card.compute_capability and seen.compute_capability and card.compute_capability != seen.compute_capability:
@@ -258,7 +232,7 @@ def _differs(card: Card, seen: SeenCard) -> str:
 
 def summary(case: Case) -> str:
     """What was found, when all is well."""
-    cards = case.facts.cards
+    cards = case.seen.cards
     if not case.has("gpus"):
         return "none in the plan"
     return f"{len(cards)} cards, driver {cards[0].driver}" if cards else "on the processor"

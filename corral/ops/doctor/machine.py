@@ -9,8 +9,8 @@ from corral.ops.doctor.checks import Case, Finding, check
 from corral.units import gib
 
 DISK_ERROR_MIB, DISK_WARNING_MIB = 1024, 5 * 1024
+# Firmware and graphics keep some of what is sold as 32 GiB.
 RAM_TOLERANCE = 0.06
-"""Firmware and graphics keep some of what is sold as 32 GiB."""
 SKEW_WARNING_S, SKEW_ERROR_S = 2, 60
 X86 = ("x86_64", "amd64")
 EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound

@@ -14,20 +14,21 @@ from corral.components.litellm import MASTER_KEY
 from corral.contributions import Backend
 from corral.errors import CorralError
 from corral.ops.doctor.checks import Case, Finding, check
-from corral.ops.doctor.reasons import Reason
 from corral.ops.doctor.services import reason
 from corral.ops.gateway import client_address, is_out_of_reach, reached
-from corral.ops.observed import balancer
+from corral.runtime.causes import Reason
+from corral.runtime.haproxy import balancer_of
 from corral.secrets import ENV_FILE, read_env
 from corral.site import bracketed
 
 ANSWER_LIMIT_S = 10
 QUESTION_LIMIT_S = 120
 OK, UNAUTHORIZED, FORBIDDEN = 200, 401, 403
+# HAProxy's own words for a LiteLLM that is not there, or does not answer.
 NOBODY_BEHIND_THE_DOOR = {502, 503, 504}
-"""HAProxy's own words for a LiteLLM that is not there, or does not answer."""
 TEAPOT = 400
 FORWARDING = "sshd on the host must allow it: AllowTcpForwarding local (or yes) in sshd_config"
+# HAProxy's words for the last check.
 CHECK_WORDS = {
     "L4CON": "refuses the connection",
     "L4TOUT": "does not answer",
@@ -38,7 +39,6 @@ CHECK_WORDS = {
     "L7RSP": "does not answer in HTTP",
     "HANA": "broke requests",
 }
-"""HAProxy's words for the last check."""
 
 
 def gateway_url(case: Case) -> str:
@@ -165,7 +165,7 @@ def pools_offered(case: Case) -> Iterator[Finding]:
 @check("balancer-answers", "path", "./generate.py restart haproxy", "gateway", "running")
 def balancer_answers(case: Case) -> Iterator[Finding]:
     """The balancer answers and knows every replica."""
-    if balancer(case.plan) is None:
+    if balancer_of(case.plan, case.host.out) is None:
         return
     service = next(item for item in case.plan.services_of(case.name) if item.role == "balancer")
     why = _why_balancer_is_gone(case)
@@ -185,12 +185,12 @@ def replicas_up(case: Case) -> Iterator[Finding]:
     """The balancer reaches every replica on this host, and gives it work."""
     for backend in case.plan.contributions.backends:
         server = case.servers.get(backend.name)
-        if backend.endpoint.host != case.name or server is None or server.status == "UP":
+        if backend.endpoint.host != case.name or server is None or server.state == "UP":
             continue
         place = case.plan.site.address(backend.endpoint, case.plan.inventory.gateway.host)
         hop = f"{backend.pool}: HAProxy → {backend.name}"
-        if server.status in ("MAINT", "DRAIN", "NOLB"):
-            words = f"{hop} gets no work: it was taken out of the balancer ({server.status.lower()})"
+        if server.state in ("MAINT", "DRAIN", "NOLB"):
+            words = f"{hop} gets no work: it was taken out of the balancer ({server.state.lower()})"
             yield Finding(words, f"./generate.py restart {backend.name} brings it back", "warning")
             continue
         service = next(item for item in case.plan.services_of(case.name) if item.name == backend.endpoint.service)
@@ -224,7 +224,7 @@ def pools_alive(case: Case) -> Iterator[Finding]:
     for name in case.plan.inventory.pools:
         backends = [item for item in case.plan.contributions.backends if item.pool == name]
         known = [case.servers[item.name] for item in backends if item.name in case.servers]
-        if known and len(known) == len(backends) and not any(server.status == "UP" for server in known):
+        if known and len(known) == len(backends) and not any(server.state == "UP" for server in known):
             yield Finding(f"{name}: no replica is up; every request is refused", "see what is said about its replicas")
 
 
@@ -233,7 +233,7 @@ def nodes(case: Case) -> Iterator[Finding]:
     """Every node that pools use answers the balancer."""
     for backend in case.plan.contributions.backends:
         server = case.servers.get(backend.name)
-        if backend.is_ours or server is None or server.status == "UP":
+        if backend.is_ours or server is None or server.state == "UP":
             continue
         place = f"{bracketed(backend.endpoint.address)}:{backend.endpoint.port}"
         words = f"{backend.pool}: HAProxy → node {backend.name} {_seen(server.check, server.code)} on {place}"
@@ -281,8 +281,10 @@ def _words(error: Exception) -> str:
 def summary(case: Case) -> str:
     """What was found, when all is well."""
     own = [item for item in case.plan.contributions.backends if item.endpoint.host == case.name]
-    up = sum(case.servers[item.name].status == "UP" for item in own if item.name in case.servers)
-    replicas = f"HAProxy → {up} of {len(own)} replicas" if balancer(case.plan) else f"{len(own)} replicas"
+    up = sum(case.servers[item.name].state == "UP" for item in own if item.name in case.servers)
+    replicas = (
+        f"HAProxy → {up} of {len(own)} replicas" if balancer_of(case.plan, case.host.out) else f"{len(own)} replicas"
+    )
     if not case.has("gateway"):
         return replicas if own else "nothing on the way of requests"
     return f"clients → {gateway_url(case)} → {replicas}"

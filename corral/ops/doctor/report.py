@@ -11,12 +11,11 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from corral.errors import CorralError
 from corral.ops.doctor.checks import AREAS, Case, Finding, findings
 from corral.ops.doctor.facts import Facts, collect
 from corral.ops.hosts import ComposeHost
-from corral.ops.observed import Observed, Server, balancer, balancer_servers, observe
 from corral.plan import Plan
+from corral.runtime.observe import observe, servers_seen
 
 MARKS = {"error": ("✗", "red"), "warning": ("!", "yellow"), "hint": ("·", "dim")}
 WORST = ("error", "warning", "hint")
@@ -53,24 +52,12 @@ def diagnose(plan: Plan, hosts: Sequence[ComposeHost], *, must_ask: bool = False
     with ThreadPoolExecutor(2 * len(hosts)) as pool:
         facts = [pool.submit(collect, host) for host in hosts]
         seen = [pool.submit(observe, host) for host in hosts]
-        servers = _servers(plan, hosts, {host.name: item.result() for host, item in zip(hosts, seen, strict=True)})
+        servers = servers_seen(plan, hosts[0].out, [item.result() for item in seen])
         cases = [
             Case(host, asked.result(), looked.result(), servers, must_ask)
             for host, asked, looked in zip(hosts, facts, seen, strict=True)
         ]
     return [_diagnosis(case) for case in cases]
-
-
-def _servers(plan: Plan, hosts: Sequence[ComposeHost], seen: dict[str, Observed]) -> dict[str, Server]:
-    known = balancer(plan)
-    if known is None:
-        return {}
-    if known[0] in seen:
-        return dict(seen[known[0]].servers)
-    try:
-        return balancer_servers(plan, hosts[0].out)
-    except CorralError:  # the balancer's own host was not asked about
-        return {}
 
 
 def _diagnosis(case: Case) -> Diagnosis:

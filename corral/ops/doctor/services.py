@@ -11,16 +11,16 @@ from corral.contributions import Service
 from corral.ops.doctor.checks import Case, Finding, check
 from corral.ops.doctor.engine import version_of
 from corral.ops.doctor.gpus import runs_on_cpu
-from corral.ops.doctor.reasons import ENDS, Reason, explained
-from corral.ops.observed import Container, container_name
+from corral.runtime.causes import ENDS, Reason, explained
+from corral.runtime.docker import Container
 
+# The first version without CVE-2026-42208: SQL injection before any key is checked, used by attackers.
 LITELLM_FLOOR = (1, 83, 7)
-"""The first version without CVE-2026-42208: SQL injection before any key is checked, used by attackers."""
+# Carried a program that steals credentials (PyPI, March 2026).
 LITELLM_MALWARE = ((1, 82, 7), (1, 82, 8))
-"""Carried a program that steals credentials (PyPI, March 2026)."""
 RESTARTS = 3
 YOUNG_S = 600
-LOG_LINES = "40"
+LOG_LINES = 40
 MIB_TOLERANCE = 1
 
 
@@ -29,14 +29,8 @@ def reason(case: Case, service: Service) -> Reason | None:
     container = case.seen.container_of(service.name, case.host.project)
     if container is not None and container.is_well:
         return None
-    log = _log(case, service) if container is not None else ""
+    log = case.host.last_lines(container.name, LOG_LINES) if container is not None else ""
     return explained(container, service, log)
-
-
-def _log(case: Case, service: Service) -> str:
-    name = container_name(case.plan, case.name, service.name)
-    done = case.host.run(["docker", "logs", "--tail", LOG_LINES, name], check=False)
-    return f"{done.out}{done.err}"
 
 
 @check("started", "services", "./generate.py up", "engine")

@@ -27,10 +27,12 @@ from corral.site import bracketed
 ANSWER_LIMIT_S = 15
 RELOAD_LIMIT_S = 30
 POLL_S = 0.25
+# Rows of HAProxy's figures that stand for a whole proxy.
 NO_SERVERS = {"FRONTEND", "BACKEND"}
-"""Rows of HAProxy's figures that stand for a whole proxy."""
+# Bits of `srv_admin_state`: taken out, or drained, by command.
 FORCED_OUT = 0x01 | 0x08
-"""Bits of `srv_admin_state`: taken out, or drained, by command."""
+# Commands whose answers `parse_servers` reads.
+STATES = ("show stat", "show servers state")
 ASK = r'exec 3<>/dev/tcp/127.0.0.1/"$1" && printf "%s\n" "$2" >&3 && cat <&3'
 _DIGEST = re.compile(r"^\s*description:? ([0-9a-f]{16})\b", re.MULTILINE)
 
@@ -46,14 +48,23 @@ class Server:
     group: str
     name: str
     status: str
-    """HAProxy's words, such as `UP`, `DOWN 1/3`, `MAINT`."""
+    """HAProxy's words, such as `UP`, `DOWN 1/3`, `MAINT (resolution)`."""
     in_flight: int
     waiting: int
     """Requests that wait for this server alone."""
     address: str
     port: int
     is_out: bool
-    """Whether somebody took it out of rotation by command."""
+    """Whether it was taken out of rotation by command."""
+    check: str = ""
+    """HAProxy's word for the last check, such as `L4CON`."""
+    code: int = 0
+    """HTTP status of the last check, 0 without one."""
+
+    @property
+    def state(self) -> str:
+        """`UP`, `DOWN`, `MAINT`, `DRAIN` or `NOLB`."""
+        return "UP" if self.status == "no check" else self.status.partition(" ")[0]
 
     @property
     def is_usable(self) -> bool:
@@ -88,15 +99,15 @@ class Balancer:
 
     def ask(self, *commands: str) -> str:
         """The answer to commands of the runtime API; raises BalancerError when there is none."""
-        line = "; ".join(commands)
-        return self._ask_socket(line) if self._is_local else self._ask_container(line)
+        return self._ask_socket("; ".join(commands)) if self._is_local else self._ask_container(commands)
 
-    def _ask_container(self, line: str) -> str:
-        port = str(self.control_port)
-        done = self.host.run(
-            ["docker", "exec", self.container, "timeout", str(ANSWER_LIMIT_S), "bash", "-c", ASK, "-", port, line],
-            check=False,
-        )
+    def words(self, *commands: str) -> list[str]:
+        """The command that asks the runtime API of a container on its host."""
+        inside = ["timeout", str(ANSWER_LIMIT_S), "bash", "-c", ASK, "-", str(self.control_port), "; ".join(commands)]
+        return ["docker", "exec", self.container, *inside]
+
+    def _ask_container(self, commands: Sequence[str]) -> str:
+        done = self.host.run(self.words(*commands), check=False)
         if done.code != 0:
             raise BalancerError(f"{self.host.name}: {self.component} does not answer: {done.words}")
         return done.out
@@ -122,7 +133,7 @@ class Balancer:
 
     def servers(self) -> dict[str, Server]:
         """Every replica by the name that the balancer knows it by (the container's)."""
-        return parse_servers(self.ask("show stat", "show servers state"))
+        return parse_servers(self.ask(*STATES))
 
     def idle_seconds(self) -> dict[str, float]:
         """Seconds since each replica was last sent a request, by the balancer's name for it; without end if never."""
@@ -284,6 +295,8 @@ def _server(state: Mapping[str, str], figures: Mapping[str, str]) -> Server:
         address="" if state["srv_addr"] == "-" else state["srv_addr"],
         port=int(state["srv_port"]),
         is_out=bool(int(state["srv_admin_state"]) & FORCED_OUT),
+        check=figures.get("check_status", "").removeprefix("* "),  # a check is under way
+        code=int(figures.get("check_code") or 0),
     )
 
 

@@ -1,0 +1,1 @@
+"""Running hosts: what they are asked, and what their answers mean."""

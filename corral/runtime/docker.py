@@ -1,0 +1,168 @@
+"""Containers as Docker describes them: one frozen type for every verb, read from what `docker inspect` prints."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+MIB = 1024**2
+# Labels: a container's Compose project, its site, and the digest of its configuration files.
+PROJECT = "com.docker.compose.project"
+SITE = "corral.site"
+CONFIG = "corral.config"
+NO_DATE = "0001-01-01T00:00:00Z"
+# Begins what the health check says of a server that its watchdog (gpu-server/llama/start.sh) no longer starts.
+PARKED = "parked: "
+# Conditions of a service that is well.
+GOOD = frozenset({"healthy", "running"})
+UP = frozenset({"running", "restarting"})
+# Fractions of a second; Docker's are finer than Python's.
+_FINE = re.compile(r"(\.\d{1,6})\d*")
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """One container as Docker sees it."""
+
+    id: str
+    name: str
+    project: str
+    service: str
+    image: str
+    """The name by which it was started."""
+    state: str
+    """`running`, `exited`, `restarting`, `created`, `paused` or `dead`."""
+    health: str = ""
+    """`healthy`, `starting`, `unhealthy`, or `parked` by its watchdog; empty without a health check."""
+    last_check: str = ""
+    """What the last health check printed."""
+    exit_code: int = 0
+    was_out_of_memory: bool = False
+    error: str = ""
+    """Why Docker could not start it."""
+    restarts: int = 0
+    started: datetime | None = None
+    image_id: str = ""
+    config_hash: str = ""
+    """Compose's hash of the service that it was made from."""
+    config_digest: str = ""
+    """Digest of the configuration files that it was made with."""
+    compose_files: str = ""
+    """Paths of the Compose files that its project was started with, with commas between."""
+    networks: Mapping[str, str] = field(default_factory=dict)
+    """Its address on every network that it is on; empty while it does not run."""
+    memory_mib: float | None = None
+    limit_mib: float | None = None
+    """What its control group allows; None when it cannot be read."""
+    published: tuple[tuple[str, int], ...] = ()
+    """Addresses and ports on the host."""
+    wanted_mib: float = 0
+    """The limit that Docker was told; 0 for none."""
+    devices: tuple[str, ...] = ()
+    """Cards that Docker was asked for."""
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its program runs, well or not."""
+        return self.state == "running"
+
+    @property
+    def is_up(self) -> bool:
+        """Whether its program runs, or is about to be started again."""
+        return self.state in UP
+
+    @property
+    def condition(self) -> str:
+        """One word: its health while it runs (`running` without a health check), else its state."""
+        return (self.health or "running") if self.is_running else self.state
+
+    @property
+    def is_well(self) -> bool:
+        """Whether its health check passes; without one, whether it runs."""
+        return self.condition in GOOD
+
+
+# MiB in use and allowed, by a container's id.
+Memory = Mapping[str, tuple[float, float | None]]
+
+
+def containers_in(text: str, memory: Memory | None = None) -> list[Container]:
+    """The containers that `docker inspect` printed, by name."""
+    found = json.loads(text) if text.strip() else []
+    return sorted((_container(item, memory or {}) for item in found), key=lambda item: item.name)
+
+
+def _container(item: Mapping[str, Any], memory: Memory) -> Container:
+    state, config, settings = item["State"], item["Config"], item["HostConfig"]
+    labels = config.get("Labels") or {}
+    used, limit = memory.get(item["Id"], (None, None))
+    return Container(
+        id=item["Id"],
+        name=str(item["Name"]).removeprefix("/"),
+        project=labels.get(PROJECT, ""),
+        service=labels.get("com.docker.compose.service", ""),
+        image=config["Image"],
+        state=state["Status"],
+        health=_health(state),
+        last_check=str(_last_check(state).get("Output", "")).strip(),
+        exit_code=state["ExitCode"],
+        was_out_of_memory=state["OOMKilled"],
+        error=state.get("Error", ""),
+        restarts=item.get("RestartCount", 0),
+        started=_date(state.get("StartedAt", "")),
+        image_id=item.get("Image", ""),
+        config_hash=labels.get("com.docker.compose.config-hash", ""),
+        config_digest=labels.get(CONFIG, ""),
+        compose_files=labels.get("com.docker.compose.project.config_files", ""),
+        networks=_networks(item["NetworkSettings"]),
+        memory_mib=used,
+        limit_mib=limit,
+        published=tuple(_published(item["NetworkSettings"])),
+        wanted_mib=settings.get("Memory", 0) / MIB,
+        devices=tuple(_devices(settings)),
+    )
+
+
+def _last_check(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    checks: list[dict[str, Any]] = (state.get("Health") or {}).get("Log") or [{}]
+    return checks[-1]
+
+
+def _health(state: Mapping[str, Any]) -> str:
+    """A server counts as parked when its watchdog says so in a check since its container was started."""
+    check = _last_check(state)
+    if state["Status"] == "running" and str(check.get("Output", "")).startswith(PARKED):
+        begun, started = _date(check["Start"]), _date(state["StartedAt"])
+        if begun and started and begun > started:
+            return "parked"
+    status = str((state.get("Health") or {}).get("Status", ""))
+    return "" if status == "none" else status
+
+
+def _date(text: str) -> datetime | None:
+    if not text or text == NO_DATE:
+        return None
+    return datetime.fromisoformat(_FINE.sub(r"\1", text))
+
+
+def _networks(settings: Mapping[str, Any]) -> dict[str, str]:
+    networks = settings.get("Networks") or {}
+    return {name: str(network.get("IPAddress") or "") for name, network in networks.items()}
+
+
+def _published(settings: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    for places in (settings.get("Ports") or {}).values():
+        for place in places or []:
+            yield place["HostIp"], int(place["HostPort"])
+
+
+def _devices(settings: Mapping[str, Any]) -> Iterator[str]:
+    """Cards that the runtime hands in, by the id asked for, and device files."""
+    for request in settings.get("DeviceRequests") or []:
+        yield from request.get("DeviceIDs") or []
+    for device in settings.get("Devices") or []:
+        yield device["PathOnHost"]
