@@ -184,9 +184,9 @@ def test_a_sweep_past_the_gateway_becomes_a_report_and_limits(tmp_path: Path) ->
         inventory.write_text(NODE.format(port=known.port))
 
         def bench(*words: str) -> str:
-            command = [sys.executable, REPOSITORY / "generate.py", "bench", *words, "--inventory", inventory]
+            command = [sys.executable, str(REPOSITORY / "generate.py"), "bench", *words, "--inventory", str(inventory)]
             done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=300)
-            return done.stdout
+            return str(done.stdout)
 
         run = tmp_path / "run"
         steps = ("--steps", "0.4,0.8", "--warm-s", "4", "--step-s", "4", "--step-requests", "4", "--repeats", "1")
