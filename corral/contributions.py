@@ -145,13 +145,13 @@ class Service:
     stop_signal: str = ""
     after: tuple[tuple[str, Literal["service_healthy", "service_started"]], ...] = ()
     network: str = ""
-    """Inner network on which others on its host call it; empty: the component's own (corral/networks.py)."""
+    """Inner network on which others on its host call it; empty: the component's own (corral/plan/networks.py)."""
     calls: tuple[Endpoint, ...] = ()
     """Everything that it calls: on its own host it joins the network of each."""
     is_picky: bool = False
     """Whether it listens on some of its networks only, and so needs a name for its address on each of those."""
     exceptions: Mapping[str, str] = field(default_factory=dict)
-    """Rules of the security baseline (corral/policy.py) that do not hold for this service, each with the reason.
+    """Rules of the security baseline (corral/checks/policy.py) that do not hold for this service, each with the reason.
 
     `way-out` puts the service on a network that leads out of the host.
     """
@@ -333,7 +333,7 @@ class Secret:
     host: str
     purpose: str
     generate: Literal["hex", "hex64", "sk", "given", "authority", "server", "client"] = "hex"
-    """`hex64` is a key of 256 bits; the last three are the site's certificates: corral/certificates.py issues them."""
+    """`hex64` is a key of 256 bits; corral/render/certificates.py issues the last three."""
     template: str = ""
     """Made from other secrets, as `postgresql://corral:{POSTGRES_PASSWORD}@…`; never stored by itself."""
     is_per_host: bool = False

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from corral.config.source import parse
 from corral.errors import CorralError, UsageError
-from corral.ops.answers import RESULT_FILE
-from corral.output import write_atomically
-from corral.yamlsource import parse
+from corral.render.output import write_atomically
+from corral.whatif.answers import RESULT_FILE
 
 BASES = ("safe", "n-1", "knee")
 
@@ -78,7 +78,7 @@ def _merge(there: Any, wanted: Mapping[str, Any]) -> None:
 
 def apply(inventory: Path, folder: Path, basis: str, *, with_tokens: bool, is_written: bool) -> str:
     """The change as a diff; written when asked for, and only when the file stays a valid inventory."""
-    from corral.load import validate
+    from corral.config.load import validate
 
     old = inventory.read_text(encoding="utf-8")
     new = with_proposals(old, proposals(folder, basis, with_tokens=with_tokens))

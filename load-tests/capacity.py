@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from corral.inventory import Objective
+from corral.config.inventory import Objective
 from figures import Figures
 
 SAFE = 0.8

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from statistics import fmean, linear_regression, pvariance
 from typing import Any
 
-from corral.inventory import Objective
+from corral.config.inventory import Objective
 
 PERCENTILES = (50, 90, 95, 99)
 SIGNIFICANT_T = 2.6

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from corral.config.inventory import Objective
 from corral.errors import CorralError
-from corral.inventory import Objective
 from figures import Figures, figures_of
 from scenarios import Loop, Stage
 from target import Tasks

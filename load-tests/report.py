@@ -13,8 +13,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from charts import Chart, chart
-from corral.ops.answers import RESULT_FILE
-from corral.output import write_atomically
+from corral.render.output import write_atomically
+from corral.whatif.answers import RESULT_FILE
 
 FORMATS = ("html", "md")
 COLUMNS = (

@@ -15,11 +15,11 @@ from rich.console import Console
 from rich.text import Text
 
 from capacity import Step, capacity_of
+from corral.build import Plan
 from corral.errors import CorralError, UsageError
-from corral.measured import fingerprint
-from corral.ops.answers import RESULT_FILE, bench_folder
-from corral.output import write_atomically
-from corral.plan import Plan
+from corral.render.output import write_atomically
+from corral.whatif.answers import RESULT_FILE, bench_folder
+from corral.whatif.fingerprint import fingerprint
 from figures import Figures
 from load import Load, run_load
 from prompts import VERSION

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from corral.build import Plan
 from corral.components.litellm import MASTER_KEY
+from corral.config.inventory import Objective
 from corral.contributions import Backend, Endpoint
 from corral.errors import CorralError, UsageError, did_you_mean
-from corral.inventory import Objective
-from corral.ops.gateway import client_address, is_out_of_reach
-from corral.plan import Plan
-from corral.secrets import ENV_FILE, read_env
-from corral.site import bracketed
+from corral.plan.site import bracketed
+from corral.render.secrets import ENV_FILE, read_env
+from corral.verbs.keys.gateway import client_address, is_out_of_reach
 
 KEY = "CORRAL_KEY"
 """Environment variable with the key for the gateway; the master key when absent."""

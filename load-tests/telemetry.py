@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 
-from corral.plan import Plan
+from corral.build import Plan
 
 POINTS = 120
 LIMIT_S = 10.0

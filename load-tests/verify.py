@@ -11,9 +11,9 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from corral.config.inventory import Objective
 from corral.errors import UsageError
-from corral.inventory import Objective
-from corral.output import write_atomically
+from corral.render.output import write_atomically
 from figures import Figures
 from load import Load, run_load
 from run import check_ways

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from corral.ops.figures import HostFigures, ServiceFigures, WeightFigures
 from corral.runtime.docker import Container
+from corral.verbs.status.figures import HostFigures, ServiceFigures, WeightFigures
 
 RUNNING = Container(
     "1", "box-chat-1", "farm-box", "chat-1", "image", "running", "healthy", restarts=2, memory_mib=100, limit_mib=512

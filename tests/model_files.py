@@ -1,7 +1,7 @@
 """Model files that only tests and benchmarks need: adapters, rerankers, and models of many architectures.
 
 The latter have random weights, a few MB each: they say nonsense, but take real memory. For checking what
-`corral/memory.py` computes against what llama-server reports.
+`corral/plan/memory.py` computes against what llama-server reports.
 """
 
 from __future__ import annotations

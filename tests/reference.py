@@ -9,15 +9,15 @@ from collections.abc import Callable, Iterator, Mapping
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from corral.inventory import Inventory
-from corral.policy import RULES as POLICY_RULES
-from corral.policy import Level
-from corral.rules import PLAN_RULES, REFERENCE_RULES, WARNINGS
+from corral.checks.policy import RULES as POLICY_RULES
+from corral.checks.policy import Level
+from corral.checks.rules import PLAN_RULES, REFERENCE_RULES, WARNINGS
+from corral.config.inventory import Inventory
 
 HEAD = """# Every key of the inventory
 
-Made from `corral/inventory.py` by `make golden`. The same words appear in editors that read `inventory.schema.json`.
-A key without a default is required. Keys of the top level that start with `x-` are yours.
+Made from `corral/config/inventory.py` by `make golden`. The same words appear in editors that read
+`inventory.schema.json`. A key without a default is required. Keys of the top level that start with `x-` are yours.
 """
 
 
@@ -87,8 +87,8 @@ def _type(kind: object) -> str:
 
 RULES_HEAD = """# Every rule
 
-Made from `corral/references.py` and `corral/rules.py`; `pytest tests/rules --update-golden` writes it again.
-`./generate.py check` applies all rules; a problem ends with the rule's id in brackets. `tests/rules/<id>` has an
+Made from `corral/checks/references.py` and `corral/checks/rules.py`; `pytest tests/rules --update-golden` writes it
+again. `./generate.py check` applies all rules; a problem ends with the rule's id in brackets. `tests/rules/<id>` has an
 inventory that keeps the rule and one that breaks it. An error stops rendering, what is questionable is a warning.
 """
 
@@ -115,10 +115,10 @@ def _rule_table(title: str, rules: Mapping[str, Callable[..., object]]) -> Itera
 
 POLICY_HEAD = """# The security baseline, rule by rule
 
-Made from `corral/policy.py`; `pytest tests/unit/test_policy.py --update-golden` writes it again. `./generate.py check`
-applies all rules to what would be rendered, the tests apply them to `docker compose config` as well. A finding ends
-with the rule's id in brackets. CIS is the CIS Docker Benchmark 1.6; an empty field: it has no such point. What is
-excepted, and why, is in [security](../security.md).
+Made from `corral/checks/policy.py`; `pytest tests/unit/test_policy.py --update-golden` writes it again.
+`./generate.py check` applies all rules to what would be rendered, the tests apply them to `docker compose config` as
+well. A finding ends with the rule's id in brackets. CIS is the CIS Docker Benchmark 1.6; an empty field: it has no such
+point. What is excepted, and why, is in [security](../security.md).
 
 | rule | CIS | breaking it is | what it demands |
 |---|---|---|---|

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
+from corral.build import Plan, build_plan
+from corral.config.load import load_inventory
 from corral.contributions import Service
-from corral.load import load_inventory
-from corral.plan import Plan, build_plan
-from corral.render import Tree, render
+from corral.render.tree import Tree, render
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"

@@ -40,13 +40,13 @@ from aiohttp import web
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
-from corral.json_layout import laid_out  # noqa: E402
-from corral.load import load_inventory  # noqa: E402 - the checkout is not installed
-from corral.ops import supervisor  # noqa: E402
-from corral.output import write  # noqa: E402
-from corral.plan import Plan, build_plan  # noqa: E402
-from corral.render import render  # noqa: E402
-from corral.secrets import initialise, read_env  # noqa: E402
+from corral.build import Plan, build_plan  # noqa: E402
+from corral.config.load import load_inventory  # noqa: E402 - the checkout is not installed
+from corral.render.json_layout import laid_out  # noqa: E402
+from corral.render.output import write  # noqa: E402
+from corral.render.secrets import initialise, read_env  # noqa: E402
+from corral.render.tree import render  # noqa: E402
+from corral.runtime import supervisor  # noqa: E402
 
 RESULT = ROOT / "docs" / "benchmarks" / "gateway.json"
 LOOPBACK = "127.0.0.1"

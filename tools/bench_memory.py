@@ -1,7 +1,7 @@
 """Estimated against reported memory, for models of many architectures made on the spot: docs/benchmarks/memory.json.
 
 python tools/bench_memory.py [--check]: runs llama.cpp's server on the processor for every model and use, reads the
-sizes of its buffers from its own log, and compares them with corral/memory.py. --check writes nothing.
+sizes of its buffers from its own log, and compares them with corral/plan/memory.py. --check writes nothing.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from corral.gguf_header import facts_of, read_header  # noqa: E402 - after the path to it
-from corral.json_layout import laid_out  # noqa: E402
-from corral.memory import MIB, Use, memory_of  # noqa: E402
+from corral.config.gguf_header import facts_of, read_header  # noqa: E402 - after the path to it
+from corral.plan.memory import MIB, Use, memory_of  # noqa: E402
+from corral.render.json_layout import laid_out  # noqa: E402
 from tests.model_files import EMBEDDERS, NAMES, make_random_model  # noqa: E402
 
 RESULT = ROOT / "docs" / "benchmarks" / "memory.json"
@@ -110,7 +110,7 @@ def report_of(path: Path, name: str, case: Case) -> dict[str, float]:
 
 
 def estimate_of(path: Path, name: str, case: Case) -> dict[str, float]:
-    """What corral/memory.py computes for the same, in MiB by kind of buffer."""
+    """What corral/plan/memory.py computes for the same, in MiB by kind of buffer."""
     with path.open("rb") as file:
         model = facts_of([read_header(file.read)])
     use = Use(case.slots, case.context, 2048, case.ubatch, case.cache_type, case.flash_attention, 0, name in EMBEDDERS)

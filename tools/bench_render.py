@@ -26,11 +26,11 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
-from corral.json_layout import laid_out  # noqa: E402
-from corral.load import load_inventory  # noqa: E402 - the checkout is not installed
-from corral.output import compare, write  # noqa: E402
-from corral.plan import build_plan  # noqa: E402
-from corral.render import render  # noqa: E402
+from corral.build import build_plan  # noqa: E402
+from corral.config.load import load_inventory  # noqa: E402 - the checkout is not installed
+from corral.render.json_layout import laid_out  # noqa: E402
+from corral.render.output import compare, write  # noqa: E402
+from corral.render.tree import render  # noqa: E402
 
 RESULT = ROOT / "docs" / "benchmarks" / "render.json"
 SIZES = (8, 80, 800, 8000)

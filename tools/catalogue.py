@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx
 
-from corral.ops.figures import text as text_of_kit
+from corral.verbs.status.figures import text as text_of_kit
 from tests.figures_example import EXAMPLE
 from tests.needs import find_program
 from tests.processes.fakes import LOOPBACK

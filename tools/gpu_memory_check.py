@@ -2,7 +2,7 @@
 
 python tools/gpu_memory_check.py PATH/TO/llama-server [MODEL.gguf …] [--json OUT]: starts a CUDA build of llama-server
 with each model (made here when none is given), all layers on the first card, and compares three figures: what
-corral/memory.py computes, what the server reports for its buffers, and what nvidia-smi says the process takes.
+corral/plan/memory.py computes, what the server reports for its buffers, and what nvidia-smi says the process takes.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from corral.gguf_header import facts_of, read_header  # noqa: E402 - after the path to it
-from corral.memory import CARD_MIB, MIB, Use, memory_of  # noqa: E402
+from corral.config.gguf_header import facts_of, read_header  # noqa: E402 - after the path to it
+from corral.plan.memory import CARD_MIB, MIB, Use, memory_of  # noqa: E402
 from tests.model_files import NAMES, make_random_model  # noqa: E402
 from tools.bench_memory import Case, cases_of, reported  # noqa: E402
 

@@ -1,4 +1,4 @@
-"""llama-server's flags from llama.cpp's own parser, which the wheel xllamacpp has in it, as corral/llama_flags.yaml.
+"""llama-server's flags as corral/components/llama/flags.yaml, from llama.cpp's own parser in the wheel xllamacpp.
 
 `make flags` writes the table again; tests read command lines with the same parser, which is the code that a container's
 llama-server reads its own with. The wheel does not offer it to Python, so it is called as any C++ function of a shared
@@ -15,13 +15,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-TABLE = Path(__file__).parents[1] / "corral" / "llama_flags.yaml"
+TABLE = Path(__file__).parents[1] / "corral" / "components" / "llama" / "flags.yaml"
 REMOVED = "the argument has been removed."
 HEAD = """\
-# llama-server's command line, as llama.cpp's own parser has it: written by `make flags`, read by corral/llama_flags.py.
+# llama-server's command line, as llama.cpp's own parser has it: written by `make flags`, read by
+# corral/components/llama/flags.py.
 # Source: the help of the parser in the wheel xllamacpp {version}, the build after the images' (see IMAGES in
-# corral/components/llama.py). The wheel before them, 2026.9.11063, has the same ones but for --moe-cache-mib, --rpc and
-# --spec-draft-sampling: of these three nobody has looked up whether the images' build has them; it has all others.
+# corral/components/llama/__init__.py). The wheel before them, 2026.9.11063, has the same ones but for --moe-cache-mib,
+# --rpc and --spec-draft-sampling: whether the images' build has these three is not known; it has all others.
 """
 _CALL = r"""
 import ctypes, json, sys

@@ -1,8 +1,8 @@
-"""vLLM's flags from its own parser, as corral/vllm_flags.yaml; to be run with the Python of an environment with vLLM.
+"""vLLM's flags from its own parser, as corral/components/vllm/flags.yaml; run it with the Python of a vLLM environment.
 
 vLLM is too large to be among the kit's own packages (several gigabytes with PyTorch), but its parser needs no card. The
-version is that of IMAGE in corral/components/vllm.py. With words of a command line, it says what the parser makes of
-them instead.
+version is that of IMAGE in corral/components/vllm/__init__.py. With words of a command line, it says what the parser
+makes of them instead.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 HEAD = """\
 # vLLM's command line (`vllm serve`), as its own parser has it: written by tools/vllm_flags.py with the Python of vLLM
-# {version}, read by corral/vllm_flags.py.
+# {version}, read by corral/components/vllm/flags.py.
 """
 
 

@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.text import Text
 from typer.models import ArgumentInfo
 
+from corral.build import Plan, build_plan
+from corral.config.inventory import Inventory
+from corral.config.load import Loaded, load_inventory
 from corral.errors import CorralError, SiteError, UsageError, did_you_mean
-from corral.inventory import Inventory
-from corral.load import Loaded, load_inventory
-from corral.plan import Plan, build_plan
 
 talk = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -137,7 +137,7 @@ def print_json(data: object) -> None:
 
 def tell_figures(site: SiteOptions, hosts: Iterable[str] | None) -> None:
     """Writes the figures anew after a verb that changed them, where there are some; the verb's success stays."""
-    from corral.ops.figures import FOLDER, figures_hosts, write_figures
+    from corral.verbs.status.figures import FOLDER, figures_hosts, write_figures
 
     try:
         plan = build_plan(load_inventory(site.inventory))

@@ -26,7 +26,7 @@ def grafana_push(
     as_json: JsonOption = False,
 ) -> None:
     """Put the site's pages into a Grafana that runs already, over those of an earlier push; prints their addresses."""
-    from corral.ops import grafana as ops
+    from corral.verbs import grafana as ops
 
     plan = site.plan()
     found = ops.push(plan, ops.Grafana(ops.find_door(url, token_file)), folder, source)

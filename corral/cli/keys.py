@@ -22,7 +22,7 @@ def keys_sync(
     as_json: JsonOption = False,
 ) -> None:
     """Make the gateway's keys agree with the inventory's consumers; new keys go into files, never on the screen."""
-    from corral.ops import keys
+    from corral.verbs.keys import keys
 
     found = site.plan()
     steps = keys.sync(found, site.out, dry_run=dry_run, adopted=adopt or [])
@@ -37,7 +37,7 @@ def keys_sync(
 @shared("inventory", "out")
 def keys_ls(site: SiteOptions, as_json: JsonOption = False) -> None:
     """Show every key of the gateway: whose, what it opens, its limits, what it has spent, until when."""
-    from corral.ops import keys
+    from corral.verbs.keys import keys
 
     plan = site.plan()
     found = keys.listed(plan, site.out)
@@ -51,7 +51,7 @@ def keys_ls(site: SiteOptions, as_json: JsonOption = False) -> None:
 @shared("inventory", "out")
 def keys_spend(site: SiteOptions, as_json: JsonOption = False) -> None:
     """Show what every key has spent in its period, the highest first."""
-    from corral.ops import keys
+    from corral.verbs.keys import keys
 
     found = keys.by_spend(keys.listed(site.plan(), site.out))
     if as_json:
@@ -75,7 +75,7 @@ def keys_create(
     as_json: JsonOption = False,
 ) -> None:
     """Make a key by hand, for a while: what is to last belongs into the inventory. Prints the file that it is in."""
-    from corral.ops import keys
+    from corral.verbs.keys import keys
 
     found = site.plan()
     limits = {"rpm": rpm, "tpm": tpm, "parallel": parallel}
@@ -92,7 +92,7 @@ def keys_create(
 @shared("inventory", "out")
 def keys_revoke(site: SiteOptions, names: Annotated[list[str], typer.Argument(help="Names of keys.")]) -> None:
     """Revoke keys at once, and remove their files."""
-    from corral.ops import keys
+    from corral.verbs.keys import keys
 
     again = keys.revoke(site.plan(), site.out, names)
     talk.print(f"revoked: {', '.join(names)}")
@@ -113,7 +113,7 @@ def keys_rotate(
     """Put a new key in the place of one, with its settings and spending. Prints the file that it is in."""
     from datetime import timedelta
 
-    from corral.ops import keys
+    from corral.verbs.keys import keys
 
     path = keys.rotate(site.plan(), site.out, name, keep=timedelta(hours=keep_hours))
     if as_json:

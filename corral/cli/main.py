@@ -11,7 +11,7 @@ import typer
 from corral import __version__
 from corral.cli import grafana, images, keys, models, rendering, running, saving, secrets, watching
 from corral.cli.context import exit_code_of, verbs
-from corral.render import ROOT
+from corral.render.tree import ROOT
 
 app = verbs("corral: one inventory, a whole local GPU inference farm.")
 for group in (rendering, running, saving, watching):

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from corral.build import load_site
 from corral.cli.context import JsonOption, SiteOptions, plain, print_json, shared, talk, tell_figures, verbs
 from corral.errors import UsageError
-from corral.plan import load_site
 
 if TYPE_CHECKING:
-    from corral.ops.models import Shelf
+    from corral.verbs.models.models import Shelf
 
 app = verbs("Model files: fetch, check, describe.")
 NamesArgument = Annotated[list[str] | None, typer.Argument(help="Models; all if none.")]
@@ -24,7 +24,7 @@ PoolsArgument = Annotated[list[str], typer.Argument(help="Pools.")]
 
 def _shelf(options: SiteOptions) -> tuple[Shelf, set[str] | None]:
     """All model files of a site, and the chosen hosts. A farm that does not fit yet has them, too."""
-    from corral.ops.models import open_shelf
+    from corral.verbs.models.models import open_shelf
 
     site = load_site(options.loaded())
     hosts = options.hosts(site.inventory)
@@ -45,7 +45,7 @@ def models_pull(
     store: Annotated[Path | None, typer.Option("--store", help="Folder here for files of hosts behind ssh.")] = None,
 ) -> None:
     """Fetch what is missing into the hosts' models folders, check it, and pin it in models.lock.json."""
-    from corral.ops.models import Choice, pull
+    from corral.verbs.models.models import Choice, pull
 
     if offline is not None and not offline.is_dir():
         raise UsageError(f"--from {offline}: there is no such folder")
@@ -59,7 +59,7 @@ def models_pull(
 @shared("inventory", "out")
 def models_inspect(site: SiteOptions, names: NamesArgument = None) -> None:
     """Read what the model files say of themselves, without fetching them, so that `plan` knows what they need."""
-    from corral.ops.models import inspect
+    from corral.verbs.models.models import inspect
 
     inspect(_shelf(site)[0], names or ())
 
@@ -68,8 +68,8 @@ def models_inspect(site: SiteOptions, names: NamesArgument = None) -> None:
 @shared("inventory", "out", "host")
 def models_verify(site: SiteOptions, names: NamesArgument = None, as_json: JsonOption = False) -> int:
     """Read every model file from the first to the last byte; exit code 1 when one is not the pinned one."""
-    from corral.ops.models import verify
-    from corral.ops.models_show import as_data, show_verdict
+    from corral.verbs.models.models import verify
+    from corral.verbs.models.models_show import as_data, show_verdict
 
     shelf, hosts = _shelf(site)
     found = verify(shelf, names or (), hosts)
@@ -85,8 +85,8 @@ def models_verify(site: SiteOptions, names: NamesArgument = None, as_json: JsonO
 @shared("inventory", "out", "host")
 def models_ls(site: SiteOptions, names: NamesArgument = None, as_json: JsonOption = False) -> None:
     """Show every model file: size, quantization, context, checksum, who uses it."""
-    from corral.ops.models import rows
-    from corral.ops.models_show import as_data, show_rows
+    from corral.verbs.models.models import rows
+    from corral.verbs.models.models_show import as_data, show_rows
 
     shelf, hosts = _shelf(site)
     found = rows(shelf, names or (), hosts)
@@ -100,7 +100,7 @@ def models_ls(site: SiteOptions, names: NamesArgument = None, as_json: JsonOptio
 @shared("inventory", "out", "host")
 def models_ps(site: SiteOptions, as_json: JsonOption = False) -> None:
     """Show which pools' models are in memory, and how much each takes."""
-    from corral.ops import serving
+    from corral.verbs.models import serving
 
     plan = site.plan()
     site.hosts(plan)
@@ -137,7 +137,7 @@ def models_swap(
 
 
 def _serve(site: SiteOptions, *, load: Iterable[str] = (), unload: Iterable[str] = (), instead_of: str = "") -> None:
-    from corral.ops import serving
+    from corral.verbs.models import serving
 
     plan = site.plan()
     site.hosts(plan)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from corral import measured
-from corral.aliases import aliases_of
+from corral.build import Plan
 from corral.cli.show import by_host
+from corral.config.client_names import aliases_of
 from corral.contributions import Service
-from corral.plan import Plan
-from corral.site import Replica, claimed_mib
+from corral.plan.site import Replica, claimed_mib
+from corral.whatif import fingerprint as measured
 
 
 def plan_as_data(plan: Plan, hosts: set[str] | None = None) -> dict[str, Any]:

@@ -13,17 +13,17 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from corral.build import Plan
+from corral.checks.policy import check_tree, refuse_weak, weak_words
 from corral.cli.context import INVENTORY, OUT, JsonOption, SiteOptions, plain, print_json, shared, talk
 from corral.cli.plan_data import plan_as_data
 from corral.cli.show import page, show_plan
 from corral.cli.what_if import show_changed
+from corral.config.schema import schema_text
 from corral.errors import CorralError, DriftError
-from corral.output import Change, compare, write
-from corral.plan import Plan
-from corral.policy import check_tree, refuse_weak, weak_words
-from corral.render import refuse_other_site
-from corral.render import render as render_plan
-from corral.schema import schema_text
+from corral.render.output import Change, compare, write
+from corral.render.tree import refuse_other_site
+from corral.render.tree import render as render_plan
 
 app = typer.Typer()
 SHOWN_ACTIONS = {"create": "green", "update": "yellow", "remove": "red", "edited": "bold red", "identical": "dim"}
@@ -33,7 +33,7 @@ SHOWN_ACTIONS = {"create": "green", "update": "yellow", "remove": "red", "edited
 @shared("inventory")
 def check(site: SiteOptions) -> None:
     """Check the inventory, every rule of the plan, and the security of what would be rendered; writes nothing."""
-    from corral.ops.images import warnings
+    from corral.verbs.images import warnings
 
     plan = site.plan()
     findings = [(host, finding) for host, found in check_tree(plan, render_plan(plan)).items() for finding in found]

@@ -9,7 +9,7 @@ import typer
 from corral.cli.context import SiteOptions, plain, shared, talk, tell_figures
 from corral.cli.rendering import write_rendering
 from corral.errors import UsageError
-from corral.render import render as render_plan
+from corral.render.tree import render as render_plan
 
 app = typer.Typer()
 TimeoutOption = Annotated[float | None, typer.Option("--timeout", min=1, help="Seconds that a service may take.")]
@@ -21,8 +21,8 @@ def demo(
     down: Annotated[bool, typer.Option("--down", help="Stop the demo and leave nothing behind.")] = False,
 ) -> None:
     """Run the whole request path on this machine, without Docker, GPU or downloads."""
-    from corral.ops.demo import down as stop_demo
-    from corral.ops.demo import up as start_demo
+    from corral.verbs.demo.demo import down as stop_demo
+    from corral.verbs.demo.demo import up as start_demo
 
     if down and model:
         raise UsageError("--down takes no model")
@@ -43,7 +43,7 @@ def up(
     cpu: Annotated[bool, typer.Option("--cpu", help="No cards here: run what wants one on the processor.")] = False,
 ) -> None:
     """Start what is missing, change what is not as rendered, wait until all is well; replicas are drained first."""
-    from corral.ops.up import up as bring_up
+    from corral.verbs.up.up import up as bring_up
 
     found = site.plan()
     hosts = site.hosts(found)
@@ -61,7 +61,7 @@ def down(
     yes: Annotated[bool, typer.Option("--yes", help="Yes, lose the data.")] = False,
 ) -> None:
     """Stop and remove containers and networks; data stays unless --volumes and --yes say otherwise."""
-    from corral.ops.up import down as take_down
+    from corral.verbs.up.up import down as take_down
 
     found = site.plan()
     take_down(found, site.out, talk, hosts=site.hosts(found), volumes=volumes, yes=yes)
@@ -75,7 +75,7 @@ def upgrade(
     timeout: TimeoutOption = None,
 ) -> None:
     """Show every image from and to, try one replica of each pool first, then change the rest one at a time."""
-    from corral.ops.upgrade import upgrade as change_images
+    from corral.verbs.up.upgrade import upgrade as change_images
 
     site.plan()
     change_images(site.inventory, site.out, talk, plain(), to=to or [], timeout_s=timeout)
@@ -86,7 +86,7 @@ def upgrade(
 @shared("inventory", "out", "host")
 def rollback(site: SiteOptions, timeout: TimeoutOption = None) -> None:
     """Go back to the rendering that ran before, one service at a time."""
-    from corral.ops.upgrade import rollback as go_back
+    from corral.verbs.up.upgrade import rollback as go_back
 
     found = site.plan()
     go_back(found, site.out, talk, hosts=site.hosts(found), timeout_s=timeout)
@@ -99,9 +99,9 @@ def restart(
     site: SiteOptions, names: Annotated[list[str], typer.Argument(help="Service, container, pool, model, host or GPU.")]
 ) -> None:
     """Restart services one after the other; each is healthy again before the next."""
-    from corral.ops.hosts import compose_hosts
-    from corral.ops.names import services_named
-    from corral.ops.restart import restart as restart_services
+    from corral.runtime.hosts import compose_hosts
+    from corral.verbs.names import services_named
+    from corral.verbs.up.restart import restart as restart_services
 
     found = site.plan()
     services = services_named(found, names, site.hosts(found))
@@ -117,8 +117,8 @@ def setup(
     units: Annotated[bool, typer.Option("--units", help="Install systemd units: start at boot, power limits.")] = False,
 ) -> None:
     """Prepare a fresh host step by step and start it: says first what it will do; may be run again at any time."""
-    from corral.ops.hosts import compose_hosts
-    from corral.ops.setup import Setup
+    from corral.runtime.hosts import compose_hosts
+    from corral.verbs.setup.setup import Setup
 
     found = site.plan()
     chosen = site.hosts(found)

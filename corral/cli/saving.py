@@ -34,9 +34,9 @@ def backup(
     passphrase_file: PassphraseOption = None,
 ) -> None:
     """Save inventory, rendering, secrets and data of services in one sealed file; prints its name."""
-    from corral.ops.archives.backup import backup as save
-    from corral.ops.archives.contents import Sealing
-    from corral.ops.archives.passphrase import find_passphrase
+    from corral.verbs.archives.backup import backup as save
+    from corral.verbs.archives.contents import Sealing
+    from corral.verbs.archives.passphrase import find_passphrase
 
     found = site.plan()
     hosts = site.hosts(found)
@@ -62,9 +62,9 @@ def restore(
     as_json: JsonOption = False,
 ) -> None:
     """Bring back what a backup holds on an empty machine; afterwards `up` starts it."""
-    from corral.ops.archives import restore as ops
-    from corral.ops.archives.contents import read_backup
-    from corral.ops.archives.passphrase import find_passphrase
+    from corral.verbs.archives import restore as ops
+    from corral.verbs.archives.contents import read_backup
+    from corral.verbs.archives.passphrase import find_passphrase
 
     if as_json and not only_list:
         raise UsageError("--json goes with --list")
@@ -95,8 +95,8 @@ def bundle(
     unsigned: Annotated[bool, typer.Option("--unsigned", help="With load: accept an unsigned bundle.")] = False,
 ) -> None:
     """Collect images, model files, rendering and the kit for hosts without internet; `bundle load PATH` over there."""
-    from corral.ops.archives import bundle as making
-    from corral.ops.archives import load as unbundle
+    from corral.verbs.archives import bundle as making
+    from corral.verbs.archives import load as unbundle
 
     if (load, path is None, to is None) == ("load", False, True):
         if (signer is None) != unsigned:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from corral.cli.context import SiteOptions, shared, talk, verbs
 from corral.errors import CorralError
-from corral.secrets import initialise
+from corral.render.secrets import initialise
 
 app = verbs("Keys and passwords of the hosts.")
 

@@ -12,16 +12,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from corral import measured
-from corral.aliases import aliases_of
+from corral.build import Plan
+from corral.checks.rules import VRAM_RESERVE_MIB
+from corral.config.client_names import aliases_of
+from corral.config.inventory import Consumer, Tier
 from corral.contributions import Service
-from corral.fronts import gateway_publish_address
-from corral.inventory import Consumer, Tier
-from corral.plan import Plan
-from corral.routing import tier_settings
-from corral.rules import VRAM_RESERVE_MIB
-from corral.site import Card, Replica, bracketed, claimed_mib
+from corral.gateway.fronts import gateway_publish_address
+from corral.plan.routing import tier_settings
+from corral.plan.site import Card, Replica, bracketed, claimed_mib
 from corral.units import bar, gib
+from corral.whatif import fingerprint as measured
 
 WIDE = 120
 """Columns of tables that go into a file or a pipe, which have no width of their own."""

@@ -23,8 +23,8 @@ def status(
     as_json: JsonOption = False,
 ) -> int:
     """Show what runs, how well and how busy; exit code 1 when something of the plan is not well."""
-    from corral.ops import status as ops
-    from corral.ops.hosts import compose_hosts
+    from corral.runtime.hosts import compose_hosts
+    from corral.verbs.status import status as ops
 
     found = site.plan()
     hosts = compose_hosts(found, site.out, site.hosts(found))
@@ -48,7 +48,7 @@ def figures(
     ] = False,
 ) -> None:
     """Write what no exporter tells (drift, containers, weights, backups) where node-exporter reads it."""
-    from corral.ops.figures import figures_hosts, write_figures
+    from corral.verbs.status.figures import figures_hosts, write_figures
 
     found = site.plan()
     hosts = figures_hosts(found, site.out, site.hosts(found))
@@ -65,7 +65,7 @@ def watch(
     as_json: JsonOption = False,
 ) -> None:
     """Show what the farm does, from its Prometheus: pools, queues, tokens a second, cards and their temperature."""
-    from corral.ops import watch as ops
+    from corral.verbs.status import watch as ops
 
     ask = ops.asking(site.plan(), site.out)
     if as_json:
@@ -84,9 +84,9 @@ def logs(
     tail: Annotated[str, typer.Option("--tail", "-n", help="Last lines of each service; 100, or all since.")] = "",
 ) -> None:
     """Show what services print, in the order of time, with the service's name in front."""
-    from corral.ops.hosts import compose_hosts
-    from corral.ops.logs import TAIL, Wanted, show_logs
-    from corral.ops.names import services_named
+    from corral.runtime.hosts import compose_hosts
+    from corral.verbs.names import services_named
+    from corral.verbs.status.logs import TAIL, Wanted, show_logs
 
     found = site.plan()
     chosen = site.hosts(found)
@@ -106,8 +106,8 @@ def doctor(
     as_json: JsonOption = False,
 ) -> int:
     """Find what fails between client and card, and what helps; exit code 1 on errors."""
-    from corral.ops.doctor.report import as_data, diagnose, show
-    from corral.ops.hosts import compose_hosts
+    from corral.runtime.hosts import compose_hosts
+    from corral.verbs.doctor.report import as_data, diagnose, show
 
     found = site.plan()
     diagnoses = diagnose(found, compose_hosts(found, site.out, site.hosts(found)), must_ask=ask)

@@ -9,20 +9,20 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from corral.build import Plan
 from corral.cli.context import print_json
 from corral.cli.show import new_table, page
 from corral.errors import UsageError
-from corral.plan import Plan
 
 if TYPE_CHECKING:
-    from corral.simulation import Outcome, Station
-    from corral.whatif import Result
+    from corral.whatif.cases import Result
+    from corral.whatif.simulation import Outcome, Station
 
 
 def show_changed(found: Plan, words: list[str], hosts: set[str] | None, *, as_json: bool) -> None:
     """Simulates the farm as it is and with these changes, and prints both."""
-    from corral import whatif
-    from corral.ops.answers import measured_answers
+    from corral.whatif import cases as whatif
+    from corral.whatif.answers import measured_answers
 
     if hosts:
         raise UsageError("--what-if is for whole pools; leave --host out")

@@ -14,7 +14,7 @@ from functools import cache
 from typing import Protocol, cast
 
 from corral.contributions import Contribution, Contributions
-from corral.site import Site
+from corral.plan.site import Site
 
 
 class Stage(IntEnum):

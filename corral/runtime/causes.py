@@ -8,7 +8,7 @@ from typing import Literal
 
 from corral.components import llama
 from corral.contributions import Service
-from corral.own_image import build_command, tag
+from corral.plan.own_image import build_command, tag
 from corral.runtime.docker import Container
 
 WATCHDOG = 75

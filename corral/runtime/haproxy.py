@@ -17,12 +17,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from corral.build import Plan
 from corral.components import edge, haproxy
 from corral.contributions import Backend
 from corral.errors import CorralError
-from corral.ops.hosts import ComposeHost
-from corral.plan import Plan
-from corral.site import bracketed
+from corral.plan.site import bracketed
+from corral.runtime.hosts import ComposeHost
 
 ANSWER_LIMIT_S = 15
 RELOAD_LIMIT_S = 30

@@ -15,12 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from corral.build import Plan
 from corral.errors import CorralError
-from corral.ops.hosts import ComposeHost
-from corral.plan import Plan
+from corral.plan.site import Card
 from corral.runtime.docker import MIB, PROJECT, SITE, Container, containers_in
 from corral.runtime.haproxy import STATES, Server, balancer_of, parse_servers
-from corral.site import Card
+from corral.runtime.hosts import ComposeHost
 
 # Stands before the name of each part of an answer; no program prints it by itself.
 MARK = "\x1e"

@@ -19,11 +19,11 @@ import httpx
 import psutil
 
 from corral import tiny_models
-from corral.load import load_inventory
-from corral.output import write
-from corral.plan import Plan, build_plan
-from corral.render import render
-from corral.secrets import initialise, read_env
+from corral.build import Plan, build_plan
+from corral.config.load import load_inventory
+from corral.render.output import write
+from corral.render.secrets import initialise, read_env
+from corral.render.tree import render
 from tests.model_files import make_rerank_model
 from tests.processes.helpers import wait_until
 

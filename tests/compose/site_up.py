@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from corral.load import load_inventory
-from corral.plan import Plan, build_plan
-from corral.secrets import read_env
+from corral.build import Plan, build_plan
+from corral.config.load import load_inventory
+from corral.render.secrets import read_env
 from corral.tiny_models import make_chat_model
 from tests.compose.images.build import ensure_images
 from tests.compose.project import PREFIX, Client, Project

@@ -18,11 +18,11 @@ from typing import Any
 import httpx
 import pytest
 
-from corral.load import load_inventory
-from corral.ops.archives import passphrase
-from corral.plan import Plan, build_plan
-from corral.secrets import read_env
+from corral.build import Plan, build_plan
+from corral.config.load import load_inventory
+from corral.render.secrets import read_env
 from corral.tiny_models import KNOWN_ANSWER, make_chat_model
+from corral.verbs.archives import passphrase
 from tests.compose.far import Sshd, client_config
 from tests.compose.images.build import ensure_images
 from tests.compose.project import PREFIX, Client, Project, docker, patiently

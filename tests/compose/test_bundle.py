@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from corral.load import load_inventory
-from corral.plan import build_plan
-from corral.secrets import read_env
+from corral.build import build_plan
+from corral.config.load import load_inventory
+from corral.render.secrets import read_env
 from corral.tiny_models import KNOWN_ANSWER, make_chat_model
 from tests.compose.engines import Engine
 from tests.compose.images.build import ensure_images

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from corral.load import load_inventory
-from corral.plan import build_plan
+from corral.build import build_plan
+from corral.config.load import load_inventory
 from tests.compose.site_up import CORRAL, Site, site_in
 from tests.processes.helpers import REPOSITORY
 

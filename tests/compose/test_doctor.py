@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from corral.ops.hosts import ComposeHost
+from corral.runtime.hosts import ComposeHost
 from tests.compose.images.build import ensure_images
 from tests.compose.project import Project, cut_off, docker, make_models, render_site, without_permission
 from tests.processes.helpers import REPOSITORY, wait_until

@@ -12,8 +12,8 @@ import httpx
 import pytest
 
 from corral.errors import CorralError
-from corral.ops.figures import FILE, FOLDER, write_figures
-from corral.ops.hosts import ComposeHost
+from corral.runtime.hosts import ComposeHost
+from corral.verbs.status.figures import FILE, FOLDER, write_figures
 from tests.compose.far import Sshd, client_config
 from tests.compose.images.build import ensure_images
 from tests.compose.project import Project, docker, make_models, render_site

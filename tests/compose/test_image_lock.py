@@ -13,15 +13,15 @@ import httpx
 import pytest
 from rich.console import Console
 
+from corral.build import Plan, build_plan
 from corral.cli import main
+from corral.config.image_lock import IMAGE_LOCK
+from corral.config.load import load_inventory
 from corral.errors import CorralError
-from corral.image_lock import IMAGE_LOCK
-from corral.load import load_inventory
-from corral.ops.board import Board
-from corral.ops.hosts import compose_hosts
-from corral.ops.up import Run, fetch_images, look
-from corral.plan import Plan, build_plan
+from corral.runtime.board import Board
+from corral.runtime.hosts import compose_hosts
 from corral.tiny_models import make_chat_model
+from corral.verbs.up.up import Run, fetch_images, look
 from tests.compose.project import PREFIX, Project, docker
 from tests.processes.helpers import Process, free_port, wait_http
 

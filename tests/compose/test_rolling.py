@@ -243,7 +243,7 @@ def test_a_canary_that_fails_is_put_back_and_nobody_notices(running: Site, balan
 
 
 def test_secrets_are_not_in_the_history(running: Site) -> None:
-    from corral.ops import history
+    from corral.verbs.up import history
 
     values = [value.encode() for value in running.project.secrets.values()]
     kept = history.entries(running.out, "ua")

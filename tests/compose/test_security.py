@@ -13,8 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
-from corral.policy import check_project, exceptions_of
-from corral.render import project_name
+from corral.checks.policy import check_project, exceptions_of
+from corral.render.tree import project_name
 from corral.tiny_models import KNOWN_ANSWER
 from tests.compose.images.build import ensure_images
 from tests.compose.project import PREFIX, Client, Project, docker, docker_logs, files_with, make_models, render_site

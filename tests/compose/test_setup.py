@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from corral.build import build_plan
 from corral.cli import main
-from corral.load import load_inventory
-from corral.plan import build_plan
-from corral.render import project_name
+from corral.config.load import load_inventory
+from corral.render.tree import project_name
 from corral.tiny_models import KNOWN_ANSWER
 from tests.compose.images.build import ensure_images
 from tests.compose.project import PREFIX, Client, Project, make_models

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from corral.secrets import read_env
+from corral.render.secrets import read_env
 from corral.tiny_models import make_chat_model
 from tests.compose.images.build import ensure_images
 from tests.compose.project import PREFIX, docker_logs, patiently, streamed_text

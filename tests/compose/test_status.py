@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from corral.ops.hosts import ComposeHost
 from corral.runtime import observe as observing
+from corral.runtime.hosts import ComposeHost
 from corral.runtime.observe import observe
 from tests.compose.images.build import ensure_images
 from tests.compose.project import Project, cut_off, docker, frozen, make_models, render_site

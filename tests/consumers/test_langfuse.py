@@ -12,8 +12,8 @@ import yaml
 
 from corral.components.langfuse import START
 from corral.contributions import Service
-from corral.networks import networks
-from corral.secrets import initialise
+from corral.plan.networks import networks
+from corral.render.secrets import initialise
 from tests.trees import plan_of, services_of, tree_of
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,7 +12,7 @@ import xllamacpp
 import yaml
 
 from corral.components.llama import COMPONENT as LLAMA
-from corral.llama_flags import ENDS, GONE, IDLE, NOT_ENOUGH, SET, TABLE, troubles
+from corral.components.llama.flags import ENDS, GONE, IDLE, NOT_ENOUGH, SET, TABLE, troubles
 from tests.consumers.test_rendered import llama_servers
 from tests.trees import CASES, services_of, tree_of
 from tools.llama_flags import Flag, flags, parsed, table

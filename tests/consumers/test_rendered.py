@@ -21,8 +21,8 @@ from corral.components.edge import CERTIFICATES
 from corral.components.llama import COMPONENT as LLAMA
 from corral.components.llama import arguments
 from corral.contributions import Service
-from corral.secrets import initialise, write_files
-from corral.site import HERE, Replica
+from corral.plan.site import HERE, Replica
+from corral.render.secrets import initialise, write_files
 from tests.consumers.litellm_contract import load_with_litellm, unknown_keys
 from tests.needs import program
 from tests.processes.test_entrance import make_certificate
@@ -894,7 +894,7 @@ def as_process(service: Service, here: str) -> tuple[list[str], dict[str, str]]:
 
 
 def test_supervisord_gets_awkward_words_through(tmp_path: Path) -> None:
-    from corral.render import supervisor_command
+    from corral.render.tree import supervisor_command
 
     words = [
         "a b",

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from corral.load import load_inventory
-from corral.plan import build_plan
-from corral.render import render
+from corral.build import build_plan
+from corral.config.load import load_inventory
+from corral.render.tree import render
 from tests.callbacks import load_callback
 
 DEEP = "compare these two kinds of bridge"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from corral.render import POWER_UNIT, figure_units, render, told_by, unit_names
-from corral.site import Card
+from corral.plan.site import Card
+from corral.render.tree import POWER_UNIT, figure_units, render, told_by, unit_names
 from tests.needs import program
 from tests.trees import CASES, each_case, hosts_of, plan_of, put, tree_of
 

@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from corral.components import vllm
+from corral.components.vllm.flags import TABLE
 from corral.contributions import Service
-from corral.vllm_flags import TABLE
 from tests.trees import CASES, plan_of
 
 ASKED = {

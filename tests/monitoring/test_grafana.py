@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from corral.build import build_plan
 from corral.cli import main
-from corral.load import load_inventory
-from corral.ops.grafana import TOKEN as TOKEN_NAME
-from corral.ops.grafana import pages
-from corral.plan import build_plan
+from corral.config.load import load_inventory
+from corral.verbs.grafana import TOKEN as TOKEN_NAME
+from corral.verbs.grafana import pages
 from tests.monitoring.fake_grafana import TOKEN, FakeGrafana, running
 from tests.trees import ROOT
 

@@ -28,13 +28,14 @@ import httpx
 import pytest
 import yaml
 
-from corral.load import load_inventory
-from corral.ops import keys, supervisor
-from corral.output import write
-from corral.plan import Plan, build_plan
-from corral.render import render
-from corral.secrets import initialise, read_env
+from corral.build import Plan, build_plan
+from corral.config.load import load_inventory
+from corral.render.output import write
+from corral.render.secrets import initialise, read_env
+from corral.render.tree import render
+from corral.runtime import supervisor
 from corral.tiny_models import make_chat_model, make_embedding_model
+from corral.verbs.keys import keys
 from tests.model_files import make_adapter
 from tests.needs import why_missing
 from tests.processes.fakes import LOOPBACK, Fakes, command

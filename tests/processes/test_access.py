@@ -19,7 +19,7 @@ import httpx
 import psutil
 import pytest
 
-from corral.routes import MODEL_ROUTES, READ_ROUTES, with_short_forms
+from corral.gateway.routes import MODEL_ROUTES, READ_ROUTES, with_short_forms
 from tests.processes.fakes import LOOPBACK
 from tests.processes.farm import MIXED, POOLS, Farm, in_modes
 from tests.processes.helpers import wait_until

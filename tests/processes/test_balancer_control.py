@@ -15,12 +15,12 @@ from typing import ClassVar
 import httpx
 import pytest
 
-from corral.load import validate
-from corral.output import write
-from corral.plan import build_plan
-from corral.render import render
+from corral.build import build_plan
+from corral.config.load import validate
+from corral.config.source import parse
+from corral.render.output import write
+from corral.render.tree import render
 from corral.runtime.haproxy import Balancer, BalancerError, balancer_of
-from corral.yamlsource import parse
 from tests.needs import program
 from tests.processes.helpers import Process, free_port, wait_until
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from corral.load import load_inventory
-from corral.output import write
-from corral.plan import build_plan
-from corral.render import render
+from corral.build import build_plan
+from corral.config.load import load_inventory
+from corral.render.output import write
+from corral.render.tree import render
 from tests.processes.farm import EVEN, Extras, Farm, Mode, in_modes, inventory_of, running
 from tests.processes.helpers import REPOSITORY
 

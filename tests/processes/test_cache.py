@@ -10,7 +10,7 @@ import litellm
 import pytest
 import redis
 
-from corral.secrets import initialise, read_env
+from corral.render.secrets import initialise, read_env
 from tests.needs import program
 from tests.processes.fakes import LOOPBACK
 from tests.processes.helpers import Process, free_port, wait_until

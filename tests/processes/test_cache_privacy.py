@@ -14,13 +14,13 @@ import httpx
 import pytest
 import yaml
 
-from corral.load import validate
-from corral.output import write
-from corral.plan import build_plan
-from corral.render import render
-from corral.site import HERE
+from corral.build import build_plan
+from corral.config.load import validate
+from corral.config.source import parse
+from corral.plan.site import HERE
+from corral.render.output import write
+from corral.render.tree import render
 from corral.tiny_models import make_chat_model
-from corral.yamlsource import parse
 from tests.callbacks import load_callback
 from tests.processes.fakes import LOOPBACK
 from tests.processes.helpers import REPOSITORY, Process, free_port, wait_http

@@ -18,9 +18,9 @@ import httpx
 import psutil
 import pytest
 
-from corral.ops.demo import ANSWER
-from corral.ops.ports import is_free
+from corral.runtime.ports import is_free
 from corral.tiny_models import make_chat_model
+from corral.verbs.demo.demo import ANSWER
 from tests.processes.farm import FIRST_PORTS
 from tests.processes.helpers import REPOSITORY, Process, wait_until
 
@@ -202,7 +202,7 @@ def test_without_haproxy_it_says_what_is_lost(checkout: Checkout, tmp_path: Path
     programs.mkdir()
     for name in ("sh", "cat", "env"):
         (programs / name).symlink_to(str(shutil.which(name)))
-    main = checkout.root / "corral" / "ops" / "supervisor.py"
+    main = checkout.root / "corral" / "runtime" / "supervisor.py"
     main.write_text(re.sub(r"DAEMON_FOLDERS = \(.*?\)", "DAEMON_FOLDERS = ()", main.read_text()))
     done = checkout.run(PATH=str(programs))
     assert done.returncode == 0, done.stderr

@@ -17,10 +17,10 @@ from typing import Any
 import httpx
 import pytest
 
-from corral.load import load_inventory
-from corral.plan import build_plan
-from corral.render import render
-from corral.secrets import initialise, read_env
+from corral.build import build_plan
+from corral.config.load import load_inventory
+from corral.render.secrets import initialise, read_env
+from corral.render.tree import render
 from tests.needs import program
 from tests.processes.helpers import Process, free_port, wait_until
 

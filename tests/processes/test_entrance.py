@@ -18,12 +18,12 @@ import httpx
 import pytest
 import yaml
 
-from corral.load import validate
-from corral.output import write
-from corral.plan import build_plan
-from corral.render import render
-from corral.routes import MODEL_ROUTES
-from corral.yamlsource import parse
+from corral.build import build_plan
+from corral.config.load import validate
+from corral.config.source import parse
+from corral.gateway.routes import MODEL_ROUTES
+from corral.render.output import write
+from corral.render.tree import render
 from tests.needs import program
 from tests.processes.fakes import LOOPBACK, Fakes, command
 from tests.processes.helpers import Process, free_port, wait_http, wait_until

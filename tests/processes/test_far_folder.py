@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from corral.errors import CorralError
-from corral.ops.hosts import ComposeHost
+from corral.runtime.hosts import ComposeHost
 from tests.compose.far import Sshd, client_config
 from tests.compose.project import render_site
 

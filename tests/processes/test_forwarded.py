@@ -10,12 +10,12 @@ from typing import Any
 import httpx
 import pytest
 
+from corral.build import Plan, build_plan
+from corral.config.load import load_inventory
 from corral.errors import CorralError
-from corral.load import load_inventory
-from corral.ops.gateway import connected
-from corral.ops.hosts import ComposeHost
-from corral.plan import Plan, build_plan
-from corral.secrets import initialise, read_env
+from corral.render.secrets import initialise, read_env
+from corral.runtime.hosts import ComposeHost
+from corral.verbs.keys.gateway import connected
 from tests.compose.far import Sshd, client_config
 from tests.processes.helpers import free_port, serving_http
 

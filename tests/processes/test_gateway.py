@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from corral.aliases import all_aliases
+from corral.config.client_names import all_aliases
 from corral.tiny_models import KNOWN_ANSWER
 from tests.processes.fakes import LOOPBACK, PIECES_BEFORE_BREAK, POISON
 from tests.processes.farm import (

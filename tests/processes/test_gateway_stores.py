@@ -11,7 +11,7 @@ import httpx
 import pytest
 import redis
 
-from corral.ops import watch
+from corral.verbs.status import watch
 from tests.needs import postgres_folder
 from tests.processes.fakes import LOOPBACK
 from tests.processes.farm import EVEN, EVEN_DEPTH, HOST, Farm, in_modes

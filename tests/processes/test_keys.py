@@ -18,9 +18,9 @@ import pytest
 import redis
 import yaml
 
-from corral.aliases import EDITOR_NAMES
 from corral.cli import main
-from corral.keys import hash_of
+from corral.config.client_names import EDITOR_NAMES
+from corral.gateway.keys import hash_of
 from corral.runtime.haproxy import balancer_of
 from tests.processes.fakes import LOOPBACK
 from tests.processes.farm import CONSUMERS, EVEN, EVEN_DEPTH, HOST, MIXED, VECTORS, Farm, in_modes

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from corral.inventory import Objective
+from corral.config.inventory import Objective
 from figures import figures_of
 from load import Load, Rows, run_load
 from scenarios import Stage

@@ -21,13 +21,13 @@ import httpx
 import pytest
 import yaml
 
-from corral.load import load_inventory
-from corral.output import write
-from corral.plan import build_plan
-from corral.render import render
-from corral.secrets import initialise
+from corral.build import build_plan
+from corral.config.load import load_inventory
+from corral.config.source import read_source
+from corral.render.output import write
+from corral.render.secrets import initialise
+from corral.render.tree import render
 from corral.tiny_models import KNOWN_ANSWER, make_chat_model
-from corral.yamlsource import read_source
 from tests.model_files import make_rerank_model
 from tests.processes import farm as farms
 from tests.processes.farm import HOST, Extras, Farm, Streamed

@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import pytest
 
-from corral.gguf_header import facts_of, read_header
+from corral.config.gguf_header import facts_of, read_header
 from corral.tiny_models import KNOWN_ANSWER, make_chat_model, make_embedding_model
 from tests.model_files import make_adapter, make_rerank_model
 from tests.processes.helpers import REPOSITORY, Process, free_port, wait_http, wait_until

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
+from corral.checks.rules import PLAN_RULES, REFERENCE_RULES, check_plan, check_references
 from corral.components import gather
+from corral.config.inventory import Inventory
+from corral.config.load import load_inventory
 from corral.contributions import Contributions, Port, Service
 from corral.errors import Problem
-from corral.inventory import Inventory
-from corral.load import load_inventory
-from corral.rules import PLAN_RULES, REFERENCE_RULES, check_plan, check_references
-from corral.site import resolve
+from corral.plan.site import resolve
 from tests.reference import rules_reference
 
 HERE = Path(__file__).parent

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from corral.build import Plan, build_plan
+from corral.config.load import load_inventory
 from corral.contributions import Service
-from corral.load import load_inventory
-from corral.plan import Plan, build_plan
 from tests.trees import plan_of
 
 FILES = ("/dev/kfd", "/dev/dri")

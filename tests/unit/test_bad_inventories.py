@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
+from corral.build import build_plan
+from corral.config.load import load_inventory
 from corral.errors import SiteError
-from corral.load import load_inventory
-from corral.plan import build_plan
 
 TABLE = Path(__file__).with_name("bad_inventories.yaml")
 NAME = "inventory.yaml"

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from corral.cards import CATALOGUE, CardFacts, card_facts, vram_mib
-from corral.inventory import NAME, Card, Gpu
+from corral.config.inventory import NAME, Card, Gpu
+from corral.plan.cards import CATALOGUE, CardFacts, card_facts, vram_mib
 
 
 @pytest.mark.parametrize("name", CATALOGUE)

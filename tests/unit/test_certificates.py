@@ -10,11 +10,11 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from corral import certificates
-from corral.certificates import FOLDER, authority_in, end_of
 from corral.contributions import Secret
 from corral.errors import CorralError
-from corral.secrets import CERTIFICATES_MARK, initialise, read_env
+from corral.render import certificates
+from corral.render.certificates import FOLDER, authority_in, end_of
+from corral.render.secrets import CERTIFICATES_MARK, initialise, read_env
 
 SERVER = Secret("EDGE_CERTIFICATE", "big", "server", "server", names=("big", "*.big", "192.0.2.11"))
 CLIENT = Secret("GATEWAY_CERTIFICATE", "gate", "client", "client", names=("gateway",))

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 
 from corral.cli import main
-from corral.ops import history
+from corral.verbs.up import history
 from tests.trees import ROOT, inventory_of
 
 COLOR = re.compile(r"\x1b\[[0-9;]*3[0-7]m")

@@ -11,21 +11,21 @@ from typing import Any
 import httpx
 import pytest
 
-from corral import certificates
-from corral.load import load_inventory
-from corral.ops.doctor import path as path_area
-from corral.ops.doctor.checks import AREAS, Case, Finding, checks, findings
-from corral.ops.doctor.facts import Facts, Filesystem, SeenFile, Xid, collect, understood
-from corral.ops.hosts import ComposeHost, Done
-from corral.output import digest, write
-from corral.plan import Plan, build_plan
-from corral.render import render
+from corral.build import Plan, build_plan
+from corral.config.load import load_inventory
+from corral.render import certificates
+from corral.render.output import digest, write
+from corral.render.secrets import initialise, read_env
+from corral.render.tree import render
 from corral.runtime.causes import CAUSES, explained
 from corral.runtime.docker import Container
 from corral.runtime.haproxy import Server
+from corral.runtime.hosts import ComposeHost, Done
 from corral.runtime.observe import Snapshot, observe, parse_cards, short_slot
 from corral.runtime.observe import understood as observed
-from corral.secrets import initialise, read_env
+from corral.verbs.doctor import path as path_area
+from corral.verbs.doctor.checks import AREAS, Case, Finding, checks, findings
+from corral.verbs.doctor.facts import Facts, Filesystem, SeenFile, Xid, collect, understood
 from tests.trees import plan_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]

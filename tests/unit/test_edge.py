@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from corral.build import Plan, build_plan
 from corral.components.edge import doors_of, server_name
+from corral.config.load import load_inventory
 from corral.contributions import Endpoint
-from corral.load import load_inventory
-from corral.plan import Plan, build_plan
-from corral.render import render
+from corral.render.tree import render
 
 SITE = """
 schema_version: 1

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from corral.load import validate
-from corral.ops.doctor.checks import Case, checks
-from corral.ops.doctor.facts import Facts
-from corral.ops.hosts import ComposeHost
-from corral.plan import build_plan
+from corral.build import build_plan
+from corral.config.load import validate
+from corral.config.source import parse
 from corral.runtime.docker import Container
+from corral.runtime.hosts import ComposeHost
 from corral.runtime.observe import Snapshot
-from corral.yamlsource import parse
+from corral.verbs.doctor.checks import Case, checks
+from corral.verbs.doctor.facts import Facts
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 INVENTORY = """

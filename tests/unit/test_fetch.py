@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from corral.errors import CorralError
-from corral.ops.fetch import (
+from corral.verbs.models.fetch import (
     ChecksumError,
     FetchError,
     MissingError,

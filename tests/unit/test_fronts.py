@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from corral.load import validate
-from corral.ops.gateway import client_address, gateway_address
-from corral.plan import build_plan
-from corral.yamlsource import parse
+from corral.build import build_plan
+from corral.config.load import validate
+from corral.config.source import parse
+from corral.verbs.keys.gateway import client_address, gateway_address
 
 INVENTORY = """
 schema_version: 1

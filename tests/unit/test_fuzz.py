@@ -9,12 +9,24 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from corral.build import build_plan
+from corral.config.inventory import (
+    Engine,
+    Gateway,
+    Host,
+    Inventory,
+    Limits,
+    Monitoring,
+    Node,
+    Placement,
+    Pool,
+    Queue,
+    Weights,
+)
+from corral.config.load import validate
+from corral.config.source import parse
 from corral.errors import SiteError
-from corral.inventory import Engine, Gateway, Host, Inventory, Limits, Monitoring, Node, Placement, Pool, Queue, Weights
-from corral.load import validate
-from corral.plan import build_plan
-from corral.render import render
-from corral.yamlsource import parse
+from corral.render.tree import render
 from tests.unit.test_bad_inventories import BASE, JARGON
 
 pytestmark = pytest.mark.slow
@@ -219,7 +231,7 @@ def test_random_signs(text: str) -> None:
 @SETTINGS
 @given(raw=st.binary(max_size=60))
 def test_random_bytes(raw: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
-    from corral.load import load_inventory
+    from corral.config.load import load_inventory
 
     path = tmp_path_factory.getbasetemp() / "inventory.yaml"
     path.write_bytes(raw)

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from corral.keys import hash_of
-from corral.load import validate
-from corral.routing import has_private_cache
-from corral.yamlsource import parse
+from corral.config.load import validate
+from corral.config.source import parse
+from corral.gateway.keys import hash_of
+from corral.plan.routing import has_private_cache
 from tests.callbacks import load_callback
 
 

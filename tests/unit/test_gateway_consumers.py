@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from corral.keys import hash_of
+from corral.gateway.keys import hash_of
 from tests.callbacks import load_callback
 
 KEY = hash_of("sk-alice")

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corral.gguf_header import HeaderError, Long, facts_of, read_header
+from corral.config.gguf_header import HeaderError, Long, facts_of, read_header
 from corral.tiny_models import make_chat_model, make_embedding_model
 
 

@@ -18,11 +18,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corral.load import load_inventory
-from corral.output import MANIFEST, compare
-from corral.plan import build_plan
-from corral.render import Tree, render
-from corral.secrets import initialise
+from corral.build import build_plan
+from corral.config.load import load_inventory
+from corral.render.output import MANIFEST, compare
+from corral.render.secrets import initialise
+from corral.render.tree import Tree, render
 from tests import expected
 from tests.expected import expected_of, write_expected
 from tests.trees import (

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from corral.inventory import PATTERNS, Host, Inventory, Pool, parse_gpu_numbers
-from corral.schema import inventory_schema
+from corral.config.inventory import PATTERNS, Host, Inventory, Pool, parse_gpu_numbers
+from corral.config.schema import inventory_schema
 from tests.reference import _models
 
 MODELS = _models(Inventory)

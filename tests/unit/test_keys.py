@@ -11,10 +11,10 @@ import httpx
 import pytest
 import yaml
 
-from corral.aliases import EDITOR_NAMES, aliases_of
+from corral.config.client_names import EDITOR_NAMES, aliases_of
+from corral.config.inventory import Consumer, Inventory
 from corral.errors import CorralError, UsageError
-from corral.inventory import Consumer, Inventory
-from corral.keys import (
+from corral.gateway.keys import (
     MANAGED,
     METRICS_NAME,
     NO_MODELS,
@@ -30,9 +30,9 @@ from corral.keys import (
     wanted_of,
     words_of,
 )
-from corral.ops.gateway import GatewayKeys
-from corral.ops.keys import KeyFiles, Keyring, _finish_rotation, checked_consumer
-from corral.routes import CONSUMER_ROUTES
+from corral.gateway.routes import CONSUMER_ROUTES
+from corral.verbs.keys.gateway import GatewayKeys
+from corral.verbs.keys.keys import KeyFiles, Keyring, _finish_rotation, checked_consumer
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 VALUE = "sk-a-value-that-is-in-the-file"
@@ -307,8 +307,8 @@ def test_a_rotation_killed_anywhere_is_ended_by_the_next_run(calls: int, tmp_pat
 
 
 def build(path: Path) -> Any:
-    from corral.load import load_inventory
-    from corral.plan import build_plan
+    from corral.build import build_plan
+    from corral.config.load import load_inventory
 
     return build_plan(load_inventory(path))
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from corral.build import load_site
 from corral.cli import main
-from corral.gguf_header import facts_of, read_header
-from corral.load import load_inventory
-from corral.memory import MIB, Use, memory_of
-from corral.model_lock import Gguf, LockedFile, ModelLock, write_lock
-from corral.ops.models import wanted_files
-from corral.plan import load_site
+from corral.config.gguf_header import facts_of, read_header
+from corral.config.load import load_inventory
+from corral.config.model_lock import Gguf, LockedFile, ModelLock, write_lock
+from corral.plan.memory import MIB, Use, memory_of
+from corral.verbs.models.models import wanted_files
 from tests.model_files import make_random_model
 
 LLAMA_8B = Gguf(

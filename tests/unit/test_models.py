@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 
 from corral.cli import main
-from corral.model_lock import ModelLock, read_lock
-from corral.ops.fetch import part_of
+from corral.config.model_lock import ModelLock, read_lock
 from corral.tiny_models import make_chat_model, make_embedding_model
+from corral.verbs.models.fetch import part_of
 from tests.weight_server import Shop, weight_server
 
 INVENTORY = """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import yaml
 
 from corral.contributions import Service
-from corral.networks import networks, outer_network
+from corral.plan.networks import networks, outer_network
 from tests.trees import each_case, plan_of, tree_of
 
 STORES = {"postgres", "valkey"}

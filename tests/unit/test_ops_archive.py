@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 
 from corral.errors import CorralError
-from corral.ops.archives import backup as making
-from corral.ops.archives import contents, legacy
-from corral.ops.archives import passphrase as sealing
-from corral.ops.archives.container import (
+from corral.verbs.archives import backup as making
+from corral.verbs.archives import contents, legacy
+from corral.verbs.archives import passphrase as sealing
+from corral.verbs.archives.container import (
     INVENTORY,
     MANIFEST,
     SUMS,
@@ -30,8 +30,8 @@ from corral.ops.archives.container import (
     sums_text,
     unpacked,
 )
-from corral.ops.archives.contents import SEAL, Backup, Manifest, SavedState, Sealing
-from corral.ops.archives.passphrase import WrongPassphraseError
+from corral.verbs.archives.contents import SEAL, Backup, Manifest, SavedState, Sealing
+from corral.verbs.archives.passphrase import WrongPassphraseError
 
 STATE = b"".join(hashlib.sha256(b"%d" % number).digest() for number in range(6000))
 FILES = {INVENTORY: b"schema_version: 1\n", "rendering/sa/compose.yaml": b"services: {}\n"}

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from corral.load import load_inventory
-from corral.ops.certificates import certificate_files, certificate_lines, understood_ends
-from corral.ops.figures import look
-from corral.ops.hosts import ComposeHost
-from corral.output import write
-from corral.plan import build_plan
-from corral.render import render
+from corral.build import build_plan
+from corral.config.load import load_inventory
+from corral.render.output import write
+from corral.render.tree import render
+from corral.runtime.hosts import ComposeHost
 from corral.runtime.observe import Snapshot
+from corral.verbs.status.certificates import certificate_files, certificate_lines, understood_ends
+from corral.verbs.status.figures import look
 
 SITE = """\
 schema_version: 1

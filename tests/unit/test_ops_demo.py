@@ -8,14 +8,14 @@ from pathlib import Path
 import psutil
 import pytest
 
+from corral.build import Plan, build_plan
+from corral.config.load import Loaded, load_inventory
 from corral.errors import CorralError
-from corral.load import Loaded, load_inventory
-from corral.ops import supervisor
-from corral.ops.farm import INVENTORY, fit_inventory
-from corral.ops.interrupts import Interrupts
-from corral.ops.lock import alone
-from corral.plan import Plan, build_plan
-from corral.render import render
+from corral.render.tree import render
+from corral.runtime import supervisor
+from corral.runtime.interrupts import Interrupts
+from corral.runtime.lock import alone
+from corral.verbs.demo.farm import INVENTORY, fit_inventory
 
 
 def fitted_plan(*, has_balancer: bool, has_own_model: bool) -> Plan:
@@ -62,7 +62,7 @@ HOLDER = """
 import sys
 import time
 from pathlib import Path
-from corral.ops.lock import alone
+from corral.runtime.lock import alone
 with alone(Path(sys.argv[1]), "corral down"):
     print("locked", flush=True)
     time.sleep(60)

@@ -10,20 +10,20 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from corral.build import Plan, build_plan
 from corral.cli import main
+from corral.config.load import load_inventory
+from corral.config.model_lock import LockedFile, ModelLock, lock_of, write_lock
 from corral.errors import CorralError, UsageError
-from corral.load import load_inventory
-from corral.model_lock import LockedFile, ModelLock, lock_of, write_lock
-from corral.ops import figures
-from corral.ops.figures import FILE, FOLDER, figures_hosts, look, text, write_figures
-from corral.ops.history import last_backups, note_backup
-from corral.ops.hosts import ComposeHost
-from corral.ops.models import STAMPS
-from corral.output import write
-from corral.plan import Plan, build_plan
-from corral.render import render
+from corral.render.output import write
+from corral.render.tree import render
 from corral.runtime.docker import Container
+from corral.runtime.hosts import ComposeHost
 from corral.runtime.observe import Snapshot
+from corral.verbs.models.models import STAMPS
+from corral.verbs.status import figures
+from corral.verbs.status.figures import FILE, FOLDER, figures_hosts, look, text, write_figures
+from corral.verbs.up.history import last_backups, note_backup
 from tests.figures_example import EXAMPLE
 from tools.catalogue import FOLDER as CATALOGUES
 from tools.catalogue import metrics_in

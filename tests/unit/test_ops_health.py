@@ -5,10 +5,10 @@ import pytest
 
 from corral.contributions import Health, Service
 from corral.errors import CorralError
-from corral.ops import health
-from corral.ops.health import last_lines, watch
-from corral.ops.supervisor import Program
+from corral.runtime import health
 from corral.runtime.causes import cause_of
+from corral.runtime.health import last_lines, watch
+from corral.runtime.supervisor import Program
 
 HERE = Path("/nowhere")
 

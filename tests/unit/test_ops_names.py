@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
+from corral.build import Plan, build_plan
+from corral.config.load import load_inventory
 from corral.errors import UsageError
-from corral.load import load_inventory
-from corral.ops.names import services_named
-from corral.plan import Plan, build_plan
+from corral.verbs.names import services_named
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TWO_HOSTS = """

@@ -20,21 +20,21 @@ import pytest
 from pydantic import ValidationError
 from rich.console import Console
 
+from corral.build import build_plan
 from corral.cli import main
+from corral.config.load import validate
+from corral.config.model_lock import LockedFile
+from corral.config.source import parse
 from corral.errors import CorralError, UsageError
-from corral.load import validate
-from corral.model_lock import LockedFile
-from corral.ops.archives import bundle as making
-from corral.ops.archives import load
-from corral.ops.archives.bundle_folder import BundleFolder
-from corral.ops.archives.container import SUMS, members
-from corral.ops.archives.load import SIGNATURE, Bundle, HostParts, Image, Manifest, ModelFile
-from corral.ops.archives.signing import sign
-from corral.ops.hosts import ComposeHost
-from corral.ops.setup import model_sources
-from corral.plan import build_plan
-from corral.render import render
-from corral.yamlsource import parse
+from corral.render.tree import render
+from corral.runtime.hosts import ComposeHost
+from corral.verbs.archives import bundle as making
+from corral.verbs.archives import load
+from corral.verbs.archives.bundle_folder import BundleFolder
+from corral.verbs.archives.container import SUMS, members
+from corral.verbs.archives.load import SIGNATURE, Bundle, HostParts, Image, Manifest, ModelFile
+from corral.verbs.archives.signing import sign
+from corral.verbs.setup.setup import model_sources
 
 ROOT = Path(__file__).resolve().parents[2]
 LAYER = b"".join(hashlib.sha256(b"%d" % number).digest() for number in range(3000))

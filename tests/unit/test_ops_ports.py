@@ -6,7 +6,7 @@ import psutil
 import pytest
 
 from corral.contributions import Port, Service
-from corral.ops import ports
+from corral.runtime import ports
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 import pytest
 
 from corral.errors import CorralError
-from corral.ops import probe
-from corral.ops.probe import client, embed, stream_chat
+from corral.verbs.demo import probe
+from corral.verbs.demo.probe import client, embed, stream_chat
 
 Answer = tuple[int, list[bytes]]
 

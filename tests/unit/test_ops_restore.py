@@ -11,17 +11,17 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from corral.build import build_plan
+from corral.config.load import load_texts
 from corral.errors import CorralError, UsageError
-from corral.load import load_texts
-from corral.ops.archives import backup as making
-from corral.ops.archives import contents
-from corral.ops.archives import passphrase as sealing
-from corral.ops.archives.container import INVENTORY, packed
-from corral.ops.archives.contents import Manifest, Sealing
-from corral.ops.archives.passphrase import VARIABLE, seal
-from corral.ops.archives.restore import Wanted, restore
-from corral.plan import build_plan
-from corral.render import render
+from corral.render.tree import render
+from corral.verbs.archives import backup as making
+from corral.verbs.archives import contents
+from corral.verbs.archives import passphrase as sealing
+from corral.verbs.archives.container import INVENTORY, packed
+from corral.verbs.archives.contents import Manifest, Sealing
+from corral.verbs.archives.passphrase import VARIABLE, seal
+from corral.verbs.archives.restore import Wanted, restore
 
 OLD = Path(__file__).resolve().parents[1] / "backups" / "format-1.tar.gz"
 PASSPHRASE = "open sesame, slowly"
@@ -100,7 +100,9 @@ def test_nothing_is_asked_over_ssh_before_a_person_agreed(tmp_path: Path, monkey
     path = save(tmp_path, COMPOSE, sealed=None)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", lambda _words: "no")
-    monkeypatch.setattr("corral.ops.archives.restore.check_engine", lambda host: pytest.fail(f"{host.name} was asked"))
+    monkeypatch.setattr(
+        "corral.verbs.archives.restore.check_engine", lambda host: pytest.fail(f"{host.name} was asked")
+    )
     with pytest.raises(UsageError, match="nothing was changed"):
         bring_back(path, tmp_path / "new")
 

@@ -13,14 +13,15 @@ from typing import Any, cast
 import pytest
 from rich.console import Console
 
+from corral.build import Plan
 from corral.errors import CorralError, UsageError
-from corral.ops import rolling, serving
-from corral.ops.board import Board
-from corral.ops.hosts import ComposeHost, Done
-from corral.ops.serving import Change, Place
-from corral.plan import Plan
+from corral.runtime.board import Board
 from corral.runtime.docker import Container
 from corral.runtime.haproxy import Balancer, Server
+from corral.runtime.hosts import ComposeHost, Done
+from corral.verbs.models import serving
+from corral.verbs.models.serving import Change, Place
+from corral.verbs.up import rolling
 from tests.unit.test_shared import plan_of
 
 

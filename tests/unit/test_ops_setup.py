@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from corral.build import Plan, build_plan
 from corral.cli import main
+from corral.config.load import load_inventory
 from corral.errors import CorralError
-from corral.load import load_inventory
-from corral.ops import setup as ops_setup
-from corral.ops.hosts import compose_hosts
-from corral.ops.setup import Setup
-from corral.plan import Plan, build_plan
-from corral.render import ROOT, Tree, render
-from corral.secrets import read_env
+from corral.render.secrets import read_env
+from corral.render.tree import ROOT, Tree, render
+from corral.runtime.hosts import compose_hosts
+from corral.verbs.setup import setup as ops_setup
+from corral.verbs.setup.setup import Setup
 
 UUIDS = [f"GPU-0000000{number}-abcd-0000-0000-000000000000" for number in range(3)]
 SITE = """\

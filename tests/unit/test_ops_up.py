@@ -11,22 +11,22 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from corral.build import Plan, build_plan
+from corral.config.load import validate
+from corral.config.source import parse
 from corral.errors import CorralError, UsageError
-from corral.load import validate
-from corral.ops import history
-from corral.ops.archives.container import packed
-from corral.ops.board import Board
-from corral.ops.hosts import ComposeHost, Done
-from corral.ops.lock import alone
-from corral.ops.survey import check_engine, survey
-from corral.ops.upgrade import parse_choices, with_images
-from corral.order import in_order, phases
-from corral.plan import Plan, build_plan
-from corral.render import render
+from corral.plan.order import in_order, phases
+from corral.render.tree import render
+from corral.runtime.board import Board
 from corral.runtime.causes import cause_of
 from corral.runtime.docker import Container
 from corral.runtime.haproxy import config_digest, keep_known, parse_servers
-from corral.yamlsource import parse
+from corral.runtime.hosts import ComposeHost, Done
+from corral.runtime.lock import alone
+from corral.verbs.archives.container import packed
+from corral.verbs.up import history
+from corral.verbs.up.survey import check_engine, survey
+from corral.verbs.up.upgrade import parse_choices, with_images
 from tests.trees import ROOT
 
 STAT = """\

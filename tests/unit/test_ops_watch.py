@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from corral.load import load_inventory
-from corral.ops import watch
-from corral.plan import build_plan
+from corral.build import build_plan
+from corral.config.load import load_inventory
+from corral.verbs.status import watch
 from tests.trees import ROOT
 
 MOMENT = datetime(2026, 11, 27, 1, 2, 3, tzinfo=UTC)

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from corral.errors import CorralError
-from corral.ops.weights import canonical, find_weights
+from corral.verbs.models.weights import canonical, find_weights
 from tests.weight_server import Shop, weight_server
 
 CONTENT = b"GGUF" + bytes(range(256)) * 100

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from corral.errors import CorralError
-from corral.output import (
+from corral.render.output import (
     MANIFEST,
     Change,
     compare,
@@ -374,7 +374,7 @@ def test_a_failure_of_the_disk_at_any_step_leaves_a_tree_that_can_be_finished(tm
 WRITER = """
 import sys
 from pathlib import Path
-from corral.output import write
+from corral.render.output import write
 out, number = Path(sys.argv[1]), int(sys.argv[2])
 tree = {f"host-{index % 5}/file-{index}": f"{number} ".encode() * 200 for index in range(60)}
 tree |= {f"host-{number % 2}/only-{number}": b"x"}

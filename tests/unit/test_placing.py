@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corral import placing
 from corral.cli import main
-from corral.inventory import Inventory
-from corral.placing import Bin, Piece, Placing, cards_of, place
-from corral.site import resolve
+from corral.config.inventory import Inventory
+from corral.plan import placement as placing
+from corral.plan.placement import Bin, Piece, Placing, cards_of, place
+from corral.plan.site import resolve
 
 CARDS = st.lists(st.tuples(st.integers(1, 32), st.integers(0, 1), st.booleans()), min_size=1, max_size=8)
 SIZES = st.lists(st.tuples(st.integers(1, 20), st.integers(1, 3)), min_size=1, max_size=6)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from corral.policy import RULES, Finding, check_project, check_tree, exceptions_of, project_of
+from corral.checks.policy import RULES, Finding, check_project, check_tree, exceptions_of, project_of
 from tests.reference import policy_reference
 from tests.trees import CASES, ROOT, each_case, hosts_of, plan_of, put, tree_of
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from corral.inventory import Inventory
+from corral.config.inventory import Inventory
 from tests.reference import inventory_reference
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "inventory.md"

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from corral.build import Plan, build_plan
 from corral.cli import main
-from corral.load import load_inventory
-from corral.model_lock import read_lock
-from corral.ops.hosts import ComposeHost
-from corral.ops.setup import model_sources
-from corral.plan import Plan, build_plan
+from corral.config.load import load_inventory
+from corral.config.model_lock import read_lock
+from corral.runtime.hosts import ComposeHost
+from corral.verbs.setup.setup import model_sources
 from tests.unit.test_models import STAND_IN
 from tests.weight_server import Shop, weight_server
 

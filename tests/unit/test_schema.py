@@ -12,10 +12,10 @@ from typing import Any
 import jsonschema
 import pytest
 
+from corral.config.load import load_inventory
+from corral.config.schema import inventory_schema, schema_text
+from corral.config.source import read_source
 from corral.errors import SiteError
-from corral.load import load_inventory
-from corral.schema import inventory_schema, schema_text
-from corral.yamlsource import read_source
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = ROOT / "inventory.schema.json"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from corral.config.load import validate
+from corral.config.source import parse
 from corral.errors import SiteError
-from corral.load import validate
-from corral.yamlsource import parse
 
 NEWER = "this inventory is written for a newer corral (version 3); this one knows up to 1; update corral"
 

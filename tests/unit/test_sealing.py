@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from corral.errors import CorralError, UsageError
-from corral.ops.archives import passphrase as sealing
-from corral.ops.archives.passphrase import VARIABLE, WrongPassphraseError, find_passphrase, seal, unseal
+from corral.verbs.archives import passphrase as sealing
+from corral.verbs.archives.passphrase import VARIABLE, WrongPassphraseError, find_passphrase, seal, unseal
 
 PASSPHRASE = "correct horse battery"
 VALUE = b"LITELLM_MASTER_KEY=sk-marker\n"

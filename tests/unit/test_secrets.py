@@ -13,8 +13,8 @@ import pytest
 
 from corral.contributions import Secret
 from corral.errors import CorralError, SiteError
-from corral.output import locked
-from corral.secrets import CERTIFICATES_MARK, Report, initialise, read_env
+from corral.render.output import locked
+from corral.render.secrets import CERTIFICATES_MARK, Report, initialise, read_env
 from tests.needs import program
 
 KEY = Secret("API_KEY", "one", "opens it")

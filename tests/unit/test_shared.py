@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from corral.build import Plan, build_plan
 from corral.cli.plan_data import plan_as_data
+from corral.config.load import load_inventory
 from corral.errors import SiteError
-from corral.load import load_inventory
-from corral.plan import Plan, build_plan
-from corral.site import claimed_mib
-from corral.sizes import worst
+from corral.plan.site import claimed_mib
+from corral.plan.sizes import worst
 
 SITE = """\
 schema_version: 1

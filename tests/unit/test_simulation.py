@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corral.simulation import Fate, Station, Trace, make_trace, replay, simulate
+from corral.whatif.simulation import Fate, Station, Trace, make_trace, replay, simulate
 
 pytestmark = pytest.mark.slow
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from corral.config.inventory import Engine, Inventory, Node
 from corral.contributions import Endpoint
-from corral.inventory import Engine, Inventory, Node
-from corral.site import Replica, Site, engine_place, merged_engine, node_endpoint, resolve
+from corral.plan.site import Replica, Site, engine_place, merged_engine, node_endpoint, resolve
 
 BASE: dict[str, Any] = {
     "schema_version": 1,

@@ -2,8 +2,8 @@
 
 import pytest
 
-from corral.inventory import Weights
-from corral.sizes import billions, kv_cache_mib, replica_mib, weights_mib
+from corral.config.inventory import Weights
+from corral.plan.sizes import billions, kv_cache_mib, replica_mib, weights_mib
 
 GB = 1e9 / 1024**2
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from corral.vllm_flags import SET, table, troubles
+from corral.components.vllm.flags import SET, table, troubles
 
 EAGER = 'did you mean "--enforce-eager" or "--no-enforce-eager"?'
-ALL = "leave it out; corral/vllm_flags.yaml has all that it knows"
+ALL = "leave it out; corral/components/vllm/flags.yaml has all that it knows"
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import yaml
 
+from corral.build import Plan, build_plan
 from corral.cli import main
+from corral.config.load import load_inventory
 from corral.errors import UsageError
-from corral.load import load_inventory
-from corral.measured import fingerprint
-from corral.ops.answers import measured_answers
-from corral.plan import Plan, build_plan
-from corral.whatif import KEYS, Case, Measured, cases, parse_changes
+from corral.whatif.answers import measured_answers
+from corral.whatif.cases import KEYS, Case, Measured, cases, parse_changes
+from corral.whatif.fingerprint import fingerprint
 from tests.trees import ROOT
 
 CHAT = {"source": "hf:owner/repo/Chat-8B-Q4_K_M.gguf", "kind": "chat", "context": 4096, "size_gib": 4}

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from corral.config.source import MAX_BYTES, Source, parse, read_source
 from corral.errors import Problem, SiteError
-from corral.yamlsource import MAX_BYTES, Source, parse, read_source
 
 
 def data_of(text: str) -> Any:

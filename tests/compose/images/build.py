@@ -24,9 +24,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from corral.build import Plan, build_plan
 from corral.components import litellm
-from corral.load import load_inventory
-from corral.plan import Plan, build_plan
+from corral.config.load import load_inventory
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[2]

@@ -1,0 +1,213 @@
+"""The edge of a host: the one port at which other hosts call its services, over TLS with client certificates.
+
+Services publish nothing for other hosts. HAProxy takes their calls, lets only the needed paths of the needed services
+through, and puts the host's own keys in. A caller names the service by the name that it asks for in TLS (SNI), or by
+the first part of the path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from corral.components import Stage
+from corral.contributions import (
+    ConfigMount,
+    Contribution,
+    Contributions,
+    Endpoint,
+    File,
+    Health,
+    Port,
+    Secret,
+    Service,
+)
+from corral.plan.site import Site
+
+STAGE = Stage.MONITORING
+COMPONENT = "edge"
+IMAGE = "haproxy:3.2.26"
+FOLDER = "/usr/local/etc/haproxy"
+CONFIG = f"{FOLDER}/haproxy.cfg"
+CONTROL_PORT = 9999
+"""Port of HAProxy's runtime API, on the container's own loopback address."""
+AUTHORITY, CERTIFICATE, KEYS = "EDGE_AUTHORITY", "EDGE_CERTIFICATE", "EDGE_KEYS"
+Caller = Literal["gateway", "monitoring"]
+CLIENTS: dict[Caller, str] = {"gateway": "GATEWAY_CERTIFICATE", "monitoring": "MONITORING_CERTIFICATE"}
+CERTIFICATES = frozenset({AUTHORITY, CERTIFICATE, *CLIENTS.values()})
+"""Secrets that are issued anew from time to time."""
+PROTECTION = "client certificates of the site's own authority"
+SPARE_CONNECTIONS = 256
+"""Connections of one address beyond a request for every slot: health checks, metrics, requests that a client left."""
+CONNECTION_KIB, BASE_MIB = 96, 96
+"""What a busy TLS connection takes, and HAProxy without any."""
+MODELS = ("/models", "/models/load", "/models/unload")
+"""What the balancer asks a server that pools share."""
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """One service that other hosts call: what each caller may ask it for, and the key that is put in."""
+
+    service: str
+    port: int
+    secret: str = ""
+    slots: int = 0
+    gateway: frozenset[str] = field(default_factory=frozenset)
+    """Paths; one that ends in `/` stands for everything below it."""
+    monitoring: frozenset[str] = field(default_factory=frozenset)
+
+
+def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
+    """An edge on every host that another host of the site calls."""
+    for host in site.inventory.hosts:
+        doors = doors_of(site, published, host)
+        if doors and not site.is_local(host):
+            yield from _edge(site, host, doors)
+
+
+def doors_of(site: Site, published: Contributions, host: str) -> list[Door]:
+    """The services of a host that other hosts call, by name."""
+    found: dict[str, Door] = {}
+    callers = (_of_backends, _of_targets, _of_receivers)
+    for door in (door for doors in callers for door in doors(site, published, host)):
+        known = found.get(door.service)
+        found[door.service] = _both(known, door) if known else door
+    return [found[name] for name in sorted(found)]
+
+
+def _of_backends(site: Site, published: Contributions, host: str) -> Iterator[Door]:
+    for backend in published.backends:
+        endpoint = backend.endpoint
+        if endpoint.host == host and site.is_behind_edge(endpoint, site.inventory.gateway.host):
+            is_shared = any(item.shared for item in site.members(host, endpoint.service))
+            paths = {f"{backend.api_path}/", backend.health_path, *(MODELS if is_shared else ())}
+            yield Door(endpoint.service, endpoint.port, backend.secret, backend.slots, gateway=frozenset(paths))
+
+
+def _of_targets(site: Site, published: Contributions, host: str) -> Iterator[Door]:
+    monitoring = site.inventory.monitoring
+    for target in published.targets:
+        endpoint = target.endpoint
+        if monitoring and endpoint.host == host and site.is_behind_edge(endpoint, monitoring.host):
+            paths = frozenset({target.path.rstrip("/"), target.path})
+            yield Door(endpoint.service, endpoint.port, target.secret, monitoring=paths)
+
+
+def _of_receivers(site: Site, published: Contributions, host: str) -> Iterator[Door]:
+    for receiver in published.trace_receivers:
+        endpoint = receiver.endpoint
+        if endpoint and endpoint.host == host and site.is_behind_edge(endpoint, site.inventory.gateway.host):
+            path = f"/{receiver.url.partition('://')[2].partition('/')[2].partition('/')[2]}/"
+            yield Door(endpoint.service, endpoint.port, gateway=frozenset({path}))
+
+
+def _both(one: Door, other: Door) -> Door:
+    if one.port != other.port:
+        raise ValueError(f"{one.service} is called at two ports, {one.port} and {other.port}")
+    return replace(
+        one,
+        secret=one.secret or other.secret,
+        slots=one.slots + other.slots,
+        gateway=one.gateway | other.gateway,
+        monitoring=one.monitoring | other.monitoring,
+    )
+
+
+def server_name(endpoint: Endpoint) -> str:
+    """The name that a caller asks for in TLS; the host's certificate is good for `*.HOST`."""
+    return f"{endpoint.service.replace('.', '+')}.{endpoint.host}"
+
+
+def client_secrets(host: str, caller: Caller) -> Iterator[Secret]:
+    """What a host needs to call other hosts: its certificate and key, and the authority by which it knows them."""
+    yield authority(host)
+    purpose = f"certificate and key of the {caller} on other hosts"
+    yield Secret(CLIENTS[caller], host, purpose, "client", names=(caller,))
+
+
+def authority(host: str) -> Secret:
+    """The certificate of the site's own authority."""
+    return Secret(AUTHORITY, host, "the site's certificate authority", "authority")
+
+
+def _edge(site: Site, host: str, doors: list[Door]) -> Iterator[Contribution]:
+    address = site.host(host).address
+    yield authority(host)
+    yield Secret(CERTIFICATE, host, "certificate and key of this host", "server", names=(host, f"*.{host}", address))
+    keys = sorted({door.secret for door in doors if door.secret})
+    if keys:
+        lines = "".join(f"{name} Bearer {{{name}}}\n" for name in keys)
+        yield Secret(KEYS, host, "keys of this host's services, put in by its edge", template=lines)
+    connections = SPARE_CONNECTIONS + 2 * sum(door.slots for door in doors)
+    values = _values(site, host, doors, connections)
+    yield File(host, COMPONENT, "haproxy.cfg", template="edge/haproxy.cfg.j2", values=values)
+    yield _service(site, host, doors, has_keys=bool(keys), connections=connections)
+
+
+def _values(site: Site, host: str, doors: list[Door], connections: int) -> dict[str, Any]:
+    return {
+        "entry": f"*:{site.inventory.gateway.edge_port}",
+        "control": f"ipv4@127.0.0.1:{control_port(site)}",
+        "certificate": site.secret_path(host, CERTIFICATE),
+        "authority": site.secret_path(host, AUTHORITY),
+        "keys": site.secret_path(host, KEYS),
+        "most_connections": connections,
+        "patience_s": _patience_s(site),
+        "doors": [_door_values(host, door) for door in doors],
+    }
+
+
+def control_port(site: Site) -> int:
+    """Port of HAProxy's runtime API, on the container's own loopback address."""
+    return CONTROL_PORT if site.inventory.gateway.edge_port != CONTROL_PORT else CONTROL_PORT - 1
+
+
+def _door_values(host: str, door: Door) -> dict[str, Any]:
+    paths: dict[Caller, frozenset[str]] = {"gateway": door.gateway, "monitoring": door.monitoring}
+    return {
+        "service": door.service,
+        "server_name": server_name(Endpoint(door.port, host, door.service)),
+        "address": f"{door.service}:{door.port}",
+        "secret": door.secret,
+        "callers": [{"name": name, **_sorted_paths(allowed)} for name, allowed in paths.items() if allowed],
+    }
+
+
+def _sorted_paths(paths: Iterable[str]) -> dict[str, list[str]]:
+    found = sorted(paths)
+    return {
+        "folders": [path for path in found if path.endswith("/")],
+        "paths": [path for path in found if not path.endswith("/")],
+    }
+
+
+def _patience_s(site: Site) -> int:
+    """Seconds that the slowest answer may take; the balancer decides before that."""
+    gateway = site.inventory.gateway
+    return max(gateway.timeout_s, *(pool.timeout_s or 0 for pool in site.inventory.pools.values())) + 60
+
+
+def _service(site: Site, host: str, doors: list[Door], *, has_keys: bool, connections: int) -> Service:
+    port = site.inventory.gateway.edge_port
+    return Service(
+        host=host,
+        component=COMPONENT,
+        name=COMPONENT,
+        role=COMPONENT,
+        image=site.image("haproxy", IMAGE),
+        program="haproxy",
+        args=("haproxy", "-W", "-db", "-f", CONFIG),
+        health=Health(port, "", ("bash", "-c", f"exec 3<>/dev/tcp/127.0.0.1/{port}")),
+        memory_mib=BASE_MIB + 4 * connections * CONNECTION_KIB // 1024,
+        secrets=(AUTHORITY, CERTIFICATE, *((KEYS,) if has_keys else ())),
+        ports=(Port(port, site.host(host).address, PROTECTION),),
+        configs=(ConfigMount("haproxy.cfg", ""),),
+        mounts=((f"./{COMPONENT}", FOLDER),),
+        calls=tuple(Endpoint(door.port, host, door.service) for door in doors),
+        user="99:99",
+        cpu_weight=2048,
+        stop_signal="SIGUSR1",
+        stop_grace_s=3,
+    )

@@ -1,0 +1,509 @@
+"""The balancer: HAProxy gives every replica only as many requests as it has slots, and bounds the queue of every pool.
+
+Settings and their reasons were measured; see docs/decisions/0003-balancing.md.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
+from pathlib import PurePosixPath
+from typing import Any
+
+from corral.components import Stage, edge, litellm
+from corral.config.inventory import Entrance
+from corral.contributions import (
+    Backend,
+    ConfigMount,
+    Contribution,
+    Contributions,
+    Dashboard,
+    Door,
+    Endpoint,
+    File,
+    Health,
+    Port,
+    Relabel,
+    Route,
+    Rules,
+    ScrapeTarget,
+    Secret,
+    Service,
+    SlotFigures,
+    is_system_folder,
+)
+from corral.gateway.door import FULL, named_doors
+from corral.gateway.fronts import LARGE_KIB, MOST_ADMINS, fronts, gateway_publish_address
+from corral.gateway.routes import AZURE_PREFIX, MODEL_ROUTES, READ_ROUTES
+from corral.plan.networks import INSIDE, OUTSIDE, alias
+from corral.plan.site import Site
+
+STAGE = Stage.BALANCER
+COMPONENT = "haproxy"
+IMAGE = edge.IMAGE
+FOLDER = "/usr/local/etc/haproxy"
+CONFIG = f"{FOLDER}/haproxy.cfg"
+RENDERED = ("haproxy.cfg", "farm.lua")
+ASSETS = ("hold.lua", "blame.lua", "fair.lua", "health.lua", "credentials.lua")
+SHARED_ASSETS = ("turns.lua", "models.lua")
+"""For sites with shared servers."""
+CERTIFICATE_ASSETS = ("renew.lua",)
+"""For sites whose entrance has a certificate."""
+CERTIFICATES = "/etc/corral/certificates"
+CERTIFICATE_THERE = "the certificate is kept in that folder; nothing beside it is mounted, and nothing can be written"
+GUARDED = "a key, one list of routes, limits for each address"
+SESSION_HEADERS = ("x-litellm-session-id", "x-session-id", "litellm_session_id")
+"""Headers by which a client may name its conversation, first match wins."""
+CONTROL_HEADERS = (
+    "x-litellm-", "litellm", "x-corral-", "langfuse", "x-forwarded-", "forwarded", "x-real-ip", "x-mcp-",
+    "custom-llm-provider",
+)  # fmt: skip
+"""Beginnings of headers that LiteLLM or the kit obeys: a client's own are removed."""
+WRONG_KEYS = 20
+"""Wrong keys that an address may try in a minute; then unknown ones are refused without asking LiteLLM."""
+UNKNOWN_KEYS_OF_ADDRESS_10S = 50
+"""Unknown keys that LiteLLM is asked about in ten seconds for one address, behind which may be a whole office."""
+UNKNOWN_KEYS_10S = 150
+"""The same for all addresses together: a fifth of LiteLLM's core."""
+TABLES_MIB = 24
+"""Memory of the tables of addresses and keys, when full."""
+STATE_FILE = "/tmp/servers.state"  # noqa: S108 - a path in the container
+"""Where the servers' states are kept over a reload; gone with the container, so that a new one looks for itself."""
+LOCAL_SOCKET = "unix@logs/haproxy.sock mode 600"
+"""Relative to the host's folder, in which supervisord starts every program."""
+SUCCESSOR = "Successor"
+"""The backend through which a worker that a reload replaced hands requests on; its server is no replica."""
+BEHIND_THE_DOOR = "Gateway"
+"""The backend with LiteLLM, for requests that are not refused at the door."""
+MODELS_KEY = "MODELS_KEY"
+"""The secret by which HAProxy knows who may change the models of shared servers."""
+SLOTS_PATH = "/slots"
+"""Where HAProxy says how many slots of every pool are free; no pool's path is of one part only."""
+CONTROL_PORTS = (9999, 9998, 9997)
+STOP_GRACE_S = 3
+"""A stopping HAProxy refuses new requests, and idle connections of the gateway keep it alive: the gap is this long."""
+FEWEST_CLIENTS = 2048
+"""Connections of clients that are always taken; idle ones are closed after 75 s."""
+CONNECTION_KIB, BASE_MIB = 40, 96
+"""What a busy connection takes (two buffers and its own state), and HAProxy without any."""
+RETRY_AFTER_SHARE = 12
+"""A refused client is told to wait this fraction of the pool's queue timeout."""
+
+MESSAGES = {"messages": [{"role": "user", "content": "hi"}]}
+PROBES: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {
+    ("openai", "chat"): ("/chat/completions", MESSAGES | {"max_tokens": 1}),
+    ("openai", "embedding"): ("/embeddings", {"input": "hi"}),
+    ("openai", "rerank"): ("/rerank", {"query": "hi", "documents": ["hi"]}),
+    ("openai", "image"): ("/images/generations", {"prompt": "hi", "size": "64x64", "step": 1}),
+    ("ollama", "chat"): ("/api/chat", MESSAGES | {"stream": False, "options": {"num_predict": 1, "max_tokens": 1}}),
+    ("ollama", "embedding"): ("/api/embed", {"input": "hi"}),
+}
+"""By protocol and kind: path and body of the smallest request that a sound server answers, for suspect replicas."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Replicas of a pool that take the same request: same protocol, model name, path and key."""
+
+    name: str
+    pool: str
+    backends: tuple[Backend, ...]
+
+    @property
+    def first(self) -> Backend:
+        """Stands for what all of them share."""
+        return self.backends[0]
+
+
+def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
+    """The balancer with its configuration, and a route for every pool (or replica) through it."""
+    gateway = site.inventory.gateway
+    is_direct = gateway.balancing == "direct"
+    past = [backend for backend in published.backends if is_direct or backend.protocol == "cloud"]
+    groups = list(grouped([backend for backend in published.backends if backend not in past]))
+    yield from (_direct_route(site, backend) for backend in past)
+    if not is_direct or gateway.entrance is not None:
+        yield from _balancer(site, groups, {backend.pool for backend in past})
+
+
+def grouped(backends: list[Backend]) -> Iterator[Group]:
+    """Backends by pool and by what a request to them looks like; the pool's own name when they are all alike."""
+    pools: dict[str, dict[tuple[Any, ...], list[Backend]]] = {}
+    for backend in backends:
+        host = backend.endpoint.address if backend.scheme == "https" else ""
+        alone = backend.name if backend.cost and backend.cost.budget_usd else ""
+        key = (
+            backend.protocol, backend.upstream_model, backend.api_path, backend.secret, backend.key_header,
+            backend.health_path, host, repr(sorted(backend.parameters.items())), backend.hides_thoughts,
+            repr(backend.adapters), backend.cost, alone, backend.cache_field,
+        )  # fmt: skip
+        pools.setdefault(backend.pool, {}).setdefault(key, []).append(backend)
+    for pool, kinds in pools.items():
+        for alike in kinds.values():
+            yield Group(pool if len(kinds) == 1 else f"{pool}.{alike[0].name}", pool, tuple(alike))
+
+
+def _balancer(site: Site, groups: list[Group], cloud: set[str]) -> Iterator[Contribution]:
+    gateway = site.inventory.gateway
+    entry = Endpoint(gateway.balancer_port, gateway.host, COMPONENT)
+    figures = Endpoint(gateway.stats_port, gateway.host, COMPONENT)
+    values = _values(site, groups, cloud)
+    yield File(gateway.host, COMPONENT, "haproxy.cfg", template="haproxy/haproxy.cfg.j2", values=values)
+    told = {name: values[name] for name in ("groups", "shared")} | {"own_address": values["successor_address"]}
+    yield File(gateway.host, COMPONENT, "farm.lua", template="haproxy/farm.lua.j2", values=told)
+    assets = (
+        *ASSETS,
+        *(SHARED_ASSETS if values["shared"] else ()),
+        *(CERTIFICATE_ASSETS if values["entrance_certificate"] else ()),
+    )
+    yield from (File(gateway.host, COMPONENT, name, asset=f"haproxy/{name}") for name in assets)
+    yield _service(site, groups, values["most_connections"], (*RENDERED, *assets))
+    if values["shared"]:
+        yield Secret(
+            MODELS_KEY, gateway.host, "opens /models/load, unload and swap", template="Bearer {LLAMA_API_KEY}\n"
+        )
+    if _calls_edges(site, groups):
+        yield from edge.client_secrets(gateway.host, "gateway")
+    yield Door(Endpoint(gateway.port, gateway.host, COMPONENT))
+    yield Rules("monitoring/rules/haproxy.yml")
+    yield Dashboard("monitoring/dashboards/pool.json")
+    labels = {"host": gateway.host, "role": "balancer"}
+    yield ScrapeTarget("haproxy", figures, labels, relabel=_relabel(groups, values["door"]["named"]))
+    base = f"http://{site.address(entry, gateway.host)}"
+    if _has_spill(site):
+        yield SlotFigures(f"{base}{SLOTS_PATH}")
+    per_pool = Counter(group.pool for group in groups)
+    for group in groups:
+        has_siblings = per_pool[group.pool] > 1
+        if gateway.balancing == "slots":
+            slots = sum(backend.slots for backend in group.backends)
+            yield replace(_route(group.first, group.name, f"{base}/{group.name}/any", slots), has_siblings=has_siblings)
+        else:
+            yield from (
+                replace(
+                    _route(item, item.name, f"{base}/{group.name}/{item.name}", item.slots), has_siblings=has_siblings
+                )
+                for item in group.backends
+            )
+
+
+def _relabel(groups: list[Group], doors: list[dict[str, Any]]) -> tuple[Relabel, ...]:
+    """HAProxy's own words for a pool and its replicas as everybody else calls them."""
+    pools: dict[str, list[str]] = {}
+    for group in groups:
+        pools.setdefault(group.pool, []).append(group.name)
+    for door in doors:
+        pools[door["pool"]].append(f"{FULL}{door['name']}")
+    named = (Relabel("proxy", tuple(names), "pool", pool) for pool, names in pools.items())
+    return (*named, Relabel("server", (), "replica"))
+
+
+def _route(backend: Backend, name: str, base: str, slots: int) -> Route:
+    return Route(
+        backend.pool,
+        name,
+        backend.kind,
+        f"{base}{backend.api_path}",
+        backend.upstream_model,
+        backend.protocol,
+        backend.secret,
+        slots,
+        backend.cost,
+        backend.parameters,
+        backend.hides_thoughts,
+        backend.cache_field,
+        backend.adapters,
+    )
+
+
+def _direct_route(site: Site, backend: Backend) -> Route:
+    if backend.protocol == "cloud":
+        return Route(
+            backend.pool, backend.name, backend.kind, "", backend.upstream_model, "cloud", backend.secret,
+            backend.slots, backend.cost,
+        )  # fmt: skip
+    address = site.address(backend.endpoint, site.inventory.gateway.host)
+    return _route(backend, backend.name, f"{backend.scheme}://{address}", backend.slots)
+
+
+def _service(site: Site, groups: list[Group], most_connections: int, files: tuple[str, ...]) -> Service:
+    gateway = site.inventory.gateway
+    path = site.config_path(gateway.host, COMPONENT, "haproxy.cfg", CONFIG)
+    endpoints = [backend.endpoint for group in groups for backend in group.backends]
+    is_far = any(site.is_outside(endpoint, gateway.host) for endpoint in endpoints)
+    mounts = _mounts(site)
+    return Service(
+        host=gateway.host,
+        component=COMPONENT,
+        name=COMPONENT,
+        role="balancer",
+        image=site.image(COMPONENT, IMAGE),
+        program="haproxy",
+        args=("haproxy", "-W", "-db", "-f", path) if not site.is_local(gateway.host) else ("-W", "-db", "-f", path),
+        health=Health(gateway.stats_port, "/healthz", _health_command(gateway.stats_port)),
+        memory_mib=BASE_MIB + TABLES_MIB + most_connections * CONNECTION_KIB // 1024,
+        secrets=(
+            *((edge.AUTHORITY, edge.CLIENTS["gateway"]) if _calls_edges(site, groups) else ()),
+            *((MODELS_KEY,) if any(_shared(site, groups)) else ()),
+        ),
+        ports=(
+            Port(gateway.port, gateway_publish_address(site), GUARDED),
+            Port(gateway.admin_port, "127.0.0.1", "loopback, and the master key"),
+            *_entrance_port(site),
+            Port(gateway.balancer_port, site.publish_address(gateway.host), "loopback"),
+            Port(gateway.stats_port, site.publish_address(gateway.host), "loopback"),
+        ),
+        configs=tuple(ConfigMount(name, "") for name in files),
+        mounts=mounts,
+        network=litellm.NETWORK,
+        calls=(*endpoints, Endpoint(gateway.litellm_port, gateway.host, litellm.COMPONENT)),
+        is_picky=True,
+        user="99:99",
+        cpu_weight=2048,
+        stop_signal="SIGUSR1",
+        stop_grace_s=STOP_GRACE_S,
+        exceptions=({"way-out": "it calls servers on other machines"} if is_far else {})
+        | ({"host-mount": CERTIFICATE_THERE} if any(is_system_folder(folder) for folder, _ in mounts) else {}),
+    )
+
+
+def _entrance_port(site: Site) -> tuple[Port, ...]:
+    entrance = site.inventory.gateway.entrance
+    return (Port(entrance.port, site.host(site.inventory.gateway.host).address, GUARDED),) if entrance else ()
+
+
+def _mounts(site: Site) -> tuple[tuple[str, str], ...]:
+    gateway = site.inventory.gateway
+    if site.is_local(gateway.host):
+        return ()
+    entrance = gateway.entrance
+    folder = (
+        ((str(PurePosixPath(entrance.certificate).parent), CERTIFICATES),) if entrance and entrance.certificate else ()
+    )
+    return ((f"./{COMPONENT}", FOLDER), *folder)
+
+
+def _certificate(entrance: Entrance | None, *, is_local: bool) -> str:
+    """Path of the entrance's certificate as HAProxy sees it; empty without one."""
+    path = (entrance and entrance.certificate) or ""
+    return path if is_local or not path else f"{CERTIFICATES}/{PurePosixPath(path).name}"
+
+
+def _secret_file(site: Site, name: str) -> str:
+    """The path of a secret's file; a relative one counts from the folder of the configuration."""
+    host = site.inventory.gateway.host
+    return f"../secrets/{name}" if site.is_local(host) else site.secret_path(host, name)
+
+
+def _calls_edges(site: Site, groups: list[Group]) -> bool:
+    """Whether replicas are on other hosts of the site."""
+    here = site.inventory.gateway.host
+    return any(site.is_behind_edge(backend.endpoint, here) for group in groups for backend in group.backends)
+
+
+def _health_command(port: int) -> tuple[str, ...]:
+    """The image has bash but neither curl nor wget."""
+    request = r"printf 'GET /healthz HTTP/1.0\r\n\r\n' >&3"
+    return "bash", "-c", f"exec 3<>/dev/tcp/127.0.0.1/{port}; {request}; head -1 <&3 | grep -q ' 200'"
+
+
+def _has_spill(site: Site) -> bool:
+    auto = site.inventory.gateway.auto
+    return auto is not None and any(tier.spill for tier in auto.tiers)
+
+
+def control_port(site: Site) -> int:
+    """Port of HAProxy's runtime API, on the container's own loopback address."""
+    gateway = site.inventory.gateway
+    entrance = {gateway.entrance.port} if gateway.entrance else set()
+    taken = {gateway.port, gateway.admin_port, gateway.balancer_port, gateway.stats_port, *entrance}
+    return next(port for port in CONTROL_PORTS if port not in taken)
+
+
+def answer_timeout_s(site: Site, pool: str) -> int:
+    """Longest time in seconds that one answer of a pool may take, without the wait for a slot."""
+    return site.inventory.pools[pool].timeout_s or site.inventory.gateway.timeout_s
+
+
+def _values(site: Site, groups: list[Group], cloud: set[str]) -> dict[str, Any]:
+    gateway = site.inventory.gateway
+    is_local = site.is_local(gateway.host)
+    bind = "127.0.0.1" if is_local else "*"
+    certificate = _certificate(gateway.entrance, is_local=is_local)
+    depths, per_pool = _depths(site, groups), Counter(group.pool for group in groups)
+    values = [_group_values(site, group, depths[group.name]) for group in groups]
+    most_clients = _most_clients(groups, depths)
+    inward = fronts(gateway, bind, most_clients, certificate)
+    return {
+        "entry": _own_addresses(site, INSIDE, gateway.balancer_port),
+        "entrance_certificate": certificate,
+        "most_connections": 2 * sum(front.most_clients for front in inward) + MOST_ADMINS + FEWEST_CLIENTS // 8,
+        "model_routes": " ".join(MODEL_ROUTES),
+        "read_routes": " ".join(READ_ROUTES),
+        "short_routes": " ".join(
+            route.removeprefix("/v1") for route in (*MODEL_ROUTES, *READ_ROUTES) if route.startswith("/v1/")
+        ),
+        "served": ", ".join((*MODEL_ROUTES, *READ_ROUTES)),
+        "azure_prefix": AZURE_PREFIX,
+        "session_headers": SESSION_HEADERS,
+        "control_headers": CONTROL_HEADERS,
+        "wrong_keys": WRONG_KEYS,
+        "unknown_keys_10s": UNKNOWN_KEYS_10S,
+        "unknown_keys_of_address_10s": UNKNOWN_KEYS_OF_ADDRESS_10S,
+        "large_body": LARGE_KIB * 1024,
+        "door": {
+            "fronts": inward,
+            "admin": _own_addresses(site, OUTSIDE, gateway.admin_port),
+            "most_admins": MOST_ADMINS,
+            "large_at_once": litellm.large_bodies_at_once(gateway),
+            "named": list(named_doors(site.inventory, values, cloud)),
+            "full": FULL,
+            "behind": BEHIND_THE_DOOR,
+            "patience_s": litellm.patience_s(site),
+            "address": site.address(Endpoint(gateway.litellm_port, gateway.host, litellm.COMPONENT), gateway.host),
+        },
+        "successor": SUCCESSOR,
+        "successor_address": f"127.0.0.1:{gateway.balancer_port}",
+        "figures": f"{bind}:{gateway.stats_port}",
+        "has_docker_dns": not is_local,
+        "control": LOCAL_SOCKET if is_local else f"ipv4@127.0.0.1:{control_port(site)}",
+        "state_file": "" if is_local else STATE_FILE,
+        "longest_answer_s": max((answer_timeout_s(site, pool) for pool in site.inventory.pools), default=1),
+        "groups": values,
+        "authority": _secret_file(site, edge.AUTHORITY),
+        "certificate": _secret_file(site, edge.CLIENTS["gateway"]),
+        "models_key": _secret_file(site, MODELS_KEY),
+        "shared": list(_shared(site, groups)),
+        "unlike": [group.name for group in groups if per_pool[group.pool] > 1],
+        "slots_path": SLOTS_PATH if _has_spill(site) else "",
+        "pools": [
+            {"name": pool, "groups": [value for value in values if value["pool"] == pool]}
+            for pool in dict.fromkeys(group.pool for group in groups)
+        ],
+        "has_background": any(pool.background for pool in site.inventory.pools.values()),
+    }
+
+
+def _own_addresses(site: Site, side: str, port: int) -> str:
+    """Where HAProxy listens for some only: on one of its networks, or on loopback on a `local` host, and for itself."""
+    names = [] if site.is_local(site.inventory.gateway.host) else [alias(COMPONENT, side)]
+    return ",".join(f"{name}:{port}" for name in (*names, "127.0.0.1"))
+
+
+def _most_clients(groups: list[Group], depths: dict[str, int]) -> int:
+    """Connections of clients at once: twice what the farm can hold, for those that are idle or refused."""
+    slots = sum(backend.slots for group in groups for backend in group.backends)
+    return max(FEWEST_CLIENTS, 2 * (slots + sum(depths.values())))
+
+
+def _depths(site: Site, groups: list[Group]) -> dict[str, int]:
+    """Requests that may wait for each group: the pool's queue, shared out by slots where a pool has several groups."""
+    pools: dict[str, list[Group]] = {}
+    for group in groups:
+        pools.setdefault(group.pool, []).append(group)
+    return {
+        group.name: share
+        for pool, members in pools.items()
+        for group, share in zip(
+            members,
+            _shares(
+                (site.inventory.pools[pool].queue or site.inventory.gateway.queue).depth,
+                [sum(backend.slots for backend in group.backends) for group in members],
+            ),
+            strict=True,
+        )
+    }
+
+
+def _shares(total: int, weights: list[int]) -> list[int]:
+    """Whole numbers in proportion to the weights, which add up to the total."""
+    bounds = [total * part // sum(weights) for part in accumulate(weights, initial=0)]
+    return [end - start for start, end in pairwise(bounds)]
+
+
+def _group_values(site: Site, group: Group, depth: int) -> dict[str, Any]:
+    pool = site.inventory.pools[group.pool]
+    queue = pool.queue or site.inventory.gateway.queue
+    return {
+        "name": group.name,
+        "pool": group.pool,
+        "depth": depth,
+        "background_depth": (depth + 1) // 2 if pool.background else 0,
+        "key_header": group.first.key_header.lower(),
+        "queue_timeout_s": queue.timeout_s,
+        "retry_after_s": max(1, queue.timeout_s // RETRY_AFTER_SHARE),
+        "answer_timeout_s": answer_timeout_s(site, group.pool),
+        "health_path": group.first.health_path,
+        "health_status": "200,401,403" if group.first.health_path == "/v1/models" else "200",
+        "host_header": group.first.endpoint.address if group.first.scheme == "https" else "",
+        "keeps_key": any(
+            not site.is_behind_edge(item.endpoint, site.inventory.gateway.host) for item in group.backends
+        ),
+        "has_sessions": group.first.kind == "chat" and len(group.backends) > 1,
+        "has_choice": len(group.backends) > 1,
+        "probe": _probe(group.first),
+        "servers": [_server(site, number, backend) for number, backend in enumerate(group.backends, start=1)],
+    }
+
+
+def _probe(backend: Backend) -> dict[str, str]:
+    """Path and body, as a Lua string, of the smallest request that any sound server of this kind answers."""
+    path, fields = PROBES.get((backend.protocol, backend.kind)) or PROBES["openai", backend.kind]
+    body = json.dumps({"model": backend.upstream_model, **fields})
+    return {"path": f"{backend.api_path}{path}", "body_text": json.dumps(body)}
+
+
+def _shared(site: Site, groups: list[Group]) -> Iterator[dict[str, Any]]:
+    """Servers with several pools: how many of their models are in memory at once, and what each pool may take."""
+    alone = Counter(backend.pool for group in groups for backend in group.backends)
+    members: dict[Endpoint, list[tuple[Group, Backend]]] = {}
+    for group in groups:
+        for backend in group.backends:
+            members.setdefault(backend.endpoint, []).append((group, backend))
+    for endpoint, found in members.items():
+        replicas = site.members(endpoint.host, endpoint.service)
+        shared = replicas[0].shared if replicas else None
+        if shared is None:
+            continue
+        start_s = {item.pool: item.start_timeout_s for item in replicas}
+        gateway = site.inventory.gateway
+        is_far = site.is_behind_edge(endpoint, gateway.host)
+        name = f"Shared.{endpoint.host}.{endpoint.service}"
+        yield {
+            "name": name,
+            "via": f"http://127.0.0.1:{gateway.balancer_port}/-/{name}" if is_far else "",
+            "address": site.address(endpoint, gateway.host),
+            "edge_name": edge.server_name(endpoint) if is_far else "",
+            "host": endpoint.host,
+            "loaded": shared.loaded,
+            "turn_s": shared.turn_s,
+            "members": [
+                {
+                    "name": group.name,
+                    "pool": group.pool,
+                    "server": backend.name,
+                    "takes_turns": alone[group.pool] == 1,
+                    "answer_s": answer_timeout_s(site, group.pool),
+                    "start_s": start_s[group.pool],
+                }
+                for group, backend in found
+            ],
+        }
+
+
+def _server(site: Site, number: int, backend: Backend) -> dict[str, Any]:
+    is_far = site.is_behind_edge(backend.endpoint, site.inventory.gateway.host)
+    return {
+        "name": backend.name,
+        "id": number,
+        "address": site.address(backend.endpoint, site.inventory.gateway.host),
+        "slots": backend.slots,
+        "model_text": json.dumps(backend.upstream_model, ensure_ascii=False),
+        "is_ours": backend.is_ours,
+        "is_tls": backend.scheme == "https",
+        "edge_name": edge.server_name(backend.endpoint) if is_far else "",
+        "host": backend.endpoint.host,
+    }

@@ -1,0 +1,117 @@
+"""External nodes and cloud models: backends that the kit uses but does not start."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, Literal
+
+from corral.components import Stage
+from corral.config.inventory import Node, Thinking
+from corral.contributions import (
+    Backend,
+    Contribution,
+    Contributions,
+    Cost,
+    Endpoint,
+    Fact,
+    Rules,
+    ScrapeTarget,
+    Secret,
+)
+from corral.plan.routing import has_private_cache
+from corral.plan.site import Site, node_endpoint
+
+STAGE = Stage.BACKENDS
+
+HEALTH_PATH = {
+    "openai": "/v1/models", "llama.cpp": "/health", "mlx": "/health", "ollama": "/api/tags",
+    "inferrlm": "/api/tags", "vllm": "/health", "lmstudio": "/v1/models", "cloud": "",
+}  # fmt: skip
+"""A path of each engine that answers without doing inference."""
+BUDGET_PERIOD = "30d"
+"""After which the cost of a node counts from zero again, where the inventory does not say."""
+OLLAMA_LIKE = {"ollama", "inferrlm"}
+WITHOUT_THINKING: dict[str, dict[str, Any]] = {
+    "llama.cpp": {"chat_template_kwargs": {"enable_thinking": False}},
+    "mlx": {"chat_template_kwargs": {"enable_thinking": False}},
+    "vllm": {"chat_template_kwargs": {"enable_thinking": False}},
+    "ollama": {"think": False},
+}
+"""How a request tells an engine not to think; the others can be told in their own settings only."""
+
+CACHE_FIELDS = {"llama.cpp": "cache_prompt", "vllm": "cache_salt"}
+"""Body field by which an engine keeps the cache of prompts private; the others have none."""
+
+
+def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
+    """A backend for every node that a pool uses, and a place for its key."""
+    for pool_name, pool in site.inventory.pools.items():
+        for placement in pool.on:
+            if placement.node is not None:
+                node = site.inventory.nodes[placement.node]
+                backend = _backend(pool_name, placement.node, node, node.thinking or pool.thinking or "hidden")
+                is_private = node.kind == "chat" and has_private_cache(site.inventory, pool_name)
+                yield replace(backend, cache_field=CACHE_FIELDS.get(node.engine, "") if is_private else "")
+                yield from _figures(pool_name, placement.node, node)
+                if node.api_key:
+                    yield Secret(
+                        node.api_key, site.inventory.gateway.host, f"key of the node {placement.node}", "given"
+                    )
+
+
+def _figures(pool: str, name: str, node: Node) -> Iterator[Contribution]:
+    """What a node has, and where an engine that always has figures without a key is asked for them."""
+    labels = {"host": name, "pool": pool, "model": node.model, "replica": name, "role": node.kind}
+    yield Fact("inventory:replica_slots", node.slots, labels)
+    if node.engine == "vllm":
+        yield Rules("monitoring/rules/vllm.yml")
+        scheme: Literal["http", "https"] = "https" if (node.url or "").startswith("https:") else "http"
+        yield ScrapeTarget("vllm", node_endpoint(node), labels, scheme=scheme)
+
+
+def _backend(pool: str, name: str, node: Node, thinking: Thinking) -> Backend:
+    secret = node.api_key or ""
+    if node.engine == "cloud":
+        return Backend(
+            pool,
+            name,
+            node.kind,
+            Endpoint(443),
+            node.slots,
+            node.model,
+            "",
+            protocol="cloud",
+            secret=secret,
+            is_ours=False,
+            cost=_cost(node),
+        )
+    scheme, _, rest = (node.url or "").partition("://")
+    path = rest.partition("/")[2].rstrip("/").removesuffix("v1").rstrip("/")
+    folder = f"/{path}" if path else ""
+    is_ollama = node.engine in OLLAMA_LIKE
+    return Backend(
+        pool, name, node.kind, node_endpoint(node), node.slots, node.model,
+        node.health or folder + HEALTH_PATH[node.engine],
+        api_path=folder + ("" if is_ollama else "/v1"),
+        scheme="https" if scheme == "https" else "http",
+        protocol="ollama" if is_ollama else "openai",
+        secret=secret, tier=node.tier or "", is_ours=False, cost=_cost(node),
+        key_header=node.key_header or "",
+        parameters=_parameters(node, thinking) if node.kind == "chat" else {},
+        hides_thoughts=node.kind == "chat" and thinking != "shown",
+    )  # fmt: skip
+
+
+def _parameters(node: Node, thinking: Thinking) -> dict[str, Any]:
+    """What every chat request to the node carries besides the client's own."""
+    dialect = {"dialect": "inferrlm"} if node.engine == "inferrlm" else {}
+    lossy = {"drop_params": True} if node.engine in OLLAMA_LIKE else {}  # that protocol lacks parts of OpenAI's
+    return lossy | dialect | (WITHOUT_THINKING.get(node.engine, {}) if thinking == "off" else {})
+
+
+def _cost(node: Node) -> Cost | None:
+    if node.price is None:
+        return None
+    price = (node.price.input_usd_per_million / 1e6, node.price.output_usd_per_million / 1e6)
+    return Cost(*price, node.budget.max_usd, node.budget.period or BUDGET_PERIOD) if node.budget else Cost(*price)

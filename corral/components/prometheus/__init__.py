@@ -1,0 +1,310 @@
+"""Prometheus: reads everybody's figures, on the monitoring host and where a host wants a Prometheus of its own.
+
+The farm's Prometheus also has the rules: recording rules that bring engines and exporters to common names, alerts, and
+the inventory's figures that both compare with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from corral.components import Stage, edge
+from corral.config.inventory import Monitoring, Objective, Thresholds
+from corral.contributions import (
+    ConfigMount,
+    Contribution,
+    Contributions,
+    Dashboard,
+    DataSource,
+    Endpoint,
+    Fact,
+    File,
+    Health,
+    Port,
+    Relabel,
+    ScrapeTarget,
+    Service,
+)
+from corral.plan.networks import INSIDE, OUTSIDE, alias
+from corral.plan.site import Site, bracketed
+
+STAGE = Stage.MONITORING
+COMPONENT = "prometheus"
+NETWORK = "monitoring"
+"""Of the only ones who may ask it: it has no password."""
+IMAGE = "prom/prometheus:v3.5.3"
+ROOT = Path(__file__).resolve().parents[3]
+FOLDER = "/etc/prometheus"
+CONFIG = f"{FOLDER}/prometheus.yml"
+DATA = "/prometheus"
+FACTS = "inventory.yml"
+RULES = "monitoring/rules/"
+OWN_RULES = (f"{RULES}farm.yml", f"{RULES}monitoring.yml")
+RUNBOOKS = "docs/runbooks"
+FAR = "it reads figures on other machines"
+EXTRA = "`monitoring.extra` may name something on another machine"
+NO_PASSWORD = "loopback: Prometheus has no password of its own"  # noqa: S105 - a reason
+MIB_OF_GIB = 1024
+FAR_JOB = "-elsewhere"
+"""Ending of the name of a job whose targets are on other hosts of the site; their label `job` has no such ending."""
+OF_EACH_CARD = ("gpu_warm_c", "gpu_hot_c")
+_TIMES = (("first_token", "first_token_s"), ("answer", "answer_s"))
+
+
+def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
+    """The farm's Prometheus with its rules, and one for each host that keeps its own figures."""
+    monitoring = site.inventory.monitoring
+    if monitoring is None:
+        return
+    own = Endpoint(monitoring.port, monitoring.host, COMPONENT)
+    labels = {"host": monitoring.host, "role": "monitoring"}
+    itself = ScrapeTarget(COMPONENT, replace(own, service=alias(COMPONENT, INSIDE)), labels)
+    yield itself
+    yield DataSource(COMPONENT, own)
+    yield Dashboard("monitoring/dashboards/farm.json")
+    targets = [*published.targets, itself]
+    rules = _rule_files(site, monitoring, published)
+    yield from rules
+    yield from _instance(site, monitoring.host, monitoring.port, targets, [file.path for file in rules], published)
+    for host, port in monitoring.local.items():
+        if host != monitoring.host:
+            nearby = [target for target in published.targets if target.endpoint.host == host]
+            yield from _instance(site, host, port, nearby, [], Contributions())
+
+
+def _instance(
+    site: Site, host: str, port: int, targets: list[ScrapeTarget], rules: list[str], published: Contributions
+) -> Iterator[Contribution]:
+    monitoring = _monitoring(site)
+    yield File(
+        host, COMPONENT, "prometheus.yml", data=configuration(site, host, targets, rules, published),
+        extra=monitoring.extra, note="scrape targets come from the plan; add your own through `monitoring.extra`",
+    )  # fmt: skip
+    yield _service(site, host, port, targets, rules, [sink.endpoint for sink in published.sinks])
+    if _calls_edges(site, host, targets):
+        yield from edge.client_secrets(host, "monitoring")
+
+
+def _calls_edges(site: Site, host: str, targets: list[ScrapeTarget]) -> bool:
+    """Whether targets are on other hosts of the site."""
+    return any(site.is_behind_edge(target.endpoint, host) for target in targets)
+
+
+def _secrets(site: Site, host: str, targets: list[ScrapeTarget]) -> tuple[str, ...]:
+    """Keys of what is asked without an edge in between, and the own certificate for the edges."""
+    keys = {item.secret for item in targets if item.secret and not site.is_behind_edge(item.endpoint, host)}
+    certificates = {edge.AUTHORITY, edge.CLIENTS["monitoring"]} if _calls_edges(site, host, targets) else set()
+    return tuple(sorted(keys | certificates))
+
+
+def _monitoring(site: Site) -> Monitoring:
+    monitoring = site.inventory.monitoring
+    if monitoring is None:
+        raise ValueError("a site without monitoring has no Prometheus")
+    return monitoring
+
+
+# --- configuration ---------------------------------------------------------------------------------------------------
+
+
+def configuration(
+    site: Site, host: str, targets: list[ScrapeTarget], rules: list[str], published: Contributions
+) -> dict[str, Any]:
+    """Prometheus' configuration: one job for each kind of target, one entry for each set of labels."""
+    jobs: dict[str, dict[str, Any]] = {}
+    for target in targets:
+        is_far = site.is_behind_edge(target.endpoint, host)
+        job = jobs.setdefault(f"{target.job}{FAR_JOB if is_far else ''}", _job(site, host, target, is_far=is_far))
+        labels = dict(target.labels) | ({"__scheme__": "https"} if target.scheme == "https" else {})
+        labels |= _edge_labels(site, target) if is_far else {}
+        job["static_configs"].append({"targets": [site.address(target.endpoint, host)], "labels": labels})
+    interval = f"{_monitoring(site).scrape_interval_s}s"
+    made: dict[str, Any] = {
+        "global": {
+            "scrape_interval": interval,
+            "evaluation_interval": interval,
+            "external_labels": {"site": site.inventory.name},
+        },
+        "scrape_configs": list(jobs.values()),
+    }
+    if rules:
+        made["rule_files"] = [name if site.is_local(host) else f"{FOLDER}/{name}" for name in rules]
+    if published.sinks:
+        addresses = [site.address(sink.endpoint, host) for sink in published.sinks]
+        made["alerting"] = {"alertmanagers": [{"static_configs": [{"targets": addresses}]}]}
+    return made
+
+
+def _edge_labels(site: Site, target: ScrapeTarget) -> dict[str, str]:
+    """Where the edge of another host has a target; its job and its instance are called as if it were asked itself."""
+    endpoint = target.endpoint
+    return {
+        "__metrics_path__": f"/{endpoint.service}{target.path}",
+        "instance": f"{bracketed(site.host(endpoint.host).address)}:{endpoint.port}",
+        "job": target.job,
+    }
+
+
+def _job(site: Site, host: str, target: ScrapeTarget, *, is_far: bool) -> dict[str, Any]:
+    job: dict[str, Any] = {"job_name": f"{target.job}{FAR_JOB if is_far else ''}"}
+    if target.path != "/metrics" and not is_far:
+        job["metrics_path"] = target.path
+    if is_far:
+        own = _secret_file(site, host, edge.CLIENTS["monitoring"])
+        job |= {
+            "scheme": "https",
+            "tls_config": {
+                "ca_file": _secret_file(site, host, edge.AUTHORITY),
+                "cert_file": own,
+                "key_file": own,
+                "min_version": "TLS13",
+            },
+        }
+    elif target.user:
+        job["basic_auth"] = {"username": target.user, "password_file": _secret_file(site, host, target.secret)}
+    elif target.secret:
+        job["authorization"] = {"credentials_file": _secret_file(site, host, target.secret)}
+    if target.relabel:
+        job["metric_relabel_configs"] = [_relabel(rule) for rule in target.relabel]
+    return job | {"static_configs": []}
+
+
+def _relabel(rule: Relabel) -> dict[str, Any]:
+    """Prometheus anchors the expression at both ends."""
+    return {
+        "source_labels": [rule.source],
+        "regex": f"({'|'.join(value.replace('.', '[.]') for value in rule.values)})" if rule.values else "(.+)",
+        "target_label": rule.target,
+        "replacement": rule.replacement or "$1",
+    }
+
+
+def _secret_file(site: Site, host: str, name: str) -> str:
+    """The path of a secret's file; a relative one counts from the folder of the configuration."""
+    return f"../secrets/{name}" if site.is_local(host) else site.secret_path(host, name)
+
+
+# --- rules -----------------------------------------------------------------------------------------------------------
+
+
+def _rule_files(site: Site, monitoring: Monitoring, published: Contributions) -> list[File]:
+    assets = dict.fromkeys([*(rules.asset for rules in published.rules), *OWN_RULES])
+    facts = _facts([*_own_facts(site, monitoring), *published.facts])
+    runbooks = (monitoring.runbooks or RUNBOOKS).rstrip("/")
+    known = {FACTS: {"groups": [{"name": "inventory", "rules": facts}]}}
+    notes = {FACTS: "what the inventory says, for rules to compare with"}
+    for asset in sorted(assets):
+        name = asset.removeprefix(RULES)
+        known[name] = with_runbooks(asset, runbooks)
+        notes[name] = f"{asset} with the addresses of the runbooks"
+    host = monitoring.host
+    return [File(host, COMPONENT, f"rules/{name}", data=data, note=notes[name]) for name, data in known.items()]
+
+
+def _facts(facts: Iterable[Fact]) -> list[dict[str, Any]]:
+    return [
+        {"record": fact.name, "expr": f"vector({fact.value:g})"}
+        | ({"labels": dict(fact.labels)} if fact.labels else {})
+        for fact in facts
+    ]
+
+
+@cache
+def _shipped(asset: str) -> dict[str, Any]:
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    loaded: dict[str, Any] = yaml.load((ROOT / asset).read_text(encoding="utf-8"), loader)  # noqa: S506 - a safe one
+    return loaded
+
+
+def with_runbooks(asset: str, base: str) -> dict[str, Any]:
+    """A shipped file of rules in which every alert says where its runbook lies."""
+    return {"groups": [group | {"rules": [_told(rule, base) for rule in group["rules"]]} for group in _groups(asset)]}
+
+
+def _groups(asset: str) -> list[dict[str, Any]]:
+    groups: list[dict[str, Any]] = _shipped(asset)["groups"]
+    return groups
+
+
+def _told(rule: dict[str, Any], base: str) -> dict[str, Any]:
+    if "alert" not in rule:
+        return rule
+    return rule | {"annotations": rule["annotations"] | {"runbook_url": f"{base}/{rule['alert']}.md"}}
+
+
+def _own_facts(site: Site, monitoring: Monitoring) -> Iterator[Fact]:
+    """Thresholds, and what every pool has and is expected to do."""
+    yield from _thresholds(monitoring.thresholds)
+    for name, pool in site.inventory.pools.items():
+        queue = pool.queue or site.inventory.gateway.queue
+        yield Fact("inventory:pool_queue_depth", queue.depth, {"pool": name})
+        yield from objective_facts(name, pool.objective or monitoring.objective)
+
+
+def _thresholds(thresholds: Thresholds) -> Iterator[Fact]:
+    for name, value in thresholds:
+        if name not in OF_EACH_CARD:
+            ratio = value / 100 if name.endswith("_percent") else value
+            yield Fact(f"threshold:{name.removesuffix('_percent')}", ratio)
+
+
+def objective_facts(pool: str, objective: Objective) -> Iterator[Fact]:
+    """What the rules need to know of a pool's objective; times name the bucket in which they end."""
+    budget = {"availability": 100 - objective.availability_percent, "first_token": 100 - objective.in_time_percent}
+    budget["answer"] = budget["first_token"]
+    for what, percent in budget.items():
+        yield Fact("objective:error_budget", round(percent / 100, 6), {"pool": pool, "objective": what})
+    for what, key in _TIMES:
+        seconds = float(getattr(objective, key))
+        yield Fact("objective:bucket", 1, {"pool": pool, "objective": what, "le": str(seconds)})
+
+
+# --- the program -----------------------------------------------------------------------------------------------------
+
+
+def _listening(site: Site, host: str, port: int) -> Iterator[str]:
+    """It listens for itself, for Grafana and for the port on the host, not on the networks of those that it calls."""
+    names = () if site.is_local(host) else (alias(COMPONENT, INSIDE), alias(COMPONENT, OUTSIDE))
+    yield from (f"--web.listen-address={name}:{port}" for name in ("127.0.0.1", *names))
+
+
+def _service(
+    site: Site, host: str, port: int, targets: list[ScrapeTarget], rules: list[str], sinks: list[Endpoint]
+) -> Service:
+    monitoring = _monitoring(site)
+    is_far = any(site.is_outside(target.endpoint, host) for target in targets)
+    size = round(monitoring.retention_gib * MIB_OF_GIB)
+    return Service(
+        host=host,
+        component=COMPONENT,
+        name=COMPONENT,
+        role="monitoring",
+        image=site.image(COMPONENT, IMAGE),
+        program="prometheus",
+        args=(
+            f"--config.file={site.config_path(host, COMPONENT, 'prometheus.yml', CONFIG)}",
+            f"--storage.tsdb.path={site.data_path(host, COMPONENT, DATA)}",
+            f"--storage.tsdb.retention.time={monitoring.retention_days}d",
+            f"--storage.tsdb.retention.size={size}MB",
+            *_listening(site, host, port),
+        ),
+        health=Health.by_wget(port, "/-/ready"),
+        memory_mib=512,
+        secrets=_secrets(site, host, targets),
+        ports=(Port(port, "127.0.0.1", NO_PASSWORD),),
+        volumes=(("metrics", DATA),),
+        configs=(ConfigMount("prometheus.yml", CONFIG), *(ConfigMount(name, f"{FOLDER}/{name}") for name in rules)),
+        network=NETWORK,
+        calls=(*(target.endpoint for target in targets), *sinks),
+        is_picky=True,
+        user="65534:65534",
+        cpu_weight=256,
+        stop_grace_s=30,
+        exceptions={"way-out": FAR if is_far else EXTRA} if is_far or monitoring.extra else {},
+    )

@@ -1,0 +1,79 @@
+"""Words for vLLM's command line that people write themselves (`extra_args`): known, and not the kit's own to say.
+
+`vllm_flags.yaml` has the flags of its own parser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+import yaml
+
+from corral.components.llama.flags import LEAVE, Trouble
+from corral.errors import did_you_mean, shown
+
+TABLE = Path(__file__).with_suffix(".yaml")
+SET = {
+    "--model": "write source: of the model",
+    "--revision": "write revision: of the model",
+    "--served-model-name": "write aliases: of the pool",
+    "--host": "write address: of the host",
+    "--port": "write ports: of the pool",
+    "--api-key": f"{LEAVE}: `secrets init` makes VLLM_API_KEY",
+    "--max-model-len": "write context: of the model",
+    "--max-num-seqs": "write slots: in engine",
+    "--tensor-parallel-size": "write gpus_per_replica: where the pool is",
+    "--gpu-memory-utilization": "write gpu_memory_fraction: in engine",
+    "--enable-lora --lora-modules": "write adapters: of the model",
+    "--max-loras": "write adapters_at_once: in engine",
+    "--max-lora-rank": "write adapter_rank: in engine",
+}
+"""What the kit says itself, and the key that decides it."""
+
+
+@cache
+def table() -> Mapping[str, tuple[str, ...]]:
+    """All names of a flag of the pinned vLLM, by every one of them."""
+    data = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
+    flags = [tuple(names.split()) for title in ("switches", "values", "lists") for names in data[title]]
+    return {name: names for names in flags for name in names}
+
+
+@cache
+def _set() -> Mapping[str, str]:
+    known = table()
+    return {other: hint for names, hint in SET.items() for name in names.split() for other in known[name]}
+
+
+def flag_of(word: str) -> str:
+    """The flag that a word begins with, empty for a value: of `--a_b=c` and of `--a-b.c` it is `--a-b`."""
+    if not word.startswith("-") or word[1:2].isdecimal():
+        return ""
+    name = word.partition("=")[0].partition(".")[0]
+    return name.replace("_", "-") if name.startswith("--") else name
+
+
+def troubles(words: Sequence[str], *, rendered: Collection[str] = (), is_pinned: bool = True) -> Iterator[Trouble]:
+    """What is wrong with further words for `vllm serve`.
+
+    Args:
+        words: what stands in `extra_args`.
+        rendered: the command line that they are added to.
+        is_pinned: whether it is the pinned version; of another one only what the kit sets itself is known.
+    """
+    known = table()
+    for number, name in enumerate(map(flag_of, words)):
+        if not name and number == 0:
+            yield Trouble(number, f"{shown(words[0])} stands where vLLM wants a flag", "write a flag before it")
+        elif name in _set():
+            yield Trouble(number, f"{name} is set by the kit", _set()[name])
+        elif name and not set(known.get(name, ())).isdisjoint(rendered):
+            yield Trouble(number, f"{name} is set by the kit", "remove it, or the key that sets it")
+        elif name and name not in known and is_pinned:
+            near = did_you_mean(name, known)
+            hint = (
+                near if near.startswith("did") else f"{LEAVE}; corral/components/vllm/flags.yaml has all that it knows"
+            )
+            yield Trouble(number, f"vLLM has no flag {shown(name)}", hint)

@@ -1,0 +1,1 @@
+"""From an inventory's text to a valid inventory, every problem with its place."""

@@ -1,0 +1,103 @@
+"""An inventory file in, a validated Inventory out, or every problem at once with its place and remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from corral.config.image_lock import IMAGE_LOCK, ImageLock, image_lock_of, read_image_lock
+from corral.config.inventory import SCHEMA_VERSION, Inventory
+from corral.config.messages import problems_of
+from corral.config.model_lock import LOCK_FILE, ModelLock, lock_of, read_lock
+from corral.config.source import Source, parse, read_source
+from corral.errors import CorralError, Problem, SiteError, shown
+
+START = "start from inventory.yaml"
+LOCKS = (LOCK_FILE, IMAGE_LOCK)
+"""Files beside the inventory that belong to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A valid inventory together with the text it came from."""
+
+    inventory: Inventory
+    source: Source
+    lock: ModelLock = field(default_factory=ModelLock)
+    """What is known of the model files."""
+    image_lock: ImageLock = field(default_factory=ImageLock)
+    """Which content the images have."""
+
+
+def load_inventory(path: Path) -> Loaded:
+    """The inventory of a file, with the locks beside it; raises SiteError with all its problems, located."""
+    return _with_locks(read_source(path), path)
+
+
+def load_text(text: str, path: Path) -> Loaded:
+    """Like load_inventory, from another text than the file has now."""
+    return _with_locks(parse(text, str(path)), path)
+
+
+def _with_locks(source: Source, path: Path) -> Loaded:
+    loaded = validate(source)
+    return replace(loaded, lock=read_lock(lock_of(path)), image_lock=read_image_lock(image_lock_of(path)))
+
+
+def locks_beside(path: Path) -> dict[str, bytes]:
+    """The locks that lie beside an inventory, by their names."""
+    return {name: place.read_bytes() for name in LOCKS if (place := path.parent / name).is_file()}
+
+
+def load_texts(inventory: bytes, files: Mapping[str, bytes], name: str) -> Loaded:
+    """Like load_inventory, from what a backup or a bundle has: the inventory, and `files` with the locks among them.
+
+    Args:
+        inventory: its text.
+        files: content by name; the locks are looked for among them.
+        name: the inventory's place, for messages.
+    """
+    loaded = validate(parse(inventory.decode("utf-8", errors="replace"), name))
+    try:
+        if LOCK_FILE in files:
+            loaded = replace(loaded, lock=ModelLock.model_validate_json(files[LOCK_FILE]))
+        if IMAGE_LOCK in files:
+            loaded = replace(loaded, image_lock=ImageLock.model_validate_json(files[IMAGE_LOCK]))
+    except ValidationError as error:
+        words = "beside the inventory cannot be read; did a newer corral make it?"
+        raise CorralError(f"{LOCK_FILE if error.title == ModelLock.__name__ else IMAGE_LOCK} {words}") from None
+    return loaded
+
+
+def validate(source: Source) -> Loaded:
+    """Like load_inventory, from YAML that has been read."""
+    if source.data is None:
+        raise SiteError([Problem("the file is empty", hint=START, file=source.file)])
+    if not isinstance(source.data, dict):
+        words = f"an inventory is a mapping (key: value), not {shown(source.data)}"
+        raise SiteError([source.locate(Problem(words, hint=START))])
+    _check_version(source)
+    try:
+        return Loaded(Inventory.model_validate(source.data), source)
+    except ValidationError as error:
+        raise SiteError(_once(source.locate(problem) for problem in problems_of(error))) from None
+
+
+def _check_version(source: Source) -> None:
+    """Raises SiteError for an inventory of another format; what is no whole number is left for the validator."""
+    version = source.data.get("schema_version")
+    if type(version) is not int or version == SCHEMA_VERSION:
+        return
+    words, hint = f"there is no schema_version {version}", f"the present one is {SCHEMA_VERSION}"
+    if version > SCHEMA_VERSION:
+        words = f"this inventory is written for a newer corral (version {version}); "
+        words, hint = words + f"this one knows up to {SCHEMA_VERSION}", "update corral"
+    raise SiteError([source.locate(Problem(words, ("schema_version",), hint))])
+
+
+def _once(problems: Iterable[Problem]) -> Iterable[Problem]:
+    """Problems without those that say the same of the same place: equal cards are one line of the file."""
+    return {(problem.line, problem.column, problem.message): problem for problem in problems}.values()

@@ -1,0 +1,192 @@
+"""What pydantic finds in an inventory, in words for people: what is wrong, what to do, and nothing about Python."""
+
+from __future__ import annotations
+
+import json
+import re
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from corral.config.inventory import PATTERNS, SECRET_NAME, Inventory
+from corral.errors import KeyPath, Problem, did_you_mean, shown
+
+_PATTERNS = {pattern.expression: pattern for pattern in PATTERNS}
+_WANTED = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "a text",
+    "tuple_type": "a list",
+    "dict_type": "a mapping (key: value)",
+    "model_type": "a mapping (key: value)",
+}
+_BOUNDS = {
+    "greater_than_equal": ("ge", "at least"),
+    "less_than_equal": ("le", "at most"),
+    "greater_than": ("gt", "more than"),
+    "less_than": ("lt", "less than"),
+}
+_PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+_NUMBERS = re.compile(r"[0-9][0-9 -]*")
+MOST_TOLD = 1000
+"""Problems of a file up to which they are looked at one by one; a million of them take a minute."""
+Checked = TypeVar("Checked", bound=BaseModel)
+_TRUE, _FALSE = {"yes", "on", "y", "true", "1"}, {"no", "off", "n", "false", "0"}
+
+
+def first_words(error: ValidationError) -> str:
+    """Place and reason of the first problem, for files that people do not write themselves."""
+    if error.error_count() > MOST_TOLD:
+        return f"{error.error_count()} things in it are not as they should be"
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}"
+
+
+def from_json(model: type[Checked], text: bytes) -> Checked:
+    """A model from JSON that may be anything: Python's own reader takes a tenth of the memory that pydantic's takes.
+
+    Raises:
+        ValueError: it is none; the message is `first_words`.
+    """
+    try:
+        return model.model_validate(json.loads(text))
+    except ValidationError as error:
+        raise ValueError(first_words(error)) from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"it: {error}") from None
+
+
+def problems_of(error: ValidationError) -> list[Problem]:
+    """Every problem that a validation found, with its path and remedy."""
+    return [_problem(details) for details in error.errors(include_url=False)]
+
+
+def _problem(details: ErrorDetails) -> Problem:
+    path: KeyPath = tuple(details["loc"])
+    if path and path[-1] == "[key]":
+        path = path[:-1]
+    if details["type"] == "extra_forbidden":
+        return Problem(f"unknown key {shown(path[-1])}", path, _where_it_belongs(path))
+    if details["type"] == "missing":
+        return Problem(f'"{path[-1]}" is missing', path[:-1], _purpose(path))
+    message, hint = _about_value(details, path)
+    return Problem(message, path, hint)
+
+
+def _about_value(details: ErrorDetails, path: KeyPath) -> tuple[str, str]:
+    """What is wrong with a value, and the remedy."""
+    kind, given, context = details["type"], details["input"], details.get("ctx", {})
+    message, _, hint = details["msg"].removeprefix("Value error, ").partition("; ")  # our own validators' words
+    if kind == "too_short":
+        message, hint = "is empty", f"at least one is needed: {_purpose(path)}"
+    elif given is None:
+        is_section = kind in ("model_type", "dict_type")
+        message, hint = "is empty", f"{'write {}' if is_section else 'give it a value'} or remove the line"
+    elif kind == "literal_error":
+        choices = str(context["expected"]).replace(" or ", ", ").replace("'", "").split(", ")
+        message, hint = f"must be one of {', '.join(choices)}, not {shown(given)}", _near(given, choices)
+    elif kind == "string_pattern_mismatch":
+        pattern = _PATTERNS[str(context["pattern"])]
+        told = "" if pattern is SECRET_NAME else f", not {shown(given)}"  # it may be the secret itself
+        message, hint = f"must be {pattern.words}{told}", pattern.remedy
+    elif kind in _BOUNDS:
+        key, words = _BOUNDS[kind]
+        message, hint = f"must be {words} {_number(context[key])}, not {shown(given)}", _purpose(path)
+    elif kind in _WANTED:
+        message, hint = f"must be {_WANTED[kind]}, not {shown(given)}", _type_hint(kind, given, path) or _purpose(path)
+    return message, hint
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
+
+
+def _near(given: Any, choices: list[str]) -> str:
+    hint = did_you_mean(str(given), choices)
+    return hint if hint.startswith("did") else ""
+
+
+def _where_it_belongs(path: KeyPath) -> str:
+    """The remedy for an unknown key: the section that has it, else the nearest key that is known here."""
+    key, models = str(path[-1]), _models_at(path[:-1])
+    names = {name: _models(_plain(field.annotation)) for model in models for name, field in model.model_fields.items()}
+    if "gpus" in names and _NUMBERS.fullmatch(key):
+        return 'numbers with a comma go in quotes: gpus: "1-3,5"'
+    section = next((name for name, inner in names.items() if any(key in model.model_fields for model in inner)), "")
+    return f"it belongs under {section}:" if section else did_you_mean(key, names)
+
+
+def _type_hint(kind: str, given: Any, path: KeyPath) -> str:
+    """The remedy for a value of another type, where the value itself shows what was meant."""
+    is_single = not isinstance(given, Mapping | list)
+    if kind == "string_type" and is_single:
+        return f'write it in quotes: "{shown(given)}"'
+    if kind == "tuple_type" and is_single and not _is_list_of_sections(path):
+        return f"write [{given if isinstance(given, str) and _PLAIN.fullmatch(given) else shown(given)}]"
+    if kind == "bool_type" and str(given).lower() in _TRUE | _FALSE:
+        return f"write {'true' if str(given).lower() in _TRUE else 'false'}"
+    return _number_hint(given) if kind in ("int_type", "float_type") and isinstance(given, str) else ""
+
+
+def _is_list_of_sections(path: KeyPath) -> bool:
+    """Whether a field takes a list of mappings, not of texts."""
+    fields = (model.model_fields.get(str(path[-1])) for model in _models_at(path[:-1]))
+    return any(_models(_step(kind, 0)) for field in fields if field for kind in _plain(field.annotation))
+
+
+def _number_hint(given: str) -> str:
+    if given.strip().replace(".", "", 1).isdecimal():
+        return "write it without quotes"
+    return (
+        "write the number alone; its unit is in the key's name" if re.fullmatch(r"\d[\d.]* ?[A-Za-z]+", given) else ""
+    )
+
+
+def _purpose(path: KeyPath) -> str:
+    """What the field at a path is for, from its description."""
+    while path and isinstance(path[-1], int):
+        path = path[:-1]
+    for model in _models_at(path[:-1]):
+        field = model.model_fields.get(str(path[-1])) if path else None
+        if field is not None and field.description:
+            text = " ".join(field.description.split()).rstrip(".")
+            return text if text[1:2].isupper() else text[:1].lower() + text[1:]
+    return ""
+
+
+def _models_at(path: KeyPath) -> list[type[BaseModel]]:
+    """Models that may stand at a path; an index that the type has no list for is passed over."""
+    found: list[Any] = [Inventory]
+    for part in path:
+        found = [after for kind in found for after in _step(kind, part)] or found
+    return _models(found)
+
+
+def _models(kinds: list[Any]) -> list[type[BaseModel]]:
+    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+
+
+def _step(kind: Any, part: str | int) -> list[Any]:
+    """Types that one step of a path leads to."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        field = kind.model_fields.get(str(part))
+        return _plain(field.annotation) if field is not None else []
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is dict and not isinstance(part, int):
+        return _plain(arguments[1])
+    return _plain(arguments[0]) if origin in (list, tuple) and isinstance(part, int) else []
+
+
+def _plain(kind: Any) -> list[Any]:
+    """The alternatives of a type, without Annotated and unions around them."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Annotated:
+        return _plain(arguments[0])
+    if origin in (typing.Union, types.UnionType):
+        return [plain for argument in arguments for plain in _plain(argument)]
+    return [kind]

@@ -1,0 +1,184 @@
+"""What is known of every model file, in `models.lock.json` beside the inventory: checksum, revision, and its metadata.
+
+`models pull` and `models inspect` write it, people commit it. The plan reads it, so that it needs neither network nor
+model files; without an entry it estimates from the file's name.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+
+from corral.config.file_names import PathBelow, is_file_name
+from corral.config.inventory import Model, file_of
+from corral.errors import CorralError
+from corral.render.output import write_atomically
+
+LOCK_FILE = "models.lock.json"
+_SHORT_LIST = re.compile(r"\[\s*(-?\d+(?:,\s*-?\d+)*)\s*\]")
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Counts = Annotated[tuple[Count, ...], Field(strict=False)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Gguf(Model):
+    """What a GGUF file says of itself, as far as memory depends on it. Lists have one number for each layer."""
+
+    architecture: str
+    """`general.architecture`, such as `llama`."""
+    quantization: str = ""
+    """Such as `Q5_K_M`."""
+    parameters: Count = 0
+    """Number of weights."""
+    context: Count = 0
+    """Tokens that it was trained for."""
+    vocabulary: Count = 0
+    """Number of tokens that it knows."""
+    tokens: Sha256 | Literal[""] = ""
+    """Checksum of the tokens themselves from the sixth on, which is where llama.cpp compares a draft's vocabulary."""
+    embedding: Count = 0
+    """Length of the vector between layers."""
+    feed_forward: Counts = ()
+    """Length of the vector inside each layer's feed-forward part."""
+    heads: Counts = ()
+    """Query heads of each layer."""
+    kv_heads: Counts = ()
+    """Heads of each layer's K and V cache; 0 where a layer has none."""
+    key_length: Count = 0
+    """Values of one K head; of the compressed K where the model compresses it (MLA)."""
+    value_length: Count = 0
+    """Values of one V head."""
+    key_length_sliding: Count = 0
+    """The same in layers with a sliding window, where it differs."""
+    value_length_sliding: Count = 0
+    """The same in layers with a sliding window, where it differs."""
+    sliding_window: Count = 0
+    """Tokens that a sliding-window layer looks back; 0: the model has no such layers."""
+    sliding: Counts = ()
+    """1 for every layer that has a sliding window."""
+    latent: Count = 0
+    """Rank of the compressed cache (MLA); 0: the cache is not compressed."""
+    rope: Count = 0
+    """Values that rotary positions turn."""
+    recurrent: Counts = ()
+    """1 for every layer with a recurrent state instead of a cache."""
+    state_bytes: Count = 0
+    """Bytes of the recurrent state of one such layer, for one request."""
+    experts: Count = 0
+    """Experts of each layer."""
+    experts_used: Count = 0
+    """Experts that one token goes through."""
+    expert_feed_forward: Count = 0
+    """Length of the vector inside one expert."""
+    is_causal: bool = True
+    """False for models that only embed."""
+    input_bytes: Count = 0
+    """Bytes of what turns tokens into vectors; llama.cpp keeps it in host memory."""
+    output_bytes: Count = 0
+    """Bytes of what turns vectors into tokens; on the card with the last layer."""
+    layer_bytes: Counts = ()
+    """Bytes of each layer's weights."""
+    other_bytes: Count = 0
+    """Bytes of all other tensors."""
+
+    @property
+    def layers(self) -> int:
+        """Number of layers."""
+        return len(self.layer_bytes)
+
+
+def _source(value: str) -> str:
+    """A source whose file may stand in a models folder; empty when there is none."""
+    if value and not is_file_name(file_of(value)):
+        raise ValueError("names no file")
+    return value
+
+
+class LockedFile(Model):
+    """What is known of one file of a model."""
+
+    file: PathBelow
+    """Its place in a models folder: a name, or a path below the folder of a repository."""
+    size: Count = 0
+    """Bytes; 0: not known yet."""
+    sha256: Sha256 | Literal[""] = ""
+    """Checksum of the content; empty: nobody has read the file yet, and the source does not tell."""
+    commit: str = ""
+    """Revision of the repository that it was taken from."""
+    taken: Annotated[str, AfterValidator(_source)] = ""
+    """The source that stood in for this one (`models pull --fallback`)."""
+    gguf: Gguf | None = None
+    """What the file says of itself."""
+
+
+class ModelLock(Model):
+    """Every known file by its source."""
+
+    version: Literal[1] = 1
+    files: dict[str, LockedFile] = Field(default_factory=dict)
+
+    def get(self, source: str) -> LockedFile | None:
+        """What is known of a source."""
+        return self.files.get(source)
+
+    def members(self, source: str, revision: str) -> dict[str, LockedFile]:
+        """The files of a repository at a commit, by what the lock calls them; empty before it was pulled."""
+        return {
+            key: known
+            for key, known in self.files.items()
+            if key.startswith(f"{source}/") and key.endswith(f"@{revision}")
+        }
+
+    def with_file(self, source: str, known: LockedFile) -> ModelLock:
+        """The same with one entry more, or another one."""
+        return self.model_copy(update={"files": {**self.files, source: known}})
+
+
+_ADAPTER = TypeAdapter(ModelLock)
+Lock = TypeVar("Lock")
+
+
+def lock_of(inventory: Path) -> Path:
+    """Where the lock of an inventory lies."""
+    return inventory.parent / LOCK_FILE
+
+
+def read_lock(path: Path) -> ModelLock:
+    """The lock of a file, empty when there is none; raises CorralError with the remedy when it cannot be read."""
+    remedy = "take the committed version of it, or remove it and write it again: ./generate.py models inspect"
+    return read_json(path, _ADAPTER, remedy) or ModelLock()
+
+
+def read_json(path: Path, adapter: TypeAdapter[Lock], remedy: str) -> Lock | None:
+    """A JSON file that people commit; None when it is not there, CorralError with the remedy when it is damaged."""
+    try:
+        return adapter.validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CorralError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise CorralError(f"{path}: {f'{where}: ' if where else ''}{first['msg']}; {remedy}") from None
+
+
+def write_lock(path: Path, lock: ModelLock) -> None:
+    """Writes the lock, whole or not at all; equal locks give equal bytes."""
+    write_atomically(path, lock_text(lock).encode(), 0o644)
+
+
+def lock_text(lock: ModelLock) -> str:
+    """The lock as it stands in its file: sorted, short lists on one line."""
+    data = {"version": 1, "files": {key: _entry(lock.files[key]) for key in sorted(lock.files)}}
+    text = json.dumps(data, indent=2, ensure_ascii=False)
+    return _SHORT_LIST.sub(lambda found: "[" + re.sub(r"\s+", " ", found[1]) + "]", text) + "\n"
+
+
+def _entry(known: LockedFile) -> Mapping[str, Any]:
+    return known.model_dump(mode="json", exclude_defaults=True)

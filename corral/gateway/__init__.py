@@ -1,0 +1,1 @@
+"""The public side of the gateway: its frontends, routes, refusals and keys."""

@@ -1,0 +1,1 @@
+"""Pure decisions: hosts, cards, replicas, memory and placement of one inventory."""

@@ -1,0 +1,105 @@
+"""What would fit: changes of a server that does not fit onto its card, each tried before it is named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from corral.plan.cards import VRAM_RESERVE_MIB
+from corral.plan.memory import CARD_MIB, MIB
+from corral.plan.site import Card, Replica, Site, memory_of_replica
+from corral.plan.sizes import worst
+
+STEP = 1024
+"""Contexts are proposed in multiples of this."""
+GENERAL = "less context, fewer slots, cache_type q8_0, or a smaller quantization"
+
+
+def what_fits(site: Site, replicas: list[Replica], lacking: int) -> str:
+    """Changes of one tenant each that save at least so many MiB on its card; general words when none is known."""
+    found = [*_fewer_at_once(replicas, lacking)]
+    found += [words for replica in replicas if replica.memory is not None for words in _changes(site, replica, lacking)]
+    return f"what would fit: {'; '.join(found)}" if found else GENERAL
+
+
+def _fewer_at_once(replicas: list[Replica], lacking: int) -> Iterator[str]:
+    """For every shared server on the card: as many models at once as fit."""
+    for service in dict.fromkeys(replica.service for replica in replicas if replica.shared):
+        members = [replica for replica in replicas if replica.service == service]
+        shared, sizes = members[0].shared, [_share(replica) for replica in members]
+        loaded = shared.loaded if shared else 0
+        target = worst(sizes, loaded) - lacking
+        count = next((n for n in range(min(loaded, len(members)) - 1, 0, -1) if worst(sizes, n) <= target), 0)
+        if count:
+            yield f"hosts.{members[0].host}.shared.{service}.loaded: {count}"
+
+
+def _share(replica: Replica) -> int:
+    return replica.vram_mib // len(replica.cards)
+
+
+def _room(site: Site, replica: Replica, lacking: int) -> int:
+    """The most that a replica may take on a card of its own, so that all lacks no more; less than 0: no size does."""
+    if replica.shared is None:
+        return _share(replica) - lacking
+    loaded = replica.shared.loaded
+    members = site.members(replica.host, replica.service)
+    others = [_share(item) for item in members if item is not replica]
+    target = worst(map(_share, members), loaded) - lacking
+    return target - worst(others, loaded - 1) if worst(others, loaded) <= target else -1
+
+
+def _changes(site: Site, replica: Replica, lacking: int) -> Iterator[str]:
+    room = _room(site, replica, lacking)
+    if replica.engine.cache_type in ("f16", "bf16", "f32") and _size(site, replica, cache_type="q8_0") <= room:
+        yield f"{replica.pool} with cache_type: q8_0"
+    slots = next((n for n in range(replica.slots - 1, 0, -1) if _size(site, replica, slots=n) <= room), 0)
+    if slots:
+        yield f"{replica.pool} with slots: {slots}"
+    most = (replica.weights.context - 1) // STEP
+    context = _largest(site, replica, most, room)
+    if context:
+        yield f"models.{replica.model}.context: {context}"
+    card = _other_card(site, replica)
+    if card:
+        yield f"{replica.pool} on GPU {card.number} of {card.host} ({card.card})"
+    for count in range(len(replica.cards) + 1, len(site.cards[replica.host]) + 1):
+        if _size(site, replica, cards=count) <= room:
+            yield f"{replica.pool} split with gpus_per_replica: {count}"
+            return
+
+
+def _largest(site: Site, replica: Replica, most: int, room: int) -> int:
+    """The largest multiple of STEP below the context that fits; 0 when none does."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        if _size(site, replica, context=middle * STEP) <= room:
+            low = middle
+        else:
+            high = middle - 1
+    return low * STEP
+
+
+def _other_card(site: Site, replica: Replica) -> Card | None:
+    """The smallest free card of the farm onto which the replica fits as it is."""
+    taken = {(card.host, card.number) for other in site.replicas for card in other.cards}
+    free = [
+        card
+        for cards in site.cards.values()
+        for card in cards
+        if (card.host, card.number) not in taken and card.vram_mib - VRAM_RESERVE_MIB >= replica.vram_mib
+    ]
+    return min(free, key=lambda card: (card.vram_mib, card.host, card.number), default=None)
+
+
+def _size(
+    site: Site, replica: Replica, *, cache_type: str = "", slots: int = 0, context: int = 0, cards: int = 0
+) -> int:
+    """MiB on each of its cards after a change."""
+    update = {name: value for name, value in (("cache_type", cache_type), ("slots", slots)) if value}
+    weights = replica.weights.model_copy(update={"context": context} if context else {})
+    count = cards or len(replica.cards)
+    memory = memory_of_replica(weights, site.lock, replica.engine.model_copy(update=update), count, replica.draft)
+    if memory is None or replica.engine.vram_mib is not None:
+        return replica.vram_mib
+    return -(-memory.device // MIB) // count + CARD_MIB

@@ -1,0 +1,83 @@
+"""Rough sizes in MiB, for models whose file nobody has read yet: declared, else from the words in the file's name."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+
+from corral.config.inventory import Weights
+
+BITS_PER_WEIGHT = {
+    "q2": 3.0, "q3": 3.9, "q4": 4.8, "q5": 5.7, "q6": 6.6, "q8": 8.5,
+    "iq1": 1.9, "iq2": 2.6, "iq3": 3.6, "iq4": 4.4, "tq1": 1.8, "tq2": 2.2, "mxfp4": 4.7,
+    "fp16": 16.0, "f16": 16.0, "bf16": 16.0, "f32": 32.0,
+}  # fmt: skip
+DEFAULT_GIB = {"chat": 5.0, "embedding": 0.3, "rerank": 0.4, "image": 5.0}
+KV_KIB_PER_TOKEN = 112.0
+"""Cache of one token at 16 bits in small models: 28 layers, 8 KV heads of 128 (Qwen3 0.6B, Llama 3.2 3B)."""
+KV_KIB_PER_TOKEN_AND_ROOT = 45.0
+"""Cache of one token at 16 bits, times the root of the billions: 128 KiB at 8B, 256 at 32B, 376 at 70B (really 320)."""
+MIB_PER_BILLION = 700
+"""Size of a billion parameters, where only the size of the file is known."""
+PROJECTOR_MIB = 1024
+"""What reads images, with the buffers in which it works; usual for models of 3 to 30 billion parameters."""
+ADAPTER_MIB = 128
+"""A LoRA adapter; usual for rank 16 to 32 of models of 7 to 14 billion parameters."""
+EXPERTS_SHARE = 0.83
+"""Parameters of 8x7B are fewer than 56 billion: attention is there only once."""
+CACHE_BYTES = {
+    "f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 1.0625, "q5_1": 0.75, "q5_0": 0.6875,
+    "iq4_nl": 0.5625, "q4_1": 0.625, "q4_0": 0.5625,
+}  # fmt: skip
+"""Bytes of one number in the cache, with the scales of its block."""
+OVERHEAD_MIB = {"chat": 550, "embedding": 150, "rerank": 150, "image": 800}
+"""CUDA context and compute buffers; measured by seed 004's operators on 8 GB Pascal cards."""
+
+_PARAMETERS = re.compile(r"(?<![a-z0-9.])(?:(\d{1,3})x)?(\d{1,4}(?:\.\d{1,2})?)([bm])(?![a-z0-9])", re.IGNORECASE)
+_QUANTIZATION = re.compile(r"(?<![a-z0-9])(iq[1-4]|tq[12]|q[2-8]|mxfp4|bf16|fp16|f16|f32)(?![0-9])", re.IGNORECASE)
+
+
+def billions(model: Weights) -> float | None:
+    """Parameters in billions as the file's name tells, or None."""
+    found = _PARAMETERS.search(model.file) or _PARAMETERS.search(model.source)
+    if not found:
+        return None
+    experts, number, unit = found.groups()
+    each = float(number) / (1000 if unit in "mM" else 1)
+    return int(experts) * each * EXPERTS_SHARE if experts else each
+
+
+def weights_mib(model: Weights) -> int:
+    """Size of the weights: declared, else parameters times bits, else the usual size of the kind."""
+    if model.size_gib is not None:
+        return round(model.size_gib * 1024)
+    projector = PROJECTOR_MIB if model.projector else 0
+    return _estimated_mib(model) + projector + ADAPTER_MIB * len(model.adapters)
+
+
+def _estimated_mib(model: Weights) -> int:
+    parameters, quantization = billions(model), _QUANTIZATION.search(model.file)
+    if parameters is None:
+        return round(DEFAULT_GIB[model.kind] * 1024)
+    bits = BITS_PER_WEIGHT[quantization.group(1).lower()] if quantization else 16.0
+    return round(parameters * 1e9 * bits / 8 / 1024**2)
+
+
+def kv_cache_mib(model: Weights, slots: int, cache_type: str) -> int:
+    """Size of the K and V cache for all slots; embedding, rerank and image models keep none worth counting."""
+    if model.kind != "chat":
+        return 0
+    parameters = billions(model) or weights_mib(model) / MIB_PER_BILLION
+    kib = max(KV_KIB_PER_TOKEN, KV_KIB_PER_TOKEN_AND_ROOT * math.sqrt(parameters)) * CACHE_BYTES[cache_type] / 2
+    return round(kib * model.context * slots / 1024)
+
+
+def replica_mib(model: Weights, slots: int, cache_type: str) -> int:
+    """What one replica takes on its card: weights, cache, overhead."""
+    return weights_mib(model) + kv_cache_mib(model, slots, cache_type) + OVERHEAD_MIB[model.kind]
+
+
+def worst(sizes: Iterable[int], count: int) -> int:
+    """What the largest so many take together."""
+    return sum(sorted(sizes, reverse=True)[:count])

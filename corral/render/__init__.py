@@ -1,0 +1,1 @@
+"""The plan as files, in memory and on disk, and the secrets beside them."""

@@ -1,0 +1,411 @@
+"""The plan as files, in memory: path to bytes. Pure; templates lay out, everything was decided before."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shlex
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from corral.build import Plan
+from corral.components import edge
+from corral.contributions import CpuVariant, File, Secret, Service
+from corral.errors import CorralError
+from corral.plan.networks import WAY_OUT, aliases, networks, outer_network
+from corral.plan.site import HERE, bracketed
+
+ROOT = Path(__file__).resolve().parents[2]
+Tree = dict[str, bytes]
+POWER_UNIT = "corral-gpu-power.service"
+COMMENT_OF = {".sh": "#", ".py": "#", ".yml": "#", ".yaml": "#", ".cfg": "#", ".conf": "#", ".lua": "--"}
+"""How a comment starts in the files that components ship as they are; those of other kinds get no header."""
+_UNPRINTABLE = re.compile(r"[\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]")
+"""Characters that JSON leaves as they are and YAML does not allow, or takes for line ends."""
+_as_json = json.JSONEncoder(ensure_ascii=False).encode
+_SITE = re.compile(r'from the inventory "([^"]*)"')
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_COMMENT_START = re.compile(r"(?<=\s)[;#]")
+_AWKWARD = re.compile(r"[\"';#]")
+"""What supervisord's list of environment variables has no spelling for."""
+
+
+def render(plan: Plan) -> Tree:
+    """Every file of every host, by its path below the output folder."""
+    services: dict[str, list[Service]] = defaultdict(list)
+    files: dict[str, list[File]] = defaultdict(list)
+    secrets: dict[str, dict[str, Secret]] = defaultdict(dict)
+    for service in plan.contributions.services:
+        services[service.host].append(service)
+    for file in plan.contributions.files:
+        files[file.host].append(file)
+    for secret in plan.contributions.secrets:
+        secrets[secret.host].setdefault(secret.name, secret)
+    tree: Tree = {}
+    for host in sorted(services):
+        own = _Host(plan, host, services[host], files[host], sorted(secrets[host].values(), key=lambda item: item.name))
+        tree.update({f"{host}/{path}": data for path, data in _host_files(own).items()})
+    return dict(sorted(tree.items()))
+
+
+@dataclass(frozen=True, slots=True)
+class _Host:
+    """What is rendered for one host."""
+
+    plan: Plan
+    name: str
+    services: list[Service]
+    files: list[File]
+    secrets: list[Secret]
+
+    def header(self, source: str, mark: str = "#") -> str:
+        """The first lines of every rendered file: where it comes from and what to edit instead."""
+        site = self.plan.inventory.name
+        return (
+            f'{mark} Rendered by corral from the inventory "{site}", host {self.name}; do not edit.\n'
+            f"{mark} Change the inventory or {source}, then run: ./generate.py render"
+        )
+
+    def render(self, template: str, mark: str = "#", source: str = "", **values: object) -> bytes:
+        """A template's text; `source` names the file to edit when it is not the template itself."""
+        header = self.header(f"templates/{source or template}", mark)
+        return environment().get_template(template).render(header=header, **values).encode()
+
+
+def refuse_other_site(plan: Plan, out: Path) -> None:
+    """Raises CorralError when `out` holds another site: rendering this one there would remove it."""
+    for folder in sorted(path.parent for path in out.glob("*/.env.example")):
+        first_line = (folder / ".env.example").read_text(encoding="utf-8", errors="replace").partition("\n")[0]
+        found = _SITE.search(first_line)
+        if found and found.group(1) != plan.inventory.name:
+            words = f'{folder} belongs to the site "{found.group(1)}", not "{plan.inventory.name}"'
+            raise CorralError(f"{words}; name another folder with --out, or remove that one")
+
+
+def _host_files(host: _Host) -> Tree:
+    content = {f"{file.component}/{file.path}": _file(host, file) for file in host.files}
+    runtime = _local_host if host.plan.site.is_local(host.name) else _compose_host
+    kept = [secret for secret in host.secrets if secret.is_stored]
+    return {
+        **content,
+        **runtime(host, content),
+        ".env.example": host.render("_runtime/env.example.j2", secrets=kept),
+        ".gitignore": host.render("_runtime/gitignore.j2"),
+    }
+
+
+def _file(host: _Host, file: File) -> bytes:
+    if file.asset:
+        return _asset(host, file.asset)
+    if file.template:
+        return host.render(file.template, COMMENT_OF.get(Path(file.path).suffix, "#"), **file.values)
+    head = host.header(f"corral/components/{file.component}/__init__.py") + (f"\n# {file.note}" if file.note else "")
+    return f"{head}\n\n{dump_yaml(deep_merge(file.data or {}, file.extra))}".encode()
+
+
+def _asset(host: _Host, path: str) -> bytes:
+    """A shipped file with the header below its `#!` line, if it is of a kind that has comments."""
+    data = (ROOT / path).read_bytes()
+    mark = COMMENT_OF.get(Path(path).suffix)
+    if mark is None:
+        return data
+    first, newline, rest = data.partition(b"\n") if data.startswith(b"#!") else (b"", b"", data)
+    return b"".join([first, newline, host.header(path, mark).encode(), b"\n\n", rest])
+
+
+def deep_merge(base: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    """`extra` laid over `base`: mappings are merged, everything else (lists too) is replaced; neither is changed."""
+    merged = dict(base)
+    for key, value in extra.items():
+        old = merged.get(key)
+        merged[key] = deep_merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
+    """Block style without anchors."""
+
+    def ignore_aliases(self, _data: object) -> bool:
+        return True
+
+
+def dump_yaml(data: Mapping[str, Any]) -> str:
+    """Data as YAML in the order in which it was made."""
+    return str(yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120))
+
+
+# --- Compose ---------------------------------------------------------------------------------------------------------
+
+
+def _compose_host(host: _Host, content: Mapping[str, bytes]) -> Tree:
+    by_component: dict[str, list[Service]] = defaultdict(list)
+    for service in host.services:
+        by_component[service.component].append(service)
+    tree = {f"{name}/compose.yaml": _component(host, members, content) for name, members in by_component.items()}
+    tree["compose.yaml"] = host.render(
+        "_runtime/compose.yaml.j2",
+        project=project_name(host.plan, host.name),
+        components=sorted(by_component),
+        networks=sorted({name for service in host.services for name in networks(service, host.services)}),
+        outer={outer_network(service) for service in host.services},
+        way_out=WAY_OUT,
+        secrets=sorted({name for service in host.services for name in service.secrets}),
+    )
+    on_cards = [service for service in host.services if service.gpus]
+    if on_cards:
+        services = [_on_cpu(service, service.cpu_variant) for service in on_cards]
+        tree["compose.cpu.yaml"] = host.render("_runtime/compose.cpu.yaml.j2", services=services)
+    return tree | _units(host)
+
+
+def project_name(plan: Plan, host: str) -> str:
+    """Name of a host's Compose project."""
+    return f"{plan.inventory.name}-{host}".replace(".", "-")
+
+
+def unit_names(plan: Plan, host: str) -> list[str]:
+    """The systemd units that are rendered for a host, in the order in which they start."""
+    has_nvidia = any(card.vendor == "nvidia" for card in plan.site.cards[host])
+    return [*([POWER_UNIT] if has_nvidia else []), f"corral-{plan.inventory.name}.service"]
+
+
+def figure_units(plan: Plan, host: str) -> list[str]:
+    """The service and the timer that write figures every minute; only where the kit itself is: not behind ssh."""
+    monitoring = plan.inventory.monitoring
+    is_here = not plan.site.is_local(host) and plan.site.host(host).ssh is None
+    if monitoring is None or not monitoring.node_exporter or not is_here:
+        return []
+    return [f"corral-{plan.inventory.name}-figures.{kind}" for kind in ("service", "timer")]
+
+
+def told_by(plan: Plan, host: str) -> list[str]:
+    """The hosts whose figures a host's timer writes: its own, and the first one those behind ssh."""
+    busy = {service.host for service in plan.contributions.services}
+    compose = [name for name in plan.inventory.hosts if name in busy and not plan.site.is_local(name)]
+    near = [name for name in compose if plan.site.host(name).ssh is None]
+    far = [name for name in compose if plan.site.host(name).ssh is not None]
+    return [host, *(far if near[:1] == [host] else [])]
+
+
+def _units(host: _Host) -> Tree:
+    """Units that start the project, set up the cards and write figures; they hold no secret and no path."""
+    cards = [card for card in host.plan.site.cards[host.name] if card.vendor == "nvidia"]
+    units, told, site = unit_names(host.plan, host.name), told_by(host.plan, host.name), host.plan.inventory.name
+    templates = dict.fromkeys(units[:-1], f"_runtime/{POWER_UNIT}.j2") | {units[-1]: "_runtime/corral.service.j2"}
+    for name in figure_units(host.plan, host.name):
+        templates[name] = f"_runtime/corral-figures.{name.rpartition('.')[2]}.j2"
+    return {
+        f"systemd/{name}": host.render(template, site=site, host=host.name, units=units, cards=cards, told=told)
+        for name, template in templates.items()
+    }
+
+
+def _on_cpu(service: Service, variant: CpuVariant | None) -> dict[str, Any]:
+    """What the override for machines without cards says of a service; what has no use there is not started."""
+    if variant is None:
+        return {"name": service.name, "is_left_out": True}
+    return {
+        "name": service.name,
+        "is_left_out": False,
+        "image": variant.image,
+        "has_device_files": bool(service.devices),
+        "memory_mib": variant.memory_mib,
+        "memory_swap_mib": max(service.memory_swap_mib, variant.memory_mib),
+        "environment": variant.environment,
+        "volumes": [f"./{service.component}/{mount.file}:{mount.target}:ro" for mount in variant.configs],
+    }
+
+
+def _component(host: _Host, services: list[Service], content: Mapping[str, bytes]) -> bytes:
+    """The Compose file of one component."""
+    return host.render(
+        "_component.yaml.j2",
+        source="_service.yaml.j2",
+        services=[
+            _compose_service(host.plan, service, content) | {"networks": _attachments(service, host.services)}
+            for service in services
+        ],
+        volumes=list(dict.fromkeys(name for service in services for name, _ in service.volumes)),
+    )
+
+
+def _attachments(service: Service, on_host: list[Service]) -> str:
+    """A service's networks as Compose has them, in one line."""
+    names, known = networks(service, on_host), aliases(service)
+    if not known:
+        return to_yaml(names)
+    parts = (f"{name}: {{aliases: {to_yaml([known[name]])}}}" if name in known else f"{name}: {{}}" for name in names)
+    return f"{{{', '.join(parts)}}}"
+
+
+def _compose_service(plan: Plan, service: Service, content: Mapping[str, bytes]) -> dict[str, Any]:
+    """A service as the template lays it out: plain values only."""
+    return {
+        "name": service.name,
+        "image": service.image,
+        "container": service.container_name,
+        "user": service.user,
+        "entrypoint": service.entrypoint,
+        "args": service.args,
+        "command_lines": list(_command_lines(service.args)),
+        "environment": service.environment,
+        "secrets": service.secrets,
+        "ports": [f"{bracketed(port.publish)}:{port.number}:{port.number}" for port in service.ports if port.publish],
+        "volumes": [
+            *(f"{_host_folder(folder)}:{path}:ro" for folder, path in service.mounts),
+            *(f"./{mount.file}:{mount.target}:ro" for mount in service.configs if mount.target),
+            *(f"{name}:{path}" for name, path in service.volumes),
+        ],
+        "health_test": ["CMD", *service.health.command],
+        "start_period_s": service.health.start_timeout_s,
+        "after": service.after,
+        "cpu_weight": service.cpu_weight,
+        "memory_mib": service.memory_mib,
+        "memory_swap_mib": service.memory_swap_mib or service.memory_mib,
+        "pids": service.pids,
+        "shm_mib": service.shm_mib,
+        "mlock": service.mlock,
+        "exceptions": service.exceptions,
+        "read_only": service.read_only,
+        "tmpfs": service.tmpfs,
+        "cap_add": service.cap_add,
+        "pid_host": service.pid_host,
+        "stop_signal": service.stop_signal,
+        "stop_grace_s": service.stop_grace_s,
+        "labels": _labels(plan, service, content),
+        "has_certificates": not edge.CERTIFICATES.isdisjoint(service.secrets),
+        "gpu_devices": [claim.device for claim in service.gpus if claim.vendor == "nvidia"],
+        "device_files": [f"{device}:{device}" for device in service.devices],
+        "groups": [str(group) for group in service.groups],
+    }
+
+
+def _command_lines(args: Iterable[str]) -> Iterator[str]:
+    """The arguments as YAML list items, an option and its value on one line."""
+    groups: list[list[str]] = []
+    for word in args:
+        if groups and _takes_value(groups[-1]) and not word.startswith("--"):
+            groups[-1].append(word)
+        else:
+            groups.append([word])
+    yield "["
+    for group in groups:
+        yield "  " + ", ".join(map(to_yaml, group)) + ","
+    yield "]"
+
+
+def _takes_value(group: list[str]) -> bool:
+    return len(group) == 1 and group[0].startswith("--") and "=" not in group[0]
+
+
+def _host_folder(folder: str) -> str:
+    """A folder as a component's compose.yaml names it, one level below the host's folder."""
+    return folder if folder.startswith("/") else f"../{folder.removeprefix('./')}"
+
+
+def _labels(plan: Plan, service: Service, content: Mapping[str, bytes]) -> list[str]:
+    """Labels by which the kit finds its containers; the hash makes `up -d` notice a changed configuration (004-29)."""
+    labels = {"corral.site": plan.inventory.name, "corral.role": service.role or service.component}
+    if service.configs:
+        digest = hashlib.sha256()
+        for mount in service.configs:
+            digest.update(content[f"{service.component}/{mount.file}"])
+        labels["corral.config"] = digest.hexdigest()[:16]
+    return [f"{name}={value}" for name, value in labels.items()]
+
+
+# --- local processes -------------------------------------------------------------------------------------------------
+
+
+def _local_host(host: _Host, _content: Mapping[str, bytes]) -> Tree:
+    services = [_local_service(service) for service in host.services]
+    project = host.plan.inventory.name
+    return {"supervisord.conf": host.render("_runtime/supervisord.conf.j2", ";", project=project, services=services)}
+
+
+def _local_service(service: Service) -> dict[str, Any]:
+    plain = {name: value for name, value in service.environment.items() if not _AWKWARD.search(value)}
+    awkward = [f"{name}={value}" for name, value in sorted(service.environment.items()) if name not in plain]
+    return {
+        "name": service.name,
+        "command": [
+            *(["env", *awkward] if awkward else []),
+            *(service.entrypoint or (service.program,)),
+            *service.args,
+        ],
+        "environment": plain,
+        "priority": 200 if service.after else 100,
+        "stop_signal": service.stop_signal.removeprefix("SIG"),
+        "stop_grace_s": service.stop_grace_s,
+    }
+
+
+def _supervisor_text(text: str) -> str:
+    """Text for an INI file in which supervisord expands `%(…)s`; only our own mark of the folder is meant."""
+    if _CONTROL.search(text.replace(HERE, "")):
+        words = "has a line break or another control character, which supervisord cannot be told"
+        raise CorralError(f"{text!r} {words}; remove it from extra_args or environment")
+    return text.replace("%", "%%").replace(HERE, "%(here)s")
+
+
+def supervisor_command(words: Iterable[str]) -> str:
+    """A command line as supervisord splits it, and nothing in it that its INI reader takes for a comment."""
+    return " ".join(_COMMENT_START.sub(r"'\\\g<0>'", _supervisor_text(shlex.quote(word))) for word in words)
+
+
+def supervisor_environment(values: Mapping[str, str]) -> str:
+    """Environment variables as supervisord reads them."""
+    return ",".join(f'{name}="{_supervisor_text(value)}"' for name, value in sorted(values.items()))
+
+
+# --- templates -------------------------------------------------------------------------------------------------------
+
+
+@cache
+def environment() -> Environment:
+    """The template environment: strict, and with quoting done in one place."""
+    made = Environment(  # noqa: S701 - configuration files, not HTML
+        loader=FileSystemLoader(ROOT / "templates"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        auto_reload=False,
+    )
+    made.filters |= {
+        "digest": short_digest,
+        "yaml": to_yaml,
+        "supervisor": supervisor_command,
+        "supervisor_environment": supervisor_environment,
+    }
+    return made
+
+
+def short_digest(text: str) -> str:
+    """The first 16 hexadecimal digits of a text's SHA-256: by it a program says which configuration it has read."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def to_yaml(value: object) -> str:
+    """A scalar or a list of scalars as YAML that Compose takes literally: quoted where needed, `$` doubled."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(to_yaml, value)) + "]"
+    return _quoted(str(value))
+
+
+@lru_cache(maxsize=10_000)
+def _quoted(text: str) -> str:
+    quoted = _as_json(text).replace("$", "$$")
+    return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", quoted)

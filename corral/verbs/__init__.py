@@ -1,0 +1,1 @@
+"""What the command line does, a module or a folder for each verb."""

@@ -1,0 +1,183 @@
+"""`backup`: what a site cannot make again, in one file: inventory, rendering, encrypted secrets, state of services.
+
+Model files and images are not in it: they are downloaded again, or come from a bundle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from corral import __version__
+from corral.build import Plan
+from corral.config.load import locks_beside
+from corral.errors import CorralError
+from corral.render.output import MANIFEST, refuse_unfinished
+from corral.render.secrets import ENV_FILE, FOLDER
+from corral.runtime.hosts import ComposeHost, compose_hosts
+from corral.runtime.interrupts import Interrupts
+from corral.runtime.lock import alone
+from corral.verbs.archives.container import (
+    INVENTORY,
+    ArchiveFolder,
+    amount,
+    emptied,
+    explained,
+    packed,
+)
+from corral.verbs.archives.contents import RENDERING, SECRETS, STATES, Manifest, SavedState, Sealing, write_archive
+from corral.verbs.archives.passphrase import seal
+from corral.verbs.archives.states import state_of_plan, take_words, title
+from corral.verbs.up.history import files_on_disk, note_backup
+from corral.verbs.up.survey import check_engine, image_ids
+from corral.verbs.up.up import LOCK
+
+NOT_MADE = "there is no backup of this run"
+
+
+@contextmanager
+def draft_folder(folder: Path, site: str) -> Iterator[ArchiveFolder]:
+    """A folder for files beside the archive's place, removed at the end; what a killed run left in it is cleared.
+
+    Raises:
+        CorralError: it cannot be written to, or another run is at work in it.
+    """
+    place = folder / f".{site}.backup.part"
+    with explained(folder, NOT_MADE):
+        place.mkdir(mode=0o700, exist_ok=True)
+        with emptied(place):
+            yield ArchiveFolder(place)
+
+
+def backup(
+    plan: Plan,
+    out: Path,
+    talk: Console,
+    *,
+    hosts: Iterable[str] | None = None,
+    to: Path | None = None,
+    sealing: Sealing | None,
+) -> Path:
+    """The archive that was made, mode 0600.
+
+    Args:
+        plan: what the inventory says.
+        out: the folder of renderings.
+        talk: where progress goes.
+        hosts: hosts to save; all of them when absent.
+        to: the archive's name; the site's and the date in this folder when absent.
+        sealing: what protects the archive; None leaves it readable, and the secrets out.
+
+    Raises:
+        CorralError: something cannot be read or written; there is no archive then.
+    """
+    now = datetime.now(UTC).replace(microsecond=0)
+    ending = "backup" if sealing and not sealing.is_plain else "tar.gz"
+    target = to or Path(f"{plan.inventory.name}-{now:%Y%m%dT%H%M%SZ}.{ending}")
+    _check_target(target)
+    refuse_unfinished(out)
+    chosen = [name for name in plan.inventory.hosts if hosts is None or name in set(hosts)]
+    running = compose_hosts(plan, out, chosen)
+    for host in running:
+        check_engine(host)
+    with (
+        Interrupts(),
+        alone(out / LOCK, "corral backup"),
+        draft_folder(target.absolute().parent, plan.inventory.name) as parts,
+    ):
+        parts.add_file(INVENTORY, Path(plan.source_file).read_bytes())
+        for name, data in locks_beside(Path(plan.source_file)).items():
+            parts.add_file(name, data)
+        _add_renderings(parts, plan, out, chosen)
+        if sealing is not None:
+            parts.add_file(SECRETS, seal(packed(_secret_files(plan, out, chosen)), sealing.passphrase))
+            talk.print(f"secrets of {', '.join(chosen)}: sealed with the passphrase")
+        states = [state for host in running for state in _add_states(parts, host, talk)]
+        manifest = Manifest(
+            format="corral-backup/3",
+            corral=__version__,
+            site=plan.inventory.name,
+            made=now,
+            hosts=tuple(chosen),
+            has_secrets=sealing is not None,
+            secret_names={name: tuple(secret.name for secret in plan.secrets_of(name)) for name in chosen},
+            images={host.name: _images(host) for host in running},
+            states=tuple(states),
+        )
+        write_archive(target.absolute(), parts, manifest, sealing)
+        note_backup(out, chosen, now.timestamp())
+    _say_end(plan, target, chosen, talk, sealing)
+    return target
+
+
+def _check_target(target: Path) -> None:
+    if target.exists() or target.is_symlink():
+        raise CorralError(f"{target}: is there already; name another file")
+    if not target.absolute().parent.is_dir():
+        raise CorralError(f"{target.parent}: no such folder; make it first")
+
+
+def _add_renderings(parts: ArchiveFolder, plan: Plan, out: Path, chosen: Sequence[str]) -> None:
+    for name in chosen:
+        files = files_on_disk(out, name)
+        if not files and plan.services_of(name):
+            raise CorralError(f"{out / name}: nothing is rendered there; run ./generate.py render, then up")
+        if files:
+            files[MANIFEST] = (out / name / MANIFEST).read_bytes()
+        for path, data in sorted(files.items()):
+            parts.add_file(f"{RENDERING}{name}/{path}", data)
+
+
+def _secret_files(plan: Plan, out: Path, chosen: Sequence[str]) -> dict[str, bytes]:
+    """The hosts' `.env`, and files beside the secrets that are made from it."""
+    found: dict[str, bytes] = {}
+    for name in chosen:
+        names = {secret.name for secret in plan.secrets_of(name)}
+        store = out / name / ENV_FILE
+        if store.is_file():
+            found[f"{name}/{ENV_FILE}"] = store.read_bytes()
+        elif names:
+            raise CorralError(
+                f"{store}: no such file, so there are no secrets to save; --without-secrets leaves them out"
+            )
+        for path in sorted((out / name / FOLDER).glob("*")):
+            if path.is_file() and path.name not in names:
+                found[f"{name}/{FOLDER}/{path.name}"] = path.read_bytes()
+    return found
+
+
+def _add_states(parts: ArchiveFolder, host: ComposeHost, talk: Console) -> Iterator[SavedState]:
+    images = {service.name: service.image for service in host.plan.services_of(host.name)}
+    for state in state_of_plan(host):
+        name = f"{STATES}{state.host}/{state.service}/{state.name}{'.dump' if state.dump else '.tar'}"
+        with host.stream(take_words(host, state)) as data:
+            size = parts.add_stream(name, data)
+        talk.print(Text(f"{title(state)}: {amount(size)}"))
+        yield SavedState(
+            host=state.host,
+            service=state.service,
+            name=state.name,
+            purpose=state.purpose,
+            image=images[state.service],
+            member=name,
+        )
+
+
+def _images(host: ComposeHost) -> dict[str, str]:
+    return image_ids(host, {service.image for service in host.plan.services_of(host.name)})
+
+
+def _say_end(plan: Plan, target: Path, chosen: Sequence[str], talk: Console, sealing: Sealing | None) -> None:
+    for name in chosen:
+        if plan.site.is_local(name):
+            talk.print(Text(f"{name}: runs no containers; its data folder is not in the backup", "yellow"))
+    keep = "without secrets; whoever can write to the file can change what it says"
+    if sealing is not None:
+        lost = "the secrets are lost" if sealing.is_plain else "all of it is lost"
+        keep = f"keep the passphrase elsewhere: without it {lost}"
+    talk.print(Text(f"{target}: {amount(target.stat().st_size)}, complete; {keep}"))

@@ -1,0 +1,318 @@
+"""What backups and bundles have in common: files and `SHA256SUMS`, which lists the checksum of each of them.
+
+A bundle is a folder of these files, or a tar file of it; a backup is a compressed tar file, encrypted as a whole
+(`passphrase`). `SHA256SUMS` is the first member of a tar file; whatever vouches for it vouches for every file.
+
+`tarfile` keeps every header, and reads extended headers and sparse maps of any length into memory. Archives may come
+from an attacker, so what it reads between two files is bounded here.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import os
+import re
+import shlex
+import shutil
+import tarfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import IO, Annotated, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from corral.config.file_names import is_below
+from corral.errors import CorralError
+from corral.render.output import locked, write_file
+
+CHUNK = 1 << 20
+MOST_MEMBERS = 100_000
+# Bytes of all headers between two files.
+LONGEST_HEADERS = 16 << 10
+# Bytes of a member; no disk holds as many.
+LARGEST = 1 << 60
+# Bytes of all files together that `unpacked` reads into memory.
+LARGEST_UNPACKED = 256 << 20
+SUMS = "SHA256SUMS"
+MANIFEST = "manifest.json"
+INVENTORY = "inventory.yaml"
+LARGEST_SUMS = 16 << 20
+LARGEST_MANIFEST = 8 << 20
+# Bytes of a file that is read into memory.
+LARGEST_FILE = 64 << 20
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+UNITS = ("bytes", "KiB", "MiB", "GiB")
+STEP = 1024
+_SUM = re.compile(r"([0-9a-f]{64})  (.+)")
+
+
+class Strict(BaseModel):
+    """Data from a file of unknown origin."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Member(Strict):
+    """A file in an archive."""
+
+    sha256: Sha256
+    size: int = Field(ge=0)
+
+
+def sums_text(sums: Mapping[str, str]) -> bytes:
+    """`SHA256SUMS` of these checksums by name, as `sha256sum --check` reads it."""
+    return "".join(f"{sha256}  {name}\n" for name, sha256 in sorted(sums.items())).encode()
+
+
+def sums_of(text: bytes) -> dict[str, str]:
+    """Checksums by name; raises ValueError when `sums_text` did not make this."""
+    lines = text.decode("utf-8", errors="replace").splitlines() if text.count(b"\n") <= MOST_MEMBERS else []
+    found = {match[2]: match[1] for line in lines if (match := _SUM.fullmatch(line))}
+    is_whole = text.endswith(b"\n") and len(found) == len(lines)
+    if not is_whole or MANIFEST not in found or not all(map(is_below, found)):
+        raise ValueError(f"{SUMS} is not as it was made")
+    return found
+
+
+# --- tar files -------------------------------------------------------------------------------------------------------
+
+
+class Part(NamedTuple):
+    """A member: read it before the next one is asked for."""
+
+    name: str
+    size: int
+    data: IO[bytes]
+    # Where its content begins in the archive.
+    start: int
+
+
+class _Bounded:
+    """A file of which `tarfile` reads at most `left` bytes; GzipFile cannot seek in a pipe, so it is read forwards."""
+
+    def __init__(self, file: IO[bytes] | gzip.GzipFile) -> None:
+        self.file, self.at, self.left = file, 0, LONGEST_HEADERS
+
+    def read(self, count: int) -> bytes:
+        """The next bytes."""
+        self.left -= count
+        if count < 0 or self.left < 0:
+            raise tarfile.ReadError("it has a header without end")
+        data = self.file.read(count)
+        self.at += len(data)
+        return data
+
+    def tell(self) -> int:
+        """The number of bytes before the next one."""
+        return self.at
+
+    def seek(self, place: int) -> None:
+        """Go to a place; only forwards where the file is compressed."""
+        if isinstance(self.file, gzip.GzipFile):
+            while self.at < place and (data := self.file.read(min(CHUNK, place - self.at))):
+                self.at += len(data)
+        else:
+            self.at = self.file.seek(place)
+
+
+def members(file: IO[bytes] | gzip.GzipFile, most: int = MOST_MEMBERS) -> Iterator[Part]:
+    """Every member in order; raises tarfile.ReadError for what is no archive of regular files with safe names."""
+    bounded = _Bounded(file)
+    try:
+        archive = tarfile.open(fileobj=bounded, mode="r:")  # type: ignore[call-overload]  # noqa: SIM115 - bounded
+        for _ in range(most):
+            info = archive.next()
+            if info is None:
+                return
+            data = archive.extractfile(info) if _is_plain(archive, info) else None
+            if data is None:
+                raise tarfile.ReadError(f"{info.name!r} is no file with a safe name")
+            bounded.left = LARGEST
+            yield Part(info.name, info.size, data, info.offset_data)
+            bounded.left = LONGEST_HEADERS
+            archive.members.clear()
+    except (ValueError, IndexError, RecursionError) as error:
+        raise tarfile.ReadError(f"it has a header that cannot be read: {error}") from None
+    raise tarfile.ReadError(f"it has more than {most} files")
+
+
+def _is_plain(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bool:
+    is_file = info.isreg() and not info.issparse() and not archive.pax_headers
+    return is_file and 0 <= info.size < LARGEST and is_below(info.name)
+
+
+def _without_owner(info: tarfile.TarInfo) -> tarfile.TarInfo:
+    return info.replace(uid=0, gid=0, uname="", gname="", mode=info.mode & 0o755, deep=False)
+
+
+def packed(files: Mapping[str, bytes]) -> bytes:
+    """Files as a compressed archive; the same files give the same bytes."""
+    buffer = io.BytesIO()
+    with gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0) as zipped, tarfile.open(fileobj=zipped, mode="w") as archive:
+        for path, data in sorted(files.items()):
+            member = tarfile.TarInfo(path)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def unpacked(data: bytes) -> dict[str, bytes]:
+    """The files of an archive, by path; raises tarfile.TarError when `packed` did not make it, or it is too large."""
+    found: dict[str, bytes] = {}
+    room = LARGEST_UNPACKED
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as zipped:
+            for part in members(zipped):
+                room -= part.size
+                if room < 0:
+                    raise tarfile.ReadError(f"its files are larger than {LARGEST_UNPACKED >> 20} MiB together")
+                found[part.name] = part.data.read()
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise tarfile.ReadError(str(error)) from None
+    return found
+
+
+# --- files on the disk -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file, or the part of a tar file that holds one."""
+
+    path: Path
+    size: int
+    start: int = 0
+
+    def chunks(self, skip: int = 0, most: int = LARGEST) -> Iterator[bytes]:
+        """Its content after the first `skip` bytes, `most` bytes of it at most."""
+        left = min(self.size - skip, most)
+        with self.path.open("rb") as file:
+            file.seek(self.start + skip)
+            while data := file.read(max(0, min(CHUNK, left))):
+                left -= len(data)
+                yield data
+
+
+def stored_files(path: Path) -> dict[str, StoredFile]:
+    """The files of a folder (links are left out) or of a tar file, by name.
+
+    Raises:
+        OSError: it cannot be read.
+        tarfile.TarError: it is neither a folder nor a tar file of regular files.
+    """
+    if path.is_dir():
+        files = [file for file in files_below(path) if not file.is_symlink()]
+        return {str(file.relative_to(path)): StoredFile(file, file.stat().st_size) for file in files}
+    with path.open("rb") as file:
+        return {part.name: StoredFile(path, part.size, part.start) for part in members(file)}
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Every file in a folder and its folders, sorted; folders that are links are left out."""
+    found = os.walk(folder)
+    return sorted(path for place, _, names in found for name in names if (path := Path(place, name)).is_file())
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[IO[bytes]]:
+    """A new file that only its owner reads, which is on the disk at the end of the block."""
+    with open(path, "xb", opener=partial(os.open, mode=0o600)) as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@dataclass(slots=True)
+class ArchiveFolder:
+    """A folder that is filled with the files of an archive."""
+
+    folder: Path
+    sums: dict[str, str] = field(default_factory=dict)
+
+    def add_file(self, name: str, data: bytes, mode: int = 0o600) -> None:
+        """Write a small file."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, data, mode)
+        self.sums[name] = hashlib.sha256(data).hexdigest()
+
+    def add_stream(self, name: str, stream: IO[bytes]) -> int:
+        """Write a file of any size; returns its size."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with new_file(path) as file:
+            member = receive(stream, file)
+        self.sums[name] = member.sha256
+        return member.size
+
+    def pack(self, file: IO[bytes] | gzip.GzipFile, *names: str) -> None:
+        """Write the archive: the files of these names first."""
+        with tarfile.open(fileobj=file, mode="w") as archive:
+            for name in (*names, *sorted(self.sums.keys() - set(names))):
+                archive.add(self.folder / name, name, recursive=False, filter=_without_owner)
+
+
+def receive(stream: IO[bytes], file: IO[bytes] | None = None) -> Member:
+    """Read a stream to its end, and write it into a file, if there is one; returns its size and checksum."""
+    total, size = hashlib.sha256(), 0
+    while chunk := stream.read(CHUNK):
+        total.update(chunk)
+        size += len(chunk)
+        if file is not None:
+            file.write(chunk)
+    return Member(sha256=total.hexdigest(), size=size)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def emptied(place: Path) -> Iterator[None]:
+    """A folder for this run alone: what a killed run left in it goes at the start, the folder itself at the end.
+
+    Raises:
+        CorralError: another run is at work in it.
+    """
+    with locked(place):
+        try:
+            for path in place.iterdir():
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            yield
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+@contextmanager
+def explained(place: Path, remedy: str) -> Iterator[None]:
+    """Turn an OSError of the block into a CorralError with its reason and this remedy."""
+    try:
+        yield
+    except OSError as error:
+        words = f"{error.filename or place}: cannot be written: {error.strerror}"
+        raise CorralError(f"{words}; {remedy}") from None
+
+
+def options_of(inventory: Path, out: Path) -> str:
+    """The options that name these places, for a command that is shown."""
+    options = "" if inventory == Path(INVENTORY) else f" --inventory {shlex.quote(str(inventory))}"
+    return options + ("" if out == Path("compose") else f" --out {shlex.quote(str(out))}")
+
+
+def amount(size: float) -> str:
+    """A number of bytes in words: `3.4 MiB`."""
+    unit = 0
+    while size >= STEP and unit < len(UNITS) - 1:
+        size, unit = size / STEP, unit + 1
+    return f"{size:.0f} {UNITS[unit]}" if unit == 0 else f"{size:.1f} {UNITS[unit]}"

@@ -1,0 +1,1 @@
+"""`demo`: the whole request path on this machine."""

@@ -1,0 +1,137 @@
+"""`images lock`: which content every image of the plan has now, asked of the registries, else of the hosts' engines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from corral.build import Plan, variant_images
+from corral.components import image as pictures
+from corral.config.image_lock import (
+    IMAGE_LOCK,
+    ImageLock,
+    LockedImage,
+    image_lock_of,
+    image_lock_text,
+    read_image_lock,
+    write_image_lock,
+)
+from corral.errors import CorralError
+from corral.plan.own_image import has_backend, pictures_command
+from corral.runtime.hosts import ComposeHost, Done, compose_hosts
+
+ASK_LIMIT_S = 120
+
+
+def lock_images(plan: Plan, out: Path, talk: Console, *, update: bool = False) -> None:
+    """Write `images.lock.json` with the content of every image that the plan names without a digest.
+
+    Args:
+        plan: made without a lock, so that it names images as the inventory does.
+        out: the folder of renderings.
+        talk: where progress goes.
+        update: accept other content for images that are locked already.
+
+    Raises:
+        CorralError: an image has other content than the lock says, or is not to be found; nothing was written.
+    """
+    path = image_lock_of(Path(plan.source_file))
+    old = read_image_lock(path)
+    users: dict[str, list[ComposeHost]] = {}
+    for host in compose_hosts(plan, out):
+        for image in plan.images_of(host.name):
+            users.setdefault(image, []).append(host)
+    new = ImageLock(images={image: _content(image, hosts) for image, hosts in users.items() if "@" not in image})
+    if not update:
+        _refuse_moved(old, new)
+    for image, known in new.images.items():
+        if known != old.images.get(image):
+            talk.print(Text(f"{image}: {_words(known)}"))
+    if image_lock_text(new) != image_lock_text(old) or not path.exists():
+        write_image_lock(path, new)
+    talk.print(Text(f"{path}: {len(new.images)} images; use them with: ./generate.py render && ./generate.py up"))
+
+
+def _content(image: str, hosts: list[ComposeHost]) -> LockedImage:
+    """What a registry says of an image; else the digest, or the ids, by which the engines that need it know it."""
+    form = ["docker", "buildx", "imagetools", "inspect", "--format", "{{json .Manifest}}", image]
+    asked = hosts[0].run(form, check=False, limit_s=ASK_LIMIT_S)
+    if asked.code == 0:
+        return LockedImage(digest=str(json.loads(asked.out)["digest"]))
+    held = [json.loads(done.out) for host in hosts if (done := _inspect(host, image)).code == 0]
+    if not held:
+        words = (asked.words.splitlines() or ["no answer"])[-1]
+        raise CorralError(
+            f"{hosts[0].name}: the content of {image} is not known: no engine that needs it has it, and the registry "
+            f"says: {words}\n  nothing was written; bring the image there, or name another one in images:"
+        )
+    repository = image.rpartition(":")[0] + "@"
+    digests = {name.partition("@")[2] for facts in held for name in facts["RepoDigests"] if name.startswith(repository)}
+    if len(digests) == 1:
+        return LockedImage(digest=digests.pop())
+    return LockedImage(ids=tuple(sorted({str(facts["Id"]) for facts in held})))
+
+
+def _inspect(host: ComposeHost, image: str) -> Done:
+    return host.run(["docker", "image", "inspect", "--format", "{{json .}}", image], check=False)
+
+
+def _refuse_moved(old: ImageLock, new: ImageLock) -> None:
+    moved = [
+        f"{image}: is {_words(known)} now, and {_words(before)} in {IMAGE_LOCK}"
+        for image, known in new.images.items()
+        if (before := old.images.get(image)) is not None and before != known
+    ]
+    if moved:
+        raise CorralError(
+            "\n".join(moved) + "\n  a tag was moved, or an image was built again; nothing was written. Find out why, "
+            "then take the new content with: ./generate.py images lock --update"
+        )
+
+
+def _words(known: LockedImage) -> str:
+    return known.digest or f"the engine's {', '.join(known.ids)}"
+
+
+def check_ids(host: ComposeHost, plan: Plan, found: Iterable[tuple[str, str]]) -> None:
+    """Raise CorralError when an image that is locked by id has another one; `found` are references with ids.
+
+    An engine resolves a reference with a digest to that content only, so those need no check.
+    """
+    for image, actual in found:
+        wanted = plan.image_lock.ids(image)
+        if wanted and actual not in wanted:
+            raise CorralError(
+                f"{host.name}: nothing was changed: the image {image} is {actual}, {IMAGE_LOCK} says "
+                f"{' or '.join(wanted)}\n  bring that one back (bundle load, docker load), or find out where this one "
+                "comes from and take it with: ./generate.py images lock --update"
+            )
+
+
+def warnings(plan: Plan) -> list[str]:
+    """What of the images is left to chance: tags that may move, and backends that are fetched at the start."""
+    return [*_unlocked(plan), *_without_backend(plan)]
+
+
+def _unlocked(plan: Plan) -> Iterator[str]:
+    named = {item.image for item in plan.contributions.services if not plan.site.is_local(item.host)}
+    loose = [image for image in named if not plan.image_lock.knows(image)]
+    if loose:
+        yield (
+            f"{len(loose)} of {len(named)} images have no digest, such as {min(loose)}: a tag can be moved to other "
+            "content; fix what they are now with: ./generate.py images lock [image-lock]"
+        )
+
+
+def _without_backend(plan: Plan) -> Iterator[str]:
+    services = [item for item in plan.contributions.services if item.component == pictures.COMPONENT]
+    images = {image for item in services for image in (item.image, *variant_images(item))}
+    for image in sorted(image for image in images if not has_backend(image)):
+        yield (
+            f"{image} fetches its backend, code that is not checked, and has a network that leads out; put it into an "
+            f"image and name that in images: {pictures_command(image)} [image-backend]"
+        )

@@ -1,0 +1,1 @@
+"""`keys`: consumers' keys at the gateway."""

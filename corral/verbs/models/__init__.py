@@ -1,0 +1,1 @@
+"""`models`: files of weights, and what is loaded."""

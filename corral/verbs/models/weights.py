@@ -1,0 +1,108 @@
+"""The model a person names: a GGUF file on this machine, or one on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from corral.errors import CorralError, did_you_mean
+
+MAGIC = b"GGUF"
+HUB = "hf:"
+FIRST_PAUSE_S = 0.2
+"""Before the second attempt; a person is waiting."""
+GIB = 1024**3
+FORMS = "give a file (MODEL=path/to/model.gguf) or a file on the Hugging Face Hub (MODEL=hf:owner/repo/file.gguf)"
+_HUB_FILE = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)/(?P<file>(?:[\w.+ -]+/)*[\w.+ -]+\.gguf)")
+_PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
+
+
+def canonical(spec: str) -> str:
+    """The same text for the same model: a Hub name as it is, a file by its absolute path."""
+    return spec if spec.startswith(HUB) else str(Path(spec).expanduser().absolute())
+
+
+def find_weights(spec: str, talk: Console) -> Path:
+    """The readable GGUF file of a model, downloaded first if need be; raises CorralError with the remedy."""
+    if "://" in spec:
+        raise CorralError(f"{spec}: is an address; {FORMS}")
+    if _PART.search(spec):
+        raise CorralError(f"{spec}: is one part of several; the demo takes a model in one file")
+    path = _from_hub(spec, talk) if spec.startswith(HUB) else Path(canonical(spec))
+    _check(path)
+    return path
+
+
+def _check(path: Path) -> None:
+    if path.is_dir():
+        raise CorralError(f"{path}: is a folder; name the .gguf file in it{_near(path, '')}")
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(MAGIC))
+    except FileNotFoundError:
+        raise CorralError(f"{path}: there is no such file{_near(path.parent, path.name)}") from None
+    except OSError as error:
+        raise CorralError(f"{path}: cannot be read: {error.strerror}") from None
+    if start != MAGIC:
+        raise CorralError(f"{path}: is not a GGUF file; llama.cpp reads no other format")
+
+
+def _near(folder: Path, name: str) -> str:
+    """What lies in the folder that may be meant; empty when nothing does."""
+    try:
+        names = [path.name for path in folder.iterdir() if path.suffix == ".gguf"]
+    except OSError:
+        return ""
+    return f"; {did_you_mean(name, names)}" if names else ""
+
+
+def _from_hub(spec: str, talk: Console) -> Path:
+    """The file in the user's own Hugging Face cache or in our store, else fetched there as `models pull` does it."""
+    match = _HUB_FILE.fullmatch(spec)
+    if match is None or {".", ".."} & set(spec.removeprefix(HUB).split("/")):
+        raise CorralError(f"{spec}: is no Hub file; write hf:owner/repo/file.gguf")
+    from huggingface_hub import try_to_load_from_cache
+
+    with suppress(ValueError):  # the Hub's own rules for names
+        cached = try_to_load_from_cache(match["repo"], match["file"])
+        if isinstance(cached, str):
+            return Path(cached)
+    return _fetched(spec, match["repo"], talk)
+
+
+def _fetched(spec: str, repository: str, talk: Console) -> Path:
+    """The file in the store, with its checksum beside it in the store's own lock."""
+    from corral.config.model_lock import LOCK_FILE, LockedFile, read_lock, write_lock
+    from corral.verbs.models import fetch
+    from corral.verbs.models.models import bars, default_store, remember, state_of
+
+    folder = default_store(os.environ) / repository.replace("/", "--")
+    lock = read_lock(folder / LOCK_FILE)
+    target = folder / spec.rpartition("/")[2]
+    if state_of(target, lock.get(spec)) == "verified":
+        return target
+    origin = fetch.origin_of(spec, "", os.environ)
+    assert origin is not None  # noqa: S101 - a Hub file has an address
+    with fetch.open_client() as client, bars(talk) as shown:
+        net = fetch.Net(client, pause_s=FIRST_PAUSE_S)
+        try:
+            said = fetch.look(origin, net)
+            talk.print(Text(f"fetching {spec} ({said.size / GIB:.1f} GiB) into {folder}"))
+            task = shown.add_task(target.name, total=said.size or None)
+            found = fetch.fetch(origin, target, said, net, lambda there: shown.update(task, completed=there))
+        except fetch.MissingError as error:
+            raise CorralError(f"{error}, or it is private (then set HF_TOKEN)") from None
+        except fetch.FetchError as error:
+            raise CorralError(f"{error}; or give a file: make demo MODEL=path/to/model.gguf") from None
+    _check(fetch.part_of(target))
+    known = LockedFile(file=target.name, size=found.size, sha256=found.sha256, commit=said.commit)
+    write_lock(folder / LOCK_FILE, lock.with_file(spec, known))
+    fetch.settle(target)
+    remember(target, found.sha256, threading.Lock())
+    return target

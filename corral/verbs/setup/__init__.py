@@ -1,0 +1,1 @@
+"""`setup`: a fresh machine, step by step."""

@@ -1,0 +1,1 @@
+"""`status`, `logs`, `watch` and metrics of a host."""

@@ -1,0 +1,488 @@
+"""`up` and `down`: what is rendered runs, in stages that wait for health; or nothing of it runs any more.
+
+`up` may be interrupted or fail at any point and be run again: it looks at what there is and does what is missing.
+Containers that are as rendered are never touched; replicas that changed are drained before they are made anew.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from corral.build import Plan
+from corral.checks.policy import refuse_weak
+from corral.components import edge, haproxy
+from corral.config.image_lock import IMAGE_LOCK
+from corral.contributions import Service
+from corral.errors import CorralError, DriftError, UsageError
+from corral.plan.order import Phase, phases
+from corral.plan.site import bracketed
+from corral.render.output import compare
+from corral.render.tree import render
+from corral.runtime.board import Board
+from corral.runtime.docker import Container
+from corral.runtime.haproxy import Balancer, balancer_of, edge_of
+from corral.runtime.hosts import CPU_FILE, CommandError, ComposeHost, compose_hosts
+from corral.runtime.interrupts import Interrupts
+from corral.runtime.lock import alone
+from corral.runtime.waiting import COMMAND_LIMIT_S, create, wait_well
+from corral.verbs.images import check_ids
+from corral.verbs.keys import keys
+from corral.verbs.keys.gateway import client_address
+from corral.verbs.up import history, wiring
+from corral.verbs.up.rolling import Gap, drained, roll, wait_usable
+from corral.verbs.up.survey import Found, Survey, check_engine, differs_only_in_configuration, survey
+
+LOCK = ".up.lock"
+PULL_LIMIT_S = 7200
+
+
+@dataclass(slots=True)
+class Run:
+    """One `up` at work: the hosts, what was seen there, and how it talks."""
+
+    plan: Plan
+    out: Path
+    hosts: list[ComposeHost]
+    board: Board
+    timeout_s: float | None = None
+    seen: dict[str, Survey] = field(default_factory=dict)
+    gaps: list[Gap] = field(default_factory=list)
+    touched: int = 0
+
+
+# --- up --------------------------------------------------------------------------------------------------------------
+
+
+def up(
+    plan: Plan,
+    out: Path,
+    talk: Console,
+    *,
+    hosts: Iterable[str] | None = None,
+    timeout_s: float | None = None,
+    is_on_cpu: bool = False,
+) -> None:
+    """Makes what is rendered run, and returns when all of it is well.
+
+    Args:
+        plan: what the inventory says; the rendering on disk must agree with it.
+        out: the folder of renderings.
+        talk: where progress and problems go.
+        hosts: hosts to bring up; all with services when absent.
+        timeout_s: longest time in seconds that one service may take; its own start timeout when absent.
+        is_on_cpu: machines without cards: what wants one runs on the processor; remembered by what runs.
+
+    Raises:
+        DriftError: the rendering differs from the inventory.
+        CorralError: something did not come up; what runs already stays.
+    """
+    began = time.monotonic()
+    chosen = [replace(host, is_on_cpu=is_on_cpu) for host in compose_hosts(plan, out, hosts)]
+    check_rendering(plan, out, {host.name for host in chosen})
+    check_secrets(plan, out, chosen)
+    with Interrupts(), alone(out / LOCK, "corral up"), Board(talk) as board:
+        run = Run(plan, out, chosen, board, timeout_s)
+        carry_out(run)
+        remember(plan, out, chosen)
+        _sync_keys(run)
+    seconds = time.monotonic() - began
+    count = sum(len(seen.found) for seen in run.seen.values())
+    where = f"{count} services on {', '.join(host.name for host in chosen)}"
+    if run.touched:
+        talk.print(f"{where} are up after {seconds:.0f} s; {run.touched} were started or changed")
+    else:
+        talk.print(f"nothing to do: {where} are up and as rendered (looked at in {seconds:.1f} s)")
+    talk.print(next_words(plan, out, chosen), soft_wrap=True)
+
+
+def carry_out(run: Run) -> None:
+    """Brings everything up in stages; raises CorralError at the first service that does not become well."""
+    look(run)
+    if not is_settled(run):
+        _change_all(run)
+    for host in run.hosts:
+        wiring.remove_unused(host)
+
+
+def _change_all(run: Run) -> None:
+    fetch_images(run)
+    remove_left_over(run)
+    for seen in run.seen.values():
+        wiring.join(seen)
+    order = phases(run.plan)
+    if _closes_ports(run):
+        run.board.say("servers close their published ports: the balancer goes over to the hosts' edges first")
+        _bring_up(run, Phase.EDGES, order[Phase.EDGES])
+        _bring_up(run, Phase.BALANCER, order[Phase.BALANCER])
+        look(run)
+    for phase, services in order.items():
+        _bring_up(run, phase, services)
+    _restore_rotation(run)
+    _say_gaps(run)
+
+
+def look(run: Run) -> None:
+    """Checks the engines, copies renderings to far hosts, and sees what is there."""
+    for number, host in enumerate(run.hosts):
+        check_engine(host)
+        _copy(host)
+        containers = host.containers()
+        run.hosts[number] = as_started(host, containers)
+        run.seen[host.name] = survey(run.hosts[number], containers)
+        check_ids(host, run.plan, run.seen[host.name].images.items())
+
+
+def as_started(host: ComposeHost, containers: Iterable[Container]) -> ComposeHost:
+    """The host with the files that its containers were started with: once on the processor, always there."""
+    if not (host.rendered / CPU_FILE).is_file():
+        return replace(host, is_on_cpu=False)
+    return replace(host, is_on_cpu=host.is_on_cpu or any(CPU_FILE in item.compose_files for item in containers))
+
+
+def _copy(host: ComposeHost) -> None:
+    try:
+        host.copy()
+    except CommandError as error:
+        cause = "the disk is full; " if "no space left" in error.done.words.lower() else ""
+        words = error.done.words.splitlines()[-1:] or [""]
+        raise CorralError(
+            f"{host.name}: the rendering cannot be copied: {cause}nothing was changed there ({words[0]})"
+        ) from None
+
+
+def _closes_ports(run: Run) -> bool:
+    """Whether servers of an older rendering still publish ports that the balancer on another host calls."""
+    gateway = run.plan.inventory.gateway.host
+    servers = {(item.endpoint.host, item.endpoint.service) for item in run.plan.contributions.backends}
+    return gateway in run.seen and any(
+        host != gateway and (host, name) in servers and _publishes(item.container, run.plan.site.host(host).address)
+        for host, seen in run.seen.items()
+        for name, item in seen.found.items()
+    )
+
+
+def _publishes(container: Container | None, address: str) -> bool:
+    """Whether a container has a port on that address."""
+    return container is not None and any(place == address for place, _ in container.published)
+
+
+def is_settled(run: Run) -> bool:
+    """Whether there is nothing to do at all."""
+    for seen in run.seen.values():
+        if seen.left_over or any(not item.is_current and not _is_reloadable(run, item) for item in seen.found.values()):
+            return False
+        if not all(item.is_well for item in seen.found.values()):
+            return False
+    if any(item.loaded() != item.rendered() for item in _edges(run)):
+        return False
+    balancer = _balancer(run)
+    if balancer is None:
+        return True
+    if not balancer.is_running() or (_is_here(run, balancer) and balancer.loaded() != balancer.rendered()):
+        return False
+    return not any(server.is_out for server in balancer.servers().values())
+
+
+def _balancer(run: Run) -> Balancer | None:
+    return balancer_of(run.plan, run.out)
+
+
+def _edges(run: Run) -> list[Balancer]:
+    """The edges of the hosts that are brought up."""
+    found = (edge_of(seen.host) for seen in run.seen.values())
+    return [item for item in found if item is not None]
+
+
+def _is_here(run: Run, balancer: Balancer) -> bool:
+    """Whether the balancer is on one of the hosts that are brought up."""
+    return balancer.host.name in run.seen
+
+
+def _is_reloadable(run: Run, found: Found) -> bool:
+    """Whether a changed service is the balancer or an edge with nothing but another configuration."""
+    is_haproxy = found.service.component in (haproxy.COMPONENT, edge.COMPONENT)
+    if not is_haproxy or not found.is_well or not _reloads(run, found):
+        return False
+    seen = run.seen[found.service.host]
+    image = found.container.image_id if found.container else ""
+    if seen.images.get(found.service.image, image) != image:
+        return False
+    return found.is_current or differs_only_in_configuration(seen.host, found)
+
+
+def _reloads(run: Run, found: Found) -> bool:
+    return found.service.component == edge.COMPONENT or _balancer(run) is not None
+
+
+def fetch_images(run: Run) -> None:
+    """Fetches images that are not there, before anything is touched; raises CorralError for what cannot be had."""
+    problems = []
+    for seen in run.seen.values():
+        for image in seen.missing_images:
+            words = _fetch(run, seen, image)
+            if words:
+                used = ", ".join(item.service.name for item in seen.found.values() if item.service.image == image)
+                problems.append(f"{seen.host.name}: the image {image} of {used} is not there and {words}")
+    if problems:
+        raise CorralError("nothing was changed\n" + "\n".join(problems))
+
+
+def _fetch(run: Run, seen: Survey, image: str) -> str:
+    """Fetches an image; what went wrong, with the remedy, empty when nothing did."""
+    if run.plan.image_lock.ids(image):
+        return (
+            f"{IMAGE_LOCK} knows it by id only\n  build it there, or bring it: bundle load, docker save … | docker load"
+        )
+    run.board.say(f"{seen.host.name}: fetching {image}")
+    done = seen.host.run(["docker", "pull", "--quiet", image], check=False, limit_s=PULL_LIMIT_S)
+    if done.code == 0:
+        return ""
+    words = f"cannot be fetched: {(done.words.splitlines() or ['no answer'])[-1]}\n  "
+    if "@" in image:
+        words += (
+            "does the registry have that content no more? Then look what it has now: ./generate.py images lock; or "
+        )
+    return words + "name another one in images:, or bring it there: docker save … | docker load"
+
+
+def _bring_up(run: Run, phase: Phase, services: Sequence[Service]) -> None:
+    """Starts what does not run, waits until all of it is well, then changes what is not as rendered."""
+    for host in run.hosts:
+        found = _found_on(run, host, services)
+        missing = [item.service for item in found if not item.runs]
+        if missing:
+            run.board.say(f"{host.name}: {phase.title}: starting {', '.join(service.name for service in missing)}")
+            run.touched += len(missing)
+            create(host, [service.name for service in missing])
+    for host in run.hosts:
+        found = _found_on(run, host, services)
+        changed = [item for item in found if item.runs and not item.is_current]
+        settled = [item for item in found if item not in changed]
+        unsaid = {item.service.name for item in found if item.is_well}
+        wait_well(host, [item.service for item in settled], run.board, run.timeout_s, unsaid)
+        _change(run, host, changed)
+    balancer = _balancer(run)
+    if phase == Phase.BALANCER and balancer is not None and _is_here(run, balancer):
+        _reload(run, balancer)
+    for item in _edges(run) if phase == Phase.EDGES else ():
+        _reload(run, item)
+
+
+def _found_on(run: Run, host: ComposeHost, services: Sequence[Service]) -> list[Found]:
+    seen = run.seen[host.name].found
+    return [seen[service.name] for service in services if service.host == host.name and service.name in seen]
+
+
+def _change(run: Run, host: ComposeHost, changed: Sequence[Found]) -> None:
+    names = [item.service.name for item in changed if not _is_reloadable(run, item)]
+    if names:
+        run.board.say(f"{host.name}: changed, one at a time: {', '.join(names)}")
+        run.touched += len(names)
+        run.gaps += roll(host, names, run.board, timeout_s=run.timeout_s)
+
+
+def _reload(run: Run, balancer: Balancer) -> None:
+    if balancer.loaded() != balancer.rendered():
+        run.touched += 1
+        name = "the balancer" if balancer.component == haproxy.COMPONENT else "its edge"
+        run.board.say(f"{balancer.host.name}: {name} reads its new configuration, without a gap")
+        balancer.reload()
+
+
+def _restore_rotation(run: Run) -> None:
+    """Puts back what a killed run had taken out."""
+    balancer = _balancer(run)
+    if balancer is not None and balancer.is_running():
+        for name in balancer.put_all_back():
+            run.touched += 1
+            run.board.say(f"{name}: was out of rotation, is back")
+        wait_usable(balancer, _replicas(run))
+
+
+def _replicas(run: Run) -> set[str]:
+    """Replicas on the hosts that are brought up, by the names that the balancer knows them by."""
+    backends = run.plan.contributions.backends
+    return {item.name for item in backends if item.is_ours and item.endpoint.host in run.seen}
+
+
+def _say_gaps(run: Run) -> None:
+    for gap in run.gaps:
+        if not gap.is_hitless:
+            run.board.say(f"{gap.host}/{gap.service}: did not answer for up to {gap.seconds:.0f} s", "yellow")
+
+
+def remove_left_over(run: Run) -> None:
+    """Stops and removes containers of these projects whose services are not rendered any more, drained first."""
+    balancer = _balancer(run)
+    for seen in run.seen.values():
+        for container in seen.left_over:
+            run.board.say(
+                f"{seen.host.name}: {container.name} is not in the inventory any more: stopping and removing it"
+            )
+            run.touched += 1
+            if balancer is not None and balancer.is_running():
+                for replica in _replicas_in(balancer, container, run.plan.site.host(seen.host.name).address):
+                    drained(run.plan, balancer, replica, run.board)
+            seen.host.run(["docker", "stop", container.id], limit_s=COMMAND_LIMIT_S)
+            seen.host.run(["docker", "rm", container.id], check=False)
+
+
+def _replicas_in(balancer: Balancer, container: Container, host_address: str) -> list[str]:
+    """What the balancer calls the replicas in a container; several where pools share a server."""
+    inside = set(container.networks.values()) - {""}
+    return [
+        server.name
+        for server in balancer.servers().values()
+        if server.address in inside or (server.address == host_address and server.name == container.name)
+    ]
+
+
+def _sync_keys(run: Run) -> None:
+    """Gives consumers their keys, once the gateway runs; raises CorralError when a name is taken."""
+    host = run.plan.inventory.gateway.host
+    if host not in run.seen or not keys.needs_sync(run.plan):
+        return
+    steps = keys.sync(run.plan, run.out)
+    for step in steps:
+        if step.is_change:
+            run.board.say(f"{host}: keys: {step.action} {step.name}")
+    keys.conclude(steps, dry_run=False)
+
+
+# --- before and after ------------------------------------------------------------------------------------------------
+
+
+def check_rendering(plan: Plan, out: Path, hosts: set[str]) -> None:
+    """Raises DriftError when what is on disk is not what the inventory says, CorralError when it weakens a host."""
+    tree = render(plan)
+    refuse_weak(plan, {path: data for path, data in tree.items() if path.partition("/")[0] in hosts})
+    changes = [change for change in compare(tree, out, hosts) if change.action != "identical"]
+    if changes:
+        edited = [change.path for change in changes if change.action == "edited"]
+        words = f"; edited by hand: {', '.join(edited)}" if edited else ""
+        raise DriftError(
+            f"{len(changes)} files in {out} differ from the inventory{words}; "
+            f"nothing was started: look with ./generate.py diff, then ./generate.py render (or up --render)"
+        )
+
+
+def check_secrets(plan: Plan, out: Path, hosts: Sequence[ComposeHost]) -> None:
+    """Raises CorralError when a host's secrets are not all there."""
+    missing = [
+        f"{secret.name} of {host.name}"
+        for host in hosts
+        for secret in plan.secrets_of(host.name)
+        if not (out / host.name / "secrets" / secret.name).is_file()
+    ]
+    if missing:
+        raise CorralError(f"secrets are missing: {', '.join(missing)}; run: ./generate.py secrets init")
+
+
+def remember(plan: Plan, out: Path, hosts: Iterable[ComposeHost]) -> None:
+    """Keeps the rendering that has just come up well."""
+    tree = render(plan)
+    inventory = Path(plan.source_file).read_text(encoding="utf-8")
+    for host in hosts:
+        history.record(out, host.name, history.files_of(tree, host.name), inventory)
+
+
+def next_words(plan: Plan, out: Path, hosts: Sequence[ComposeHost]) -> str:
+    """The address to use, or what is to be brought up next."""
+    gateway = plan.inventory.gateway
+    if gateway.host not in {host.name for host in hosts}:
+        return f"next: ./generate.py up --host {gateway.host}"
+    bases = [f"{client_address(plan)}/v1", *entrance_addresses(plan)]
+    key = f"LITELLM_MASTER_KEY in {out / gateway.host / '.env'}"
+    return f"base URL: {' and '.join(bases)} (key: {key}); next: ./generate.py status"
+
+
+def entrance_addresses(plan: Plan) -> list[str]:
+    """Where clients beyond the farm come in."""
+    gateway = plan.inventory.gateway
+    if gateway.entrance is None:
+        return []
+    scheme = "https" if gateway.entrance.certificate else "http"
+    return [f"{scheme}://{bracketed(plan.site.host(gateway.host).address)}:{gateway.entrance.port}/v1"]
+
+
+# --- down ------------------------------------------------------------------------------------------------------------
+
+
+def down(
+    plan: Plan,
+    out: Path,
+    talk: Console,
+    *,
+    hosts: Iterable[str] | None = None,
+    volumes: bool = False,
+    yes: bool = False,
+) -> None:
+    """Stops and removes containers and networks of these projects; volumes only when asked for twice.
+
+    Raises:
+        UsageError: volumes are to go and `yes` was not said; the message names them.
+    """
+    chosen = compose_hosts(plan, out, hosts)
+    for host in chosen:
+        check_engine(host)
+    kept = {host.name: _volumes(host) for host in chosen}
+    if volumes and not yes and any(kept.values()):
+        lost = "\n".join(f"  {host}: {name}" for host, names in kept.items() for name in names)
+        raise UsageError(
+            f"nothing was stopped; these volumes and all that is in them would be lost:\n{lost}\n"
+            "to lose them, add --yes"
+        )
+    with alone(out / LOCK, "corral down"):
+        for host in _front_first(plan, chosen):
+            count, words = len(host.containers()), ["--volumes"] if volumes else []
+            talk.print(f"{host.name}: stopping and removing {count} containers")
+            _stop_front(host)
+            host.run([*_down_words(host), "down", "--remove-orphans", *words], limit_s=COMMAND_LIMIT_S)
+            left = [item.service for item in host.containers()]
+            if left:
+                raise CorralError(f"{host.name}: still there: {', '.join(left)}; run it again")
+            names = ", ".join(kept[host.name])
+            if names:
+                talk.print(f"{host.name}: {'lost' if volumes else 'kept'} the volumes {names}", soft_wrap=True)
+    talk.print("nothing of it runs any more; ./generate.py up starts it again")
+
+
+def _front_first(plan: Plan, hosts: Sequence[ComposeHost]) -> list[ComposeHost]:
+    """The gateway's host first, so that no request is sent to replicas that are stopping."""
+    return sorted(hosts, key=lambda host: host.name != plan.inventory.gateway.host)
+
+
+def _stop_front(host: ComposeHost) -> None:
+    """Stops the gateway and then the balancer while replicas still answer: what is being answered ends well."""
+    ids = {item.service: item.id for item in host.containers()}
+    order = phases(host.plan)
+    for phase in (Phase.GATEWAY, Phase.BALANCER):
+        running = [ids[item.name] for item in order[phase] if item.host == host.name and item.name in ids]
+        if running:
+            host.run(["docker", "stop", *running], limit_s=COMMAND_LIMIT_S)
+
+
+def _down_words(host: ComposeHost) -> list[str]:
+    """`docker compose` for a project whose files may be gone: then by its name alone."""
+    file = f"{host.folder}/compose.yaml"
+    if host.run(["test", "-f", file], check=False).code == 0:
+        return host.compose_words()
+    return ["docker", "compose", "--project-name", host.project]
+
+
+def _volumes(host: ComposeHost) -> list[str]:
+    words = [
+        "docker",
+        "volume",
+        "ls",
+        "--format",
+        "{{.Name}}",
+        "--filter",
+        f"label=com.docker.compose.project={host.project}",
+    ]
+    return sorted(host.run(words).out.split())
