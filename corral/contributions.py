@@ -138,7 +138,7 @@ class Service:
     mlock: bool = False
     threads: int = 0
     cpu_weight: int = 1024
-    """Share of the processors when they are short; an idle processor is nobody's, so this slows nothing down."""
+    """CPU shares (relative weight); they matter only under contention."""
     pids: int = 256
     shm_mib: int = 0
     stop_grace_s: int = 10

@@ -5,7 +5,7 @@
 -- On the runtime API: `corral hold POOL SECONDS` and `corral release POOL`.
 
 local POLL_MS = 50
-local LEFT_MS = 1000   -- who has not looked for so long has gone: nobody tells a script that its client left
+local LEFT_MS = 1000   -- Lua is not told about disconnects: drop waiters that have not polled for so long
 local held_until = {}
 local waiting = {}     -- by pool: when each request that waits came and last looked
 local number = 0

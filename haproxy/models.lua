@@ -6,7 +6,7 @@
 -- that disconnects in the middle leaves it at what was done until then. `corral_shared` is set by farm.lua, which is rendered.
 
 local POLL_MS = 500
-local HOLD_S = 5        -- renewed while it is needed, so that nobody waits for one who has gone
+local HOLD_S = 5        -- renewed while it is needed, so that a change that was killed holds no request
 local UNLOAD_MS = 60000
 local IN_MEMORY = { loaded = true, sleeping = true, loading = true }
 local READY = { loaded = true, sleeping = true }

@@ -1,5 +1,5 @@
 -- Takes over a renewed certificate within seconds, without a restart and without a word to anybody:
--- whoever renews it only has to write the file. Its path is in the environment that `setenv` makes.
+-- a renewal only has to write the file. Its path is in the environment that `setenv` makes.
 
 local PERIOD_MS = 5000
 

@@ -141,7 +141,7 @@ def refuse_weak(plan: Plan, tree: Mapping[str, bytes], *, is_of_plan: bool = Tru
     Args:
         plan: the site.
         tree: rendered files by path.
-        is_of_plan: False for a rendering that somebody else may have made: it may be anything.
+        is_of_plan: False for a rendering from another source, which may hold anything.
     """
     try:
         judged = check_tree(plan, tree)

@@ -43,7 +43,7 @@ PAID_SETTINGS = {
         "allowed_ips": "publish the gateway on an address that only they reach, or use the host's firewall",
         "allowed_routes": "leave it out: keys of consumers open nothing but models",
         "admin_only_routes": "leave it out: keys of consumers open nothing but models",
-        "public_routes": "leave it out; give whoever needs it a key",
+        "public_routes": "leave it out; give each person or program a key",
         "max_request_size_mb": "limit it in a proxy in front of the gateway",
         "max_response_size_mb": "leave it out; `max_tokens` bounds an answer",
         "enforced_params": "check requests in the client",

@@ -621,10 +621,10 @@ def _direct_mode(site: Site, _found: Contributions) -> Iterator[Problem]:
     for index, tier in enumerate(gateway.auto.tiers if gateway.auto else ()):
         if tier.spill:
             path: KeyPath = ("gateway", "auto", "tiers", index, "spill")
-            yield Problem("with balancing: direct nobody knows which slots are free", path, "remove it, or use slots")
+            yield Problem("balancing: direct does not track free slots", path, "remove it, or use slots")
     for name, pool in site.inventory.pools.items():
         if pool.background:
-            words = "with balancing: direct nobody overtakes anybody in a queue"
+            words = "balancing: direct has no queue, so no request overtakes another"
             yield Problem(words, ("pools", name, "background"), "make them aliases, or use slots")
 
 

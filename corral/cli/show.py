@@ -176,7 +176,7 @@ def _show_pools(plan: Plan, console: Console) -> None:
 
 
 def _origin(words: str) -> str:
-    """Where limits come from; in yellow while nobody has measured this very pool."""
+    """Where limits come from; in yellow until this pool was measured."""
     return (
         f"[dim]{escape(words)}[/]" if words.startswith("measured (") else f"[yellow]{escape(words)}[/]" if words else ""
     )

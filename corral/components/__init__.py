@@ -18,7 +18,7 @@ from corral.plan.site import Site
 
 
 class Stage(IntEnum):
-    """Order in which components are asked; within a stage nobody sees the others."""
+    """Order in which components are asked; components of one stage do not see each other."""
 
     BACKENDS = 1
     BALANCER = 2

@@ -13,7 +13,7 @@ EDITOR_NAMES: Mapping[Kind, tuple[str, ...]] = {
     "image": ("dall-e-3", "dall-e-2", "gpt-image-1"),
     "rerank": ("rerank-v3.5", "rerank-english-v3.0", "rerank-multilingual-v3.0"),
 }
-"""What editors, SDKs and examples on the net ask for when nobody has told them better."""
+"""Default model names of editors, SDKs and published examples."""
 
 
 def kinds_of(inventory: Inventory, pool: str) -> tuple[Kind, ...]:
@@ -30,7 +30,7 @@ def kind_of(inventory: Inventory, pool: str) -> Kind | None:
 
 
 def aliases_of(inventory: Inventory, pool: str) -> tuple[str, ...]:
-    """Further names of a pool, or of `auto`, each once: its own, then the names of editors that nobody else claims."""
+    """Further names of a pool, or of `auto`, each once: its own, then the names of editors that no other pool has."""
     auto = inventory.gateway.auto
     if auto is not None and pool == auto.name:
         return auto.aliases

@@ -134,7 +134,7 @@ def _value(stream: _Stream, kind: int, depth: int = 0) -> Any:
 
 def _list(stream: _Stream, depth: int) -> Any:
     kind, length = stream.number("<I"), stream.number()
-    if length > MAX_ITEMS or depth > 2:  # noqa: PLR2004 - nobody nests lists
+    if length > MAX_ITEMS or depth > 2:  # noqa: PLR2004 - no model nests lists
         raise HeaderError("has an impossible list")
     if length <= KEPT_ITEMS:
         return [_value(stream, kind, depth + 1) for _ in range(length)]

@@ -534,7 +534,7 @@ class Price(Model):
 
 
 class Budget(Model):
-    """What a key may spend, or a node may cost; whoever has reached it gets nothing until the period is over."""
+    """What a key may spend, or a node may cost; once it is reached, requests are refused until the period ends."""
 
     max_usd: float = Field(gt=0, le=1_000_000_000)
     """US dollars; `price` of a pool or node says what its tokens count."""
@@ -853,15 +853,15 @@ Severity = Literal["critical", "warning", "watchdog"]
 
 
 class Receiver(Model):
-    """Somebody who is told about alerts. What must stay secret is named here, and its value goes into `.env`."""
+    """A receiver of alerts. What must stay secret is named here, and its value goes into `.env`."""
 
     name: Name
     """Name of the receiver."""
     kind: Literal["slack", "email", "webhook", "ntfy"]
     """How: Slack, e-mail, any program that takes Alertmanager's webhook, or ntfy on a phone."""
     severities: Annotated[tuple[Severity, ...], ANY_LIST] = ("critical", "warning")
-    """What it is told: `critical` wakes somebody, `warning` waits for the morning, `watchdog` comes for ever, so that
-    an outside service notices when it stops."""
+    """Alerts that it gets: `critical` wakes a person, `warning` waits for the morning, `watchdog` comes for ever, so
+    that an outside service notices when it stops."""
     secret: SecretName | None = None
     """Name of the secret: the address for Slack, webhook and ntfy (with topic), the password for e-mail."""
     channel: Line | None = None
@@ -949,7 +949,7 @@ class Monitoring(Model):
     runbooks: Annotated[str, _text(URL)] | None = None
     """Where people find the pages of docs/runbooks, as the start of an address; alerts link there."""
     gpu_exporter: Literal["nvidia", "dcgm", "none"] = "nvidia"
-    """Who reads the NVIDIA cards: nvidia_gpu_exporter (every card), dcgm-exporter (datacentre cards), or nobody."""
+    """Who reads the NVIDIA cards: nvidia_gpu_exporter (every card), dcgm-exporter (datacentre cards), or none."""
     gpu_exporter_port: PortNumber = 9835
     """Port of the cards' figures on every host that has cards."""
     store_exporters: bool = True
@@ -1032,7 +1032,7 @@ class Inventory(Model):
     monitoring: Monitoring | None = None
     """Prometheus and the exporters; without this section there is no monitoring."""
     tracing: Tracing | None = None
-    """Who gets a trace of every request; without this section nobody does."""
+    """Who gets a trace of every request; without this section there are no traces."""
     images: dict[Name, Word] = Field(default_factory=dict)
     """Container images, instead of the pinned ones."""
 

@@ -107,7 +107,7 @@ class LockedFile(Model):
     size: Count = 0
     """Bytes; 0: not known yet."""
     sha256: Sha256 | Literal[""] = ""
-    """Checksum of the content; empty: nobody has read the file yet, and the source does not tell."""
+    """Checksum of the content; empty until the file was read, unless the source publishes it."""
     commit: str = ""
     """Revision of the repository that it was taken from."""
     taken: Annotated[str, AfterValidator(_source)] = ""

@@ -116,7 +116,7 @@ CATALOGUE: dict[str, CardFacts] = {
 
 
 def card_facts(name: str, override: Card | None) -> CardFacts | None:
-    """Facts of a kind of card, the site's own words first; None when nobody says how much memory it has."""
+    """Facts of a kind of card, the site's own words first; None when its memory is not known."""
     known = CATALOGUE.get(name)
     if override is None:
         return known

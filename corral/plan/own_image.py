@@ -49,7 +49,7 @@ def pictures_command(image: str) -> str:
 
 
 def is_own(image: str) -> bool:
-    """Whether an image is one of these, whose CUDA and code nobody but its builder knows."""
+    """Whether an image is one of these, whose CUDA version and code only its builder knows."""
     return image.rpartition("/")[2].partition(":")[0] == NAME
 
 

@@ -89,7 +89,7 @@ def has_private_cache(inventory: Inventory, name: str) -> bool:
 
 
 def reachable(inventory: Inventory, name: str) -> tuple[str, ...]:
-    """Every pool that may answer requests for this name: those behind it, and whoever stands in for them when full."""
+    """Every pool that may answer requests for this name: those behind it, and their fallbacks when they are full."""
     found = list(pools_behind(inventory, name))
     for pool in found:  # grows as it is walked
         found += (instead for instead in inventory.pools[pool].fallback if instead not in found)

@@ -1,4 +1,4 @@
-"""Rough sizes in MiB, for models whose file nobody has read yet: declared, else from the words in the file's name."""
+"""Rough sizes in MiB, for models whose file was not read yet: declared, else from the words in the file's name."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ Action = Literal["create", "update", "identical", "remove", "edited"]
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What happens to one file; `edited` means that somebody else changed or made it."""
+    """What happens to one file; `edited` means that it was changed or made by hand."""
 
     action: Action
     path: str
@@ -57,7 +57,7 @@ def write(tree: Mapping[str, bytes], out: Path, hosts: set[str] | None = None, *
     """Makes the disk agree with the tree and returns what was done; edited files stay unless forced.
 
     Raises:
-        CorralError: the folder cannot be written, somebody else is writing, or the kit's own records are damaged.
+        CorralError: the folder cannot be written, another run is writing, or the kit's own records are damaged.
     """
     with _explained(out):
         out.mkdir(parents=True, exist_ok=True)

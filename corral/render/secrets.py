@@ -32,7 +32,7 @@ _LINE = re.compile(r"\s*(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*?)\s*")
 _VALUE = re.compile(r"""'(?P<plain>[^']*)'(\s+\#.*)?|"(?P<escaped>(?:[^"\\]|\\.)*)"(\s+\#.*)?|(?P<bare>[^'"].*)?""")
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t"}
 _OWN_FILE = re.compile(r"\.?[A-Z][A-Z0-9_]*(\.new)?")
-"""Names that the kit gives to files in `secrets/`; others are somebody else's."""
+"""Names that the kit gives to files in `secrets/`; other files were not made by the kit."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Farms that nobody has yet: what `plan --what-if` changes, and the pools that are simulated before and after. Pure."""
+"""What-if simulation of planned changes: the pools that `plan --what-if` simulates before and after. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from corral.errors import UsageError, did_you_mean, shown
 from corral.whatif.simulation import Outcome, Station, simulate
 
 USUAL_CV = 1.0
-"""Spread of answers where nobody says: lengths of answers differ much, and too long a wait is the safer error."""
+"""Default spread of answers: lengths of answers differ much, and too long a wait is the safer error."""
 Changes = Mapping[str, float]
 
 
@@ -179,7 +179,7 @@ def _case(plan: Plan, pool: str, changes: Changes, measured: Measured | None) ->
     if plan.inventory.gateway.balancing == "direct":
         return Case(pool, reason="balancing: direct has no queue that all replicas share")
     if not backends:
-        return Case(pool, reason="a provider answers it, whose slots nobody knows")
+        return Case(pool, reason="a provider answers it, and its slots are not known")
     limit = plan.inventory.pools[pool].limits.rpm
     # What is not known of the farm as it is goes for both sides.
     rpm = limit or changes.get("rpm")

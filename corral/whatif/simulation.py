@@ -1,8 +1,8 @@
 """What a pool does under a load: waits, answers, refusals, from slots, one bounded queue and a minute's limit. Pure.
 
-The pool is simulated with simpy as HAProxy runs it: whoever finds a free slot is answered at once, the others wait in
-the order in which they came, a full queue refuses, and so does a wait beyond its longest. Requests come by chance at a
-steady mean rate (Poisson). In front of that the gateway counts a pool's requests by the minute.
+The pool is simulated with simpy as HAProxy runs it: a request that finds a free slot is answered at once, the others
+wait in the order in which they came, a full queue refuses, and so does a wait beyond its longest. Requests come by
+chance at a steady mean rate (Poisson). In front of that the gateway counts a pool's requests by the minute.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Trace:
     answers: Sequence[float] = ()
     ends_s: float = 0.0
     shut: list[tuple[float, float]] = field(default_factory=list)
-    """Stretches in which the gateway let nobody through, since the minute's limit was reached."""
+    """Periods in which the gateway refused all requests, since the minute's limit was reached."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +178,7 @@ class _Run:
         end.callbacks.append(self.end)
 
     def end(self, _event: simpy.Event) -> None:
-        """The slot goes to whoever waits longest."""
+        """The slot goes to the request that has waited longest."""
         self.free.put(1)
 
 

@@ -36,7 +36,7 @@ local function is_error(txn, status)
     if status < 500 or status == 501 or status == 505 then
         return false
     end
-    -- HAProxy's own 503 says that nobody could take the request, which is nobody's fault.
+    -- HAProxy's own 503 says that no server could take the request: no server's fault.
     return status ~= 503 or txn:get_var("txn.answered") ~= nil
 end
 

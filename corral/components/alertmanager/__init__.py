@@ -40,7 +40,7 @@ SECRET_OF = {"email": "password of the mail account", "slack": "address of Slack
 
 
 def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
-    """Alertmanager with its routes, where somebody wants to be told."""
+    """Alertmanager with its routes, where the inventory has receivers."""
     monitoring = site.inventory.monitoring
     if monitoring is None or not monitoring.receivers:
         return

@@ -64,7 +64,7 @@ CALLBACKS: dict[str, Callable[[Route], bool]] = {
 }
 """Callbacks beside the gateway's own, each on sites that have a route which needs it."""
 TRACES = "corral_traces"
-"""The callback of sites where somebody wants traces."""
+"""The callback of sites with tracing."""
 CONFIG = "/etc/corral/config.yaml"
 MODES = {"chat": "chat", "embedding": "embedding", "rerank": "rerank", "image": "image_generation"}
 PROVIDERS = {
@@ -84,7 +84,7 @@ FREE = dict.fromkeys(
     ("input_cost_per_token", "output_cost_per_token", "cache_creation_input_token_cost", "cache_read_input_token_cost"),
     0.0,
 )
-"""Said outright where nobody has set a price: LiteLLM would look for one in its list, some 4 ms a request, in vain."""
+"""Set where the inventory has no price: LiteLLM would search its list for one, which takes 4 ms a request."""
 USER = "65532:65532"
 """Upstream's own; since 1.94 its image keeps the database client's engine where every user can run it."""
 CLOUD = "it calls cloud providers"
@@ -131,7 +131,7 @@ dies does, so in `direct` LiteLLM goes on using the library.
 NO_PAGES = {"NO_DOCS": "True", "NO_OPENAPI": "True", "NO_REDOC": "True"}
 """LiteLLM's pages about itself, where clients reach it without HAProxy; behind it they are on the operator's port."""
 IDLE_S = 120
-"""How long LiteLLM keeps a connection without requests. HAProxy lets go of it within seconds: nobody closes first."""
+"""How long LiteLLM keeps a connection without requests. HAProxy closes it first, within seconds."""
 SPARE_TIME_S = 60
 """The gateway waits this much longer than queue and answer together may take, so that HAProxy decides."""
 

@@ -48,7 +48,7 @@ IMAGES = {
 BUILD = "b11347"
 """Marks the build in those tags; `llama_flags.yaml` has its flags."""
 STOP_GRACE_S = 2
-"""Once told to stop, a busy llama-server neither ends its answers nor itself, so waiting longer helps nobody."""
+"""On SIGTERM a busy llama-server neither finishes its answers nor exits; a longer grace period is useless."""
 START, STATE = "/etc/corral/start.sh", "/var/tmp"  # noqa: S108 - a path in the container
 """The watchdog, and where it counts: every user may write there, and a new volume takes that over from the image."""
 COUNTS = "llama-restarts"
@@ -113,7 +113,7 @@ def _sight(site: Site, replica: Replica) -> list[str]:
 
 
 def _adapting(site: Site, replica: Replica) -> list[str]:
-    """Options of a model with adapters: loaded, and in force for nobody who does not ask for one.
+    """Options of a model with adapters: loaded, and used only by requests that name one.
 
     `--lora-init-without-apply` sounds like it and is not: requests that name no adapter then get all of them.
     """

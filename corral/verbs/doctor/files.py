@@ -26,7 +26,7 @@ PRIVATE = 0o077
 
 @check("rendered", "files", "./generate.py render")
 def rendered(case: Case) -> Iterator[Finding]:
-    """The rendered files are those of the inventory, and nobody edited them."""
+    """The rendered files are those of the inventory, and were not edited."""
     try:
         changes = compare(render(case.plan), case.host.out, {case.name})
     except CorralError as error:

@@ -126,7 +126,7 @@ def _read(path: Path) -> str:
 
 
 def new_value() -> str:
-    """A key that nobody can guess."""
+    """A random key of 256 bits."""
     return f"sk-{secrets.token_urlsafe(32)}"
 
 
@@ -469,7 +469,7 @@ def conclude(steps: Sequence[Step], *, dry_run: bool) -> None:
 
 
 def show_keys(plan: Plan, found: Sequence[Listed], console: Console) -> None:
-    """A table of all keys; aliases are left out, as whoever may use a pool may use its aliases."""
+    """A table of all keys; aliases are left out, as a key for a pool is a key for its aliases."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for column in ("key", "by", "opens", "per minute", "at once", "USD", "of", "until", "state"):
         table.add_column(column, justify="right" if column in {"at once", "USD", "of"} else "left", overflow="fold")

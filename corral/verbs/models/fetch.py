@@ -378,7 +378,7 @@ def settle(target: Path) -> None:
 
 @contextmanager
 def _own(part: Path) -> Iterator[IO[bytes]]:
-    """The unfinished file, opened for nobody else; removed if it stays empty."""
+    """The unfinished file, opened for this run alone; removed if it stays empty."""
     try:
         file = part.open("a+b")
     except OSError as error:

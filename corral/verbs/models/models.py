@@ -422,7 +422,7 @@ def _refuse_other_pins(shelf: Shelf, items: Sequence[Wanted]) -> None:
 def _look_around(
     shelf: Shelf, items: Sequence[Wanted], choice: Choice
 ) -> tuple[dict[str, list[Place]], list[CorralError]]:
-    """The folders that lack a file, by its key. Files that are there are read where nobody has done so since."""
+    """The folders that lack a file, by its key. Files that are there are read unless an earlier run has read them."""
     lacking: dict[str, list[Place]] = defaultdict(list)
     work: dict[str, Callable[[Callable[[int], None]], bool]] = {}
     asked: dict[str, tuple[Wanted, Place]] = {}
@@ -444,7 +444,7 @@ def _look_around(
 
 
 def _is_good(shelf: Shelf, item: Wanted, place: Place, told: Callable[[int], None]) -> bool:
-    """Whether the file lies there and is the pinned one; one that nobody pinned is taken as it is if it is whole."""
+    """Whether the file lies there and is the pinned one; a file without a pin is accepted if it is complete."""
     known = shelf.lock.get(item.key)
     name = shelf.file(item.key)
     if place.far:

@@ -103,7 +103,7 @@ def text(found: HostFigures) -> bytes:
 def _families(found: HostFigures) -> Iterator[Metric]:
     yield GaugeMetricFamily("corral_figures_timestamp_seconds", "When these figures were written.", found.when)
     yield GaugeMetricFamily(
-        "corral_figures_scheduled", "1: by the timer; 0: by a command, and nobody may come again.", found.is_scheduled
+        "corral_figures_scheduled", "1: by the timer; 0: by a command, which may not run again.", found.is_scheduled
     )
     facts = {"hash": found.rendering, "inventory": found.inventory, "version": __version__}
     yield InfoMetricFamily("corral_rendering", "Hash of the host's rendering and of the inventory.", facts)
