@@ -209,7 +209,7 @@ def _node(port: int, slots: int, name: str) -> dict[str, Any]:
 
 def _monitoring(ports: dict[str, int]) -> dict[str, Any]:
     own = {"port": ports["prometheus"], "node_exporter_port": ports["node-exporter"], "store_exporters": False}
-    return {"host": HOST, "scrape_interval_s": 1} | own
+    return {"host": HOST, "scrape_interval_s": 4} | own
 
 
 @dataclass(frozen=True)

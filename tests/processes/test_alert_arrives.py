@@ -32,6 +32,7 @@ def inventory_of(mode: Mode, ports: dict[str, int], _extras: Extras) -> dict[str
     farms.keep_only(site, "brief", "vectors")
     site["monitoring"] |= {
         "node_exporter": False,
+        "scrape_interval_s": 1,
         "alertmanager_port": ports["cache"],
         "runbooks": RUNBOOKS,
         "receivers": [{"name": "ops", "kind": "webhook", "secret": SECRET, "severities": ["critical"]}],

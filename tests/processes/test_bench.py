@@ -89,6 +89,8 @@ def _with_objective(mode: Mode, ports: dict[str, int], extras: Extras) -> dict[s
     made = inventory_of(mode, ports, Extras(has_monitoring=extras.has_monitoring))
     even = {"on": made["pools"]["even"]["on"], "objective": OBJECTIVE, "queue": {"depth": 200, "timeout_s": 60}}
     nodes = {name: made["nodes"][name] for name in EVEN}
+    if extras.has_monitoring:
+        made["monitoring"]["scrape_interval_s"] = 1  # a step lasts five seconds
     return made | {"pools": {"even": even}, "nodes": nodes, "models": {}, "consumers": {}}
 
 

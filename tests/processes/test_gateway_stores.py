@@ -111,7 +111,7 @@ def test_what_the_door_refuses_is_a_failure_of_its_pool(farm: Farm) -> None:
 def wait_until_scraped(farm: Farm) -> None:
     query = 'timestamp(haproxy_process_uptime_seconds{role="balancer"})'
     before = value_of(farm, query)
-    wait_until(lambda: value_of(farm, query) > before, 10, "Prometheus has looked again")
+    wait_until(lambda: value_of(farm, query) > before, 20, "Prometheus has looked again")
 
 
 def value_of(farm: Farm, query: str) -> float:
@@ -127,7 +127,7 @@ def test_watch_shows_what_prometheus_knows(farm: Farm) -> None:
         rows = watch.look(watch.asking(farm.plan, farm.out))
         return {row.name: row.values for row in rows if row.about == "pool" and row.values.get("requests")}
 
-    wait_until(lambda: "even" in pools(), 20, "requests of the pool are counted")
+    wait_until(lambda: "even" in pools(), 60, "requests of the pool are counted")
     assert pools()["even"]["slots"] == 3
 
 
