@@ -223,7 +223,7 @@ def test_nothing_else_is_open_to_the_outside(site: Project, outside: Outside) ->
         for ports in (site.inspect(name)["NetworkSettings"]["Ports"] or {}).values()
         for port in ports or []
     }
-    inner = {("127.0.0.1", str(PROMETHEUS_PORT)), ("127.0.0.1", "4002")}
+    inner = {("127.0.0.1", str(PROMETHEUS_PORT)), ("127.0.0.1", str(ADMIN_PORT))}
     assert published == {(HERE, str(GATEWAY_PORT)), (HERE, str(GRAFANA_PORT)), *inner}
     call = CALL.format(address=HERE, port=PROMETHEUS_PORT, limit=ANSWER_S)
     assert "reached" not in outside.run("python3", "-c", call).stdout

@@ -11,6 +11,7 @@ import inspect
 import multiprocessing
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from multiprocessing.context import ForkServerContext
@@ -375,6 +376,7 @@ def _load(config_path: str, environment: dict[str, str], output: str) -> None:
     with open(output, "w") as file:  # noqa: PTH123 - its descriptor becomes the process's own
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr] - or it would come after the reason for an end
     os.chdir(Path(config_path).parent)
     os.environ.clear()
     os.environ.update(environment)
