@@ -3,7 +3,7 @@
 `tests/golden/<case>/expected.txt` has a line for each rendered file:
 
     box/.env.example                                             the file is below `expected/`
-    box/haproxy/fair.lua = litellm/fair.lua                      the header, then the bytes of that shipped file
+    box/haproxy/fair.lua = haproxy/fair.lua                      the header, then the bytes of that shipped file
     gpu1/.gitignore = minimal: box/.gitignore                    the text of an earlier file, with the names of this one
     box/haproxy/haproxy.cfg ~ minimal: box/haproxy/haproxy.cfg   the same, with the changes of `expected/<path>.delta`
 
