@@ -151,7 +151,7 @@ def _read_stream(answer: requests.Response, found: Measured, began: float, timeo
     pieces: list[str] = []
     last, is_complete = 0.0, False
     # Without a chunk size, what has come is handed on at once; with one, first tokens wait for others.
-    for line in answer.iter_lines(chunk_size=None):
+    for line in answer.iter_lines(chunk_size=None):  # type: ignore[call-overload]
         now = time.monotonic()
         if now - began > timeout_s:
             raise requests.Timeout

@@ -376,7 +376,8 @@ def _load(config_path: str, environment: dict[str, str], output: str) -> None:
     with open(output, "w") as file:  # noqa: PTH123 - its descriptor becomes the process's own
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr] - or it would come after the reason for an end
+    # Else what it prints would come after the reason why it ends.
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     os.chdir(Path(config_path).parent)
     os.environ.clear()
     os.environ.update(environment)
