@@ -34,7 +34,6 @@ from corral.verbs.archives.bundle_folder import BundleFolder
 from corral.verbs.archives.container import SUMS, members
 from corral.verbs.archives.load import SIGNATURE, Bundle, HostParts, Image, Manifest, ModelFile
 from corral.verbs.archives.signing import sign
-from corral.verbs.setup.setup import model_sources
 
 ROOT = Path(__file__).resolve().parents[2]
 LAYER = b"".join(hashlib.sha256(b"%d" % number).digest() for number in range(3000))
@@ -501,4 +500,4 @@ def test_a_model_in_parts_is_all_of_its_parts() -> None:
     )
     plan = build_plan(validate(parse(text, "inventory.yaml")))
     host = ComposeHost(plan, "sa", Path("out"))
-    assert list(model_sources(host)) == [f"big-0000{number}-of-00003.gguf" for number in (1, 2, 3)]
+    assert list(host.model_sources) == [f"big-0000{number}-of-00003.gguf" for number in (1, 2, 3)]

@@ -14,7 +14,6 @@ from corral.cli import main
 from corral.config.load import load_inventory
 from corral.config.model_lock import read_lock
 from corral.runtime.hosts import ComposeHost
-from corral.verbs.setup.setup import model_sources
 from tests.unit.test_models import STAND_IN
 from tests.weight_server import Shop, weight_server
 
@@ -80,7 +79,7 @@ def below(folder: Path) -> dict[str, bytes]:
 
 
 def test_folders_are_filled_and_pinned_and_nothing_else_is_fetched(shop: Shop, tmp_path: Path) -> None:
-    assert model_sources(ComposeHost(plan(), "box", Path("compose"))) == {
+    assert ComposeHost(plan(), "box", Path("compose")).model_sources == {
         "o--words--111111111111": "hf:o/words",
         "o--sql--222222222222": "hf:o/sql",
         "o--paint--111111111111": "hf:o/paint",
@@ -101,7 +100,7 @@ def test_folders_are_filled_and_pinned_and_nothing_else_is_fetched(shop: Shop, t
     assert {known.file: known.sha256 for known in lock.files.values()} == {
         path: hashlib.sha256(data).hexdigest() for path, data in found.items()
     }
-    assert model_sources(ComposeHost(plan(), "box", Path("compose"))).keys() == found.keys()
+    assert ComposeHost(plan(), "box", Path("compose")).model_sources.keys() == found.keys()
     sent = shop.sent
     assert main(["models", "pull"]) == 0
     assert shop.sent == sent, "a second run fetches nothing"

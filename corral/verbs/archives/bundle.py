@@ -37,7 +37,6 @@ from corral.verbs.archives.container import INVENTORY, SUMS, amount, explained, 
 from corral.verbs.archives.load import SIGNATURE, HostParts, Image, Manifest, ModelFile
 from corral.verbs.archives.signing import sign
 from corral.verbs.models.far_files import FarFolder
-from corral.verbs.setup.setup import model_sources, models_folder
 from corral.verbs.up.survey import check_engine
 from corral.verbs.up.up import PULL_LIMIT_S, check_rendering
 
@@ -196,11 +195,11 @@ def _groups(held: Iterable[_Held]) -> list[_Group]:
 
 def _models(host: ComposeHost, talk: Console) -> list[ModelFile]:
     """The host's model files with their checksums; raises CorralError with all that are not there."""
-    sources = model_sources(host)
+    sources = host.model_sources
     if not sources:
         return []
     talk.print(Text(f"{host.name}: checksums of {len(sources)} model files"))
-    folder = FarFolder(host, models_folder(host))
+    folder = FarFolder(host, host.models_folder)
     sums = {file: folder.checksum(file) for file in sources}
     missing = [f"  {folder.folder}/{file}  from {source}" for file, source in sources.items() if not sums[file]]
     if missing:
@@ -249,7 +248,7 @@ def _add_models(target: BundleFolder, host: ComposeHost, models: Sequence[ModelF
         if target.has(model.sha256, model.size):
             continue
         talk.print(Text(f"{host.name}: {model.file} ({amount(model.size)})"))
-        path = f"{models_folder(host)}/{model.file}"
+        path = f"{host.models_folder}/{model.file}"
         target.fetch_blob(
             model.sha256,
             model.size,

@@ -52,7 +52,6 @@ from corral.verbs.archives.container import (
 )
 from corral.verbs.archives.signing import signer_of
 from corral.verbs.models.far_files import FarFolder
-from corral.verbs.setup.setup import model_sources, models_folder
 from corral.verbs.up.survey import check_engine, image_ids
 
 SIGNATURE = "SHA256SUMS.sig"
@@ -345,7 +344,7 @@ def _refuse_unasked(bundle: Bundle, plan: Plan, wanted: Wanted) -> None:
     asked = {service.image for service in plan.contributions.services}
     foreign = [f"the image {name}" for name in sorted(images - asked)]
     for host in compose_hosts(plan, wanted.out, set(manifest.hosts)):
-        sources = model_sources(host)
+        sources = host.model_sources
         models = manifest.hosts[host.name].models
         foreign += [f"{item.file} for {host.name}" for item in models if sources.get(item.file) != item.source]
     if foreign:
@@ -428,13 +427,13 @@ def _tag(host: ComposeHost, image: Image) -> None:
 
 def _copy_models(bundle: Bundle, host: ComposeHost, talk: Console) -> None:
     models = bundle.manifest.hosts[host.name].models
-    folder = FarFolder(host, models_folder(host))
+    folder = FarFolder(host, host.models_folder)
     missing = [model for model in models if folder.checksum(model.file) != model.sha256]
     needed = sum(model.size for model in missing)
     free = folder.free() if missing else None
     if free is not None and needed > free:
         words = f"{amount(free)} free and {amount(needed)} are needed"
-        raise CorralError(f"{host.name}: {models_folder(host)}: the disk has {words}; no model file was copied")
+        raise CorralError(f"{host.name}: {host.models_folder}: the disk has {words}; no model file was copied")
     for model in models:
         if model not in missing:
             talk.print(Text(f"{host.name}: {model.file}: is there"))

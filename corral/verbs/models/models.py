@@ -129,9 +129,7 @@ class Shelf:
         facts = self.site.host(host)
         if facts.ssh is not None:
             there = ComposeHost(Plan(self.site, Contributions()), host, self.out)
-            folder = facts.models_dir
-            path = folder if folder.startswith("/") else f"{there.folder}/{folder.removeprefix('./')}"
-            return Place(host, far=FarFolder(there, path))
+            return Place(host, far=FarFolder(there, there.models_folder))
         return Place(host, folder=Path(os.path.normpath(self.out / host / facts.models_dir)))
 
 

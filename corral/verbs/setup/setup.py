@@ -115,12 +115,12 @@ class Setup:
         yield Step("secrets", lambda: _look_at_secrets(host), lambda: _make_secrets(host))
         if host.ssh:
             yield Step("copy", lambda: Look("todo", f"rendering and secrets to {host.ssh}:{host.folder}"), host.copy)
-        if model_sources(host):
+        if host.model_sources:
             yield Step("models folder", lambda: _look_at_folder(host), lambda: _make_folder(host))
         yield Step("images", lambda: _look_at_images(host), lambda: self._pull(host))
         if self.units:
             yield Step("systemd units", lambda: self._look_at_units(host), lambda: self._install_units(host))
-        if model_sources(host):
+        if host.model_sources:
             yield Step("model files", lambda: _look_at_models(host))
         start = Look("todo", "bring every service up, in stages that wait for health (./generate.py up)")
         yield Step("start", lambda: start)
@@ -242,24 +242,14 @@ def _make_secrets(host: ComposeHost) -> None:
     initialise(needed, host.out, {host.name})
 
 
-def models_folder(host: ComposeHost) -> str:
-    """The folder of weights as commands on the host see it."""
-    return host.models_folder
-
-
-def model_sources(host: ComposeHost) -> dict[str, str]:
-    """Where every known model file that the host's servers read comes from."""
-    return host.model_sources
-
-
 def _look_at_folder(host: ComposeHost) -> Look:
-    folder = models_folder(host)
+    folder = host.models_folder
     is_there = host.run(["test", "-d", folder], check=False).code == 0
     return Look("done" if is_there else "todo", folder if is_there else f"make {folder}")
 
 
 def _make_folder(host: ComposeHost) -> None:
-    folder = models_folder(host)
+    folder = host.models_folder
     done = host.run(["mkdir", "-p", "-m", "755", folder], check=False)
     if done.code != 0:
         remedy = f'sudo install -d -o "$USER" {shlex.quote(folder)}'
@@ -267,8 +257,8 @@ def _make_folder(host: ComposeHost) -> None:
 
 
 def _look_at_models(host: ComposeHost) -> Look:
-    sources = model_sources(host)
-    folder = models_folder(host)
+    sources = host.model_sources
+    folder = host.models_folder
     script = 'cd "$1" 2>/dev/null || exit 0; shift; for file; do [ -s "$file" ] && echo "$file"; done; exit 0'
     found = set(host.run(["sh", "-c", script, "sh", folder, *sources]).out.splitlines())
     missing = {file: source for file, source in sources.items() if file not in found}
