@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from corral.render.output import write_atomically
+from corral.files import write_atomically
 
 if TYPE_CHECKING:
     import gguf

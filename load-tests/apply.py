@@ -12,7 +12,7 @@ from typing import Any
 
 from corral.config.source import parse
 from corral.errors import CorralError, UsageError
-from corral.render.output import write_atomically
+from corral.files import write_atomically
 from corral.whatif.answers import RESULT_FILE
 
 BASES = ("safe", "n-1", "knee")

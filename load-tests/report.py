@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from charts import Chart, chart
-from corral.render.output import write_atomically
+from corral.files import write_atomically
 from corral.whatif.answers import RESULT_FILE
 
 FORMATS = ("html", "md")

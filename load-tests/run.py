@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from corral.errors import CorralError, UsageError, did_you_mean, on_one_line
-from corral.render.output import write_atomically
+from corral.files import write_atomically
 from figures import Figures
 from load import Load, Rows, run_load
 from measured import Measured, ask, body_of, open_session, place_of

@@ -17,7 +17,7 @@ from rich.text import Text
 from capacity import Step, capacity_of
 from corral.build import Plan
 from corral.errors import CorralError, UsageError
-from corral.render.output import write_atomically
+from corral.files import write_atomically
 from corral.whatif.answers import RESULT_FILE, bench_folder
 from corral.whatif.fingerprint import fingerprint
 from figures import Figures

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from corral.config.inventory import Objective
 from corral.errors import UsageError
-from corral.render.output import write_atomically
+from corral.files import write_atomically
 from figures import Figures
 from load import Load, run_load
 from run import check_ways

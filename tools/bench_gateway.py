@@ -42,7 +42,7 @@ sys.path[:0] = [str(ROOT)]
 
 from corral.build import Plan, build_plan  # noqa: E402
 from corral.config.load import load_inventory  # noqa: E402 - the checkout is not installed
-from corral.render.json_layout import laid_out  # noqa: E402
+from corral.json_layout import laid_out  # noqa: E402
 from corral.render.output import write  # noqa: E402
 from corral.render.secrets import initialise, read_env  # noqa: E402
 from corral.render.tree import render  # noqa: E402

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
 from corral.components import litellm  # noqa: E402 - the checkout is not installed
-from corral.render.json_layout import laid_out  # noqa: E402
+from corral.json_layout import laid_out  # noqa: E402
 from tools import bench_gateway as gateway  # noqa: E402
 
 RESULT = ROOT / "docs" / "benchmarks" / "litellm.json"

@@ -25,8 +25,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from corral.config.gguf_header import facts_of, read_header  # noqa: E402 - after the path to it
+from corral.json_layout import laid_out  # noqa: E402
 from corral.plan.memory import MIB, Use, memory_of  # noqa: E402
-from corral.render.json_layout import laid_out  # noqa: E402
 from tests.model_files import EMBEDDERS, NAMES, make_random_model  # noqa: E402
 
 RESULT = ROOT / "docs" / "benchmarks" / "memory.json"

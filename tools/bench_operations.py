@@ -23,7 +23,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
-from corral.render.json_layout import laid_out  # noqa: E402
+from corral.json_layout import laid_out  # noqa: E402
 from tests.compose.conftest import engine_alone  # noqa: E402 - the checkout is not installed
 from tests.compose.site_up import HOST, Site, site_in  # noqa: E402
 from tests.needs import why_missing  # noqa: E402

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from corral.render.json_layout import laid_out
+from corral.json_layout import laid_out
 from tools.panels import (
     BAD,
     FINE,

@@ -16,7 +16,7 @@ from pydantic import Field, TypeAdapter, model_validator
 
 from corral.config.inventory import Model
 from corral.config.model_lock import read_json
-from corral.render.output import write_atomically
+from corral.files import write_atomically
 
 IMAGE_LOCK = "images.lock.json"
 REMEDY = "remove it and write it again: ./generate.py images lock"

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 from corral.config.file_names import PathBelow, is_file_name
 from corral.config.inventory import Model, file_of
 from corral.errors import CorralError
-from corral.render.output import write_atomically
+from corral.files import write_atomically
 
 LOCK_FILE = "models.lock.json"
 _SHORT_LIST = re.compile(r"\[\s*(-?\d+(?:,\s*-?\d+)*)\s*\]")

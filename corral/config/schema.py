@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from corral.config.inventory import Inventory
-from corral.render.json_layout import laid_out
+from corral.json_layout import laid_out
 
 
 def inventory_schema() -> dict[str, Any]:

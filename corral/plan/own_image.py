@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from corral.components.llama import BUILD
-
+# Of llama.cpp; marks the tags of upstream's images, too. components/llama/flags.yaml has its flags.
+BUILD = "b11347"
 NAME = "corral-llama"
 COMMIT = "5fc4f3c8c7103ffd0b7ff5ee4855bcc78a3ed5cd"
 """llama.cpp's commit of that build; the Dockerfile fetches it."""

@@ -25,7 +25,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from corral.contributions import Secret
 from corral.errors import CorralError
-from corral.render.output import write_atomically
+from corral.files import write_atomically
 
 FOLDER = ".authority"
 KEY_FILE, CERTIFICATE_FILE = "key.pem", "certificate.pem"

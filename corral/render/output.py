@@ -23,6 +23,7 @@ from filelock import lock_descriptor
 
 from corral.config.file_names import is_below
 from corral.errors import CorralError
+from corral.files import draft_of, write_atomically
 
 MANIFEST = ".manifest.json"
 WRITERS = 16
@@ -223,8 +224,8 @@ def _put(out: Path, known: Mapping[str, str], todo: Mapping[str, bytes | None], 
 def _remove_drafts(out: Path, known: Mapping[str, str]) -> None:
     """Removes what a killed run has not finished."""
     for path in (path for path, value in known.items() if BOTH in value):
-        _draft_of(out / path).unlink(missing_ok=True)
-    for draft in out.glob(f"*/{_draft_of(Path(MANIFEST))}"):
+        draft_of(out / path).unlink(missing_ok=True)
+    for draft in out.glob(f"*/{draft_of(Path(MANIFEST))}"):
         draft.unlink()
 
 
@@ -261,28 +262,3 @@ def _remove_empty_folders(out: Path, folder: Path) -> None:
         except OSError:  # not empty, or gone
             return
         folder = folder.parent
-
-
-def write_file(path: Path, data: bytes, mode: int) -> None:
-    """Writes a new file and waits until it is on the disk."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(descriptor, mode)
-        file.write(data)
-        file.flush()
-        os.fsync(descriptor)
-
-
-def write_atomically(path: Path, data: bytes, mode: int) -> None:
-    """Writes a file so that readers see the old content or the new one; a failure leaves the old one alone."""
-    draft = _draft_of(path)
-    try:
-        write_file(draft, data, mode)
-        draft.replace(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-
-
-def _draft_of(path: Path) -> Path:
-    return path.with_name(f".{path.name}.new")

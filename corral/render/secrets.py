@@ -19,7 +19,8 @@ from urllib.parse import quote
 
 from corral.contributions import Secret
 from corral.errors import CorralError, Problem, SiteError
-from corral.render.output import locked, write_atomically
+from corral.files import write_atomically
+from corral.render.output import locked
 
 if TYPE_CHECKING:
     from corral.render.certificates import Authority

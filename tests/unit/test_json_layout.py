@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corral.render.json_layout import WIDTH, laid_out
+from corral.json_layout import WIDTH, laid_out
 
 ROOT = Path(__file__).resolve().parents[2]
 WORD = "word" * 10

@@ -15,7 +15,6 @@ from corral.build import Plan, build_plan
 from corral.config.load import validate
 from corral.config.source import parse
 from corral.errors import CorralError, UsageError
-from corral.plan.order import in_order, phases
 from corral.render.tree import render
 from corral.runtime.board import Board
 from corral.runtime.causes import cause_of
@@ -25,6 +24,7 @@ from corral.runtime.hosts import ComposeHost, Done
 from corral.runtime.lock import alone
 from corral.verbs.archives.container import packed
 from corral.verbs.up import history
+from corral.verbs.up.order import in_order, phases
 from corral.verbs.up.survey import check_engine, survey
 from corral.verbs.up.upgrade import parse_choices, with_images
 from tests.trees import ROOT

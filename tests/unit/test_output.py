@@ -17,16 +17,8 @@ from typing import Any
 import pytest
 
 from corral.errors import CorralError
-from corral.render.output import (
-    MANIFEST,
-    Change,
-    compare,
-    digest,
-    locked,
-    refuse_unfinished,
-    write,
-    write_atomically,
-)
+from corral.files import write_atomically
+from corral.render.output import MANIFEST, Change, compare, digest, locked, refuse_unfinished, write
 
 Tree = dict[str, bytes]
 ROOT = Path(__file__).resolve().parents[2]

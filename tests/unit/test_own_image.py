@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from corral.build import build_plan
-from corral.components.llama import BUILD, IMAGES
+from corral.components.llama import IMAGES
 from corral.config.load import load_inventory
-from corral.plan.own_image import COMMIT, build_command, is_own, tag
+from corral.plan.own_image import BUILD, COMMIT, build_command, is_own, tag
 from corral.runtime.causes import EXIT_REMEDIES
 from tests.compose.own_image_proof import REMEDY, is_fresh
 from tests.rules.test_rules import problems_in

@@ -28,6 +28,7 @@ from corral.contributions import (
 )
 from corral.plan import routing
 from corral.plan.devices import access, backend_of, claims, compiles_first
+from corral.plan.own_image import BUILD
 from corral.plan.site import Replica, Site, claimed_mib, memory_on_cpu_mib
 from corral.plan.sizes import worst
 
@@ -45,8 +46,6 @@ IMAGES = {
 }
 """Upstream's own tags by build number; CUDA 12 means 12.8, which still knows Maxwell, Pascal and Volta."""
 
-BUILD = "b11347"
-"""Marks the build in those tags; `llama_flags.yaml` has its flags."""
 STOP_GRACE_S = 2
 """On SIGTERM a busy llama-server neither finishes its answers nor exits; a longer grace period is useless."""
 START, STATE = "/etc/corral/start.sh", "/var/tmp"  # noqa: S108 - a path in the container

@@ -16,7 +16,7 @@ from typing import IO
 
 from corral.config.file_names import is_file_name
 from corral.errors import CorralError
-from corral.render.output import write_atomically, write_file
+from corral.files import write_atomically, write_file
 from corral.verbs.archives.container import (
     CHUNK,
     MANIFEST,

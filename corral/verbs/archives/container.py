@@ -29,7 +29,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from corral.config.file_names import is_below
 from corral.errors import CorralError
-from corral.render.output import locked, write_file
+from corral.files import write_file
+from corral.render.output import locked
 
 CHUNK = 1 << 20
 MOST_MEMBERS = 100_000

@@ -29,7 +29,8 @@ from corral.config.inventory import Name, Word
 from corral.config.load import LOCKS, load_texts
 from corral.config.messages import from_json
 from corral.errors import CorralError, UsageError, on_one_line
-from corral.render.output import compare, write, write_atomically
+from corral.files import write_atomically
+from corral.render.output import compare, write
 from corral.render.secrets import ENV_FILE
 from corral.render.tree import refuse_other_site, render
 from corral.runtime.hosts import CommandError, ComposeHost, compose_hosts

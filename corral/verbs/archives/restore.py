@@ -24,7 +24,8 @@ from corral.checks.policy import refuse_weak
 from corral.config.load import LOCKS, load_inventory, load_texts
 from corral.contributions import State
 from corral.errors import CorralError, UsageError, on_one_line
-from corral.render.output import MANIFEST, compare, write, write_atomically
+from corral.files import write_atomically
+from corral.render.output import MANIFEST, compare, write
 from corral.render.secrets import ENV_FILE, FOLDER, initialise
 from corral.render.tree import refuse_other_site, render
 from corral.runtime.board import Board

@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.text import Text
 
 from corral.errors import CorralError
-from corral.render.output import compare, write, write_atomically
+from corral.files import write_atomically
+from corral.render.output import compare, write
 from corral.render.secrets import ENV_FILE, initialise
 from corral.render.tree import ROOT, render
 from corral.runtime import supervisor

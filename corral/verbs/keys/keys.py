@@ -29,6 +29,7 @@ from corral.config.client_names import all_aliases
 from corral.config.inventory import Consumer, ConsumerName
 from corral.config.messages import problems_of
 from corral.errors import CorralError, DriftError, UsageError, did_you_mean
+from corral.files import write_atomically
 from corral.gateway.keys import (
     MANAGED,
     NO_MODELS,
@@ -44,7 +45,6 @@ from corral.gateway.keys import (
     words_of,
 )
 from corral.plan.routing import pools_behind
-from corral.render.output import write_atomically
 from corral.render.secrets import ENV_FILE, read_env
 from corral.runtime.lock import alone
 from corral.verbs.keys.gateway import GatewayKeys, connected

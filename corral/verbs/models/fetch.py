@@ -24,7 +24,7 @@ import httpx
 from filelock import lock_descriptor
 
 from corral.errors import CorralError
-from corral.render.output import write_atomically
+from corral.files import write_atomically
 
 HUB = "hf:"
 FOLDER = "file:"

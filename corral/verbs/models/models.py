@@ -41,8 +41,8 @@ from corral.config.inventory import Weights, file_of, folder_of
 from corral.config.model_lock import Gguf, LockedFile, ModelLock, lock_of, read_lock, write_lock
 from corral.contributions import Contributions
 from corral.errors import CorralError, UsageError, did_you_mean
+from corral.files import write_atomically
 from corral.plan.site import Site
-from corral.render.output import write_atomically
 from corral.runtime.hosts import ComposeHost
 from corral.runtime.interrupts import Interrupts
 from corral.runtime.lock import alone

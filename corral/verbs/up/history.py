@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from corral.errors import CorralError
-from corral.render.output import compare, digest, write_atomically
+from corral.files import write_atomically
+from corral.render.output import compare, digest
 from corral.verbs.archives.container import packed, unpacked
 
 FOLDER = ".history"

@@ -9,11 +9,11 @@ from rich.console import Console
 
 from corral.contributions import Service
 from corral.errors import CorralError
-from corral.plan.order import in_order
 from corral.runtime.board import Board
 from corral.runtime.hosts import ComposeHost
 from corral.runtime.interrupts import Interrupts
 from corral.runtime.lock import alone
+from corral.verbs.up.order import in_order
 from corral.verbs.up.rolling import roll
 from corral.verbs.up.up import LOCK
 

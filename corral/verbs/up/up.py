@@ -19,7 +19,6 @@ from corral.components import edge, haproxy
 from corral.config.image_lock import IMAGE_LOCK
 from corral.contributions import Service
 from corral.errors import CorralError, DriftError, UsageError
-from corral.plan.order import Phase, phases
 from corral.plan.site import bracketed
 from corral.render.output import compare
 from corral.render.tree import render
@@ -34,6 +33,7 @@ from corral.verbs.images import check_ids
 from corral.verbs.keys import keys
 from corral.verbs.keys.gateway import client_address
 from corral.verbs.up import history, wiring
+from corral.verbs.up.order import Phase, phases
 from corral.verbs.up.rolling import Gap, drained, roll, wait_usable
 from corral.verbs.up.survey import Found, Survey, check_engine, differs_only_in_configuration, survey
 

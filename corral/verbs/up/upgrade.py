@@ -21,7 +21,8 @@ from corral.components import image_keys
 from corral.config.image_lock import lock_in_rendering
 from corral.config.load import load_inventory, load_text
 from corral.errors import CorralError, UsageError, did_you_mean
-from corral.render.output import compare, refuse_unfinished, write, write_atomically
+from corral.files import write_atomically
+from corral.render.output import compare, refuse_unfinished, write
 from corral.render.tree import Tree, render
 from corral.runtime.board import Board
 from corral.runtime.haproxy import backends_of, balancer_of

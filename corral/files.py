@@ -1,0 +1,32 @@
+"""Files that are whole or not there: written beside their place, flushed, and renamed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def write_file(path: Path, data: bytes, mode: int) -> None:
+    """Writes a new file and waits until it is on the disk."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        os.fchmod(descriptor, mode)
+        file.write(data)
+        file.flush()
+        os.fsync(descriptor)
+
+
+def write_atomically(path: Path, data: bytes, mode: int) -> None:
+    """Writes a file so that readers see the old content or the new one; a failure leaves the old one alone."""
+    draft = draft_of(path)
+    try:
+        write_file(draft, data, mode)
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def draft_of(path: Path) -> Path:
+    """Where a file is written before it gets its name; a killed run leaves it there."""
+    return path.with_name(f".{path.name}.new")
