@@ -49,7 +49,7 @@ class Load:
     failed: int = 0
 
     def begin(self) -> None:
-        """Opens the file of raw data, anew when somebody starts again on Locust's page."""
+        """Opens the file of raw data, anew for each start on Locust's page."""
         self.rows = Path(SETTINGS["rows"]).open("w", encoding="utf-8")  # noqa: SIM115 - closed by finish
         self.began = time.monotonic()
         self.sent = self.failed = 0

@@ -1,4 +1,4 @@
-"""The fixed mix of prompts: the same words for everybody, new ones for every request."""
+"""The fixed mix of prompts: the same list of words for every user, another text for every request."""
 
 import random
 

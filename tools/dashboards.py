@@ -330,7 +330,8 @@ MODELS = Page(
                 Query(f"pool:requests:rate5m{{{ON_POOL}}}", "{{pool}} all", dashes=P50), width=12,
             ),
             lines(
-                "Use of the error budget", "1: it lasts just as long as it should; 14.4 wakes somebody.", "none",
+                "Use of the error budget",
+                "1: it lasts just as long as it should; 14.4 raises a critical alert.", "none",
                 Query(
                     f"pool:bad:ratio_1h{{{ON_POOL}}} / on (pool, objective) objective:error_budget",
                     "{{pool}} {{objective}}",

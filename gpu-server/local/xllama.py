@@ -61,7 +61,7 @@ def _number(value: str, least: int = -LARGEST, most: int = LARGEST) -> int:
 def _slots(value: str) -> int:
     slots = _number(value)
     if slots == 0:
-        raise ValueError("0 slots serve nobody; -1 lets the server choose")
+        raise ValueError("0 slots serve no request; -1 lets the server choose")
     return slots
 
 
@@ -104,7 +104,7 @@ def _keys_in(file: str) -> list[str]:
     lines = Path(file).read_text(encoding="utf-8").splitlines()
     keys = [line for line in lines if line and not line.startswith("#")]
     if not keys:
-        raise ValueError(f"no key in {file}: without one the server would be open to everybody")
+        raise ValueError(f"no key in {file}: without one the server would answer every program")
     return keys
 
 

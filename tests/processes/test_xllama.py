@@ -451,7 +451,7 @@ def test_health_is_good_only_once_it_can_answer(tmp_path: Path) -> None:
         (["--model", "nowhere.gguf"], "error: cannot read --model nowhere.gguf: No such file or directory"),
         (["--port", "x"], "error: argument \"--port\": 'x' is not a whole number"),
         (["--port", "70000"], 'error: argument "--port": 70000 is not between 0 and 65535'),
-        (["--parallel", "0"], 'error: argument "--parallel": 0 slots serve nobody; -1 lets the server choose'),
+        (["--parallel", "0"], 'error: argument "--parallel": 0 slots serve no request; -1 lets the server choose'),
         (["--flash-attn", "yes"], "error: argument \"--flash-attn\": 'yes' is none of on, off, auto"),
         (["--chat-template-kwargs", "[]"], 'error: argument "--chat-template-kwargs": not a JSON object'),
     ],

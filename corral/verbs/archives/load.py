@@ -298,7 +298,7 @@ def _vouch(path: Path, talk: Console, signers: Path | None, listed: bytes, signa
     """Print who made the bundle; raises CorralError when no key in the file of signers made the signature."""
     if signers is None:
         digest = hashlib.sha256(listed).hexdigest()
-        talk.print(Text(f"{path}: nobody is asked to vouch for it; sha256 of {SUMS}: {digest}", "yellow"))
+        talk.print(Text(f"{path}: no signature is checked; sha256 of {SUMS}: {digest}", "yellow"))
     elif signature is None:
         words = "make it again with --sign KEYFILE; or, if its sha256 was compared with the maker's, load it --unsigned"
         raise CorralError(f"{path}: is not signed; nothing was changed: {words}")

@@ -19,7 +19,7 @@ from corral.verbs.status.certificates import certificate_files
 
 GGUF = "GGUF"
 SHOWN = 3
-# For everybody: containers run under user ids of their own.
+# Readable for all users: containers run under user ids of their own.
 READABLE, ENTERABLE = 0o004, 0o001
 PRIVATE = 0o077
 
