@@ -46,8 +46,15 @@ class Change:
 
 def compare(tree: Mapping[str, bytes], out: Path, hosts: set[str] | None = None) -> list[Change]:
     """What writing the tree would do to every file below `out`; only for the given hosts if any are given."""
-    wanted = {path: data for path, data in tree.items() if hosts is None or _host_of(path) in hosts}
-    known = _manifests(out, hosts)
+    return _changes(out, _of_hosts(tree, hosts), _manifests(out, hosts))
+
+
+def _of_hosts(tree: Mapping[str, bytes], hosts: set[str] | None) -> Mapping[str, bytes]:
+    return tree if hosts is None else {path: data for path, data in tree.items() if _host_of(path) in hosts}
+
+
+def _changes(out: Path, wanted: Mapping[str, bytes], known: Mapping[str, str]) -> list[Change]:
+    """What writing the wanted files would do, where the manifests know these."""
     paths = sorted(wanted.keys() | known.keys())
     _refuse_links(out, paths)
     changes = [_change(out, path, wanted.get(path), known.get(path, "")) for path in paths]
@@ -63,14 +70,15 @@ def write(tree: Mapping[str, bytes], out: Path, hosts: set[str] | None = None, *
     with _explained(out):
         out.mkdir(parents=True, exist_ok=True)
         with locked(out):
-            changes = compare(tree, out, hosts)
+            wanted, known = _of_hosts(tree, hosts), _manifests(out, hosts)
+            changes = _changes(out, wanted, known)
             kept = {change.path for change in changes if change.action == "edited" and not force}
             todo = {
                 change.path: change.new
                 for change in changes
                 if change.action != "identical" and change.path not in kept
             }
-            _put(out, _manifests(out, hosts), todo, _recorded(tree, out, hosts, kept))
+            _put(out, known, todo, _recorded(wanted, known, kept))
     return changes
 
 
@@ -177,10 +185,8 @@ def _read_manifest(path: Path) -> dict[str, str]:
     return files
 
 
-def _recorded(tree: Mapping[str, bytes], out: Path, hosts: set[str] | None, kept: set[str]) -> dict[str, str]:
+def _recorded(wanted: Mapping[str, bytes], known: Mapping[str, str], kept: set[str]) -> dict[str, str]:
     """Hash of every file that is to be there; those that are kept as edited keep their old one, and so stay known."""
-    known = _manifests(out, hosts)
-    wanted = {path: data for path, data in tree.items() if hosts is None or _host_of(path) in hosts}
     return {path: digest(data) for path, data in wanted.items() if path not in kept} | {
         path: known[path].rpartition(BOTH)[2] for path in kept & known.keys()
     }

@@ -25,7 +25,7 @@ ANSWER_LIMIT_S = 10
 QUESTION_LIMIT_S = 120
 OK, UNAUTHORIZED, FORBIDDEN = 200, 401, 403
 # HAProxy's own words for a LiteLLM that is not there, or does not answer.
-NOBODY_BEHIND_THE_DOOR = {502, 503, 504}
+UPSTREAM_GONE = {502, 503, 504}
 TEAPOT = 400
 FORWARDING = "sshd on the host must allow it: AllowTcpForwarding local (or yes) in sshd_config"
 # HAProxy's words for the last check.
@@ -88,7 +88,7 @@ def gateway_answers(case: Case) -> Iterator[Finding]:
     except CorralError as error:
         yield Finding(f"this machine does not reach the operator's port: {error}", FORWARDING)
         return
-    if NOBODY_BEHIND_THE_DOOR & {code, behind}:
+    if UPSTREAM_GONE & {code, behind}:
         yield _no_gateway(case, "does not answer")
     elif behind != OK:
         yield _no_gateway(case, f"answers {behind} to /health/liveliness")
@@ -145,7 +145,7 @@ def _models(case: Case) -> set[str] | Finding | None:
         return Finding(words, "it was started with another value: secrets init, then ./generate.py restart litellm")
     if answer.status_code != OK:
         what = f"the gateway answers {answer.status_code} to /v1/models"
-        is_gone = answer.status_code in NOBODY_BEHIND_THE_DOOR  # `gateway-answers` says it
+        is_gone = answer.status_code in UPSTREAM_GONE  # `gateway-answers` says it
         return None if is_gone else Finding(what, "./generate.py logs litellm")
     return {str(item["id"]) for item in answer.json()["data"]}
 
