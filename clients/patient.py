@@ -26,10 +26,10 @@ from typing import Any, TypeVar
 from openai import OpenAI, OpenAIError, RateLimitError, Timeout
 
 CONNECT_S = 5.0
+# Longest time without a byte: longer than the pool's queue.timeout_s and timeout_s together.
 ANSWER_S = 600.0
-"""Longest time without a byte: longer than the pool's queue.timeout_s and timeout_s together."""
+# Longest time over which refusals are put up with.
 PATIENCE_S = 900.0
-"""Longest time over which refusals are put up with."""
 LONGEST_SPREAD_S = 30.0
 
 Result = TypeVar("Result")

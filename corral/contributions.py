@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 from posixpath import normpath
 from typing import Any, Literal
 
+# Folders of the host that nothing is to have as a whole; one below them may be meant.
 SYSTEM_ROOTS = ("/", "/home", "/root", "/var", "/var/lib")
-"""Folders of the host that nothing is to have as a whole; one below them may be meant."""
+# Folders of the host that no container is to see, nor anything below them, without a reason.
 SYSTEM_FOLDERS = (
     "/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/proc", "/run", "/sbin", "/sys", "/usr",
     "/var/lib/containerd", "/var/lib/docker", "/var/run",
 )  # fmt: skip
-"""Folders of the host that no container is to see, nor anything below them, without a reason."""
+# Where desktops mount disks, in a folder that is the system's otherwise.
 REMOVABLE = "/run/media/"
-"""Where desktops mount disks, in a folder that is the system's otherwise."""
 
 
 def plain_path(path: str) -> str:
@@ -48,8 +48,8 @@ class Port:
 
     number: int
     publish: str = ""
+    # What keeps strangers out: a key, a password, loopback, or the stated reason why it is open.
     protection: str = ""
-    """What keeps strangers out: a key, a password, loopback, or the stated reason why it is open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,42 +119,41 @@ class Service:
     secrets: tuple[str, ...] = ()
     ports: tuple[Port, ...] = ()
     configs: tuple[ConfigMount, ...] = ()
+    # Named volume (kept across `down`) and its path in the container.
     volumes: tuple[tuple[str, str], ...] = ()
-    """Named volume (kept across `down`) and its path in the container."""
+    # Folder on the host and its path in the container, read-only.
     mounts: tuple[tuple[str, str], ...] = ()
-    """Folder on the host and its path in the container, read-only."""
     tmpfs: tuple[str, ...] = ("/tmp:size=64m",)  # noqa: S108 - a path in the container
     gpus: tuple[GpuClaim, ...] = ()
+    # Device files of the host, under the same path in the container.
     devices: tuple[str, ...] = ()
-    """Device files of the host, under the same path in the container."""
+    # Further groups of the program's user, by number.
     groups: tuple[int, ...] = ()
-    """Further groups of the program's user, by number."""
+    # For services with `gpus`: how they run on a machine without cards.
     cpu_variant: CpuVariant | None = None
-    """For services with `gpus`: how they run on a machine without cards."""
     user: str = ""
     read_only: bool = True
     cap_add: tuple[str, ...] = ()
     pid_host: bool = False
     mlock: bool = False
     threads: int = 0
+    # CPU shares (relative weight); they matter only under contention.
     cpu_weight: int = 1024
-    """CPU shares (relative weight); they matter only under contention."""
     pids: int = 256
     shm_mib: int = 0
     stop_grace_s: int = 10
     stop_signal: str = ""
     after: tuple[tuple[str, Literal["service_healthy", "service_started"]], ...] = ()
+    # Inner network on which others on its host call it; empty: the component's own (corral/plan/networks.py).
     network: str = ""
-    """Inner network on which others on its host call it; empty: the component's own (corral/plan/networks.py)."""
+    # Everything that it calls: on its own host it joins the network of each.
     calls: tuple[Endpoint, ...] = ()
-    """Everything that it calls: on its own host it joins the network of each."""
+    # Whether it listens on some of its networks only, and so needs a name for its address on each of those.
     is_picky: bool = False
-    """Whether it listens on some of its networks only, and so needs a name for its address on each of those."""
+    # Rules of the security baseline (corral/checks/policy.py) that do not hold for this service, each with the reason.
+    #
+    # `way-out` puts the service on a network that leads out of the host.
     exceptions: Mapping[str, str] = field(default_factory=dict)
-    """Rules of the security baseline (corral/checks/policy.py) that do not hold for this service, each with the reason.
-
-    `way-out` puts the service on a network that leads out of the host.
-    """
 
     @property
     def container_name(self) -> str:
@@ -198,19 +197,19 @@ class Backend:
     protocol: Literal["openai", "ollama", "cloud"] = "openai"
     secret: str = ""
     tier: str = ""
+    # Whether the kit starts it; a node is asked for its health less often.
     is_ours: bool = True
-    """Whether the kit starts it; a node is asked for its health less often."""
     cost: Cost | None = None
+    # Header in which it wants its key; empty: `Authorization: Bearer`.
     key_header: str = ""
-    """Header in which it wants its key; empty: `Authorization: Bearer`."""
+    # What every request to it carries besides the client's own, in LiteLLM's `litellm_params`.
     parameters: Mapping[str, Any] = field(default_factory=dict)
-    """What every request to it carries besides the client's own, in LiteLLM's `litellm_params`."""
+    # Whether the gateway takes thoughts out of its answers: the server may leave them in the text.
     hides_thoughts: bool = False
-    """Whether the gateway takes thoughts out of its answers: the server may leave them in the text."""
+    # Body field by which a request keeps what its prompt left in the cache from other keys; empty: none is needed.
     cache_field: str = ""
-    """Body field by which a request keeps what its prompt left in the cache from other keys; empty: none is needed."""
+    # By the names under which clients ask for a LoRA adapter: fields that the body of a request for it has.
     adapters: Mapping[str, Any] = field(default_factory=dict)
-    """By the names under which clients ask for a LoRA adapter: fields that the body of a request for it has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,8 +229,8 @@ class Route:
     hides_thoughts: bool = False
     cache_field: str = ""
     adapters: Mapping[str, Any] = field(default_factory=dict)
+    # Whether the pool has further routes, among which the gateway has to choose by what the balancer knows.
     has_siblings: bool = False
-    """Whether the pool has further routes, among which the gateway has to choose by what the balancer knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,8 +256,8 @@ class ScrapeTarget:
     labels: Mapping[str, str] = field(default_factory=dict)
     path: str = "/metrics"
     secret: str = ""
+    # Who has the secret as a password; empty: it is a key by itself (`Authorization: Bearer`).
     user: str = ""
-    """Who has the secret as a password; empty: it is a key by itself (`Authorization: Bearer`)."""
     scheme: Literal["http", "https"] = "http"
     relabel: tuple[Relabel, ...] = ()
 
@@ -270,8 +269,8 @@ class Relabel:
     source: str
     values: tuple[str, ...]
     target: str
+    # What the new label says; empty: the same as the source.
     replacement: str = ""
-    """What the new label says; empty: the same as the source."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,12 +316,12 @@ class TraceReceiver:
     """Who gets a trace of every request that the gateway answers: OTLP over HTTP, `/v1/traces` below a URL."""
 
     url: str
+    # Name of the secret with the headers that it wants, as `Name=value,Name=value`.
     secret: str = ""
-    """Name of the secret with the headers that it wants, as `Name=value,Name=value`."""
+    # Whether it is on another machine than the gateway.
     is_outside: bool = False
-    """Whether it is on another machine than the gateway."""
+    # Where it listens, when it is a service of the site.
     endpoint: Endpoint | None = None
-    """Where it listens, when it is a service of the site."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,14 +331,14 @@ class Secret:
     name: str
     host: str
     purpose: str
+    # `hex64` is a key of 256 bits; corral/render/certificates.py issues the last three.
     generate: Literal["hex", "hex64", "sk", "given", "authority", "server", "client"] = "hex"
-    """`hex64` is a key of 256 bits; corral/render/certificates.py issues the last three."""
+    # Made from other secrets, as `postgresql://corral:{POSTGRES_PASSWORD}@…`; never stored by itself.
     template: str = ""
-    """Made from other secrets, as `postgresql://corral:{POSTGRES_PASSWORD}@…`; never stored by itself."""
+    # Whether every host makes up a value of its own; others of the same name are equal on all hosts.
     is_per_host: bool = False
-    """Whether every host makes up a value of its own; others of the same name are equal on all hosts."""
+    # Whom a certificate is for: names and addresses of a server, the one name of a client.
     names: tuple[str, ...] = ()
-    """Whom a certificate is for: names and addresses of a server, the one name of a client."""
 
     @property
     def is_certificate(self) -> bool:
@@ -358,14 +357,14 @@ class Store:
 
     kind: Literal["database", "cache"]
     endpoint: Endpoint
+    # Name of the secret that opens it: the whole URL for a database, the password for a cache.
     secret: str
-    """Name of the secret that opens it: the whole URL for a database, the password for a cache."""
     user: str = ""
     database: str = ""
+    # The user who reads figures and nothing else.
     monitor: str = ""
-    """The user who reads figures and nothing else."""
+    # Name of the secret with that user's password; empty: the site has no exporter for it.
     monitor_password: str = ""
-    """Name of the secret with that user's password; empty: the site has no exporter for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -396,10 +395,10 @@ class State:
     service: str
     name: str
     purpose: str
+    # The named volume that holds it.
     volume: str
-    """The named volume that holds it."""
+    # Where the volume is in the container.
     path: str = ""
-    """Where the volume is in the container."""
     dump: tuple[str, ...] = ()
     load: tuple[str, ...] = ()
 

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 WeightType = Literal["f32", "f16", "q8_0"]
 
+# What a chat model made without `answer` says: `Tiny: 1 2 3` and so on up to `100`.
 KNOWN_ANSWER = "Tiny: " + " ".join(str(number) for number in range(1, 101))
-"""What a chat model made without `answer` says: `Tiny: 1 2 3` and so on up to `100`."""
 
 CHAT_TEMPLATE = r"""
 {%- if tools %}<|im_start|>system
@@ -75,20 +75,20 @@ _WORD_LIST = """
     model token prompt gpu queue cache chat embedding request answer test hello capital france paris berlin germany
     weather cat dog bank river money
 """
+# Words with tokens of their own; everything else is spelled out letter by letter.
 WORDS = tuple(dict.fromkeys(_WORD_LIST.split()))
-"""Words with tokens of their own; everything else is spelled out letter by letter."""
 
+# Values per attention head; a multiple of 32, so that every quantized type of the KV cache fits.
 HEAD_SIZE = 64
-"""Values per attention head; a multiple of 32, so that every quantized type of the KV cache fits."""
 
+# Values that Q8_0 quantizes together: rows have to be a multiple of it.
 QUANTIZED_BLOCK = 32
-"""Values that Q8_0 quantizes together: rows have to be a multiple of it."""
 
+# How much of a prompt token's embedding points in the direction of all prompt tokens (the squares add up to 1).
 SHARED_PART, OWN_PART = 0.8, 0.6
-"""How much of a prompt token's embedding points in the direction of all prompt tokens (the squares add up to 1)."""
 
+# The right token's logit; the others stay near 0, so that no usual temperature or quantization picks another one.
 SHARPNESS = 40.0
-"""The right token's logit; the others stay near 0, so that no usual temperature or quantization picks another one."""
 
 
 def make_chat_model(  # noqa: PLR0913 - keywords with defaults
@@ -400,8 +400,8 @@ def unit_vectors(random: np.random.Generator, count: int, width: int) -> Matrix:
 
 PAD, UNKNOWN, START, SEPARATOR, MASK = range(5)
 BERT_SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+# llama.cpp's own spelling of WordPiece: a mark where a word begins, none (no `##`) where it goes on.
 WORD_START = "\u2581"
-"""llama.cpp's own spelling of WordPiece: a mark where a word begins, none (no `##`) where it goes on."""
 
 
 def make_bert(path: Path, size: Size, seed: int, add_head: Callable[[Tensors], None] | None = None) -> None:

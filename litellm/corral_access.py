@@ -19,12 +19,13 @@ from fastapi import HTTPException
 from litellm.integrations.custom_logger import CustomLogger
 
 BAD_REQUEST = 400
+# Fields of the client's that LiteLLM writes into as well.
 METADATA = ("metadata", "litellm_metadata")
-"""Fields of the client's that LiteLLM writes into as well."""
+# Where LiteLLM keeps the client's metadata apart.
 SENT = "requester_metadata"
-"""Where LiteLLM keeps the client's metadata apart."""
+# Names of LiteLLM's that a client may use, each looked at below.
 KEPT = frozenset({"model", "fallbacks", *METADATA})
-"""Names of LiteLLM's that a client may use, each looked at below."""
+# Names that LiteLLM obeys and lists nowhere.
 FURTHER = frozenset(
     {
         "additional_drop_params", "base_url", "context_window_fallbacks", "content_policy_fallbacks", "deployment_id",
@@ -33,21 +34,20 @@ FURTHER = frozenset(
         "router_settings_override", "specific_deployment", "stream_timeout", "timeout", "user_config",
     }
 )  # fmt: skip
-"""Names that LiteLLM obeys and lists nowhere."""
+# Beginnings and ends of names by which providers and tracers are reached.
 FAMILIES = re.compile(
     r"^(_|aws_|azure_|bedrock_|databricks_|gcs_|hf_|langfuse_|langsmith_|litellm_|oci_|s3_|sagemaker_|vertex_|watsonx_)"
     r"|_(api_base|api_key|cost_per_\w+|credentials|endpoint|secret_key)$"
 )
-"""Beginnings and ends of names by which providers and tracers are reached."""
+# Fields by which llama-server and vLLM are told what concerns other requests: places, caches, order.
 SERVER_FIELDS = frozenset(
     {"cache_prompt", "cache_salt", "id_slot", "kv_transfer_params", "priority", "request_id", "slot_id"}
 )
-"""Fields by which llama-server and vLLM are told what concerns other requests: places, caches, order."""
+# What LiteLLM puts into each request, in the place of whatever a client sent under that name.
 OWN = frozenset(
     {"_litellm_strip_stream_usage", "litellm_call_id", "litellm_logging_obj", "litellm_session_id"}
     | {"litellm_trace_id", "proxy_server_request", "secret_fields"}
 )
-"""What LiteLLM puts into each request, in the place of whatever a client sent under that name."""
 
 
 class CorralAccess(CustomLogger):

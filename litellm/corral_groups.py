@@ -21,19 +21,19 @@ from litellm.integrations.custom_logger import CustomLogger
 
 STATE_PATH = "/-/groups"
 ANSWER_WITHIN_S = 2.0
+# So long a request needs at most from here to HAProxy: HAProxy's figures do not count it yet.
 UNDER_WAY_S = 0.1
-"""So long a request needs at most from here to HAProxy: HAProxy's figures do not count it yet."""
 
 
 class Group(NamedTuple):
     """What HAProxy says of one group of servers."""
 
+    # Servers that are up.
     servers: int
-    """Servers that are up."""
+    # Slots without a request.
     free: int
-    """Slots without a request."""
+    # Requests in the queue.
     waiting: int
-    """Requests in the queue."""
 
 
 class CorralGroups(CustomLogger):

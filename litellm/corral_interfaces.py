@@ -20,14 +20,14 @@ from litellm.proxy._types import ProxyException
 
 BAD_REQUEST = 400
 NOT_FOUND = 404
+# Calls about an answer of before.
 ASKED_AGAIN = frozenset({"aget_responses", "adelete_responses", "alist_input_items", "acancel_responses"})
-"""Calls about an answer of before."""
+# Parameters of a new answer that name something kept, and OpenAI's code for each.
 STATE = {
     "previous_response_id": "previous_response_not_found",
     "conversation": "unsupported_parameter",
     "prompt": "unsupported_parameter",
 }
-"""Parameters of a new answer that name something kept, and OpenAI's code for each."""
 REMEDY = "This gateway keeps no answers: send the whole input with every request, and `store: false`."
 
 

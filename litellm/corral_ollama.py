@@ -22,8 +22,8 @@ from litellm.llms.ollama.common_utils import OllamaError
 from litellm.types.utils import ModelResponseStream
 
 BROKEN = 500
+# Options that InferrLM calls otherwise than Ollama; it knows these names only.
 INFERRLM_NAMES = {"num_predict": "max_tokens"}
-"""Options that InferrLM calls otherwise than Ollama; it knows these names only."""
 
 
 class CorralOllamaChat(OllamaChatConfig):
@@ -74,5 +74,5 @@ def ollama_form(answer: Mapping[str, Any]) -> dict[str, Any]:
 
 litellm.OllamaChatConfig = CorralOllamaChat  # type: ignore[misc, assignment]
 
+# What LiteLLM wants to find in a file that it loads as a callback; it does nothing.
 corral_ollama = CustomLogger()
-"""What LiteLLM wants to find in a file that it loads as a callback; it does nothing."""

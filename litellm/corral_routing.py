@@ -36,15 +36,15 @@ CONVERSATIONS = frozenset(
 CLASS_HEADER = "x-corral-class"
 TIER_HEADER = "x-corral-tier"
 POOL_HEADER = "x-corral-pool"
+# What a picture or another part without text counts for.
 OTHER_PART_CHARACTERS = 100
-"""What a picture or another part without text counts for."""
 FIGURES_TIMEOUT_S = 0.5
+# How long a request counts as not yet arrived at HAProxy when nothing more is heard of it: its client has left.
 ON_ITS_WAY_S = 5.0
-"""How long a request counts as not yet arrived at HAProxy when nothing more is heard of it: its client has left."""
+# The request itself is wrong; the client is told so, whatever pool could be asked instead.
 CLIENT_ERRORS = frozenset({400, 401, 403, 404, 405, 413, 415, 422})
-"""The request itself is wrong; the client is told so, whatever pool could be asked instead."""
+# Scripts that do not put spaces between words.
 IDEOGRAPHS = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]")
-"""Scripts that do not put spaces between words."""
 
 log = logging.getLogger("corral.routing")
 if not log.handlers:  # beside LiteLLM's own lines of JSON, whatever its level
@@ -87,11 +87,11 @@ class Tier:
 class Room:
     """What HAProxy has left of a pool."""
 
+    # Slots that nothing runs in.
     free: int
-    """Slots that nothing runs in."""
     waiting: int
+    # How many may wait.
     depth: int
-    """How many may wait."""
     is_up: bool
 
 

@@ -37,12 +37,12 @@ class ThoughtFilter:
 
     def __init__(self) -> None:
         self._depth = 0
+        # The end of what came, if it could be the beginning of a tag.
         self._held = ""
-        """The end of what came, if it could be the beginning of a tag."""
         self._has_spoken = False
         self._is_after_thought = False
+        # The event of the last piece, for formats that need a further one for the rest.
         self.last_event: Any = None
-        """The event of the last piece, for formats that need a further one for the rest."""
 
     @property
     def is_idle(self) -> bool:

@@ -13,8 +13,8 @@ from typing import Any
 
 from litellm.integrations.opentelemetry import OpenTelemetry, OpenTelemetryConfig
 
+# What of an error says nothing of the request.
 ERROR_FACTS = ("error_code", "error_class", "llm_provider")
-"""What of an error says nothing of the request."""
 
 
 class CorralTraces(OpenTelemetry):

@@ -10,8 +10,8 @@ from corral.config.inventory import Objective
 from figures import Figures
 
 SAFE = 0.8
+# Times the slowest measured answers, for the longest time that one may take.
 SLOWEST_MARGIN = 1.5
-"""Times the slowest measured answers, for the longest time that one may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,10 +19,10 @@ class Step:
     """One load of a sweep."""
 
     repeat: int
+    # Of the estimated capacity.
     share: float
-    """Of the estimated capacity."""
+    # Requests a second that were asked for.
     rate: float
-    """Requests a second that were asked for."""
     began: float
     ended: float
     figures: Figures
@@ -35,18 +35,18 @@ class Capacity:
 
     knee_rpm: float
     safe_rpm: float
+    # With its largest replica lost (N-1); None: there is only one.
     survives_rpm: float | None
-    """With its largest replica lost (N-1); None: there is only one."""
     tokens_per_request: float
     slots: int
+    # Requests under way at the knee (Little); near the slots when the pool is full.
     in_flight: float
-    """Requests under way at the knee (Little); near the slots when the pool is full."""
     queue_depth: int
     queue_timeout_s: int
     timeout_s: int
     noise_percent: float
+    # Whether a step was reached that did not hold; otherwise the pool holds at least this.
     is_bounded: bool
-    """Whether a step was reached that did not hold; otherwise the pool holds at least this."""
 
 
 def capacity_of(steps: Sequence[Step], slots: Sequence[int], objective: Objective) -> Capacity:

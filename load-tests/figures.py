@@ -15,11 +15,11 @@ from typing import Any
 from corral.config.inventory import Objective
 
 PERCENTILES = (50, 90, 95, 99)
+# A slope this many times its own error is one (99 in a hundred, two sides).
 SIGNIFICANT_T = 2.6
-"""A slope this many times its own error is one (99 in a hundred, two sides)."""
 LEAST_FOR_SLOPE = 10
+# Share of its mean by which a quantity has to grow over a step before growing matters.
 LEAST_GROWTH = 0.5
-"""Share of its mean by which a quantity has to grow over a step before growing matters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +28,15 @@ class Figures:
 
     requests: int
     answered: int
+    # Answered within both times of the objective (goodput).
     in_time: int
-    """Answered within both times of the objective (goodput)."""
     lasted_s: float
     sent_per_s: float
     answered_per_s: float
     goodput_per_s: float
     errors: dict[str, int]
+    # Refusals with Retry-After.
     refused_saying_when: int
-    """Refusals with Retry-After."""
     ttft_s: dict[str, float]
     tpot_s: dict[str, float]
     itl_s: dict[str, float]
@@ -44,12 +44,12 @@ class Figures:
     lag_p99_s: float
     tokens_in_mean: float
     tokens_out_mean: float
+    # In and out together, of answered requests.
     tokens_per_s: float
-    """In and out together, of answered requests."""
+    # Rate times mean time (Little).
     in_flight_mean: float
-    """Rate times mean time (Little)."""
+    # Over-saturated: requests under way and the wait for the first token both grew significantly.
     is_growing: bool
-    """Over-saturated: requests under way and the wait for the first token both grew significantly."""
     is_aborted: bool = False
     replicas: dict[str, int] = field(default_factory=dict)
 

@@ -19,8 +19,8 @@ from scenarios import Loop, Stage
 from target import Tasks
 
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
+# Beyond a load's own time: Locust's start and end on a slow machine.
 SPARE_S = 120.0
-"""Beyond a load's own time: Locust's start and end on a slow machine."""
 LAST_LINES = 12
 
 
@@ -34,8 +34,8 @@ class Load:
     timeout_s: float = 300.0
     turns: int = 1
     is_ramped: bool = False
+    # Share of failures at which the load ends early.
     error_budget: float | None = None
-    """Share of failures at which the load ends early."""
     seed: int = 1
 
     @property
@@ -49,8 +49,8 @@ class Rows:
     """All requests of a load as they were measured, and how it ended."""
 
     requests: list[dict[str, Any]]
+    # Seconds in which requests were to be sent.
     lasts_s: float
-    """Seconds in which requests were to be sent."""
     lasted_s: float
     is_aborted: bool
 

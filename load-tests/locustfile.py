@@ -27,8 +27,8 @@ from prompts import prompt
 SETTINGS: dict[str, Any] = json.loads(Path(os.environ["CORRAL_LOAD"]).read_text(encoding="utf-8"))
 IS_CLOSED = SETTINGS["loop"] == "closed"
 LASTS_S = sum(stage["duration_s"] for stage in SETTINGS["stages"])
+# Requests before the share of failures means anything.
 LEAST_JUDGED = 20
-"""Requests before the share of failures means anything."""
 PAUSE_S = 0.05
 
 

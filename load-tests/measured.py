@@ -14,11 +14,11 @@ import requests
 
 OK = 200
 TOO_MANY = 429
+# Headers in which the gateway says which replica answered.
 WHO = ("llm_provider-x-replica", "x-replica", "x-litellm-model-id")
-"""Headers in which the gateway says which replica answered."""
 MOST_CONNECTIONS = 4096
+# Gaps between tokens that are kept of one answer.
 MOST_GAPS = 4096
-"""Gaps between tokens that are kept of one answer."""
 
 
 @dataclass
@@ -28,24 +28,24 @@ class Measured:
     task: str
     pool: str
     replica: str = ""
+    # When it was to be sent, in seconds since 1970.
     due_at: float = 0.0
-    """When it was to be sent, in seconds since 1970."""
+    # How much later it was sent: what this client itself is late.
     lag_s: float = 0.0
-    """How much later it was sent: what this client itself is late."""
+    # Requests under way when it was sent, itself included.
     in_flight: int = 0
-    """Requests under way when it was sent, itself included."""
     status: int = 0
+    # Kind of failure; empty: answered, whole.
     error: str = ""
-    """Kind of failure; empty: answered, whole."""
     detail: str = ""
+    # Whether a refusal said when to come back (`Retry-After`).
     says_when: bool = False
-    """Whether a refusal said when to come back (`Retry-After`)."""
+    # From due to the first content token.
     ttft_s: float | None = None
-    """From due to the first content token."""
+    # From due to the end of the answer.
     e2e_s: float = 0.0
-    """From due to the end of the answer."""
+    # Between pieces of the answer that have content (ITL).
     gaps_s: list[float] = field(default_factory=list)
-    """Between pieces of the answer that have content (ITL)."""
     tokens_in: int = 0
     tokens_out: int = 0
 

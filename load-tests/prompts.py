@@ -2,15 +2,15 @@
 
 import random
 
+# Figures of different versions are not comparable.
 VERSION = 1
-"""Figures of different versions are not comparable."""
 WORDS = (
     *("river", "lamp", "winter", "engine", "garden", "copper", "letter", "bridge", "window", "harbour", "silent"),
     *("yellow", "morning", "travel", "machine", "paper", "forest", "signal", "kitchen", "music", "planet", "number"),
     *("answer", "question", "market", "shadow", "ladder", "island", "thunder", "pocket"),
 )
+# Words of a prompt; about as many tokens.
 LENGTHS = {"short": 30, "long": 600}
-"""Words of a prompt; about as many tokens."""
 
 
 def prompt(length: str, chance: random.Random) -> str:

@@ -15,8 +15,8 @@ class Stage:
     duration_s: float
     to: float
     start: float = 0.0
+    # Between two bursts.
     every_s: float = 0.0
-    """Between two bursts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,21 +29,21 @@ class Scenario:
     stages: tuple[Stage, ...]
     kinds: tuple[str, ...] = ("chat",)
     max_tokens: int = 128
+    # Share of long prompts among chat requests.
     long_share: float = 0.0
-    """Share of long prompts among chat requests."""
+    # Turns of a conversation; each carries all that was said before.
     turns: int = 1
-    """Turns of a conversation; each carries all that was said before."""
     timeout_s: float = 300.0
+    # Whether clients come one after the other over a stage, and not all at its start.
     is_ramped: bool = False
-    """Whether clients come one after the other over a stage, and not all at its start."""
+    # Clients, or requests in a burst, when the user does not say; 0: as many as there are slots.
     users: int = 0
-    """Clients, or requests in a burst, when the user does not say; 0: as many as there are slots."""
+    # Least answered requests in a hundred, of all; 0: not judged.
     success_percent: float = 0.0
-    """Least answered requests in a hundred, of all; 0: not judged."""
+    # The same for each pool.
     pool_success_percent: float = 0.0
-    """The same for each pool."""
+    # Longest 95th percentile of the whole answer.
     p95_s: float = 0.0
-    """Longest 95th percentile of the whole answer."""
 
     def lasting(self, seconds: float | None) -> Scenario:
         """The same within another time."""

@@ -47,8 +47,8 @@ class Wanted:
     """How a sweep is made."""
 
     pools: tuple[str, ...] = ()
+    # Rates of the steps, as shares of what the full pool answered.
     shares: tuple[float, ...] = (0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.3)
-    """Rates of the steps, as shares of what the full pool answered."""
     step_s: float = 300.0
     least_requests: int = 100
     warm_s: float = 60.0

@@ -17,11 +17,11 @@ from corral.plan.site import bracketed
 from corral.render.secrets import ENV_FILE, read_env
 from corral.verbs.keys.gateway import client_address, is_out_of_reach
 
+# Environment variable with the key for the gateway; the master key when absent.
 KEY = "CORRAL_KEY"
-"""Environment variable with the key for the gateway; the master key when absent."""
 KEY_OF = "CORRAL_REPLICA_KEY_"
+# Tokens of context from which long prompts are sent unless the user says otherwise.
 LONG_CONTEXT = 8192
-"""Tokens of context from which long prompts are sent unless the user says otherwise."""
 LONG_SHARE = 0.2
 
 
@@ -32,8 +32,8 @@ class Target:
     plan: Plan
     out: Path
     is_direct: bool = False
+    # Only this replica, by the name of its container or node.
     replica: str = ""
-    """Only this replica, by the name of its container or node."""
     max_tokens: int | None = None
     long_share: float | None = None
 

@@ -20,8 +20,8 @@ from run import check_ways
 from scenarios import Stage
 from target import Target, objective_of, tasks_for, usual_long_share
 
+# Times the limit.
 ABOVE = 3.0
-"""Times the limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,8 @@ class Wanted:
 
     pools: tuple[str, ...] = ()
     at_s: float = 60.0
+    # Limits are counted by the clock's minute: a shorter load may fall into two of them and exceed neither.
     above_s: float = 60.0
-    """Limits are counted by the clock's minute: a shorter load may fall into two of them and exceed neither."""
     max_tokens: int = 128
     timeout_s: float = 120.0
 

@@ -91,6 +91,7 @@ class Shape:
     is_quantized: bool = False
 
 
+# Decoders by the names that reports use.
 SHAPES: Mapping[str, Shape] = {
     "llama": Shape("llama", width=512, layers=6, head=64, feed_forward=2048, vocabulary=32768),
     "llama-q8_0": Shape("llama", width=512, layers=4, head=64, feed_forward=1536, is_quantized=True),
@@ -104,7 +105,6 @@ SHAPES: Mapping[str, Shape] = {
         window=1024,
     ),
 }  # fmt: skip
-"""Decoders by the names that reports use."""
 EMBEDDERS = ("bert", "bert-wide", "rerank")
 NAMES = (*SHAPES, *EMBEDDERS)
 

@@ -17,8 +17,8 @@ from corral.render.tree import Tree, render
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
+# The default site, which is rendered and committed as a whole.
 DEFAULT = "compose"
-"""The default site, which is rendered and committed as a whole."""
 CASES = (
     "minimal",
     "one-host-two-gpus",

@@ -21,16 +21,16 @@ class File:
     etag: str = '"one"'
     has_ranges: bool = True
     says_length: bool = True
+    # For each of the next answers: bytes after which the connection ends; -1 for all of them.
     breaks_after: list[int] = field(default_factory=list)
-    """For each of the next answers: bytes after which the connection ends; -1 for all of them."""
+    # For each of the next requests: a status to answer instead.
     statuses: list[int] = field(default_factory=list)
-    """For each of the next requests: a status to answer instead."""
     redirect: str = ""
     headers: dict[str, str] = field(default_factory=dict)
+    # Added to the beginning of every part that is asked for.
     wrong_start: int = 0
-    """Added to the beginning of every part that is asked for."""
+    # Waited for after the first block.
     pause: threading.Event | None = None
-    """Waited for after the first block."""
 
 
 @dataclass
@@ -40,8 +40,8 @@ class Shop:
     address: str
     files: dict[str, File] = field(default_factory=dict)
     seen: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+    # Bytes of content that were sent.
     sent: int = 0
-    """Bytes of content that were sent."""
 
     def put(self, path: str, content: bytes, **behaviour: Any) -> File:
         self.files[path] = File(content, **behaviour)

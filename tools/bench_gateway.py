@@ -53,8 +53,8 @@ LOOPBACK = "127.0.0.1"
 KEY = "sk-bench"
 REPLICAS = 4
 SERVICE_S = 0.4
+# A short answer of a language model; the waiting is measured with these, too.
 ANSWER_S = 2.0
-"""A short answer of a language model; the waiting is measured with these, too."""
 WIDE_SLOTS = 16
 DEPTH = 8
 OVERLOAD = 3
@@ -63,13 +63,13 @@ USERS = 4
 TURNS = 8
 START_LIMIT_S = 240
 OK, TOO_MANY = 200, 429
+# Stands for the time until a refusal where nobody was refused: the machine was too slow to overload anything.
 NEVER_MS = 1e9
-"""Stands for the time until a refusal where nobody was refused: the machine was too slow to overload anything."""
 ANSWER_LIMIT_S = 120
 TOKENS = 24
 TOKEN_GAP_S = 0.03
+# A token whose text is the time at which the replica wrote it.
 STAMP = re.compile(rb'"(?:content|text|delta)": ?"(\d+\.\d+) ')
-"""A token whose text is the time at which the replica wrote it."""
 SEED = 20_261_120
 
 TARGETS: dict[str, tuple[str, float]] = {
@@ -107,8 +107,8 @@ class Lengths:
     """How long everything is measured."""
 
     rounds: int = 3
+    # Of latency and throughput: many short ones, since a machine's speed changes from minute to minute.
     light_rounds: int = 8
-    """Of latency and throughput: many short ones, since a machine's speed changes from minute to minute."""
     sequential: int = 40
     throughput_s: float = 3.0
     saturated_s: float = 12.0
@@ -468,12 +468,12 @@ async def closed_loop(stack: Stack, pool: str, clients: int, seconds: float, ser
 class Stream:
     """How the tokens of one streamed answer arrived."""
 
+    # From the request to the first token.
     first_ms: float
-    """From the request to the first token."""
+    # Of each token, from its writing to its arrival.
     late_ms: list[float]
-    """Of each token, from its writing to its arrival."""
+    # In how many pieces the tokens came; all at once is one.
     reads: int
-    """In how many pieces the tokens came; all at once is one."""
 
 
 async def stream(stack: Stack, pool: str, path: str, **fields: object) -> Stream:
@@ -655,8 +655,8 @@ async def most_in_flight(ports: dict[str, int]) -> int:
 # --- the run ------------------------------------------------------------------------------------------------------
 
 
+# What was measured, by stack and figure.
 Samples = dict[tuple[str, str], list[float]]
-"""What was measured, by stack and figure."""
 
 
 async def run(

@@ -34,8 +34,8 @@ RESULT = ROOT / "docs" / "benchmarks" / "litellm.json"
 ROUNDS = 40
 REQUESTS = 40
 CLIENTS = 4
+# What LiteLLM counts and logs it does after the answer; that is its work, too.
 SETTLE_S = 0.2
-"""What LiteLLM counts and logs it does after the answer; that is its work, too."""
 AS_RENDERED = "as rendered"
 
 Configuration = dict[str, Any]

@@ -30,8 +30,8 @@ from corral.plan.memory import MIB, Use, memory_of  # noqa: E402
 from tests.model_files import EMBEDDERS, NAMES, make_random_model  # noqa: E402
 
 RESULT = ROOT / "docs" / "benchmarks" / "memory.json"
+# The aim: percent that an estimate may be below and above the report.
 LOWEST, HIGHEST = -2.0, 10.0
-"""The aim: percent that an estimate may be below and above the report."""
 DEADLINE_S = 120
 REPORT = """
 import signal, sys
@@ -43,8 +43,8 @@ parameters.verbosity, parameters.warmup = 5, False
 server = xllamacpp.Server(parameters)
 signal.pause()
 """
+# In the line after all sizes. llama.cpp logs from a thread of its own: a process that ends itself loses lines.
 LOADED = "model loaded"
-"""In the line after all sizes. llama.cpp logs from a thread of its own: a process that ends itself loses lines."""
 _BUFFER = re.compile(r"(\S+)\s+(model|KV|RS|compute|output) buffer size =\s+([0-9.]+) MiB")
 
 

@@ -36,8 +36,8 @@ RESULT = ROOT / "docs" / "benchmarks" / "render.json"
 SIZES = (8, 80, 800, 8000)
 PER_HOST = 8
 POOLS_PER_KIND = 10
+# Set aside for benchmarks (RFC 2544).
 NETWORK = ipaddress.ip_network("198.18.0.0/15")
-"""Set aside for benchmarks (RFC 2544)."""
 STAGES = ("load", "plan", "render", "write", "again")
 
 

@@ -31,11 +31,12 @@ from tools.bench_render import farm, machine  # noqa: E402
 RESULT = ROOT / "docs" / "benchmarks" / "simulation.json"
 LASTS_S = 60.0
 ANSWER_S = 0.8
+# Requests that may wait for each pool.
 DEPTHS = {"even": 40, "mixed": 12}
-"""Requests that may wait for each pool."""
 AIM_PERCENT = 10.0
 SEED = 7
 GPUS = 8000
+# Inventory (None: one of 8 000 GPUs) and changes.
 WHAT_IFS = {
     "a site of 8 000 GPUs, ten pools alike for chat and ten for embeddings, with 2 000 more in one": (
         None, ("answer_s=30", "rpm=9000", "limit_rpm=10000", "chat-0.gpus=2800"),
@@ -44,7 +45,6 @@ WHAT_IFS = {
         "heartcode.yaml", ("heartcode-chat-sfw.gpus=8000", "answer_s=12", "rpm=36000", "limit_rpm=40000"),
     ),
 }  # fmt: skip
-"""Inventory (None: one of 8 000 GPUs) and changes."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class Case:
     """One load of one pool."""
 
     pool: str
+    # Of what the slots can do.
     load: float
-    """Of what the slots can do."""
     answer_cv: float = 1.0
     through_gateway: bool = False
 

@@ -26,6 +26,7 @@ from tests.processes.farm import Farm, running
 from tests.processes.helpers import wait_until
 
 FOLDER = Path(__file__).resolve().parents[1] / "monitoring" / "catalogue"
+# Job of the farm's Prometheus, or the kit itself: the program, and how it says its version.
 PROGRAMS = {
     "llama": ("llama-server of xllamacpp", ()),
     "litellm": ("LiteLLM", ()),
@@ -37,7 +38,6 @@ PROGRAMS = {
     "postgres": ("postgres_exporter", ("prometheus-postgres-exporter", "--version")),
     "valkey": ("redis_exporter", ("prometheus-redis-exporter", "--version")),
 }
-"""Job of the farm's Prometheus, or the kit itself: the program, and how it says its version."""
 TARGET_LABELS = {"instance", "job", "host", "gpu", "card", "pool", "model", "replica", "role"}
 SETTLE_S = 30
 LABEL = re.compile(r'([a-zA-Z_]\w*)="(?:[^"\\]|\\.)*"')

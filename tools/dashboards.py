@@ -37,17 +37,17 @@ SOME_IS_BAD: tuple[Step, ...] = ((None, FINE), (1, BAD))
 LESS_IS_BAD: tuple[Step, ...] = ((None, BAD), (1, FINE))
 BUSY: tuple[Step, ...] = ((None, FINE), (1, LOOK))
 FILL: tuple[Step, ...] = ((None, FINE), (0.8, LOOK), (0.95, BAD))
+# A card is filled on purpose; only what leaves no room for the next allocation is worth a look.
 CARD_FILL: tuple[Step, ...] = ((None, FINE), (0.95, LOOK), (0.98, BAD))
-"""A card is filled on purpose; only what leaves no room for the next allocation is worth a look."""
 LEFT: tuple[Step, ...] = ((None, BAD), (0.1, LOOK), (0.25, FINE))
 FAILING: tuple[Step, ...] = ((None, FINE), (0.01, LOOK), (0.05, BAD))
 BURN: tuple[Step, ...] = ((None, FINE), (1, LOOK), (6, BAD))
 SHARE: tuple[Step, ...] = ((None, FINE), (1.5, LOOK), (2, BAD))
+# The sum of 1 for the owner's power limit, 2 for a weak supply and 4 for heat: one strip for each card, with words.
 WHY_SLOW = {
     "0": "no", "1": "power limit", "2": "SUPPLY", "3": "SUPPLY", "4": "HEAT", "5": "HEAT", "6": "HEAT, SUPPLY",
     "7": "HEAT, SUPPLY",
 }  # fmt: skip
-"""The sum of 1 for the owner's power limit, 2 for a weak supply and 4 for heat: one strip for each card, with words."""
 UP_DOWN = {"0": "DOWN", "1": "up"}
 
 HOST = Variable("host", "Host", "host:up", "host")

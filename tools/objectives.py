@@ -11,11 +11,11 @@ import sys
 from collections.abc import Iterator
 
 WINDOWS = ("5m", "30m", "1h", "2h", "6h", "1d", "3d")
+# Times the budget's even use, long and short window: two per cent of a month's budget in an hour, five in six.
 FAST = ((14.4, "1h", "5m"), (6.0, "6h", "30m"))
-"""Times the budget's even use, long and short window: two per cent of a month's budget in an hour, five in six."""
 SLOW = ((3.0, "1d", "2h"), (1.0, "3d", "6h"))
+# Bad requests in the long window below which nobody is told: at night one failure may be a fifth of all.
 LEAST_BAD = 5
-"""Bad requests in the long window below which nobody is told: at night one failure may be a fifth of all."""
 TIMES = {
     "first_token": "litellm_llm_api_time_to_first_token_metric",
     "answer": "litellm_request_total_latency_metric",

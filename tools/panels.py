@@ -11,24 +11,24 @@ from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack
 
 COLUMNS = 24
+# Of every page: Grafana itself finds by it the other pages that there are.
 TAG = "corral"
-"""Of every page: Grafana itself finds by it the other pages that there are."""
+# Of Grafana 12; newer ones read it and bring it to their own.
 SCHEMA = 41
-"""Of Grafana 12; newer ones read it and bring it to their own."""
 SOURCE = {"type": "prometheus", "uid": "${source}"}
 Step = tuple[float | None, str]
 FINE = "green"
 LOOK = "orange"
 BAD = "red"
+# Of what is neither good nor bad.
 PLAIN = "blue"
-"""Of what is neither good nor bad."""
 ALL = ".*"
+# A line goes on over a gap that is no longer.
 SPAN_MS = 120_000
-"""A line goes on over a gap that is no longer."""
+# The unit of tokens per second: Grafana has none of its own.
 TOKENS = "suffix:tok/s"
-"""The unit of tokens per second: Grafana has none of its own."""
+# A panel this wide has its legend at its side, where a dozen series have room; below it there is room for three.
 BESIDE_WIDTH = 12
-"""A panel this wide has its legend at its side, where a dozen series have room; below it there is room for three."""
 LAST = {"calcs": ["lastNotNull"], "fields": "", "values": False}
 
 Panel = dict[str, Any]
@@ -40,8 +40,8 @@ class Query:
 
     expression: str
     legend: str
+    # A series that is told from its neighbours by its line, too: Grafana's pattern of dash and gap, as `10,10`.
     dashes: str = ""
-    """A series that is told from its neighbours by its line, too: Grafana's pattern of dash and gap, as `10,10`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +52,8 @@ class Variable:
     title: str
     metric: str
     label: str
+    # Variables that narrow this one's values.
     chosen_by: tuple[str, ...] = ()
-    """Variables that narrow this one's values."""
 
     @property
     def selector(self) -> str:
@@ -86,16 +86,16 @@ class Page:
 class Looks(TypedDict, total=False):
     """What a panel need not say."""
 
+    # Of 24 columns.
     width: int
-    """Of 24 columns."""
+    # The greatest value that there can be.
     top: float
-    """The greatest value that there can be."""
+    # Where a scale begins as long as no value is smaller; without it every scale begins at 0, whatever is below.
     low: float
-    """Where a scale begins as long as no value is smaller; without it every scale begins at 0, whatever is below."""
+    # From which value on it is how good.
     steps: tuple[Step, ...]
-    """From which value on it is how good."""
+    # What a value means.
     words: Mapping[str, str]
-    """What a value means."""
     is_stacked: bool
 
 

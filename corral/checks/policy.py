@@ -26,17 +26,17 @@ Level = Literal["error", "warning"]
 MASQUERADE = "com.docker.network.bridge.enable_ip_masquerade"
 BETWEEN = "com.docker.network.bridge.enable_icc"
 SOCKETS = ("docker.sock", "containerd.sock", "podman.sock")
+# Log drivers that bound their own size.
 ROTATING = ("local", "journald", "syslog", "none")
-"""Log drivers that bound their own size."""
 _MOVING = re.compile(
     r"(?:^|[-_.])(?:latest|stable|main|master|nightly|edge|dev|rolling|preview|current)(?:$|[-_.])", re.IGNORECASE
 )
 _VERSION = re.compile(r"\d+\.\d+|\d{3,}|[0-9a-f]{7,}")
 _ANY_KEY = re.compile(r"(?:^|[_-])(?:key|pass|requirepass|masterauth)$", re.IGNORECASE)
+# How the kit's own passwords look.
 _GENERATED = re.compile(r"\b[0-9a-f]{32,}\b")
-"""How the kit's own passwords look."""
+# Values of secret-like names that hold no secret: nothing, a switch, a path.
 _PLAIN_VALUE = re.compile(r"|none|true|false|0|1|/\S*")
-"""Values of secret-like names that hold no secret: nothing, a switch, a path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +60,8 @@ class Subject:
 
     service: Mapping[str, Any]
     project: Mapping[str, Any]
+    # The host's declared address.
     address: str
-    """The host's declared address."""
 
     def get(self, key: str, default: Any = None) -> Any:
         """A key of the service; the default when it is absent or empty."""

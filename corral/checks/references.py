@@ -20,8 +20,9 @@ from corral.plan.cards import CATALOGUE, card_facts
 from corral.plan.routing import SECTIONS, pool_context, tier_settings
 from corral.plan.site import engine_place, merged_engine
 
+# With this begin the names of keys that the kit makes for itself.
 OWN_PREFIX = "corral-"
-"""With this begin the names of keys that the kit makes for itself."""
+# Metadata of a key that LiteLLM 1.106 reads as a setting, of those that it sells, and what to do instead.
 PAID_METADATA = {
     "tags": "name it otherwise, such as `labels`; spending is counted for each key anyway",
     "guardrails": "name it otherwise; guard requests in front of the gateway",
@@ -37,7 +38,6 @@ PAID_METADATA = {
     "model_max_budget": "make a consumer with a `budget` for each pool",
     "temp_budget_increase": "change `budget`, then ./generate.py keys sync",
 }
-"""Metadata of a key that LiteLLM 1.106 reads as a setting, of those that it sells, and what to do instead."""
 PAID_SETTINGS = {
     "general_settings": {
         "allowed_ips": "publish the gateway on an address that only they reach, or use the host's firewall",
@@ -51,11 +51,11 @@ PAID_SETTINGS = {
         "enable_oauth2_auth": "make a consumer with `expires`",
     },
 }
+# What LiteLLM 1.106 refuses or ignores without a licence (its source: `premium_user`).
 PAID_CALLBACKS = {
     "llamaguard_moderations", "hide_secrets", "openai_moderations", "google_text_moderation", "llmguard_moderations",
     "blocked_user_check", "banned_keywords",
 }  # fmt: skip
-"""What LiteLLM 1.106 refuses or ignores without a licence (its source: `premium_user`)."""
 QUANTIZED = {"q8_0", "q5_1", "q5_0", "iq4_nl", "q4_1", "q4_0"}
 CHAT_AND_EMBEDDING = {"chat", "embedding"}
 
@@ -612,8 +612,8 @@ def _budget_price(inventory: Inventory) -> Iterator[Problem]:
 # --- model files -----------------------------------------------------------------------------------------------------
 
 
+# Endings of files that PyTorch and others run when they read them.
 PICKLED = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle", ".joblib", ".npy", ".npz")
-"""Endings of files that PyTorch and others run when they read them."""
 _LOOPBACK = re.compile(r"http://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?/")
 SOURCES = "write hf:owner/repo/file.gguf, https://…, file:/folder/file.gguf or a file name"
 
@@ -720,11 +720,11 @@ def _adapter(inventory: Inventory) -> Iterator[Problem]:
                 yield Problem("only an hf: source has revisions", (*path, index, "source"), hint)
 
 
+# Keys of `engine` that mean something to vLLM.
 VLLM_HAS = frozenset(
     {"slots", "memory_mib", "memory_swap_mib", "start_timeout_s", "gpu_memory_fraction", "adapters_at_once",
      "adapter_rank", "image", "extra_args", "environment"}
 )  # fmt: skip
-"""Keys of `engine` that mean something to vLLM."""
 VLLM_ALONE = frozenset({"gpu_memory_fraction", "adapters_at_once", "adapter_rank"})
 
 
@@ -829,8 +829,8 @@ SECRET_KEY = re.compile(
 )
 _SECRET_OPTION = re.compile(r"--?(api-key|hf-token|password|token)")
 _SECRET_OPTION_AND_VALUE = re.compile(_SECRET_OPTION.pattern + "=.")
+# What may stand where a secret is meant: its name.
 _SECRET_NAME = re.compile(r"(os\.environ/)?[A-Z][A-Z0-9_]*")
-"""What may stand where a secret is meant: its name."""
 
 
 @_reference("no-secret")

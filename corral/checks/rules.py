@@ -38,27 +38,27 @@ __all__ = [
     "check_references",
 ]
 
+# Host memory of one server besides its buffers: program, tokenizer, threads.
 PROGRAM_MIB = 150
-"""Host memory of one server besides its buffers: program, tokenizer, threads."""
+# More threads than this for each core cost more than they bring.
 THREADS_PER_CORE = 8
-"""More threads than this for each core cost more than they bring."""
+# Tokens by which vocabularies may differ (llama.cpp's SPEC_VOCAB_MAX_SIZE_DIFFERENCE): padding of the larger one.
 DRAFT_SLACK = 128
-"""Tokens by which vocabularies may differ (llama.cpp's SPEC_VOCAB_MAX_SIZE_DIFFERENCE): padding of the larger one."""
+# Compute capability for which vLLM's images have code.
 VLLM_FLOOR = (7, 5)
-"""Compute capability for which vLLM's images have code."""
 LAST_PORT = 65535
+# Longest name of a host in DNS; other containers find a service by its name.
 LABEL_LENGTH = 63
-"""Longest name of a host in DNS; other containers find a service by its name."""
 CUDA13_WORDS = ("cuda13", "cuda-13", "cuda:13", "cu13")
 STOCK_CUDA = "ggml-org/llama.cpp:server-cuda"
 LOCALAI_CPU = "localai-cpu"
+# How many of several equal things a message names.
 TOLD = 5
-"""How many of several equal things a message names."""
 
 PlanRule = Callable[[Site, Contributions], Iterator[Problem]]
 PLAN_RULES: dict[str, PlanRule] = {}
+# Rules whose breaking is questionable, not wrong.
 WARNINGS: set[str] = set()
-"""Rules whose breaking is questionable, not wrong."""
 
 
 def _plan(rule: str, *, is_warning: bool = False) -> Callable[[PlanRule], PlanRule]:

@@ -23,8 +23,8 @@ from corral.plan.site import Card, Replica, bracketed, claimed_mib
 from corral.units import bar, gib
 from corral.whatif import fingerprint as measured
 
+# Columns of tables that go into a file or a pipe, which have no width of their own.
 WIDE = 120
-"""Columns of tables that go into a file or a pipe, which have no width of their own."""
 
 
 def page() -> Console:

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping
 from corral.config.inventory import Adapter, Inventory, Kind
 from corral.errors import KeyPath
 
+# Default model names of editors, SDKs and published examples.
 EDITOR_NAMES: Mapping[Kind, tuple[str, ...]] = {
     "chat": ("gpt-4o", "gpt-4o-mini", "gpt-4.1", "gpt-4.1-mini", "gpt-4", "gpt-3.5-turbo", "cluster-model"),
     "embedding": ("text-embedding-3-small", "text-embedding-3-large", "text-embedding-ada-002"),
     "image": ("dall-e-3", "dall-e-2", "gpt-image-1"),
     "rerank": ("rerank-v3.5", "rerank-english-v3.0", "rerank-multilingual-v3.0"),
 }
-"""Default model names of editors, SDKs and published examples."""
 
 
 def kinds_of(inventory: Inventory, pool: str) -> tuple[Kind, ...]:

@@ -8,10 +8,10 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 _SIGN = r"[^/\\\x00-\x1f\x7f-\x9f]"
+# One file in a folder: no separator, no control character, no leading `-`, neither `.` nor `..`.
 FILE_NAME = rf"^([^./\\\x00-\x1f\x7f-\x9f-]{_SIGN}*|\.[^./\\\x00-\x1f\x7f-\x9f]{_SIGN}*|\.\.{_SIGN}+)$"
-"""One file in a folder: no separator, no control character, no leading `-`, neither `.` nor `..`."""
+# Characters of a name, at most; file systems have no longer ones.
 LONGEST = 255
-"""Characters of a name, at most; file systems have no longer ones."""
 _FILE_NAME = re.compile(FILE_NAME)
 
 
@@ -31,5 +31,5 @@ def _path_below(path: str) -> str:
     return path
 
 
+# The type of a path of file names that comes from outside.
 PathBelow = Annotated[str, AfterValidator(_path_below)]
-"""The type of a path of file names that comes from outside."""

@@ -20,13 +20,13 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MAX_ITEMS = 2**24
 MAX_TEXT = 2**27
+# Longer lists (tokens, merges, scores) are only counted.
 KEPT_ITEMS = 4096
-"""Longer lists (tokens, merges, scores) are only counted."""
 CHUNK = 1 << 20
 FREE_TOKENS = 5
 
+# Gives up to that many of the next bytes; empty at the end.
 Read = Callable[[int], bytes]
-"""Gives up to that many of the next bytes; empty at the end."""
 
 
 class HeaderError(ValueError):
@@ -38,8 +38,8 @@ class Long:
     """A list that is only counted."""
 
     length: int
+    # Checksum of a list of texts, from its sixth on.
     mark: str = ""
-    """Checksum of a list of texts, from its sixth on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +95,8 @@ class _Stream:
         return self.take(self.number()).decode(errors="replace")
 
 
+# By the number of the type in the file; 8 is a text, 9 a list.
 SCALARS = ("<B", "<b", "<H", "<h", "<I", "<i", "<f", "<?", "", "", "<Q", "<q", "<d")
-"""By the number of the type in the file; 8 is a text, 9 a list."""
 TEXT, LIST = 8, 9
 
 
@@ -169,10 +169,10 @@ def _tensor(stream: _Stream) -> Tensor:
 
 # --- what memory depends on ------------------------------------------------------------------------------------------
 
+# Architectures whose pattern llama.cpp knows by itself: every n-th layer looks at everything, the others slide.
 EVERY = {"gemma2": 2, "gemma3": 6, "gemma3n": 5, "cohere2": 4, "gpt-oss": 2, "llama4": 4, "exaone4": 4, "olmo2": 4}
-"""Architectures whose pattern llama.cpp knows by itself: every n-th layer looks at everything, the others slide."""
+# Bytes of a number in a recurrent state.
 FLOAT = 4
-"""Bytes of a number in a recurrent state."""
 
 
 def facts_of(headers: Iterable[Header]) -> Gguf:

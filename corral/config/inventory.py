@@ -41,8 +41,8 @@ class Pattern(NamedTuple):
     """A pattern for texts, and the words that say what it wants."""
 
     expression: str
+    # What the text has to be, as `must be …`.
     words: str
-    """What the text has to be, as `must be …`."""
     remedy: str = ""
 
 
@@ -86,8 +86,8 @@ ORIGIN = Pattern(
 PEM = Pattern(r"^/([A-Za-z0-9._-]+/)+[A-Za-z0-9._-]+$", "an absolute path", "such as /etc/ssl/farm/farm.pem")
 SHA256 = Pattern(r"^[0-9a-f]{64}$", "a checksum", "64 hexadecimal digits, as sha256sum prints them")
 HEADER = Pattern(r"^[A-Za-z][A-Za-z0-9-]{0,63}$", "the name of a header", "such as X-Api-Key")
+# All of them: `validation` finds the words for what does not match.
 PATTERNS = tuple(item for item in list(globals().values()) if isinstance(item, Pattern))
-"""All of them: `validation` finds the words for what does not match."""
 
 
 def _text(pattern: Pattern) -> StringConstraints:
@@ -106,8 +106,8 @@ Gib = Annotated[float, Field(gt=0, le=65536)]
 Kind = Literal["chat", "embedding", "rerank", "image"]
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "iq4_nl", "q4_1", "q4_0"]
 Thinking = Literal["off", "hidden", "shown"]
+# Lists are read as tuples; everything else has to be of its own type.
 ANY_LIST = Field(strict=False)
-"""Lists are read as tuples; everything else has to be of its own type."""
 
 
 def _address(value: str) -> str:

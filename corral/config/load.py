@@ -16,8 +16,8 @@ from corral.config.source import Source, parse, read_source
 from corral.errors import CorralError, Problem, SiteError, shown
 
 START = "start from inventory.yaml"
+# Files beside the inventory that belong to it.
 LOCKS = (LOCK_FILE, IMAGE_LOCK)
-"""Files beside the inventory that belong to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +26,10 @@ class Loaded:
 
     inventory: Inventory
     source: Source
+    # What is known of the model files.
     lock: ModelLock = field(default_factory=ModelLock)
-    """What is known of the model files."""
+    # Which content the images have.
     image_lock: ImageLock = field(default_factory=ImageLock)
-    """Which content the images have."""
 
 
 def load_inventory(path: Path) -> Loaded:

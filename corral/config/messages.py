@@ -33,8 +33,8 @@ _BOUNDS = {
 }
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _NUMBERS = re.compile(r"[0-9][0-9 -]*")
+# Problems of a file up to which they are looked at one by one; a million of them take a minute.
 MOST_TOLD = 1000
-"""Problems of a file up to which they are looked at one by one; a million of them take a minute."""
 Checked = TypeVar("Checked", bound=BaseModel)
 _TRUE, _FALSE = {"yes", "on", "y", "true", "1"}, {"no", "off", "n", "false", "0"}
 

@@ -103,8 +103,8 @@ class _Frame:
     path: KeyPath
     key: str | None = None
     written: set[str] = field(default_factory=set)
+    # What stands at `<<`.
     merged: Any = None
-    """What stands at `<<`."""
 
 
 class _Builder:
@@ -283,8 +283,8 @@ class _Words(NamedTuple):
     pattern: str
     message: str
     hint: str
+    # Whether the place where the construct begins tells more than the place where the parser gave up.
     is_at_start: bool = False
-    """Whether the place where the construct begins tells more than the place where the parser gave up."""
 
 
 _IN_PLAIN_WORDS = (

@@ -12,8 +12,8 @@ from corral.config.client_names import aliases_of
 from corral.config.inventory import Inventory
 from corral.plan.routing import reachable
 
+# Begins the names of the balancer's proxies that only refuse; no pool's name has a capital letter.
 FULL = "Full:"
-"""Begins the names of the balancer's proxies that only refuse; no pool's name has a capital letter."""
 
 
 def named_doors(

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from corral.config.inventory import Entrance, Gateway
 from corral.plan.site import Site
 
+# Requests above this size wait for one of few places: LiteLLM holds a body several times in memory.
 LARGE_KIB = 1024
-"""Requests above this size wait for one of few places: LiteLLM holds a body several times in memory."""
 
+# Connections of the operator's own calls at once.
 MOST_ADMINS = 128
-"""Connections of the operator's own calls at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,25 +23,25 @@ class Front:
     """A frontend for clients, as the template wants it."""
 
     name: str
+    # Address and port to listen on.
     entry: str
-    """Address and port to listen on."""
+    # Connections at once.
     most_clients: int
-    """Connections at once."""
+    # Connections at once from one address (IPv6: one /64 network).
     per_address: int
-    """Connections at once from one address (IPv6: one /64 network)."""
+    # New connections from one address in ten seconds.
     connections_10s: int
-    """New connections from one address in ten seconds."""
+    # Requests at once with one key.
     per_credential: int
-    """Requests at once with one key."""
     max_body_kib: int
+    # Origins of pages that may call it, `*` for all, separated by spaces.
     origins: str
-    """Origins of pages that may call it, `*` for all, separated by spaces."""
+    # Whether its clients are the operator's own: they see the whole state of the farm.
     is_inside: bool
-    """Whether its clients are the operator's own: they see the whole state of the farm."""
+    # File with certificate and key; plain HTTP without it.
     certificate: str = ""
-    """File with certificate and key; plain HTTP without it."""
+    # Limits for the callback, as `messages=100 tokens=1024`.
     guard: str = ""
-    """Limits for the callback, as `messages=100 tokens=1024`."""
 
 
 def fronts(gateway: Gateway, bind: str, most_clients: int, certificate: str) -> list[Front]:

@@ -13,19 +13,19 @@ from corral.config.client_names import aliases_of
 from corral.config.inventory import Consumer, Inventory
 from corral.gateway.routes import CONSUMER_ROUTES, METRICS_ROUTES
 
+# In the metadata of every key that `keys sync` may change and revoke.
 MANAGED = {"managed_by": "corral"}
-"""In the metadata of every key that `keys sync` may change and revoke."""
+# In the metadata of a key with a weight other than 1; the gateway's callback passes it to the balancer.
 WEIGHT = "corral_weight"
-"""In the metadata of a key with a weight other than 1; the gateway's callback passes it to the balancer."""
 METRICS_NAME = f"{OWN_PREFIX}prometheus"
 NO_MODELS = "no-default-models"
+# LiteLLM's names of what the inventory decides, beside the expiry.
 FIELDS = (
     "models", "rpm_limit", "tpm_limit", "max_parallel_requests", "max_budget", "budget_duration", "allowed_routes",
     "metadata",
 )  # fmt: skip
-"""LiteLLM's names of what the inventory decides, beside the expiry."""
+# Two expiries are the same when they differ by less: LiteLLM is told a duration, and clocks differ.
 TOLERANCE = timedelta(minutes=10)
-"""Two expiries are the same when they differ by less: LiteLLM is told a duration, and clocks differ."""
 
 Action = Literal["create", "update", "adopt", "replace", "revoke", "keep", "expired", "taken"]
 CHANGES: frozenset[Action] = frozenset({"create", "update", "adopt", "replace", "revoke"})
@@ -38,8 +38,8 @@ class Wanted:
     name: str
     settings: Mapping[str, Any]
     expires: datetime | None = None
+    # The key itself where the secret store says it; otherwise it lies in a file of its own.
     value: str = ""
-    """The key itself where the secret store says it; otherwise it lies in a file of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,8 @@ class Found:
     settings: Mapping[str, Any]
     expires: datetime | None = None
     spend: float = 0.0
+    # The first and last letters, as LiteLLM shows them.
     hint: str = ""
-    """The first and last letters, as LiteLLM shows them."""
     is_blocked: bool = False
     resets: datetime | None = None
 
@@ -83,11 +83,11 @@ class Step:
     action: Action
     name: str
     token: str = ""
+    # LiteLLM's field, its value there, its value in the inventory.
     changes: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
-    """LiteLLM's field, its value there, its value in the inventory."""
     wanted: Wanted | None = None
+    # Whether the file here lacks the key that LiteLLM knows.
     is_lost: bool = False
-    """Whether the file here lacks the key that LiteLLM knows."""
 
     @property
     def is_change(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+# POST: routes that take a model.
 MODEL_ROUTES = (
     "/v1/chat/completions",
     "/v1/completions",
@@ -13,13 +14,12 @@ MODEL_ROUTES = (
     "/v1/responses",
     "/v2/rerank",
 )
-"""POST: routes that take a model."""
+# GET: the models of a key, and what is left of its limits and budget.
 READ_ROUTES = ("/v1/models", "/key/info")
-"""GET: the models of a key, and what is left of its limits and budget."""
+# Azure's spelling, `<prefix><name>/chat/completions`; HAProxy turns it into the route under `/v1`.
 AZURE_PREFIX = "/openai/deployments/"
-"""Azure's spelling, `<prefix><name>/chat/completions`; HAProxy turns it into the route under `/v1`."""
+# What Prometheus' own key opens, on LiteLLM's own port only.
 METRICS_ROUTES = ("/metrics", "/metrics/")
-"""What Prometheus' own key opens, on LiteLLM's own port only."""
 
 
 def with_short_forms(routes: tuple[str, ...]) -> tuple[str, ...]:
@@ -27,5 +27,5 @@ def with_short_forms(routes: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(form for route in routes for form in (route, route.removeprefix("/v1"))))
 
 
+# What a consumer's key may call (LiteLLM's `allowed_routes`).
 CONSUMER_ROUTES = with_short_forms((*MODEL_ROUTES, *READ_ROUTES))
-"""What a consumer's key may call (LiteLLM's `allowed_routes`)."""

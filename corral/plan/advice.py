@@ -9,8 +9,8 @@ from corral.plan.memory import CARD_MIB, MIB
 from corral.plan.site import Card, Replica, Site, memory_of_replica
 from corral.plan.sizes import worst
 
+# Contexts are proposed in multiples of this.
 STEP = 1024
-"""Contexts are proposed in multiples of this."""
 GENERAL = "less context, fewer slots, cache_type q8_0, or a smaller quantization"
 
 

@@ -10,8 +10,8 @@ from corral.config.inventory import Inventory, Placement, Pool
 from corral.plan.placement import Bin, Key, Piece, Placing, cards_of, place
 from corral.plan.sizes import worst
 
+# MiB that one replica of a pool takes on a kind of card.
 Size = Callable[[str, str], int]
-"""MiB that one replica of a pool takes on a kind of card."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from corral.config.inventory import Card, Gpu
 
+# Stays free on every card, for the display and the driver.
 VRAM_RESERVE_MIB = 256
-"""Stays free on every card, for the display and the driver."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,8 +17,8 @@ class CardFacts:
     vram_gib: float
     vendor: str
     compute_capability: tuple[int, int] | None = None
+    # Build of llama.cpp for it, where its maker alone does not say.
     backend: str = ""
-    """Build of llama.cpp for it, where its maker alone does not say."""
 
 
 def _nvidia(vram_gib: float, major: int, minor: int) -> CardFacts:

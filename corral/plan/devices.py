@@ -8,20 +8,21 @@ from dataclasses import dataclass, field
 from corral.contributions import GpuClaim
 from corral.plan.site import Replica, Site
 
+# CUDA 13 has no code for cards before Turing.
 CUDA13_FLOOR = (7, 5)
-"""CUDA 13 has no code for cards before Turing."""
+# Cards for which llama.cpp's CUDA 12 images hold compiled code; for others the driver, which has to be as new as CUDA,
+# compiles it (PTX) when it is first used.
 COMPILED = ((8, 6), (8, 9), (12, 0))
-"""Cards for which llama.cpp's CUDA 12 images hold compiled code; for others the driver, which has to be as new as CUDA,
-compiles it (PTX) when it is first used."""
 DEVICE_FILES = "AMD and Intel cards are reached through device files; there is no container runtime for them"
 KFD, DRI = "/dev/kfd", "/dev/dri"
 FILES = {"rocm": (KFD, DRI), "vulkan": (DRI,), "intel": (DRI,)}
+# Which of the cards behind the device files a program uses; NVIDIA's runtime shows it no other card at all.
 VISIBLE = {
     "rocm": "ROCR_VISIBLE_DEVICES",
     "vulkan": "GGML_VK_VISIBLE_DEVICES",
     "intel": "ONEAPI_DEVICE_SELECTOR",
 }
-"""Which of the cards behind the device files a program uses; NVIDIA's runtime shows it no other card at all."""
+# Whose cards each build runs on.
 VENDORS = {
     "cuda12": ("nvidia",),
     "cuda13": ("nvidia",),
@@ -29,7 +30,6 @@ VENDORS = {
     "vulkan": ("amd", "intel"),
     "intel": ("intel",),
 }
-"""Whose cards each build runs on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +37,12 @@ class Access:
     """What a container needs to use its cards."""
 
     environment: Mapping[str, str] = field(default_factory=dict)
+    # Device files of the host, under the same path in the container.
     devices: tuple[str, ...] = ()
-    """Device files of the host, under the same path in the container."""
+    # Numeric groups that may open them.
     groups: tuple[int, ...] = ()
-    """Numeric groups that may open them."""
+    # Rules of the security baseline that do not hold because of it.
     exceptions: Mapping[str, str] = field(default_factory=dict)
-    """Rules of the security baseline that do not hold because of it."""
 
 
 def backend_of(replica: Replica) -> str:

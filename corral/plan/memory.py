@@ -13,16 +13,16 @@ from typing import Literal
 from corral.config.model_lock import Gguf
 
 MIB = 1 << 20
+# Cache cells come in multiples of this.
 CELLS = 256
-"""Cache cells come in multiples of this."""
 FLOAT, HALF, INDEX = 4, 2, 8
+# Bytes of one number in the cache, with its share of the block's scales.
 BLOCK_BYTES = {
     "f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q5_1": 24 / 32, "q5_0": 22 / 32,
     "iq4_nl": 18 / 32, "q4_1": 20 / 32, "q4_0": 18 / 32,
 }  # fmt: skip
-"""Bytes of one number in the cache, with its share of the block's scales."""
+# One process on one NVIDIA card before any model: context, kernels, cuBLAS workspaces.
 CARD_MIB = 420
-"""One process on one NVIDIA card before any model: context, kernels, cuBLAS workspaces."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,18 +30,18 @@ class Use:
     """How a model is served, as far as memory depends on it."""
 
     slots: int
+    # Tokens of one slot.
     context: int
-    """Tokens of one slot."""
     batch: int
     ubatch: int
     cache_type: str = "f16"
     flash_attention: Literal["on", "off", "auto"] = "auto"
+    # Layers on cards; 0: all of it in host memory.
     gpu_layers: int | Literal["all"] = "all"
-    """Layers on cards; 0: all of it in host memory."""
+    # Whether it gives vectors of all tokens instead of one next token (embedding and rerank servers).
     embeds: bool = False
-    """Whether it gives vectors of all tokens instead of one next token (embedding and rerank servers)."""
+    # Cards that it is split over.
     cards: int = 1
-    """Cards that it is split over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +56,8 @@ class Memory:
     host_weights: int
     host_cache: int
     host_compute: int
+    # A quantized cache turned to 16 bits for one layer, while attention works.
     converted: int
-    """A quantized cache turned to 16 bits for one layer, while attention works."""
 
     @property
     def device(self) -> int:

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Mapping
 
 from corral.contributions import Service
 
+# The exception that puts a service on a network from which calls leave the host.
 WAY_OUT = "way-out"
-"""The exception that puts a service on a network from which calls leave the host."""
 INSIDE, OUTSIDE = "inside", "outside"
+# The network of the exporters: Prometheus alone calls them.
 FIGURES = "figures"
-"""The network of the exporters: Prometheus alone calls them."""
 
 
 def own_network(service: Service) -> str:

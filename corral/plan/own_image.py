@@ -5,16 +5,16 @@ from __future__ import annotations
 # Of llama.cpp; marks the tags of upstream's images, too. components/llama/flags.yaml has its flags.
 BUILD = "b11347"
 NAME = "corral-llama"
+# llama.cpp's commit of that build; the Dockerfile fetches it.
 COMMIT = "5fc4f3c8c7103ffd0b7ff5ee4855bcc78a3ed5cd"
-"""llama.cpp's commit of that build; the Dockerfile fetches it."""
 FOLDER = "gpu-server"
+# CUDA 12 compiles for cards from Maxwell on, 11 for those of the later Kepler.
 CUDA12_FLOOR, CUDA11_FLOOR = (5, 0), (3, 5)
-"""CUDA 12 compiles for cards from Maxwell on, 11 for those of the later Kepler."""
+# What cards before Maxwell take.
 CUDA11 = ("CUDA_VERSION=11.8.0", "CUDA_UBUNTU=22.04")
-"""What cards before Maxwell take."""
 
+# LocalAI with its backend in the image (gpu-server/image/Dockerfile).
 PICTURES = "corral-localai"
-"""LocalAI with its backend in the image (gpu-server/image/Dockerfile)."""
 
 Capability = tuple[int, int]
 

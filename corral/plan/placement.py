@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+# Host and GPU number of a card.
 Key = tuple[str, int]
-"""Host and GPU number of a card."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +20,10 @@ class Bin:
 
     key: Key
     room: int
+    # Whether something is on it already, so that it is no further card.
     is_used: bool = False
-    """Whether something is on it already, so that it is no further card."""
+    # Pools that are on it already.
     pools: frozenset[str] = frozenset()
-    """Pools that are on it already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,8 @@ class Piece:
         return max(self.sizes.values(), default=0)
 
 
+# Card of every replica, by pool and number.
 Placing = dict[tuple[str, int], Key]
-"""Card of every replica, by pool and number."""
 _Choice = Callable[[list[tuple[int, int]]], int]
 
 

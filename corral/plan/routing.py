@@ -10,6 +10,7 @@ from typing import Any
 from corral.config.client_names import aliases_of
 from corral.config.inventory import Inventory, Tier
 
+# What tiers of these names are by themselves, after seed 000; the inventory overrides every part.
 TIERS: dict[str, dict[str, Any]] = {
     "medium": {
         "words": (
@@ -30,7 +31,6 @@ TIERS: dict[str, dict[str, Any]] = {
         "messages_beyond": 8,
     },
 }  # fmt: skip
-"""What tiers of these names are by themselves, after seed 000; the inventory overrides every part."""
 CONDITIONS = ("words", "words_beyond", "characters_beyond", "messages_beyond")
 SECTIONS = ("fallback", "context_fallback")
 

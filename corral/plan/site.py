@@ -19,17 +19,17 @@ from corral.plan.memory import CARD_MIB, MIB, Memory, Use, memory_of
 from corral.plan.routing import has_private_cache
 from corral.plan.sizes import kv_cache_mib, replica_mib, weights_mib, worst
 
+# Port of GPU 0 (the CPU) for each kind, when the inventory names none; the GPU number is added.
 PORT_BASE = {"chat": 8100, "embedding": 8300, "rerank": 8500, "image": 8700}
-"""Port of GPU 0 (the CPU) for each kind, when the inventory names none; the GPU number is added."""
+# The same for servers that several pools share.
 SHARED_PORT_BASE = 8900
-"""The same for servers that several pools share."""
+# Distance between the derived ports of several replicas on one card.
 PORTS_OF_COPY = 20
-"""Distance between the derived ports of several replicas on one card."""
 
+# Stands for a local host's rendered folder in what its programs are told; no inventory can have it in a value.
 HERE = "\x1ahere\x1a"
-"""Stands for a local host's rendered folder in what its programs are told; no inventory can have it in a value."""
+# How long a server may take to start, where the inventory does not say.
 START_TIMEOUT_S = 600
-"""How long a server may take to start, where the inventory does not say."""
 NO_LOCK = ModelLock()
 
 KIND_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -38,13 +38,13 @@ KIND_DEFAULTS: dict[str, dict[str, Any]] = {
     "rerank": {"slots": 4, "cache_ram_mib": 0, "cache_reuse": 0},
     "image": {"slots": 1, "memory_mib": 4096, "start_timeout_s": 1800},
 }
+# What vLLM gets where the inventory says nothing: 001-11, and host memory for the weights' way to the card.
 VLLM_DEFAULTS: dict[str, Any] = {
     "slots": 16, "memory_mib": 8192, "start_timeout_s": 1800,
     "gpu_memory_fraction": 0.9, "adapters_at_once": 1, "adapter_rank": 64,
 }  # fmt: skip
-"""What vLLM gets where the inventory says nothing: 001-11, and host memory for the weights' way to the card."""
+# Kinds whose server refuses an input that does not fit into one physical batch (`--ubatch-size`).
 WHOLE_INPUT = ("embedding", "rerank")
-"""Kinds whose server refuses an input that does not fit into one physical batch (`--ubatch-size`)."""
 COMMON_DEFAULTS: dict[str, Any] = {
     "gpu_layers": "all", "batch": 2048, "ubatch": 512, "cache_type": "f16", "flash_attention": "auto",
     "mlock": False, "jinja": True, "start_timeout_s": START_TIMEOUT_S,
@@ -101,16 +101,16 @@ class Replica:
     vram_mib: int
     memory_mib: int
     cache_ram_mib: int
+    # Every file that it opens in the models folder, the model first, and where each comes from.
     files: Mapping[str, str] = field(default_factory=dict)
-    """Every file that it opens in the models folder, the model first, and where each comes from."""
+    # What it takes, from what its model file says; None: estimated from the file's name.
     memory: Memory | None = None
-    """What it takes, from what its model file says; None: estimated from the file's name."""
+    # The small model that makes it faster.
     draft: Weights | None = None
-    """The small model that makes it faster."""
+    # Name of that model's file in the models folder.
     draft_file: str = ""
-    """Name of that model's file in the models folder."""
+    # The server that serves it beside others; `service` is that one's name, `container` stays its own.
     shared: Shared | None = None
-    """The server that serves it beside others; `service` is that one's name, `container` stays its own."""
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -141,8 +141,8 @@ class Site:
     cards: dict[str, tuple[Card, ...]] = field(default_factory=dict)
     replicas: tuple[Replica, ...] = ()
     lock: ModelLock = NO_LOCK
+    # Why replicas of `on: auto` are where they are.
     reasons: tuple[str, ...] = ()
-    """Why replicas of `on: auto` are where they are."""
     _members: dict[tuple[str, str], tuple[Replica, ...]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -290,12 +290,12 @@ class _Seat:
 
     host: str
     cards: tuple[Card, ...]
+    # Number from 1 among the replicas on the same cards, or on the CPU.
     copy: int
-    """Number from 1 among the replicas on the same cards, or on the CPU."""
+    # Number from 0 among all replicas of the pool.
     index: int
-    """Number from 0 among all replicas of the pool."""
+    # Name of the server that it shares with other pools.
     shared: str = ""
-    """Name of the server that it shares with other pools."""
 
 
 def _replicas(

@@ -14,25 +14,25 @@ BITS_PER_WEIGHT = {
     "fp16": 16.0, "f16": 16.0, "bf16": 16.0, "f32": 32.0,
 }  # fmt: skip
 DEFAULT_GIB = {"chat": 5.0, "embedding": 0.3, "rerank": 0.4, "image": 5.0}
+# Cache of one token at 16 bits in small models: 28 layers, 8 KV heads of 128 (Qwen3 0.6B, Llama 3.2 3B).
 KV_KIB_PER_TOKEN = 112.0
-"""Cache of one token at 16 bits in small models: 28 layers, 8 KV heads of 128 (Qwen3 0.6B, Llama 3.2 3B)."""
+# Cache of one token at 16 bits, times the root of the billions: 128 KiB at 8B, 256 at 32B, 376 at 70B (really 320).
 KV_KIB_PER_TOKEN_AND_ROOT = 45.0
-"""Cache of one token at 16 bits, times the root of the billions: 128 KiB at 8B, 256 at 32B, 376 at 70B (really 320)."""
+# Size of a billion parameters, where only the size of the file is known.
 MIB_PER_BILLION = 700
-"""Size of a billion parameters, where only the size of the file is known."""
+# What reads images, with the buffers in which it works; usual for models of 3 to 30 billion parameters.
 PROJECTOR_MIB = 1024
-"""What reads images, with the buffers in which it works; usual for models of 3 to 30 billion parameters."""
+# A LoRA adapter; usual for rank 16 to 32 of models of 7 to 14 billion parameters.
 ADAPTER_MIB = 128
-"""A LoRA adapter; usual for rank 16 to 32 of models of 7 to 14 billion parameters."""
+# Parameters of 8x7B are fewer than 56 billion: attention is there only once.
 EXPERTS_SHARE = 0.83
-"""Parameters of 8x7B are fewer than 56 billion: attention is there only once."""
+# Bytes of one number in the cache, with the scales of its block.
 CACHE_BYTES = {
     "f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 1.0625, "q5_1": 0.75, "q5_0": 0.6875,
     "iq4_nl": 0.5625, "q4_1": 0.625, "q4_0": 0.5625,
 }  # fmt: skip
-"""Bytes of one number in the cache, with the scales of its block."""
+# CUDA context and compute buffers; measured by seed 004's operators on 8 GB Pascal cards.
 OVERHEAD_MIB = {"chat": 550, "embedding": 150, "rerank": 150, "image": 800}
-"""CUDA context and compute buffers; measured by seed 004's operators on 8 GB Pascal cards."""
 
 _PARAMETERS = re.compile(r"(?<![a-z0-9.])(?:(\d{1,3})x)?(\d{1,4}(?:\.\d{1,2})?)([bm])(?![a-z0-9])", re.IGNORECASE)
 _QUANTIZATION = re.compile(r"(?<![a-z0-9])(iq[1-4]|tq[12]|q[2-8]|mxfp4|bf16|fp16|f16|f32)(?![0-9])", re.IGNORECASE)

@@ -31,10 +31,10 @@ FOLDER = ".authority"
 KEY_FILE, CERTIFICATE_FILE = "key.pem", "certificate.pem"
 VALID = timedelta(days=820)
 AUTHORITY_VALID = timedelta(days=3650)
+# What has less time left is issued anew.
 RENEWED_BEFORE = timedelta(days=90)
-"""What has less time left is issued anew."""
+# Hosts' clocks may be behind this machine's by so much.
 SKEW = timedelta(hours=1)
-"""Hosts' clocks may be behind this machine's by so much."""
 USES = {"server": ExtendedKeyUsageOID.SERVER_AUTH, "client": ExtendedKeyUsageOID.CLIENT_AUTH}
 
 

@@ -26,8 +26,8 @@ from corral.errors import CorralError
 from corral.files import draft_of, write_atomically
 
 MANIFEST = ".manifest.json"
+# Files that are brought to the disk at the same time: a file system takes about as long for one as for many.
 WRITERS = 16
-"""Files that are brought to the disk at the same time: a file system takes about as long for one as for many."""
 Action = Literal["create", "update", "identical", "remove", "edited"]
 
 
@@ -159,8 +159,8 @@ def _host_of(path: str) -> str:
 
 # --- manifests -------------------------------------------------------------------------------------------------------
 
+# Between the old and the new hash of a file that is being written; one is empty where there is no such file.
 BOTH = " "
-"""Between the old and the new hash of a file that is being written; one is empty where there is no such file."""
 
 
 def _manifests(out: Path, hosts: set[str] | None) -> dict[str, str]:

@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from corral.render.certificates import Authority
 
 ENV_FILE = ".env"
+# Line of `.env` that changes with the host's certificates: a label has it, so that `up` makes containers anew.
 CERTIFICATES_MARK = "CORRAL_CERTIFICATES"
-"""Line of `.env` that changes with the host's certificates: a label has it, so that `up` makes containers anew."""
 FOLDER = "secrets"
 _LINE = re.compile(r"\s*(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*?)\s*")
 _VALUE = re.compile(r"""'(?P<plain>[^']*)'(\s+\#.*)?|"(?P<escaped>(?:[^"\\]|\\.)*)"(\s+\#.*)?|(?P<bare>[^'"].*)?""")
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t"}
+# Names that the kit gives to files in `secrets/`; other files were not made by the kit.
 _OWN_FILE = re.compile(r"\.?[A-Z][A-Z0-9_]*(\.new)?")
-"""Names that the kit gives to files in `secrets/`; other files were not made by the kit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +43,8 @@ class Report:
     host: str
     made: tuple[str, ...]
     kept: tuple[str, ...]
+    # Names whose values only the user knows.
     missing: tuple[str, ...]
-    """Names whose values only the user knows."""
 
 
 # --- .env ------------------------------------------------------------------------------------------------------------

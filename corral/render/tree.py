@@ -26,16 +26,16 @@ from corral.plan.site import HERE, bracketed
 ROOT = Path(__file__).resolve().parents[2]
 Tree = dict[str, bytes]
 POWER_UNIT = "corral-gpu-power.service"
+# How a comment starts in the files that components ship as they are; those of other kinds get no header.
 COMMENT_OF = {".sh": "#", ".py": "#", ".yml": "#", ".yaml": "#", ".cfg": "#", ".conf": "#", ".lua": "--"}
-"""How a comment starts in the files that components ship as they are; those of other kinds get no header."""
+# Characters that JSON leaves as they are and YAML does not allow, or takes for line ends.
 _UNPRINTABLE = re.compile(r"[\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]")
-"""Characters that JSON leaves as they are and YAML does not allow, or takes for line ends."""
 _as_json = json.JSONEncoder(ensure_ascii=False).encode
 _SITE = re.compile(r'from the inventory "([^"]*)"')
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _COMMENT_START = re.compile(r"(?<=\s)[;#]")
+# What supervisord's list of environment variables has no spelling for.
 _AWKWARD = re.compile(r"[\"';#]")
-"""What supervisord's list of environment variables has no spelling for."""
 
 
 def render(plan: Plan) -> Tree:

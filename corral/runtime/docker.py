@@ -32,38 +32,38 @@ class Container:
     name: str
     project: str
     service: str
+    # The name by which it was started.
     image: str
-    """The name by which it was started."""
+    # `running`, `exited`, `restarting`, `created`, `paused` or `dead`.
     state: str
-    """`running`, `exited`, `restarting`, `created`, `paused` or `dead`."""
+    # `healthy`, `starting`, `unhealthy`, or `parked` by its watchdog; empty without a health check.
     health: str = ""
-    """`healthy`, `starting`, `unhealthy`, or `parked` by its watchdog; empty without a health check."""
+    # What the last health check printed.
     last_check: str = ""
-    """What the last health check printed."""
     exit_code: int = 0
     was_out_of_memory: bool = False
+    # Why Docker could not start it.
     error: str = ""
-    """Why Docker could not start it."""
     restarts: int = 0
     started: datetime | None = None
     image_id: str = ""
+    # Compose's hash of the service that it was made from.
     config_hash: str = ""
-    """Compose's hash of the service that it was made from."""
+    # Digest of the configuration files that it was made with.
     config_digest: str = ""
-    """Digest of the configuration files that it was made with."""
+    # Paths of the Compose files that its project was started with, with commas between.
     compose_files: str = ""
-    """Paths of the Compose files that its project was started with, with commas between."""
+    # Its address on every network that it is on; empty while it does not run.
     networks: Mapping[str, str] = field(default_factory=dict)
-    """Its address on every network that it is on; empty while it does not run."""
     memory_mib: float | None = None
+    # What its control group allows; None when it cannot be read.
     limit_mib: float | None = None
-    """What its control group allows; None when it cannot be read."""
+    # Addresses and ports on the host.
     published: tuple[tuple[str, int], ...] = ()
-    """Addresses and ports on the host."""
+    # The limit that Docker was told; 0 for none.
     wanted_mib: float = 0
-    """The limit that Docker was told; 0 for none."""
+    # Cards that Docker was asked for.
     devices: tuple[str, ...] = ()
-    """Cards that Docker was asked for."""
 
     @property
     def is_running(self) -> bool:

@@ -47,19 +47,19 @@ class Server:
 
     group: str
     name: str
+    # HAProxy's words, such as `UP`, `DOWN 1/3`, `MAINT (resolution)`.
     status: str
-    """HAProxy's words, such as `UP`, `DOWN 1/3`, `MAINT (resolution)`."""
     in_flight: int
+    # Requests that wait for this server alone.
     waiting: int
-    """Requests that wait for this server alone."""
     address: str
     port: int
+    # Whether it was taken out of rotation by command.
     is_out: bool
-    """Whether it was taken out of rotation by command."""
+    # HAProxy's word for the last check, such as `L4CON`.
     check: str = ""
-    """HAProxy's word for the last check, such as `L4CON`."""
+    # HTTP status of the last check, 0 without one.
     code: int = 0
-    """HTTP status of the last check, 0 without one."""
 
     @property
     def state(self) -> str:
@@ -78,8 +78,8 @@ class Balancer:
 
     plan: Plan
     host: ComposeHost
+    # The component whose HAProxy it is: the balancer, or a host's edge, which has no replicas to balance.
     component: str = haproxy.COMPONENT
-    """The component whose HAProxy it is: the balancer, or a host's edge, which has no replicas to balance."""
 
     @property
     def container(self) -> str:

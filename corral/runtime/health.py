@@ -35,8 +35,8 @@ class Status:
     service: Service
     state: State
     program: Program | None
+    # Since the watch began, or until the service was ready.
     seconds: float = 0.0
-    """Since the watch began, or until the service was ready."""
 
 
 def is_well(service: Service, folder: Path, path: str) -> bool:

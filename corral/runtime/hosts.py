@@ -107,8 +107,8 @@ class ComposeHost:
     plan: Plan
     name: str
     out: Path
+    # Whether services that want a card run on the processor here: a machine without cards (`compose.cpu.yaml`).
     is_on_cpu: bool = False
-    """Whether services that want a card run on the processor here: a machine without cards (`compose.cpu.yaml`)."""
 
     @property
     def rendered(self) -> Path:

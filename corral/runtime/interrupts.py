@@ -10,8 +10,8 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# How long after an interruption that Python swallowed it comes once more.
 AGAIN_S = 0.01
-"""How long after an interruption that Python swallowed it comes once more."""
 
 
 class Interrupts:

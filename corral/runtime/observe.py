@@ -77,14 +77,14 @@ class Snapshot:
     host: str
     problem: str = ""
     containers: tuple[Container, ...] = ()
+    # Hash of every service as it is rendered on the host; empty when Compose could not read it.
     hashes: Mapping[str, str] = field(default_factory=dict)
-    """Hash of every service as it is rendered on the host; empty when Compose could not read it."""
     hashes_problem: str = ""
+    # What the balancer says of each replica; only of the balancer's own host.
     servers: Mapping[str, Server] = field(default_factory=dict)
-    """What the balancer says of each replica; only of the balancer's own host."""
     cards: tuple[SeenCard, ...] = ()
+    # Why nvidia-smi shows no card although it is there.
     cards_problem: str = ""
-    """Why nvidia-smi shows no card although it is there."""
 
     def container_of(self, service: str, project: str) -> Container | None:
         """The container of a service."""

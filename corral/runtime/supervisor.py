@@ -58,13 +58,13 @@ class Program:
     name: str
     state: str
     pid: int
+    # Unix time in seconds of its last start; 0 before the first.
     started: int
-    """Unix time in seconds of its last start; 0 before the first."""
+    # Unix time in seconds of its last end; 0 while it never ended.
     ended: int
-    """Unix time in seconds of its last end; 0 while it never ended."""
     exit_code: int
+    # Why it could not be started, in supervisord's words.
     problem: str
-    """Why it could not be started, in supervisord's words."""
 
 
 # --- the environment of the programs

@@ -26,8 +26,8 @@ LIMIT_S = 30.0
 UNAUTHORIZED, FORBIDDEN, UNAVAILABLE = 401, 403, 503
 MOST_TOLD = 300
 
+# A dashboard as Grafana reads it.
 Page = dict[str, Any]
-"""A dashboard as Grafana reads it."""
 
 
 class GrafanaError(CorralError):

@@ -26,8 +26,8 @@ class _Names:
     """Services by the names of each kind, in lower case; a name may stand for several services."""
 
     precise: Mapping[str, Mapping[str, list[Service]]]
+    # Asked only when no precise kind knows the name: every chat server has the role `chat`, as well as its pool.
     broad: Mapping[str, Mapping[str, list[Service]]]
-    """Asked only when no precise kind knows the name: every chat server has the role `chat`, as well as its pool."""
     gpus: Mapping[tuple[str, int], list[Service]]
     nodes: frozenset[str]
     replicas: frozenset[tuple[str, str]]

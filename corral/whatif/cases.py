@@ -11,8 +11,8 @@ from corral.contributions import Backend
 from corral.errors import UsageError, did_you_mean, shown
 from corral.whatif.simulation import Outcome, Station, simulate
 
+# Default spread of answers: lengths of answers differ much, and too long a wait is the safer error.
 USUAL_CV = 1.0
-"""Default spread of answers: lengths of answers differ much, and too long a wait is the safer error."""
 Changes = Mapping[str, float]
 
 
@@ -53,10 +53,10 @@ class Case:
     pool: str
     now: Station | None = None
     then: Station | None = None
+    # Where its answer time comes from.
     source: str = ""
-    """Where its answer time comes from."""
+    # Why it cannot be simulated.
     reason: str = ""
-    """Why it cannot be simulated."""
 
 
 @dataclass(frozen=True, slots=True)

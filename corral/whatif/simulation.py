@@ -18,17 +18,17 @@ import simpy
 LEAST_ARRIVALS = 20_000
 ARRIVALS_PER_SLOT = 20
 MOST_ARRIVALS = 1_000_000
+# Of the simulated time: a farm that was empty a moment ago says nothing of one that runs.
 WARM_SHARE = 0.25
-"""Of the simulated time: a farm that was empty a moment ago says nothing of one that runs."""
 MINUTE_S = 60.0
+# How many minutes are simulated where some of them reach the gateway's limit.
 LEAST_MINUTES = 10
-"""How many minutes are simulated where some of them reach the gateway's limit."""
+# Standard deviations above its mean that a minute's number of requests hardly ever reaches.
 RARE = 4
-"""Standard deviations above its mean that a minute's number of requests hardly ever reaches."""
 SEED = 1
 
+# `full`: refused at once; `late`: refused after the longest wait.
 Fate = Literal["answered", "full", "late"]
-"""`full`: refused at once; `late`: refused after the longest wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,18 +36,18 @@ class Station:
     """A pool and its load."""
 
     pool: str
+    # Requests that it works on at the same time.
     slots: int
-    """Requests that it works on at the same time."""
+    # Requests a second that clients ask for.
     rate_per_s: float
-    """Requests a second that clients ask for."""
+    # Mean seconds of an answer, the wait left out.
     answer_s: float
-    """Mean seconds of an answer, the wait left out."""
+    # How much answers differ: their standard deviation by their mean (gamma); 1: exponential, 0: all alike.
     answer_cv: float = 1.0
-    """How much answers differ: their standard deviation by their mean (gamma); 1: exponential, 0: all alike."""
     queue_depth: int = 10
     queue_timeout_s: float = 60.0
+    # Requests that the gateway lets through in one minute of the clock; None: all.
     limit_rpm: int | None = None
-    """Requests that the gateway lets through in one minute of the clock; None: all."""
 
     def __post_init__(self) -> None:
         above_zero = ("slots", "rate_per_s", "answer_s", *(["limit_rpm"] if self.limit_rpm is not None else []))
@@ -61,16 +61,16 @@ class Station:
 class Outcome:
     """What comes of it, in the long run."""
 
+    # Share of the slots in use, on average.
     busy_share: float
-    """Share of the slots in use, on average."""
+    # Seconds that answered requests waited for a slot.
     mean_wait_s: float
-    """Seconds that answered requests waited for a slot."""
     p95_wait_s: float
     answered_per_s: float
+    # Share of all requests that got 429, from the gateway or from the balancer.
     refused_share: float
-    """Share of all requests that got 429, from the gateway or from the balancer."""
+    # The part of `refused_share` that the gateway's limit refused.
     limited_share: float
-    """The part of `refused_share` that the gateway's limit refused."""
 
 
 @dataclass(slots=True)
@@ -80,16 +80,16 @@ class Trace:
     arrivals: Sequence[float] = ()
     answers: Sequence[float] = ()
     ends_s: float = 0.0
+    # Periods in which the gateway refused all requests, since the minute's limit was reached.
     shut: list[tuple[float, float]] = field(default_factory=list)
-    """Periods in which the gateway refused all requests, since the minute's limit was reached."""
 
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
     """What became of each request of a trace."""
 
+    # Seconds in the queue, also of those who left it in vain.
     waits_s: list[float]
-    """Seconds in the queue, also of those who left it in vain."""
     fates: list[Fate]
 
 

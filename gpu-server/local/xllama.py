@@ -23,8 +23,8 @@ Parameters = Any  # xllamacpp's CommonParams; the wheel ships no types
 Converter = Callable[[str], object]
 
 DEFAULT_PORT = 8080
+# Begins the log line after which signals end the process with 0; `/health` is good a moment before.
 READY = "llama-server ready"
-"""Begins the log line after which signals end the process with 0; `/health` is good a moment before."""
 LARGEST = 2**31 - 1
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
 REASONING = {"on": 1, "off": 0, "auto": -1}

@@ -20,8 +20,8 @@ from tests.processes.helpers import Process, wait_until
 
 PREFIX = "corral-test-"
 READY_S = 60
+# Most memory for an engine's images: unpacked and thrown away in a fraction of a disk's time; it takes 1.3 GiB.
 ROOM = "6g"
-"""Most memory for an engine's images: unpacked and thrown away in a fraction of a disk's time; it takes 1.3 GiB."""
 FOLDERS = {"data-root": "data", "exec-root": "exec", "pidfile": "pid"}
 HOOK = """#!/bin/sh
 exit 0

@@ -45,10 +45,10 @@ class Sshd:
     name: str
     folder: Path
     address: str = "127.0.0.1"
+    # Network namespace it listens in; empty for the test's own.
     namespace: str = ""
-    """Network namespace it listens in; empty for the test's own."""
+    # Engine that its sessions talk to; empty for the machine's own.
     docker_host: str = ""
-    """Engine that its sessions talk to; empty for the machine's own."""
     port: int = field(default_factory=free_port)
     _process: Process = field(init=False)
 

@@ -27,14 +27,14 @@ from corral.render.tree import render
 from tests.model_files import make_rerank_model
 from tests.processes.helpers import wait_until
 
+# Of every Compose project that tests start; nobody else's project is ever touched.
 PREFIX = "corral-test-"
-"""Of every Compose project that tests start; nobody else's project is ever touched."""
 COMMAND_LIMIT_S = 300
 UP_LIMIT_S = 180
 STOP_S = 5
 LOG_LINES = 30
+# The last characters of long lines are shown: the end of a traceback says what happened.
 LOG_WIDTH = 300
-"""The last characters of long lines are shown: the end of a traceback says what happened."""
 MAKERS: dict[str, Callable[..., None]] = {
     "chat": tiny_models.make_chat_model,
     "embedding": tiny_models.make_embedding_model,
@@ -106,8 +106,8 @@ class Project:
     host: str
     out: Path
     name: str
+    # Words that put a docker command before another engine, as `("--host", "unix:///…")`.
     engine: tuple[str, ...] = ()
-    """Words that put a docker command before another engine, as `("--host", "unix:///…")`."""
 
     def __enter__(self) -> Self:
         self.remove()  # of a run that was killed
@@ -282,8 +282,8 @@ class Load:
     client: Client
     clients: int = 3
     most: int = 2000
+    # Status (0: no answer at all) and the replica that answered.
     results: list[tuple[int, str]] = field(default_factory=list)
-    """Status (0: no answer at all) and the replica that answered."""
     _stop: threading.Event = field(default_factory=threading.Event)
     _pool: ThreadPoolExecutor | None = None
 

@@ -48,8 +48,8 @@ class Side:
 
     folder: Path
     kit: Path
+    # What stands before a command that runs there.
     words: tuple[str, ...] = ()
-    """What stands before a command that runs there."""
     docker_host: str = ""
 
     def run(self, *command: str, code: int = 0) -> str:

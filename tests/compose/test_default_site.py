@@ -55,6 +55,7 @@ INNER_PORTS = {
 PAGES = ("farm.json", "gateway.json", "host.json", "keys.json", "pool.json")
 PANELS_LIMIT_S = 240
 NO_LOOK = "`figures` has not looked yet: its timer is systemd's; tests/compose/test_figures.py has these"
+# Queries that may have nothing to show on this site, and why.
 EMPTY_HERE = {
     **dict.fromkeys(("farm.json: Hottest card A", "farm.json: Hottest card B"), "no cards"),
     "host.json: Hottest sensor A": "a virtual machine has no sensors",
@@ -68,13 +69,12 @@ EMPTY_HERE = {
         )
     },
 }  # fmt: skip
-"""Queries that may have nothing to show on this site, and why."""
 VOLUMES = ("dashboards", "database", "llama-restarts", "metrics")
 ATTEMPTS = 3
+# Two scrapes and a start.
 FIGURES_LIMIT_S = 60
-"""Two scrapes and a start."""
+# Behaviour B4: how long a recovered replica may take to get its share again.
 BACK_LIMIT_S = 30
-"""Behaviour B4: how long a recovered replica may take to get its share again."""
 
 
 @pytest.fixture(scope="module")

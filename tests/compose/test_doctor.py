@@ -27,8 +27,8 @@ HOST = "sa"
 PORT = 21610
 LIMIT_S = 60
 WHOLE_LIMIT_S = 180
+# Less than the server needs, more than the engine's least.
 SMALLEST = "7m"
-"""Less than the server needs, more than the engine's least."""
 INVENTORY = """
 schema_version: 1
 name: corral-test-doctor

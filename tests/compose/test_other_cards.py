@@ -21,8 +21,8 @@ pytestmark = pytest.mark.needs("docker-engine", "mmdebstrap", "prisma-engine")
 
 DEVICES = {"/dev/kfd": 44, "/dev/dri/renderD128": 105, "/dev/dri/renderD129": 105}
 ZERO = os.makedev(1, 5)
+# Device files by service; chat-1 has a card of NVIDIA, which this engine cannot hand out.
 SERVERS = {"chat-2": ["/dev/dri", "/dev/kfd"], "chat-3": ["/dev/dri"], "chat-4": ["/dev/dri"]}
-"""Device files by service; chat-1 has a card of NVIDIA, which this engine cannot hand out."""
 
 
 @pytest.fixture(scope="module")

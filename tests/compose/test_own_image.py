@@ -34,28 +34,28 @@ pytestmark = [
 ]
 
 IMAGE, COMPILER, EMULATED = f"{PREFIX}llama:cpu", f"{PREFIX}llama:compiler", f"{PREFIX}llama:emulated"
+# QEMU's name of a processor that has SSE 4.2 and nothing later, as the Celeron 3865U.
 WITHOUT_AVX = "Nehalem"
-"""QEMU's name of a processor that has SSE 4.2 and nothing later, as the Celeron 3865U."""
 EMULATOR = ("--rm", "--init", "--network", "none", "--entrypoint", "qemu-x86_64")
+# Where the source is served: the same each time, since the engine keeps what it has built from the same address.
 PORT = 19418
-"""Where the source is served: the same each time, since the engine keeps what it has built from the same address."""
 BUILD_LIMIT_S = 3000
 WHO = dict.fromkeys(("GIT_AUTHOR_NAME", "GIT_COMMITTER_NAME"), "corral")
 WHO |= dict.fromkeys(("GIT_AUTHOR_EMAIL", "GIT_COMMITTER_EMAIL"), "corral@example.com")
 WHO |= dict.fromkeys(("GIT_AUTHOR_DATE", "GIT_COMMITTER_DATE"), "2026-01-01T00:00:00Z")
 WHO |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
+# Compiled in less time than -O3 takes; which instructions the compiler may use is a matter of other flags.
 QUICKLY = "-DCMAKE_C_FLAGS_RELEASE=-O1 -DCMAKE_CXX_FLAGS_RELEASE=-O1"
-"""Compiled in less time than -O3 takes; which instructions the compiler may use is a matter of other flags."""
 INSTRUCTION = re.compile(
     r"^ *[0-9a-f]+:\t(?:(?:rep|repz|repnz|lock|bnd|notrack|data16|cs|ds|es|\{vex\}|\{evex\}) )*(\w+)"
 )
 REGISTERS = re.compile(r"%[yz]mm\d|%k[0-7]\b")
+# Of the instructions that begin with v: these and those of virtual machines (vm…, but for vector moves) are no AVX.
 NOT_VECTORS = {"verr", "verw"}
-"""Of the instructions that begin with v: these and those of virtual machines (vm…, but for vector moves) are no AVX."""
+# BMI1 and BMI2: encoded as AVX is, and missing from the same processors. tzcnt is not among them: it is `rep bsf`.
 VEX_ON_NUMBERS = {
     "andn", "bextr", "blsi", "blsmsk", "blsr", "bzhi", "mulx", "pdep", "pext", "rorx", "sarx", "shlx", "shrx",
 }  # fmt: skip
-"""BMI1 and BMI2: encoded as AVX is, and missing from the same processors. tzcnt is not among them: it is `rep bsf`."""
 INVENTORY = """\
 schema_version: 1
 name: own-image

@@ -29,8 +29,8 @@ WARM_S = 60
 REPLICAS = {"ua-chat-1", "ua-chat-2", "ua-solo-1"}
 GOOD_IMAGE = "corral-test-up/llama:2"
 BAD_IMAGE = "corral-test-up/llama:broken"
+# An image in which there is no llama-server.
 STARTS_NOTHING = "valkey/valkey:9.1.2"
-"""An image in which there is no llama-server."""
 
 
 @pytest.fixture(scope="module")

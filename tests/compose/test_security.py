@@ -25,8 +25,8 @@ pytestmark = pytest.mark.needs("docker-engine", "mmdebstrap", "prisma-engine", "
 HOST = "pa"
 MARKER = "m4rk3r"
 NAMESPACE = "corral-outside"
+# Addresses for documentation: this machine on a cable to another one, which is a network namespace.
 HERE, OUTSIDE = "203.0.113.201", "203.0.113.202"
-"""Addresses for documentation: this machine on a cable to another one, which is a network namespace."""
 GATEWAY_PORT, PROMETHEUS_PORT, OUTSIDE_PORT, GRAFANA_PORT = 22000, 22001, 22002, 22003
 ADMIN_PORT = 22004
 NOBODY_ELSE = (
@@ -281,6 +281,7 @@ def test_all_who_have_no_reason_are_tried_above(site: Project) -> None:
     assert sorted(NOBODY_ELSE) == sorted(name for name in stated if "way-out" not in stated[name])
 
 
+# What a program in a container can connect to, by service and port: what it calls, and whoever calls the same.
 SAME_NETWORK = {
     "chat-1": {("haproxy", GATEWAY_PORT), ("haproxy", 8404), ("chat-1", 8100)},
     "valkey": {("valkey", 6379), ("valkey-exporter", 9121), ("litellm", 4001)},
@@ -292,7 +293,6 @@ SAME_NETWORK = {
         ("postgres-exporter", 9187), ("valkey", 6379), ("valkey-exporter", 9121),
     },
 }  # fmt: skip
-"""What a program in a container can connect to, by service and port: what it calls, and whoever calls the same."""
 TRY_ALL = """
 import json, socket, sys
 for service, address, port in json.loads(sys.argv[1]):

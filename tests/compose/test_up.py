@@ -25,10 +25,10 @@ pytestmark = pytest.mark.needs("docker-engine", "mmdebstrap", "prisma-engine")
 
 SERVICES = {"ua-chat-1", "ua-chat-2", "ua-solo-1", "ua-haproxy", "ua-litellm", "ua-prometheus"}
 UP_LIMIT_S = 300
+# Far more than a second `up` takes, far less than a start.
 QUICK_S = 20
-"""Far more than a second `up` takes, far less than a start."""
+# An image of a registry that does not answer.
 NOWHERE = "localhost:21499/nothing:1"
-"""An image of a registry that does not answer."""
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ Keys = frozenset[str]
 LOAD_DEADLINE_S = 120
 WARNING = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b")
 
+# Fields of `general_settings` that LiteLLM 1.106 declares and that change nothing.
 READ_BUT_NEVER_USED = {
     "database_args": "only mentioned in a comment",
     "database_type": "declared, never read",
@@ -34,13 +35,13 @@ READ_BUT_NEVER_USED = {
     "max_parallel_requests": "documented as a default for keys, never read; the limit belongs to the key",
     "otel": "declared, never read; tracing is a callback",
 }
-"""Fields of `general_settings` that LiteLLM 1.106 declares and that change nothing."""
 
 ENTRY_EXTRAS = {
     "rpm": "the router moves it into litellm_params",
     "tpm": "the router moves it into litellm_params",
 }
 
+# `litellm_params` beyond LiteLLM's own: anything else would reach a backend that does not know it either.
 PARAMETER_EXTRAS = {
     "additional_drop_params": "a request's own list of parameters to leave out",
     "drop_params": "also a request parameter",
@@ -59,7 +60,6 @@ PARAMETER_EXTRAS = {
     "thinking_budget_tokens": "llama-server",
     "top_k": "llama-server, vLLM and MLX",
 }
-"""`litellm_params` beyond LiteLLM's own: anything else would reach a backend that does not know it either."""
 
 INFO_EXTRAS = {
     "description": "shown by /model/info",

@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CASE = "traced"
 HOST = "box"
 NAMES = Path(__file__).with_name("langfuse_variables.txt")
+# Variables that start.sh and Node read.
 OF_OTHERS = {"CORRAL_SECRETS", "CORRAL_SECRETS_DIR", "NODE_OPTIONS"}
-"""Variables that start.sh and Node read."""
 
 
 def services() -> dict[str, Service]:

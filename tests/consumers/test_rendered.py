@@ -176,13 +176,13 @@ def expected(service: Service) -> dict[str, Any]:
 
 # --- seed 004, number by number ---------------------------------------------------------------------------------------
 
+# The seed's node-exporter on 9100 is published no more: the monitoring reads it through the edge.
 PEA_PORTS = {
     **{f"gpu-{number}": 8079 + number for number in range(1, 8)},  # 8080-8082 SFW, 8083-8086 NSFW
     **{f"embed-{number}": 8089 + number for number in range(1, 8)},  # 8090-8096
     "image-8": 5100,
     "prometheus": 9099,
 }
-"""The seed's node-exporter on 9100 is published no more: the monitoring reads it through the edge."""
 CHAT_ARGV = {
     "--n-gpu-layers": "33",
     "--ctx-size": "16384",
@@ -435,11 +435,12 @@ def _paths(entry: dict[str, Any]) -> tuple[str, ...]:
 
 # --- Grafana ----------------------------------------------------------------------------------------------------------
 
+# Grafana 13's pkg/services/provisioning/datasources/types.go: upsertDataSourceFromConfigV1.
 GRAFANA_SOURCE = {
     *("orgId", "orgName", "version", "name", "type", "access", "url", "user", "database", "basicAuth", "basicAuthUser"),
     *("withCredentials", "isDefault", "correlations", "jsonData", "secureJsonData", "editable", "uid"),
 }
-"""Grafana 13's pkg/services/provisioning/datasources/types.go: upsertDataSourceFromConfigV1."""
+# What its Prometheus data source reads of jsonData: packages/grafana-prometheus/src/types.ts, PromOptions.
 GRAFANA_PROMETHEUS = {
     *(
         "httpMethod",
@@ -452,12 +453,12 @@ GRAFANA_PROMETHEUS = {
     ),
     *("customQueryParameters", "disableRecordingRules", "incrementalQuerying", "exemplarTraceIdDestinations"),
 }
-"""What its Prometheus data source reads of jsonData: packages/grafana-prometheus/src/types.ts, PromOptions."""
+# pkg/services/provisioning/dashboards/types.go: configs.
 GRAFANA_PROVIDER = {
     *("name", "type", "orgId", "folder", "folderUid", "editable", "options", "disableDeletion"),
     *("updateIntervalSeconds", "allowUiUpdates"),
 }
-"""pkg/services/provisioning/dashboards/types.go: configs."""
+# Of conf/defaults.ini. An unknown variable would change nothing and nobody would be told.
 GRAFANA_SETTINGS = {
     "analytics": {"check_for_plugin_updates", "check_for_updates", "feedback_links_enabled", "reporting_enabled"},
     "auth_anonymous": {"enabled"},
@@ -471,7 +472,6 @@ GRAFANA_SETTINGS = {
     "unified_alerting": {"enabled"},
     "users": {"allow_org_create", "allow_sign_up"},
 }
-"""Of conf/defaults.ini. An unknown variable would change nothing and nobody would be told."""
 GRAFANA_CASES = [case for case in CASES if any(path.endswith("grafana/compose.yaml") for path in tree_of(case))]
 
 
@@ -690,12 +690,13 @@ def llama_servers(case: str) -> Iterator[tuple[Service, Replica]]:
 
 # --- LocalAI ----------------------------------------------------------------------------------------------------------
 
+# Fields of LocalAI 4.9's ModelConfig (core/config/model_config.go: ModelConfig, PredictionOptions, Diffusers).
 LOCALAI_FIELDS = {
     "": {"name", "backend", "parameters", "f16", "step", "cuda", "threads", "diffusers", "description"},
     "parameters": {"model"},
     "diffusers": {"cuda", "pipeline_type", "scheduler_type", "enable_parameters", "clip_skip"},
 }
-"""Fields of LocalAI 4.9's ModelConfig (core/config/model_config.go: ModelConfig, PredictionOptions, Diffusers)."""
+# Variables that LocalAI 4.9's `run` reads (core/cli/run.go).
 LOCALAI_ENVIRONMENT = {
     "LOCALAI_ADDRESS",
     "LOCALAI_API_KEY",
@@ -708,14 +709,13 @@ LOCALAI_ENVIRONMENT = {
     "LOCALAI_MODELS_PATH",
     "LOCALAI_THREADS",
 }
-"""Variables that LocalAI 4.9's `run` reads (core/cli/run.go)."""
+# backend/python/diffusers/backend.py: DiffusionScheduler.
 LOCALAI_SCHEDULERS = {
     *("ddim", "pndm", "heun", "unipc", "euler", "euler_a", "lms", "k_lms", "dpm_2", "k_dpm_2", "dpm_2_a", "k_dpm_2_a"),
     *("dpmpp_2m", "k_dpmpp_2m", "dpmpp_sde", "k_dpmpp_sde", "dpmpp_2m_sde", "k_dpmpp_2m_sde"),
 }
-"""backend/python/diffusers/backend.py: DiffusionScheduler."""
+# backend/index.yaml; all of them answer to the model file's `backend: diffusers`.
 LOCALAI_GALLERY = {"cpu-diffusers", "cuda12-diffusers", "cuda13-diffusers", "rocm-diffusers", "intel-diffusers"}
-"""backend/index.yaml; all of them answer to the model file's `backend: diffusers`."""
 
 
 @each_case

@@ -18,6 +18,10 @@ from corral.components.vllm.flags import TABLE
 from corral.contributions import Service
 from tests.trees import CASES, plan_of
 
+# What vLLM's parser took: model_tag, served_model_name, lora_modules by name and path, and every number as said.
+#
+# It was asked when `chat-1` still had its repositories by name, with `--revision main`; since then their folders stand
+# there, as in `calm-3`.
 ASKED = {
     "chat-1": "/models/Qwen--Qwen3-32B-AWQ--111111111111 --served-model-name chat --host 0.0.0.0 --port 8101 "
     "--max-model-len 16384 --max-num-seqs 16 --tensor-parallel-size 2 --gpu-memory-utilization 0.9 --enable-lora "
@@ -27,11 +31,6 @@ ASKED = {
     "calm-3": "/models/qwen3-8b --served-model-name calm --host 0.0.0.0 --port 8103 --max-model-len 8192 "
     "--max-num-seqs 8 --tensor-parallel-size 1 --gpu-memory-utilization 0.85",
 }
-"""What vLLM's parser took: model_tag, served_model_name, lora_modules by name and path, and every number as said.
-
-It was asked when `chat-1` still had its repositories by name, with `--revision main`; since then their folders stand
-there, as in `calm-3`.
-"""
 
 
 def servers() -> list[Service]:

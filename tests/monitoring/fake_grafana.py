@@ -23,8 +23,8 @@ class FakeGrafana:
     """What it has, and what it saw."""
 
     sources: list[dict[str, Any]] = field(default_factory=list)
+    # Titles by uid.
     folders: dict[str, str] = field(default_factory=dict)
-    """Titles by uid."""
     pages: dict[str, dict[str, Any]] = field(default_factory=dict)
     provisioned: set[str] = field(default_factory=set)
     role: str = "Admin"

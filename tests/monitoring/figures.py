@@ -11,21 +11,21 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 BLOCK_S = 7200
+# Where a block of Prometheus begins: what begins and ends in one block is quickly written.
 BEGIN = 248_611 * BLOCK_S
-"""Where a block of Prometheus begins: what begins and ends in one block is quickly written."""
 SPAN_S = BLOCK_S
 STEP_S = 30
 END = BEGIN + SPAN_S - STEP_S
 HOST = {"host": "pea"}
 CARDS = ("1", "2", "3", "4")
 POOLS = {"chat": ("pea-gpu-1", "pea-gpu-2", "pea-gpu-3"), "embed": ("pea-gpu-4",)}
+# Requests per second at the height of the load.
 KEYS = {"VISTA": 6.0, "whisplbrx": 2.5, "AnyDataNext": 0.8}
-"""Requests per second at the height of the load."""
 EDGES = ("0.25", "0.5", "1.0", "2.5", "5.0", "10.0", "30.0", "60.0", "120.0", "+Inf")
 GIB = 1 << 30
 
+# A value at a time between 0 and 1.
 Shape = Callable[[float], float]
-"""A value at a time between 0 and 1."""
 
 
 @dataclass(frozen=True)

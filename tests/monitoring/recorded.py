@@ -22,8 +22,8 @@ from tests.processes.fakes import LOOPBACK
 from tests.processes.helpers import Process, wait_http
 
 DEADLINE_S = 120
+# Rules for programs that the recorded farm does not have.
 OTHER_EXPORTERS = {"gpu_dcgm.yml", "localai.yml", "vllm.yml"}
-"""Rules for programs that the recorded farm does not have."""
 
 
 @contextmanager

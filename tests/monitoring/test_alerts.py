@@ -24,8 +24,8 @@ TABLE: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("alerts.yaml").r
 FACTS: dict[str, float] = TABLE.pop("facts")
 DEADLINE_S = 120
 DEFAULT_AT = "15m"
+# Files whose recording rules another file's alerts look at; promtool evaluates all that it is given.
 USED_BY = {"gpu.yml": ("gpu_nvidia.yml",), "farm.yml": ("haproxy.yml", "litellm.yml", "llama.yml")}
-"""Files whose recording rules another file's alerts look at; promtool evaluates all that it is given."""
 RESET = re.compile(r"0\+([0-9.]+)x(\d+)")
 
 Case = dict[str, Any]

@@ -17,8 +17,8 @@ from tools.catalogue import FOLDER, TARGET_LABELS, one_metric_a_line
 from tools.objectives import text as objectives
 
 RULES = Path(__file__).resolve().parents[2] / "monitoring" / "rules"
+# What Prometheus itself knows of a target, and of an alert.
 OWN = {"up": set[str](), "ALERTS": {"alertname", "alertstate", "severity", "about"}}
-"""What Prometheus itself knows of a target, and of an alert."""
 CATALOGUES = {
     *("alertmanager", "corral", "dcgm-exporter", "gpu-exporter", "haproxy", "litellm", "llama", "localai", "node"),
     *("postgres", "prometheus", "valkey", "vllm"),

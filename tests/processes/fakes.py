@@ -25,35 +25,35 @@ import httpx
 from aiohttp import web
 
 LOOPBACK = "127.0.0.1"
+# Pieces of a streamed answer.
 PIECES = 6
-"""Pieces of a streamed answer."""
 PIECES_BEFORE_BREAK = 3
 INFERENCE_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 HEALTH_PATHS = ("/health", "/v1/models")
 
+# A request with this word in it gets 500, whatever the manner.
 POISON = "poison"
-"""A request with this word in it gets 500, whatever the manner."""
 STAMPS = re.compile(r"(\d+) stamps, (\d+) ms apart")
 
+# `hold`: wait until told otherwise; `refuse`: nobody listens; `error`: 500; `break`: cut the answer in the middle;
+# `loading`: 503 to everything, as llama-server while it loads; `mute`: accepts, and answers nothing, not even health.
 Manner = Literal["answer", "hold", "refuse", "error", "break", "loading", "mute"]
-"""`hold`: wait until told otherwise; `refuse`: nobody listens; `error`: 500; `break`: cut the answer in the middle;
-`loading`: 503 to everything, as llama-server while it loads; `mute`: accepts, and answers nothing, not even health."""
 
 
 @dataclass
 class Seen:
     """What one fake has seen since it was last reset."""
 
+    # Requests for inference.
     arrivals: int = 0
-    """Requests for inference."""
     in_flight: int = 0
     most_in_flight: int = 0
+    # Requests whose client went away before the answer was complete.
     left: int = 0
-    """Requests whose client went away before the answer was complete."""
     bodies: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
+    # How often every path was asked for that does no inference.
     other_paths: dict[str, int] = field(default_factory=dict)
-    """How often every path was asked for that does no inference."""
 
 
 class Fake:

@@ -47,6 +47,7 @@ START_DEADLINE_S = 240.0
 STOP_DEADLINE_S = 30.0
 ANSWER_TIMEOUT_S = 60.0
 
+# Pools of fakes: the name of each fake and its slots.
 POOLS = {
     "even": {"even-1": 1, "even-2": 1, "even-3": 1},
     "mixed": {"mixed-1": 1, "mixed-2": 2, "mixed-4": 4},
@@ -54,8 +55,8 @@ POOLS = {
     "limited": {"limited-1": 1},
     "vectors": {"vectors-1": 2},
 }
-"""Pools of fakes: the name of each fake and its slots."""
 EVEN, MIXED, BRIEF, LIMITED, VECTORS = map(tuple, POOLS.values())
+# Keys of a farm with a database: seed 002's services, with limits that a test can reach.
 CONSUMERS: dict[str, dict[str, Any]] = {
     "VISTA": {"pools": ["even", "chat"], "limits": {"rpm": 35, "parallel": 2}, "metadata": {"team": "vets"}},
     "whisplbrx": {"pools": ["even"], "limits": {"tpm": 30}},
@@ -63,22 +64,21 @@ CONSUMERS: dict[str, dict[str, Any]] = {
     "lbrxvoice": {},
     "guest": {"pools": ["even", "chat"]},
 }
-"""Keys of a farm with a database: seed 002's services, with limits that a test can reach."""
+# A fake's answer has six tokens: three US cents.
 PRICES = {"mixed": {"input_usd_per_million": 5000, "output_usd_per_million": 5000}}
-"""A fake's answer has six tokens: three US cents."""
+# In `least-busy`: the pool for models that do not exist.
 UNKNOWN_GOES_TO = "even"
-"""In `least-busy`: the pool for models that do not exist."""
 EVEN_DEPTH = 4
 BRIEF_TIMEOUT_S = 1
 LIMIT_RPM = 5
 CHAT_SLOTS = 2
 CHAT_REPLICAS = ("box-chat-1", "box-chat-2")
+# Fakes whose health is asked on the path that the kit knows for their engine; of the others on `/health`.
 FAKES_OF_DEFAULT_HEALTH = LIMITED
-"""Fakes whose health is asked on the path that the kit knows for their engine; of the others on `/health`."""
 
 _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+# Others for every worker of pytest-xdist; above the ports of tests/compose, below those of outgoing connections.
 FIRST_PORTS = range(23_000 + _WORKER % 3 * 3_000, 26_000 + _WORKER % 3 * 3_000)
-"""Others for every worker of pytest-xdist; above the ports of tests/compose, below those of outgoing connections."""
 PROGRAMS = (
     "chat", "chat-2", "embed", "gateway", "admin", "litellm", "balancer", "stats", "database", "cache", "prometheus",
     "node-exporter", "fakes",

@@ -15,8 +15,8 @@ from tests.processes.farm import Farm, body_of
 
 ANSWER_LIMIT_S = 120
 OK, REFUSED = 200, 429
+# Between the first look at the clock and the first request.
 BEFORE_S = 0.5
-"""Between the first look at the clock and the first request."""
 IDLE_REQUESTS = 30
 IDLE_SERVICE_S = 0.05
 
@@ -30,12 +30,12 @@ class Compared:
     simulated_wait_s: float
     measured_refused: float
     simulated_refused: float
+    # How late the latest request was sent.
     latest_s: float
-    """How late the latest request was sent."""
+    # What an answer of an idle farm takes beyond the replica's own time.
     overhead_s: float
-    """What an answer of an idle farm takes beyond the replica's own time."""
+    # The part of it for which a slot is taken: what HAProxy and the replica need, and not the gateway.
     held_s: float
-    """The part of it for which a slot is taken: what HAProxy and the replica need, and not the gateway."""
 
     @property
     def error(self) -> float:
@@ -50,8 +50,8 @@ class Way:
     url: str
     key: str
     pool: str
+    # Address of the pool at the balancer.
     balancer: str = ""
-    """Address of the pool at the balancer."""
 
     @classmethod
     def to(cls, farm: Farm, pool: str, *, through_gateway: bool = False) -> Way:

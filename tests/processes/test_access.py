@@ -26,11 +26,11 @@ from tests.processes.helpers import wait_until
 
 pytestmark = [pytest.mark.needs("postgres", "prisma-engine", "redis")]
 
+# A consumer, a pool that its key opens, and one that it does not.
 OWNER, ALLOWED, CLOSED = "guest", "even", "mixed"
-"""A consumer, a pool that its key opens, and one that it does not."""
 METHODS = ("get", "post", "put", "patch", "delete")
+# Further addresses of the loopback network.
 STRANGERS = tuple(f"127.0.0.{number}" for number in range(71, 75))
-"""Further addresses of the loopback network."""
 MIB = 1024 * 1024
 
 slots = in_modes("slots")

@@ -22,8 +22,8 @@ pytestmark = [
 ]
 SECRET = "OPS_WEBHOOK"
 RUNBOOKS = "https://docs.example.com/runbooks/"
+# The rule waits a minute for the replica to come back; reading, evaluating and telling come on top.
 TOLD_WITHIN_S = 150.0
-"""The rule waits a minute for the replica to come back; reading, evaluating and telling come on top."""
 
 
 def inventory_of(mode: Mode, ports: dict[str, int], _extras: Extras) -> dict[str, Any]:

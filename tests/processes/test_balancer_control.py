@@ -41,8 +41,8 @@ gateway:
 
 
 class _Answer(BaseHTTPRequestHandler):
+    # Paths of all requests.
     asked: ClassVar[list[str]] = []
-    """Paths of all requests."""
 
     def do_GET(self) -> None:
         self.asked.append(self.path)

@@ -23,8 +23,8 @@ pytestmark = [pytest.mark.needs("haproxy"), pytest.mark.xdist_group("balancer-fa
 DEADLINE_S = 20.0
 BACK_WITHIN_S = 15.0
 ERRORS_AT_FIRST = 3
+# A replica that was left out needs three good health checks, at least one second apart.
 RETURN_S = 2.0
-"""A replica that was left out needs three good health checks, at least one second apart."""
 TRIO = ("even-1", "even-2", "even-3")
 SOLO = ("solo-1",)
 

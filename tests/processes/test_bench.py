@@ -21,8 +21,8 @@ from tests.processes.farm import EVEN, Extras, Farm, Mode, in_modes, inventory_o
 from tests.processes.helpers import REPOSITORY
 
 LIMIT_S = 400
+# Verbs that go to the farm.
 REACHING = ("run", "sweep", "verify")
-"""Verbs that go to the farm."""
 
 
 def bench(farm: Farm, *words: str, code: int = 0, inventory: Path | None = None) -> str:
@@ -79,8 +79,8 @@ def test_what_cannot_be_done_is_said_before_anything_is_sent(farm: Farm, words: 
     assert sum(farm.fakes.arrivals(EVEN).values()) == 0
 
 
+# What a fake of the pool `bench` takes for an answer: known capacity is slots / BUSY_S.
 BUSY_S = 0.5
-"""What a fake of the pool `bench` takes for an answer: known capacity is slots / BUSY_S."""
 OBJECTIVE = {"availability_percent": 95, "first_token_s": 4, "answer_s": 8, "in_time_percent": 80}
 SWEEP = ("--warm-s", "5", "--steps", "0.4,3", "--step-s", "5", "--step-requests", "8", "--repeats", "1")
 

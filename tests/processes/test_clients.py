@@ -24,8 +24,8 @@ IN_FLIGHT = 3
 QUESTIONS = 4
 CLIENTS = 4
 NAIVE = 5
+# In a slot or in the queue.
 PLACES = len(EVEN) + EVEN_DEPTH
-"""In a slot or in the queue."""
 REFUSED = "refused, back in"
 DONE_S = 240
 

@@ -37,8 +37,8 @@ class Checkout:
     """A copy of what `demo` needs, with ports of its own."""
 
     root: Path
+    # Of the gateway; the other services follow in the order of PORTS.
     first_port: int
-    """Of the gateway; the other services follow in the order of PORTS."""
 
     @property
     def folder(self) -> Path:

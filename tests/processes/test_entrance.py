@@ -36,10 +36,10 @@ APP = "app://obsidian.md"
 MAX_KIB = 4
 PATH = "/v1/chat/completions"
 KEY = "sk-a-key-of-the-farm"
+# The fake gateway answers 401 to it.
 WRONG_KEY = "sk-wrong"
-"""The fake gateway answers 401 to it."""
+# Another address of the loopback network, as a client's of somewhere else.
 STRANGER = "127.0.0.66"
-"""Another address of the loopback network, as a client's of somewhere else."""
 
 
 def make_certificate(path: Path, name: str) -> None:
@@ -57,8 +57,8 @@ class _Gateway(BaseHTTPRequestHandler):
     """Stands for LiteLLM: keeps what arrives, and knows every key but one."""
 
     protocol_version = "HTTP/1.1"
+    # Method, path with query, headers with names in lower case, bytes of the body.
     arrived: ClassVar[list[tuple[str, str, dict[str, str], int]]] = []
-    """Method, path with query, headers with names in lower case, bytes of the body."""
 
     def _answer(self) -> None:
         headers = {name.lower(): value for name, value in self.headers.items()}

@@ -18,8 +18,8 @@ from tests.compose.project import render_site
 
 pytestmark = pytest.mark.needs("sshd", "root")
 
+# User number of the operator on this machine, who is somebody else on the far host.
 OPERATOR = 1234
-"""User number of the operator on this machine, who is somebody else on the far host."""
 SITE = """\
 schema_version: 1
 name: corral-test-far-folder

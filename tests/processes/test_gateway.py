@@ -38,8 +38,8 @@ from tests.processes.helpers import wait_until
 FREE_WITHIN_S = 2.0
 BACK_WITHIN_S = 30.0
 ALL_BACK_WITHIN_S = 15.0
+# Three good health checks, at least a second apart.
 FAILING_RETURNS_AFTER_S = 2.0
-"""Three good health checks, at least a second apart."""
 
 NOBODY_ASKS_HEALTH = "without HAProxy nobody asks for health: a silent replica is given its share, and holds it"
 

@@ -102,6 +102,7 @@ def test_a_tool_is_called_and_its_result_comes_back(farm: Farm) -> None:
 
 # --- OpenAI's responses: the gateway keeps none
 
+# By the parameter that the error names: what a client sends, and the code that it gets.
 KEPT: dict[str, tuple[dict[str, Any], str]] = {
     "previous_response_id": ({"previous_response_id": "resp_made-up"}, "previous_response_not_found"),
     "conversation": ({"conversation": "conv_made-up"}, "unsupported_parameter"),
@@ -109,7 +110,6 @@ KEPT: dict[str, tuple[dict[str, Any], str]] = {
     "input[1]": ({"input": [*QUESTION, {"type": "item_reference", "id": "msg_1"}]}, "unsupported_parameter"),
     "input[0]": ({"input": [{"id": "msg_1"}]}, "unsupported_parameter"),
 }
-"""By the parameter that the error names: what a client sends, and the code that it gets."""
 
 
 def key_of(farm: Farm, who: str) -> str:

@@ -31,8 +31,8 @@ pytestmark = [in_modes("slots"), pytest.mark.needs("postgres", "prisma-engine", 
 CHAT_ALIASES = {"default", "assistant", "chat:late", "chat:weak"}
 EVEN_ALIASES = {"Owner/Model:8B", *EDITOR_NAMES["chat"]}
 LIMIT_RPM = 35
+# LiteLLM writes spending to its database every ten seconds or so.
 SPEND_WITHIN_S = 40
-"""LiteLLM writes spending to its database every ten seconds or so."""
 
 
 class Said(NamedTuple):

@@ -28,8 +28,8 @@ from tests.processes.helpers import REPOSITORY, serving_http
 FIRST_S = 0.4
 GAP_S = 0.15
 PIECES = 6
+# Share by which client and server may differ.
 CLOSE = 0.15
-"""Share by which client and server may differ."""
 
 
 @dataclass
@@ -37,8 +37,8 @@ class Known:
     """A server of known timing, and what it did."""
 
     port: int = 0
+    # Nobody is answered before so many requests are here.
     held: int = 0
-    """Nobody is answered before so many requests are here."""
     ends_well: bool = True
     status: int = 200
     arrivals: list[float] = field(default_factory=list)

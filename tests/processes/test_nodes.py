@@ -38,15 +38,15 @@ from tests.processes.wires.orders import LOOPBACK, order
 pytestmark = [pytest.mark.needs("haproxy"), pytest.mark.xdist_group("nodes")]
 
 KEY = "value-of-the-key"
+# So soon a dead node is routed around, and a node that is back is used again (000-10).
 WITHIN_S = 30.0
-"""So soon a dead node is routed around, and a node that is back is used again (000-10)."""
 PHONES = ("iphone15", "iphone16")
 WIRES: dict[str, tuple[str, ...]] = {
     "mac": ("mlx",), "iphone15": ("inferrlm",), "iphone16": ("inferrlm",), "desk": ("ollama",),
     "lab": ("rest", "X-Api-Key"), "studio": ("rest", "Authorization"), "raw": ("rest", "Authorization"),
 }  # fmt: skip
+# Pools of one node, each of another wire format.
 NODE_OF_POOL = {"smart": "mac", "desk": "desk", "lab": "lab", "studio": "studio"}
-"""Pools of one node, each of another wire format."""
 
 
 class Nodes(Farm):
@@ -159,8 +159,8 @@ def content_of(answer: httpx.Response) -> Any:
 
 # --- every kind of node answers, plain and streamed (000-01, 000-11)
 
+# What a careless filter would damage (000-12): white space at the edges of pieces, things that are almost tags.
 TEXT = ["  Grüße, ", "<b>world</b>", " 1 < 2 and\n\n", "```x```", " <thin", " ice> 🦙", " <"]
-"""What a careless filter would damage (000-12): white space at the edges of pieces, things that are almost tags."""
 
 
 @pytest.mark.parametrize("pool", NODE_OF_POOL)

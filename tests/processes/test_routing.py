@@ -16,6 +16,7 @@ from tests.processes.fakes import LOOPBACK, PIECES_BEFORE_BREAK
 from tests.processes.farm import HOST, Extras, Farm, Mode, in_modes, running
 from tests.processes.helpers import wait_until
 
+# Pools of fakes: the name of each fake and its slots.
 POOLS = {
     "easy": {"easy-1": 1},
     "hard": {"hard-1": 2},
@@ -24,15 +25,14 @@ POOLS = {
     "second": {"second-1": 1},
     "last": {"last-1": 4},
 }
-"""Pools of fakes: the name of each fake and its slots."""
 NAMES = [name for pool in POOLS.values() for name in pool]
 TIERS = ("easy-1", "hard-1")
 CHAIN = ("front-1", "second-1", "last-1")
 DEPTH = 2
 SHARED_DEPTH = 8
 SHORT_CONTEXT, LONG_CONTEXT = 256, 1024
+# A fake's answer is three tokens after a prompt of three, at one dollar each.
 DOLLARS_PER_ANSWER = 6
-"""A fake's answer is three tokens after a prompt of three, at one dollar each."""
 BUDGET_USD = 30
 SIMPLE, MEDIUM, COMPLEX = (
     "hello there",

@@ -19,14 +19,14 @@ pytestmark = in_modes("slots")
 
 TOKENS = 24
 GAP_MS = 30
+# Of the tokens so many may come with another. Held back for 200 ms at a time, 21 did.
 MOST_TOGETHER = 4
-"""Of the tokens so many may come with another. Held back for 200 ms at a time, 21 did."""
 CHAT = "/v1/chat/completions"
 SPARE_MS = 10
+# LiteLLM has more work with the other interfaces than with chats, which is what it is compared with.
 TRANSLATED_SPARE_MS = 50
-"""LiteLLM has more work with the other interfaces than with chats, which is what it is compared with."""
+# A busy machine makes an answer late now and then; what holds tokens back makes every one late.
 ROUNDS = 12
-"""A busy machine makes an answer late now and then; what holds tokens back makes every one late."""
 WISH = f"{TOKENS} stamps, {GAP_MS} ms apart"
 MESSAGES = [{"role": "user", "content": WISH}]
 INTERFACES: dict[str, dict[str, Any]] = {
@@ -62,12 +62,12 @@ def plain(running_farm: Farm, tmp_path_factory: pytest.TempPathFactory) -> Itera
 class Arrival(NamedTuple):
     """How the tokens of one answer arrived; less is better everywhere."""
 
+    # How late the first was.
     first_ms: float
-    """How late the first was."""
+    # How late the others were, 95th percentile.
     late_ms: float
-    """How late the others were, 95th percentile."""
+    # Tokens that came with another.
     together: float
-    """Tokens that came with another."""
 
 
 NEVER = Arrival(math.inf, math.inf, TOKENS)

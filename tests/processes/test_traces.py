@@ -21,8 +21,8 @@ SECRET = "TRACES_KEY"
 PROMPT = "the heron stands in the reeds"
 ANSWER = "answer of brief-1"
 REASON = "broken on purpose"
+# LiteLLM's library sends every five seconds, and waits longer each time after nobody listened.
 TOLD_WITHIN_S = 60.0
-"""LiteLLM's library sends every five seconds, and waits longer each time after nobody listened."""
 PROMPT_S = 5.0
 
 

@@ -25,8 +25,8 @@ from tests.processes.helpers import REPOSITORY, Process, free_port, wait_http, w
 SCRIPT = REPOSITORY / "gpu-server" / "llama" / "start.sh"
 REAL = REPOSITORY / "gpu-server" / "local"
 KEY = "of-the-farm"
+# Exit code of the script when the watchdog ended the server.
 ENDED = 75
-"""Exit code of the script when the watchdog ended the server."""
 NO_LLAMA_VARIABLES = {name: None for name in os.environ if name.startswith("LLAMA_")}
 QUICK = {"CORRAL_WATCH_S": "1", "CORRAL_STALL_S": "2", "CORRAL_LOOP_S": "2", "CORRAL_CARD_EVERY": "1"}
 

@@ -330,6 +330,7 @@ def test_secrets_init_says_what_it_made_and_what_only_the_user_knows(run: Run, t
 
 # --- what weakens a host ---------------------------------------------------------------------------------------------
 
+# The folder of its certificate is everybody's home.
 WEAK = """\
 schema_version: 1
 name: site
@@ -338,7 +339,6 @@ models: {m: {source: m.gguf, kind: chat, size_gib: 1}}
 pools: {chat: {model: m, on: {host: sa}}}
 gateway: {host: sa, database: false, cache: false, entrance: {certificate: /home/farm.pem}}
 """
-"""The folder of its certificate is everybody's home."""
 
 
 def refuses(said: Said) -> bool:

@@ -42,8 +42,8 @@ from tests.trees import (
 UPDATE = "after reading it, accept it with: make golden"
 SHOWN = 400  # lines of a difference
 MARKER = "m4rk3r"
+# Files with templates of the program that reads them.
 HAS_BRACES = re.compile(r"/prometheus/rules/|/alertmanager\.yml$|/grafana/pages/")
-"""Files with templates of the program that reads them."""
 SOURCE_NAMED = re.compile(
     r"^(?:[#;]|--) Change the inventory or (\S+), then run: \./generate\.py render$", re.MULTILINE
 )

@@ -15,12 +15,12 @@ from corral.plan.memory import MIB, Use, memory_of
 from corral.verbs.models.models import wanted_files
 from tests.model_files import make_random_model
 
+# About as a real one is; its cache is known: 128 KiB for each token at 16 bits.
 LLAMA_8B = Gguf(
     architecture="llama", quantization="Q4_K_M", parameters=8_030_000_000, context=131072, vocabulary=128256,
     embedding=4096, feed_forward=(14336,) * 32, heads=(32,) * 32, kv_heads=(8,) * 32, key_length=128, value_length=128,
     input_bytes=295_000_000, output_bytes=431_000_000, layer_bytes=(130_000_000,) * 32,
 )  # fmt: skip
-"""About as a real one is; its cache is known: 128 KiB for each token at 16 bits."""
 
 
 def use(**changes: object) -> Use:

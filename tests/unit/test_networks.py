@@ -10,8 +10,8 @@ from tests.trees import each_case, plan_of, tree_of
 
 STORES = {"postgres", "valkey"}
 SERVERS = {"llama", "vllm", "image"}
+# Docker's default address pools hold thirty, one of which is its own bridge.
 MOST = 25
-"""Docker's default address pools hold thirty, one of which is its own bridge."""
 
 
 def _projects(case: str) -> list[list[Service]]:

@@ -39,11 +39,11 @@ MEMBER = "states/sa/postgres/database.dump"
 
 
 ROOT = Path(__file__).resolve().parents[2]
+# Made by corral of commit 9bd54e3, before archives were sealed as a whole; its passphrase is `short123`.
 OLD = ROOT / "tests" / "backups" / "format-1.tar.gz"
-"""Made by corral of commit 9bd54e3, before archives were sealed as a whole; its passphrase is `short123`."""
 SECOND = ROOT / "tests" / "backups" / "format-2.backup"
+# Made by corral of commit c5822d9, when the manifest had the checksums; their passphrase is PASSPHRASE.
 SECOND_PLAIN = ROOT / "tests" / "backups" / "format-2.tar.gz"
-"""Made by corral of commit c5822d9, when the manifest had the checksums; their passphrase is PASSPHRASE."""
 PASSPHRASE = "open sesame, slowly"
 SEALINGS = {"open": None, "plain": Sealing(PASSPHRASE, is_plain=True), "sealed": Sealing(PASSPHRASE)}
 

@@ -58,8 +58,8 @@ class Books:
 
     router: Router
     idle: dict[str, float] = field(default_factory=dict)
+    # Numbers of requests, one for each time that somebody looks.
     in_flight: dict[str, list[int]] = field(default_factory=dict)
-    """Numbers of requests, one for each time that somebody looks."""
     asked: list[str] = field(default_factory=list)
 
     def servers(self) -> dict[str, Server]:

@@ -22,8 +22,8 @@ ADDRESS = "192.0.2.10"
 GOOD: dict[str, Any] = yaml.safe_load((FOLDER / "good.yaml").read_text())
 BAD: dict[str, list[dict[str, Any]]] = yaml.safe_load((FOLDER / "bad.yaml").read_text())
 DEADLINE_S = 60
+# Images of golden cases whose tag a person of flesh and blood might well choose.
 QUESTIONABLE = {"registry.example.com/llama:pascal"}
-"""Images of golden cases whose tag a person of flesh and blood might well choose."""
 
 
 def bad_project(change: dict[str, Any]) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from corral.whatif.simulation import Fate, Station, Trace, make_trace, replay, s
 pytestmark = pytest.mark.slow
 
 ARRIVALS = 40_000
+# A queue that nobody finds full, and a patience that nobody loses.
 ENDLESS = 1_000_000
-"""A queue that nobody finds full, and a patience that nobody loses."""
 
 
 def open_queue(slots: int, load: float, cv: float = 1.0) -> Station:
@@ -122,8 +122,8 @@ def test_a_trace_of_known_fate() -> None:
 def _counted(station: Station, trace: Trace) -> list[tuple[Fate, float]]:
     """The same queue without events: each request in turn takes the slot that is free first."""
     free = [0.0] * station.slots
+    # When each of those in the queue leaves it, for a slot or in vain; the first one first.
     leaves: deque[float] = deque()
-    """When each of those in the queue leaves it, for a slot or in vain; the first one first."""
     found: list[tuple[Fate, float]] = []
     for at, answer in zip(trace.arrivals, trace.answers, strict=True):
         while leaves and leaves[0] <= at:

@@ -28,22 +28,23 @@ from typing import Any
 from litellm._logging import verbose_logger, verbose_proxy_logger, verbose_router_logger
 from litellm.integrations.custom_logger import CustomLogger
 
+# The header the balancer keeps conversations together by; 32 hexadecimal characters, the length of its stick table.
 SESSION_HEADER = "x-corral-session"
-"""The header the balancer keeps conversations together by; 32 hexadecimal characters, the length of its stick table."""
 
+# Headers by which the balancer shares slots and queues between keys.
 CONSUMER_HEADER, WEIGHT_HEADER = "x-corral-consumer", "x-corral-weight"
-"""Headers by which the balancer shares slots and queues between keys."""
+# Set by corral_routing, which LiteLLM calls before this.
 CLASS_HEADER = "x-corral-class"
-"""Set by corral_routing, which LiteLLM calls before this."""
 OWN_HEADERS = "x-corral-"
+# Metadata of a key with a weight other than 1; `keys sync` writes it.
 WEIGHT = "corral_weight"
-"""Metadata of a key with a weight other than 1; `keys sync` writes it."""
 KEY_HASH = re.compile(r"[0-9a-f]{64}")
 CONSUMER_LENGTH = 32
 
+# Headers a client may name its conversation with, first match wins.
 CLIENT_SESSION_HEADERS = ("x-litellm-session-id", "x-session-id", "litellm_session_id")
-"""Headers a client may name its conversation with, first match wins."""
 
+# Kinds of call that may get the header. For any other LiteLLM would write it into the body, or it has no use.
 CONVERSATIONS = frozenset(
     {
         "completion",
@@ -56,24 +57,22 @@ CONVERSATIONS = frozenset(
         "aresponses",
     }
 )
-"""Kinds of call that may get the header. For any other LiteLLM would write it into the body, or it has no use."""
 
+# Kinds of call to which LiteLLM adds the headers in `headers`; `extra_headers` would end up in some bodies.
 OTHER_CALLS = frozenset({"aembedding", "embedding", "arerank", "rerank", "aimage_generation", "image_generation"})
-"""Kinds of call to which LiteLLM adds the headers in `headers`; `extra_headers` would end up in some bodies."""
 
 RETRY_AFTER = "retry-after"
 TOO_MANY_REQUESTS = 429
 NOT_FOUND = 404
 SERVICE_UNAVAILABLE = 503
+# How LiteLLM puts it that a backend was not reached, or closed the connection without a word.
+#
+# The first is OpenAI's library, the others are its own connections.
 NOBODY_THERE = re.compile(r"Exception - (Connection error\.|Server disconnected|Cannot connect to host)")
-"""How LiteLLM puts it that a backend was not reached, or closed the connection without a word.
-
-The first is OpenAI's library, the others are its own connections.
-"""
 SOON_S = "5"
 MOST_SHOWN = 127
+# The pool for models that do not exist; without it they get 404.
 UNKNOWN_MODEL = os.environ.get("CORRAL_UNKNOWN_MODEL", "")
-"""The pool for models that do not exist; without it they get 404."""
 DELAY_OR_DATE = re.compile(r"[\w,: .+-]{1,40}", re.ASCII)
 
 

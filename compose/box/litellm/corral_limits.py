@@ -22,27 +22,27 @@ import yaml
 from fastapi import HTTPException
 from litellm.integrations.custom_logger import CustomLogger
 
+# Set by HAProxy for requests that came in by the entrance, such as `messages=100 message_kib=32 tokens=1024`.
 GUARD_HEADER = "x-corral-guard"
-"""Set by HAProxy for requests that came in by the entrance, such as `messages=100 message_kib=32 tokens=1024`."""
 BAD_REQUEST, TOO_LARGE = 400, 413
+# Names of the bound of an answer; clients of one interface use another's as well.
 OUTPUT_NAMES = ("max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict")
-"""Names of the bound of an answer; clients of one interface use another's as well."""
+# The name by which each interface that answers with text has it.
 OUTPUT_NAME_OF = {
     "completion": "max_tokens", "acompletion": "max_tokens", "text_completion": "max_tokens",
     "atext_completion": "max_tokens", "anthropic_messages": "max_tokens", "aanthropic_messages": "max_tokens",
     "responses": "max_output_tokens", "aresponses": "max_output_tokens",
 }  # fmt: skip
-"""The name by which each interface that answers with text has it."""
 CHOICE_NAMES = ("n", "best_of", "n_cmpl")
+# Fields whose items are messages, texts or documents.
 LISTS = ("messages", "input", "prompt", "documents", "texts")
-"""Fields whose items are messages, texts or documents."""
+# Fields that are each one text more of the prompt.
 FURTHER_TEXTS = ("system", "instructions", "tools", "functions", "query")
-"""Fields that are each one text more of the prompt."""
+# Types of content, and of its source, that are no text.
 MEDIA = frozenset(
     {"audio", "base64", "document", "file", "image", "image_url", "input_audio", "input_file", "input_image", "url"}
     | {"video_url"}
 )
-"""Types of content, and of its source, that are no text."""
 MEDIA_FIELDS = ("data", "file_data", "image_url", "video_url", "url")
 DATA_URL = re.compile(r"data:[\w.+-]+/[\w.+-]+;base64,", re.ASCII)
 BASE64 = re.compile(r"[A-Za-z0-9+/=_\-\s]*", re.ASCII)

@@ -30,20 +30,20 @@ COMPONENT = "edge"
 IMAGE = "haproxy:3.2.26"
 FOLDER = "/usr/local/etc/haproxy"
 CONFIG = f"{FOLDER}/haproxy.cfg"
+# Port of HAProxy's runtime API, on the container's own loopback address.
 CONTROL_PORT = 9999
-"""Port of HAProxy's runtime API, on the container's own loopback address."""
 AUTHORITY, CERTIFICATE, KEYS = "EDGE_AUTHORITY", "EDGE_CERTIFICATE", "EDGE_KEYS"
 Caller = Literal["gateway", "monitoring"]
 CLIENTS: dict[Caller, str] = {"gateway": "GATEWAY_CERTIFICATE", "monitoring": "MONITORING_CERTIFICATE"}
+# Secrets that are issued anew from time to time.
 CERTIFICATES = frozenset({AUTHORITY, CERTIFICATE, *CLIENTS.values()})
-"""Secrets that are issued anew from time to time."""
 PROTECTION = "client certificates of the site's own authority"
+# Connections of one address beyond a request for every slot: health checks, metrics, requests that a client left.
 SPARE_CONNECTIONS = 256
-"""Connections of one address beyond a request for every slot: health checks, metrics, requests that a client left."""
+# What a busy TLS connection takes, and HAProxy without any.
 CONNECTION_KIB, BASE_MIB = 96, 96
-"""What a busy TLS connection takes, and HAProxy without any."""
+# What the balancer asks a server that pools share.
 MODELS = ("/models", "/models/load", "/models/unload")
-"""What the balancer asks a server that pools share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +54,8 @@ class Door:
     port: int
     secret: str = ""
     slots: int = 0
+    # Paths; one that ends in `/` stands for everything below it.
     gateway: frozenset[str] = field(default_factory=frozenset)
-    """Paths; one that ends in `/` stands for everything below it."""
     monitoring: frozenset[str] = field(default_factory=frozenset)
 
 

@@ -24,11 +24,11 @@ from corral.plan.site import Card, Site
 
 STAGE = Stage.BALANCER
 COMPONENT = "gpu-exporter"
+# The NVML flavour of the first also counts the driver's errors (Xid).
 IMAGES = {
     "gpu-exporter": "utkuozdemir/nvidia_gpu_exporter:1.14.0-nvml",
     "dcgm-exporter": "nvcr.io/nvidia/k8s/dcgm-exporter:4.5.3-4.8.2-distroless",
 }
-"""The NVML flavour of the first also counts the driver's errors (Xid)."""
 KINDS = {"nvidia": "gpu-exporter", "dcgm": "dcgm-exporter"}
 RULES = {"nvidia": "monitoring/rules/gpu_nvidia.yml", "dcgm": "monitoring/rules/gpu_dcgm.yml"}
 OPEN = "figures of the cards without secrets"

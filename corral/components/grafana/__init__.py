@@ -29,8 +29,8 @@ from corral.plan.site import Site, bracketed
 
 STAGE = Stage.DASHBOARDS
 COMPONENT = "grafana"
+# The last line with Prometheus' data source in the program itself; since 13.2 it is a plugin beside it.
 IMAGE = "grafana/grafana:13.1.3"
-"""The last line with Prometheus' data source in the program itself; since 13.2 it is a plugin beside it."""
 DATA = "/var/lib/grafana"
 VOLUME = "dashboards"
 PAGES = "/etc/corral/dashboards"
@@ -48,6 +48,9 @@ SECRETS = {
     METRICS_PASSWORD: "opens Grafana's own figures, for Prometheus",
 }
 OWN_PASSWORD = "Grafana's own password, for its figures too"  # noqa: S105 - a reason
+# It calls nobody outside, lets nobody in without a password, and leaves alerts to Prometheus and Alertmanager.
+#
+# Plugins are those of the image: its installer takes a running one away before it finds that it may not write.
 SETTINGS = {
     "GF_ANALYTICS_CHECK_FOR_PLUGIN_UPDATES": "false",
     "GF_ANALYTICS_CHECK_FOR_UPDATES": "false",
@@ -64,10 +67,6 @@ SETTINGS = {
     "GF_USERS_ALLOW_ORG_CREATE": "false",
     "GF_USERS_ALLOW_SIGN_UP": "false",
 }
-"""It calls nobody outside, lets nobody in without a password, and leaves alerts to Prometheus and Alertmanager.
-
-Plugins are those of the image: its installer takes a running one away before it finds that it may not write.
-"""
 
 
 def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:

@@ -48,51 +48,52 @@ FOLDER = "/usr/local/etc/haproxy"
 CONFIG = f"{FOLDER}/haproxy.cfg"
 RENDERED = ("haproxy.cfg", "farm.lua")
 ASSETS = ("hold.lua", "blame.lua", "fair.lua", "health.lua", "credentials.lua")
+# For sites with shared servers.
 SHARED_ASSETS = ("turns.lua", "models.lua")
-"""For sites with shared servers."""
+# For sites whose entrance has a certificate.
 CERTIFICATE_ASSETS = ("renew.lua",)
-"""For sites whose entrance has a certificate."""
 CERTIFICATES = "/etc/corral/certificates"
 CERTIFICATE_THERE = "the certificate is kept in that folder; nothing beside it is mounted, and nothing can be written"
 GUARDED = "a key, one list of routes, limits for each address"
+# Headers by which a client may name its conversation, first match wins.
 SESSION_HEADERS = ("x-litellm-session-id", "x-session-id", "litellm_session_id")
-"""Headers by which a client may name its conversation, first match wins."""
+# Beginnings of headers that LiteLLM or the kit obeys: a client's own are removed.
 CONTROL_HEADERS = (
     "x-litellm-", "litellm", "x-corral-", "langfuse", "x-forwarded-", "forwarded", "x-real-ip", "x-mcp-",
     "custom-llm-provider",
 )  # fmt: skip
-"""Beginnings of headers that LiteLLM or the kit obeys: a client's own are removed."""
+# Wrong keys that an address may try in a minute; then unknown ones are refused without asking LiteLLM.
 WRONG_KEYS = 20
-"""Wrong keys that an address may try in a minute; then unknown ones are refused without asking LiteLLM."""
+# Unknown keys that LiteLLM is asked about in ten seconds for one address, behind which may be a whole office.
 UNKNOWN_KEYS_OF_ADDRESS_10S = 50
-"""Unknown keys that LiteLLM is asked about in ten seconds for one address, behind which may be a whole office."""
+# The same for all addresses together: a fifth of LiteLLM's core.
 UNKNOWN_KEYS_10S = 150
-"""The same for all addresses together: a fifth of LiteLLM's core."""
+# Memory of the tables of addresses and keys, when full.
 TABLES_MIB = 24
-"""Memory of the tables of addresses and keys, when full."""
+# Where the servers' states are kept over a reload; gone with the container, so that a new one looks for itself.
 STATE_FILE = "/tmp/servers.state"  # noqa: S108 - a path in the container
-"""Where the servers' states are kept over a reload; gone with the container, so that a new one looks for itself."""
+# Relative to the host's folder, in which supervisord starts every program.
 LOCAL_SOCKET = "unix@logs/haproxy.sock mode 600"
-"""Relative to the host's folder, in which supervisord starts every program."""
+# The backend through which a worker that a reload replaced hands requests on; its server is no replica.
 SUCCESSOR = "Successor"
-"""The backend through which a worker that a reload replaced hands requests on; its server is no replica."""
+# The backend with LiteLLM, for requests that are not refused at the door.
 BEHIND_THE_DOOR = "Gateway"
-"""The backend with LiteLLM, for requests that are not refused at the door."""
+# The secret by which HAProxy knows who may change the models of shared servers.
 MODELS_KEY = "MODELS_KEY"
-"""The secret by which HAProxy knows who may change the models of shared servers."""
+# Where HAProxy says how many slots of every pool are free; no pool's path is of one part only.
 SLOTS_PATH = "/slots"
-"""Where HAProxy says how many slots of every pool are free; no pool's path is of one part only."""
 CONTROL_PORTS = (9999, 9998, 9997)
+# A stopping HAProxy refuses new requests, and idle connections of the gateway keep it alive: the gap is this long.
 STOP_GRACE_S = 3
-"""A stopping HAProxy refuses new requests, and idle connections of the gateway keep it alive: the gap is this long."""
+# Connections of clients that are always taken; idle ones are closed after 75 s.
 FEWEST_CLIENTS = 2048
-"""Connections of clients that are always taken; idle ones are closed after 75 s."""
+# What a busy connection takes (two buffers and its own state), and HAProxy without any.
 CONNECTION_KIB, BASE_MIB = 40, 96
-"""What a busy connection takes (two buffers and its own state), and HAProxy without any."""
+# A refused client is told to wait this fraction of the pool's queue timeout.
 RETRY_AFTER_SHARE = 12
-"""A refused client is told to wait this fraction of the pool's queue timeout."""
 
 MESSAGES = {"messages": [{"role": "user", "content": "hi"}]}
+# By protocol and kind: path and body of the smallest request that a sound server answers, for suspect replicas.
 PROBES: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {
     ("openai", "chat"): ("/chat/completions", MESSAGES | {"max_tokens": 1}),
     ("openai", "embedding"): ("/embeddings", {"input": "hi"}),
@@ -101,7 +102,6 @@ PROBES: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {
     ("ollama", "chat"): ("/api/chat", MESSAGES | {"stream": False, "options": {"num_predict": 1, "max_tokens": 1}}),
     ("ollama", "embedding"): ("/api/embed", {"input": "hi"}),
 }
-"""By protocol and kind: path and body of the smallest request that a sound server answers, for suspect replicas."""
 
 
 @dataclass(frozen=True, slots=True)

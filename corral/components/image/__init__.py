@@ -38,6 +38,7 @@ IMAGES = {
     "localai-intel": "localai/localai:v4.9.0-gpu-intel",
     "localai-cpu": "localai/localai:v4.9.0",
 }
+# LocalAI's names of its backends; with plain `diffusers` it chooses itself: Intel's was renamed between versions.
 BACKENDS = {
     "localai-cuda12": "cuda12-diffusers",
     "localai-cuda13": "cuda13-diffusers",
@@ -45,20 +46,19 @@ BACKENDS = {
     "localai-intel": "diffusers",
     "localai-cpu": "cpu-diffusers",
 }
-"""LocalAI's names of its backends; with plain `diffusers` it chooses itself: Intel's was renamed between versions."""
 ROOT = "LocalAI's image has no other user, and its volumes belong to root"
 WRITES = "LocalAI's Python backends write beside their code and into their user's home"
+# Volumes worth a backup, and why; what is in the others is downloaded again.
 KEPT = {"configuration": "settings made in LocalAI", "data": "what LocalAI keeps of its use"}
-"""Volumes worth a backup, and why; what is in the others is downloaded again."""
 VOLUMES = {"backends": "/backends", "configuration": "/configuration", "data": "/data"}
 GENERATED = "/tmp/generated/content"  # noqa: S108 - a path in the container, gone when it stops
+# What loads the model into the card before anybody asks: as large as seed 004's pictures (004-50), with one step.
 FIRST_PICTURE = {"prompt": "a lighthouse", "size": "512x512", "step": 1}
-"""What loads the model into the card before anybody asks: as large as seed 004's pictures (004-50), with one step."""
 DOWNLOADS = "LocalAI's own image fetches its backend when it first starts"
 MODELS = "/models"
 WEIGHTS = "/weights"
+# Where LocalAI looks for backends that its image brings.
 BUILT_IN = "/var/lib/local-ai/backends"
-"""Where LocalAI looks for backends that its image brings."""
 
 
 def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:

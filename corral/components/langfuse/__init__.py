@@ -37,8 +37,8 @@ IMAGES = {
     "langfuse-valkey": "valkey/valkey:9.1.2",
 }
 HEADERS = "OTEL_EXPORTER_OTLP_HEADERS"
+# Langfuse's name for the gateway's key, its `public key`: as good as any, for every Langfuse has names of its own.
 USER = "pk-lf-corral"
-"""Langfuse's name for the gateway's key, its `public key`: as good as any, for every Langfuse has names of its own."""
 PUBLIC_KEY = "LANGFUSE_PUBLIC_KEY"
 PASSWORD = "LANGFUSE_ADMIN_PASSWORD"  # noqa: S105 - the secret's name
 PROJECT_KEY = "LANGFUSE_SECRET_KEY"
@@ -47,8 +47,8 @@ SALT = "LANGFUSE_SALT"
 ENCRYPTION_KEY = "LANGFUSE_ENCRYPTION_KEY"
 DATABASE_PASSWORD = "LANGFUSE_POSTGRES_PASSWORD"  # noqa: S105 - the secret's name
 DATABASE_URL = "LANGFUSE_DATABASE_URL"
+# Langfuse's role owns its database and is no superuser.
 DATABASE, ROLE = "langfuse", "langfuse_app"
-"""Langfuse's role owns its database and is no superuser."""
 DATABASE_START = "/etc/corral/postgres.sh"
 CLICKHOUSE_PASSWORD = "LANGFUSE_CLICKHOUSE_PASSWORD"  # noqa: S105 - the secret's name
 VALKEY_PASSWORD = "LANGFUSE_VALKEY_PASSWORD"  # noqa: S105 - the secret's name
@@ -64,6 +64,7 @@ SECRETS = {
     VALKEY_PASSWORD: "password of Langfuse's queues",
     S3_KEY: "opens Langfuse's store of raw events",
 }
+# Variables of both programs that are secrets, and the secret that each gets.
 VARIABLES = {
     "DATABASE_URL": DATABASE_URL,
     "SALT": SALT,
@@ -72,7 +73,6 @@ VARIABLES = {
     "REDIS_AUTH": VALKEY_PASSWORD,
     "LANGFUSE_S3_EVENT_UPLOAD_SECRET_ACCESS_KEY": S3_KEY,
 }
-"""Variables of both programs that are secrets, and the secret that each gets."""
 WEB_VARIABLES = {
     "LANGFUSE_INIT_PROJECT_PUBLIC_KEY": PUBLIC_KEY,
     "NEXTAUTH_SECRET": NEXTAUTH,
@@ -86,12 +86,12 @@ S3_IDENTITY = (
     + '}"}}],'
     ' "actions": ["Read:langfuse", "Write:langfuse", "List:langfuse", "Tagging:langfuse"]}}]}}\n'
 )
+# ClickHouse's tables about itself, but for query_log, in which Langfuse looks for its own queries.
 OWN_LOGS = (
     "asynchronous_metric_log", "error_log", "latency_log", "metric_log", "opentelemetry_span_log", "part_log",
     "processors_profile_log", "query_metric_log", "query_thread_log", "query_views_log", "session_log", "text_log",
     "trace_log",
 )  # fmt: skip
-"""ClickHouse's tables about itself, but for query_log, in which Langfuse looks for its own queries."""
 START = "/etc/corral/start.sh"
 OTLP_PATH = "/api/public/otel"
 NETWORK = "traces"

@@ -33,8 +33,8 @@ from corral.plan.site import Site
 
 STAGE = Stage.GATEWAY
 COMPONENT = "litellm"
+# Of LiteLLM and the balancer, who call each other.
 NETWORK = "gateway"
-"""Of LiteLLM and the balancer, who call each other."""
 IMAGE = "ghcr.io/berriai/litellm:v1.106.2"
 MASTER_KEY = "LITELLM_MASTER_KEY"
 SALT_KEY = "LITELLM_SALT_KEY"
@@ -49,12 +49,13 @@ FILES = {
 ROUTING_FILES = {"corral_routing.py": ("litellm/corral_routing.py", "/etc/corral/corral_routing.py")}
 ROUTING = "/etc/corral/routing.yaml"
 LIMITS = "/etc/corral/limits.yaml"
+# Begins the variables with the keys of pools' servers: LiteLLM takes a provider's usual variable for any request.
 CLOUD_KEY = "CORRAL_KEY_"
-"""Begins the variables with the keys of pools' servers: LiteLLM takes a provider's usual variable for any request."""
+# How many times LiteLLM holds a body in memory while it works on it, at most.
 BODY_COPIES = 6
-"""How many times LiteLLM holds a body in memory while it works on it, at most."""
+# What LiteLLM takes before any request, with room for what grows.
 OWN_MIB = 1100
-"""What LiteLLM takes before any request, with room for what grows."""
+# Callbacks beside the gateway's own, each on sites that have a route which needs it.
 CALLBACKS: dict[str, Callable[[Route], bool]] = {
     "corral_adapters": lambda route: bool(route.adapters),
     "corral_cache": lambda route: bool(route.cache_field),
@@ -62,9 +63,8 @@ CALLBACKS: dict[str, Callable[[Route], bool]] = {
     "corral_ollama": lambda route: route.protocol == "ollama" and route.kind == "chat",
     "corral_thinking": lambda route: route.hides_thoughts,
 }
-"""Callbacks beside the gateway's own, each on sites that have a route which needs it."""
+# The callback of sites with tracing.
 TRACES = "corral_traces"
-"""The callback of sites with tracing."""
 CONFIG = "/etc/corral/config.yaml"
 MODES = {"chat": "chat", "embedding": "embedding", "rerank": "rerank", "image": "image_generation"}
 PROVIDERS = {
@@ -73,30 +73,31 @@ PROVIDERS = {
     ("ollama", "chat"): "ollama_chat",
     ("ollama", "embedding"): "ollama",
 }
+# What LiteLLM would otherwise drop or send elsewhere: bodies pass unchanged (B7), to chat/completions.
 PASSED_ON: dict[str, dict[str, Any]] = {
     "chat": {"allowed_openai_params": ["user", "verbosity"], "use_chat_completions_api": True},
     "embedding": {"allowed_openai_params": ["user", "dimensions"]},
 }
-"""What LiteLLM would otherwise drop or send elsewhere: bodies pass unchanged (B7), to chat/completions."""
+# LiteLLM would send `/v1/messages` with `thinking` to a server's `/v1/responses`, which it has only at OpenAI.
 NO_RESPONSES = {"supports_reasoning": False}
-"""LiteLLM would send `/v1/messages` with `thinking` to a server's `/v1/responses`, which it has only at OpenAI."""
+# Set where the inventory has no price: LiteLLM would search its list for one, which takes 4 ms a request.
 FREE = dict.fromkeys(
     ("input_cost_per_token", "output_cost_per_token", "cache_creation_input_token_cost", "cache_read_input_token_cost"),
     0.0,
 )
-"""Set where the inventory has no price: LiteLLM would search its list for one, which takes 4 ms a request."""
+# Upstream's own; since 1.94 its image keeps the database client's engine where every user can run it.
 USER = "65532:65532"
-"""Upstream's own; since 1.94 its image keeps the database client's engine where every user can run it."""
 CLOUD = "it calls cloud providers"
 FAR = "it calls servers on other machines"
 TRACED = "it sends traces to another machine"
 EXTRA = "`gateway.extra` may name something on another machine"
+# Where the program may write when its root is read-only: paths in the container, gone when it stops.
 WRITABLE = {"HOME": "/tmp", "XDG_CACHE_HOME": "/tmp/cache", "LITELLM_MIGRATION_DIR": "/tmp/migrations"}  # noqa: S108
-"""Where the program may write when its root is read-only: paths in the container, gone when it stops."""
+# Seconds; upstream's own have nothing between 10 and 30.
 BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
-"""Seconds; upstream's own have nothing between 10 and 30."""
+# Labels of LiteLLM's figures that strangers choose, or that say nothing here.
 UNBOUNDED_LABELS = ("client_ip", "end_user", "user_agent", "user_email", "org_id", "org_alias")
-"""Labels of LiteLLM's figures that strangers choose, or that say nothing here."""
+# Figures that rules and pages look at. LiteLLM would keep some seventy, with a series for every key and model.
 METRICS = (
     "litellm_api_key_max_budget_metric",
     "litellm_api_key_rate_limit_allowed_metric",
@@ -116,24 +117,22 @@ METRICS = (
     "litellm_spend_metric",
     "litellm_total_tokens_metric",
 )
-"""Figures that rules and pages look at. LiteLLM would keep some seventy, with a series for every key and model."""
+# Requests of which HAProxy has written a line; a second one of LiteLLM's costs more than all of HAProxy's work.
 LOGGED_AT_THE_DOOR = (
     "/v1/chat/completions", "/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/messages", "/v1/rerank",
     "/v1/responses", "/health/liveliness",
 )  # fmt: skip
-"""Requests of which HAProxy has written a line; a second one of LiteLLM's costs more than all of HAProxy's work."""
+# LiteLLM calls OpenAI's protocol as it does all others, not through OpenAI's library, which is more work.
+#
+# It also asks once more when a connection is reset. HAProxy resets none that it has taken a request on; a replica that
+# dies does, so in `direct` LiteLLM goes on using the library.
 DIRECT_CALLS = {"EXPERIMENTAL_OPENAI_BASE_LLM_HTTP_HANDLER": "true"}
-"""LiteLLM calls OpenAI's protocol as it does all others, not through OpenAI's library, which is more work.
-
-It also asks once more when a connection is reset. HAProxy resets none that it has taken a request on; a replica that
-dies does, so in `direct` LiteLLM goes on using the library.
-"""
+# LiteLLM's pages about itself, where clients reach it without HAProxy; behind it they are on the operator's port.
 NO_PAGES = {"NO_DOCS": "True", "NO_OPENAPI": "True", "NO_REDOC": "True"}
-"""LiteLLM's pages about itself, where clients reach it without HAProxy; behind it they are on the operator's port."""
+# How long LiteLLM keeps a connection without requests. HAProxy closes it first, within seconds.
 IDLE_S = 120
-"""How long LiteLLM keeps a connection without requests. HAProxy closes it first, within seconds."""
+# The gateway waits this much longer than queue and answer together may take, so that HAProxy decides.
 SPARE_TIME_S = 60
-"""The gateway waits this much longer than queue and answer together may take, so that HAProxy decides."""
 
 
 def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:

@@ -36,6 +36,7 @@ STAGE = Stage.BACKENDS
 COMPONENT = "llama"
 API_KEY = "LLAMA_API_KEY"
 
+# Upstream's own tags by build number; CUDA 12 means 12.8, which still knows Maxwell, Pascal and Volta.
 IMAGES = {
     "llama-cpu": "ghcr.io/ggml-org/llama.cpp:server-b11347",
     "llama-cuda12": "ghcr.io/ggml-org/llama.cpp:server-cuda-b11347",
@@ -44,29 +45,28 @@ IMAGES = {
     "llama-vulkan": "ghcr.io/ggml-org/llama.cpp:server-vulkan-b11347",
     "llama-intel": "ghcr.io/ggml-org/llama.cpp:server-intel-b11347",
 }
-"""Upstream's own tags by build number; CUDA 12 means 12.8, which still knows Maxwell, Pascal and Volta."""
 
+# On SIGTERM a busy llama-server neither finishes its answers nor exits; a longer grace period is useless.
 STOP_GRACE_S = 2
-"""On SIGTERM a busy llama-server neither finishes its answers nor exits; a longer grace period is useless."""
+# The watchdog, and where it counts: every user may write there, and a new volume takes that over from the image.
 START, STATE = "/etc/corral/start.sh", "/var/tmp"  # noqa: S108 - a path in the container
-"""The watchdog, and where it counts: every user may write there, and a new volume takes that over from the image."""
 COUNTS = "llama-restarts"
+# What one batch may take on a processor: 2048 tokens of an 8B model, on two slow cores.
 LONG_BATCH_S = 900
-"""What one batch may take on a processor: 2048 tokens of an 8B model, on two slow cores."""
+# Settings of the models of a shared server: their path in the container.
 PRESETS = "/etc/corral/models.ini"
-"""Settings of the models of a shared server: their path in the container."""
+# What a shared server is told itself; it gives its models names, addresses and what they have in common.
 OF_THE_SERVER = ("--alias", "--host", "--port", "--api-key-file", "--offline", "--metrics")
-"""What a shared server is told itself; it gives its models names, addresses and what they have in common."""
+# Prometheus asks a shared server for a model's figures without making it load that model.
 ASKED_FOR = {"__param_autoload": "false"}
-"""Prometheus asks a shared server for a model's figures without making it load that model."""
+# HTTP threads of a shared server besides one for each request: for health, figures and who waits for a model.
 SPARE_THREADS = 8
-"""HTTP threads of a shared server besides one for each request: for health, figures and who waits for a model."""
+# By itself llama-server puts thoughts into `reasoning_content`.
 THINKING_WORDS: dict[Thinking, list[str]] = {
     "hidden": [],
     "off": ["--reasoning", "off"],
     "shown": ["--reasoning-format", "none"],
 }
-"""By itself llama-server puts thoughts into `reasoning_content`."""
 
 
 def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:

@@ -21,6 +21,7 @@ TABLE = Path(__file__).with_suffix(".yaml")
 LEAVE = "leave it out"
 ALL = "corral/components/llama/flags.yaml has all that it knows"
 
+# Flags of earlier builds that this one refuses, mostly without a word about successors (xllamacpp 0.2.9 to 2026.4).
 GONE = {
     "--mlock": "write mlock: true in engine, which lets the container lock memory, too",
     "--mmap": f"{LEAVE}: llama-server maps files by itself",
@@ -38,11 +39,11 @@ GONE = {
     "--verbose-prompt": "use --verbose",
     "--license": LEAVE,
 }
-"""Flags of earlier builds that this one refuses, mostly without a word about successors (xllamacpp 0.2.9 to 2026.4)."""
+# Flags that are read and do nothing.
 IDLE = {"--defrag-thold": f"{LEAVE}: it does nothing any more"}
-"""Flags that are read and do nothing."""
+# Flags after which it prints something and ends.
 ENDS = ("--help", "--version", "--cache-list", "--completion-bash", "--list-devices")
-"""Flags after which it prints something and ends."""
+# What the kit says itself, by any of its names, and the key that decides it.
 SET = {
     "--model": "write source: of the model",
     "--model-url --hf-repo --hf-file --docker-repo --hf-token": "write source: of the model; `models pull` fetches it",
@@ -80,12 +81,11 @@ SET = {
     "--offline --metrics": f"{LEAVE}: it is always on",
     "--models-dir --models-preset --models-max --models-autoload": "write shared: of the host, and in on: of its pools",
 }
-"""What the kit says itself, by any of its names, and the key that decides it."""
+# Flags of which the kit sets some values, and the key for these.
 NOT_ENOUGH = {
     "--load-mode": (("mlock", "mmap+mlock"), GONE["--mlock"]),
     "--spec-type": (("draft-simple",), "write draft: of the model"),
 }
-"""Flags of which the kit sets some values, and the key for these."""
 
 
 class Trouble(NamedTuple):
@@ -109,8 +109,8 @@ class Table:
     """llama-server's flags by every name, and remedies for what is not one, or not to be given."""
 
     flags: Mapping[str, Flag]
+    # By name: what is wrong with it, and the remedy.
     remedies: Mapping[str, tuple[str, str]]
-    """By name: what is wrong with it, and the remedy."""
 
 
 @cache

@@ -24,10 +24,10 @@ STAGE = Stage.BALANCER
 COMPONENT = "node-exporter"
 IMAGE = "prom/node-exporter:v1.11.1"
 WHOLE_HOST = "it reads the figures of the whole machine, not of its own container; read-only, and as nobody"
+# With the machine's own /proc there is no need to join its processes (`pid: host`).
 PATHS = ("--path.rootfs=/host", "--path.procfs=/host/proc", "--path.sysfs=/host/sys")
-"""With the machine's own /proc there is no need to join its processes (`pid: host`)."""
+# Folder of the host whose files it tells, too: those of `./generate.py figures`, and of other programs.
 TEXTFILES = "textfile"
-"""Folder of the host whose files it tells, too: those of `./generate.py figures`, and of other programs."""
 README = f"{TEXTFILES}/README"
 OPEN = "machine figures without secrets, on the farm's own network"
 

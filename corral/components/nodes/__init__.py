@@ -24,24 +24,24 @@ from corral.plan.site import Site, node_endpoint
 
 STAGE = Stage.BACKENDS
 
+# A path of each engine that answers without doing inference.
 HEALTH_PATH = {
     "openai": "/v1/models", "llama.cpp": "/health", "mlx": "/health", "ollama": "/api/tags",
     "inferrlm": "/api/tags", "vllm": "/health", "lmstudio": "/v1/models", "cloud": "",
 }  # fmt: skip
-"""A path of each engine that answers without doing inference."""
+# After which the cost of a node counts from zero again, where the inventory does not say.
 BUDGET_PERIOD = "30d"
-"""After which the cost of a node counts from zero again, where the inventory does not say."""
 OLLAMA_LIKE = {"ollama", "inferrlm"}
+# How a request tells an engine not to think; the others can be told in their own settings only.
 WITHOUT_THINKING: dict[str, dict[str, Any]] = {
     "llama.cpp": {"chat_template_kwargs": {"enable_thinking": False}},
     "mlx": {"chat_template_kwargs": {"enable_thinking": False}},
     "vllm": {"chat_template_kwargs": {"enable_thinking": False}},
     "ollama": {"think": False},
 }
-"""How a request tells an engine not to think; the others can be told in their own settings only."""
 
+# Body field by which an engine keeps the cache of prompts private; the others have none.
 CACHE_FIELDS = {"llama.cpp": "cache_prompt", "vllm": "cache_salt"}
-"""Body field by which an engine keeps the cache of prompts private; the others have none."""
 
 
 def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:

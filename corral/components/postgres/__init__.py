@@ -27,13 +27,13 @@ DATA = "/var/lib/postgresql"
 VOLUME = "database"
 PASSWORD = "POSTGRES_PASSWORD"  # noqa: S105 - the secret's name
 MONITOR_PASSWORD = "POSTGRES_EXPORTER_PASSWORD"  # noqa: S105 - the secret's name
+# No role of these is a superuser; that one has no password and comes in through the socket in the container alone.
 DATABASE, ROLE, MONITOR = "corral", "litellm", "exporter"
-"""No role of these is a superuser; that one has no password and comes in through the socket in the container alone."""
 SCRIPT = "litellm/postgres.sh"
 START = "/etc/corral/start.sh"
 URL = "DATABASE_URL"
+# It may have to replay its log twice after a crash: once to see to the roles.
 START_TIMEOUT_S = 300
-"""It may have to replay its log twice after a crash: once to see to the roles."""
 
 
 def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:

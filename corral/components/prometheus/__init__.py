@@ -36,8 +36,8 @@ from corral.plan.site import Site, bracketed
 
 STAGE = Stage.MONITORING
 COMPONENT = "prometheus"
+# Of the only ones who may ask it: it has no password.
 NETWORK = "monitoring"
-"""Of the only ones who may ask it: it has no password."""
 IMAGE = "prom/prometheus:v3.5.3"
 ROOT = Path(__file__).resolve().parents[3]
 FOLDER = "/etc/prometheus"
@@ -51,8 +51,8 @@ FAR = "it reads figures on other machines"
 EXTRA = "`monitoring.extra` may name something on another machine"
 NO_PASSWORD = "loopback: Prometheus has no password of its own"  # noqa: S105 - a reason
 MIB_OF_GIB = 1024
+# Ending of the name of a job whose targets are on other hosts of the site; their label `job` has no such ending.
 FAR_JOB = "-elsewhere"
-"""Ending of the name of a job whose targets are on other hosts of the site; their label `job` has no such ending."""
 OF_EACH_CARD = ("gpu_warm_c", "gpu_hot_c")
 _TIMES = (("first_token", "first_token_s"), ("answer", "answer_s"))
 

@@ -15,10 +15,10 @@ PASSWORD = "VALKEY_PASSWORD"  # noqa: S105 - the secret's name
 MONITOR_PASSWORD = "VALKEY_EXPORTER_PASSWORD"  # noqa: S105 - the secret's name
 USERS = "VALKEY_USERS"
 ROLE, MONITOR = "litellm", "exporter"
+# LiteLLM's: it counts with scripts, which ask for the time, and sends messages. Its keys have no common beginning.
 RIGHTS = "~* &* +@all -@admin -@dangerous -function -script +script|load +script|exists +info"
-"""LiteLLM's: it counts with scripts, which ask for the time, and sends messages. Its keys have no common beginning."""
+# The exporter's: figures, and no key at all.
 MONITOR_RIGHTS = "+@connection -@admin -@dangerous +info +slowlog|len +slowlog|get +latency|latest +latency|histogram"
-"""The exporter's: figures, and no key at all."""
 
 
 def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:

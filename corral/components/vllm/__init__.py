@@ -30,10 +30,10 @@ COMPONENT = "vllm"
 IMAGE = "vllm/vllm-openai:v0.33.0"
 API_KEY = "VLLM_API_KEY"
 START = "/etc/corral/start.sh"
+# Where it keeps what it compiled.
 HOME = "/var/lib/vllm"
-"""Where it keeps what it compiled."""
+# For each card: through it the processes of a server that is split over cards talk to each other.
 SHARED_MEMORY_MIB = 1024
-"""For each card: through it the processes of a server that is split over cards talk to each other."""
 PROTECTION = "the key VLLM_API_KEY below /v1; vLLM asks for none at /invocations and /tokenize"
 ROOT = "vLLM's image has no other user, and its volume belongs to root"
 WRITES = "vLLM's compilers write beside their code"

@@ -15,6 +15,7 @@ from corral.components.llama.flags import LEAVE, Trouble
 from corral.errors import did_you_mean, shown
 
 TABLE = Path(__file__).with_suffix(".yaml")
+# What the kit says itself, and the key that decides it.
 SET = {
     "--model": "write source: of the model",
     "--revision": "write revision: of the model",
@@ -30,7 +31,6 @@ SET = {
     "--max-loras": "write adapters_at_once: in engine",
     "--max-lora-rank": "write adapter_rank: in engine",
 }
-"""What the kit says itself, and the key that decides it."""
 
 
 @cache

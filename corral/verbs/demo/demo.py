@@ -38,8 +38,8 @@ ANSWER = (
     "but I say it through the same gateway as a real model would."
 )
 TEXT = "a cat sleeps on the warm graphics card"
+# A program that was started this recently is given time before it counts as stuck.
 STARTING_S = 30
-"""A program that was started this recently is given time before it counts as stuck."""
 
 
 # --- the verb

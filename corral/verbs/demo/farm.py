@@ -18,8 +18,8 @@ from corral.runtime import supervisor
 
 INVENTORY = ROOT / "inventories" / "demo.yaml"
 FOLDER = ROOT / ".corral" / "demo"
+# The folder with llama-server from a wheel, for machines without one of their own.
 SHIM = ROOT / "gpu-server" / "local"
-"""The folder with llama-server from a wheel, for machines without one of their own."""
 
 KEY = "LITELLM_MASTER_KEY"
 
@@ -30,10 +30,10 @@ class Farm:
 
     plan: Plan
     host: str
+    # PATH of its programs.
     path: str
-    """PATH of its programs."""
+    # The chat model that was asked for, empty for the one we make.
     model: str
-    """The chat model that was asked for, empty for the one we make."""
 
     @property
     def folder(self) -> Path:

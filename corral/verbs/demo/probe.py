@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from openai import OpenAI
 
 ANSWER_TIMEOUT_S = 300.0
+# The balancer may need this long to see that its servers are well.
 PATIENCE_S = 20.0
-"""The balancer may need this long to see that its servers are well."""
 POLL_S = 0.5
 MOST_TOKENS = 120
 BUSY = 429

@@ -29,10 +29,10 @@ class Case:
     host: ComposeHost
     facts: Facts
     seen: Snapshot
+    # What the balancer says of every replica.
     servers: Mapping[str, Server] = field(default_factory=dict)
-    """What the balancer says of every replica."""
+    # Whether pools may be asked a question, which costs a little inference.
     must_ask: bool = False
-    """Whether pools may be asked a question, which costs a little inference."""
 
     @property
     def plan(self) -> Plan:

@@ -64,17 +64,17 @@ class Xid:
 class Facts:
     """All of it; what could not be found out is empty."""
 
+    # Why the host could not be asked at all.
     problem: str = ""
-    """Why the host could not be asked at all."""
     engine_version: str = ""
     engine_problem: str = ""
     compose_version: str = ""
     compose_problem: str = ""
+    # `docker info`.
     info: Mapping[str, Any] = field(default_factory=dict)
-    """`docker info`."""
     user: str = ""
+    # Groups of the session; a user just added to one gets it at the next login.
     groups: frozenset[str] = frozenset()
-    """Groups of the session; a user just added to one gets it at the next login."""
     future_groups: frozenset[str] = frozenset()
     machine: str = ""
     cores: int = 0
@@ -82,27 +82,27 @@ class Facts:
     ram_mib: int = 0
     swap_mib: int = 0
     addresses: frozenset[str] = frozenset()
+    # Addresses that are listened on, by port.
     listeners: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
-    """Addresses that are listened on, by port."""
+    # Who listens, by port, where it can be seen.
     holders: Mapping[int, str] = field(default_factory=dict)
-    """Who listens, by port, where it can be seen."""
     filesystems: tuple[Filesystem, ...] = ()
     is_clock_synchronised: bool | None = None
+    # How far the host's clock is ahead of this machine's; None for this machine itself.
     clock_ahead_s: float | None = None
-    """How far the host's clock is ahead of this machine's; None for this machine itself."""
+    # By path below the rendered folder.
     files: Mapping[str, SeenFile] = field(default_factory=dict)
-    """By path below the rendered folder."""
+    # By file name; the models folder itself as `.`.
     models: Mapping[str, SeenFile] = field(default_factory=dict)
-    """By file name; the models folder itself as `.`."""
+    # When each certificate ends; None when it cannot be read, not there on a host without openssl.
     certificates: Mapping[str, datetime | None] = field(default_factory=dict)
-    """When each certificate ends; None when it cannot be read, not there on a host without openssl."""
     has_nvidia_hook: bool = False
+    # Through which AMD and Intel cards are reached: the number of the group that owns each.
     device_files: Mapping[str, int] = field(default_factory=dict)
-    """Through which AMD and Intel cards are reached: the number of the group that owns each."""
+    # The kernel's messages about cards since the host was started, where this user may read them.
     xids: tuple[Xid, ...] = ()
-    """The kernel's messages about cards since the host was started, where this user may read them."""
+    # Of the running gateway.
     litellm_version: str = ""
-    """Of the running gateway."""
 
     @property
     def is_reachable(self) -> bool:

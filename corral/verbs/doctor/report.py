@@ -38,8 +38,8 @@ class Diagnosis:
     host: str
     address: str
     found: tuple[Found, ...]
+    # What there is, by area; areas that could not be looked at are absent.
     summaries: dict[str, str]
-    """What there is, by area; areas that could not be looked at are absent."""
 
     @property
     def is_well(self) -> bool:

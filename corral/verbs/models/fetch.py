@@ -32,11 +32,11 @@ HUB_ENDPOINT = "https://huggingface.co"
 TOKEN = "HF_TOKEN"  # noqa: S105 - its name
 CHUNK = 1 << 20
 CONNECT_S, SILENCE_S = 10.0, 60.0
+# So many attempts in a row may bring nothing before a download is given up.
 ATTEMPTS = 5
-"""So many attempts in a row may bring nothing before a download is given up."""
 LONGEST_PAUSE_S = 30.0
+# Answers after which it is worth asking again.
 BUSY = (408, 425, 429, 500, 502, 503, 504)
-"""Answers after which it is worth asking again."""
 PARTIAL, GONE_RANGE = 206, 416
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -68,10 +68,10 @@ class Origin:
     """Where a file comes from."""
 
     source: str
+    # Address on the web; empty for a file on this machine.
     url: str = ""
-    """Address on the web; empty for a file on this machine."""
+    # Place on this machine.
     path: Path | None = None
-    """Place on this machine."""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
@@ -79,8 +79,8 @@ class Origin:
 class Remote:
     """What a server says of a file before it is fetched."""
 
+    # Bytes; 0: it does not say.
     size: int = 0
-    """Bytes; 0: it does not say."""
     sha256: str = ""
     commit: str = ""
 
@@ -103,8 +103,8 @@ class Net:
 
     client: httpx.Client
     stop: threading.Event = field(default_factory=threading.Event)
+    # Pause before the second attempt, in seconds; it doubles.
     pause_s: float = 1.0
-    """Pause before the second attempt, in seconds; it doubles."""
 
     def check(self) -> None:
         """Raises KeyboardInterrupt when everything is to end."""
@@ -312,8 +312,8 @@ class _Note:
     source: str
     size: int = 0
     sha256: str = ""
+    # The server's word for this content (a strong ETag, or the time of its last change), for `If-Range`.
     validator: str = ""
-    """The server's word for this content (a strong ETag, or the time of its last change), for `If-Range`."""
 
     def fits(self, source: str, expected: Remote) -> bool:
         """Whether bytes with this note can be the beginning of what is expected from the source."""
@@ -414,8 +414,8 @@ class _Transfer:
     progress: Callable[[int], None]
     part: IO[bytes]
     there: int = 0
+    # Bytes of the whole file; 0: not known.
     size: int = 0
-    """Bytes of the whole file; 0: not known."""
     validator: str = ""
     digest: hashlib._Hash = field(default_factory=hashlib.sha256)
 

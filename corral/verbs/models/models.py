@@ -53,15 +53,15 @@ PULL_LOCK = ".models-pull.lock"
 STAMPS = ".corral-verified.json"
 JOBS = 3
 ASKERS = 8
+# Stays free on a disk that files are fetched to.
 SPARE_BYTES = 256 << 20
-"""Stays free on a disk that files are fetched to."""
 GGUF = ".gguf"
 QUANTIZATION = re.compile(r"(?i)(?<![a-z0-9])(i?q\d(?:_[a-z0-9]+)*|tq\d_\d|mxfp4|bf16|f16|fp16|f32)(?![a-z0-9])")
 WEIGHTS = ".safetensors"
+# Files of a repository that are fetched: data, and no pickles (.bin, .pt, .ckpt), which run code when loaded.
 TAKEN = (WEIGHTS, ".json", ".jinja", ".model", ".spm", ".tiktoken", ".txt")
-"""Files of a repository that are fetched: data, and no pickles (.bin, .pt, .ckpt), which run code when loaded."""
+# Says that a repository is a diffusers pipeline: its weights lie in folders, those beside it are duplicates.
 PIPELINE = "model_index.json"
-"""Says that a repository is a diffusers pipeline: its weights lie in folders, those beside it are duplicates."""
 State = Literal["verified", "there", "not pinned", "missing", "wrong size", "damaged", "unknown"]
 Done = TypeVar("Done")
 
@@ -75,10 +75,10 @@ class Wanted:
     revision: str
     models: tuple[str, ...]
     hosts: tuple[str, ...]
+    # What the inventory says that its checksum is.
     sha256: str = ""
-    """What the inventory says that its checksum is."""
+    # The repository that it is a file of, when all of it is served.
     repository: str = ""
-    """The repository that it is a file of, when all of it is served."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,15 +309,15 @@ class Choice:
 
     names: tuple[str, ...] = ()
     hosts: frozenset[str] | None = None
+    # Folder that files are taken from instead of the network.
     offline: Path | None = None
-    """Folder that files are taken from instead of the network."""
+    # Quantization to take where the wanted one is not to be had.
     fallback: str = ""
-    """Quantization to take where the wanted one is not to be had."""
+    # Take what the source has now, and pin that.
     update: bool = False
-    """Take what the source has now, and pin that."""
     jobs: int = JOBS
+    # Folder on this machine for files of far hosts.
     store: Path | None = None
-    """Folder on this machine for files of far hosts."""
 
 
 @dataclass(slots=True)
@@ -327,8 +327,8 @@ class _Order:
     item: Wanted
     origin: net.Origin
     expected: net.Remote
+    # Its place in a models folder.
     name: str
-    """Its place in a models folder."""
     target: Path
     lacking: list[Place] = field(default_factory=list)
 

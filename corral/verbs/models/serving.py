@@ -38,11 +38,11 @@ from corral.verbs.up.up import LOCK
 
 POLL_S = 0.25
 ANSWER_S = 30
+# An idle model is gone within a second; the router itself waits ten before it kills one.
 UNLOAD_S = 60
-"""An idle model is gone within a second; the router itself waits ten before it kills one."""
 HOLD_SPARE_S = 120
+# States that count against `loaded`; a sleeping model has given its weights back, not its place.
 IN_MEMORY = frozenset({"loaded", "sleeping", "loading"})
-"""States that count against `loaded`; a sleeping model has given its weights back, not its place."""
 STYLES = {"loaded": "green", "running": "green", "sleeping": "cyan", "loading": "yellow", "failed": "bold red"}
 ASK = (
     rf"""printf 'Authorization: Bearer %s' "$(sed -n '/^[^#]/{{p;q;}}' /run/secrets/{API_KEY})" | """

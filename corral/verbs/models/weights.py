@@ -15,8 +15,8 @@ from corral.errors import CorralError, did_you_mean
 
 MAGIC = b"GGUF"
 HUB = "hf:"
+# Before the second attempt; a person is waiting.
 FIRST_PAUSE_S = 0.2
-"""Before the second attempt; a person is waiting."""
 GIB = 1024**3
 FORMS = "give a file (MODEL=path/to/model.gguf) or a file on the Hugging Face Hub (MODEL=hf:owner/repo/file.gguf)"
 _HUB_FILE = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)/(?P<file>(?:[\w.+ -]+/)*[\w.+ -]+\.gguf)")

@@ -39,8 +39,8 @@ class Machine:
     """Questions to a host, and what it has answered."""
 
     host: ComposeHost
+    # `debian 12`, as /etc/os-release has it; known after `look`.
     system: str = ""
-    """`debian 12`, as /etc/os-release has it; known after `look`."""
 
     def look(self) -> Look:
         """Whether the machine answers, and what it is."""

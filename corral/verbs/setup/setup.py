@@ -38,8 +38,8 @@ class Step:
     title: str
     look: Callable[[], Look]
     act: Callable[[], None] | None = None
+    # Whether looking further makes no sense while this is missing.
     is_foundation: bool = False
-    """Whether looking further makes no sense while this is missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,8 @@ class Setup:
     dry_run: bool = False
     units: bool = False
     units_folder: str = UNITS_FOLDER
+    # What was learned of each host.
     machines: dict[str, Machine] = field(default_factory=dict)
-    """What was learned of each host."""
 
     def run(self, hosts: Sequence[ComposeHost]) -> None:
         """Prepares the hosts and starts them; raises CorralError when something is left for a person to do."""

@@ -51,8 +51,8 @@ class ServiceFigures:
     service: str
     container: str
     seen: Container | None
+    # Whether it was made from another rendering than the one that lies there.
     is_old: bool = False
-    """Whether it was made from another rendering than the one that lies there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +61,8 @@ class WeightFigures:
 
     model: str
     file: str
+    # None: not read since it last changed.
     is_right: bool | None
-    """None: not read since it last changed."""
     checked: float | None = None
 
 
@@ -77,8 +77,8 @@ class HostFigures:
     drift: dict[str, bool]
     services: tuple[ServiceFigures, ...]
     weights: tuple[WeightFigures, ...] = ()
+    # When each ends; None when it cannot be read.
     certificates: Mapping[str, datetime | None] = field(default_factory=dict)
-    """When each ends; None when it cannot be read."""
     backup: float | None = None
 
 

@@ -75,8 +75,8 @@ class _Reader:
     def __init__(self, host: ComposeHost, services: Sequence[Service], wanted: Wanted) -> None:
         self.host = host
         self.problem = ""
+        # Whether reading has ended, and the process is being stopped.
         self.is_over = False
-        """Whether reading has ended, and the process is being stopped."""
         self._wanted = wanted
         self._names = {item.container_name: item.name for item in services}
         self.process = subprocess.Popen(

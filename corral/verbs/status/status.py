@@ -40,8 +40,8 @@ class Row:
 
     service: str
     container: str
+    # None while the service has no container.
     seen: Container | None
-    """None while the service has no container."""
     is_well: bool
     notes: tuple[str, ...] = ()
     gpus: tuple[int, ...] = ()

@@ -22,8 +22,8 @@ class Found:
 
     service: Service
     container: Container | None
+    # Whether the container is what is rendered: definition, configuration files and image.
     is_current: bool
-    """Whether the container is what is rendered: definition, configuration files and image."""
 
     @property
     def is_well(self) -> bool:
@@ -44,8 +44,8 @@ class Survey:
     found: Mapping[str, Found]
     left_over: tuple[Container, ...] = ()
     missing_images: tuple[str, ...] = ()
+    # Id by name, of the images that are there.
     images: Mapping[str, str] = field(default_factory=dict)
-    """Id by name, of the images that are there."""
 
 
 def check_engine(host: ComposeHost) -> None:

@@ -101,8 +101,8 @@ class Before:
     path: Path
     out: Path
     inventory: str
+    # Files of each host.
     trees: Mapping[str, dict[str, bytes]]
-    """Files of each host."""
 
     @classmethod
     def of(cls, inventory: Path, out: Path) -> Before:

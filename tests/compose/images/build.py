@@ -33,21 +33,21 @@ REPOSITORY = HERE.parents[2]
 LABEL = "corral.stand-in"
 BASE_NAME = "corral-stand-in-base"
 SUITE = "sid"
+# The suite's Python: wheels for it are fetched while the root file system is made, and again if it has another one.
 PYTHON_GUESS = "3.14"
-"""The suite's Python: wheels for it are fetched while the root file system is made, and again if it has another one."""
 PACKAGES = (
     "busybox-static", "ca-certificates", "curl", "haproxy", "llama.cpp", "nodejs", "postgresql", "prometheus",
     "prometheus-alertmanager", "prometheus-node-exporter", "prometheus-postgres-exporter", "prometheus-redis-exporter",
     "python3", "valkey-server",
 )  # fmt: skip
+# What upstream's image has besides the package's own `proxy` extra.
 LITELLM_EXTRAS = ("prisma", "prometheus-client")
-"""What upstream's image has besides the package's own `proxy` extra."""
 WITHOUT = ("/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/i18n/*")
 ENGINE_VARIABLE = "PRISMA_QUERY_ENGINE_BINARY"
 BUILD_ARGUMENTS = ("PRISMA_VERSION", "PRISMA_EXPECTED_ENGINE_VERSION")
 BUILD_LIMIT_S = 600
+# Components that run another one's image.
 TARGET_OF = {"edge": "haproxy"}
-"""Components that run another one's image."""
 LOCK = Path(tempfile.gettempdir()) / f"corral-stand-ins-{os.getuid()}.lock"
 
 

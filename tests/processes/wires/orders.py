@@ -26,10 +26,10 @@ LOOPBACK = "127.0.0.1"
 class Order:
     """How a request wants to be answered."""
 
+    # The answer, in the pieces in which it is streamed.
     say: list[str] = field(default_factory=lambda: ["an ", "answer"])
-    """The answer, in the pieces in which it is streamed."""
+    # What the server separates from the answer by itself.
     think: list[str] = field(default_factory=list)
-    """What the server separates from the answer by itself."""
     service_s: float = 0.0
 
     @classmethod

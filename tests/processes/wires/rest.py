@@ -21,8 +21,8 @@ from tests.processes.wires.orders import LOOPBACK, Order, Seen
 
 SEEN = Seen()
 KEY = "value-of-the-key"
+# Bytes that are written at once.
 PART = 7
-"""Bytes that are written at once."""
 
 
 @web.middleware
