@@ -11,7 +11,8 @@ from pydantic.fields import FieldInfo
 
 from corral.checks.policy import RULES as POLICY_RULES
 from corral.checks.policy import Level
-from corral.checks.rules import PLAN_RULES, REFERENCE_RULES, WARNINGS
+from corral.checks.references import REFERENCE_RULES
+from corral.checks.registry import Stage, checks
 from corral.config.inventory import Inventory
 
 HEAD = """# Every key of the inventory
@@ -98,19 +99,28 @@ def rules_reference() -> str:
     return "\n".join(
         [
             RULES_HEAD,
-            *_rule_table("In the inventory", REFERENCE_RULES),
+            *_rule_table("In the inventory", {name: ("error", rule.__doc__) for name, rule in REFERENCE_RULES.items()}),
+            *_rows(_looks("inventory")),
             "",
-            *_rule_table("In the plan made from it", PLAN_RULES),
+            *_rule_table("In the plan made from it", _looks("plan")),
             "",
         ]
     )
 
 
-def _rule_table(title: str, rules: Mapping[str, Callable[..., object]]) -> Iterator[str]:
+def _looks(stage: Stage) -> dict[str, tuple[str, str | None]]:
+    return {name: (item.level, item.demand) for name, item in sorted(checks(stage).items())}
+
+
+def _rule_table(title: str, rules: Mapping[str, tuple[str, str | None]]) -> Iterator[str]:
     yield from (f"## {title}", "", "| rule | breaking it is | what it demands |", "|---|---|---|")
-    for rule, check in rules.items():
-        level = "questionable" if rule in WARNINGS else "an error"
-        yield f"| `{rule}` | {level} | {' '.join((check.__doc__ or '').split())} |"
+    yield from _rows(rules)
+
+
+def _rows(rules: Mapping[str, tuple[str, str | None]]) -> Iterator[str]:
+    for rule, (level, demand) in rules.items():
+        weight = "an error" if level == "error" else "questionable"
+        yield f"| `{rule}` | {weight} | {' '.join((demand or '').split())} |"
 
 
 POLICY_HEAD = """# The security baseline, rule by rule

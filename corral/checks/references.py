@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
+from corral.checks.registry import findings
 from corral.config.client_names import kind_of, kinds_of, routed_names
 from corral.config.file_names import is_file_name
 from corral.config.inventory import Engine, Inventory, Kind, Placement, Weights, file_of
+from corral.declarations import Server
 from corral.errors import KeyPath, Problem, did_you_mean, dotted
 from corral.plan.cards import CATALOGUE, card_facts
 from corral.plan.routing import SECTIONS, pool_context, tier_settings
@@ -73,7 +75,8 @@ def _reference(rule: str) -> Callable[[ReferenceRule], ReferenceRule]:
 
 def check_references(inventory: Inventory) -> list[Problem]:
     """Every name in the inventory that leads nowhere, and what else must hold before a site can be resolved."""
-    return [replace(problem, rule=rule) for rule, check in REFERENCE_RULES.items() for problem in check(inventory)]
+    found = [replace(problem, rule=rule) for rule, check in REFERENCE_RULES.items() for problem in check(inventory)]
+    return [*found, *findings("inventory", inventory)]
 
 
 def _places(inventory: Inventory) -> Iterator[tuple[str, Placement, KeyPath]]:
@@ -146,6 +149,7 @@ def _why_not_shared(inventory: Inventory, pool: str, place: Placement) -> tuple[
     """What is wrong with a place on a shared server by itself, and the remedy; empty when nothing is."""
     host = inventory.hosts.get(place.host or "")
     near = did_you_mean(place.shared or "", host.shared) if host else ""
+    server = _server(inventory, pool)
     reasons = (
         (place.auto, "a shared server is on cards that you name", "name gpus:, and leave auto: out"),
         (place.host is None, "a shared server is on a host", "add host:, and remove node:"),
@@ -164,20 +168,18 @@ def _why_not_shared(inventory: Inventory, pool: str, place: Placement) -> tuple[
             f"{place.shared} is one server",
             "name the cards of one replica, and remove replicas:",
         ),
-        (_kind(inventory, pool) == "image", "an image server serves one model", "remove shared: here"),
-        (_server(inventory, pool) == "vllm", "a vLLM server serves one model", "remove shared: here"),
+        (
+            server is not None and not server.is_shareable,
+            f"a server of {server.title if server else ''} serves one model",
+            "remove shared: here",
+        ),
     )
     return next(((words, hint) for holds, words, hint in reasons if holds), ("", ""))
 
 
-def _kind(inventory: Inventory, pool: str) -> str:
+def _server(inventory: Inventory, pool: str) -> Server | None:
     model = inventory.models.get(inventory.pools[pool].model or "")
-    return model.kind if model else ""
-
-
-def _server(inventory: Inventory, pool: str) -> str:
-    model = inventory.models.get(inventory.pools[pool].model or "")
-    return model.server if model else ""
+    return model.served_by if model else None
 
 
 def _cards_of(place: Placement) -> str:
@@ -454,20 +456,18 @@ def _direct_far(inventory: Inventory) -> Iterator[Problem]:
 
 @_reference("local-runtime")
 def _local_runtime(inventory: Inventory) -> Iterator[Problem]:
-    """A host with `runtime: local` runs servers on its CPU, no image servers and no Langfuse."""
+    """A host with `runtime: local` runs servers on its CPU, none that need Docker, and no Langfuse."""
     tracing = inventory.tracing
     host = inventory.hosts.get(tracing.host or "") if tracing else None
     if host is not None and host.runtime == "local":
         yield Problem("Langfuse needs Docker", ("tracing", "host"), "name a host with runtime: compose, or a url")
     for pool, place, path in _places(inventory):
-        model = inventory.models.get(inventory.pools[pool].model or "")
+        server = _server(inventory, pool)
         host = inventory.hosts.get(place.host or "")
         if host is None or host.runtime != "local":
             continue
-        if model is not None and model.kind == "image":
-            yield Problem("image servers need Docker", path, "put the pool on a host with runtime: compose")
-        if model is not None and model.server == "vllm":
-            yield Problem("vLLM needs Docker", path, "put the pool on a host with runtime: compose")
+        if server is not None and not server.is_local:
+            yield Problem(f"{server.title} needs Docker", path, "put the pool on a host with runtime: compose")
         if place.gpus:
             words = "a local host's servers run on the CPU"
             yield Problem(words, (*path, "gpus"), "use runtime: compose for GPUs, or replicas: N")
@@ -623,13 +623,13 @@ def _model_source(inventory: Inventory) -> Iterator[Problem]:
     """A model's source is `hf:owner/repo/file`, `https://…/file`, `file:/…/file` or a file name, without `..`."""
     for name, model in inventory.models.items():
         for key, source in _sources(model):
-            is_repository = model.kind == "image" or model.server == "vllm"
+            is_repository = not model.served_by.reads_files
             words, hint = _source_problem(source, is_repository=is_repository)
             if not words and not is_repository:
                 words, hint = _file_problem(source, model.sha256_of(source))
             if words:
                 yield Problem(words, ("models", name, key), hint)
-        if model.sha256 and (not model.is_llama or len(model.sources) > len(_sources(model))):
+        if model.sha256 and (not model.served_by.reads_files or len(model.sources) > len(_sources(model))):
             words = "a checksum is that of one file, and this model has another number of them"
             yield Problem(words, ("models", name, "sha256"), "remove it; models pull pins every file")
         if model.revision and not model.source.startswith("hf:"):
@@ -682,7 +682,7 @@ def _model_file(inventory: Inventory) -> Iterator[Problem]:
     """Files from different sources have different names: they share the models folder."""
     first: dict[str, tuple[str, str]] = {}
     for name, model in inventory.models.items():
-        if not model.is_llama:
+        if not model.served_by.reads_files:
             continue
         for key, source in _sources(model):
             other, origin = first.setdefault(file_of(source), (name, source))
@@ -720,42 +720,6 @@ def _adapter(inventory: Inventory) -> Iterator[Problem]:
                 yield Problem("only an hf: source has revisions", (*path, index, "source"), hint)
 
 
-# Keys of `engine` that mean something to vLLM.
-VLLM_HAS = frozenset(
-    {"slots", "memory_mib", "memory_swap_mib", "start_timeout_s", "gpu_memory_fraction", "adapters_at_once",
-     "adapter_rank", "image", "extra_args", "environment"}
-)  # fmt: skip
-VLLM_ALONE = frozenset({"gpu_memory_fraction", "adapters_at_once", "adapter_rank"})
-
-
-@_reference("vllm-model")
-def _vllm_model(inventory: Inventory) -> Iterator[Problem]:
-    """With `server: vllm` a chat model and its adapters come from a repository or a folder; it has no draft."""
-    for name, model in inventory.models.items():
-        if model.server != "vllm":
-            continue
-        path: KeyPath = ("models", name)
-        if model.kind != "chat":
-            yield Problem(f"vLLM serves no {model.kind} models here", (*path, "server"), "remove server: vllm")
-        if model.projector is not None:
-            words = "vLLM reads images with what is in the model's own repository"
-            yield Problem(words, (*path, "projector"), "remove projector")
-        if model.draft is not None:
-            yield Problem("vLLM has no draft model here", (*path, "draft"), "remove draft, or use llama.cpp")
-        for key, source in _sources(model):
-            scheme, _, rest = source.rpartition(":")
-            if scheme not in ("", "hf") or source.endswith(".gguf") or (scheme and rest.count("/") > 1):
-                hint = "write hf:owner/repo, or the name of a folder in the models folder"
-                yield Problem("vLLM reads a repository, not a file", (*path, key), hint)
-        yield from _vllm_adapters(model, (*path, "adapters"))
-
-
-def _vllm_adapters(model: Weights, path: KeyPath) -> Iterator[Problem]:
-    for index, adapter in enumerate(model.adapters):
-        if adapter.scale != 1:
-            yield Problem("vLLM has no scale for adapters", (*path, index, "scale"), "remove scale")
-
-
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -788,11 +752,11 @@ def _vllm_setting(inventory: Inventory) -> Iterator[Problem]:
         pools = {key: pool for key, pool in inventory.pools.items() if pool.model == name}
         said: list[tuple[KeyPath, Engine]] = [(("models", name, "engine"), model.engine)]
         said += [(("pools", key, "engine"), pool.engine) for key, pool in pools.items()]
-        server = "vLLM" if model.server == "vllm" else "LocalAI" if model.kind == "image" else "llama.cpp"
+        server = model.served_by
         for path, engine in said:
             told = {key for key, value in engine if value is not None}
-            for key in sorted(told - VLLM_HAS if server == "vLLM" else told & VLLM_ALONE):
-                yield Problem(f"{server} has no {key}", (*path, key), "remove it, or use the other server")
+            for key in sorted(told - server.settings):
+                yield Problem(f"{server.title} has no {key}", (*path, key), "remove it, or use the other server")
 
 
 @_reference("draft-model")
@@ -808,12 +772,12 @@ def _draft_model(inventory: Inventory) -> Iterator[Problem]:
             yield _unknown("model", model.draft.model, (*path, "model"), inventory.models)
         elif model.draft.model == name:
             yield Problem(f"{name} cannot draft for itself", (*path, "model"), "name a smaller model of its family")
-        elif inventory.models[model.draft.model].server == "vllm":
-            words = f"{model.draft.model} is no GGUF file, and cannot draft"
-            yield Problem(words, (*path, "model"), "name a model that llama.cpp serves")
         elif (kind := inventory.models[model.draft.model].kind) != "chat":
             words = f"{model.draft.model} is of kind {kind}, and cannot draft"
             yield Problem(words, (*path, "model"), "name a chat model")
+        elif not inventory.models[model.draft.model].served_by.reads_files:
+            words = f"{model.draft.model} is no GGUF file, and cannot draft"
+            yield Problem(words, (*path, "model"), "name a model from a GGUF file")
 
 
 # --- secrets ---------------------------------------------------------------------------------------------------------

@@ -13,11 +13,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from corral.build import Plan
-from corral.checks.rules import VRAM_RESERVE_MIB
 from corral.config.client_names import aliases_of
 from corral.config.inventory import Consumer, Tier
 from corral.contributions import Service
 from corral.gateway.fronts import gateway_publish_address
+from corral.plan.cards import VRAM_RESERVE_MIB
 from corral.plan.routing import tier_settings
 from corral.plan.site import Card, Replica, bracketed, claimed_mib
 from corral.units import bar, gib
@@ -261,6 +261,6 @@ def new_table(*columns: str) -> Table:
 def is_guess(replica: Replica) -> bool:
     """Whether a replica's size on its card is estimated from its file's name.
 
-    A person's own figure is none, nor is the share that vLLM takes of its cards, whatever it needs.
+    A person's own figure is none, nor is the share that a server takes of its cards, whatever it needs.
     """
-    return replica.memory is None and replica.engine.vram_mib is None and replica.weights.server != "vllm"
+    return replica.memory is None and replica.engine.vram_mib is None and not replica.weights.served_by.takes_share

@@ -9,7 +9,7 @@ import ipaddress
 import re
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import (
     AfterValidator,
@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from corral.contributions import SYSTEM_ROOTS, is_system_folder, plain_path
+from corral.declarations import USUAL, Server, server_of, servers
 from corral.errors import shown
 
 SCHEMA_VERSION = 1
@@ -104,6 +105,10 @@ PortNumber = Annotated[int, Field(ge=1, le=65535)]
 Mib = Annotated[int, Field(ge=16, le=64 * TIB_MIB)]
 Gib = Annotated[float, Field(gt=0, le=65536)]
 Kind = Literal["chat", "embedding", "rerank", "image"]
+if TYPE_CHECKING:
+    ServerName = str
+else:
+    ServerName = Literal[tuple(item.name for item in servers() if item.name)]
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "iq4_nl", "q4_1", "q4_0"]
 Thinking = Literal["off", "hidden", "shown"]
 # Lists are read as tuples; everything else has to be of its own type.
@@ -426,7 +431,7 @@ class Weights(Model):
     """Checksum of the file that `source` names; `models pull` takes no other. Needed for `http://`."""
     kind: Kind
     """What it does: chat, embedding, rerank or image."""
-    server: Literal["llama.cpp", "vllm"] = "llama.cpp"
+    server: ServerName = USUAL
     """What serves it: llama.cpp from a GGUF file, or vLLM, on NVIDIA cards, from a repository such as
     `hf:owner/repo` or a folder in the models folder; LocalAI serves image models."""
     context: int = Field(4096, ge=32, le=16_777_216)
@@ -451,18 +456,20 @@ class Weights(Model):
     """Settings of servers with this model."""
 
     @property
-    def is_llama(self) -> bool:
-        """Whether llama-server serves it, from GGUF files; other servers read whole repositories."""
-        return self.kind != "image" and self.server == "llama.cpp"
+    def served_by(self) -> Server:
+        """What serves it: the server that it names, or the usual one for its kind."""
+        return server_of(self.kind, self.server)
 
     @property
     def repositories(self) -> tuple[str, ...]:
         """The sources that are whole repositories, of which `models pull` makes folders."""
-        return () if self.is_llama else tuple(source for source in self.sources if source.startswith("hf:"))
+        if self.served_by.reads_files:
+            return ()
+        return tuple(source for source in self.sources if source.startswith("hf:"))
 
     @property
     def folders(self) -> tuple[str, ...]:
-        """Names in a models folder of what vLLM and LocalAI read, in the order of `sources`."""
+        """Names in a models folder of what such a server reads, in the order of `sources`."""
         return tuple(self.folder(source) for source in self.sources)
 
     def folder(self, source: str) -> str:

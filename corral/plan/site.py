@@ -36,13 +36,8 @@ KIND_DEFAULTS: dict[str, dict[str, Any]] = {
     "chat": {"slots": 1, "cache_reuse": 256},
     "embedding": {"slots": 4, "cache_ram_mib": 0, "cache_reuse": 0},
     "rerank": {"slots": 4, "cache_ram_mib": 0, "cache_reuse": 0},
-    "image": {"slots": 1, "memory_mib": 4096, "start_timeout_s": 1800},
+    "image": {"slots": 1},
 }
-# What vLLM gets where the inventory says nothing: 001-11, and host memory for the weights' way to the card.
-VLLM_DEFAULTS: dict[str, Any] = {
-    "slots": 16, "memory_mib": 8192, "start_timeout_s": 1800,
-    "gpu_memory_fraction": 0.9, "adapters_at_once": 1, "adapter_rank": 64,
-}  # fmt: skip
 # Kinds whose server refuses an input that does not fit into one physical batch (`--ubatch-size`).
 WHOLE_INPUT = ("embedding", "rerank")
 COMMON_DEFAULTS: dict[str, Any] = {
@@ -324,7 +319,7 @@ def _files(lock: ModelLock, weights: Weights) -> dict[str, str]:
 
     Of a repository those that the lock knows; before it was pulled, the folder that they will be in.
     """
-    if not weights.is_llama:
+    if not weights.served_by.reads_files:
         return {file: name for source in weights.repositories for file, name in _members(lock, weights, source)}
     known = {source: lock.get(weights.key(source)) for source in weights.sources}
     return {taken.file if taken else file_of(source): source for source, taken in known.items()}
@@ -352,9 +347,7 @@ def _groups(placement: Placement) -> Iterator[tuple[tuple[int, ...], int]]:
 def merged_engine(inventory: Inventory, pool: str, card: str) -> Engine:
     """Engine settings of a pool on a kind of card: kind, card, model and pool have their say, in that order."""
     weights = inventory.models[inventory.pools[pool].model or ""]
-    merged: dict[str, Any] = {**COMMON_DEFAULTS, **KIND_DEFAULTS[weights.kind]}
-    if weights.server == "vllm":
-        merged |= VLLM_DEFAULTS
+    merged: dict[str, Any] = {**COMMON_DEFAULTS, **KIND_DEFAULTS[weights.kind], **weights.served_by.defaults}
     if weights.kind in WHOLE_INPUT:
         merged |= {"batch": max(merged["batch"], weights.context), "ubatch": max(merged["ubatch"], weights.context)}
     for _, level in _engine_levels(inventory, pool, card):
@@ -402,7 +395,7 @@ def _settings(inventory: Inventory, lock: ModelLock, pool: str, card: str, cards
     cache_ram = engine.cache_ram_mib if engine.cache_ram_mib is not None else min(1024, limit // 4)
     if has_private_cache(inventory, pool):
         cache_ram = 0
-    if weights.server == "vllm":
+    if weights.served_by.takes_share:
         facts = card_facts(card, inventory.cards.get(card))
         vram = round((facts.vram_gib if facts else 0) * 1024 * (engine.gpu_memory_fraction or 0)) * cards
     else:
@@ -429,7 +422,7 @@ def memory_of_replica(
         )
         return own + more if own and more else None
     gguf = gguf_of(weights, lock)
-    if gguf is None or not weights.is_llama:
+    if gguf is None or not weights.served_by.reads_files:
         return None
     use = Use(
         slots=engine.slots or 1, context=weights.context, batch=engine.batch or 2048, ubatch=engine.ubatch or 512,
@@ -507,7 +500,7 @@ def _replica(inventory: Inventory, name: str, settings: _Settings, seat: _Seat) 
 def _own_share_mib(weights: Weights, engine: Engine, cards: tuple[Card, ...]) -> int:
     """MiB on these cards of a server that takes a share of each, whatever it needs; 0 for others."""
     fraction = engine.gpu_memory_fraction or 0
-    return sum(round(card.vram_mib * fraction) for card in cards) if weights.server == "vllm" else 0
+    return sum(round(card.vram_mib * fraction) for card in cards) if weights.served_by.takes_share else 0
 
 
 def _service_name(short: str, seat: _Seat, *, has_gpus: bool) -> str:

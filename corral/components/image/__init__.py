@@ -7,24 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from corral.components import Stage
-from corral.components.llama import facts_of, keys_for, labels_of, published_at
+from corral.components.serving import keys_for, replicas_of, served, server
 from corral.config.inventory import Weights
-from corral.contributions import (
-    Backend,
-    ConfigMount,
-    Contribution,
-    Contributions,
-    CpuVariant,
-    Endpoint,
-    File,
-    Health,
-    Port,
-    Rules,
-    ScrapeTarget,
-    Service,
-    State,
-)
-from corral.plan.devices import access, backend_of, claims
+from corral.contributions import ConfigMount, Contribution, Contributions, CpuVariant, File, Rules, Service, State
+from corral.plan.devices import backend_of
 from corral.plan.own_image import has_backend
 from corral.plan.site import Replica, Site, memory_on_cpu_mib
 
@@ -63,30 +49,19 @@ BUILT_IN = "/var/lib/local-ai/backends"
 
 def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
     """A service with its model file and start script, and a backend, for every image replica."""
-    replicas = [replica for replica in site.replicas if replica.kind == "image"]
+    replicas = replicas_of(site, COMPONENT)
     yield from keys_for(site, replicas, API_KEY, "opens the image servers for the gateway and Prometheus")
     if replicas:
         yield Rules("monitoring/rules/localai.yml")
     for replica in replicas:
-        endpoint = Endpoint(replica.port, replica.host, replica.service)
         yield from _files(replica)
         yield _service(site, replica)
         for name, purpose in KEPT.items():
             volume = f"{replica.service}-{name}"
             yield State(replica.host, replica.service, name, purpose, volume, VOLUMES[name])
-        yield Backend(
-            replica.pool,
-            replica.container,
-            replica.kind,
-            endpoint,
-            replica.slots,
-            replica.pool,
-            "/readyz",
-            secret=API_KEY,
-            parameters={"response_format": "b64_json"},  # LocalAI's default is an address that only its own host knows
-        )
-        yield ScrapeTarget("localai", endpoint, labels_of(replica), secret=API_KEY)
-        yield from facts_of(replica)
+        # LocalAI's default for pictures is an address that only its own host knows.
+        own = {"response_format": "b64_json"}
+        yield from served(site, replica, "/readyz", API_KEY, "localai", parameters=own)
 
 
 def _image_key(replica: Replica) -> str:
@@ -148,28 +123,14 @@ def _model_of(weights: Weights) -> str:
 
 
 def _service(site: Site, replica: Replica) -> Service:
-    engine, cards = replica.engine, access(site, replica)
-    image = image_of(site, replica)
-    variant = _cpu_variant(site, replica)
+    image, variant = image_of(site, replica), _cpu_variant(site, replica)
     is_complete = has_backend(image) and (variant is None or has_backend(variant.image))
-    return Service(
-        host=replica.host,
-        component=COMPONENT,
-        name=replica.service,
-        container=replica.container,
-        role=replica.kind,
-        image=image,
-        program="local-ai",
-        entrypoint=("/bin/sh", site.config_path(replica.host, COMPONENT, "start.sh", "/etc/corral/start.sh")),
-        health=Health(
-            replica.port,
-            "/readyz",
-            ("curl", "-fsS", f"http://localhost:{replica.port}/readyz"),
-            engine.start_timeout_s or 1800,
-        ),
-        memory_mib=replica.memory_mib,
-        memory_swap_mib=engine.memory_swap_mib or 0,
-        environment={
+    return server(
+        site,
+        replica,
+        "/readyz",
+        "the key LOCALAI_API_KEY",
+        {
             "CORRAL_BACKEND": "" if has_backend(image) else BACKENDS[_image_key(replica)],
             "CORRAL_MODEL_FILE": f"{replica.service}.yaml",
             **_weights(replica),
@@ -180,13 +141,13 @@ def _service(site: Site, replica: Replica) -> Service:
             "LOCALAI_BACKENDS_PATH": "/backends",
             "LOCALAI_BACKENDS_SYSTEM_PATH": BUILT_IN,
             "LOCALAI_GENERATED_CONTENT_PATH": GENERATED,
-            "LOCALAI_THREADS": str(engine.threads or 2),
+            "LOCALAI_THREADS": str(replica.engine.threads or 2),
             "LOCALAI_MAX_ACTIVE_BACKENDS": "1",
-            **cards.environment,
-            **(engine.environment or {}),
         },
+        image=image,
+        program="local-ai",
+        entrypoint=("/bin/sh", "/etc/corral/start.sh"),
         secrets=(API_KEY,),
-        ports=(Port(replica.port, published_at(site, replica), "the key LOCALAI_API_KEY"),),
         configs=(
             ConfigMount("start.sh", "/etc/corral/start.sh"),
             ConfigMount(f"{replica.service}.yaml", f"/etc/corral/{replica.service}.yaml"),
@@ -195,18 +156,10 @@ def _service(site: Site, replica: Replica) -> Service:
         volumes=tuple((f"{replica.service}-{name}", path) for name, path in VOLUMES.items()),
         tmpfs=("/tmp:size=64m", f"{MODELS}:size=16m"),  # noqa: S108 - paths in the container
         network="servers-image",
-        gpus=claims(replica),
-        devices=cards.devices,
-        groups=cards.groups,
         cpu_variant=variant,
         read_only=False,
         pids=1024,
-        exceptions={
-            "non-root": ROOT,
-            "read-only": WRITES,
-            **({} if is_complete else {"way-out": DOWNLOADS}),
-            **cards.exceptions,
-        },
+        exceptions={"non-root": ROOT, "read-only": WRITES, **({} if is_complete else {"way-out": DOWNLOADS})},
     )
 
 

@@ -7,27 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 from corral.components import Stage
-from corral.components.llama.flags import settings
+from corral.components.flags import Trouble
+from corral.components.llama import flags
+from corral.components.serving import has_private_cache, keys_for, replicas_of, served, server
 from corral.config.client_names import adapter_name
 from corral.config.inventory import Thinking, file_of
-from corral.contributions import (
-    Backend,
-    ConfigMount,
-    Contribution,
-    Contributions,
-    CpuVariant,
-    Endpoint,
-    Fact,
-    File,
-    Health,
-    Port,
-    Rules,
-    ScrapeTarget,
-    Secret,
-    Service,
-)
-from corral.plan import routing
-from corral.plan.devices import access, backend_of, claims, compiles_first
+from corral.contributions import ConfigMount, Contribution, Contributions, CpuVariant, File, Rules, Service
+from corral.plan.devices import backend_of, compiles_first
 from corral.plan.own_image import BUILD
 from corral.plan.site import Replica, Site, claimed_mib, memory_on_cpu_mib
 from corral.plan.sizes import worst
@@ -71,12 +57,11 @@ THINKING_WORDS: dict[Thinking, list[str]] = {
 
 def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
     """A service, a backend and a scrape target for every replica, and the key that protects them."""
-    replicas = [replica for replica in site.replicas if replica.weights.is_llama]
+    replicas = replicas_of(site, COMPONENT)
     yield from keys_for(site, replicas, API_KEY, "opens the inference servers for the gateway and Prometheus")
     if replicas:
         yield Rules("monitoring/rules/llama.yml")
     for replica in replicas:
-        endpoint = Endpoint(replica.port, replica.host, replica.service)
         members = site.members(replica.host, replica.service) if replica.shared else (replica,)
         if replica is members[0]:
             yield _service(site, replica) if not replica.shared else _shared_service(site, members)
@@ -84,25 +69,27 @@ def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
                 yield _presets(site, members)
             if not site.is_local(replica.host):
                 yield File(replica.host, COMPONENT, "start.sh", asset="gpu-server/llama/start.sh")
-        yield Backend(
-            replica.pool,
-            replica.container,
-            replica.kind,
-            endpoint,
-            replica.slots,
-            replica.pool,
+        yield from served(
+            site,
+            replica,
             "/health",
-            secret=API_KEY,
+            API_KEY,
+            "llama-shared" if replica.shared else "llama",
             hides_thoughts=_leaves_thoughts(site, replica),
             cache_field="cache_prompt" if has_private_cache(site, replica) else "",
             adapters={
                 adapter_name(replica.pool, adapter): {"lora": [{"id": number, "scale": adapter.scale}]}
                 for number, adapter in enumerate(replica.weights.adapters)
             },
+            scrape_labels=ASKED_FOR | {"__param_model": replica.pool} if replica.shared else {},
         )
-        job, asked = ("llama-shared", ASKED_FOR | {"__param_model": replica.pool}) if replica.shared else ("llama", {})
-        yield ScrapeTarget(job, endpoint, labels_of(replica) | asked, secret=API_KEY)
-        yield from facts_of(replica)
+
+
+def extra_args_troubles(site: Site, replica: Replica) -> Iterator[Trouble]:
+    """What is wrong with a replica's `extra_args`."""
+    words = replica.engine.extra_args or ()
+    rendered = arguments(site, replica)[: -len(words)]
+    return flags.troubles(words, rendered=rendered, is_pinned=BUILD in _image(site, replica))
 
 
 def _sight(site: Site, replica: Replica) -> list[str]:
@@ -146,81 +133,30 @@ def _thinking(site: Site, replica: Replica) -> Thinking:
     return site.inventory.pools[replica.pool].thinking or "hidden"
 
 
-def has_private_cache(site: Site, replica: Replica) -> bool:
-    """Whether a chat server must not use for one key what it computed for another."""
-    return replica.kind == "chat" and routing.has_private_cache(site.inventory, replica.pool)
-
-
 def _leaves_thoughts(site: Site, replica: Replica) -> bool:
     """Whether thoughts have to be taken out of the answers; with a chat template llama-server separates them itself."""
     return replica.kind == "chat" and _thinking(site, replica) != "shown" and not replica.engine.jinja
 
 
-def labels_of(replica: Replica) -> dict[str, str]:
-    """Labels by which figures of a replica are found."""
-    labels = {
-        "host": replica.host,
-        "pool": replica.pool,
-        "model": replica.model,
-        "replica": replica.container,
-        "role": replica.kind,
-    }
-    if replica.cards:
-        labels |= {"gpu": ",".join(str(card.number) for card in replica.cards), "card": replica.cards[0].card}
-    return labels
-
-
-def facts_of(replica: Replica) -> Iterator[Fact]:
-    """What a replica has, and how long it may take to load."""
-    labels = labels_of(replica)
-    yield Fact("inventory:replica_slots", replica.slots, labels)
-    yield Fact("inventory:replica_start_seconds", replica.start_timeout_s, labels)
-
-
-def keys_for(site: Site, replicas: Sequence[Replica], name: str, purpose: str) -> Iterator[Secret]:
-    """The key of these servers on every host that has some, another one on each; the gateway's host always has one."""
-    for host in sorted({replica.host for replica in replicas} | ({site.inventory.gateway.host} if replicas else set())):
-        yield Secret(name, host, purpose, "hex", is_per_host=True)
-
-
-def published_at(site: Site, replica: Replica) -> str:
-    """Address that a replica's port is bound to: loopback if the port is named; empty: inside the farm only."""
-    return "127.0.0.1" if replica.is_port_explicit else site.publish_address(replica.host)
-
-
 def _service(site: Site, replica: Replica) -> Service:
-    engine, cards = replica.engine, access(site, replica)
-    service = Service(
-        host=replica.host,
-        component=COMPONENT,
-        name=replica.service,
-        container=replica.container,
-        role=replica.kind,
+    engine = replica.engine
+    service = server(
+        site,
+        replica,
+        "/health",
+        "the key LLAMA_API_KEY",
+        {},
         image=_image(site, replica),
         program="llama-server",
         args=arguments(site, replica),
-        health=Health(
-            replica.port,
-            "/health",
-            ("curl", "-fsS", f"http://localhost:{replica.port}/health"),
-            replica.start_timeout_s,
-        ),
-        memory_mib=replica.memory_mib,
-        memory_swap_mib=engine.memory_swap_mib or 0,
-        environment={**cards.environment, **(engine.environment or {})},
         secrets=(API_KEY,),
-        ports=(Port(replica.port, published_at(site, replica), "the key LLAMA_API_KEY"),),
         mounts=((site.host(replica.host).models_dir, "/models"),),
         network="servers-llama",
-        gpus=claims(replica),
-        devices=cards.devices,
-        groups=cards.groups,
         cpu_variant=_cpu_variant(site, replica),
         user="65534:65534",
         mlock=bool(engine.mlock),
         stop_grace_s=STOP_GRACE_S,
         threads=engine.threads or 0,
-        exceptions=cards.exceptions,
     )
     return service if site.is_local(replica.host) else _watched(service, replica)
 
@@ -293,7 +229,7 @@ def preset_words(site: Site, replica: Replica) -> list[str]:
 
 
 def _presets(site: Site, members: Sequence[Replica]) -> File:
-    models = [{"name": item.pool, "settings": list(settings(preset_words(site, item)))} for item in members]
+    models = [{"name": item.pool, "settings": list(flags.settings(preset_words(site, item)))} for item in members]
     first = members[0]
     values = {"loaded": first.shared.loaded if first.shared else 0, "models": models}
     return File(first.host, COMPONENT, preset_file(first.service), template="llama/models.ini.j2", values=values)
@@ -338,11 +274,6 @@ def _cpu_variant(site: Site, replica: Replica) -> CpuVariant | None:
         return None
     memory_mib = max(replica.memory_mib, memory_on_cpu_mib(replica))
     return CpuVariant(site.image("llama-cpu", IMAGES["llama-cpu"]), memory_mib)
-
-
-def is_pinned(site: Site, replica: Replica) -> bool:
-    """Whether a replica runs the build of llama.cpp that the kit pins, whose flags are known."""
-    return BUILD in _image(site, replica)
 
 
 def _image(site: Site, replica: Replica) -> str:
