@@ -17,7 +17,8 @@ import yaml
 from pydantic import BaseModel
 
 GROUP = "corral.components"
-BUILT_IN = Path(__file__).resolve().parent / "components"
+ROOT = Path(__file__).resolve().parents[1]
+BUILT_IN = ROOT / "corral" / "components"
 # What serves a model whose `server` the inventory leaves out, unless another one is the usual one for its kind.
 USUAL = "llama.cpp"
 # Who said the words: a container or Docker about it, a program of a `local` host, or the command `docker` about Docker.
@@ -82,6 +83,13 @@ def _folder_of(module: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise ImportError(f"{module}, an installed component of corral, is no package")
     return Path(spec.submodule_search_locations[0])
+
+
+def shipped(path: str) -> Path:
+    """A file that the kit ships, by its path in the checkout, or that a component does: `toy/server.py`."""
+    component, _, rest = path.partition("/")
+    own = packages().get(component)
+    return ROOT / path if own is None or (ROOT / path).exists() else own.folder / rest
 
 
 @cache

@@ -1,9 +1,9 @@
 """One folder per component. Each says in `STAGE` when it is asked and in `contribute` what it adds to the plan.
 
-A component is found by being here, or in an installed package that says so (corral/declarations.py); nothing else names
-it. Earlier stages' contributions are there to be read. What depends on the site alone and is wanted by an earlier stage,
-a component may say in `announce`, which is asked before all stages. Beside it, `component.yaml` has what is data, and
-`rules.py` the rules that are about the component alone.
+A component is found by being here, or in an installed package that says so (corral/declarations.py); nothing else
+names it. Earlier stages' contributions are there to be read. What depends on the site alone and is wanted by an earlier
+stage, a component may say in `announce`, which is asked before all stages. Beside it, `component.yaml` has what is
+data, and `rules.py` the rules that are about the component alone.
 """
 
 from __future__ import annotations

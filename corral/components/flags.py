@@ -1,4 +1,4 @@
-"""Words for servers' command lines that people write themselves (`extra_args`): what is shared by servers' own readers."""
+"""Words for servers' command lines that people write themselves (`extra_args`): what all servers' readers share."""
 
 from __future__ import annotations
 

@@ -86,13 +86,10 @@ def _published_at(site: Site, replica: Replica) -> str:
     return "127.0.0.1" if replica.is_port_explicit else site.publish_address(replica.host)
 
 
-def served(
-    site: Site, replica: Replica, health_path: str, secret: str, job: str, **more: Any
-) -> Iterator[Contribution]:
+def served(replica: Replica, health_path: str, secret: str, job: str, **more: Any) -> Iterator[Contribution]:
     """A replica's backend, where its metrics are, and what the inventory says of it.
 
     Args:
-        site: the site.
         replica: the replica.
         health_path: path by which the balancer asks whether it is well.
         secret: name of the key to its API.

@@ -61,7 +61,7 @@ def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
             yield State(replica.host, replica.service, name, purpose, volume, VOLUMES[name])
         # LocalAI's default for pictures is an address that only its own host knows.
         own = {"response_format": "b64_json"}
-        yield from served(site, replica, "/readyz", API_KEY, "localai", parameters=own)
+        yield from served(replica, "/readyz", API_KEY, "localai", parameters=own)
 
 
 def _image_key(replica: Replica) -> str:

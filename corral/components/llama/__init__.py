@@ -70,7 +70,6 @@ def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
             if not site.is_local(replica.host):
                 yield File(replica.host, COMPONENT, "start.sh", asset="gpu-server/llama/start.sh")
         yield from served(
-            site,
             replica,
             "/health",
             API_KEY,

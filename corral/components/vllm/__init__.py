@@ -41,7 +41,6 @@ def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
         names = [adapter_name(replica.pool, adapter) for adapter in replica.weights.adapters]
         yield _service(site, replica)
         yield from served(
-            site,
             replica,
             "/health",
             API_KEY,
