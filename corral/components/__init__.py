@@ -15,7 +15,7 @@ from functools import cache
 from typing import Protocol, cast
 
 from corral.contributions import Contribution, Contributions
-from corral.declarations import packages
+from corral.declarations import declaration, packages
 from corral.plan.site import Site
 
 
@@ -80,7 +80,8 @@ def _nothing(_site: Site) -> Iterable[Contribution]:
 def image_keys() -> frozenset[str]:
     """Names under which `images` of an inventory can replace a component's own image."""
     keys: set[str] = set()
-    for _, component in components():
-        keys |= set(getattr(component, "IMAGES", ()))
-        keys |= {getattr(component, "COMPONENT", "")} if hasattr(component, "IMAGE") else set()
+    for name, found in components():
+        keys |= {fields.get("image_key", key) for key, fields in declaration(name).get("services", {}).items()}
+        keys |= set(getattr(found, "IMAGES", ()))
+        keys |= {found.COMPONENT} if hasattr(found, "IMAGE") and hasattr(found, "COMPONENT") else set()
     return frozenset(keys)

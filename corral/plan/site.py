@@ -155,6 +155,12 @@ class Site:
         """Whether the host runs processes instead of containers."""
         return self.host(host).runtime == "local"
 
+    @property
+    def has_store_exporters(self) -> bool:
+        """Whether Prometheus reads metrics of the gateway's database and cache."""
+        monitoring = self.inventory.monitoring
+        return monitoring is not None and monitoring.store_exporters
+
     def address(self, endpoint: Endpoint, seen_from: str) -> str:
         """`name:port` under which a program on host `seen_from` reaches an endpoint; on another host its edge."""
         if endpoint.address:

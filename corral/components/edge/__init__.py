@@ -12,24 +12,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from corral.components import Stage
-from corral.contributions import (
-    ConfigMount,
-    Contribution,
-    Contributions,
-    Endpoint,
-    File,
-    Health,
-    Port,
-    Secret,
-    Service,
-)
+from corral.components.declared import service
+from corral.contributions import Contribution, Contributions, Endpoint, File, Secret
 from corral.plan.site import Site
 
 STAGE = Stage.MONITORING
 COMPONENT = "edge"
-IMAGE = "haproxy:3.2.26"
-FOLDER = "/usr/local/etc/haproxy"
-CONFIG = f"{FOLDER}/haproxy.cfg"
 # Port of HAProxy's runtime API, on the container's own loopback address.
 CONTROL_PORT = 9999
 AUTHORITY, CERTIFICATE, KEYS = "EDGE_AUTHORITY", "EDGE_CERTIFICATE", "EDGE_KEYS"
@@ -37,7 +25,6 @@ Caller = Literal["gateway", "monitoring"]
 CLIENTS: dict[Caller, str] = {"gateway": "GATEWAY_CERTIFICATE", "monitoring": "MONITORING_CERTIFICATE"}
 # Secrets that are issued anew from time to time.
 CERTIFICATES = frozenset({AUTHORITY, CERTIFICATE, *CLIENTS.values()})
-PROTECTION = "client certificates of the site's own authority"
 # Connections of one address beyond a request for every slot: health checks, metrics, requests that a client left.
 SPARE_CONNECTIONS = 256
 # What a busy TLS connection takes, and HAProxy without any.
@@ -143,7 +130,16 @@ def _edge(site: Site, host: str, doors: list[Door]) -> Iterator[Contribution]:
     connections = SPARE_CONNECTIONS + 2 * sum(door.slots for door in doors)
     values = _values(site, host, doors, connections)
     yield File(host, COMPONENT, "haproxy.cfg", template="edge/haproxy.cfg.j2", values=values)
-    yield _service(site, host, doors, has_keys=bool(keys), connections=connections)
+    yield service(
+        site,
+        host,
+        COMPONENT,
+        COMPONENT,
+        port=site.inventory.gateway.edge_port,
+        memory_mib=BASE_MIB + 4 * connections * CONNECTION_KIB // 1024,
+        keys=(KEYS,) if keys else (),
+        calls=tuple(Endpoint(door.port, host, door.service) for door in doors),
+    )
 
 
 def _values(site: Site, host: str, doors: list[Door], connections: int) -> dict[str, Any]:
@@ -187,27 +183,3 @@ def _patience_s(site: Site) -> int:
     """Seconds that the slowest answer may take; the balancer decides before that."""
     gateway = site.inventory.gateway
     return max(gateway.timeout_s, *(pool.timeout_s or 0 for pool in site.inventory.pools.values())) + 60
-
-
-def _service(site: Site, host: str, doors: list[Door], *, has_keys: bool, connections: int) -> Service:
-    port = site.inventory.gateway.edge_port
-    return Service(
-        host=host,
-        component=COMPONENT,
-        name=COMPONENT,
-        role=COMPONENT,
-        image=site.image("haproxy", IMAGE),
-        program="haproxy",
-        args=("haproxy", "-W", "-db", "-f", CONFIG),
-        health=Health(port, "", ("bash", "-c", f"exec 3<>/dev/tcp/127.0.0.1/{port}")),
-        memory_mib=BASE_MIB + 4 * connections * CONNECTION_KIB // 1024,
-        secrets=(AUTHORITY, CERTIFICATE, *((KEYS,) if has_keys else ())),
-        ports=(Port(port, site.host(host).address, PROTECTION),),
-        configs=(ConfigMount("haproxy.cfg", ""),),
-        mounts=((f"./{COMPONENT}", FOLDER),),
-        calls=tuple(Endpoint(door.port, host, door.service) for door in doors),
-        user="99:99",
-        cpu_weight=2048,
-        stop_signal="SIGUSR1",
-        stop_grace_s=3,
-    )

@@ -43,7 +43,7 @@ from corral.plan.site import Site
 
 STAGE = Stage.BALANCER
 COMPONENT = "haproxy"
-IMAGE = edge.IMAGE
+IMAGE = "haproxy:3.2.26"
 FOLDER = "/usr/local/etc/haproxy"
 CONFIG = f"{FOLDER}/haproxy.cfg"
 RENDERED = ("haproxy.cfg", "farm.lua")

@@ -9,15 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from corral.components import Stage, edge
+from corral.components.declared import service
 from corral.config.inventory import Monitoring, Objective, Thresholds
 from corral.contributions import (
-    ConfigMount,
     Contribution,
     Contributions,
     Dashboard,
@@ -25,31 +24,23 @@ from corral.contributions import (
     Endpoint,
     Fact,
     File,
-    Health,
-    Port,
     Relabel,
     ScrapeTarget,
     Service,
 )
+from corral.declarations import shipped
 from corral.plan.networks import INSIDE, OUTSIDE, alias
 from corral.plan.site import Site, bracketed
 
 STAGE = Stage.MONITORING
 COMPONENT = "prometheus"
-# Of the only ones who may ask it: it has no password.
-NETWORK = "monitoring"
-IMAGE = "prom/prometheus:v3.5.3"
-ROOT = Path(__file__).resolve().parents[3]
 FOLDER = "/etc/prometheus"
-CONFIG = f"{FOLDER}/prometheus.yml"
-DATA = "/prometheus"
 FACTS = "inventory.yml"
 RULES = "monitoring/rules/"
 OWN_RULES = (f"{RULES}farm.yml", f"{RULES}monitoring.yml")
 RUNBOOKS = "docs/runbooks"
 FAR = "it reads figures on other machines"
 EXTRA = "`monitoring.extra` may name something on another machine"
-NO_PASSWORD = "loopback: Prometheus has no password of its own"  # noqa: S105 - a reason
 MIB_OF_GIB = 1024
 # Ending of the name of a job whose targets are on other hosts of the site; their label `job` has no such ending.
 FAR_JOB = "-elsewhere"
@@ -218,7 +209,7 @@ def _facts(facts: Iterable[Fact]) -> list[dict[str, Any]]:
 @cache
 def _shipped(asset: str) -> dict[str, Any]:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    loaded: dict[str, Any] = yaml.load((ROOT / asset).read_text(encoding="utf-8"), loader)  # noqa: S506 - a safe one
+    loaded: dict[str, Any] = yaml.load(shipped(asset).read_bytes(), loader)  # noqa: S506 - a safe one
     return loaded
 
 
@@ -279,32 +270,17 @@ def _service(
 ) -> Service:
     monitoring = _monitoring(site)
     is_far = any(site.is_outside(target.endpoint, host) for target in targets)
-    size = round(monitoring.retention_gib * MIB_OF_GIB)
-    return Service(
-        host=host,
-        component=COMPONENT,
-        name=COMPONENT,
-        role="monitoring",
-        image=site.image(COMPONENT, IMAGE),
-        program="prometheus",
-        args=(
-            f"--config.file={site.config_path(host, COMPONENT, 'prometheus.yml', CONFIG)}",
-            f"--storage.tsdb.path={site.data_path(host, COMPONENT, DATA)}",
-            f"--storage.tsdb.retention.time={monitoring.retention_days}d",
-            f"--storage.tsdb.retention.size={size}MB",
-            *_listening(site, host, port),
-        ),
-        health=Health.by_wget(port, "/-/ready"),
-        memory_mib=512,
-        secrets=_secrets(site, host, targets),
-        ports=(Port(port, "127.0.0.1", NO_PASSWORD),),
-        volumes=(("metrics", DATA),),
-        configs=(ConfigMount("prometheus.yml", CONFIG), *(ConfigMount(name, f"{FOLDER}/{name}") for name in rules)),
-        network=NETWORK,
+    return service(
+        site,
+        host,
+        COMPONENT,
+        COMPONENT,
+        port=port,
+        days=monitoring.retention_days,
+        mb=round(monitoring.retention_gib * MIB_OF_GIB),
+        listening=tuple(_listening(site, host, port)),
+        keys=_secrets(site, host, targets),
+        rules=tuple((name, f"{FOLDER}/{name}") for name in rules),
         calls=(*(target.endpoint for target in targets), *sinks),
-        is_picky=True,
-        user="65534:65534",
-        cpu_weight=256,
-        stop_grace_s=30,
         exceptions={"way-out": FAR if is_far else EXTRA} if is_far or monitoring.extra else {},
     )
