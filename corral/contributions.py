@@ -216,21 +216,19 @@ class Backend:
 class Route:
     """How the gateway reaches a pool, or one replica of it, through whatever stands in between."""
 
-    pool: str
+    # Stands for all replicas behind the route.
+    backend: Backend
     name: str
-    kind: str
+    # Empty for cloud models, whose provider LiteLLM knows.
     url: str
-    upstream_model: str
-    protocol: Literal["openai", "ollama", "cloud"] = "openai"
-    secret: str = ""
     slots: int = 1
-    cost: Cost | None = None
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    hides_thoughts: bool = False
-    cache_field: str = ""
-    adapters: Mapping[str, Any] = field(default_factory=dict)
     # Whether the pool has further routes, among which the gateway has to choose by what the balancer knows.
     has_siblings: bool = False
+
+    @property
+    def pool(self) -> str:
+        """The pool whose requests it takes."""
+        return self.backend.pool
 
 
 @dataclass(frozen=True, slots=True)

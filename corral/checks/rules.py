@@ -508,7 +508,7 @@ def _budget_counts(site: Site, published: Contributions) -> Iterator[Finding]:
     """A consumer with a budget has a pool whose tokens cost something."""
     paid = {backend.pool for backend in published.backends if backend.protocol == "cloud"}
     paid |= {name for name, pool in site.inventory.pools.items() if pool.price}
-    paid |= {route.pool for route in published.routes if route.cost}
+    paid |= {route.pool for route in published.routes if route.backend.cost}
     for name, consumer in site.inventory.consumers.items():
         if consumer.budget and not paid & set(_pools_of(site, consumer)):
             words = "this budget is never reached: tokens of its pools cost nothing"

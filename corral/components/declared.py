@@ -1,8 +1,8 @@
 """Programs as their component.yaml describes them: `services` and `secrets`, with what the plan decides filled in.
 
 A text `$name` stands for a value that the component gives; as an item of a list or as a key of a mapping it stands for
-several. These are always there: `$address` and `$publish` of the host, `$loopback` and `$any` (addresses to listen on), `$shell`,
-`$secrets`, `$config` and `$data` (folders, those of a container from `config_folder` and `data_folder`).
+several. These are always there: `$address` and `$publish` of the host, `$loopback` and `$any` (addresses to listen on),
+`$shell`, `$secrets`, `$config` and `$data` (folders, those of a container from `config_folder` and `data_folder`).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ def _texts(items: Iterable[object]) -> tuple[str, ...]:
 
 
 def _health(fields: dict[str, Any]) -> Health:
-    return (
-        Health(**fields | {"command": _texts(fields["command"])}) if "command" in fields else Health.by_wget(**fields)
-    )
+    if "command" not in fields:
+        return Health.by_wget(**fields)
+    return Health(**fields | {"command": _texts(fields["command"])})
 
 
 _TYPES: Mapping[str, Callable[[Any], Any]] = {
@@ -81,13 +81,16 @@ def filled(value: Any, values: Mapping[str, Any]) -> Any:
         whole = value[1:] if value.startswith("$") else ""
         return values[whole] if whole in values else Template(value).substitute(values)
     if isinstance(value, list):
-        parts = [(filled(item, values), isinstance(item, str)) for item in value]
-        return tuple(
-            one for part, is_text in parts for one in (part if is_text and isinstance(part, tuple) else [part])
-        )
+        return tuple(part for item in value for part in _parts(item, values))
     if not isinstance(value, dict):
         return value
     found: dict[str, Any] = {}
     for key, item in value.items():
         found |= values[key[1:]] if key.startswith("$") else {key: filled(item, values)}
     return found
+
+
+def _parts(item: Any, values: Mapping[str, Any]) -> tuple[Any, ...]:
+    """An item of a list, or the several that it stands for."""
+    found = filled(item, values)
+    return found if isinstance(item, str) and isinstance(found, tuple) else (found,)

@@ -66,6 +66,6 @@ def test_doctor_says_what_its_log_means(out: Path) -> None:
     try:
         docker("restart", "--time", "1", "tb-play-1")
         wait_until(lambda: "no spring" in finding(out, "running"), LIMIT_S, "the toy's own words")
-        assert "the toy has no spring → put a file named spring into the model's folder" in finding(out, "running")
+        assert "the toy has no spring) → put a file named spring into the model's folder" in finding(out, "running")
     finally:
         spring.touch()

@@ -1,6 +1,6 @@
 """Langfuse: traces of requests for people, with its own stores, headless from the first start. Compose hosts only.
 
-Its stores are on a network of their own: SeaweedFS has doors without a lock, and nothing but Langfuse needs any of them.
+Its stores are on a network of their own: SeaweedFS has ports without a lock, and only Langfuse needs any of them.
 """
 
 from __future__ import annotations

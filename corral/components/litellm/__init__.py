@@ -57,11 +57,11 @@ BODY_COPIES = 6
 OWN_MIB = 1100
 # Callbacks beside the gateway's own, each on sites that have a route which needs it.
 CALLBACKS: dict[str, Callable[[Route], bool]] = {
-    "corral_adapters": lambda route: bool(route.adapters),
-    "corral_cache": lambda route: bool(route.cache_field),
+    "corral_adapters": lambda route: bool(route.backend.adapters),
+    "corral_cache": lambda route: bool(route.backend.cache_field),
     "corral_groups": lambda route: route.has_siblings,
-    "corral_ollama": lambda route: route.protocol == "ollama" and route.kind == "chat",
-    "corral_thinking": lambda route: route.hides_thoughts,
+    "corral_ollama": lambda route: route.backend.protocol == "ollama" and route.backend.kind == "chat",
+    "corral_thinking": lambda route: route.backend.hides_thoughts,
 }
 # The callback of sites with tracing.
 TRACES = "corral_traces"
@@ -209,7 +209,7 @@ def _buckets(site: Site) -> list[float]:
 
 def _server_keys(published: Contributions) -> tuple[str, ...]:
     """Names of the secrets with which LiteLLM calls pools' servers."""
-    return tuple(sorted({route.secret for route in published.routes if route.secret}))
+    return tuple(sorted({route.backend.secret for route in published.routes if route.backend.secret}))
 
 
 def _needed_secrets(published: Contributions) -> tuple[str, ...]:
@@ -221,8 +221,8 @@ def _needed_secrets(published: Contributions) -> tuple[str, ...]:
 
 def limits(site: Site, published: Contributions) -> dict[str, dict[str, int]]:
     """What one request may ask of each pool, as corral_limits.py reads it."""
-    kinds = {route.pool: route.kind for route in published.routes}
-    cloud = {route.pool for route in published.routes if route.protocol == "cloud"}
+    kinds = {route.pool: route.backend.kind for route in published.routes}
+    cloud = {route.pool for route in published.routes if route.backend.protocol == "cloud"}
     return {pool: _request_limits(site, pool, kind, is_cloud=pool in cloud) for pool, kind in kinds.items()}
 
 
@@ -397,20 +397,23 @@ def _deployment(site: Site, route: Route, pool_slots: int) -> dict[str, Any]:
     params: dict[str, Any] = {"model": _model_name(route)}
     if route.url:
         params["api_base"] = route.url
-    params |= {"api_key": f"os.environ/{CLOUD_KEY}{route.secret}" if route.secret else "none", "max_retries": 0}
+    params |= {
+        "api_key": f"os.environ/{CLOUD_KEY}{route.backend.secret}" if route.backend.secret else "none",
+        "max_retries": 0,
+    }
     params |= _price(pool)
     if pool.timeout_s:
         params["timeout"] = pool.timeout_s + (pool.queue or site.inventory.gateway.queue).timeout_s
-    if route.protocol == "openai":
-        params |= PASSED_ON.get(route.kind, {})
-    params |= {**route.parameters, **_cost(route)}
-    info: dict[str, Any] = {"id": route.name, "mode": MODES[route.kind]}
-    is_priced = pool.price is not None or route.cost is not None or route.protocol == "cloud"
-    info |= FREE if route.kind in ("chat", "embedding") and not is_priced else {}
-    info |= NO_RESPONSES if (route.protocol, route.kind) == ("openai", "chat") else {}
-    info |= {"thinking": "hidden"} if route.hides_thoughts else {}
-    info |= {"cache_field": route.cache_field} if route.cache_field else {}
-    info |= {"adapters": dict(route.adapters)} if route.adapters else {}
+    if route.backend.protocol == "openai":
+        params |= PASSED_ON.get(route.backend.kind, {})
+    params |= {**route.backend.parameters, **_cost(route)}
+    info: dict[str, Any] = {"id": route.name, "mode": MODES[route.backend.kind]}
+    is_priced = pool.price is not None or route.backend.cost is not None or route.backend.protocol == "cloud"
+    info |= FREE if route.backend.kind in ("chat", "embedding") and not is_priced else {}
+    info |= NO_RESPONSES if (route.backend.protocol, route.backend.kind) == ("openai", "chat") else {}
+    info |= {"thinking": "hidden"} if route.backend.hides_thoughts else {}
+    info |= {"cache_field": route.backend.cache_field} if route.backend.cache_field else {}
+    info |= {"adapters": dict(route.backend.adapters)} if route.backend.adapters else {}
     info |= _limits(pool, route.slots / pool_slots)
     return {"model_name": route.pool, "litellm_params": params, "model_info": info}
 
@@ -427,19 +430,22 @@ def _price(pool: Pool) -> dict[str, float]:
 
 def _cost(route: Route) -> dict[str, Any]:
     """What LiteLLM counts spend with, and where it stops asking; it keeps the count in the cache."""
-    if route.cost is None:
+    if route.backend.cost is None:
         return {}
-    price = {"input_cost_per_token": route.cost.input_usd, "output_cost_per_token": route.cost.output_usd}
-    if route.cost.budget_usd is None:
+    price = {
+        "input_cost_per_token": route.backend.cost.input_usd,
+        "output_cost_per_token": route.backend.cost.output_usd,
+    }
+    if route.backend.cost.budget_usd is None:
         return price
-    return price | {"max_budget": route.cost.budget_usd, "budget_duration": route.cost.period}
+    return price | {"max_budget": route.backend.cost.budget_usd, "budget_duration": route.backend.cost.period}
 
 
 def _model_name(route: Route) -> str:
     """LiteLLM's name of a model: the provider decides the protocol."""
-    if route.protocol == "cloud":
-        return route.upstream_model
-    return f"{PROVIDERS.get((route.protocol, route.kind), 'openai')}/{route.upstream_model}"
+    if route.backend.protocol == "cloud":
+        return route.backend.upstream_model
+    return f"{PROVIDERS.get((route.backend.protocol, route.backend.kind), 'openai')}/{route.backend.upstream_model}"
 
 
 def _limits(pool: Pool, share: float) -> dict[str, int]:
@@ -574,7 +580,7 @@ def _routing_mounts() -> Iterator[ConfigMount]:
 def _way_out(site: Site, published: Contributions) -> dict[str, str]:
     """Why the gateway may call beyond its host; empty when everything that it calls is on it."""
     gateway = site.inventory.gateway
-    if any(route.protocol == "cloud" for route in published.routes):
+    if any(route.backend.protocol == "cloud" for route in published.routes):
         return {"way-out": CLOUD}
     far = [backend for backend in published.backends if site.is_outside(backend.endpoint, gateway.host)]
     if far and gateway.balancing == "direct":
