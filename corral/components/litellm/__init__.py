@@ -7,17 +7,15 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from corral.components import Stage, edge
+from corral.components.declared import filled, service
 from corral.config.client_names import all_aliases
 from corral.config.inventory import Auto, Gateway, Pool, TokenLimits
 from corral.contributions import (
-    ConfigMount,
     Contribution,
     Contributions,
     Dashboard,
     Endpoint,
     File,
-    Health,
-    Port,
     Relabel,
     Route,
     Rules,
@@ -27,28 +25,23 @@ from corral.contributions import (
     Store,
     TraceReceiver,
 )
+from corral.declarations import declaration
 from corral.gateway.fronts import gateway_publish_address
 from corral.plan.routing import SECTIONS, chains, has_routing, tier_settings
 from corral.plan.site import Site
 
 STAGE = Stage.GATEWAY
 COMPONENT = "litellm"
-# Of LiteLLM and the balancer, who call each other.
-NETWORK = "gateway"
-IMAGE = "ghcr.io/berriai/litellm:v1.106.2"
 MASTER_KEY = "LITELLM_MASTER_KEY"
 SALT_KEY = "LITELLM_SALT_KEY"
 METRICS_KEY = "LITELLM_METRICS_KEY"
-FILES = {
-    "corral_access.py": ("litellm/corral_access.py", "/etc/corral/corral_access.py"),
-    "corral_gateway.py": ("litellm/corral_gateway.py", "/etc/corral/corral_gateway.py"),
-    "corral_limits.py": ("litellm/corral_limits.py", "/etc/corral/corral_limits.py"),
-    "corral_interfaces.py": ("litellm/corral_interfaces.py", "/etc/corral/corral_interfaces.py"),
-    "start.sh": ("litellm/start.sh", "/etc/corral/start.sh"),
-}
-ROUTING_FILES = {"corral_routing.py": ("litellm/corral_routing.py", "/etc/corral/corral_routing.py")}
-ROUTING = "/etc/corral/routing.yaml"
-LIMITS = "/etc/corral/limits.yaml"
+DATA = declaration(COMPONENT)
+IMAGE: str = DATA["services"][COMPONENT]["image"]
+FREE: dict[str, float] = DATA["free"]
+DIRECT_CALLS: dict[str, str] = DATA["direct_calls"]
+METRICS: list[str] = DATA["metrics"]
+# Shipped files beside the configuration, below /etc/corral in the container.
+FILES = ("corral_access.py", "corral_gateway.py", "corral_limits.py", "corral_interfaces.py", "start.sh")
 # Begins the variables with the keys of pools' servers: LiteLLM takes a provider's usual variable for any request.
 CLOUD_KEY = "CORRAL_KEY_"
 # How many times LiteLLM holds a body in memory while it works on it, at most.
@@ -65,72 +58,12 @@ CALLBACKS: dict[str, Callable[[Route], bool]] = {
 }
 # The callback of sites with tracing.
 TRACES = "corral_traces"
-CONFIG = "/etc/corral/config.yaml"
-MODES = {"chat": "chat", "embedding": "embedding", "rerank": "rerank", "image": "image_generation"}
-PROVIDERS = {
-    ("openai", "image"): "hosted_vllm",  # `openai` refuses response_format and style for models it does not know
-    ("openai", "rerank"): "hosted_vllm",
-    ("ollama", "chat"): "ollama_chat",
-    ("ollama", "embedding"): "ollama",
-}
-# What LiteLLM would otherwise drop or send elsewhere: bodies pass unchanged (B7), to chat/completions.
-PASSED_ON: dict[str, dict[str, Any]] = {
-    "chat": {"allowed_openai_params": ["user", "verbosity"], "use_chat_completions_api": True},
-    "embedding": {"allowed_openai_params": ["user", "dimensions"]},
-}
 # LiteLLM would send `/v1/messages` with `thinking` to a server's `/v1/responses`, which it has only at OpenAI.
 NO_RESPONSES = {"supports_reasoning": False}
-# Set where the inventory has no price: LiteLLM would search its list for one, which takes 4 ms a request.
-FREE = dict.fromkeys(
-    ("input_cost_per_token", "output_cost_per_token", "cache_creation_input_token_cost", "cache_read_input_token_cost"),
-    0.0,
-)
-# Upstream's own; since 1.94 its image keeps the database client's engine where every user can run it.
-USER = "65532:65532"
 CLOUD = "it calls cloud providers"
 FAR = "it calls servers on other machines"
 TRACED = "it sends traces to another machine"
 EXTRA = "`gateway.extra` may name something on another machine"
-# Where the program may write when its root is read-only: paths in the container, gone when it stops.
-WRITABLE = {"HOME": "/tmp", "XDG_CACHE_HOME": "/tmp/cache", "LITELLM_MIGRATION_DIR": "/tmp/migrations"}  # noqa: S108
-# Seconds; upstream's own have nothing between 10 and 30.
-BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
-# Labels of LiteLLM's figures that strangers choose, or that say nothing here.
-UNBOUNDED_LABELS = ("client_ip", "end_user", "user_agent", "user_email", "org_id", "org_alias")
-# Figures that rules and pages look at. LiteLLM would keep some seventy, with a series for every key and model.
-METRICS = (
-    "litellm_api_key_max_budget_metric",
-    "litellm_api_key_rate_limit_allowed_metric",
-    "litellm_api_key_rate_limit_used_metric",
-    "litellm_callback_logging_failures_metric",
-    "litellm_deployment_latency_per_output_token",
-    "litellm_in_flight_requests",
-    "litellm_input_cached_tokens_metric",
-    "litellm_input_tokens_metric",
-    "litellm_llm_api_time_to_first_token_metric",
-    "litellm_output_tokens_metric",
-    "litellm_overhead_latency_metric",
-    "litellm_proxy_failed_requests_metric",
-    "litellm_proxy_total_requests_metric",
-    "litellm_remaining_api_key_budget_metric",
-    "litellm_request_total_latency_metric",
-    "litellm_spend_metric",
-    "litellm_total_tokens_metric",
-)
-# Requests of which HAProxy has written a line; a second one of LiteLLM's costs more than all of HAProxy's work.
-LOGGED_AT_THE_DOOR = (
-    "/v1/chat/completions", "/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/messages", "/v1/rerank",
-    "/v1/responses", "/health/liveliness",
-)  # fmt: skip
-# LiteLLM calls OpenAI's protocol as it does all others, not through OpenAI's library, which is more work.
-#
-# It also asks once more when a connection is reset. HAProxy resets none that it has taken a request on; a replica that
-# dies does, so in `direct` LiteLLM goes on using the library.
-DIRECT_CALLS = {"EXPERIMENTAL_OPENAI_BASE_LLM_HTTP_HANDLER": "true"}
-# LiteLLM's pages about itself, where clients reach it without HAProxy; behind it they are on the operator's port.
-NO_PAGES = {"NO_DOCS": "True", "NO_OPENAPI": "True", "NO_REDOC": "True"}
-# How long LiteLLM keeps a connection without requests. HAProxy closes it first, within seconds.
-IDLE_S = 120
 # The gateway waits this much longer than queue and answer together may take, so that HAProxy decides.
 SPARE_TIME_S = 60
 
@@ -146,10 +79,9 @@ def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
         host, COMPONENT, "config.yaml", data=configuration(site, published), extra=site.inventory.gateway.extra,
         note="pools and limits come from the plan; add your own settings through `gateway.extra`",
     )  # fmt: skip
-    yield from (File(host, COMPONENT, name, asset=asset) for name, (asset, _) in _files(published).items())
+    yield from (File(host, COMPONENT, name, asset=f"litellm/{name}") for name in _files(site, published))
     yield File(host, COMPONENT, "limits.yaml", data={"pools": limits(site, published)}, note="read by corral_limits.py")
     if has_routing(site.inventory):
-        yield from (File(host, COMPONENT, name, asset=asset) for name, (asset, _) in ROUTING_FILES.items())
         yield File(host, COMPONENT, "routing.yaml", data=routing(site, published), note="read by corral_routing.py")
     yield _service(site, published, secrets)
     if _has_far_receiver(site, published):
@@ -162,10 +94,10 @@ def _callbacks(published: Contributions) -> list[str]:
     return [*needed, *([TRACES] if published.trace_receivers else [])]
 
 
-def _files(published: Contributions) -> dict[str, tuple[str, str]]:
-    """Files beside the configuration: the asset of each and its path in the container."""
-    further = {f"{name}.py": (f"litellm/{name}.py", f"/etc/corral/{name}.py") for name in _callbacks(published)}
-    return FILES | further
+def _files(site: Site, published: Contributions) -> list[str]:
+    """Shipped files beside the configuration."""
+    names = [*FILES, *(f"{name}.py" for name in _callbacks(published))]
+    return [*names, *(["corral_routing.py"] if has_routing(site.inventory) else [])]
 
 
 def _scraped(site: Site, published: Contributions) -> Iterator[Contribution]:
@@ -204,7 +136,7 @@ def _buckets(site: Site) -> list[float]:
     own = [pool.objective for pool in site.inventory.pools.values() if pool.objective]
     objectives = [*own, *([monitoring.objective] if monitoring else [])]
     ends = {float(end) for item in objectives for end in (item.first_token_s, item.answer_s)}
-    return sorted({*BUCKETS, *ends})
+    return sorted({*DATA["buckets"], *ends})
 
 
 def _server_keys(published: Contributions) -> tuple[str, ...]:
@@ -270,32 +202,18 @@ def configuration(site: Site, published: Contributions) -> dict[str, Any]:
     deployments = [_deployment(site, route, slots[route.pool]) for route in published.routes]
     if gateway.auto is not None:
         deployments.append(_auto(gateway.auto, deployments))
-    callbacks = ["corral_routing.corral_routing"] if has_routing(site.inventory) else []
-    return {
-        "model_list": deployments,
-        "router_settings": _router(site),
-        "litellm_settings": {
-            "callbacks": [
-                "corral_access.corral_access",  # before the pool is chosen: what the client named is what is checked
-                *callbacks,
-                "corral_limits.corral_limits",
-                "corral_gateway.corral_gateway",
-                "corral_interfaces.corral_interfaces",
-                *(f"{name}.{name}" for name in _callbacks(published)),
-                "prometheus",
-            ],
-            "disable_hf_tokenizer_download": True,  # it would stop all requests for as long as that takes
-            "drop_params": False,
-            "json_logs": True,
-            "prometheus_exclude_labels": list(UNBOUNDED_LABELS),
-            "prometheus_latency_buckets": _buckets(site),
-            "prometheus_metrics_config": [{"group": "corral", "metrics": list(METRICS)}],
-            "request_timeout": patience_s(site),
-            "require_auth_for_metrics_endpoint": True,
-            "use_chat_completions_url_for_anthropic_messages": True,  # by way of /v1/responses plain texts are lost
-        },
-        "general_settings": general | ({"store_prompts_in_spend_logs": False} if gateway.database else {}),
+    routing_callback = ("corral_routing.corral_routing",) if has_routing(site.inventory) else ()
+    values = {
+        "deployments": deployments,
+        "router": _router(site),
+        "routing": routing_callback,
+        "callbacks": tuple(f"{name}.{name}" for name in _callbacks(published)),
+        "buckets": _buckets(site),
+        "metrics": METRICS,
+        "patience_s": patience_s(site),
+        "general": general | ({"store_prompts_in_spend_logs": False} if gateway.database else {}),
     }
+    return dict(filled(DATA["configuration"], values))
 
 
 def _auto(auto: Auto, deployments: list[dict[str, Any]]) -> dict[str, Any]:
@@ -354,13 +272,7 @@ def _router(site: Site) -> dict[str, Any]:
     if any(pool.limits.rpm or pool.limits.tpm for pool in site.inventory.pools.values()):
         checks.append("enforce_model_rate_limits")
     if gateway.balancing == "direct":
-        router |= {
-            "routing_strategy": "simple-shuffle",
-            "num_retries": 2,  # each draws lots again, and may meet the same replica
-            "allowed_fails": 2,
-            "cooldown_time": 10,
-            **_busy_is_no_failure(),
-        }
+        router |= DATA["direct_router"]
     else:
         router |= {"routing_strategy": "least-busy", "disable_cooldowns": True}
     if gateway.balancing != "slots":  # there HAProxy knows which replica answered a conversation last
@@ -372,14 +284,6 @@ def _router(site: Site) -> dict[str, Any]:
         | ({"optional_pre_call_checks": checks} if checks else {})
         | ({"context_window_fallbacks": [{name: pools} for name, pools in longer.items()]} if longer else {})
     )
-
-
-def _busy_is_no_failure() -> dict[str, Any]:
-    """A refusal for lack of slots is neither retried nor counted against a replica (004-F4)."""
-    return {
-        "retry_policy": {"RateLimitErrorRetries": 0, "TimeoutErrorRetries": 0},
-        "allowed_fails_policy": {"RateLimitErrorAllowedFails": 1_000_000, "TimeoutErrorAllowedFails": 1_000_000},
-    }
 
 
 def _cache(site: Site, caches: list[Store]) -> dict[str, Any]:
@@ -405,9 +309,9 @@ def _deployment(site: Site, route: Route, pool_slots: int) -> dict[str, Any]:
     if pool.timeout_s:
         params["timeout"] = pool.timeout_s + (pool.queue or site.inventory.gateway.queue).timeout_s
     if route.backend.protocol == "openai":
-        params |= PASSED_ON.get(route.backend.kind, {})
+        params |= DATA["passed_on"].get(route.backend.kind, {})
     params |= {**route.backend.parameters, **_cost(route)}
-    info: dict[str, Any] = {"id": route.name, "mode": MODES[route.backend.kind]}
+    info: dict[str, Any] = {"id": route.name, "mode": DATA["modes"][route.backend.kind]}
     is_priced = pool.price is not None or route.backend.cost is not None or route.backend.protocol == "cloud"
     info |= FREE if route.backend.kind in ("chat", "embedding") and not is_priced else {}
     info |= NO_RESPONSES if (route.backend.protocol, route.backend.kind) == ("openai", "chat") else {}
@@ -445,7 +349,8 @@ def _model_name(route: Route) -> str:
     """LiteLLM's name of a model: the provider decides the protocol."""
     if route.backend.protocol == "cloud":
         return route.backend.upstream_model
-    return f"{PROVIDERS.get((route.backend.protocol, route.backend.kind), 'openai')}/{route.backend.upstream_model}"
+    provider = DATA["providers"].get(route.backend.protocol, {}).get(route.backend.kind, "openai")
+    return f"{provider}/{route.backend.upstream_model}"
 
 
 def _limits(pool: Pool, share: float) -> dict[str, int]:
@@ -460,58 +365,33 @@ def _limits(pool: Pool, share: float) -> dict[str, int]:
 def _service(site: Site, published: Contributions, secrets: tuple[str, ...]) -> Service:
     gateway = site.inventory.gateway
     is_local = site.is_local(gateway.host)
-    config = site.config_path(gateway.host, COMPONENT, "config.yaml", CONFIG)
     port = own_endpoint(site, published).port
     address = site.publish_address(gateway.host) if published.doors else gateway_publish_address(site)
-    live = f"http://127.0.0.1:{port}/health/liveliness"
     stores = {store.endpoint.service for store in published.stores}
-    return Service(
-        host=gateway.host,
-        component=COMPONENT,
-        name=COMPONENT,
-        role="gateway",
-        image=site.image(COMPONENT, IMAGE),
-        program="litellm",
-        entrypoint=(
-            "sh" if is_local else "/bin/sh",
-            site.config_path(gateway.host, COMPONENT, "start.sh", FILES["start.sh"][1]),
-        ),
-        args=("--config", config, "--host", "127.0.0.1" if is_local else "0.0.0.0", "--port", str(port)),  # noqa: S104
-        health=Health(
-            port,
-            "/health/liveliness",
-            ("python3", "-c", f"import urllib.request as u; u.urlopen('{live}', timeout=3)"),
-            180,
-        ),
+    environment = {
+        **({"CORRAL_UNKNOWN_MODEL": gateway.unknown_model} if gateway.unknown_model else {}),
+        **({} if is_local else DATA["writable"]),
+        **DATA["behind_the_door" if published.doors else "no_pages"],
+        **(DIRECT_CALLS if gateway.balancing != "direct" else {}),
+        **_tracing(site, published),
+    }
+    routing_file = ["routing.yaml"] if has_routing(site.inventory) else []
+    files = (*_files(site, published), *routing_file)
+    return service(
+        site,
+        gateway.host,
+        COMPONENT,
+        COMPONENT,
+        port=port,
+        bind="127.0.0.1" if is_local else "0.0.0.0",  # noqa: S104 - inside the container's own network
+        open_on=address,
         memory_mib=gateway.memory_mib,
-        environment={
-            "CHECKPOINT_DISABLE": "1",
-            "CORRAL_SECRETS": " ".join(secrets),
-            "CORRAL_SERVER_KEYS": " ".join(_server_keys(published)),
-            "CORRAL_SECRETS_DIR": site.secret_path(gateway.host, "").rstrip("/"),
-            **({"CORRAL_UNKNOWN_MODEL": gateway.unknown_model} if gateway.unknown_model else {}),
-            **({} if is_local else WRITABLE),
-            **(_behind_a_door() if published.doors else NO_PAGES),
-            **(DIRECT_CALLS if gateway.balancing != "direct" else {}),
-            "LITELLM_LOCAL_MODEL_COST_MAP": "True",
-            "LITELLM_MODE": "PRODUCTION",
-            "PROMETHEUS_DISABLE_CREATED_SERIES": "True",
-            **_tracing(site, published),
-        },
-        secrets=tuple(sorted({*secrets, *_server_keys(published), *_certificates(site, published)})),
-        ports=(Port(port, address, "LiteLLM's keys"),),
-        configs=(
-            ConfigMount("config.yaml", CONFIG),
-            ConfigMount("limits.yaml", LIMITS),
-            *(ConfigMount(name, target) for name, (_, target) in _files(published).items()),
-            *(_routing_mounts() if has_routing(site.inventory) else ()),
-        ),
-        network=NETWORK,
+        names=" ".join(secrets),
+        server_keys=" ".join(_server_keys(published)),
+        environment=environment,
+        keys=tuple(sorted({*secrets, *_server_keys(published), *_certificates(site, published)})),
+        files=tuple((name, f"/etc/corral/{name}") for name in files),
         calls=tuple(_calls(published)),
-        user=USER,
-        cpu_weight=2048,
-        pids=512,
-        stop_grace_s=30,
         after=tuple((name, "service_healthy") for name in sorted(stores)),
         exceptions=_way_out(site, published),
     )
@@ -524,13 +404,6 @@ def _calls(published: Contributions) -> Iterator[Endpoint]:
         yield from (backend.endpoint for backend in published.backends)
     yield from (store.endpoint for store in published.stores)
     yield from (receiver.endpoint for receiver in published.trace_receivers if receiver.endpoint)
-
-
-def _behind_a_door() -> dict[str, str]:
-    return {
-        "KEEPALIVE_TIMEOUT": str(IDLE_S),
-        "LITELLM_DISABLE_ACCESS_LOG_PATHS": ",".join(LOGGED_AT_THE_DOOR),
-    }
 
 
 def _has_far_receiver(site: Site, published: Contributions) -> bool:
@@ -570,11 +443,6 @@ def _tracing(site: Site, published: Contributions) -> dict[str, str]:
         "OTEL_SERVICE_NAME": site.inventory.name,
         **_edge_files(site, published),
     }
-
-
-def _routing_mounts() -> Iterator[ConfigMount]:
-    yield from (ConfigMount(name, target) for name, (_, target) in ROUTING_FILES.items())
-    yield ConfigMount("routing.yaml", ROUTING)
 
 
 def _way_out(site: Site, published: Contributions) -> dict[str, str]:
