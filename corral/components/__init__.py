@@ -81,7 +81,8 @@ def image_keys() -> frozenset[str]:
     """Names under which `images` of an inventory can replace a component's own image."""
     keys: set[str] = set()
     for name, found in components():
-        keys |= {fields.get("image_key", key) for key, fields in declaration(name).get("services", {}).items()}
+        described = declaration(name).get("services", {})
+        keys |= {fields.get("image_key", key) for key, fields in described.items() if "image" in fields}
         keys |= set(getattr(found, "IMAGES", ()))
         keys |= {found.COMPONENT} if hasattr(found, "IMAGE") and hasattr(found, "COMPONENT") else set()
     return frozenset(keys)

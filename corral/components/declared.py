@@ -45,13 +45,18 @@ def service(site: Site, host: str, component: str, name: str, /, **values: Any) 
         name: its key there; its own name and that of its image, unless `name` and `image_key` say otherwise.
         values: what `$name` stands for.
     """
+    found = described(site, host, component, name, values)
+    found["image"] = site.image(found.pop("image_key", name), found["image"])
+    return Service(**found)
+
+
+def described(site: Site, host: str, component: str, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a service as a component describes it, by their names in `Service`."""
     fields = dict(declaration(component)["services"][name])
     folders = {key: fields.pop(f"{key}_folder", "") for key in ("config", "data")}
-    image_key = fields.pop("image_key", name)
     own = {"host": host, "component": component, "name": name} | fields
     found = filled(own, _places(site, host, own["component"], folders) | values)
-    found["image"] = site.image(image_key, found["image"])
-    return Service(**{key: _TYPES[key](value) if key in _TYPES else value for key, value in found.items()})
+    return {key: _TYPES[key](value) if key in _TYPES else value for key, value in found.items()}
 
 
 def _places(site: Site, host: str, component: str, folders: Mapping[str, str]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from corral.components.declared import described
 from corral.contributions import (
     Backend,
     Contribution,
@@ -42,41 +43,35 @@ def _card(replica: Replica) -> str:
     return replica.cards[0].card if replica.cards else ""
 
 
-def server(
-    site: Site,
-    replica: Replica,
-    health_path: str,
-    protection: str,
-    environment: Mapping[str, str],
-    **own: Any,
-) -> Service:
-    """The service of a replica.
+def server(site: Site, replica: Replica, fields: Mapping[str, Any], **values: Any) -> Service:
+    """The service of a replica, as its component.yaml describes it, with what is the same for all servers.
+
+    Beside the fields of a service, the description has `health_path`, which answers with 200 once the model is loaded,
+    and `protection`: what keeps strangers out of its port.
 
     Args:
         site: the site.
         replica: what it serves.
-        health_path: path that answers with 200 once the model is loaded.
-        protection: what keeps strangers out of its port.
-        environment: the component's own variables; those of its cards and of the inventory come after them.
-        own: further fields of the service.
+        fields: fields of the service that the component decides.
+        values: what `$name` stands for, beside the host's, `$port`, `$pool`, `$service` and `$models`.
     """
-    engine, cards = replica.engine, access(site, replica)
-    command = ("curl", "-fsS", f"http://localhost:{replica.port}{health_path}")
+    engine, cards, component = replica.engine, access(site, replica), replica.weights.served_by.component
+    known = {"port": replica.port, "pool": replica.pool, "service": replica.service}
+    known["models"] = site.host(replica.host).models_dir
+    own = described(site, replica.host, component, component, known | values) | fields
+    path, protection = own.pop("health_path"), own.pop("protection")
+    command = ("curl", "-fsS", f"http://localhost:{replica.port}{path}")
+    own["environment"] = {**own.get("environment", {}), **cards.environment, **(engine.environment or {})}
+    own["exceptions"] = {**own.get("exceptions", {}), **cards.exceptions}
+    own |= {"name": replica.service, "container": replica.container, "role": replica.kind}
     return Service(
-        host=replica.host,
-        component=replica.weights.served_by.component,
-        name=replica.service,
-        container=replica.container,
-        role=replica.kind,
-        health=Health(replica.port, health_path, command, replica.start_timeout_s),
+        health=Health(replica.port, path, command, replica.start_timeout_s),
         memory_mib=replica.memory_mib,
         memory_swap_mib=engine.memory_swap_mib or 0,
-        environment={**environment, **cards.environment, **(engine.environment or {})},
         ports=(Port(replica.port, _published_at(site, replica), protection),),
         gpus=claims(replica),
         devices=cards.devices,
         groups=cards.groups,
-        exceptions={**own.pop("exceptions", {}), **cards.exceptions},
         **own,
     )
 

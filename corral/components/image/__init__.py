@@ -32,19 +32,12 @@ BACKENDS = {
     "localai-intel": "diffusers",
     "localai-cpu": "cpu-diffusers",
 }
-ROOT = "LocalAI's image has no other user, and its volumes belong to root"
-WRITES = "LocalAI's Python backends write beside their code and into their user's home"
 # Volumes worth a backup, and why; what is in the others is downloaded again.
 KEPT = {"configuration": "settings made in LocalAI", "data": "what LocalAI keeps of its use"}
-VOLUMES = {"backends": "/backends", "configuration": "/configuration", "data": "/data"}
-GENERATED = "/tmp/generated/content"  # noqa: S108 - a path in the container, gone when it stops
 # What loads the model into the card before anybody asks: as large as seed 004's pictures (004-50), with one step.
 FIRST_PICTURE = {"prompt": "a lighthouse", "size": "512x512", "step": 1}
 DOWNLOADS = "LocalAI's own image fetches its backend when it first starts"
-MODELS = "/models"
 WEIGHTS = "/weights"
-# Where LocalAI looks for backends that its image brings.
-BUILT_IN = "/var/lib/local-ai/backends"
 
 
 def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
@@ -57,8 +50,7 @@ def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
         yield from _files(replica)
         yield _service(site, replica)
         for name, purpose in KEPT.items():
-            volume = f"{replica.service}-{name}"
-            yield State(replica.host, replica.service, name, purpose, volume, VOLUMES[name])
+            yield State(replica.host, replica.service, name, purpose, f"{replica.service}-{name}", f"/{name}")
         # LocalAI's default for pictures is an address that only its own host knows.
         own = {"response_format": "b64_json"}
         yield from served(replica, "/readyz", API_KEY, "localai", parameters=own)
@@ -125,52 +117,24 @@ def _model_of(weights: Weights) -> str:
 def _service(site: Site, replica: Replica) -> Service:
     image, variant = image_of(site, replica), _cpu_variant(site, replica)
     is_complete = has_backend(image) and (variant is None or has_backend(variant.image))
+    environment = {"CORRAL_BACKEND": "" if has_backend(image) else BACKENDS[_image_key(replica)], **_weights(replica)}
     return server(
         site,
         replica,
-        "/readyz",
-        "the key LOCALAI_API_KEY",
-        {
-            "CORRAL_BACKEND": "" if has_backend(image) else BACKENDS[_image_key(replica)],
-            "CORRAL_MODEL_FILE": f"{replica.service}.yaml",
-            **_weights(replica),
-            "CORRAL_FIRST_PICTURE": json.dumps({"model": replica.pool, **FIRST_PICTURE}),
-            "CORRAL_API_KEY_FILE": site.secret_path(replica.host, API_KEY),
-            "LOCALAI_ADDRESS": f":{replica.port}",
-            "LOCALAI_MODELS_PATH": MODELS,
-            "LOCALAI_BACKENDS_PATH": "/backends",
-            "LOCALAI_BACKENDS_SYSTEM_PATH": BUILT_IN,
-            "LOCALAI_GENERATED_CONTENT_PATH": GENERATED,
-            "LOCALAI_THREADS": str(replica.engine.threads or 2),
-            "LOCALAI_MAX_ACTIVE_BACKENDS": "1",
-        },
-        image=image,
-        program="local-ai",
-        entrypoint=("/bin/sh", "/etc/corral/start.sh"),
-        secrets=(API_KEY,),
-        configs=(
-            ConfigMount("start.sh", "/etc/corral/start.sh"),
-            ConfigMount(f"{replica.service}.yaml", f"/etc/corral/{replica.service}.yaml"),
-        ),
-        mounts=((site.host(replica.host).models_dir, WEIGHTS),),
-        volumes=tuple((f"{replica.service}-{name}", path) for name, path in VOLUMES.items()),
-        tmpfs=("/tmp:size=64m", f"{MODELS}:size=16m"),  # noqa: S108 - paths in the container
-        network="servers-image",
-        cpu_variant=variant,
-        read_only=False,
-        pids=1024,
-        exceptions={"non-root": ROOT, "read-only": WRITES, **({} if is_complete else {"way-out": DOWNLOADS})},
+        {"image": image, "cpu_variant": variant},
+        environment=environment,
+        first_picture=json.dumps({"model": replica.pool, **FIRST_PICTURE}),
+        threads=str(replica.engine.threads or 2),
+        way_out={} if is_complete else {"way-out": DOWNLOADS},
     )
 
 
 def _weights(replica: Replica) -> dict[str, str]:
     """Where the weights lie: for a repository what makes a Hub cache of the folder that `models pull` filled."""
     weights = replica.weights
-    offline = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": f"{MODELS}/.hub"}
     if weights.source not in weights.repositories:
-        return offline
+        return {}
     return {
-        **offline,
         "CORRAL_REPOSITORY": weights.source.removeprefix("hf:"),
         "CORRAL_WEIGHTS": f"{WEIGHTS}/{weights.folder(weights.source)}",
     }

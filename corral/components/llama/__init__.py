@@ -32,8 +32,6 @@ IMAGES = {
     "llama-intel": "ghcr.io/ggml-org/llama.cpp:server-intel-b11347",
 }
 
-# On SIGTERM a busy llama-server neither finishes its answers nor exits; a longer grace period is useless.
-STOP_GRACE_S = 2
 # The watchdog, and where it counts: every user may write there, and a new volume takes that over from the image.
 START, STATE = "/etc/corral/start.sh", "/var/tmp"  # noqa: S108 - a path in the container
 COUNTS = "llama-restarts"
@@ -139,24 +137,14 @@ def _leaves_thoughts(site: Site, replica: Replica) -> bool:
 
 def _service(site: Site, replica: Replica) -> Service:
     engine = replica.engine
-    service = server(
-        site,
-        replica,
-        "/health",
-        "the key LLAMA_API_KEY",
-        {},
-        image=_image(site, replica),
-        program="llama-server",
-        args=arguments(site, replica),
-        secrets=(API_KEY,),
-        mounts=((site.host(replica.host).models_dir, "/models"),),
-        network="servers-llama",
-        cpu_variant=_cpu_variant(site, replica),
-        user="65534:65534",
-        mlock=bool(engine.mlock),
-        stop_grace_s=STOP_GRACE_S,
-        threads=engine.threads or 0,
-    )
+    fields = {
+        "image": _image(site, replica),
+        "args": arguments(site, replica),
+        "cpu_variant": _cpu_variant(site, replica),
+        "mlock": bool(engine.mlock),
+        "threads": engine.threads or 0,
+    }
+    service = server(site, replica, fields)
     return service if site.is_local(replica.host) else _watched(service, replica)
 
 

@@ -10,22 +10,16 @@ from corral.components.flags import Trouble
 from corral.components.serving import has_private_cache, keys_for, replicas_of, served, server
 from corral.components.vllm import flags
 from corral.config.client_names import adapter_name
-from corral.contributions import ConfigMount, Contribution, Contributions, File, Rules, Service
+from corral.contributions import Contribution, Contributions, File, Rules, Service
 from corral.plan.site import Replica, Site
 
 STAGE = Stage.BACKENDS
 COMPONENT = "vllm"
 IMAGE = "vllm/vllm-openai:v0.33.0"
 API_KEY = "VLLM_API_KEY"
-START = "/etc/corral/start.sh"
-# Where it keeps what it compiled.
-HOME = "/var/lib/vllm"
-# For each card: through it the processes of a server that is split over cards talk to each other.
+# For each card.
 SHARED_MEMORY_MIB = 1024
-PROTECTION = "the key VLLM_API_KEY below /v1; vLLM asks for none at /invocations and /tokenize"
 WITHOUT_THINKING = {"chat_template_kwargs": {"enable_thinking": False}}
-ROOT = "vLLM's image has no other user, and its volume belongs to root"
-WRITES = "vLLM's compilers write beside their code"
 
 
 def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
@@ -93,32 +87,5 @@ def _image(site: Site, replica: Replica) -> str:
 
 
 def _service(site: Site, replica: Replica) -> Service:
-    return server(
-        site,
-        replica,
-        "/health",
-        PROTECTION,
-        {
-            "CORRAL_API_KEY_FILE": site.secret_path(replica.host, API_KEY),
-            "DO_NOT_TRACK": "1",
-            "HF_HUB_OFFLINE": "1",
-            "HF_HOME": f"{HOME}/huggingface",
-            "VLLM_CACHE_ROOT": f"{HOME}/vllm",
-            "VLLM_NO_USAGE_STATS": "1",
-        },
-        image=_image(site, replica),
-        program="vllm",
-        entrypoint=("/bin/sh", START),
-        args=arguments(site, replica),
-        secrets=(API_KEY,),
-        mounts=((site.host(replica.host).models_dir, "/models"),),
-        volumes=((f"{replica.service}-cache", HOME),),
-        configs=(ConfigMount("start.sh", START),),
-        network="servers-vllm",
-        tmpfs=("/tmp:size=1024m",),  # noqa: S108 - a path in the container
-        shm_mib=SHARED_MEMORY_MIB * len(replica.cards),
-        read_only=False,
-        pids=4096,
-        stop_grace_s=30,
-        exceptions={"non-root": ROOT, "read-only": WRITES},
-    )
+    fields = {"image": _image(site, replica), "args": arguments(site, replica)}
+    return server(site, replica, fields, shm_mib=SHARED_MEMORY_MIB * len(replica.cards))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from corral.components import Stage
 from corral.components.flags import Trouble
 from corral.components.serving import keys_for, replicas_of, served, server
-from corral.contributions import ConfigMount, Contribution, Contributions, File, Service
+from corral.contributions import Contribution, Contributions, File, Service
 from corral.plan.site import Replica, Site
 
 STAGE = Stage.BACKENDS
@@ -36,23 +36,5 @@ def extra_args_troubles(_site: Site, replica: Replica) -> Iterator[Trouble]:
 
 
 def _service(site: Site, replica: Replica) -> Service:
-    return server(
-        site,
-        replica,
-        "/health",
-        f"the key {API_KEY}",
-        {"TOY_KEY_FILE": site.secret_path(replica.host, API_KEY)},
-        image=replica.engine.image or site.image(COMPONENT, IMAGE),
-        program="python3",
-        entrypoint=("python3", "/etc/corral/server.py"),
-        args=(str(replica.port), *(replica.engine.extra_args or ())),
-        secrets=(API_KEY,),
-        mounts=((site.host(replica.host).models_dir, "/models"),),
-        configs=(
-            ConfigMount("server.py", "/etc/corral/server.py"),
-            ConfigMount(f"{replica.service}.ini", "/etc/corral/settings.ini"),
-        ),
-        network="servers-toy",
-        user="65534:65534",
-        stop_grace_s=1,
-    )
+    image = replica.engine.image or site.image(COMPONENT, IMAGE)
+    return server(site, replica, {"image": image, "args": (str(replica.port), *(replica.engine.extra_args or ()))})
