@@ -55,7 +55,7 @@ def described(site: Site, host: str, component: str, name: str, values: Mapping[
     fields = dict(declaration(component)["services"][name])
     folders = {key: fields.pop(f"{key}_folder", "") for key in ("config", "data")}
     own = {"host": host, "component": component, "name": name} | fields
-    found = filled(own, _places(site, host, own["component"], folders) | values)
+    found = filled(own, {**_places(site, host, own["component"], folders), **values})
     return {key: _TYPES[key](value) if key in _TYPES else value for key, value in found.items()}
 
 
@@ -81,7 +81,7 @@ def secrets(component: str, host: str, **values: Any) -> Iterator[Secret]:
 
 
 def filled(value: Any, values: Mapping[str, Any]) -> Any:
-    """Data with a value in the place of every `$name`; lists become tuples."""
+    """Data with a value in the place of every `$name`; lists become tuples, and what is None leaves its key out."""
     if isinstance(value, str):
         whole = value[1:] if value.startswith("$") else ""
         return values[whole] if whole in values else Template(value).substitute(values)
@@ -91,7 +91,11 @@ def filled(value: Any, values: Mapping[str, Any]) -> Any:
         return value
     found: dict[str, Any] = {}
     for key, item in value.items():
-        found |= values[key[1:]] if key.startswith("$") else {key: filled(item, values)}
+        told = filled(item, values)
+        if key.startswith("$"):
+            found |= values[key[1:]]
+        elif told is not None:
+            found[key] = told
     return found
 
 

@@ -58,7 +58,7 @@ def server(site: Site, replica: Replica, fields: Mapping[str, Any], **values: An
     engine, cards, component = replica.engine, access(site, replica), replica.weights.served_by.component
     known = {"port": replica.port, "pool": replica.pool, "service": replica.service}
     known["models"] = site.host(replica.host).models_dir
-    own = described(site, replica.host, component, component, known | values) | fields
+    own = described(site, replica.host, component, component, {**known, **values}) | {**fields}
     path, protection = own.pop("health_path"), own.pop("protection")
     command = ("curl", "-fsS", f"http://localhost:{replica.port}{path}")
     own["environment"] = {**own.get("environment", {}), **cards.environment, **(engine.environment or {})}

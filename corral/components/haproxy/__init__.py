@@ -134,9 +134,8 @@ def _balancer(site: Site, groups: list[Group], cloud: set[str]) -> Iterator[Cont
     yield from (File(gateway.host, COMPONENT, name, asset=f"haproxy/{name}") for name in assets)
     yield _service(site, groups, values["most_connections"], (*RENDERED, *assets))
     if values["shared"]:
-        yield Secret(
-            MODELS_KEY, gateway.host, "opens /models/load, unload and swap", template="Bearer {LLAMA_API_KEY}\n"
-        )
+        key = f"Bearer {{{values['shared'][0]['secret']}}}\n"
+        yield Secret(MODELS_KEY, gateway.host, "opens /models/load, unload and swap", template=key)
     if _calls_edges(site, groups):
         yield from edge.client_secrets(gateway.host, "gateway")
     yield Door(Endpoint(gateway.port, gateway.host, COMPONENT))
@@ -407,6 +406,7 @@ def _shared(site: Site, groups: list[Group]) -> Iterator[dict[str, Any]]:
             "address": site.address(endpoint, gateway.host),
             "edge_name": edge.server_name(endpoint) if is_far else "",
             "host": endpoint.host,
+            "secret": found[0][1].secret,
             "loaded": shared.loaded,
             "turn_s": shared.turn_s,
             "members": [

@@ -11,7 +11,7 @@ from corral.components.serving import keys_for, replicas_of, served, server
 from corral.config.inventory import Weights
 from corral.contributions import ConfigMount, Contribution, Contributions, CpuVariant, File, Rules, Service, State
 from corral.plan.devices import backend_of
-from corral.plan.own_image import has_backend
+from corral.plan.own_image import has_backend, pictures_command
 from corral.plan.site import Replica, Site, memory_on_cpu_mib
 
 STAGE = Stage.BACKENDS
@@ -106,6 +106,11 @@ def image_of(site: Site, replica: Replica) -> str:
     """The image that a replica runs."""
     key = _image_key(replica)
     return replica.engine.image or site.image(key, IMAGES[key])
+
+
+def complete_image(image: str) -> str:
+    """What to type to put into an image what it would fetch when it starts; empty when it has all."""
+    return "" if has_backend(image) else pictures_command(image)
 
 
 def _model_of(weights: Weights) -> str:

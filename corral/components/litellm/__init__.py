@@ -9,8 +9,9 @@ from typing import Any
 from corral.components import Stage, edge
 from corral.components.declared import filled, service
 from corral.config.client_names import all_aliases
-from corral.config.inventory import Auto, Gateway, Pool, TokenLimits
+from corral.config.inventory import Auto, Gateway, TokenLimits
 from corral.contributions import (
+    Backend,
     Contribution,
     Contributions,
     Dashboard,
@@ -58,8 +59,6 @@ CALLBACKS: dict[str, Callable[[Route], bool]] = {
 }
 # The callback of sites with tracing.
 TRACES = "corral_traces"
-# LiteLLM would send `/v1/messages` with `thinking` to a server's `/v1/responses`, which it has only at OpenAI.
-NO_RESPONSES = {"supports_reasoning": False}
 CLOUD = "it calls cloud providers"
 FAR = "it calls servers on other machines"
 TRACED = "it sends traces to another machine"
@@ -185,20 +184,8 @@ def configuration(site: Site, published: Contributions) -> dict[str, Any]:
     slots: Counter[str] = Counter()
     for route in published.routes:
         slots[route.pool] += route.slots
-    caches = [store for store in published.stores if store.kind == "cache"]
-    general: dict[str, Any] = {
-        "master_key": f"os.environ/{MASTER_KEY}",
-        "cancel_on_disconnect": True,
-        "trusted_proxy_ranges": [],
-    } | _cache(site, caches)
-    if any(store.kind == "database" for store in published.stores):
-        general |= {
-            "database_url": "os.environ/DATABASE_URL",
-            "database_connection_pool_limit": 10,
-            "proxy_batch_write_at": 10,
-        }
-    if any(chains(site.inventory, section) for section in SECTIONS):
-        general["enforce_fallback_model_access"] = True  # a key reaches nothing that it may not call itself
+    has_database = any(store.kind == "database" for store in published.stores)
+    has_fallbacks = any(chains(site.inventory, section) for section in SECTIONS)
     deployments = [_deployment(site, route, slots[route.pool]) for route in published.routes]
     if gateway.auto is not None:
         deployments.append(_auto(gateway.auto, deployments))
@@ -211,7 +198,12 @@ def configuration(site: Site, published: Contributions) -> dict[str, Any]:
         "buckets": _buckets(site),
         "metrics": METRICS,
         "patience_s": patience_s(site),
-        "general": general | ({"store_prompts_in_spend_logs": False} if gateway.database else {}),
+        "cache": _cache(site, published),
+        "database_url": "os.environ/DATABASE_URL" if has_database else None,
+        "database_connections": 10 if has_database else None,
+        "database_write_s": 10 if has_database else None,
+        "has_fallbacks": has_fallbacks or None,
+        "keeps_prompts": False if gateway.database else None,
     }
     return dict(filled(DATA["configuration"], values))
 
@@ -286,63 +278,54 @@ def _router(site: Site) -> dict[str, Any]:
     )
 
 
-def _cache(site: Site, caches: list[Store]) -> dict[str, Any]:
-    if not caches:
-        return {}
-    address, _, port = site.address(caches[0].endpoint, site.inventory.gateway.host).rpartition(":")
-    store = caches[0]
-    login = {"username": store.user, "password": f"os.environ/{store.secret}"}
-    return {"coordination_redis": {"host": address, "port": int(port), **login}}
+def _cache(site: Site, published: Contributions) -> dict[str, Any] | None:
+    """Where its processes share counters; None without a cache."""
+    for store in published.stores:
+        if store.kind == "cache":
+            address, _, port = site.address(store.endpoint, site.inventory.gateway.host).rpartition(":")
+            login = {"username": store.user, "password": f"os.environ/{store.secret}"}
+            return {"host": address, "port": int(port), **login}
+    return None
 
 
 def _deployment(site: Site, route: Route, pool_slots: int) -> dict[str, Any]:
-    """One entry of LiteLLM's model list."""
-    pool = site.inventory.pools[route.pool]
-    params: dict[str, Any] = {"model": _model_name(route)}
-    if route.url:
-        params["api_base"] = route.url
-    params |= {
-        "api_key": f"os.environ/{CLOUD_KEY}{route.backend.secret}" if route.backend.secret else "none",
-        "max_retries": 0,
+    """One entry of LiteLLM's model list; where a pool has several, each has its share of the limits by slots."""
+    pool, backend, share = site.inventory.pools[route.pool], route.backend, route.slots / pool_slots
+    price, is_openai = pool.price, backend.protocol == "openai"
+    is_priced = price is not None or backend.cost is not None or backend.protocol == "cloud"
+    queue = pool.queue or site.inventory.gateway.queue
+    values = {
+        "pool": route.pool,
+        "name": route.name,
+        "model": _model_name(route),
+        "url": route.url or None,
+        "key": f"os.environ/{CLOUD_KEY}{backend.secret}" if backend.secret else "none",
+        "input_usd": price.input_usd_per_million / 1_000_000 if price else None,
+        "output_usd": price.output_usd_per_million / 1_000_000 if price else None,
+        "timeout_s": pool.timeout_s + queue.timeout_s if pool.timeout_s else None,
+        "passed_on": DATA["passed_on"].get(backend.kind, {}) if is_openai else {},
+        "parameters": backend.parameters,
+        "cost": _cost(backend),
+        "mode": DATA["modes"][backend.kind],
+        "free": FREE if backend.kind in ("chat", "embedding") and not is_priced else {},
+        "supports_reasoning": False if is_openai and backend.kind == "chat" else None,
+        "thinking": "hidden" if backend.hides_thoughts else None,
+        "cache_field": backend.cache_field or None,
+        "adapters": dict(backend.adapters) or None,
+        "rpm": max(1, round(pool.limits.rpm * share)) if pool.limits.rpm else None,
+        "tpm": max(1, round(pool.limits.tpm * share)) if pool.limits.tpm else None,
     }
-    params |= _price(pool)
-    if pool.timeout_s:
-        params["timeout"] = pool.timeout_s + (pool.queue or site.inventory.gateway.queue).timeout_s
-    if route.backend.protocol == "openai":
-        params |= DATA["passed_on"].get(route.backend.kind, {})
-    params |= {**route.backend.parameters, **_cost(route)}
-    info: dict[str, Any] = {"id": route.name, "mode": DATA["modes"][route.backend.kind]}
-    is_priced = pool.price is not None or route.backend.cost is not None or route.backend.protocol == "cloud"
-    info |= FREE if route.backend.kind in ("chat", "embedding") and not is_priced else {}
-    info |= NO_RESPONSES if (route.backend.protocol, route.backend.kind) == ("openai", "chat") else {}
-    info |= {"thinking": "hidden"} if route.backend.hides_thoughts else {}
-    info |= {"cache_field": route.backend.cache_field} if route.backend.cache_field else {}
-    info |= {"adapters": dict(route.backend.adapters)} if route.backend.adapters else {}
-    info |= _limits(pool, route.slots / pool_slots)
-    return {"model_name": route.pool, "litellm_params": params, "model_info": info}
+    return dict(filled(DATA["deployment"], values))
 
 
-def _price(pool: Pool) -> dict[str, float]:
-    """What a token costs, in US dollars; empty where LiteLLM's own figures hold."""
-    if pool.price is None:
-        return {}
-    return {
-        "input_cost_per_token": pool.price.input_usd_per_million / 1_000_000,
-        "output_cost_per_token": pool.price.output_usd_per_million / 1_000_000,
-    }
-
-
-def _cost(route: Route) -> dict[str, Any]:
+def _cost(backend: Backend) -> dict[str, Any]:
     """What LiteLLM counts spend with, and where it stops asking; it keeps the count in the cache."""
-    if route.backend.cost is None:
+    cost = backend.cost
+    if cost is None:
         return {}
-    price = {
-        "input_cost_per_token": route.backend.cost.input_usd,
-        "output_cost_per_token": route.backend.cost.output_usd,
-    }
-    if route.backend.cost.budget_usd is None:
-        return price
-    return price | {"max_budget": route.backend.cost.budget_usd, "budget_duration": route.backend.cost.period}
+    price = {"input_cost_per_token": cost.input_usd, "output_cost_per_token": cost.output_usd}
+    budget = {"max_budget": cost.budget_usd, "budget_duration": cost.period}
+    return price if cost.budget_usd is None else price | budget
 
 
 def _model_name(route: Route) -> str:
@@ -353,15 +336,6 @@ def _model_name(route: Route) -> str:
     return f"{provider}/{route.backend.upstream_model}"
 
 
-def _limits(pool: Pool, share: float) -> dict[str, int]:
-    """The pool's limits; where a pool has several deployments, each has its share by slots."""
-    return {
-        name: max(1, round(limit * share))
-        for name, limit in (("rpm", pool.limits.rpm), ("tpm", pool.limits.tpm))
-        if limit
-    }
-
-
 def _service(site: Site, published: Contributions, secrets: tuple[str, ...]) -> Service:
     gateway = site.inventory.gateway
     is_local = site.is_local(gateway.host)
@@ -369,11 +343,9 @@ def _service(site: Site, published: Contributions, secrets: tuple[str, ...]) -> 
     address = site.publish_address(gateway.host) if published.doors else gateway_publish_address(site)
     stores = {store.endpoint.service for store in published.stores}
     environment = {
-        **({"CORRAL_UNKNOWN_MODEL": gateway.unknown_model} if gateway.unknown_model else {}),
         **({} if is_local else DATA["writable"]),
         **DATA["behind_the_door" if published.doors else "no_pages"],
         **(DIRECT_CALLS if gateway.balancing != "direct" else {}),
-        **_tracing(site, published),
     }
     routing_file = ["routing.yaml"] if has_routing(site.inventory) else []
     files = (*_files(site, published), *routing_file)
@@ -388,7 +360,9 @@ def _service(site: Site, published: Contributions, secrets: tuple[str, ...]) -> 
         memory_mib=gateway.memory_mib,
         names=" ".join(secrets),
         server_keys=" ".join(_server_keys(published)),
+        unknown_model=gateway.unknown_model or None,
         environment=environment,
+        **_tracing(site, published),
         keys=tuple(sorted({*secrets, *_server_keys(published), *_certificates(site, published)})),
         files=tuple((name, f"/etc/corral/{name}") for name in files),
         calls=tuple(_calls(published)),
@@ -417,32 +391,16 @@ def _certificates(site: Site, published: Contributions) -> tuple[str, ...]:
     return (edge.AUTHORITY, edge.CLIENTS["gateway"]) if _has_far_receiver(site, published) else ()
 
 
-def _edge_files(site: Site, published: Contributions) -> dict[str, str]:
-    """Where the library that sends traces finds its certificate for another host's edge."""
-    names = _certificates(site, published)
-    if not names:
-        return {}
-    authority, own = (site.secret_path(site.inventory.gateway.host, name) for name in names)
-    return {
-        "OTEL_EXPORTER_OTLP_CERTIFICATE": authority,
-        "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE": own,
-        "OTEL_EXPORTER_OTLP_CLIENT_KEY": own,
-    }
-
-
-def _tracing(site: Site, published: Contributions) -> dict[str, str]:
+def _tracing(site: Site, published: Contributions) -> dict[str, str | None]:
     """Settings of LiteLLM's OpenTelemetry callback, and of the library that sends for it."""
-    tracing = site.inventory.tracing
+    tracing, host = site.inventory.tracing, site.inventory.gateway.host
+    names = ("traces_url", "traces_protocol", "traces_content", "traces_name", "authority", "certificate")
     if tracing is None or not published.trace_receivers:
-        return {}
-    return {
-        "OTEL_EXPORTER_OTLP_ENDPOINT": published.trace_receivers[0].url,
-        "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
-        # Clients can talk LiteLLM out of `turn_off_message_logging` with a header, but not out of this.
-        "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT": "SPAN_ONLY" if tracing.prompts else "NO_CONTENT",
-        "OTEL_SERVICE_NAME": site.inventory.name,
-        **_edge_files(site, published),
-    }
+        return dict.fromkeys(names)
+    own = [site.secret_path(host, name) for name in _certificates(site, published)]
+    content = "SPAN_ONLY" if tracing.prompts else "NO_CONTENT"
+    url = published.trace_receivers[0].url
+    return dict(zip(names, (url, "http/protobuf", content, site.inventory.name, *(own or (None, None))), strict=True))
 
 
 def _way_out(site: Site, published: Contributions) -> dict[str, str]:
