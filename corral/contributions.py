@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from posixpath import normpath
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 # Folders of the host that nothing is to have as a whole; one below them may be meant.
 SYSTEM_ROOTS = ("/", "/home", "/root", "/var", "/var/lib")
@@ -133,8 +134,6 @@ class Service:
     cpu_variant: CpuVariant | None = None
     user: str = ""
     read_only: bool = True
-    cap_add: tuple[str, ...] = ()
-    pid_host: bool = False
     mlock: bool = False
     threads: int = 0
     # CPU shares (relative weight); they matter only under contention.
@@ -196,7 +195,6 @@ class Backend:
     scheme: Literal["http", "https"] = "http"
     protocol: Literal["openai", "ollama", "cloud"] = "openai"
     secret: str = ""
-    tier: str = ""
     # Whether the kit starts it; a node is asked for its health less often.
     is_ours: bool = True
     cost: Cost | None = None
@@ -402,23 +400,9 @@ class State:
 
 
 Contribution = (
-    Service
-    | Backend
-    | Route
-    | Door
-    | SlotFigures
-    | ScrapeTarget
-    | Secret
-    | Store
-    | File
-    | Rules
-    | Fact
-    | Dashboard
-    | AlertSink
-    | DataSource
-    | State
-    | TraceReceiver
-)
+    Service | Backend | Route | Door | SlotFigures | ScrapeTarget | Secret | Store | File | Rules | Fact | Dashboard
+    | AlertSink | DataSource | State | TraceReceiver
+)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -444,10 +428,10 @@ class Contributions:
 
     def add(self, item: Contribution) -> None:
         """Puts a contribution where consumers of its kind look."""
-        lists: dict[type, list[Any]] = {
-            Service: self.services, Backend: self.backends, Route: self.routes, Door: self.doors,
-            SlotFigures: self.slot_figures, ScrapeTarget: self.targets, Secret: self.secrets, Store: self.stores,
-            File: self.files, Rules: self.rules, Fact: self.facts, Dashboard: self.dashboards, AlertSink: self.sinks,
-            DataSource: self.sources, State: self.states, TraceReceiver: self.trace_receivers,
-        }  # fmt: skip
-        lists[type(item)].append(item)
+        getattr(self, _lists()[type(item)]).append(item)
+
+
+@cache
+def _lists() -> Mapping[type, str]:
+    """By kind of contribution, the name of its list."""
+    return {get_args(hint)[0]: name for name, hint in get_type_hints(Contributions).items()}

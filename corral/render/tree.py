@@ -280,8 +280,6 @@ def _compose_service(plan: Plan, service: Service, content: Mapping[str, bytes])
         "exceptions": service.exceptions,
         "read_only": service.read_only,
         "tmpfs": service.tmpfs,
-        "cap_add": service.cap_add,
-        "pid_host": service.pid_host,
         "stop_signal": service.stop_signal,
         "stop_grace_s": service.stop_grace_s,
         "labels": _labels(plan, service, content),

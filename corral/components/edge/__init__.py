@@ -107,6 +107,11 @@ def server_name(endpoint: Endpoint) -> str:
     return f"{endpoint.service.replace('.', '+')}.{endpoint.host}"
 
 
+def is_called(site: Site, endpoints: Iterable[Endpoint], host: str) -> bool:
+    """Whether one of these is on another host of the site than `host`, behind its edge."""
+    return any(site.is_behind_edge(endpoint, host) for endpoint in endpoints)
+
+
 def client_secrets(host: str, caller: Caller) -> Iterator[Secret]:
     """What a host needs to call other hosts: its certificate and key, and the authority by which it knows them."""
     yield authority(host)

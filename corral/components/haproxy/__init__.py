@@ -238,8 +238,8 @@ def _secret_file(site: Site, name: str) -> str:
 
 def _calls_edges(site: Site, groups: list[Group]) -> bool:
     """Whether replicas are on other hosts of the site."""
-    here = site.inventory.gateway.host
-    return any(site.is_behind_edge(backend.endpoint, here) for group in groups for backend in group.backends)
+    endpoints = [backend.endpoint for group in groups for backend in group.backends]
+    return edge.is_called(site, endpoints, site.inventory.gateway.host)
 
 
 def _has_spill(site: Site) -> bool:

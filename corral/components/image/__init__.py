@@ -10,6 +10,7 @@ from corral.components import Stage
 from corral.components.serving import keys_for, replicas_of, served, server
 from corral.config.inventory import Weights
 from corral.contributions import ConfigMount, Contribution, Contributions, CpuVariant, File, Rules, Service, State
+from corral.declarations import declaration
 from corral.plan.devices import backend_of
 from corral.plan.own_image import has_backend, pictures_command
 from corral.plan.site import Replica, Site, memory_on_cpu_mib
@@ -17,21 +18,8 @@ from corral.plan.site import Replica, Site, memory_on_cpu_mib
 STAGE = Stage.BACKENDS
 COMPONENT = "image"
 API_KEY = "LOCALAI_API_KEY"
-IMAGES = {
-    "localai-cuda12": "localai/localai:v4.9.0-gpu-nvidia-cuda-12",
-    "localai-cuda13": "localai/localai:v4.9.0-gpu-nvidia-cuda-13",
-    "localai-rocm": "localai/localai:v4.9.0-gpu-hipblas",
-    "localai-intel": "localai/localai:v4.9.0-gpu-intel",
-    "localai-cpu": "localai/localai:v4.9.0",
-}
-# LocalAI's names of its backends; with plain `diffusers` it chooses itself: Intel's was renamed between versions.
-BACKENDS = {
-    "localai-cuda12": "cuda12-diffusers",
-    "localai-cuda13": "cuda13-diffusers",
-    "localai-rocm": "rocm-diffusers",
-    "localai-intel": "diffusers",
-    "localai-cpu": "cpu-diffusers",
-}
+IMAGES: dict[str, str] = declaration(COMPONENT)["images"]
+BACKENDS: dict[str, str] = declaration(COMPONENT)["backends"]
 # Volumes worth a backup, and why; what is in the others is downloaded again.
 KEPT = {"configuration": "settings made in LocalAI", "data": "what LocalAI keeps of its use"}
 # What loads the model into the card before anybody asks: as large as seed 004's pictures (004-50), with one step.
@@ -65,41 +53,30 @@ def _image_key(replica: Replica) -> str:
 
 
 def _files(replica: Replica) -> Iterator[File]:
-    yield File(
-        replica.host,
-        COMPONENT,
-        f"{replica.service}.yaml",
-        data=_model(replica, is_on_gpu=bool(replica.cards)),
-        note=f"LocalAI's model file of {replica.service}",
-    )
+    name = replica.service
+    sorts = [(f"{name}.yaml", bool(replica.cards), f"LocalAI's model file of {name}")]
     if replica.cards:
-        yield File(
-            replica.host,
-            COMPONENT,
-            f"{replica.service}.cpu.yaml",
-            data=_model(replica, is_on_gpu=False),
-            note=f"LocalAI's model file of {replica.service} on a machine without cards",
-        )
+        sorts.append((f"{name}.cpu.yaml", False, f"LocalAI's model file of {name} on a machine without cards"))
+    for file, is_on_gpu, note in sorts:
+        yield File(replica.host, COMPONENT, file, data=_model(replica, is_on_gpu=is_on_gpu), note=note)
     yield File(replica.host, COMPONENT, "start.sh", asset="gpu-server/image/start.sh")
 
 
 def _model(replica: Replica, *, is_on_gpu: bool) -> dict[str, Any]:
     """LocalAI's model file."""
     weights = replica.weights
-    diffusers = {
-        "cuda": is_on_gpu,
-        "pipeline_type": weights.pipeline or "StableDiffusionXLPipeline",
-        "scheduler_type": weights.scheduler or "k_dpmpp_2m",
-    }
-    model: dict[str, Any] = {
+    return {
         "name": replica.pool,
         "backend": weights.backend or "diffusers",
         "parameters": {"model": _model_of(weights)},
         "f16": is_on_gpu,
         "step": weights.steps or 20,
-        "diffusers": diffusers,
+        "diffusers": {
+            "cuda": is_on_gpu,
+            "pipeline_type": weights.pipeline or "StableDiffusionXLPipeline",
+            "scheduler_type": weights.scheduler or "k_dpmpp_2m",
+        },
     }
-    return model
 
 
 def image_of(site: Site, replica: Replica) -> str:

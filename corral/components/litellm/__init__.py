@@ -382,9 +382,8 @@ def _calls(published: Contributions) -> Iterator[Endpoint]:
 
 def _has_far_receiver(site: Site, published: Contributions) -> bool:
     """Whether traces go to another host of the site."""
-    here = site.inventory.gateway.host
-    endpoints = (receiver.endpoint for receiver in published.trace_receivers)
-    return any(endpoint is not None and site.is_behind_edge(endpoint, here) for endpoint in endpoints)
+    endpoints = [receiver.endpoint for receiver in published.trace_receivers if receiver.endpoint]
+    return edge.is_called(site, endpoints, site.inventory.gateway.host)
 
 
 def _certificates(site: Site, published: Contributions) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from corral.components.serving import has_private_cache, keys_for, replicas_of, 
 from corral.config.client_names import adapter_name
 from corral.config.inventory import Thinking, file_of
 from corral.contributions import ConfigMount, Contribution, Contributions, CpuVariant, File, Rules, Service
+from corral.declarations import declaration
 from corral.plan.devices import backend_of, compiles_first
 from corral.plan.own_image import BUILD
 from corral.plan.site import Replica, Site, claimed_mib, memory_on_cpu_mib
@@ -22,16 +23,7 @@ STAGE = Stage.BACKENDS
 COMPONENT = "llama"
 API_KEY = "LLAMA_API_KEY"
 
-# Upstream's own tags by build number; CUDA 12 means 12.8, which still knows Maxwell, Pascal and Volta.
-IMAGES = {
-    "llama-cpu": "ghcr.io/ggml-org/llama.cpp:server-b11347",
-    "llama-cuda12": "ghcr.io/ggml-org/llama.cpp:server-cuda-b11347",
-    "llama-cuda13": "ghcr.io/ggml-org/llama.cpp:server-cuda13-b11347",
-    "llama-rocm": "ghcr.io/ggml-org/llama.cpp:server-rocm-b11347",
-    "llama-vulkan": "ghcr.io/ggml-org/llama.cpp:server-vulkan-b11347",
-    "llama-intel": "ghcr.io/ggml-org/llama.cpp:server-intel-b11347",
-}
-
+IMAGES: dict[str, str] = declaration(COMPONENT)["images"]
 # The watchdog, and where it counts: every user may write there, and a new volume takes that over from the image.
 START, STATE = "/etc/corral/start.sh", "/var/tmp"  # noqa: S108 - a path in the container
 COUNTS = "llama-restarts"

@@ -19,29 +19,18 @@ from corral.contributions import (
     ScrapeTarget,
     Secret,
 )
+from corral.declarations import declaration
 from corral.plan.routing import has_private_cache
 from corral.plan.site import Site, node_endpoint
 
 STAGE = Stage.BACKENDS
 
-# A path of each engine that answers without doing inference.
-HEALTH_PATH = {
-    "openai": "/v1/models", "llama.cpp": "/health", "mlx": "/health", "ollama": "/api/tags",
-    "inferrlm": "/api/tags", "vllm": "/health", "lmstudio": "/v1/models", "cloud": "",
-}  # fmt: skip
 # After which the cost of a node counts from zero again, where the inventory does not say.
 BUDGET_PERIOD = "30d"
 OLLAMA_LIKE = {"ollama", "inferrlm"}
-# How a request tells an engine not to think; the others can be told in their own settings only.
-WITHOUT_THINKING: dict[str, dict[str, Any]] = {
-    "llama.cpp": {"chat_template_kwargs": {"enable_thinking": False}},
-    "mlx": {"chat_template_kwargs": {"enable_thinking": False}},
-    "vllm": {"chat_template_kwargs": {"enable_thinking": False}},
-    "ollama": {"think": False},
-}
-
-# Body field by which an engine keeps the cache of prompts private; the others have none.
-CACHE_FIELDS = {"llama.cpp": "cache_prompt", "vllm": "cache_salt"}
+DATA = declaration("nodes")
+WITHOUT_THINKING: dict[str, dict[str, Any]] = DATA["without_thinking"]
+CACHE_FIELDS: dict[str, str] = DATA["cache_fields"]
 
 
 def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
@@ -92,11 +81,11 @@ def _backend(pool: str, name: str, node: Node, thinking: Thinking) -> Backend:
     is_ollama = node.engine in OLLAMA_LIKE
     return Backend(
         pool, name, node.kind, node_endpoint(node), node.slots, node.model,
-        node.health or folder + HEALTH_PATH[node.engine],
+        node.health or folder + DATA["health_path"][node.engine],
         api_path=folder + ("" if is_ollama else "/v1"),
         scheme="https" if scheme == "https" else "http",
         protocol="ollama" if is_ollama else "openai",
-        secret=secret, tier=node.tier or "", is_ours=False, cost=_cost(node),
+        secret=secret, is_ours=False, cost=_cost(node),
         key_header=node.key_header or "",
         parameters=_parameters(node, thinking) if node.kind == "chat" else {},
         hides_thoughts=node.kind == "chat" and thinking != "shown",

@@ -84,7 +84,7 @@ def _instance(
 
 def _calls_edges(site: Site, host: str, targets: list[ScrapeTarget]) -> bool:
     """Whether targets are on other hosts of the site."""
-    return any(site.is_behind_edge(target.endpoint, host) for target in targets)
+    return edge.is_called(site, [target.endpoint for target in targets], host)
 
 
 def _secrets(site: Site, host: str, targets: list[ScrapeTarget]) -> tuple[str, ...]:
