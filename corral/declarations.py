@@ -96,8 +96,13 @@ def shipped(path: str) -> Path:
 def declaration(component: str) -> Mapping[str, Any]:
     """A component's `component.yaml`; empty when it has none."""
     path = packages()[component].folder / "component.yaml"
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return yaml.load(path.read_bytes(), loader) if path.exists() else {}  # noqa: S506 - a safe one
+    return read_yaml(path) if path.exists() else {}
+
+
+@cache
+def read_yaml(path: Path) -> Any:
+    """A shipped file's data, read once; it is not to be changed."""
+    return yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - a safe one
 
 
 @cache

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, NamedTuple
-
-import yaml
 
 from corral.declarations import declaration
 
@@ -23,8 +20,3 @@ class Trouble(NamedTuple):
 def own_words(component: str) -> dict[str, Any]:
     """What the kit says to a component's server itself, and what became of flags: `flags` in its component.yaml."""
     return dict(declaration(component)["flags"])
-
-
-def parsed_table(path: Path) -> dict[str, Any]:
-    """The flags of a server's own parser, by how many words follow each."""
-    return dict(yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader)))  # noqa: S506 - a safe one

@@ -159,7 +159,7 @@ def expected(service: Service) -> dict[str, Any]:
         "pids": service.pids,
         "user": service.user,
         "read only": service.read_only,
-        "capabilities": (["ALL"], service.cap_add),
+        "capabilities": (["ALL"], ()),
         "security": ["no-new-privileges:true"],
         "init": True,
         "restart": "unless-stopped",

@@ -87,6 +87,11 @@ class Group:
         """Stands for what all of them share."""
         return self.backends[0]
 
+    @property
+    def slots(self) -> int:
+        """Requests that they work on at the same time."""
+        return sum(backend.slots for backend in self.backends)
+
 
 def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
     """The balancer with its configuration, and a route for every pool (or replica) through it."""
@@ -153,9 +158,8 @@ def _routes(groups: list[Group], base: str, *, is_by_pool: bool) -> Iterator[Rou
     """A route for every group, or for every replica of it."""
     per_pool = Counter(group.pool for group in groups)
     for group in groups:
-        whole = sum(backend.slots for backend in group.backends)
         named = (
-            [(group.first, group.name, "any", whole)]
+            [(group.first, group.name, "any", group.slots)]
             if is_by_pool
             else [(item, item.name, item.name, item.slots) for item in group.backends]
         )
@@ -218,10 +222,10 @@ def _mounts(site: Site) -> tuple[tuple[str, str], ...]:
     if site.is_local(gateway.host):
         return ()
     entrance = gateway.entrance
-    folder = (
-        ((str(PurePosixPath(entrance.certificate).parent), CERTIFICATES),) if entrance and entrance.certificate else ()
-    )
-    return ((f"./{COMPONENT}", FOLDER), *folder)
+    own = (f"./{COMPONENT}", FOLDER)
+    if entrance is None or not entrance.certificate:
+        return (own,)
+    return own, (str(PurePosixPath(entrance.certificate).parent), CERTIFICATES)
 
 
 def _certificate(entrance: Entrance | None, *, is_local: bool) -> str:
@@ -322,33 +326,19 @@ def _own_addresses(site: Site, side: str, port: int) -> str:
 
 def _most_clients(groups: list[Group], depths: dict[str, int]) -> int:
     """Connections of clients at once: twice what the farm can hold, for those that are idle or refused."""
-    slots = sum(backend.slots for group in groups for backend in group.backends)
-    return max(FEWEST_CLIENTS, 2 * (slots + sum(depths.values())))
+    return max(FEWEST_CLIENTS, 2 * (sum(group.slots for group in groups) + sum(depths.values())))
 
 
 def _depths(site: Site, groups: list[Group]) -> dict[str, int]:
     """Requests that may wait for each group: the pool's queue, shared out by slots where a pool has several groups."""
-    pools: dict[str, list[Group]] = {}
-    for group in groups:
-        pools.setdefault(group.pool, []).append(group)
-    return {
-        group.name: share
-        for pool, members in pools.items()
-        for group, share in zip(
-            members,
-            _shares(
-                (site.inventory.pools[pool].queue or site.inventory.gateway.queue).depth,
-                [sum(backend.slots for backend in group.backends) for group in members],
-            ),
-            strict=True,
-        )
-    }
-
-
-def _shares(total: int, weights: list[int]) -> list[int]:
-    """Whole numbers in proportion to the weights, which add up to the total."""
-    bounds = [total * part // sum(weights) for part in accumulate(weights, initial=0)]
-    return [end - start for start, end in pairwise(bounds)]
+    found: dict[str, int] = {}
+    for name in dict.fromkeys(group.pool for group in groups):
+        members = [group for group in groups if group.pool == name]
+        depth = (site.inventory.pools[name].queue or site.inventory.gateway.queue).depth
+        parts = list(accumulate((group.slots for group in members), initial=0))
+        bounds = pairwise(depth * part // parts[-1] for part in parts)
+        found |= {group.name: end - start for group, (start, end) in zip(members, bounds, strict=True)}
+    return found
 
 
 def _group_values(site: Site, group: Group, depth: int) -> dict[str, Any]:

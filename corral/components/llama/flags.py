@@ -12,7 +12,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
-from corral.components.flags import LEAVE, Trouble, own_words, parsed_table
+from corral.components.flags import LEAVE, Trouble, own_words
+from corral.declarations import read_yaml
 from corral.errors import did_you_mean, shown
 
 TABLE = Path(__file__).with_suffix(".yaml")
@@ -38,7 +39,7 @@ class Table(NamedTuple):
 @cache
 def table() -> Table:
     """The flags of the pinned llama-server."""
-    data = parsed_table(TABLE)
+    data = read_yaml(TABLE)
     found = [
         Flag(tuple(names.split()), count)
         for title, count in (("switches", 0), ("values", 1), ("pairs", 2))

@@ -6,16 +6,13 @@ the inventory's figures that both compare with.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
-import yaml
-
 from corral.components import Stage, edge
-from corral.components.declared import service
-from corral.config.inventory import Monitoring, Objective, Thresholds
+from corral.components.declared import filled, service
+from corral.config.inventory import Monitoring, Objective
 from corral.contributions import (
     Contribution,
     Contributions,
@@ -28,7 +25,7 @@ from corral.contributions import (
     ScrapeTarget,
     Service,
 )
-from corral.declarations import shipped
+from corral.declarations import declaration, read_yaml, shipped
 from corral.plan.networks import INSIDE, OUTSIDE, alias
 from corral.plan.site import Site, bracketed
 
@@ -60,7 +57,7 @@ def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
     yield DataSource(COMPONENT, own)
     yield Dashboard("monitoring/dashboards/farm.json")
     targets = [*published.targets, itself]
-    rules = _rule_files(site, monitoring, published)
+    rules = list(_rule_files(site, monitoring, published))
     yield from rules
     yield from _instance(site, monitoring.host, monitoring.port, targets, [file.path for file in rules], published)
     for host, port in monitoring.local.items():
@@ -115,21 +112,15 @@ def configuration(
         labels = dict(target.labels) | ({"__scheme__": "https"} if target.scheme == "https" else {})
         labels |= _edge_labels(site, target) if is_far else {}
         job["static_configs"].append({"targets": [site.address(target.endpoint, host)], "labels": labels})
-    interval = f"{_monitoring(site).scrape_interval_s}s"
-    made: dict[str, Any] = {
-        "global": {
-            "scrape_interval": interval,
-            "evaluation_interval": interval,
-            "external_labels": {"site": site.inventory.name},
-        },
-        "scrape_configs": list(jobs.values()),
+    sinks = [site.address(sink.endpoint, host) for sink in published.sinks]
+    values = {
+        "interval": f"{_monitoring(site).scrape_interval_s}s",
+        "site": site.inventory.name,
+        "jobs": list(jobs.values()),
+        "rules": [name if site.is_local(host) else f"{FOLDER}/{name}" for name in rules] or None,
+        "alerting": {"alertmanagers": [{"static_configs": [{"targets": sinks}]}]} if sinks else None,
     }
-    if rules:
-        made["rule_files"] = [name if site.is_local(host) else f"{FOLDER}/{name}" for name in rules]
-    if published.sinks:
-        addresses = [site.address(sink.endpoint, host) for sink in published.sinks]
-        made["alerting"] = {"alertmanagers": [{"static_configs": [{"targets": addresses}]}]}
-    return made
+    return dict(filled(declaration(COMPONENT)["configuration"], values))
 
 
 def _edge_labels(site: Site, target: ScrapeTarget) -> dict[str, str]:
@@ -184,43 +175,27 @@ def _secret_file(site: Site, host: str, name: str) -> str:
 # --- rules -----------------------------------------------------------------------------------------------------------
 
 
-def _rule_files(site: Site, monitoring: Monitoring, published: Contributions) -> list[File]:
-    assets = dict.fromkeys([*(rules.asset for rules in published.rules), *OWN_RULES])
-    facts = _facts([*_own_facts(site, monitoring), *published.facts])
+def _rule_files(site: Site, monitoring: Monitoring, published: Contributions) -> Iterator[File]:
+    facts = [_series(fact) for fact in (*_own_facts(site, monitoring), *published.facts)]
+    known = {"groups": [{"name": "inventory", "rules": facts}]}
+    note = "what the inventory says, for rules to compare with"
+    yield File(monitoring.host, COMPONENT, f"rules/{FACTS}", data=known, note=note)
     runbooks = (monitoring.runbooks or RUNBOOKS).rstrip("/")
-    known = {FACTS: {"groups": [{"name": "inventory", "rules": facts}]}}
-    notes = {FACTS: "what the inventory says, for rules to compare with"}
-    for asset in sorted(assets):
-        name = asset.removeprefix(RULES)
-        known[name] = with_runbooks(asset, runbooks)
-        notes[name] = f"{asset} with the addresses of the runbooks"
-    host = monitoring.host
-    return [File(host, COMPONENT, f"rules/{name}", data=data, note=notes[name]) for name, data in known.items()]
+    for asset in sorted({*(rules.asset for rules in published.rules), *OWN_RULES}):
+        note = f"{asset} with the addresses of the runbooks"
+        path = f"rules/{asset.removeprefix(RULES)}"
+        yield File(monitoring.host, COMPONENT, path, data=with_runbooks(asset, runbooks), note=note)
 
 
-def _facts(facts: Iterable[Fact]) -> list[dict[str, Any]]:
-    return [
-        {"record": fact.name, "expr": f"vector({fact.value:g})"}
-        | ({"labels": dict(fact.labels)} if fact.labels else {})
-        for fact in facts
-    ]
-
-
-@cache
-def _shipped(asset: str) -> dict[str, Any]:
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    loaded: dict[str, Any] = yaml.load(shipped(asset).read_bytes(), loader)  # noqa: S506 - a safe one
-    return loaded
+def _series(fact: Fact) -> dict[str, Any]:
+    labels = {"labels": dict(fact.labels)} if fact.labels else {}
+    return {"record": fact.name, "expr": f"vector({fact.value:g})"} | labels
 
 
 def with_runbooks(asset: str, base: str) -> dict[str, Any]:
     """A shipped file of rules in which every alert says where its runbook lies."""
-    return {"groups": [group | {"rules": [_told(rule, base) for rule in group["rules"]]} for group in _groups(asset)]}
-
-
-def _groups(asset: str) -> list[dict[str, Any]]:
-    groups: list[dict[str, Any]] = _shipped(asset)["groups"]
-    return groups
+    groups = read_yaml(shipped(asset))["groups"]
+    return {"groups": [group | {"rules": [_told(rule, base) for rule in group["rules"]]} for group in groups]}
 
 
 def _told(rule: dict[str, Any], base: str) -> dict[str, Any]:
@@ -231,18 +206,14 @@ def _told(rule: dict[str, Any], base: str) -> dict[str, Any]:
 
 def _own_facts(site: Site, monitoring: Monitoring) -> Iterator[Fact]:
     """Thresholds, and what every pool has and is expected to do."""
-    yield from _thresholds(monitoring.thresholds)
+    for name, value in monitoring.thresholds:
+        if name not in OF_EACH_CARD:
+            ratio = value / 100 if name.endswith("_percent") else value
+            yield Fact(f"threshold:{name.removesuffix('_percent')}", ratio)
     for name, pool in site.inventory.pools.items():
         queue = pool.queue or site.inventory.gateway.queue
         yield Fact("inventory:pool_queue_depth", queue.depth, {"pool": name})
         yield from objective_facts(name, pool.objective or monitoring.objective)
-
-
-def _thresholds(thresholds: Thresholds) -> Iterator[Fact]:
-    for name, value in thresholds:
-        if name not in OF_EACH_CARD:
-            ratio = value / 100 if name.endswith("_percent") else value
-            yield Fact(f"threshold:{name.removesuffix('_percent')}", ratio)
 
 
 def objective_facts(pool: str, objective: Objective) -> Iterator[Fact]:

@@ -9,7 +9,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-from corral.components.flags import LEAVE, Trouble, own_words, parsed_table
+from corral.components.flags import LEAVE, Trouble, own_words
+from corral.declarations import read_yaml
 from corral.errors import did_you_mean, shown
 
 TABLE = Path(__file__).with_suffix(".yaml")
@@ -20,7 +21,7 @@ SET = own_words("vllm")["set"]
 @cache
 def table() -> Mapping[str, tuple[str, ...]]:
     """All names of a flag of the pinned vLLM, by every one of them."""
-    data = parsed_table(TABLE)
+    data = read_yaml(TABLE)
     flags = [tuple(names.split()) for title in ("switches", "values", "lists") for names in data[title]]
     return {name: names for names in flags for name in names}
 
