@@ -442,7 +442,7 @@ def _card_used(site: Site, _found: Contributions) -> Iterator[Finding]:
 
 @check("plan", "direct-mode", level="warning")
 def _direct_mode(site: Site, _found: Contributions) -> Iterator[Finding]:
-    """The balancing keeps queues bounded, slots sacred, and knows which are free; `direct` does not."""
+    """`balancing` is not `direct`, which bounds no queue and limits no replica to its slots."""
     gateway = site.inventory.gateway
     if gateway.balancing != "direct":
         return

@@ -35,18 +35,20 @@ _TYPES: Mapping[str, Callable[[Any], Any]] = {
 }
 
 
-def service(site: Site, host: str, component: str, name: str, /, **values: Any) -> Service:
+def service(site: Site, host: str, component: str, name: str = "", /, **values: Any) -> Service:
     """The service of that name, as the component describes it.
 
     Args:
         site: the site.
         host: where it runs.
         component: whose component.yaml it is in.
-        name: its key there; its own name and that of its image, unless `name` and `image_key` say otherwise.
+        name: its key there, the component's own name without it; it is also the service's name and that of its image,
+            unless `name` and `image_key` say otherwise.
         values: what `$name` stands for.
     """
-    found = described(site, host, component, name, values)
-    found["image"] = site.image(found.pop("image_key", name), found["image"])
+    key = name or component
+    found = described(site, host, component, key, values)
+    found["image"] = site.image(found.pop("image_key", key), found["image"])
     return Service(**found)
 
 

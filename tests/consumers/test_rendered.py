@@ -170,7 +170,7 @@ def expected(service: Service) -> dict[str, Any]:
         "devices": [(device, device, "rwm") for device in service.devices],
         "groups": list(map(str, service.groups)),
         "memlock": {"soft": -1, "hard": -1} if service.mlock else None,
-        "pid": "host" if service.pid_host else "",
+        "pid": "",
     }
 
 

@@ -41,7 +41,7 @@ def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
     yield AlertSink(endpoint)
     yield ScrapeTarget(COMPONENT, endpoint, {"host": host, "role": "monitoring"})
     receivers = tuple(sorted({item.secret for item in monitoring.receivers if item.secret}))
-    yield service(site, host, COMPONENT, COMPONENT, port=monitoring.alertmanager_port, receivers=receivers)
+    yield service(site, host, COMPONENT, port=monitoring.alertmanager_port, receivers=receivers)
 
 
 def configuration(site: Site, monitoring: Monitoring) -> dict[str, Any]:

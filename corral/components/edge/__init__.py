@@ -125,7 +125,6 @@ def _edge(site: Site, host: str, doors: list[Door]) -> Iterator[Contribution]:
         site,
         host,
         COMPONENT,
-        COMPONENT,
         port=site.inventory.gateway.edge_port,
         memory_mib=BASE_MIB + 4 * connections * CONNECTION_KIB // 1024,
         keys=(KEYS,) if keys else (),

@@ -38,7 +38,6 @@ def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
         site,
         host,
         COMPONENT,
-        COMPONENT,
         port=monitoring.grafana_port,
         own=bracketed(site.host(host).address),
         pages=tuple((f"pages/{name}", "") for name in pages),

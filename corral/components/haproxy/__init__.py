@@ -194,7 +194,6 @@ def _service(site: Site, groups: list[Group], most_connections: int, files: tupl
         site,
         gateway.host,
         COMPONENT,
-        COMPONENT,
         port=gateway.port,
         admin_port=gateway.admin_port,
         balancer_port=gateway.balancer_port,

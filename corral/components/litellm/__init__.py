@@ -353,7 +353,6 @@ def _service(site: Site, published: Contributions, secrets: tuple[str, ...]) -> 
         site,
         gateway.host,
         COMPONENT,
-        COMPONENT,
         port=port,
         bind="127.0.0.1" if is_local else "0.0.0.0",  # noqa: S104 - inside the container's own network
         open_on=address,

@@ -28,37 +28,32 @@ class Flag(NamedTuple):
     values: int
 
 
-class Table(NamedTuple):
-    """llama-server's flags by every name, and remedies for what is not one, or not to be given."""
-
-    flags: Mapping[str, Flag]
-    # By name: what is wrong with it, and the remedy.
-    remedies: Mapping[str, tuple[str, str]]
+@cache
+def known_flags() -> Mapping[str, Flag]:
+    """The flags of the pinned llama-server, by every name."""
+    data = read_yaml(TABLE)
+    titles = ("switches", "values", "pairs")
+    found = [Flag(tuple(names.split()), count) for count, title in enumerate(titles) for names in data[title]]
+    return {name: flag for flag in found for name in flag.names}
 
 
 @cache
-def table() -> Table:
-    """The flags of the pinned llama-server."""
-    data = read_yaml(TABLE)
-    found = [
-        Flag(tuple(names.split()), count)
-        for title, count in (("switches", 0), ("values", 1), ("pairs", 2))
-        for names in data[title]
-    ]
-    flags = {name: flag for flag in found for name in flag.names}
-    remedies: dict[str, tuple[str, str]] = {}
-    for names, hint in SET.items():
-        remedies |= dict.fromkeys(_all_names(flags, names), ("is set by the kit", hint))
-    remedies |= dict.fromkeys(_all_names(flags, " ".join(ENDS)), ("prints something and ends the server", LEAVE))
-    for names, hint in IDLE.items():
-        remedies |= dict.fromkeys(_all_names(flags, names), ("is read by llama-server and ignored", hint))
-    for names, hint in {**data["removed"], **GONE}.items():
-        remedies |= dict.fromkeys(names.split(), ("was removed from llama-server", hint))
-    return Table(flags, remedies)
-
-
-def _all_names(flags: Mapping[str, Flag], names: str) -> list[str]:
-    return [other for name in names.split() for other in flags[name].names]
+def remedies() -> Mapping[str, tuple[str, str]]:
+    """By name, what is wrong with a flag that is not to be given, and the remedy."""
+    groups: tuple[tuple[str, Mapping[str, str]], ...] = (
+        ("is set by the kit", SET),
+        ("prints something and ends the server", dict.fromkeys(ENDS, LEAVE)),
+        ("is read by llama-server and ignored", IDLE),
+        ("was removed from llama-server", {**read_yaml(TABLE)["removed"], **GONE}),
+    )
+    known = known_flags()
+    return {
+        other: (message, hint)
+        for message, hints in groups
+        for names, hint in hints.items()
+        for name in names.split()
+        for other in (known[name].names if name in known else (name,))
+    }
 
 
 def troubles(words: Sequence[str], *, rendered: Collection[str] = (), is_pinned: bool = True) -> Iterator[Trouble]:
@@ -72,7 +67,7 @@ def troubles(words: Sequence[str], *, rendered: Collection[str] = (), is_pinned:
     at = 0
     while at < len(words):
         name = _name(words[at])
-        flag = table().flags.get(name)
+        flag = known_flags().get(name)
         values = list(words[at + 1 : at + 1 + flag.values]) if flag else []
         message, hint = _judged(name, words[at], values)
         if flag and not message and not set(flag.names).isdisjoint(rendered):
@@ -99,7 +94,7 @@ def preset_troubles(words: Sequence[str]) -> Iterator[str]:
     """What of further words a preset file cannot say."""
     seen: set[tuple[str, ...]] = set()
     for name, values in _in_pieces(words):
-        flag = table().flags.get(name)
+        flag = known_flags().get(name)
         names = flag.names if flag else (name,)
         if len(values) > 1:
             yield f"{name} has {len(values)} values"
@@ -115,7 +110,7 @@ def _in_pieces(words: Sequence[str]) -> Iterator[tuple[str, Sequence[str]]]:
     at = 0
     while at < len(words):
         name = _name(words[at])
-        flag = table().flags.get(name)
+        flag = known_flags().get(name)
         count = flag.values if flag else int(at + 1 < len(words) and _is_value(words[at + 1]))
         yield name, words[at + 1 : at + 1 + count]
         at += 1 + count
@@ -132,19 +127,19 @@ def _name(word: str) -> str:
 
 def _judged(name: str, word: str, values: Sequence[str]) -> tuple[str, str]:
     """What is wrong with a word where a flag is due, and the remedy; empty when nothing is."""
-    known = table()
-    partly = NOT_ENOUGH.get(known.flags[name].names[-1] if name in known.flags else "")
+    known = known_flags()
+    partly = NOT_ENOUGH.get(known[name].names[-1] if name in known else "")
     if partly and not set(",".join(values).split(",")).isdisjoint(partly["values"]):
         return f"{name} {values[0]} is not enough", partly["remedy"]
-    if name in known.remedies:
-        message, hint = known.remedies[name]
+    if name in remedies():
+        message, hint = remedies()[name]
         return f"{name} {message}", hint
-    if name in known.flags:
+    if name in known:
         return "", ""
     if not word.startswith("-"):
         return f"{shown(word)} stands where llama-server wants a flag", "write a flag before it, or remove it"
     flag = word.replace("=", " ").split()[0]
-    if flag != word and _name(flag) in {**known.flags, **known.remedies}:
+    if flag != word and _name(flag) in {**known, **remedies()}:
         return f"{shown(word)} is one word", f"write {flag} and its value as two words of the list"
-    near = did_you_mean(name, known.flags)
+    near = did_you_mean(name, known)
     return f"llama-server has no flag {shown(word)}", near if near.startswith("did") else f"{LEAVE}; {ALL}"

@@ -60,35 +60,21 @@ def _figures(pool: str, name: str, node: Node) -> Iterator[Contribution]:
 
 
 def _backend(pool: str, name: str, node: Node, thinking: Thinking) -> Backend:
-    secret = node.api_key or ""
-    if node.engine == "cloud":
-        return Backend(
-            pool,
-            name,
-            node.kind,
-            Endpoint(443),
-            node.slots,
-            node.model,
-            "",
-            protocol="cloud",
-            secret=secret,
-            is_ours=False,
-            cost=_cost(node),
-        )
     scheme, _, rest = (node.url or "").partition("://")
     path = rest.partition("/")[2].rstrip("/").removesuffix("v1").rstrip("/")
     folder = f"/{path}" if path else ""
-    is_ollama = node.engine in OLLAMA_LIKE
+    is_ollama, is_cloud = node.engine in OLLAMA_LIKE, node.engine == "cloud"
+    is_chat = node.kind == "chat" and not is_cloud
+    health = "" if is_cloud else node.health or folder + DATA["health_path"][node.engine]
     return Backend(
-        pool, name, node.kind, node_endpoint(node), node.slots, node.model,
-        node.health or folder + DATA["health_path"][node.engine],
+        pool, name, node.kind, Endpoint(443) if is_cloud else node_endpoint(node), node.slots, node.model, health,
         api_path=folder + ("" if is_ollama else "/v1"),
         scheme="https" if scheme == "https" else "http",
-        protocol="ollama" if is_ollama else "openai",
-        secret=secret, is_ours=False, cost=_cost(node),
+        protocol="cloud" if is_cloud else "ollama" if is_ollama else "openai",
+        secret=node.api_key or "", is_ours=False, cost=_cost(node),
         key_header=node.key_header or "",
-        parameters=_parameters(node, thinking) if node.kind == "chat" else {},
-        hides_thoughts=node.kind == "chat" and thinking != "shown",
+        parameters=_parameters(node, thinking) if is_chat else {},
+        hides_thoughts=is_chat and thinking != "shown",
     )  # fmt: skip
 
 

@@ -53,7 +53,6 @@ def _service(site: Site) -> Service:
         site,
         host,
         COMPONENT,
-        COMPONENT,
         port=site.inventory.gateway.database_port,
         monitor=(MONITOR, site.secret_path(host, MONITOR_PASSWORD)) if has_monitor else (),
         passwords=(MONITOR_PASSWORD,) if has_monitor else (),

@@ -245,7 +245,6 @@ def _service(
         site,
         host,
         COMPONENT,
-        COMPONENT,
         port=port,
         days=monitoring.retention_days,
         mb=round(monitoring.retention_gib * MIB_OF_GIB),

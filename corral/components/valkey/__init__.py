@@ -40,7 +40,6 @@ def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
         site,
         gateway.host,
         COMPONENT,
-        COMPONENT,
         port=gateway.cache_port,
         start=start if site.is_local(gateway.host) else ("valkey-server",),
     )
