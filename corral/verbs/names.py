@@ -83,7 +83,7 @@ def _meant(plan: Plan, table: Table, services: list[Service], typed: str) -> lis
 
 def _one_of(plan: Plan, typed: str, found: Mapping[str, list[Service]]) -> list[Service]:
     """The services that every kind agrees on; raises UsageError when they do not agree."""
-    meanings = {tuple((item.host, item.name) for item in items): kind for kind, items in reversed(found.items())}
+    meanings = {tuple((item.host, item.name) for item in items): kind for kind, items in reversed(list(found.items()))}
     kinds = sorted(meanings.values())
     if len(kinds) > 1:
         remedy = " or ".join(f"{kind}:{typed}" for kind in kinds)
