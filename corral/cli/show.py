@@ -16,7 +16,7 @@ from corral.checks.rules import VRAM_RESERVE_MIB
 from corral.config.client_names import aliases_of
 from corral.config.inventory import Consumer, Tier
 from corral.contributions import Service
-from corral.gateway.fronts import gateway_publish_address
+from corral.gateway.frontends import gateway_publish_address
 from corral.plan.routing import tier_settings
 from corral.plan.site import Replica, bracketed, claimed_mib
 from corral.tables import new_table

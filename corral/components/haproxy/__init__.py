@@ -35,8 +35,7 @@ from corral.contributions import (
     SlotFigures,
     is_system_folder,
 )
-from corral.gateway.door import FULL, named_doors
-from corral.gateway.fronts import LARGE_KIB, MOST_ADMINS, fronts, gateway_publish_address
+from corral.gateway.frontends import FULL, LARGE_KIB, MOST_ADMINS, fronts, gateway_publish_address, named_doors
 from corral.gateway.routes import AZURE_PREFIX, MODEL_ROUTES, READ_ROUTES
 from corral.plan.networks import INSIDE, OUTSIDE, alias
 from corral.plan.site import Site
@@ -340,7 +339,7 @@ def _values(site: Site, groups: list[Group], cloud: set[str]) -> dict[str, Any]:
     return {
         "entry": _own_addresses(site, INSIDE, gateway.balancer_port),
         "entrance_certificate": certificate,
-        "most_connections": 2 * sum(front.most_clients for front in inward) + MOST_ADMINS + FEWEST_CLIENTS // 8,
+        "most_connections": 2 * sum(front["most_clients"] for front in inward) + MOST_ADMINS + FEWEST_CLIENTS // 8,
         "model_routes": " ".join(MODEL_ROUTES),
         "read_routes": " ".join(READ_ROUTES),
         "short_routes": " ".join(

@@ -13,7 +13,7 @@ import httpx
 from corral.build import Plan
 from corral.components.litellm import MASTER_KEY
 from corral.errors import CorralError, on_one_line
-from corral.gateway.fronts import gateway_publish_address
+from corral.gateway.frontends import gateway_publish_address
 from corral.gateway.keys import StoredKey, stored_key
 from corral.plan.site import bracketed
 from corral.render.secrets import ENV_FILE, read_env
