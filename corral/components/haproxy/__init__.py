@@ -46,11 +46,11 @@ IMAGE = edge.IMAGE
 FOLDER = "/usr/local/etc/haproxy"
 CONFIG = f"{FOLDER}/haproxy.cfg"
 RENDERED = ("haproxy.cfg", "farm.lua")
-ASSETS = ("hold.lua", "blame.lua", "fair.lua", "health.lua", "credentials.lua")
+ASSETS = ("request_gate.lua", "outlier_ejection.lua", "fair.lua", "health.lua", "credentials.lua")
 # For sites with shared servers.
-SHARED_ASSETS = ("turns.lua", "models.lua")
+SHARED_ASSETS = ("fair_swapping.lua", "models.lua")
 # For sites whose entrance has a certificate.
-CERTIFICATE_ASSETS = ("renew.lua",)
+CERTIFICATE_ASSETS = ("certificate_reload.lua",)
 CERTIFICATES = "/etc/corral/certificates"
 CERTIFICATE_THERE = "the certificate is kept in that folder; nothing beside it is mounted, and nothing can be written"
 GUARDED = "a key, one list of routes, limits for each address"
