@@ -34,8 +34,7 @@ from corral.contributions import (
     is_system_folder,
 )
 from corral.declarations import declaration
-from corral.gateway.door import FULL, named_doors
-from corral.gateway.fronts import LARGE_KIB, MOST_ADMINS, fronts, gateway_publish_address
+from corral.gateway.frontends import FULL, LARGE_KIB, MOST_ADMINS, fronts, gateway_publish_address, named_doors
 from corral.gateway.routes import AZURE_PREFIX, MODEL_ROUTES, READ_ROUTES
 from corral.plan.networks import INSIDE, OUTSIDE, alias
 from corral.plan.site import Site
@@ -45,11 +44,11 @@ COMPONENT = "haproxy"
 FOLDER = "/usr/local/etc/haproxy"
 CONFIG = f"{FOLDER}/haproxy.cfg"
 RENDERED = ("haproxy.cfg", "farm.lua")
-ASSETS = ("hold.lua", "blame.lua", "fair.lua", "health.lua", "credentials.lua")
+ASSETS = ("request_gate.lua", "outlier_ejection.lua", "fair.lua", "health.lua", "credentials.lua")
 # For sites with shared servers.
-SHARED_ASSETS = ("turns.lua", "models.lua")
+SHARED_ASSETS = ("fair_swapping.lua", "models.lua")
 # For sites whose entrance has a certificate.
-CERTIFICATE_ASSETS = ("renew.lua",)
+CERTIFICATE_ASSETS = ("certificate_reload.lua",)
 CERTIFICATES = "/etc/corral/certificates"
 CERTIFICATE_THERE = "the certificate is kept in that folder; nothing beside it is mounted, and nothing can be written"
 GUARDED = "a key, one list of routes, limits for each address"
@@ -275,7 +274,7 @@ def _values(site: Site, groups: list[Group], cloud: set[str]) -> dict[str, Any]:
     return {
         "entry": _own_addresses(site, INSIDE, gateway.balancer_port),
         "entrance_certificate": certificate,
-        "most_connections": 2 * sum(front.most_clients for front in inward) + MOST_ADMINS + FEWEST_CLIENTS // 8,
+        "most_connections": 2 * sum(front["most_clients"] for front in inward) + MOST_ADMINS + FEWEST_CLIENTS // 8,
         "model_routes": " ".join(MODEL_ROUTES),
         "read_routes": " ".join(READ_ROUTES),
         "short_routes": " ".join(

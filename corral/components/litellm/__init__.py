@@ -27,7 +27,7 @@ from corral.contributions import (
     TraceReceiver,
 )
 from corral.declarations import declaration
-from corral.gateway.fronts import gateway_publish_address
+from corral.gateway.frontends import gateway_publish_address
 from corral.plan.routing import SECTIONS, chains, has_routing, tier_settings
 from corral.plan.site import Site
 
