@@ -115,7 +115,7 @@ def _rule_table(title: str, rules: Mapping[str, Callable[..., object]]) -> Itera
 
 POLICY_HEAD = """# The security baseline, rule by rule
 
-Made from `corral/checks/policy.py`; `pytest tests/unit/test_policy.py --update-golden` writes it again.
+Made from `corral/checks/policy.yaml`; `pytest tests/unit/test_policy.py --update-golden` writes it again.
 `./generate.py check` applies all rules to what would be rendered, the tests apply them to `docker compose config` as
 well. A finding ends with the rule's id in brackets. CIS is the CIS Docker Benchmark 1.6; an empty field: it has no such
 point. What is excepted, and why, is in [security](../security.md).
