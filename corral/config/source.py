@@ -66,7 +66,7 @@ def read_source(path: Path) -> Source:
         raise SiteError([Problem(f"cannot be read: {error.strerror or error}", file=name)]) from None
     if len(raw) > MAX_BYTES:
         words = f"larger than {MAX_BYTES // 1024**2} MiB, which no inventory is"
-        raise SiteError([Problem(words, hint="is this the right file?", file=name)])
+        raise SiteError([Problem(words, remedy="is this the right file?", file=name)])
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -79,7 +79,7 @@ def _not_utf8(raw: bytes, position: int, name: str) -> Problem:
     line_start = raw.rfind(b"\n", 0, position) + 1
     column = len(raw[line_start:position].decode(errors="replace")) + 1
     line = raw.count(b"\n", 0, position) + 1
-    return Problem(words, hint="save the file as UTF-8", file=name, line=line, column=column)
+    return Problem(words, remedy="save the file as UTF-8", file=name, line=line, column=column)
 
 
 def parse(text: str, name: str) -> Source:
@@ -88,7 +88,7 @@ def parse(text: str, name: str) -> Source:
     if odd:
         line, column = text.count("\n", 0, odd.start()) + 1, odd.start() - text.rfind("\n", 0, odd.start())
         words = f"the invisible character U+{ord(odd.group()):04X} is not allowed"
-        raise SiteError([Problem(words, hint="remove it", file=name, line=line, column=column)])
+        raise SiteError([Problem(words, remedy="remove it", file=name, line=line, column=column)])
     try:
         return _Builder(name).build(text)
     except yaml.MarkedYAMLError as error:
@@ -318,7 +318,7 @@ def _in_plain_words(error: yaml.MarkedYAMLError, text: str, name: str) -> Proble
     tab = _tab_in_indentation(text, line)
     if tab:
         message, hint, column = "a tab in the indentation", "indent with spaces", tab
-    return Problem(f"not valid YAML: {message}", hint=hint, file=name, line=line, column=column)
+    return Problem(f"not valid YAML: {message}", remedy=hint, file=name, line=line, column=column)
 
 
 def _tab_in_indentation(text: str, line: int) -> int:

@@ -59,7 +59,7 @@ def read_env(path: Path) -> dict[str, str]:
         match = _LINE.fullmatch(line)
         value = _VALUE.fullmatch(match[2]) if match else None
         if match is None or value is None:
-            raise SiteError([Problem("not a NAME=value line", hint="fix or remove it", file=str(path), line=number)])
+            raise SiteError([Problem("not a NAME=value line", remedy="fix or remove it", file=str(path), line=number)])
         found[match[1]] = _plain_value(value)
     return found
 

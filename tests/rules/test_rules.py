@@ -49,7 +49,7 @@ def test_an_inventory_that_breaks_the_rule_breaks_nothing_else(rule: str) -> Non
     assert {problem.rule for problem in found} == {rule}
     for problem in found:
         assert problem.line > 1, "located in the file"
-        assert problem.hint, "says what to do"
+        assert problem.remedy, "says what to do"
         assert not problem.message.endswith(".")
 
 

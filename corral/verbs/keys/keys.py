@@ -390,7 +390,7 @@ def checked_consumer(name: str, given: Mapping[str, Any]) -> Consumer:
         TypeAdapter(dict[ConsumerName, Consumer]).validate_python({name: data})
     except ValidationError as error:
         problems = problems_of(error)
-        raise UsageError("; ".join(f"{problem.message} ({problem.hint})" for problem in problems)) from None
+        raise UsageError("; ".join(f"{problem.message} ({problem.remedy})" for problem in problems)) from None
     if name.lower().startswith(OWN_PREFIX):
         raise UsageError(f"names with {OWN_PREFIX}… are the kit's own; choose another")
     return Consumer.model_validate(data)
