@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from corral.checks.rules import check_plan, check_references
+from corral.checks.references import check_references
+from corral.checks.rules import check_plan
 from corral.components import gather
 from corral.config.image_lock import ImageLock
 from corral.config.inventory import Inventory

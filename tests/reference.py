@@ -10,9 +10,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from corral.checks.policy import RULES as POLICY_RULES
-from corral.checks.policy import Level
-from corral.checks.rules import PLAN_RULES, REFERENCE_RULES, WARNINGS
+from corral.checks.references import RULES as REFERENCE_RULES
+from corral.checks.rules import PLAN_RULES, WARNINGS
 from corral.config.inventory import Inventory
+from corral.errors import Level
 
 HEAD = """# Every key of the inventory
 
@@ -87,7 +88,7 @@ def _type(kind: object) -> str:
 
 RULES_HEAD = """# Every rule
 
-Made from `corral/checks/references.py` and `corral/checks/rules.py`; `pytest tests/rules --update-golden` writes it
+Made from `corral/checks/references.yaml` and `corral/checks/rules.py`; `pytest tests/rules --update-golden` writes it
 again. `./generate.py check` applies all rules; a problem ends with the rule's id in brackets. `tests/rules/<id>` has an
 inventory that keeps the rule and one that breaks it. An error stops rendering, what is questionable is a warning.
 """
@@ -100,17 +101,17 @@ def rules_reference() -> str:
             RULES_HEAD,
             *_rule_table("In the inventory", REFERENCE_RULES),
             "",
-            *_rule_table("In the plan made from it", PLAN_RULES),
+            *_rule_table("In the plan made from it", {rule: check.__doc__ or "" for rule, check in PLAN_RULES.items()}),
             "",
         ]
     )
 
 
-def _rule_table(title: str, rules: Mapping[str, Callable[..., object]]) -> Iterator[str]:
+def _rule_table(title: str, rules: Mapping[str, str]) -> Iterator[str]:
     yield from (f"## {title}", "", "| rule | breaking it is | what it demands |", "|---|---|---|")
-    for rule, check in rules.items():
+    for rule, demand in rules.items():
         level = "questionable" if rule in WARNINGS else "an error"
-        yield f"| `{rule}` | {level} | {' '.join((check.__doc__ or '').split())} |"
+        yield f"| `{rule}` | {level} | {' '.join(demand.split())} |"
 
 
 POLICY_HEAD = """# The security baseline, rule by rule

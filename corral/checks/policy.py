@@ -12,16 +12,16 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
 from corral.build import Plan
 from corral.checks.references import SECRET_KEY, SECRET_VALUE
+from corral.config.source import plain_yaml
 from corral.contributions import SYSTEM_ROOTS, is_system_folder, plain_path
-from corral.errors import CorralError
+from corral.errors import CorralError, Finding, Level
 
-Level = Literal["error", "warning"]
 MASQUERADE = "com.docker.network.bridge.enable_ip_masquerade"
 BETWEEN = "com.docker.network.bridge.enable_icc"
 SOCKETS = ("docker.sock", "containerd.sock", "podman.sock")
@@ -39,11 +39,6 @@ _GENERATED = re.compile(r"\b[0-9a-f]{32,}\b")
 _PLAIN_VALUE = re.compile(r"|none|true|false|0|1|/\S*")
 
 
-def _yaml(text: bytes) -> Any:
-    """Plain YAML, by libyaml where PyYAML has it: seven times as fast, and `up` reads every project."""
-    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe
-
-
 @dataclass(frozen=True, slots=True)
 class Rule:
     """One demand of the baseline."""
@@ -55,25 +50,7 @@ class Rule:
     level: Level = "error"
 
 
-RULES = {name: Rule(**row) for name, row in _yaml(Path(__file__).with_suffix(".yaml").read_bytes()).items()}
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """A rule that a service breaks."""
-
-    service: str
-    rule: str
-    message: str
-
-    @property
-    def level(self) -> Level:
-        """Whether it stops what is being done, or is told only."""
-        return RULES[self.rule].level
-
-    def __str__(self) -> str:
-        """`service: message; remedy [rule]`, as the rules of the plan are told."""
-        return f"{self.service}: {self.message}; {RULES[self.rule].remedy} [{self.rule}]"
+RULES = {name: Rule(**row) for name, row in plain_yaml(Path(__file__).with_suffix(".yaml").read_bytes()).items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +92,7 @@ def check_project(
     """
     stated = exceptions or {}
     return [
-        Finding(name, rule, message)
+        Finding(message, remedy=RULES[rule].remedy, rule=rule, level=RULES[rule].level, where=name)
         for name, service in (project.get("services") or {}).items()
         for check in CHECKS
         for rule, message in check(Subject(long_form(service), project, address))
@@ -164,9 +141,9 @@ def exceptions_of(plan: Plan, host: str) -> dict[str, Mapping[str, str]]:
 
 def project_of(tree: Mapping[str, bytes], host: str) -> dict[str, Any]:
     """A host's rendered project in one piece, as Compose puts it together from the included files."""
-    project: dict[str, Any] = _yaml(tree[f"{host}/compose.yaml"])
+    project: dict[str, Any] = plain_yaml(tree[f"{host}/compose.yaml"])
     for path in project.pop("include", []):
-        part = _yaml(tree[f"{host}/{path}"])
+        part = plain_yaml(tree[f"{host}/{path}"])
         for section in ("services", "volumes"):
             project.setdefault(section, {}).update(part.get(section) or {})
     return project

@@ -11,7 +11,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
-from corral.checks.references import REFERENCE_RULES, ReferenceRule, check_references
 from corral.components import image_keys, vllm
 from corral.components.llama import arguments, is_pinned, server_settings
 from corral.components.llama.flags import preset_troubles, troubles
@@ -27,16 +26,6 @@ from corral.plan.memory import MIB
 from corral.plan.own_image import CUDA11_FLOOR, CUDA12_FLOOR, build_command, is_own
 from corral.plan.routing import has_private_cache, pools_behind
 from corral.plan.site import WHOLE_INPUT, Card, Replica, Site, engine_place
-
-__all__ = [
-    "PLAN_RULES",
-    "REFERENCE_RULES",
-    "VRAM_RESERVE_MIB",
-    "WARNINGS",
-    "ReferenceRule",
-    "check_plan",
-    "check_references",
-]
 
 # Host memory of one server besides its buffers: program, tokenizer, threads.
 PROGRAM_MIB = 150

@@ -13,11 +13,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from corral.build import Plan
-from corral.checks.rules import VRAM_RESERVE_MIB
 from corral.config.client_names import aliases_of
 from corral.config.inventory import Consumer, Tier
 from corral.contributions import Service
 from corral.gateway.fronts import gateway_publish_address
+from corral.plan.cards import VRAM_RESERVE_MIB
 from corral.plan.routing import tier_settings
 from corral.plan.site import Card, Replica, bracketed, claimed_mib
 from corral.units import bar, gib

@@ -31,6 +31,7 @@ _WORDS: dict[str, Any] = {
 MERGE = "<<"
 _PLAIN_TAGS = {None, "!", "tag:yaml.org,2002:str", "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}
 _NOT_TEXT = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -54,6 +55,11 @@ class Source:
                 shown = (*shown, part)
         line, column = self.marks.get(known, (1, 1))
         return replace(problem, path=shown, file=self.file, line=line, column=column)
+
+
+def plain_yaml(text: bytes) -> Any:
+    """The data of a YAML file that no person writes; by libyaml where PyYAML has it, seven times as fast."""
+    return yaml.load(text, Loader=_LOADER)  # noqa: S506 - safe
 
 
 def read_source(path: Path) -> Source:
@@ -119,7 +125,7 @@ class _Builder:
         self.documents = 0
 
     def build(self, text: str) -> Source:
-        for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        for event in yaml.parse(text, Loader=_LOADER):
             self._take(event)
         if self.problems:
             raise SiteError(self.problems)
