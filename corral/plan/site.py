@@ -13,9 +13,9 @@ from corral.config.inventory import Engine, Gpu, Host, Inventory, Node, Placemen
 from corral.config.model_lock import Gguf, ModelLock
 from corral.contributions import Endpoint
 from corral.errors import KeyPath
-from corral.plan.auto import Seat, placed
 from corral.plan.cards import VRAM_RESERVE_MIB, CardFacts, card_facts, vram_mib
 from corral.plan.memory import CARD_MIB, MIB, Memory, Use, memory_of
+from corral.plan.placement import Room, placed
 from corral.plan.routing import has_private_cache
 from corral.plan.sizes import kv_cache_mib, replica_mib, weights_mib, worst
 
@@ -239,8 +239,8 @@ def _with_chosen_cards(
     inventory: Inventory, lock: ModelLock, cards: dict[str, tuple[Card, ...]]
 ) -> tuple[Inventory, tuple[str, ...]]:
     """The inventory with a card for every replica that leaves the choice to the plan."""
-    seats = [
-        Seat(card.host, card.number, card.card, card.vram_mib - VRAM_RESERVE_MIB)
+    empty = [
+        Room((card.host, card.number), card.vram_mib - VRAM_RESERVE_MIB, kind=card.card)
         for host, found in cards.items()
         if inventory.hosts[host].runtime == "compose"
         for card in found
@@ -250,7 +250,7 @@ def _with_chosen_cards(
     def size(pool: str, kind: str) -> int:
         return _settings(inventory, lock, pool, kind).vram_mib
 
-    return placed(inventory, seats, size)
+    return placed(inventory, empty, size)
 
 
 def _in_order(inventory: Inventory) -> Inventory:
