@@ -19,7 +19,7 @@ from corral.config.source import plain_yaml
 from corral.errors import Finding, KeyPath, did_you_mean, dotted
 from corral.plan.cards import CATALOGUE, card_facts
 from corral.plan.routing import SECTIONS, pool_context, tier_settings
-from corral.plan.site import engine_place, merged_engine
+from corral.plan.settings import engine_place, merged_engine
 
 # What each rule demands.
 RULES: dict[str, str] = plain_yaml(Path(__file__).with_suffix(".yaml").read_bytes())

@@ -25,7 +25,8 @@ from corral.plan.devices import CUDA13_FLOOR, VENDORS
 from corral.plan.memory import MIB
 from corral.plan.own_image import CUDA11_FLOOR, CUDA12_FLOOR, build_command, is_own
 from corral.plan.routing import has_private_cache, pools_behind
-from corral.plan.site import WHOLE_INPUT, Card, Replica, Site, engine_place
+from corral.plan.settings import WHOLE_INPUT, engine_place
+from corral.plan.site import Card, Replica, Site
 
 # Host memory of one server besides its buffers: program, tokenizer, threads.
 PROGRAM_MIB = 150

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 
 from corral.config.inventory import Weights
+from corral.plan.memory import BLOCK_BYTES
 
 BITS_PER_WEIGHT = {
     "q2": 3.0, "q3": 3.9, "q4": 4.8, "q5": 5.7, "q6": 6.6, "q8": 8.5,
@@ -26,11 +27,6 @@ PROJECTOR_MIB = 1024
 ADAPTER_MIB = 128
 # Parameters of 8x7B are fewer than 56 billion: attention is there only once.
 EXPERTS_SHARE = 0.83
-# Bytes of one number in the cache, with the scales of its block.
-CACHE_BYTES = {
-    "f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 1.0625, "q5_1": 0.75, "q5_0": 0.6875,
-    "iq4_nl": 0.5625, "q4_1": 0.625, "q4_0": 0.5625,
-}  # fmt: skip
 # CUDA context and compute buffers; measured by seed 004's operators on 8 GB Pascal cards.
 OVERHEAD_MIB = {"chat": 550, "embedding": 150, "rerank": 150, "image": 800}
 
@@ -69,7 +65,7 @@ def kv_cache_mib(model: Weights, slots: int, cache_type: str) -> int:
     if model.kind != "chat":
         return 0
     parameters = billions(model) or weights_mib(model) / MIB_PER_BILLION
-    kib = max(KV_KIB_PER_TOKEN, KV_KIB_PER_TOKEN_AND_ROOT * math.sqrt(parameters)) * CACHE_BYTES[cache_type] / 2
+    kib = max(KV_KIB_PER_TOKEN, KV_KIB_PER_TOKEN_AND_ROOT * math.sqrt(parameters)) * BLOCK_BYTES[cache_type] / 2
     return round(kib * model.context * slots / 1024)
 
 

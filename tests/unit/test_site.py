@@ -8,7 +8,8 @@ import pytest
 
 from corral.config.inventory import Engine, Inventory, Node
 from corral.contributions import Endpoint
-from corral.plan.site import Replica, Site, engine_place, merged_engine, node_endpoint, resolve
+from corral.plan.settings import engine_place, merged_engine
+from corral.plan.site import Replica, Site, node_endpoint, resolve
 
 BASE: dict[str, Any] = {
     "schema_version": 1,
