@@ -150,15 +150,17 @@ class _Reader:
         if event.tag not in _PLAIN_TAGS:
             short = event.tag.replace("tag:yaml.org,2002:", "!!")
             self._fail(event, f"the tag {short} is not allowed", "remove it", path[:-1])
-        fill = {yaml.MappingStartEvent: self._fill_mapping, yaml.SequenceStartEvent: self._fill_list}.get(type(event))
-        value = self._scalar(event, path) if fill is None else {} if fill == self._fill_mapping else []
+        if isinstance(event, yaml.ScalarEvent):
+            value = self._scalar(event, path)
+        elif len(path) >= MAX_DEPTH:
+            self._stop(event, f"nested deeper than {MAX_DEPTH} levels", "is a bracket missing?")
+        else:
+            value = {} if isinstance(event, yaml.MappingStartEvent) else []
         if event.anchor:
             self.anchors[event.anchor] = value, path
-        if fill is not None:
-            if len(path) >= MAX_DEPTH:
-                self._stop(event, f"nested deeper than {MAX_DEPTH} levels", "is a bracket missing?")
+        if not isinstance(event, yaml.ScalarEvent):
             self.open.append(value)
-            fill(value, path)
+            self._fill_mapping(value, path) if isinstance(value, dict) else self._fill_list(value, path)
             self.open.pop()
         return value
 
