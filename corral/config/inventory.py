@@ -9,6 +9,7 @@ import ipaddress
 import re
 from collections.abc import Mapping
 from datetime import datetime
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import (
@@ -23,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from corral.config.source import plain_yaml
 from corral.contributions import SYSTEM_ROOTS, is_system_folder, plain_path
 from corral.errors import shown
 
@@ -33,6 +35,7 @@ GPU_EXAMPLE = 'write for instance 3, 1-3 or "1-3,5"'
 MAX_LAYERS = 9999
 BROADCAST = ipaddress.IPv4Address("255.255.255.255")
 MAX_PARTS = 1000
+LAST_PORT = 65535
 DAY_S = 86_400
 TIB_MIB = 1024 * 1024
 
@@ -43,71 +46,21 @@ class Pattern(NamedTuple):
     expression: str
     # What the text has to be, as `must be …`.
     words: str
-    remedy: str = ""
+    remedy: str
+    # Whether a message may show the text.
+    is_shown: bool = True
 
 
-NAME = Pattern(r"^[a-z0-9][a-z0-9._-]{0,62}$", "a name", "lower-case letters, digits, `.`, `_` and `-`; at most 63")
-MODEL_NAME = Pattern(
-    r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,126}$",
-    "a model's name",
-    "letters, digits, `.`, `_`, `-`, `:` and `/`; at most 127",
-)
-CONSUMER_NAME = Pattern(
-    r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", "a consumer's name", "letters, digits, `.`, `_` and `-`; at most 63"
-)
-PERIOD = Pattern(r"^([1-9]\d{0,4}[smhd]|[1-9]\d?mo)$", "a period", "such as 12h, 7d, 30d or 1mo")
-SECRET_NAME = Pattern(
-    r"^[A-Z][A-Z0-9_]{0,62}$", "the name of a secret", "such as OPENAI_API_KEY; the value goes into .env"
-)
-VARIABLE = Pattern(r"^[A-Za-z_][A-Za-z0-9_]{0,126}$", "the name of an environment variable", "letters, digits and `_`")
-LINE = Pattern(r"^[^\x00-\x1f\x7f-\x9f]+$", "one line of text", "remove line breaks and control characters")
-WORD = Pattern(r"^[^\x00-\x20\x7f-\xa0]+$", "one word", "remove spaces and line breaks")
-FOLDER = Pattern(
-    r"^[^\x00-\x1f\x7f-\x9f$%:~][^\x00-\x1f\x7f-\x9f$%:]*$", "a folder", "without `:`, `$`, `%` and a leading `~`"
-)
-SSH = Pattern(
-    r"^[A-Za-z0-9_][A-Za-z0-9_.@:-]*$", "an ssh destination", "such as user@192.0.2.10, or a name from ~/.ssh/config"
-)
-UUID = Pattern(r"^(GPU|MIG)-[0-9a-fA-F-]{8,}$", "a UUID as `nvidia-smi -L` prints it", "GPU-, then hexadecimal digits")
-SLOT = Pattern(r"^([0-9a-fA-F]{4,8}:)?[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]$", "a PCI slot", "such as 0000:01:00.0")
-CAPABILITY = Pattern(r"^\d{1,2}\.\d$", "a compute capability", "such as 6.1")
-REVISION = Pattern(r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$", "a branch, tag or commit", "such as main, or 40 digits")
-URL = Pattern(
-    r"^https?://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?$",
-    "a base address",
-    "such as http://192.0.2.7:8080",
-)
-PATH = Pattern(r"^/[A-Za-z0-9._~/?=&:-]*$", "a path", "such as /health")
-ORIGIN = Pattern(
-    r"^[a-z][a-z0-9+.-]*://[A-Za-z0-9._-]+(:[0-9]{1,5})?$",
-    "an origin",
-    "such as https://chat.example.com, app://obsidian.md or chrome-extension://…",
-)
-PEM = Pattern(r"^/([A-Za-z0-9._-]+/)+[A-Za-z0-9._-]+$", "an absolute path", "such as /etc/ssl/farm/farm.pem")
-SHA256 = Pattern(r"^[0-9a-f]{64}$", "a checksum", "64 hexadecimal digits, as sha256sum prints them")
-HEADER = Pattern(r"^[A-Za-z][A-Za-z0-9-]{0,63}$", "the name of a header", "such as X-Api-Key")
-# All of them: `validation` finds the words for what does not match.
-PATTERNS = tuple(item for item in list(globals().values()) if isinstance(item, Pattern))
+_ROWS: dict[str, dict[str, Any]] = plain_yaml(Path(__file__).with_name("patterns.yaml").read_bytes())
+PATTERNS = {name: Pattern(**row) for name, row in _ROWS.items()}
 
 
-def _text(pattern: Pattern) -> StringConstraints:
-    return StringConstraints(pattern=pattern.expression)
+def _text(pattern: str) -> StringConstraints:
+    """A text that matches one of the patterns."""
+    return StringConstraints(pattern=PATTERNS[pattern].expression)
 
 
-Name = Annotated[str, _text(NAME)]
-ModelName = Annotated[str, _text(MODEL_NAME)]
-ConsumerName = Annotated[str, _text(CONSUMER_NAME)]
-SecretName = Annotated[str, _text(SECRET_NAME)]
-Line = Annotated[str, _text(LINE)]
-Word = Annotated[str, _text(WORD)]
-PortNumber = Annotated[int, Field(ge=1, le=65535)]
-Mib = Annotated[int, Field(ge=16, le=64 * TIB_MIB)]
-Gib = Annotated[float, Field(gt=0, le=65536)]
-Kind = Literal["chat", "embedding", "rerank", "image"]
-CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "iq4_nl", "q4_1", "q4_0"]
-Thinking = Literal["off", "hidden", "shown"]
-# Lists are read as tuples; everything else has to be of its own type.
-ANY_LIST = Field(strict=False)
+# --- what values have to be ------------------------------------------------------------------------------------------
 
 
 def _address(value: str) -> str:
@@ -137,8 +90,8 @@ def _folder(value: str) -> str:
 
 def _url(value: str) -> str:
     port = re.search(r":(\d+)(/|$)", value.removeprefix("http").removeprefix("s").removeprefix("://"))
-    if port and not 0 < int(port[1]) <= 65535:  # noqa: PLR2004 - the last port there is
-        raise ValueError(f"there is no port {port[1]}; ports go from 1 to 65535")
+    if port and not 0 < int(port[1]) <= LAST_PORT:
+        raise ValueError(f"there is no port {port[1]}; ports go from 1 to {LAST_PORT}")
     return value
 
 
@@ -171,7 +124,7 @@ def _layers(value: Any) -> Any:
     raise ValueError(f"must be a whole number from 0 to {MAX_LAYERS}, or all")
 
 
-def _capability(value: Any) -> Any:
+def _number_as_text(value: Any) -> Any:
     return str(value) if isinstance(value, float) else value
 
 
@@ -206,6 +159,31 @@ def _places(value: Any) -> Any:
     return [{"auto": True}] if value == "auto" else _as_list(value)
 
 
+# --- types of values -------------------------------------------------------------------------------------------------
+
+Name = Annotated[str, _text("name")]
+ModelName = Annotated[str, _text("model_name")]
+ConsumerName = Annotated[str, _text("consumer_name")]
+SecretName = Annotated[str, _text("secret_name")]
+Variable = Annotated[str, _text("variable")]
+Header = Annotated[str, _text("header")]
+Line = Annotated[str, _text("line")]
+Word = Annotated[str, _text("word")]
+Period = Annotated[str, _text("period")]
+Revision = Annotated[str, _text("revision")]
+Sha256 = Annotated[str, _text("sha256")]
+Folder = Annotated[str, _text("folder"), AfterValidator(_folder)]
+Server = Annotated[str, BeforeValidator(_without_password), _text("url"), AfterValidator(_url)]
+Capability = Annotated[str, BeforeValidator(_number_as_text, json_schema_input_type=str | float), _text("capability")]
+Address = Annotated[str, AfterValidator(_address)]
+PortNumber = Annotated[int, Field(ge=1, le=LAST_PORT)]
+Mib = Annotated[int, Field(ge=16, le=64 * TIB_MIB)]
+Gib = Annotated[float, Field(gt=0, le=65536)]
+Kind = Literal["chat", "embedding", "rerank", "image"]
+CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "iq4_nl", "q4_1", "q4_0"]
+Thinking = Literal["off", "hidden", "shown"]
+# Lists are read as tuples; everything else has to be of its own type.
+ANY_LIST = Field(strict=False)
 GpuNumbers = Annotated[
     tuple[Annotated[int, Field(ge=1, le=MAX_GPUS)], ...],
     BeforeValidator(parse_gpu_numbers, json_schema_input_type=int | str | list[int]),
@@ -272,7 +250,7 @@ class Engine(Model):
     """vLLM: highest rank of an adapter (`--max-lora-rank`), 64 when absent."""
     extra_args: Annotated[tuple[Line, ...], ANY_LIST] | None = None
     """Further flags for the server and their values, one word each; those of the pinned build that no key covers."""
-    environment: dict[Annotated[str, _text(VARIABLE)], Line | Literal[""]] | None = None
+    environment: dict[Variable, Line | Literal[""]] | None = None
     """Further environment variables of the server; never a secret."""
 
 
@@ -281,9 +259,9 @@ class Gpu(Model):
 
     card: Name
     """Kind of card, for instance `p104-100`; see `cards`."""
-    uuid: Annotated[str, _text(UUID)] | None = None
+    uuid: Annotated[str, _text("uuid")] | None = None
     """UUID as `nvidia-smi -L` prints it: the card stays the same when the order changes after a reboot."""
-    pci: Annotated[str, _text(SLOT)] | None = None
+    pci: Annotated[str, _text("slot")] | None = None
     """PCI slot, for instance `0000:01:00.0`."""
     power_limit_w: int | None = Field(None, ge=1, le=2000)
     """Power limit in watts."""
@@ -340,7 +318,7 @@ class Host(Model):
 
     runtime: Literal["compose", "local"] = "compose"
     """`compose`: Docker Compose; `local`: processes under supervisord, without Docker."""
-    address: Annotated[str, AfterValidator(_address)] = "127.0.0.1"
+    address: Address = "127.0.0.1"
     """IP address under which the other hosts reach it, and the only one on which ports are published."""
     ram_gib: Gib | None = None
     """Memory in GiB; the plan then checks that all container limits fit."""
@@ -358,13 +336,13 @@ class Host(Model):
     """Servers that several pools share, by the names of their services; pools say `on: {host: …, shared: NAME}`."""
     device_groups: Annotated[tuple[int, ...], ANY_LIST] = ()
     """AMD and Intel cards: numbers of the groups that own `/dev/kfd` and `/dev/dri/render*` (`stat -c %g`)."""
-    models_dir: Annotated[str, _text(FOLDER), AfterValidator(_folder)] = "./models"
+    models_dir: Folder = "./models"
     """Folder with the model files; relative to the host's rendered folder unless it starts with `/`."""
-    ssh: Annotated[str, _text(SSH)] | None = None
+    ssh: Annotated[str, _text("ssh")] | None = None
     """How this machine reaches the host: `user@192.0.2.10` or a name from `~/.ssh/config`; absent: it is this one."""
     gpu_exporter: Literal["nvidia", "dcgm", "none"] | None = None
     """Who reads this host's cards, when it differs from the monitoring's `gpu_exporter`."""
-    folder: Annotated[str, _text(FOLDER), AfterValidator(_folder)] | None = None
+    folder: Folder | None = None
     """Folder on a host reached by ssh, for its rendered files; absent: `corral/<site>/<host>` in the user's home."""
 
 
@@ -406,9 +384,9 @@ class Adapter(Model):
     """Its name; clients call `<pool>:<name>` as a model."""
     source: Word
     """Its GGUF file, written like `source` of a model."""
-    revision: Annotated[str, _text(REVISION)] | None = None
+    revision: Revision | None = None
     """Branch, tag or commit of an `hf:` repository; for vLLM the commit."""
-    sha256: Annotated[str, _text(SHA256)] | None = None
+    sha256: Sha256 | None = None
     """Checksum of the file; `models pull` takes no other. Needed for `http://`."""
     scale: float = Field(1.0, gt=0, le=100)
     """How strongly it works on requests for that name."""
@@ -419,10 +397,10 @@ class Weights(Model):
 
     source: Word
     """`hf:owner/repo/file.gguf`, `https://…`, `file:/path` on this machine, or a file name in the models folder."""
-    revision: Annotated[str, _text(REVISION)] | None = None
+    revision: Revision | None = None
     """Branch, tag or commit of an `hf:` repository; `models pull` pins the commit it finds. Where a whole repository
     is served, by vLLM or LocalAI, it has to be the commit."""
-    sha256: Annotated[str, _text(SHA256)] | None = None
+    sha256: Sha256 | None = None
     """Checksum of the file that `source` names; `models pull` takes no other. Needed for `http://`."""
     kind: Kind
     """What it does: chat, embedding, rerank or image."""
@@ -510,9 +488,7 @@ class Card(Model):
 
     vram_gib: float | None = Field(None, gt=0, le=1024)
     """Memory in GiB."""
-    compute_capability: (
-        Annotated[str, BeforeValidator(_capability, json_schema_input_type=str | float), _text(CAPABILITY)] | None
-    ) = None
+    compute_capability: Capability | None = None
     """CUDA compute capability, for instance `6.1`."""
     vendor: Literal["nvidia", "amd", "intel"] | None = None
     """Who made it; nvidia when neither the catalogue nor this says so."""
@@ -538,14 +514,14 @@ class Budget(Model):
 
     max_usd: float = Field(gt=0, le=1_000_000_000)
     """US dollars; `price` of a pool or node says what its tokens count."""
-    period: Annotated[str, _text(PERIOD)] | None = None
+    period: Period | None = None
     """After which spending counts from zero again, such as `30d`; absent: never for a key, `30d` for a node."""
 
 
 class Node(Model):
     """An inference server that the kit does not start: a Mac, a phone, another farm, a cloud account."""
 
-    url: Annotated[str, BeforeValidator(_without_password), _text(URL), AfterValidator(_url)] | None = None
+    url: Server | None = None
     """Base address, for instance `http://192.0.2.7:8080`; not for `engine: cloud`."""
     engine: Literal["openai", "llama.cpp", "mlx", "ollama", "inferrlm", "vllm", "lmstudio", "cloud"] = "openai"
     """What answers there; it decides protocol and health check. `cloud` is a provider known to LiteLLM."""
@@ -557,7 +533,7 @@ class Node(Model):
     """Requests that it works on at the same time."""
     tier: Name | None = None
     """Class of the node for complexity routing, for instance `primary` or `smart`."""
-    health: Annotated[str, _text(PATH)] | None = None
+    health: Annotated[str, _text("path")] | None = None
     """Path that answers 200 when the node is well; known for each engine."""
     context: int | None = Field(None, ge=32, le=16_777_216)
     """Tokens that one request may use there, prompt and answer together; needed for `context_fallback` only."""
@@ -567,7 +543,7 @@ class Node(Model):
     """The most that it may cost in a period."""
     api_key: SecretName | None = None
     """Name of the secret with the node's key; the value goes into `.env`."""
-    key_header: Annotated[str, _text(HEADER)] | None = None
+    key_header: Header | None = None
     """Header in which the node wants its key, such as `X-Api-Key`; absent: `Authorization: Bearer …`."""
     thinking: Thinking | None = None
     """What becomes of the model's thoughts, when it differs from the pool's."""
@@ -756,10 +732,10 @@ class Entrance(Model):
 
     port: PortNumber = 443
     """Port on the gateway's host."""
-    certificate: Annotated[str, _text(PEM)] | None = None
+    certificate: Annotated[str, _text("pem")] | None = None
     """File on the gateway's host with certificate, chain and key, readable for user 99; without it there is no TLS.
     A renewed file is in use within seconds, without a restart."""
-    origins: Annotated[tuple[Annotated[str, _text(ORIGIN)], ...], ANY_LIST] = ()
+    origins: Annotated[tuple[Annotated[str, _text("origin")], ...], ANY_LIST] = ()
     """Origins of web pages and apps that may call the gateway (CORS), such as `https://chat.example.com` or
     `app://obsidian.md`."""
     max_body_kib: int = Field(16 * 1024, ge=1, le=900 * 1024)
@@ -779,7 +755,7 @@ class Gateway(Model):
     """Host that runs it."""
     port: PortNumber = 4000
     """Port for clients."""
-    address: Annotated[str, AfterValidator(_address)] | None = None
+    address: Address | None = None
     """Address of its host on which `port` is open; the host's own when absent, or loopback beside an `entrance`."""
     admin_port: PortNumber = 4002
     """Port of everything that LiteLLM has, its admin pages included, on the host's loopback address only."""
@@ -946,7 +922,7 @@ class Monitoring(Model):
     """What clients may expect of every pool that does not say otherwise."""
     thresholds: Thresholds = Thresholds()
     """Where figures start to be alerts."""
-    runbooks: Annotated[str, _text(URL)] | None = None
+    runbooks: Annotated[str, _text("url")] | None = None
     """Where people find the pages of docs/runbooks, as the start of an address; alerts link there."""
     gpu_exporter: Literal["nvidia", "dcgm", "none"] = "nvidia"
     """Who reads the NVIDIA cards: nvidia_gpu_exporter (every card), dcgm-exporter (datacentre cards), or none."""
@@ -987,12 +963,12 @@ class Tracing(Model):
     """Port of that Langfuse, on the host's address: it has users and keys of its own (`LANGFUSE_ADMIN_PASSWORD`)."""
     clickhouse_mib: int = Field(4096, ge=1024, le=TIB_MIB)
     """Memory limit of its ClickHouse, in MiB; its other programs may take 5.5 GiB together."""
-    url: Annotated[str, BeforeValidator(_without_password), _text(URL), AfterValidator(_url)] | None = None
+    url: Server | None = None
     """Instead of `host`: a receiver of OTLP over HTTP that you have, such as `http://192.0.2.5:4318`; traces go to
     `/v1/traces` below it."""
     secret: SecretName | None = None
     """Name of the secret that the receiver wants: the whole value of the header, such as `Bearer …`."""
-    header: Annotated[str, _text(HEADER)] = "Authorization"
+    header: Header = "Authorization"
     """Header in which it wants the secret."""
     prompts: bool = False
     """Whether prompts and answers are part of a trace; nothing of them leaves the gateway otherwise."""
