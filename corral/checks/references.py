@@ -14,7 +14,7 @@ from typing import Any
 
 from corral.config.client_names import kind_of, kinds_of, routed_names
 from corral.config.file_names import is_file_name
-from corral.config.inventory import Engine, Inventory, Kind, Node, Placement, Tier, Weights, file_of
+from corral.config.inventory import Inventory, Kind, Model, Node, Placement, ServerSettings, Tier, file_of
 from corral.config.source import plain_yaml
 from corral.errors import Finding, KeyPath, did_you_mean, dotted
 from corral.plan.cards import CATALOGUE, card_facts
@@ -78,7 +78,7 @@ def _places(inventory: Inventory) -> Iterator[tuple[str, Placement, KeyPath]]:
             yield name, placement, ("pools", name, "on", index)
 
 
-def _model_of(inventory: Inventory, pool: str) -> Weights | None:
+def _model_of(inventory: Inventory, pool: str) -> Model | None:
     return inventory.models.get(inventory.pools[pool].model or "")
 
 
@@ -503,13 +503,13 @@ def _models(inventory: Inventory) -> Findings:
                 yield Finding(words, (*path, key), remedy, "model-file")
 
 
-def _sources(model: Weights) -> list[tuple[str, str]]:
+def _sources(model: Model) -> list[tuple[str, str]]:
     """The sources of a model's files, each with the key that it stands under."""
     own = [("source", model.source), *([("projector", model.projector)] if model.projector else [])]
     return [*own, *(("adapters", adapter.source) for adapter in model.adapters)]
 
 
-def _sources_of_model(model: Weights, path: KeyPath) -> Findings:
+def _sources_of_model(model: Model, path: KeyPath) -> Findings:
     is_repository = model.kind == "image" or model.server == "vllm"
     for key, source in _sources(model):
         reasons = _source_reasons(source, is_repository=is_repository)
@@ -563,7 +563,7 @@ def _is_repository(source: str) -> bool:
     return scheme in ("", "hf") and not (scheme and rest.count("/") > 1)
 
 
-def _repository(model: Weights, path: KeyPath) -> Findings:
+def _repository(model: Model, path: KeyPath) -> Findings:
     if model.kind == "image" and not _is_repository(model.source):
         remedy = "write hf:owner/repo and its commit, or the name of a folder in the models folder"
         yield Finding("LocalAI reads a repository, not a file", (*path, "source"), remedy, "repository-commit")
@@ -577,7 +577,7 @@ def _repository(model: Weights, path: KeyPath) -> Findings:
             yield Finding(words, (*path, *places.get(source, ("source",))), remedy, "repository-commit")
 
 
-def _adapters(model: Weights, path: KeyPath) -> Findings:
+def _adapters(model: Model, path: KeyPath) -> Findings:
     path = (*path, "adapters")
     if model.adapters and model.kind != "chat":
         words = f"{model.kind} models take no adapters"
@@ -592,7 +592,7 @@ def _adapters(model: Weights, path: KeyPath) -> Findings:
         yield from _revision("adapter", adapter.revision, adapter.source, (*path, index, "source"))
 
 
-def _vllm(model: Weights, path: KeyPath) -> Findings:
+def _vllm(model: Model, path: KeyPath) -> Findings:
     if model.server != "vllm":
         return
     if model.kind != "chat":
@@ -617,7 +617,7 @@ def _vllm(model: Weights, path: KeyPath) -> Findings:
 def _settings_of_servers(inventory: Inventory) -> Findings:
     for name, model in inventory.models.items():
         pools = {key: pool for key, pool in inventory.pools.items() if pool.model == name}
-        said: list[tuple[KeyPath, Engine]] = [(("models", name, "engine"), model.engine)]
+        said: list[tuple[KeyPath, ServerSettings]] = [(("models", name, "engine"), model.engine)]
         said += [(("pools", key, "engine"), pool.engine) for key, pool in pools.items()]
         server = "vLLM" if model.server == "vllm" else "LocalAI" if model.kind == "image" else "llama.cpp"
         for path, engine in said:
@@ -627,7 +627,7 @@ def _settings_of_servers(inventory: Inventory) -> Findings:
                 yield Finding(f"{server} has no {key}", (*path, key), remedy, "vllm-setting")
 
 
-def _draft(inventory: Inventory, name: str, model: Weights, draft: str) -> Findings:
+def _draft(inventory: Inventory, name: str, model: Model, draft: str) -> Findings:
     path: KeyPath = ("models", name, "draft")
     other = inventory.models.get(draft)
     if model.kind != "chat":

@@ -191,7 +191,7 @@ GpuNumbers = Annotated[
 ]
 
 
-class Model(BaseModel):
+class Section(BaseModel):
     """Base of everything in the inventory: frozen, and unknown keys are refused."""
 
     model_config = ConfigDict(
@@ -199,7 +199,7 @@ class Model(BaseModel):
     )
 
 
-class Engine(Model):
+class ServerSettings(Section):
     """Settings of an inference server; each level (kind, card, model, pool) overrides the one before."""
 
     slots: int | None = Field(None, ge=1, le=256)
@@ -254,7 +254,7 @@ class Engine(Model):
     """Further environment variables of the server; never a secret."""
 
 
-class Gpu(Model):
+class Gpu(Section):
     """One graphics card of a host."""
 
     card: Name
@@ -288,7 +288,7 @@ class _GpuGroup(Gpu):
     """Number of equal cards."""
 
 
-class Cpu(Model):
+class Cpu(Section):
     """The processor of a host."""
 
     cores: int | None = Field(None, ge=1, le=4096)
@@ -297,7 +297,7 @@ class Cpu(Model):
     """False for processors without AVX, such as the Celeron 3865U: llama.cpp's images run there, LocalAI's do not."""
 
 
-class Shared(Model):
+class Shared(Section):
     """One llama-server for several pools: it holds as many of their models as fit, and swaps them as requests come."""
 
     loaded: int = Field(1, ge=1, le=64)
@@ -313,7 +313,7 @@ class Shared(Model):
     """Memory limit of its container, in MiB; what the largest of its models need together when absent."""
 
 
-class Host(Model):
+class Host(Section):
     """A machine on which the kit starts programs."""
 
     runtime: Literal["compose", "local"] = "compose"
@@ -356,7 +356,7 @@ def folder_of(source: str, revision: str) -> str:
     return f"{source.removeprefix('hf:').replace('/', '--')}--{revision[:12]}"
 
 
-class Draft(Model):
+class Draft(Section):
     """A small model that proposes the next tokens; the large one checks them all at once, and answers stay the same."""
 
     model: Name
@@ -377,7 +377,7 @@ class Draft(Model):
         return self
 
 
-class Adapter(Model):
+class Adapter(Section):
     """A LoRA adapter: loaded with its model, and in force for the requests that ask for it."""
 
     name: Name
@@ -392,7 +392,7 @@ class Adapter(Model):
     """How strongly it works on requests for that name."""
 
 
-class Weights(Model):
+class Model(Section):
     """A model: which file, of what kind, and how it is served."""
 
     source: Word
@@ -425,7 +425,7 @@ class Weights(Model):
     """Image models: the sampler."""
     steps: int | None = Field(None, ge=1, le=1000)
     """Image models: sampling steps."""
-    engine: Engine = Engine()
+    engine: ServerSettings = ServerSettings()
     """Settings of servers with this model."""
 
     @property
@@ -483,7 +483,7 @@ class Weights(Model):
         return own.get(source, self.revision) or ""
 
 
-class Card(Model):
+class GpuKind(Section):
     """Facts and settings of a kind of graphics card."""
 
     vram_gib: float | None = Field(None, gt=0, le=1024)
@@ -496,11 +496,11 @@ class Card(Model):
     """Temperature in °C above which an alert warns; the monitoring's when absent."""
     hot_c: int | None = Field(None, ge=20, le=120)
     """Temperature in °C above which an alert is critical; the monitoring's when absent."""
-    engine: Engine = Engine()
+    engine: ServerSettings = ServerSettings()
     """Settings that suit this kind of card."""
 
 
-class Price(Model):
+class Price(Section):
     """What tokens count against budgets: your own figure for your own machines, the provider's for cloud models."""
 
     input_usd_per_million: float = Field(ge=0, le=1_000_000)
@@ -509,7 +509,7 @@ class Price(Model):
     """US dollars for a million tokens of the answer."""
 
 
-class Budget(Model):
+class Budget(Section):
     """What a key may spend, or a node may cost; once it is reached, requests are refused until the period ends."""
 
     max_usd: float = Field(gt=0, le=1_000_000_000)
@@ -518,7 +518,7 @@ class Budget(Model):
     """After which spending counts from zero again, such as `30d`; absent: never for a key, `30d` for a node."""
 
 
-class Node(Model):
+class Node(Section):
     """An inference server that the kit does not start: a Mac, a phone, another farm, a cloud account."""
 
     url: Server | None = None
@@ -549,7 +549,7 @@ class Node(Model):
     """What becomes of the model's thoughts, when it differs from the pool's."""
 
 
-class Placement(Model):
+class Placement(Section):
     """Where replicas of a pool live: on GPUs or the CPU of a host, or on a node."""
 
     host: Name | None = None
@@ -568,7 +568,7 @@ class Placement(Model):
     """The plan chooses a card for every replica: on `host`, or on any host; `on: auto` is short for it."""
 
 
-class MeasuredBy(Model):
+class MeasuredBy(Section):
     """The run of `bench sweep` from which limits come; `bench apply` writes it."""
 
     run: Line
@@ -579,7 +579,7 @@ class MeasuredBy(Model):
     """Stands for hardware, model and settings that were measured; `plan` tells when they are others now."""
 
 
-class Limits(Model):
+class Limits(Section):
     """Limits for the whole pool, whatever the number of replicas."""
 
     rpm: int | None = Field(None, ge=1, le=1_000_000_000)
@@ -590,7 +590,7 @@ class Limits(Model):
     """Where they come from; without it they count as never measured."""
 
 
-class Queue(Model):
+class Queue(Section):
     """How requests wait when every slot is taken."""
 
     depth: int = Field(10, ge=0, le=100_000)
@@ -599,7 +599,7 @@ class Queue(Model):
     """Longest wait in seconds; then 429 with Retry-After."""
 
 
-class Objective(Model):
+class Objective(Section):
     """What clients of a pool may expect; alerts tell when too many requests fall short of it."""
 
     availability_percent: float = Field(99.0, ge=50, lt=100)
@@ -612,7 +612,7 @@ class Objective(Model):
     """Requests in a hundred that keep each of both times."""
 
 
-class TokenLimits(Model):
+class TokenLimits(Section):
     """How long answers may be, in tokens."""
 
     default: int | None = Field(None, ge=1, le=10_000_000)
@@ -627,7 +627,7 @@ class TokenLimits(Model):
         return self
 
 
-class RequestLimits(Model):
+class RequestLimits(Section):
     """What one request may ask for, on every route and in every spelling."""
 
     max_tokens: TokenLimits | None = None
@@ -642,7 +642,7 @@ class RequestLimits(Model):
     """Most answers to one request (`n`); more get 400. For servers of the farm 1 when absent: each takes a slot."""
 
 
-class Pool(Model):
+class Pool(Section):
     """What clients call: one name with one or more replicas behind it."""
 
     model: Name | None = None
@@ -689,11 +689,11 @@ class Pool(Model):
     thinking: Thinking | None = None
     """`hidden` (default): no `<think>` in answers; `off`: the model does not think, where its server can turn that off,
     and what leaks is taken out; `shown`: answers stay as the server writes them."""
-    engine: Engine = Engine()
+    engine: ServerSettings = ServerSettings()
     """Settings of this pool's servers."""
 
 
-class Tier(Model):
+class Tier(Section):
     """A level of difficulty: which requests are of it, and who answers them.
 
     What is absent is taken from the tier of that name in the seed of this kit: `simple`, `medium` and `complex` are
@@ -716,7 +716,7 @@ class Tier(Model):
     """And one of more messages than this."""
 
 
-class Auto(Model):
+class Auto(Section):
     """A name that clients call when the kit is to choose the pool by how difficult the request is."""
 
     name: Name = "auto"
@@ -727,7 +727,7 @@ class Auto(Model):
     """From the easiest to the hardest; the hardest that fits is taken, the first one when none does."""
 
 
-class Entrance(Model):
+class Entrance(Section):
     """A guarded way in for clients beyond the farm, beside the gateway's own port, with TLS and narrower limits."""
 
     port: PortNumber = 443
@@ -748,7 +748,7 @@ class Entrance(Model):
     """Most tokens of one answer; requests for more get this many."""
 
 
-class Gateway(Model):
+class Gateway(Section):
     """The one address that clients call: LiteLLM, with HAProxy behind it."""
 
     host: Name
@@ -797,7 +797,7 @@ class Gateway(Model):
     """Merged into LiteLLM's rendered `config.yaml`: any setting that this file does not know yet."""
 
 
-class ConsumerLimits(Model):
+class ConsumerLimits(Section):
     """What one key may ask for, over all its pools."""
 
     rpm: int | None = Field(None, ge=1, le=1_000_000_000)
@@ -808,7 +808,7 @@ class ConsumerLimits(Model):
     """Requests at the same time."""
 
 
-class Consumer(Model):
+class Consumer(Section):
     """A person or program with a key of its own; `keys sync` makes LiteLLM agree."""
 
     pools: Annotated[tuple[Name, ...], Field(min_length=1, strict=False)] | None = None
@@ -828,7 +828,7 @@ class Consumer(Model):
 Severity = Literal["critical", "warning", "watchdog"]
 
 
-class Receiver(Model):
+class Receiver(Section):
     """A receiver of alerts. What must stay secret is named here, and its value goes into `.env`."""
 
     name: Name
@@ -864,7 +864,7 @@ class Receiver(Model):
         return self
 
 
-class Thresholds(Model):
+class Thresholds(Section):
     """Where figures start to be alerts."""
 
     gpu_warm_c: int = Field(80, ge=20, le=120)
@@ -907,7 +907,7 @@ class Thresholds(Model):
     """What is left of a key's budget below which there is a warning."""
 
 
-class Monitoring(Model):
+class Monitoring(Section):
     """Prometheus with rules and alerts, the exporters, Grafana, and who is told."""
 
     host: Name
@@ -954,7 +954,7 @@ class Monitoring(Model):
     """Merged into Prometheus' rendered configuration."""
 
 
-class Tracing(Model):
+class Tracing(Section):
     """Who gets a trace of every request: pool, model, key, times, tokens, cost. Prompts only if asked for."""
 
     host: Name | None = None
@@ -982,7 +982,7 @@ class Tracing(Model):
         return self
 
 
-class Inventory(Model):
+class Inventory(Section):
     """A whole site in one file. Keys that start with `x-` are yours, for anchors and notes."""
 
     schema_version: Annotated[Literal[1], BeforeValidator(_version)]
@@ -993,11 +993,11 @@ class Inventory(Model):
     """Machines on which the kit starts programs."""
     nodes: dict[Name, Node] = Field(default_factory=dict)
     """Inference servers that the kit only uses."""
-    cards: dict[Name, Card] = Field(default_factory=dict)
+    cards: dict[Name, GpuKind] = Field(default_factory=dict)
     """Kinds of graphics cards: facts that the catalogue lacks, settings that suit the card."""
-    models: dict[Name, Weights] = Field(default_factory=dict)
+    models: dict[Name, Model] = Field(default_factory=dict)
     """Models by name."""
-    defaults: dict[Kind, Engine] = Field(default_factory=dict)
+    defaults: dict[Kind, ServerSettings] = Field(default_factory=dict)
     """Engine settings for every pool of a kind."""
     pools: dict[Name, Pool] = Field(min_length=1)
     """What clients call."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from corral.config.inventory import Card, Gpu
+from corral.config.inventory import Gpu, GpuKind
 from corral.config.source import plain_yaml
 
 # Stays free on every card, for the display and the driver.
@@ -36,7 +36,7 @@ CATALOGUE = {
 }
 
 
-def card_facts(name: str, override: Card | None) -> CardFacts | None:
+def card_facts(name: str, override: GpuKind | None) -> CardFacts | None:
     """Facts of a kind of card, the site's own words first; None when its memory is not known."""
     known = CATALOGUE.get(name)
     if override is None:

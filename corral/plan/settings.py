@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from corral.config.inventory import Engine, Inventory, Weights
+from corral.config.inventory import Inventory, Model, ServerSettings
 from corral.config.model_lock import Gguf, ModelLock
 from corral.errors import KeyPath
 from corral.plan.memory import CARD_MIB, MIB, Memory, Use, memory_of
@@ -32,7 +32,7 @@ COMMON_DEFAULTS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def merged_engine(inventory: Inventory, pool: str, card: str) -> Engine:
+def merged_engine(inventory: Inventory, pool: str, card: str) -> ServerSettings:
     """Engine settings of a pool on a kind of card: kind, card, model and pool have their say, in that order."""
     weights = inventory.models[inventory.pools[pool].model or ""]
     merged: dict[str, Any] = {**COMMON_DEFAULTS, **KIND_DEFAULTS[weights.kind]}
@@ -42,7 +42,7 @@ def merged_engine(inventory: Inventory, pool: str, card: str) -> Engine:
         merged |= {"batch": max(merged["batch"], weights.context), "ubatch": max(merged["ubatch"], weights.context)}
     for _, level in _engine_levels(inventory, pool, card):
         merged.update({key: value for key, value in level if value is not None})
-    return Engine(**merged)
+    return ServerSettings(**merged)
 
 
 def engine_place(inventory: Inventory, pool: str, card: str, key: str) -> KeyPath:
@@ -51,7 +51,7 @@ def engine_place(inventory: Inventory, pool: str, card: str, key: str) -> KeyPat
     return (*(places[-1] if places else ("pools", pool, "engine")), key)
 
 
-def _engine_levels(inventory: Inventory, pool: str, card: str) -> Iterator[tuple[KeyPath, Engine]]:
+def _engine_levels(inventory: Inventory, pool: str, card: str) -> Iterator[tuple[KeyPath, ServerSettings]]:
     """What the inventory says about a pool's engine on a kind of card, and where; the last word counts."""
     model = inventory.pools[pool].model or ""
     weights = inventory.models[model]
@@ -66,7 +66,7 @@ def _engine_levels(inventory: Inventory, pool: str, card: str) -> Iterator[tuple
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
-def draft_of(inventory: Inventory, weights: Weights) -> Weights | None:
+def draft_of(inventory: Inventory, weights: Model) -> Model | None:
     """The model that drafts for another, as it is served: with the other's context."""
     if weights.draft is None:
         return None
@@ -74,7 +74,7 @@ def draft_of(inventory: Inventory, weights: Weights) -> Weights | None:
 
 
 def memory_of_replica(
-    weights: Weights, lock: ModelLock, engine: Engine, cards: int, draft: Weights | None = None
+    weights: Model, lock: ModelLock, engine: ServerSettings, cards: int, draft: Model | None = None
 ) -> Memory | None:
     """What a server takes, from what its model files say; None while the lock does not know one of them."""
     own = _memory_of_model(weights, lock, engine, cards)
@@ -85,7 +85,7 @@ def memory_of_replica(
     return own + more if own and more else None
 
 
-def _memory_of_model(weights: Weights, lock: ModelLock, engine: Engine, cards: int) -> Memory | None:
+def _memory_of_model(weights: Model, lock: ModelLock, engine: ServerSettings, cards: int) -> Memory | None:
     gguf = gguf_of(weights, lock) if weights.is_llama else None
     if gguf is None:
         return None
@@ -98,7 +98,7 @@ def _memory_of_model(weights: Weights, lock: ModelLock, engine: Engine, cards: i
     return memory_of(gguf, use)
 
 
-def gguf_of(weights: Weights, lock: ModelLock) -> Gguf | None:
+def gguf_of(weights: Model, lock: ModelLock) -> Gguf | None:
     """What a model's file says of itself; the first of several speaks, further parts and a projector add bytes.
 
     None while the lock does not know all of them.
@@ -114,7 +114,7 @@ def gguf_of(weights: Weights, lock: ModelLock) -> Gguf | None:
     return first.model_copy(update={"other_bytes": first.other_bytes + more})
 
 
-def vram_mib(weights: Weights, engine: Engine, memory: Memory | None, draft: Weights | None, cards: int) -> int:
+def vram_mib(weights: Model, engine: ServerSettings, memory: Memory | None, draft: Model | None, cards: int) -> int:
     """MiB that a server takes on all its cards together: what its files say, else what their names do."""
     if memory is not None:
         return -(-memory.device // MIB) + CARD_MIB * cards
@@ -123,7 +123,9 @@ def vram_mib(weights: Weights, engine: Engine, memory: Memory | None, draft: Wei
     return replica_mib(weights, engine.slots or 1, engine.cache_type or "f16") + more
 
 
-def host_mib(weights: Weights, engine: Engine, memory: Memory | None, draft: Weights | None, *, is_on_gpu: bool) -> int:
+def host_mib(
+    weights: Model, engine: ServerSettings, memory: Memory | None, draft: Model | None, *, is_on_gpu: bool
+) -> int:
     """Container limit in MiB: the program and its prompt cache; on the CPU the weights and the KV cache as well."""
     if is_on_gpu:
         return 2048 if weights.kind == "chat" else 768
@@ -132,7 +134,7 @@ def host_mib(weights: Weights, engine: Engine, memory: Memory | None, draft: Wei
     return _guessed_mib(weights, engine) + _guessed_mib(draft, engine) + 1024
 
 
-def _guessed_mib(model: Weights | None, engine: Engine) -> int:
+def _guessed_mib(model: Model | None, engine: ServerSettings) -> int:
     """Weights and cache of a model in MiB, from the name of its file."""
     if model is None:
         return 0

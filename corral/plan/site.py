@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from corral.config.inventory import Engine, Host, Inventory, Node, Placement, Shared, Weights, file_of, folder_of
+from corral.config.inventory import Host, Inventory, Model, Node, Placement, ServerSettings, Shared, file_of, folder_of
 from corral.config.model_lock import ModelLock
 from corral.contributions import Endpoint
 from corral.plan.cards import VRAM_RESERVE_MIB, CardFacts, card_facts, vram_mib
@@ -70,8 +70,8 @@ class Replica:
     pool: str
     kind: str
     model: str
-    weights: Weights
-    engine: Engine
+    weights: Model
+    engine: ServerSettings
     slots: int
     vram_mib: int
     memory_mib: int
@@ -87,7 +87,7 @@ class Replica:
     # What it takes, from what its model file says; None: estimated from the file's name.
     memory: Memory | None = None
     # The small model that makes it faster.
-    draft: Weights | None = None
+    draft: Model | None = None
     # Name of that model's file in the models folder.
     draft_file: str = ""
     # The server that serves it beside others; `service` is that one's name, `container` stays its own.
@@ -312,7 +312,7 @@ def _as_set(inventory: Inventory, lock: ModelLock, name: str, card: str, cards: 
     )
 
 
-def _files(lock: ModelLock, weights: Weights) -> dict[str, str]:
+def _files(lock: ModelLock, weights: Model) -> dict[str, str]:
     """The model's files in the models folder: each the one that the lock says was taken, else the source's own.
 
     Of a repository those that the lock knows; before it was pulled, the folder that they will be in.
@@ -323,7 +323,7 @@ def _files(lock: ModelLock, weights: Weights) -> dict[str, str]:
     return {taken.file if taken else file_of(source): source for source, taken in known.items()}
 
 
-def _members(lock: ModelLock, weights: Weights, source: str) -> Iterator[tuple[str, str]]:
+def _members(lock: ModelLock, weights: Model, source: str) -> Iterator[tuple[str, str]]:
     revision = weights.revision_of(source)
     members = lock.members(source, revision)
     yield from ((known.file, key.rpartition("@")[0]) for key, known in members.items())

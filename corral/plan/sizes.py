@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterable
 
-from corral.config.inventory import Weights
+from corral.config.inventory import Model
 from corral.plan.memory import BLOCK_BYTES
 
 BITS_PER_WEIGHT = {
@@ -34,7 +34,7 @@ _PARAMETERS = re.compile(r"(?<![a-z0-9.])(?:(\d{1,3})x)?(\d{1,4}(?:\.\d{1,2})?)(
 _QUANTIZATION = re.compile(r"(?<![a-z0-9])(iq[1-4]|tq[12]|q[2-8]|mxfp4|bf16|fp16|f16|f32)(?![0-9])", re.IGNORECASE)
 
 
-def billions(model: Weights) -> float | None:
+def billions(model: Model) -> float | None:
     """Parameters in billions as the file's name tells, or None."""
     found = _PARAMETERS.search(model.file) or _PARAMETERS.search(model.source)
     if not found:
@@ -44,7 +44,7 @@ def billions(model: Weights) -> float | None:
     return int(experts) * each * EXPERTS_SHARE if experts else each
 
 
-def weights_mib(model: Weights) -> int:
+def weights_mib(model: Model) -> int:
     """Size of the weights: declared, else parameters times bits, else the usual size of the kind."""
     if model.size_gib is not None:
         return round(model.size_gib * 1024)
@@ -52,7 +52,7 @@ def weights_mib(model: Weights) -> int:
     return _estimated_mib(model) + projector + ADAPTER_MIB * len(model.adapters)
 
 
-def _estimated_mib(model: Weights) -> int:
+def _estimated_mib(model: Model) -> int:
     parameters, quantization = billions(model), _QUANTIZATION.search(model.file)
     if parameters is None:
         return round(DEFAULT_GIB[model.kind] * 1024)
@@ -60,7 +60,7 @@ def _estimated_mib(model: Weights) -> int:
     return round(parameters * 1e9 * bits / 8 / 1024**2)
 
 
-def kv_cache_mib(model: Weights, slots: int, cache_type: str) -> int:
+def kv_cache_mib(model: Model, slots: int, cache_type: str) -> int:
     """Size of the K and V cache for all slots; embedding, rerank and image models keep none worth counting."""
     if model.kind != "chat":
         return 0
@@ -69,7 +69,7 @@ def kv_cache_mib(model: Weights, slots: int, cache_type: str) -> int:
     return round(kib * model.context * slots / 1024)
 
 
-def replica_mib(model: Weights, slots: int, cache_type: str) -> int:
+def replica_mib(model: Model, slots: int, cache_type: str) -> int:
     """What one replica takes on its card: weights, cache, overhead."""
     return weights_mib(model) + kv_cache_mib(model, slots, cache_type) + OVERHEAD_MIB[model.kind]
 

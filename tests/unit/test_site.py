@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from corral.config.inventory import Engine, Inventory, Node
+from corral.config.inventory import Inventory, Node, ServerSettings
 from corral.contributions import Endpoint
 from corral.plan.settings import engine_place, merged_engine
 from corral.plan.site import Replica, Site, node_endpoint, resolve
@@ -178,7 +178,7 @@ def test_every_engine_setting_that_a_server_needs_has_a_default() -> None:
     }  # fmt: skip
     engine = merged_engine(inventory({"chat": {"model": "m", "on": {"host": "pi"}}}), "chat", "")
 
-    assert {name for name in Engine.model_fields if getattr(engine, name) is None} == optional
+    assert {name for name in ServerSettings.model_fields if getattr(engine, name) is None} == optional
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------

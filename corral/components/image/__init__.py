@@ -8,7 +8,7 @@ from typing import Any
 
 from corral.components import Stage
 from corral.components.llama import facts_of, keys_for, labels_of, published_at
-from corral.config.inventory import Weights
+from corral.config.inventory import Model
 from corral.contributions import (
     Backend,
     ConfigMount,
@@ -141,7 +141,7 @@ def image_of(site: Site, replica: Replica) -> str:
     return replica.engine.image or site.image(key, IMAGES[key])
 
 
-def _model_of(weights: Weights) -> str:
+def _model_of(weights: Model) -> str:
     """A repository's name, which is found in the Hub cache; a folder's or file's path."""
     is_repository = weights.source in weights.repositories
     return weights.source.removeprefix("hf:") if is_repository else f"{WEIGHTS}/{weights.source}"
