@@ -32,7 +32,7 @@ class Package(NamedTuple):
     folder: Path
 
 
-class Server(BaseModel, frozen=True, extra="forbid"):
+class InferenceServer(BaseModel, frozen=True, extra="forbid"):
     """An inference server, as far as the inventory and the plan have to know it."""
 
     component: str
@@ -106,14 +106,14 @@ def read_yaml(path: Path) -> Any:
 
 
 @cache
-def servers() -> tuple[Server, ...]:
+def servers() -> tuple[InferenceServer, ...]:
     """Every inference server, by the names of their components."""
     told = {name: declaration(name).get("server") for name in sorted(packages())}
-    return tuple(Server(component=name, **fields) for name, fields in told.items() if fields)
+    return tuple(InferenceServer(component=name, **fields) for name, fields in told.items() if fields)
 
 
 @cache
-def server_of(kind: str, name: str) -> Server:
+def server_of(kind: str, name: str) -> InferenceServer:
     """What serves a model of that kind whose `server` has that name."""
     usual = [item for item in servers() if kind in item.usual_for] if name == USUAL else []
     return (usual or [item for item in servers() if item.name == name])[0]

@@ -20,7 +20,8 @@ from corral.contributions import (
 from corral.errors import KeyPath
 from corral.plan import routing
 from corral.plan.devices import access, claims
-from corral.plan.site import Replica, Site, engine_place
+from corral.plan.settings import engine_place
+from corral.plan.site import Replica, Site
 
 
 def replicas_of(site: Site, component: str) -> list[Replica]:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from corral.checks.references import REFERENCE_RULES, check_references
+from corral.checks.references import RULES as REFERENCE_RULES
+from corral.checks.references import check_references
 from corral.checks.registry import checks, findings
 from corral.components import gather
 from corral.config.inventory import Inventory
@@ -60,9 +61,8 @@ def test_every_fixture_belongs_to_a_rule() -> None:
 
 
 def test_every_rule_says_what_it_demands() -> None:
-    demands = [*(check.__doc__ or "" for check in REFERENCE_RULES.values()), *(look.demand for look in LOOKS.values())]
-    for demand in demands:
-        assert demand.strip().endswith("."), demand
+    for demand in (*REFERENCE_RULES.values(), *(look.demand for look in LOOKS.values())):
+        assert demand.endswith("."), demand
 
 
 def test_the_page_of_rules_is_fresh(*, update_golden: bool) -> None:

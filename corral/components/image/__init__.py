@@ -8,7 +8,7 @@ from typing import Any
 
 from corral.components import Stage
 from corral.components.serving import keys_for, replicas_of, served, server
-from corral.config.inventory import Weights
+from corral.config.inventory import Model
 from corral.contributions import ConfigMount, Contribution, Contributions, CpuVariant, File, Rules, Service, State
 from corral.declarations import declaration
 from corral.plan.devices import backend_of
@@ -90,7 +90,7 @@ def complete_image(image: str) -> str:
     return "" if has_backend(image) else pictures_command(image)
 
 
-def _model_of(weights: Weights) -> str:
+def _model_of(weights: Model) -> str:
     """A repository's name, which is found in the Hub cache; a folder's or file's path."""
     is_repository = weights.source in weights.repositories
     return weights.source.removeprefix("hf:") if is_repository else f"{WEIGHTS}/{weights.source}"

@@ -10,7 +10,8 @@ from corral.components.llama.flags import preset_troubles
 from corral.components.serving import engine_key, one_of_each_sort
 from corral.contributions import Contributions
 from corral.errors import Finding
-from corral.plan.site import WHOLE_INPUT, Replica, Site
+from corral.plan.settings import WHOLE_INPUT
+from corral.plan.site import Replica, Site
 
 # Tokens by which vocabularies may differ (llama.cpp's SPEC_VOCAB_MAX_SIZE_DIFFERENCE): padding of the larger one.
 DRAFT_SLACK = 128

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from corral.checks.registry import check
 from corral.components.serving import one_of_each_sort
 from corral.components.vllm import COMPONENT
-from corral.config.inventory import Inventory, Weights
+from corral.config.inventory import Inventory, Model
 from corral.contributions import Contributions
 from corral.errors import Finding, KeyPath
 from corral.plan.site import Site
@@ -24,7 +24,7 @@ def _vllm_model(inventory: Inventory) -> Iterator[Finding]:
             yield from _model_problems(model, ("models", name))
 
 
-def _model_problems(model: Weights, path: KeyPath) -> Iterator[Finding]:
+def _model_problems(model: Model, path: KeyPath) -> Iterator[Finding]:
     if model.kind != "chat":
         yield Finding(f"vLLM serves no {model.kind} models here", (*path, "server"), "remove server: vllm")
     if model.projector is not None:
