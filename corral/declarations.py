@@ -61,12 +61,14 @@ class InferenceServer(BaseModel, frozen=True, extra="forbid"):
 
 
 class CauseRow(BaseModel, frozen=True, extra="forbid"):
-    """Words in a component's log, what they mean and what helps."""
+    """A message in a component's log, what it means and what helps."""
 
-    pattern: str
-    what: str
+    # A regular expression.
+    says: str
+    means: str
     remedy: str
-    places: tuple[Place, ...] = ()
+    # Whose words; without it those of a program, in a container or not.
+    of: Place | None = None
 
 
 @cache

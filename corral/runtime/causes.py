@@ -150,7 +150,7 @@ CAUSES = (
         "./generate.py render",
         "container",
     ),
-    *(_cause(row.pattern, row.what, row.remedy, *row.places) for row in cause_rows()),
+    *(_cause(row.says, row.means, row.remedy, *([row.of] if row.of else [])) for row in cause_rows()),
     _cause(
         r"unsupported toolchain|CUDA driver version is insufficient",
         "the NVIDIA driver is too old for the image",
