@@ -13,8 +13,9 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import yaml
 from pydantic import BaseModel
+
+from corral.config.source import plain_yaml
 
 GROUP = "corral.components"
 ROOT = Path(__file__).resolve().parents[1]
@@ -104,7 +105,7 @@ def declaration(component: str) -> Mapping[str, Any]:
 @cache
 def read_yaml(path: Path) -> Any:
     """A shipped file's data, read once; it is not to be changed."""
-    return yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - a safe one
+    return plain_yaml(path.read_bytes())
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -37,12 +37,6 @@ OF_THE_SERVER = ("--alias", "--host", "--port", "--api-key-file", "--offline", "
 ASKED_FOR = {"__param_autoload": "false"}
 # HTTP threads of a shared server besides one for each request: for health, figures and who waits for a model.
 SPARE_THREADS = 8
-# By itself llama-server puts thoughts into `reasoning_content`.
-THINKING_WORDS: dict[Thinking, list[str]] = {
-    "hidden": [],
-    "off": ["--reasoning", "off"],
-    "shown": ["--reasoning-format", "none"],
-}
 
 
 def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
@@ -81,41 +75,31 @@ def extra_args_troubles(site: Site, replica: Replica) -> Iterator[Trouble]:
     return flags.troubles(words, rendered=rendered, is_pinned=BUILD in _image(site, replica))
 
 
-def _sight(site: Site, replica: Replica) -> list[str]:
-    """Options of a model that sees."""
-    projector = replica.weights.projector
-    return ["--mmproj", site.model_path(replica.host, file_of(projector))] if projector else []
-
-
-def _adapting(site: Site, replica: Replica) -> list[str]:
-    """Options of a model with adapters: loaded, and used only by requests that name one.
+def _adapters(site: Site, replica: Replica) -> str:
+    """The adapters as `--lora-scaled` has them: loaded, and used only by requests that name one.
 
     `--lora-init-without-apply` sounds like it and is not: requests that name no adapter then get all of them.
     """
-    adapters = replica.weights.adapters
-    if not adapters:
-        return []
     known = {source: file for file, source in replica.files.items()}
-    paths = [site.model_path(replica.host, known[adapter.source]) for adapter in adapters]
-    return ["--lora-scaled", ",".join(f"{path}:0" for path in paths)]
+    paths = (site.model_path(replica.host, known[adapter.source]) for adapter in replica.weights.adapters)
+    return ",".join(f"{path}:0" for path in paths)
 
 
-def _drafting(site: Site, replica: Replica) -> list[Any]:
+def _drafting(site: Site, replica: Replica) -> dict[str, Any]:
     """Options of a model for which a small one drafts; without --spec-type the small one would only take memory."""
     draft = replica.weights.draft
     if draft is None:
-        return []
-    words: list[Any] = [
-        "--spec-type", "draft-simple",
-        "--spec-draft-model", site.model_path(replica.host, replica.draft_file),
-        "--spec-draft-type-k", replica.engine.cache_type,
-        "--spec-draft-type-v", replica.engine.cache_type,
-        "--spec-draft-ngl", draft.gpu_layers if replica.cards else 0,
-    ]  # fmt: skip
-    words += ["--spec-draft-n-max", draft.tokens_max] if draft.tokens_max is not None else []
-    words += ["--spec-draft-n-min", draft.tokens_min] if draft.tokens_min is not None else []
-    words += ["--spec-draft-p-min", draft.probability_min] if draft.probability_min is not None else []
-    return words
+        return {}
+    return {
+        "--spec-type": "draft-simple",
+        "--spec-draft-model": site.model_path(replica.host, replica.draft_file),
+        "--spec-draft-type-k": replica.engine.cache_type,
+        "--spec-draft-type-v": replica.engine.cache_type,
+        "--spec-draft-ngl": draft.gpu_layers if replica.cards else 0,
+        "--spec-draft-n-max": draft.tokens_max,
+        "--spec-draft-n-min": draft.tokens_min,
+        "--spec-draft-p-min": draft.probability_min,
+    }
 
 
 def _thinking(site: Site, replica: Replica) -> Thinking:
@@ -167,17 +151,17 @@ def _shared_service(site: Site, members: Sequence[Replica]) -> Service:
 def shared_arguments(site: Site, members: Sequence[Replica]) -> tuple[str, ...]:
     """Command line of a server that several pools share: no model, and how many of its presets it may hold."""
     first, shared = members[0], members[0].shared
-    words = [
-        "--models-preset", PRESETS,
-        "--models-max", shared.loaded if shared else len(members),
-        "--host", "0.0.0.0",  # noqa: S104 - inside the container's own network
-        "--port", first.port,
-        "--api-key-file", site.secret_path(first.host, API_KEY),
-        "--threads-http", sum(item.slots for item in members) + SPARE_THREADS,
-        "--offline",
-        "--metrics",
-    ]  # fmt: skip
-    return tuple(map(str, words))
+    options = {
+        "--models-preset": PRESETS,
+        "--models-max": shared.loaded if shared else len(members),
+        "--host": "0.0.0.0",  # noqa: S104 - inside the container's own network
+        "--port": first.port,
+        "--api-key-file": site.secret_path(first.host, API_KEY),
+        "--threads-http": sum(item.slots for item in members) + SPARE_THREADS,
+        "--offline": True,
+        "--metrics": True,
+    }
+    return tuple(_words(options))
 
 
 def server_settings(site: Site, replica: Replica) -> dict[str, object]:
@@ -195,23 +179,17 @@ def preset_file(service: str) -> str:
     return f"{service}.ini"
 
 
-def preset_words(site: Site, replica: Replica) -> list[str]:
-    """Flags of one model of a shared server, as they would stand on a command line of its own."""
-    found: list[str] = []
-    words = iter(arguments(site, replica))
-    for word in words:
-        if word not in OF_THE_SERVER:
-            found.append(word)
-        elif word not in ("--offline", "--metrics"):
-            next(words)
-    return found
-
-
 def _presets(site: Site, members: Sequence[Replica]) -> File:
-    models = [{"name": item.pool, "settings": list(flags.settings(preset_words(site, item)))} for item in members]
     first = members[0]
+    models = [{"name": item.pool, "settings": _preset(site, item)} for item in members]
     values = {"loaded": first.shared.loaded if first.shared else 0, "models": models}
     return File(first.host, COMPONENT, preset_file(first.service), template="llama/models.ini.j2", values=values)
+
+
+def _preset(site: Site, replica: Replica) -> list[tuple[str, str]]:
+    """Settings of one model of a shared server."""
+    own = {name: value for name, value in options(site, replica).items() if name not in OF_THE_SERVER}
+    return list(flags.settings([*_words(own), *(replica.engine.extra_args or ())]))
 
 
 def _watched(service: Service, replica: Replica) -> Service:
@@ -256,52 +234,61 @@ def _cpu_variant(site: Site, replica: Replica) -> CpuVariant | None:
 
 
 def _image(site: Site, replica: Replica) -> str:
-    if replica.engine.image:
-        return replica.engine.image
-    key = image_key(replica)
-    return site.image(key, IMAGES[key])
-
-
-def image_key(replica: Replica) -> str:
-    """Key of the image that suits the replica's card."""
-    return f"llama-{backend_of(replica)}"
+    """The site's own image, else the one that suits the replica's card."""
+    key = f"llama-{backend_of(replica)}"
+    return replica.engine.image or site.image(key, IMAGES[key])
 
 
 def arguments(site: Site, replica: Replica) -> tuple[str, ...]:
-    """llama-server's command line. Everything that it would choose by itself is said: port, slots, cache, fit."""
-    engine = replica.engine
-    is_local = site.is_local(replica.host)
-    words = [
-        "--model", site.model_path(replica.host, replica.file),
-        "--alias", replica.pool,
-        "--host", "127.0.0.1" if is_local else "0.0.0.0",  # noqa: S104 - inside the container's own network
-        "--port", replica.port,
-        "--api-key-file", site.secret_path(replica.host, API_KEY),
-        "--ctx-size", replica.context,
-        "--parallel", replica.slots,
-        "--batch-size", engine.batch,
-        "--ubatch-size", min(engine.ubatch or 512, engine.batch or 2048),
-        "--flash-attn", engine.flash_attention,
-        "--cache-type-k", engine.cache_type,
-        "--cache-type-v", engine.cache_type,
-        "--cache-ram", replica.cache_ram_mib,
-        "--fit", "off",
-        "--offline",
-        "--metrics",
-    ]  # fmt: skip
-    words += ["--n-gpu-layers", engine.gpu_layers] if replica.cards else ["--n-gpu-layers", 0]
-    words += ["--threads", engine.threads] if engine.threads else []
-    is_private = has_private_cache(site, replica)
-    words += ["--no-cache-prompt"] if is_private else []
-    words += ["--cache-reuse", engine.cache_reuse] if engine.cache_reuse and not is_private else []
-    words += ["--load-mode", "mmap+mlock"] if engine.mlock else []
-    words += ["--sleep-idle-seconds", engine.sleep_idle_s] if engine.sleep_idle_s else []
-    words += ["--jinja" if engine.jinja else "--no-jinja"] if replica.kind == "chat" else []
-    words += {"embedding": ["--embeddings"], "rerank": ["--reranking"]}.get(replica.kind, [])
-    words += ["--pooling", engine.pooling] if engine.pooling else []
-    words += ["--split-mode", engine.split_mode or "layer"] if len(replica.cards) > 1 else []
-    words += _sight(site, replica)
-    words += _adapting(site, replica)
-    words += _drafting(site, replica)
-    words += THINKING_WORDS[_thinking(site, replica)] if replica.kind == "chat" else []
-    return (*map(str, words), *(engine.extra_args or ()))
+    """llama-server's command line."""
+    return (*_words(options(site, replica)), *(replica.engine.extra_args or ()))
+
+
+def _words(told: Mapping[str, Any]) -> Iterator[str]:
+    """Options as words: one that is True is a switch, one that is None or False is left out."""
+    for name, value in told.items():
+        if value is not None and value is not False:
+            yield from (name,) if value is True else (name, str(value))
+
+
+def options(site: Site, replica: Replica) -> dict[str, Any]:
+    """llama-server's options. Everything that it would choose by itself is said: port, slots, cache, fit."""
+    engine, projector, host = replica.engine, replica.weights.projector, replica.host
+    is_private, is_chat = has_private_cache(site, replica), replica.kind == "chat"
+    thinking = _thinking(site, replica) if is_chat else ""
+    return {
+        "--model": site.model_path(host, replica.file),
+        "--alias": replica.pool,
+        "--host": "127.0.0.1" if site.is_local(host) else "0.0.0.0",  # noqa: S104 - in the container's own network
+        "--port": replica.port,
+        "--api-key-file": site.secret_path(host, API_KEY),
+        "--ctx-size": replica.context,
+        "--parallel": replica.slots,
+        "--batch-size": engine.batch,
+        "--ubatch-size": min(engine.ubatch or 512, engine.batch or 2048),
+        "--flash-attn": engine.flash_attention,
+        "--cache-type-k": engine.cache_type,
+        "--cache-type-v": engine.cache_type,
+        "--cache-ram": replica.cache_ram_mib,
+        "--fit": "off",
+        "--offline": True,
+        "--metrics": True,
+        "--n-gpu-layers": engine.gpu_layers if replica.cards else 0,
+        "--threads": engine.threads,
+        "--no-cache-prompt": is_private,
+        "--cache-reuse": None if is_private else engine.cache_reuse or None,
+        "--load-mode": "mmap+mlock" if engine.mlock else None,
+        "--sleep-idle-seconds": engine.sleep_idle_s,
+        "--jinja": is_chat and bool(engine.jinja),
+        "--no-jinja": is_chat and not engine.jinja,
+        "--embeddings": replica.kind == "embedding",
+        "--reranking": replica.kind == "rerank",
+        "--pooling": engine.pooling,
+        "--split-mode": (engine.split_mode or "layer") if len(replica.cards) > 1 else None,
+        "--mmproj": site.model_path(host, file_of(projector)) if projector else None,
+        "--lora-scaled": _adapters(site, replica) or None,
+        **_drafting(site, replica),
+        # By itself llama-server puts thoughts into `reasoning_content`.
+        "--reasoning": "off" if thinking == "off" else None,
+        "--reasoning-format": "none" if thinking == "shown" else None,
+    }
