@@ -49,7 +49,7 @@ class Port:
 
     number: int
     publish: str = ""
-    # What keeps strangers out: a key, a password, loopback, or the stated reason why it is open.
+    # What guards it: a key, a password, loopback, or the stated reason why it is open.
     protection: str = ""
 
 
@@ -287,7 +287,7 @@ class Fact:
 
 @dataclass(frozen=True, slots=True)
 class Dashboard:
-    """A page of figures for Grafana: a file below monitoring/dashboards."""
+    """A dashboard for Grafana: a file below monitoring/dashboards."""
 
     asset: str
 
@@ -357,7 +357,7 @@ class Store:
     secret: str
     user: str = ""
     database: str = ""
-    # The user who reads figures and nothing else.
+    # The user that may read statistics only.
     monitor: str = ""
     # Name of the secret with that user's password; empty: the site has no exporter for it.
     monitor_password: str = ""

@@ -48,7 +48,7 @@ def server(site: Site, replica: Replica, fields: Mapping[str, Any], **values: An
     """The service of a replica, as its component.yaml describes it, with what is the same for all servers.
 
     Beside the fields of a service, the description has `health_path`, which answers with 200 once the model is loaded,
-    and `protection`: what keeps strangers out of its port.
+    and `protection`: what guards its port.
 
     Args:
         site: the site.

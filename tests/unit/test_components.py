@@ -7,6 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from corral.components.declared import filled
 from tests.components.installed import INVENTORY, corral
 from tests.trees import ROOT
 
@@ -68,3 +71,19 @@ def test_without_the_package_its_name_is_refused() -> None:
     command = [sys.executable, str(ROOT / "generate.py"), "check", "--inventory", str(INVENTORY)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert 'models.fun.server: must be one of llama.cpp, vllm, not "toy"' in done.stdout + done.stderr
+
+
+def test_values_are_put_in_as_they_are_and_not_looked_at_again() -> None:
+    told = {
+        "$more": "several",
+        "args": ["--port", "$port", "$words", "$gone"],
+        "url": "http://$name:$port",
+        "no": "$gone",
+    }
+    values = {"more": {"a": "$port"}, "port": 80, "words": ("$port", "$b"), "name": "$port", "gone": None}
+    assert filled(told, values) == {"a": "$port", "args": ("--port", 80, "$port", "$b", None), "url": "http://$port:80"}
+
+
+def test_a_value_that_is_missing_is_an_error() -> None:
+    with pytest.raises(KeyError, match="port"):
+        filled({"port": "$port"}, {})

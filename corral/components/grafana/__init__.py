@@ -1,4 +1,4 @@
-"""Grafana: pages of figures for people, with the site's Prometheus behind them. Compose hosts only.
+"""Grafana: dashboards, with the site's Prometheus behind them. Compose hosts only.
 
 Everything that it shows comes from files; its volume holds what people make themselves (accounts, own pages).
 """
@@ -52,7 +52,7 @@ def page_assets(published: Contributions) -> dict[str, str]:
 
 
 def announce(site: Site) -> Iterator[Contribution]:
-    """Its own figures, for the Prometheus that it shows itself."""
+    """Its own metrics, for the Prometheus whose dashboards it shows."""
     monitoring = _monitoring(site)
     if monitoring is not None:
         endpoint = Endpoint(monitoring.grafana_port, monitoring.host, COMPONENT)

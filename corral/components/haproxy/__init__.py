@@ -60,7 +60,7 @@ STATE_FILE = "/tmp/servers.state"  # noqa: S108 - a path in the container
 LOCAL_SOCKET = "unix@logs/haproxy.sock mode 600"
 # The backend with LiteLLM, for requests that are not refused at the door.
 BEHIND_THE_DOOR = "Gateway"
-# The secret by which HAProxy knows who may change the models of shared servers.
+# The secret that authorizes changes of the models on shared servers.
 MODELS_KEY = "MODELS_KEY"
 # Where HAProxy says how many slots of every pool are free; no pool's path is of one part only.
 SLOTS_PATH = "/slots"
@@ -168,7 +168,7 @@ def _routes(groups: list[Group], base: str, *, is_by_pool: bool) -> Iterator[Rou
 
 
 def _relabel(groups: list[Group], doors: list[dict[str, Any]]) -> tuple[Relabel, ...]:
-    """HAProxy's own words for a pool and its replicas as everybody else calls them."""
+    """Labels `pool` and `replica` for HAProxy's own `proxy` and `server`."""
     pools: dict[str, list[str]] = {}
     for group in groups:
         pools.setdefault(group.pool, []).append(group.name)

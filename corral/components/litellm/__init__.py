@@ -68,7 +68,7 @@ SPARE_TIME_S = 60
 
 
 def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
-    """The gateway, its configuration, its keys and its figures."""
+    """The gateway, its configuration, its keys and its metrics."""
     host = site.inventory.gateway.host
     secrets = _needed_secrets(published)
     yield Secret(MASTER_KEY, host, "opens everything on the gateway; for the operator only", "sk")
@@ -122,7 +122,7 @@ def own_endpoint(site: Site, published: Contributions) -> Endpoint:
 
 
 def _relabel(routes: list[Route]) -> tuple[Relabel, ...]:
-    """LiteLLM's own word for a deployment as everybody else calls its pool."""
+    """The label `pool` for LiteLLM's own `model_id`."""
     pools: dict[str, list[str]] = {}
     for route in routes:
         pools.setdefault(route.pool, []).append(route.name)
@@ -371,7 +371,7 @@ def _service(site: Site, published: Contributions, secrets: tuple[str, ...]) -> 
 
 
 def _calls(published: Contributions) -> Iterator[Endpoint]:
-    """Everything that the gateway calls: the balancer or else the servers, its stores, and who gets traces."""
+    """Everything that the gateway calls: the balancer or else the servers, its stores, and the receivers of traces."""
     yield from (door.endpoint for door in published.doors)
     if not published.doors:
         yield from (backend.endpoint for backend in published.backends)

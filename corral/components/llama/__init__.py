@@ -33,9 +33,9 @@ LONG_BATCH_S = 900
 PRESETS = "/etc/corral/models.ini"
 # What a shared server is told itself; it gives its models names, addresses and what they have in common.
 OF_THE_SERVER = ("--alias", "--host", "--port", "--api-key-file", "--offline", "--metrics")
-# Prometheus asks a shared server for a model's figures without making it load that model.
+# Prometheus asks a shared server for a model's metrics without making it load that model.
 ASKED_FOR = {"__param_autoload": "false"}
-# HTTP threads of a shared server besides one for each request: for health, figures and who waits for a model.
+# HTTP threads of a shared server besides one for each request: for health, metrics and requests that wait for a model.
 SPARE_THREADS = 8
 
 

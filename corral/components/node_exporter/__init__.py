@@ -11,7 +11,7 @@ from corral.plan.site import Site
 
 STAGE = Stage.BALANCER
 COMPONENT = "node-exporter"
-# Folder of the host whose files it tells, too: those of `./generate.py figures`, and of other programs.
+# Folder of the host whose files it exports, too: those of `./generate.py figures`, and of other programs.
 TEXTFILES = "textfile"
 README = f"{TEXTFILES}/README"
 # With the machine's own /proc there is no need to join its processes (`pid: host`).

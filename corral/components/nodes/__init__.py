@@ -42,15 +42,15 @@ def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
                 backend = _backend(pool_name, placement.node, node, node.thinking or pool.thinking or "hidden")
                 is_private = node.kind == "chat" and has_private_cache(site.inventory, pool_name)
                 yield replace(backend, cache_field=CACHE_FIELDS.get(node.engine, "") if is_private else "")
-                yield from _figures(pool_name, placement.node, node)
+                yield from _metrics(pool_name, placement.node, node)
                 if node.api_key:
                     yield Secret(
                         node.api_key, site.inventory.gateway.host, f"key of the node {placement.node}", "given"
                     )
 
 
-def _figures(pool: str, name: str, node: Node) -> Iterator[Contribution]:
-    """What a node has, and where an engine that always has figures without a key is asked for them."""
+def _metrics(pool: str, name: str, node: Node) -> Iterator[Contribution]:
+    """What a node has, and a scrape target for servers whose metrics need no key."""
     labels = {"host": name, "pool": pool, "model": node.model, "replica": name, "role": node.kind}
     yield Fact("inventory:replica_slots", node.slots, labels)
     if node.engine == "vllm":

@@ -1,7 +1,7 @@
-"""Prometheus: reads everybody's figures, on the monitoring host and where a host wants a Prometheus of its own.
+"""Prometheus: scrapes metrics, on the monitoring host and on hosts with a Prometheus of their own.
 
 The farm's Prometheus also has the rules: recording rules that bring engines and exporters to common names, alerts, and
-the inventory's figures that both compare with.
+the values of the inventory that both compare with.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _TIMES = (("first_token", "first_token_s"), ("answer", "answer_s"))
 
 
 def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
-    """The farm's Prometheus with its rules, and one for each host that keeps its own figures."""
+    """The farm's Prometheus with its rules, and one for each host that keeps its own metrics."""
     monitoring = site.inventory.monitoring
     if monitoring is None:
         return

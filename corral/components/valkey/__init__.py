@@ -17,7 +17,7 @@ USERS = "VALKEY_USERS"
 ROLE, MONITOR = "litellm", "exporter"
 # LiteLLM's: it counts with scripts, which ask for the time, and sends messages. Its keys have no common beginning.
 RIGHTS = "~* &* +@all -@admin -@dangerous -function -script +script|load +script|exists +info"
-# The exporter's: figures, and no key at all.
+# The exporter's: statistics, and no key at all.
 MONITOR_RIGHTS = "+@connection -@admin -@dangerous +info +slowlog|len +slowlog|get +latency|latest +latency|histogram"
 
 
