@@ -53,10 +53,10 @@ def _metrics(pool: str, name: str, node: Node) -> Iterator[Contribution]:
     """What a node has, and a scrape target for servers whose metrics need no key."""
     labels = {"host": name, "pool": pool, "model": node.model, "replica": name, "role": node.kind}
     yield Fact("inventory:replica_slots", node.slots, labels)
-    if node.engine == "vllm":
-        yield Rules("monitoring/rules/vllm.yml")
+    if node.engine in DATA["open_metrics"]:
+        yield Rules(DATA["open_metrics"][node.engine])
         scheme: Literal["http", "https"] = "https" if (node.url or "").startswith("https:") else "http"
-        yield ScrapeTarget("vllm", node_endpoint(node), labels, scheme=scheme)
+        yield ScrapeTarget(node.engine, node_endpoint(node), labels, scheme=scheme)
 
 
 def _backend(pool: str, name: str, node: Node, thinking: Thinking) -> Backend:
