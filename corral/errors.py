@@ -1,4 +1,4 @@
-"""What can be wrong, as data: every problem carries its place, its words and its remedy; the command line prints."""
+"""What can be wrong, as data: every finding carries its place, its message and its remedy; the command line prints."""
 
 from __future__ import annotations
 
@@ -9,36 +9,46 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 KeyPath = tuple[str | int, ...]
+Level = Literal["error", "warning", "hint"]
 MAX_SHOWN = 60
 MAX_LISTED = 12
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,80}")
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
-    """One thing that is wrong (or, as a warning, questionable) with a site."""
+class Finding:
+    """One thing that is wrong, or questionable, with an inventory, a plan, a rendering or a running host.
+
+    It is at a path of the inventory (with file, line and column once that is located), or at a host or service.
+    """
 
     message: str
     path: KeyPath = ()
-    hint: str = ""
+    remedy: str = ""
     rule: str = ""
-    level: Literal["error", "warning"] = "error"
+    level: Level = "error"
     file: str = ""
     line: int = 0
     column: int = 0
+    # Host or service, when it is not about the inventory.
+    where: str = ""
 
     def __str__(self) -> str:
-        """`file:line:column: path: message; hint [rule]`, without the parts that are not known."""
+        """`file:line:column: path: message; remedy [rule]`, without the parts that are not known."""
         place = ":".join(str(part) for part in (self.file, self.line, self.column) if part)
         level = "warning" if self.level == "warning" else ""
-        words = f"{self.message}; {self.hint}" if self.hint else self.message
-        line = ": ".join(part for part in (place, level, dotted(self.path), words) if part)
+        words = f"{self.message}; {self.remedy}" if self.remedy else self.message
+        line = ": ".join(part for part in (place, level, self.where, dotted(self.path), words) if part)
         return on_one_line(f"{line} [{self.rule}]" if self.rule else line)
 
 
-def in_order(problems: Iterable[Problem]) -> tuple[Problem, ...]:
-    """Problems each once, in the order in which they stand in the file."""
-    return tuple(sorted(dict.fromkeys(problems), key=lambda problem: (problem.file, problem.line, problem.column)))
+# The name until every check uses the other one.
+Problem = Finding
+
+
+def in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Findings each once, in the order in which they stand in the file."""
+    return tuple(sorted(dict.fromkeys(findings), key=lambda finding: (finding.file, finding.line, finding.column)))
 
 
 class CorralError(Exception):
@@ -50,7 +60,7 @@ class CorralError(Exception):
 class SiteError(CorralError):
     """The inventory or the plan made from it is wrong; `problems` has every reason at once."""
 
-    def __init__(self, problems: Iterable[Problem]) -> None:
+    def __init__(self, problems: Iterable[Finding]) -> None:
         self.problems = in_order(problems)
         super().__init__("\n".join(map(str, self.problems)))
 

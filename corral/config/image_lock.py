@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, model_validator
 
-from corral.config.inventory import Model
+from corral.config.inventory import Section
 from corral.config.model_lock import read_json
 from corral.files import write_atomically
 
@@ -24,7 +24,7 @@ Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 _PINNED = re.compile(r'^\s*image: "?([^\s"@]+)@(sha256:[0-9a-f]{64})"?\s*$', re.MULTILINE)
 
 
-class LockedImage(Model):
+class LockedImage(Section):
     """The content of an image: by its digest, or by ids where no registry has it."""
 
     digest: Digest | None = None
@@ -39,7 +39,7 @@ class LockedImage(Model):
         return self
 
 
-class ImageLock(Model):
+class ImageLock(Section):
     """The content of every known image, by name and tag."""
 
     version: Literal[1] = 1

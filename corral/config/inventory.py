@@ -9,7 +9,8 @@ import ipaddress
 import re
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import (
     AfterValidator,
@@ -23,7 +24,9 @@ from pydantic import (
     model_validator,
 )
 
+from corral.config.source import plain_yaml
 from corral.contributions import SYSTEM_ROOTS, is_system_folder, plain_path
+from corral.declarations import USUAL, InferenceServer, server_of, servers
 from corral.errors import shown
 
 SCHEMA_VERSION = 1
@@ -33,6 +36,7 @@ GPU_EXAMPLE = 'write for instance 3, 1-3 or "1-3,5"'
 MAX_LAYERS = 9999
 BROADCAST = ipaddress.IPv4Address("255.255.255.255")
 MAX_PARTS = 1000
+LAST_PORT = 65535
 DAY_S = 86_400
 TIB_MIB = 1024 * 1024
 
@@ -43,71 +47,21 @@ class Pattern(NamedTuple):
     expression: str
     # What the text has to be, as `must be …`.
     words: str
-    remedy: str = ""
+    remedy: str
+    # Whether a message may show the text.
+    is_shown: bool = True
 
 
-NAME = Pattern(r"^[a-z0-9][a-z0-9._-]{0,62}$", "a name", "lower-case letters, digits, `.`, `_` and `-`; at most 63")
-MODEL_NAME = Pattern(
-    r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,126}$",
-    "a model's name",
-    "letters, digits, `.`, `_`, `-`, `:` and `/`; at most 127",
-)
-CONSUMER_NAME = Pattern(
-    r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", "a consumer's name", "letters, digits, `.`, `_` and `-`; at most 63"
-)
-PERIOD = Pattern(r"^([1-9]\d{0,4}[smhd]|[1-9]\d?mo)$", "a period", "such as 12h, 7d, 30d or 1mo")
-SECRET_NAME = Pattern(
-    r"^[A-Z][A-Z0-9_]{0,62}$", "the name of a secret", "such as OPENAI_API_KEY; the value goes into .env"
-)
-VARIABLE = Pattern(r"^[A-Za-z_][A-Za-z0-9_]{0,126}$", "the name of an environment variable", "letters, digits and `_`")
-LINE = Pattern(r"^[^\x00-\x1f\x7f-\x9f]+$", "one line of text", "remove line breaks and control characters")
-WORD = Pattern(r"^[^\x00-\x20\x7f-\xa0]+$", "one word", "remove spaces and line breaks")
-FOLDER = Pattern(
-    r"^[^\x00-\x1f\x7f-\x9f$%:~][^\x00-\x1f\x7f-\x9f$%:]*$", "a folder", "without `:`, `$`, `%` and a leading `~`"
-)
-SSH = Pattern(
-    r"^[A-Za-z0-9_][A-Za-z0-9_.@:-]*$", "an ssh destination", "such as user@192.0.2.10, or a name from ~/.ssh/config"
-)
-UUID = Pattern(r"^(GPU|MIG)-[0-9a-fA-F-]{8,}$", "a UUID as `nvidia-smi -L` prints it", "GPU-, then hexadecimal digits")
-SLOT = Pattern(r"^([0-9a-fA-F]{4,8}:)?[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]$", "a PCI slot", "such as 0000:01:00.0")
-CAPABILITY = Pattern(r"^\d{1,2}\.\d$", "a compute capability", "such as 6.1")
-REVISION = Pattern(r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$", "a branch, tag or commit", "such as main, or 40 digits")
-URL = Pattern(
-    r"^https?://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?$",
-    "a base address",
-    "such as http://192.0.2.7:8080",
-)
-PATH = Pattern(r"^/[A-Za-z0-9._~/?=&:-]*$", "a path", "such as /health")
-ORIGIN = Pattern(
-    r"^[a-z][a-z0-9+.-]*://[A-Za-z0-9._-]+(:[0-9]{1,5})?$",
-    "an origin",
-    "such as https://chat.example.com, app://obsidian.md or chrome-extension://…",
-)
-PEM = Pattern(r"^/([A-Za-z0-9._-]+/)+[A-Za-z0-9._-]+$", "an absolute path", "such as /etc/ssl/farm/farm.pem")
-SHA256 = Pattern(r"^[0-9a-f]{64}$", "a checksum", "64 hexadecimal digits, as sha256sum prints them")
-HEADER = Pattern(r"^[A-Za-z][A-Za-z0-9-]{0,63}$", "the name of a header", "such as X-Api-Key")
-# All of them: `validation` finds the words for what does not match.
-PATTERNS = tuple(item for item in list(globals().values()) if isinstance(item, Pattern))
+_ROWS: dict[str, dict[str, Any]] = plain_yaml(Path(__file__).with_name("patterns.yaml").read_bytes())
+PATTERNS = {name: Pattern(**row) for name, row in _ROWS.items()}
 
 
-def _text(pattern: Pattern) -> StringConstraints:
-    return StringConstraints(pattern=pattern.expression)
+def _text(pattern: str) -> StringConstraints:
+    """A text that matches one of the patterns."""
+    return StringConstraints(pattern=PATTERNS[pattern].expression)
 
 
-Name = Annotated[str, _text(NAME)]
-ModelName = Annotated[str, _text(MODEL_NAME)]
-ConsumerName = Annotated[str, _text(CONSUMER_NAME)]
-SecretName = Annotated[str, _text(SECRET_NAME)]
-Line = Annotated[str, _text(LINE)]
-Word = Annotated[str, _text(WORD)]
-PortNumber = Annotated[int, Field(ge=1, le=65535)]
-Mib = Annotated[int, Field(ge=16, le=64 * TIB_MIB)]
-Gib = Annotated[float, Field(gt=0, le=65536)]
-Kind = Literal["chat", "embedding", "rerank", "image"]
-CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "iq4_nl", "q4_1", "q4_0"]
-Thinking = Literal["off", "hidden", "shown"]
-# Lists are read as tuples; everything else has to be of its own type.
-ANY_LIST = Field(strict=False)
+# --- what values have to be ------------------------------------------------------------------------------------------
 
 
 def _address(value: str) -> str:
@@ -137,8 +91,8 @@ def _folder(value: str) -> str:
 
 def _url(value: str) -> str:
     port = re.search(r":(\d+)(/|$)", value.removeprefix("http").removeprefix("s").removeprefix("://"))
-    if port and not 0 < int(port[1]) <= 65535:  # noqa: PLR2004 - the last port there is
-        raise ValueError(f"there is no port {port[1]}; ports go from 1 to 65535")
+    if port and not 0 < int(port[1]) <= LAST_PORT:
+        raise ValueError(f"there is no port {port[1]}; ports go from 1 to {LAST_PORT}")
     return value
 
 
@@ -171,7 +125,7 @@ def _layers(value: Any) -> Any:
     raise ValueError(f"must be a whole number from 0 to {MAX_LAYERS}, or all")
 
 
-def _capability(value: Any) -> Any:
+def _number_as_text(value: Any) -> Any:
     return str(value) if isinstance(value, float) else value
 
 
@@ -206,6 +160,35 @@ def _places(value: Any) -> Any:
     return [{"auto": True}] if value == "auto" else _as_list(value)
 
 
+# --- types of values -------------------------------------------------------------------------------------------------
+
+Name = Annotated[str, _text("name")]
+ModelName = Annotated[str, _text("model_name")]
+ConsumerName = Annotated[str, _text("consumer_name")]
+SecretName = Annotated[str, _text("secret_name")]
+Variable = Annotated[str, _text("variable")]
+Header = Annotated[str, _text("header")]
+Line = Annotated[str, _text("line")]
+Word = Annotated[str, _text("word")]
+Period = Annotated[str, _text("period")]
+Revision = Annotated[str, _text("revision")]
+Sha256 = Annotated[str, _text("sha256")]
+Folder = Annotated[str, _text("folder"), AfterValidator(_folder)]
+Server = Annotated[str, BeforeValidator(_without_password), _text("url"), AfterValidator(_url)]
+Capability = Annotated[str, BeforeValidator(_number_as_text, json_schema_input_type=str | float), _text("capability")]
+Address = Annotated[str, AfterValidator(_address)]
+PortNumber = Annotated[int, Field(ge=1, le=LAST_PORT)]
+Mib = Annotated[int, Field(ge=16, le=64 * TIB_MIB)]
+Gib = Annotated[float, Field(gt=0, le=65536)]
+Kind = Literal["chat", "embedding", "rerank", "image"]
+if TYPE_CHECKING:
+    ServerName = str
+else:
+    ServerName = Literal[tuple(item.name for item in servers() if item.name)]
+CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "iq4_nl", "q4_1", "q4_0"]
+Thinking = Literal["off", "hidden", "shown"]
+# Lists are read as tuples; everything else has to be of its own type.
+ANY_LIST = Field(strict=False)
 GpuNumbers = Annotated[
     tuple[Annotated[int, Field(ge=1, le=MAX_GPUS)], ...],
     BeforeValidator(parse_gpu_numbers, json_schema_input_type=int | str | list[int]),
@@ -213,7 +196,7 @@ GpuNumbers = Annotated[
 ]
 
 
-class Model(BaseModel):
+class Section(BaseModel):
     """Base of everything in the inventory: frozen, and unknown keys are refused."""
 
     model_config = ConfigDict(
@@ -221,7 +204,7 @@ class Model(BaseModel):
     )
 
 
-class Engine(Model):
+class ServerSettings(Section):
     """Settings of an inference server; each level (kind, card, model, pool) overrides the one before."""
 
     slots: int | None = Field(None, ge=1, le=256)
@@ -272,18 +255,18 @@ class Engine(Model):
     """vLLM: highest rank of an adapter (`--max-lora-rank`), 64 when absent."""
     extra_args: Annotated[tuple[Line, ...], ANY_LIST] | None = None
     """Further flags for the server and their values, one word each; those of the pinned build that no key covers."""
-    environment: dict[Annotated[str, _text(VARIABLE)], Line | Literal[""]] | None = None
+    environment: dict[Variable, Line | Literal[""]] | None = None
     """Further environment variables of the server; never a secret."""
 
 
-class Gpu(Model):
+class Gpu(Section):
     """One graphics card of a host."""
 
     card: Name
     """Kind of card, for instance `p104-100`; see `cards`."""
-    uuid: Annotated[str, _text(UUID)] | None = None
+    uuid: Annotated[str, _text("uuid")] | None = None
     """UUID as `nvidia-smi -L` prints it: the card stays the same when the order changes after a reboot."""
-    pci: Annotated[str, _text(SLOT)] | None = None
+    pci: Annotated[str, _text("slot")] | None = None
     """PCI slot, for instance `0000:01:00.0`."""
     power_limit_w: int | None = Field(None, ge=1, le=2000)
     """Power limit in watts."""
@@ -310,7 +293,7 @@ class _GpuGroup(Gpu):
     """Number of equal cards."""
 
 
-class Cpu(Model):
+class Cpu(Section):
     """The processor of a host."""
 
     cores: int | None = Field(None, ge=1, le=4096)
@@ -319,7 +302,7 @@ class Cpu(Model):
     """False for processors without AVX, such as the Celeron 3865U: llama.cpp's images run there, LocalAI's do not."""
 
 
-class Shared(Model):
+class Shared(Section):
     """One llama-server for several pools: it holds as many of their models as fit, and swaps them as requests come."""
 
     loaded: int = Field(1, ge=1, le=64)
@@ -335,12 +318,12 @@ class Shared(Model):
     """Memory limit of its container, in MiB; what the largest of its models need together when absent."""
 
 
-class Host(Model):
+class Host(Section):
     """A machine on which the kit starts programs."""
 
     runtime: Literal["compose", "local"] = "compose"
     """`compose`: Docker Compose; `local`: processes under supervisord, without Docker."""
-    address: Annotated[str, AfterValidator(_address)] = "127.0.0.1"
+    address: Address = "127.0.0.1"
     """IP address under which the other hosts reach it, and the only one on which ports are published."""
     ram_gib: Gib | None = None
     """Memory in GiB; the plan then checks that all container limits fit."""
@@ -358,13 +341,13 @@ class Host(Model):
     """Servers that several pools share, by the names of their services; pools say `on: {host: …, shared: NAME}`."""
     device_groups: Annotated[tuple[int, ...], ANY_LIST] = ()
     """AMD and Intel cards: numbers of the groups that own `/dev/kfd` and `/dev/dri/render*` (`stat -c %g`)."""
-    models_dir: Annotated[str, _text(FOLDER), AfterValidator(_folder)] = "./models"
+    models_dir: Folder = "./models"
     """Folder with the model files; relative to the host's rendered folder unless it starts with `/`."""
-    ssh: Annotated[str, _text(SSH)] | None = None
+    ssh: Annotated[str, _text("ssh")] | None = None
     """How this machine reaches the host: `user@192.0.2.10` or a name from `~/.ssh/config`; absent: it is this one."""
     gpu_exporter: Literal["nvidia", "dcgm", "none"] | None = None
     """Who reads this host's cards, when it differs from the monitoring's `gpu_exporter`."""
-    folder: Annotated[str, _text(FOLDER), AfterValidator(_folder)] | None = None
+    folder: Folder | None = None
     """Folder on a host reached by ssh, for its rendered files; absent: `corral/<site>/<host>` in the user's home."""
 
 
@@ -378,7 +361,7 @@ def folder_of(source: str, revision: str) -> str:
     return f"{source.removeprefix('hf:').replace('/', '--')}--{revision[:12]}"
 
 
-class Draft(Model):
+class Draft(Section):
     """A small model that proposes the next tokens; the large one checks them all at once, and answers stay the same."""
 
     model: Name
@@ -399,36 +382,36 @@ class Draft(Model):
         return self
 
 
-class Adapter(Model):
+class Adapter(Section):
     """A LoRA adapter: loaded with its model, and in force for the requests that ask for it."""
 
     name: Name
     """Its name; clients call `<pool>:<name>` as a model."""
     source: Word
     """Its GGUF file, written like `source` of a model."""
-    revision: Annotated[str, _text(REVISION)] | None = None
+    revision: Revision | None = None
     """Branch, tag or commit of an `hf:` repository; for vLLM the commit."""
-    sha256: Annotated[str, _text(SHA256)] | None = None
+    sha256: Sha256 | None = None
     """Checksum of the file; `models pull` takes no other. Needed for `http://`."""
     scale: float = Field(1.0, gt=0, le=100)
     """How strongly it works on requests for that name."""
 
 
-class Weights(Model):
+class Model(Section):
     """A model: which file, of what kind, and how it is served."""
 
     source: Word
     """`hf:owner/repo/file.gguf`, `https://…`, `file:/path` on this machine, or a file name in the models folder."""
-    revision: Annotated[str, _text(REVISION)] | None = None
+    revision: Revision | None = None
     """Branch, tag or commit of an `hf:` repository; `models pull` pins the commit it finds. Where a whole repository
     is served, by vLLM or LocalAI, it has to be the commit."""
-    sha256: Annotated[str, _text(SHA256)] | None = None
+    sha256: Sha256 | None = None
     """Checksum of the file that `source` names; `models pull` takes no other. Needed for `http://`."""
     kind: Kind
     """What it does: chat, embedding, rerank or image."""
-    server: Literal["llama.cpp", "vllm"] = "llama.cpp"
+    server: ServerName = USUAL
     """What serves it: llama.cpp from a GGUF file, or vLLM, on NVIDIA cards, from a repository such as
-    `hf:owner/repo` or a folder in the models folder; LocalAI serves image models."""
+    `hf:owner/repo` or a folder in the models folder; LocalAI serves image models. Installed packages may add others."""
     context: int = Field(4096, ge=32, le=16_777_216)
     """Tokens that one request may use, prompt and answer together; every slot gets that much."""
     size_gib: Gib | None = None
@@ -447,22 +430,24 @@ class Weights(Model):
     """Image models: the sampler."""
     steps: int | None = Field(None, ge=1, le=1000)
     """Image models: sampling steps."""
-    engine: Engine = Engine()
+    engine: ServerSettings = ServerSettings()
     """Settings of servers with this model."""
 
     @property
-    def is_llama(self) -> bool:
-        """Whether llama-server serves it, from GGUF files; other servers read whole repositories."""
-        return self.kind != "image" and self.server == "llama.cpp"
+    def served_by(self) -> InferenceServer:
+        """What serves it: the server that it names, or the usual one for its kind."""
+        return server_of(self.kind, self.server)
 
     @property
     def repositories(self) -> tuple[str, ...]:
         """The sources that are whole repositories, of which `models pull` makes folders."""
-        return () if self.is_llama else tuple(source for source in self.sources if source.startswith("hf:"))
+        if self.served_by.reads_files:
+            return ()
+        return tuple(source for source in self.sources if source.startswith("hf:"))
 
     @property
     def folders(self) -> tuple[str, ...]:
-        """Names in a models folder of what vLLM and LocalAI read, in the order of `sources`."""
+        """Names in a models folder of what such a server reads, in the order of `sources`."""
         return tuple(self.folder(source) for source in self.sources)
 
     def folder(self, source: str) -> str:
@@ -505,14 +490,12 @@ class Weights(Model):
         return own.get(source, self.revision) or ""
 
 
-class Card(Model):
+class GpuKind(Section):
     """Facts and settings of a kind of graphics card."""
 
     vram_gib: float | None = Field(None, gt=0, le=1024)
     """Memory in GiB."""
-    compute_capability: (
-        Annotated[str, BeforeValidator(_capability, json_schema_input_type=str | float), _text(CAPABILITY)] | None
-    ) = None
+    compute_capability: Capability | None = None
     """CUDA compute capability, for instance `6.1`."""
     vendor: Literal["nvidia", "amd", "intel"] | None = None
     """Who made it; nvidia when neither the catalogue nor this says so."""
@@ -520,11 +503,11 @@ class Card(Model):
     """Temperature in °C above which an alert warns; the monitoring's when absent."""
     hot_c: int | None = Field(None, ge=20, le=120)
     """Temperature in °C above which an alert is critical; the monitoring's when absent."""
-    engine: Engine = Engine()
+    engine: ServerSettings = ServerSettings()
     """Settings that suit this kind of card."""
 
 
-class Price(Model):
+class Price(Section):
     """What tokens count against budgets: your own figure for your own machines, the provider's for cloud models."""
 
     input_usd_per_million: float = Field(ge=0, le=1_000_000)
@@ -533,19 +516,19 @@ class Price(Model):
     """US dollars for a million tokens of the answer."""
 
 
-class Budget(Model):
+class Budget(Section):
     """What a key may spend, or a node may cost; once it is reached, requests are refused until the period ends."""
 
     max_usd: float = Field(gt=0, le=1_000_000_000)
     """US dollars; `price` of a pool or node says what its tokens count."""
-    period: Annotated[str, _text(PERIOD)] | None = None
+    period: Period | None = None
     """After which spending counts from zero again, such as `30d`; absent: never for a key, `30d` for a node."""
 
 
-class Node(Model):
+class Node(Section):
     """An inference server that the kit does not start: a Mac, a phone, another farm, a cloud account."""
 
-    url: Annotated[str, BeforeValidator(_without_password), _text(URL), AfterValidator(_url)] | None = None
+    url: Server | None = None
     """Base address, for instance `http://192.0.2.7:8080`; not for `engine: cloud`."""
     engine: Literal["openai", "llama.cpp", "mlx", "ollama", "inferrlm", "vllm", "lmstudio", "cloud"] = "openai"
     """What answers there; it decides protocol and health check. `cloud` is a provider known to LiteLLM."""
@@ -557,7 +540,7 @@ class Node(Model):
     """Requests that it works on at the same time."""
     tier: Name | None = None
     """Class of the node for complexity routing, for instance `primary` or `smart`."""
-    health: Annotated[str, _text(PATH)] | None = None
+    health: Annotated[str, _text("path")] | None = None
     """Path that answers 200 when the node is well; known for each engine."""
     context: int | None = Field(None, ge=32, le=16_777_216)
     """Tokens that one request may use there, prompt and answer together; needed for `context_fallback` only."""
@@ -567,13 +550,13 @@ class Node(Model):
     """The most that it may cost in a period."""
     api_key: SecretName | None = None
     """Name of the secret with the node's key; the value goes into `.env`."""
-    key_header: Annotated[str, _text(HEADER)] | None = None
+    key_header: Header | None = None
     """Header in which the node wants its key, such as `X-Api-Key`; absent: `Authorization: Bearer …`."""
     thinking: Thinking | None = None
     """What becomes of the model's thoughts, when it differs from the pool's."""
 
 
-class Placement(Model):
+class Placement(Section):
     """Where replicas of a pool live: on GPUs or the CPU of a host, or on a node."""
 
     host: Name | None = None
@@ -592,7 +575,7 @@ class Placement(Model):
     """The plan chooses a card for every replica: on `host`, or on any host; `on: auto` is short for it."""
 
 
-class MeasuredBy(Model):
+class MeasuredBy(Section):
     """The run of `bench sweep` from which limits come; `bench apply` writes it."""
 
     run: Line
@@ -603,7 +586,7 @@ class MeasuredBy(Model):
     """Stands for hardware, model and settings that were measured; `plan` tells when they are others now."""
 
 
-class Limits(Model):
+class Limits(Section):
     """Limits for the whole pool, whatever the number of replicas."""
 
     rpm: int | None = Field(None, ge=1, le=1_000_000_000)
@@ -614,7 +597,7 @@ class Limits(Model):
     """Where they come from; without it they count as never measured."""
 
 
-class Queue(Model):
+class Queue(Section):
     """How requests wait when every slot is taken."""
 
     depth: int = Field(10, ge=0, le=100_000)
@@ -623,7 +606,7 @@ class Queue(Model):
     """Longest wait in seconds; then 429 with Retry-After."""
 
 
-class Objective(Model):
+class Objective(Section):
     """What clients of a pool may expect; alerts tell when too many requests fall short of it."""
 
     availability_percent: float = Field(99.0, ge=50, lt=100)
@@ -636,7 +619,7 @@ class Objective(Model):
     """Requests in a hundred that keep each of both times."""
 
 
-class TokenLimits(Model):
+class TokenLimits(Section):
     """How long answers may be, in tokens."""
 
     default: int | None = Field(None, ge=1, le=10_000_000)
@@ -651,7 +634,7 @@ class TokenLimits(Model):
         return self
 
 
-class RequestLimits(Model):
+class RequestLimits(Section):
     """What one request may ask for, on every route and in every spelling."""
 
     max_tokens: TokenLimits | None = None
@@ -666,7 +649,7 @@ class RequestLimits(Model):
     """Most answers to one request (`n`); more get 400. For servers of the farm 1 when absent: each takes a slot."""
 
 
-class Pool(Model):
+class Pool(Section):
     """What clients call: one name with one or more replicas behind it."""
 
     model: Name | None = None
@@ -713,11 +696,11 @@ class Pool(Model):
     thinking: Thinking | None = None
     """`hidden` (default): no `<think>` in answers; `off`: the model does not think, where its server can turn that off,
     and what leaks is taken out; `shown`: answers stay as the server writes them."""
-    engine: Engine = Engine()
+    engine: ServerSettings = ServerSettings()
     """Settings of this pool's servers."""
 
 
-class Tier(Model):
+class Tier(Section):
     """A level of difficulty: which requests are of it, and who answers them.
 
     What is absent is taken from the tier of that name in the seed of this kit: `simple`, `medium` and `complex` are
@@ -740,7 +723,7 @@ class Tier(Model):
     """And one of more messages than this."""
 
 
-class Auto(Model):
+class Auto(Section):
     """A name that clients call when the kit is to choose the pool by how difficult the request is."""
 
     name: Name = "auto"
@@ -751,15 +734,15 @@ class Auto(Model):
     """From the easiest to the hardest; the hardest that fits is taken, the first one when none does."""
 
 
-class Entrance(Model):
+class Entrance(Section):
     """A guarded way in for clients beyond the farm, beside the gateway's own port, with TLS and narrower limits."""
 
     port: PortNumber = 443
     """Port on the gateway's host."""
-    certificate: Annotated[str, _text(PEM)] | None = None
+    certificate: Annotated[str, _text("pem")] | None = None
     """File on the gateway's host with certificate, chain and key, readable for user 99; without it there is no TLS.
     A renewed file is in use within seconds, without a restart."""
-    origins: Annotated[tuple[Annotated[str, _text(ORIGIN)], ...], ANY_LIST] = ()
+    origins: Annotated[tuple[Annotated[str, _text("origin")], ...], ANY_LIST] = ()
     """Origins of web pages and apps that may call the gateway (CORS), such as `https://chat.example.com` or
     `app://obsidian.md`."""
     max_body_kib: int = Field(16 * 1024, ge=1, le=900 * 1024)
@@ -772,14 +755,14 @@ class Entrance(Model):
     """Most tokens of one answer; requests for more get this many."""
 
 
-class Gateway(Model):
+class Gateway(Section):
     """The one address that clients call: LiteLLM, with HAProxy behind it."""
 
     host: Name
     """Host that runs it."""
     port: PortNumber = 4000
     """Port for clients."""
-    address: Annotated[str, AfterValidator(_address)] | None = None
+    address: Address | None = None
     """Address of its host on which `port` is open; the host's own when absent, or loopback beside an `entrance`."""
     admin_port: PortNumber = 4002
     """Port of everything that LiteLLM has, its admin pages included, on the host's loopback address only."""
@@ -821,7 +804,7 @@ class Gateway(Model):
     """Merged into LiteLLM's rendered `config.yaml`: any setting that this file does not know yet."""
 
 
-class ConsumerLimits(Model):
+class ConsumerLimits(Section):
     """What one key may ask for, over all its pools."""
 
     rpm: int | None = Field(None, ge=1, le=1_000_000_000)
@@ -832,7 +815,7 @@ class ConsumerLimits(Model):
     """Requests at the same time."""
 
 
-class Consumer(Model):
+class Consumer(Section):
     """A person or program with a key of its own; `keys sync` makes LiteLLM agree."""
 
     pools: Annotated[tuple[Name, ...], Field(min_length=1, strict=False)] | None = None
@@ -852,7 +835,7 @@ class Consumer(Model):
 Severity = Literal["critical", "warning", "watchdog"]
 
 
-class Receiver(Model):
+class Receiver(Section):
     """A receiver of alerts. What must stay secret is named here, and its value goes into `.env`."""
 
     name: Name
@@ -888,7 +871,7 @@ class Receiver(Model):
         return self
 
 
-class Thresholds(Model):
+class Thresholds(Section):
     """Where figures start to be alerts."""
 
     gpu_warm_c: int = Field(80, ge=20, le=120)
@@ -931,7 +914,7 @@ class Thresholds(Model):
     """What is left of a key's budget below which there is a warning."""
 
 
-class Monitoring(Model):
+class Monitoring(Section):
     """Prometheus with rules and alerts, the exporters, Grafana, and who is told."""
 
     host: Name
@@ -946,7 +929,7 @@ class Monitoring(Model):
     """What clients may expect of every pool that does not say otherwise."""
     thresholds: Thresholds = Thresholds()
     """Where figures start to be alerts."""
-    runbooks: Annotated[str, _text(URL)] | None = None
+    runbooks: Annotated[str, _text("url")] | None = None
     """Where people find the pages of docs/runbooks, as the start of an address; alerts link there."""
     gpu_exporter: Literal["nvidia", "dcgm", "none"] = "nvidia"
     """Who reads the NVIDIA cards: nvidia_gpu_exporter (every card), dcgm-exporter (datacentre cards), or none."""
@@ -978,7 +961,7 @@ class Monitoring(Model):
     """Merged into Prometheus' rendered configuration."""
 
 
-class Tracing(Model):
+class Tracing(Section):
     """Who gets a trace of every request: pool, model, key, times, tokens, cost. Prompts only if asked for."""
 
     host: Name | None = None
@@ -987,12 +970,12 @@ class Tracing(Model):
     """Port of that Langfuse, on the host's address: it has users and keys of its own (`LANGFUSE_ADMIN_PASSWORD`)."""
     clickhouse_mib: int = Field(4096, ge=1024, le=TIB_MIB)
     """Memory limit of its ClickHouse, in MiB; its other programs may take 5.5 GiB together."""
-    url: Annotated[str, BeforeValidator(_without_password), _text(URL), AfterValidator(_url)] | None = None
+    url: Server | None = None
     """Instead of `host`: a receiver of OTLP over HTTP that you have, such as `http://192.0.2.5:4318`; traces go to
     `/v1/traces` below it."""
     secret: SecretName | None = None
     """Name of the secret that the receiver wants: the whole value of the header, such as `Bearer …`."""
-    header: Annotated[str, _text(HEADER)] = "Authorization"
+    header: Header = "Authorization"
     """Header in which it wants the secret."""
     prompts: bool = False
     """Whether prompts and answers are part of a trace; nothing of them leaves the gateway otherwise."""
@@ -1006,7 +989,7 @@ class Tracing(Model):
         return self
 
 
-class Inventory(Model):
+class Inventory(Section):
     """A whole site in one file. Keys that start with `x-` are yours, for anchors and notes."""
 
     schema_version: Annotated[Literal[1], BeforeValidator(_version)]
@@ -1017,11 +1000,11 @@ class Inventory(Model):
     """Machines on which the kit starts programs."""
     nodes: dict[Name, Node] = Field(default_factory=dict)
     """Inference servers that the kit only uses."""
-    cards: dict[Name, Card] = Field(default_factory=dict)
+    cards: dict[Name, GpuKind] = Field(default_factory=dict)
     """Kinds of graphics cards: facts that the catalogue lacks, settings that suit the card."""
-    models: dict[Name, Weights] = Field(default_factory=dict)
+    models: dict[Name, Model] = Field(default_factory=dict)
     """Models by name."""
-    defaults: dict[Kind, Engine] = Field(default_factory=dict)
+    defaults: dict[Kind, ServerSettings] = Field(default_factory=dict)
     """Engine settings for every pool of a kind."""
     pools: dict[Name, Pool] = Field(min_length=1)
     """What clients call."""

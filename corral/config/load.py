@@ -75,10 +75,10 @@ def load_texts(inventory: bytes, files: Mapping[str, bytes], name: str) -> Loade
 def validate(source: Source) -> Loaded:
     """Like load_inventory, from YAML that has been read."""
     if source.data is None:
-        raise SiteError([Problem("the file is empty", hint=START, file=source.file)])
+        raise SiteError([Problem("the file is empty", remedy=START, file=source.file)])
     if not isinstance(source.data, dict):
         words = f"an inventory is a mapping (key: value), not {shown(source.data)}"
-        raise SiteError([source.locate(Problem(words, hint=START))])
+        raise SiteError([source.locate(Problem(words, remedy=START))])
     _check_version(source)
     try:
         return Loaded(Inventory.model_validate(source.data), source)

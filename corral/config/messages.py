@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from corral.config.inventory import PATTERNS, SECRET_NAME, Inventory
+from corral.config.inventory import PATTERNS, Inventory
 from corral.errors import KeyPath, Problem, did_you_mean, shown
 
-_PATTERNS = {pattern.expression: pattern for pattern in PATTERNS}
+_PATTERNS = {pattern.expression: pattern for pattern in PATTERNS.values()}
 _WANTED = {
     "int_type": "a whole number",
     "float_type": "a number",
@@ -92,7 +92,7 @@ def _about_value(details: ErrorDetails, path: KeyPath) -> tuple[str, str]:
         message, hint = f"must be one of {', '.join(choices)}, not {shown(given)}", _near(given, choices)
     elif kind == "string_pattern_mismatch":
         pattern = _PATTERNS[str(context["pattern"])]
-        told = "" if pattern is SECRET_NAME else f", not {shown(given)}"  # it may be the secret itself
+        told = f", not {shown(given)}" if pattern.is_shown else ""
         message, hint = f"must be {pattern.words}{told}", pattern.remedy
     elif kind in _BOUNDS:
         key, words = _BOUNDS[kind]

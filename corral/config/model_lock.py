@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from corral.config.file_names import PathBelow, is_file_name
-from corral.config.inventory import Model, file_of
+from corral.config.inventory import Section, file_of
 from corral.errors import CorralError
 from corral.files import write_atomically
 
@@ -26,7 +26,7 @@ Counts = Annotated[tuple[Count, ...], Field(strict=False)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class Gguf(Model):
+class Gguf(Section):
     """What a GGUF file says of itself, as far as memory depends on it. Lists have one number for each layer."""
 
     architecture: str
@@ -99,7 +99,7 @@ def _source(value: str) -> str:
     return value
 
 
-class LockedFile(Model):
+class LockedFile(Section):
     """What is known of one file of a model."""
 
     file: PathBelow
@@ -116,7 +116,7 @@ class LockedFile(Model):
     """What the file says of itself."""
 
 
-class ModelLock(Model):
+class ModelLock(Section):
     """Every known file by its source."""
 
     version: Literal[1] = 1

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from corral.plan.cards import VRAM_RESERVE_MIB
 from corral.plan.memory import CARD_MIB, MIB
-from corral.plan.site import Card, Replica, Site, memory_of_replica
+from corral.plan.settings import memory_of_replica
+from corral.plan.site import Card, Replica, Site
 from corral.plan.sizes import worst
 
 # Contexts are proposed in multiples of this.

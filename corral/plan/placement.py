@@ -1,22 +1,27 @@
-"""Cards for replicas that leave the choice to the plan (`on: auto`): the fewest cards, evenly filled, never too full.
+"""`on: auto`: the plan chooses the cards of a pool's replicas, and says why.
 
-Pure, and the same for the same input. Every replica goes onto one card. Replicas of one pool go onto different cards
-while there are enough, since two on one card only share it.
+The fewest cards, evenly filled, never too full. Pure, and the same for the same input. Every replica goes onto one
+card. Replicas of one pool go onto different cards while there are enough, since two on one card only share it.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from corral.config.inventory import Inventory, Placement, Pool
+from corral.plan.sizes import worst
 
 # Host and GPU number of a card.
 Key = tuple[str, int]
+# MiB that one replica of a pool takes on a kind of card.
+Size = Callable[[str, str], int]
 
 
 @dataclass(frozen=True, slots=True)
-class Bin:
-    """A card: how much room it has besides what is on it already."""
+class Room:
+    """A card: how many MiB can be used on it, besides what is on it already."""
 
     key: Key
     room: int
@@ -24,35 +29,130 @@ class Bin:
     is_used: bool = False
     # Pools that are on it already.
     pools: frozenset[str] = frozenset()
+    kind: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class Need:
     """One replica: its pool, its number in the pool, and what it takes on each card where it may go."""
 
     pool: str
     number: int
-    sizes: Mapping[Key, int] = field(hash=False)
+    sizes: dict[Key, int]
 
     @property
-    def largest(self) -> int:
-        """The most that it takes anywhere."""
-        return max(self.sizes.values(), default=0)
+    def order(self) -> tuple[int, str, int]:
+        """Its place in the row: what takes most anywhere comes first."""
+        return -max(self.sizes.values(), default=0), self.pool, self.number
 
 
 # Card of every replica, by pool and number.
 Placing = dict[tuple[str, int], Key]
 _Choice = Callable[[list[tuple[int, int]]], int]
+NO_WAY = "on: auto: no way was found to fit every replica; each went where most was free"
 
 
-def place(pieces: Iterable[Piece], bins: Iterable[Bin]) -> Placing | None:
-    """The card of every piece; None when no way was found to fit all of them.
+def placed(inventory: Inventory, empty: Sequence[Room], size: Size) -> tuple[Inventory, tuple[str, ...]]:
+    """The inventory with a card for every replica that leaves the choice to the plan, and the reasons in words.
+
+    What cannot be placed goes where most is free, so that the rule `vram` says by how much it does not fit.
+    """
+    free = {name: pool for name, pool in inventory.pools.items() if any(item.auto for item in pool.on)}
+    if not free or not empty:
+        return inventory, ()
+    cards = _beside_others(inventory, empty, size)
+    needs = [need for name, pool in free.items() for need in _needs(name, pool, cards, size)]
+    found = place(needs, cards)
+    chosen = found if found is not None else _forced(needs, cards)
+    pools = {name: _with_places(inventory, name, chosen) for name in free}
+    return (
+        inventory.model_copy(update={"pools": {**inventory.pools, **pools}}),
+        tuple(_reasons(needs, cards, chosen) if found is not None else [NO_WAY]),
+    )
+
+
+def _beside_others(inventory: Inventory, empty: Sequence[Room], size: Size) -> list[Room]:
+    """Every card with the room that is left beside what the inventory puts on it."""
+    kinds = {card.key: card.kind for card in empty}
+    taken: Counter[Key] = Counter()
+    tenants: dict[Key, set[str]] = defaultdict(set)
+    turns: dict[tuple[Key, str], list[int]] = defaultdict(list)
+    for name, pool in inventory.pools.items():
+        for item in pool.on:
+            for key in ((item.host or "", number) for number in item.gpus or ()):
+                share = size(name, kinds[key]) // item.gpus_per_replica if key in kinds else 0
+                tenants[key].add(name)
+                if item.shared:
+                    turns[key, item.shared].append(share)
+                else:
+                    taken[key] += share * (item.replicas or 1)
+    for (key, server), shares in turns.items():
+        taken[key] += worst(shares, inventory.hosts[key[0]].shared[server].loaded)
+    return [
+        replace(card, room=card.room - taken[card.key], is_used=card.key in tenants, pools=frozenset(tenants[card.key]))
+        for card in empty
+    ]
+
+
+def _needs(name: str, pool: Pool, cards: Sequence[Room], size: Size) -> list[Need]:
+    wanted = [item for item in pool.on if item.auto for _ in range(item.replicas or 1)]
+    return [
+        Need(name, number, {card.key: size(name, card.kind) for card in cards if item.host in (None, card.key[0])})
+        for number, item in enumerate(wanted)
+    ]
+
+
+def _forced(needs: Sequence[Need], cards: Sequence[Room]) -> Placing:
+    """A card for every replica even where there is no room: the one with most of it."""
+    room = {card.key: card.room for card in cards}
+    found: Placing = {}
+    for need in sorted(needs, key=lambda need: need.order):
+        best = min(need.sizes, key=lambda key: (need.sizes[key] - room[key], key))
+        room[best] -= need.sizes[best]
+        found[need.pool, need.number] = best
+    return found
+
+
+def _with_places(inventory: Inventory, name: str, chosen: Placing) -> Pool:
+    """The pool with places that name their cards."""
+    pool = inventory.pools[name]
+    count = Counter(key for (owner, _), key in chosen.items() if owner == name)
+    places = [
+        Placement(host=host, gpus=(number,), replicas=times if times > 1 else None)
+        for (host, number), times in sorted(count.items())
+    ]
+    return pool.model_copy(update={"on": (*(item for item in pool.on if not item.auto), *places)})
+
+
+def _reasons(needs: Sequence[Need], cards: Sequence[Room], chosen: Placing) -> list[str]:
+    further = set(chosen.values()) - {card.key for card in cards if card.is_used}
+    replicas, more = _count(len(needs), "replica"), _count(len(further), "further card")
+    lines = [f"on: auto: {replicas} on the fewest cards ({more}), evenly filled, those of a pool apart"]
+    for card in sorted(cards, key=lambda card: card.key):
+        mine = sorted((need for need in needs if chosen[need.pool, need.number] == card.key), key=lambda it: it.pool)
+        if mine:
+            wanted = ", ".join(f"{need.pool} {need.sizes[card.key]}" for need in mine)
+            left = card.room - sum(need.sizes[card.key] for need in mine)
+            place = f"GPU {card.key[1]} of {card.key[0]}"
+            lines.append(f"  {place}: {wanted} of {card.room} MiB that were free; {left} stay")
+    return lines
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+# --- the choice ------------------------------------------------------------------------------------------------------
+
+
+def place(needs: Iterable[Need], rooms: Iterable[Room]) -> Placing | None:
+    """The card of every need; None when no way was found to fit all of them.
 
     Never more cards than first-fit decreasing would take; of what is left the choice with the fewest replicas that
     share a card with one of their own pool, then with the fewest cards, then with the evenest filling.
     """
-    ordered = sorted(pieces, key=lambda piece: (-piece.largest, piece.pool, piece.number))
-    cards = sorted(bins, key=lambda card: (not card.is_used, -card.room, card.key))
+    ordered = sorted(needs, key=lambda need: need.order)
+    cards = sorted(rooms, key=lambda card: (not card.is_used, -card.room, card.key))
     textbook = _packed(ordered, cards, _first)
     limit = len(cards) if textbook is None else _cards(textbook, cards)
     found = [] if textbook is None else [textbook]
@@ -62,51 +162,49 @@ def place(pieces: Iterable[Piece], bins: Iterable[Bin]) -> Placing | None:
     return min(found, key=lambda way: _price(way, ordered, cards), default=None)
 
 
-def _counts(pieces: Sequence[Piece], cards: Sequence[Bin]) -> list[int]:
+def _counts(needs: Sequence[Need], cards: Sequence[Room]) -> list[int]:
     """With how many cards to try: the fewest into which all fits, and enough to keep a pool's replicas apart."""
-    least = max(1, sum(card.is_used for card in cards))
-    ways = range(least, len(cards) + 1)
-    fewest = next(
-        (n for n in ways if any(_packed(pieces, cards[:n], way) for way in (_emptiest, _fullest))), len(cards)
-    )
-    replicas = max(Counter(piece.pool for piece in pieces).values(), default=0)
+    counts = range(max(1, sum(card.is_used for card in cards)), len(cards) + 1)
+    fits = (n for n in counts if any(_packed(needs, cards[:n], way) for way in (_emptiest, _fullest)))
+    fewest = next(fits, len(cards))
+    replicas = max(Counter(need.pool for need in needs).values(), default=0)
     return sorted({fewest, min(len(cards), max(fewest, replicas)), len(cards)})
 
 
-def _cards(found: Placing, cards: Sequence[Bin]) -> int:
+def _cards(found: Placing, cards: Sequence[Room]) -> int:
     """Cards in use, those counted that are used anyway."""
     return len(set(found.values()) | {card.key for card in cards if card.is_used})
 
 
-def _price(found: Placing, pieces: Sequence[Piece], cards: Sequence[Bin]) -> tuple[int, int, float, list[Key]]:
+def _price(found: Placing, needs: Sequence[Need], cards: Sequence[Room]) -> tuple[int, int, float, list[Key]]:
     """What makes one choice worse than another, the worst first."""
     loads: Counter[Key] = Counter()
-    for piece in pieces:
-        loads[found[piece.pool, piece.number]] += piece.sizes[found[piece.pool, piece.number]]
+    for need in needs:
+        loads[found[need.pool, need.number]] += need.sizes[found[need.pool, need.number]]
     rooms = {card.key: max(1, card.room) for card in cards}
     fullest = max((load / rooms[key] for key, load in loads.items()), default=0.0)
     apart = {(pool, key) for (pool, _), key in found.items()}
     return len(found) - len(apart), _cards(found, cards), fullest, [found[key] for key in sorted(found)]
 
 
-def _packed(pieces: Sequence[Piece], cards: Sequence[Bin], choose: _Choice) -> Placing | None:
-    """Every piece onto one of these cards, each in its turn; None when one finds no room."""
+def _packed(needs: Sequence[Need], cards: Sequence[Room], choose: _Choice) -> Placing | None:
+    """Every need onto one of these cards, each in its turn; None when one finds no room."""
     room = [card.room for card in cards]
     pools = [set(card.pools) for card in cards]
     found: Placing = {}
-    for piece in pieces:
+    for need in needs:
         fitting = [
-            (index, room[index] - piece.sizes[card.key])
+            (index, room[index] - need.sizes[card.key])
             for index, card in enumerate(cards)
-            if card.key in piece.sizes and piece.sizes[card.key] <= room[index]
+            if card.key in need.sizes and need.sizes[card.key] <= room[index]
         ]
-        apart = [item for item in fitting if piece.pool not in pools[item[0]]]
+        apart = [item for item in fitting if need.pool not in pools[item[0]]]
         if not fitting:
             return None
         chosen = choose(apart or fitting)
-        room[chosen] -= piece.sizes[cards[chosen].key]
-        pools[chosen].add(piece.pool)
-        found[piece.pool, piece.number] = cards[chosen].key
+        room[chosen] -= need.sizes[cards[chosen].key]
+        pools[chosen].add(need.pool)
+        found[need.pool, need.number] = cards[chosen].key
     return found
 
 
@@ -122,8 +220,3 @@ def _fullest(fitting: list[tuple[int, int]]) -> int:
 
 def _first(fitting: list[tuple[int, int]]) -> int:
     return fitting[0][0]
-
-
-def cards_of(placing: Mapping[tuple[str, int], Hashable]) -> int:
-    """How many cards a placing takes."""
-    return len(set(placing.values()))

@@ -9,15 +9,16 @@ from functools import cache
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from corral.config.inventory import Engine, Gpu, Host, Inventory, Node, Placement, Shared, Weights, file_of, folder_of
-from corral.config.model_lock import Gguf, ModelLock
+from corral.config.inventory import Host, Inventory, Model, Node, Placement, ServerSettings, Shared, file_of, folder_of
+from corral.config.model_lock import ModelLock
 from corral.contributions import Endpoint
-from corral.errors import KeyPath
-from corral.plan.auto import Seat, placed
 from corral.plan.cards import VRAM_RESERVE_MIB, CardFacts, card_facts, vram_mib
-from corral.plan.memory import CARD_MIB, MIB, Memory, Use, memory_of
+from corral.plan.memory import Memory
+from corral.plan.placement import Room, placed
 from corral.plan.routing import has_private_cache
-from corral.plan.sizes import kv_cache_mib, replica_mib, weights_mib, worst
+from corral.plan.settings import START_TIMEOUT_S, draft_of, host_mib, memory_of_replica, merged_engine
+from corral.plan.settings import vram_mib as needed_mib
+from corral.plan.sizes import worst
 
 # Port of GPU 0 (the CPU) for each kind, when the inventory names none; the GPU number is added.
 PORT_BASE = {"chat": 8100, "embedding": 8300, "rerank": 8500, "image": 8700}
@@ -28,27 +29,7 @@ PORTS_OF_COPY = 20
 
 # Stands for a local host's rendered folder in what its programs are told; no inventory can have it in a value.
 HERE = "\x1ahere\x1a"
-# How long a server may take to start, where the inventory does not say.
-START_TIMEOUT_S = 600
 NO_LOCK = ModelLock()
-
-KIND_DEFAULTS: dict[str, dict[str, Any]] = {
-    "chat": {"slots": 1, "cache_reuse": 256},
-    "embedding": {"slots": 4, "cache_ram_mib": 0, "cache_reuse": 0},
-    "rerank": {"slots": 4, "cache_ram_mib": 0, "cache_reuse": 0},
-    "image": {"slots": 1, "memory_mib": 4096, "start_timeout_s": 1800},
-}
-# What vLLM gets where the inventory says nothing: 001-11, and host memory for the weights' way to the card.
-VLLM_DEFAULTS: dict[str, Any] = {
-    "slots": 16, "memory_mib": 8192, "start_timeout_s": 1800,
-    "gpu_memory_fraction": 0.9, "adapters_at_once": 1, "adapter_rank": 64,
-}  # fmt: skip
-# Kinds whose server refuses an input that does not fit into one physical batch (`--ubatch-size`).
-WHOLE_INPUT = ("embedding", "rerank")
-COMMON_DEFAULTS: dict[str, Any] = {
-    "gpu_layers": "all", "batch": 2048, "ubatch": 512, "cache_type": "f16", "flash_attention": "auto",
-    "mlock": False, "jinja": True, "start_timeout_s": START_TIMEOUT_S,
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,26 +68,26 @@ class Replica:
     """One server of a pool, with every setting resolved."""
 
     pool: str
-    host: str
-    service: str
-    container: str
     kind: str
     model: str
-    weights: Weights
-    cards: tuple[Card, ...]
-    port: int
-    is_port_explicit: bool
-    engine: Engine
+    weights: Model
+    engine: ServerSettings
     slots: int
     vram_mib: int
     memory_mib: int
     cache_ram_mib: int
+    host: str = ""
+    service: str = ""
+    container: str = ""
+    cards: tuple[Card, ...] = ()
+    port: int = 0
+    is_port_explicit: bool = False
     # Every file that it opens in the models folder, the model first, and where each comes from.
     files: Mapping[str, str] = field(default_factory=dict)
     # What it takes, from what its model file says; None: estimated from the file's name.
     memory: Memory | None = None
     # The small model that makes it faster.
-    draft: Weights | None = None
+    draft: Model | None = None
     # Name of that model's file in the models folder.
     draft_file: str = ""
     # The server that serves it beside others; `service` is that one's name, `container` stays its own.
@@ -159,6 +140,12 @@ class Site:
     def is_local(self, host: str) -> bool:
         """Whether the host runs processes instead of containers."""
         return self.host(host).runtime == "local"
+
+    @property
+    def has_store_exporters(self) -> bool:
+        """Whether Prometheus reads metrics of the gateway's database and cache."""
+        monitoring = self.inventory.monitoring
+        return monitoring is not None and monitoring.store_exporters
 
     def address(self, endpoint: Endpoint, seen_from: str) -> str:
         """`name:port` under which a program on host `seen_from` reaches an endpoint; on another host its edge."""
@@ -239,8 +226,8 @@ def _with_chosen_cards(
     inventory: Inventory, lock: ModelLock, cards: dict[str, tuple[Card, ...]]
 ) -> tuple[Inventory, tuple[str, ...]]:
     """The inventory with a card for every replica that leaves the choice to the plan."""
-    seats = [
-        Seat(card.host, card.number, card.card, card.vram_mib - VRAM_RESERVE_MIB)
+    empty = [
+        Room((card.host, card.number), card.vram_mib - VRAM_RESERVE_MIB, kind=card.card)
         for host, found in cards.items()
         if inventory.hosts[host].runtime == "compose"
         for card in found
@@ -248,9 +235,9 @@ def _with_chosen_cards(
 
     @cache
     def size(pool: str, kind: str) -> int:
-        return _settings(inventory, lock, pool, kind).vram_mib
+        return _as_set(inventory, lock, pool, kind, 1).vram_mib
 
-    return placed(inventory, seats, size)
+    return placed(inventory, empty, size)
 
 
 def _in_order(inventory: Inventory) -> Inventory:
@@ -273,29 +260,14 @@ def _cards(host: str, facts: Host, known: dict[str, CardFacts]) -> Iterator[Card
     before: Counter[str] = Counter()
     for number, gpu in enumerate(facts.gpus, start=1):
         kind = known[gpu.card]
-        yield _card(host, number, before[kind.vendor], gpu, kind)
+        yield Card(
+            host, number, gpu.card, vram_mib(gpu, kind), kind.vendor, kind.compute_capability, before[kind.vendor],
+            kind.backend, gpu.uuid or "", gpu.pci or "", gpu.power_limit_w,
+        )  # fmt: skip
         before[kind.vendor] += 1
 
 
-def _card(host: str, number: int, index: int, gpu: Gpu, facts: CardFacts) -> Card:
-    return Card(
-        host, number, gpu.card, vram_mib(gpu, facts), facts.vendor, facts.compute_capability, index, facts.backend,
-        gpu.uuid or "", gpu.pci or "", gpu.power_limit_w,
-    )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class _Seat:
-    """Where one replica of a pool lives."""
-
-    host: str
-    cards: tuple[Card, ...]
-    # Number from 1 among the replicas on the same cards, or on the CPU.
-    copy: int
-    # Number from 0 among all replicas of the pool.
-    index: int
-    # Name of the server that it shares with other pools.
-    shared: str = ""
+# --- replicas --------------------------------------------------------------------------------------------------------
 
 
 def _replicas(
@@ -304,33 +276,60 @@ def _replicas(
     pool = inventory.pools[name]
     if pool.model is None:
         return
-    settings = cache(lambda card, cards: _settings(inventory, lock, name, card, cards))
+    as_set = cache(lambda card, count: _as_set(inventory, lock, name, card, count))
     index = 0
     for placement in pool.on:
         if placement.host is None:
             continue
         for group, copy in _groups(placement):
             chosen = tuple(cards[placement.host][number - 1] for number in group)
-            seat = _Seat(placement.host, chosen, copy, index, placement.shared or "")
-            replica = _replica(inventory, name, settings(chosen[0].card if chosen else "", len(chosen)), seat)
-            drafts = _files(lock, replica.draft) if replica.draft else {}
-            files = _files(lock, replica.weights) | drafts
-            yield replace(replica, files=files, draft_file=next(iter(drafts), ""))
+            alike = as_set(chosen[0].card if chosen else "", len(chosen))
+            yield _in_place(inventory, replace(alike, host=placement.host, cards=chosen), placement, copy, index)
             index += 1
 
 
-def _files(lock: ModelLock, weights: Weights) -> dict[str, str]:
+def _as_set(inventory: Inventory, lock: ModelLock, name: str, card: str, cards: int) -> Replica:
+    """A replica of a pool on so many cards of a kind (0: on the processor), without its place."""
+    pool = inventory.pools[name]
+    weights = inventory.models[pool.model or ""]
+    engine, draft = merged_engine(inventory, name, card), draft_of(inventory, weights)
+    memory = memory_of_replica(weights, lock, engine, cards, draft)
+    vram = engine.vram_mib if engine.vram_mib is not None else needed_mib(weights, engine, memory, draft, cards)
+    if weights.served_by.takes_share:
+        facts = card_facts(card, inventory.cards.get(card))
+        vram = round((facts.vram_gib if facts else 0) * 1024 * (engine.gpu_memory_fraction or 0)) * cards
+    limit = engine.memory_mib or host_mib(weights, engine, memory, draft, is_on_gpu=cards > 0)
+    cache_ram = engine.cache_ram_mib if engine.cache_ram_mib is not None else min(1024, limit // 4)
+    drafts = _files(lock, draft) if draft else {}
+    return Replica(
+        pool=name,
+        kind=weights.kind,
+        model=pool.model or "",
+        weights=weights,
+        engine=engine,
+        slots=engine.slots or 1,
+        vram_mib=vram if cards else 0,
+        memory_mib=limit,
+        cache_ram_mib=0 if has_private_cache(inventory, name) else cache_ram,
+        files=_files(lock, weights) | drafts,
+        memory=memory,
+        draft=draft,
+        draft_file=next(iter(drafts), ""),
+    )
+
+
+def _files(lock: ModelLock, weights: Model) -> dict[str, str]:
     """The model's files in the models folder: each the one that the lock says was taken, else the source's own.
 
     Of a repository those that the lock knows; before it was pulled, the folder that they will be in.
     """
-    if not weights.is_llama:
+    if not weights.served_by.reads_files:
         return {file: name for source in weights.repositories for file, name in _members(lock, weights, source)}
     known = {source: lock.get(weights.key(source)) for source in weights.sources}
     return {taken.file if taken else file_of(source): source for source, taken in known.items()}
 
 
-def _members(lock: ModelLock, weights: Weights, source: str) -> Iterator[tuple[str, str]]:
+def _members(lock: ModelLock, weights: Model, source: str) -> Iterator[tuple[str, str]]:
     revision = weights.revision_of(source)
     members = lock.members(source, revision)
     yield from ((known.file, key.rpartition("@")[0]) for key, known in members.items())
@@ -349,202 +348,60 @@ def _groups(placement: Placement) -> Iterator[tuple[tuple[int, ...], int]]:
         yield from ((placement.gpus[start : start + size], copy) for copy in copies)
 
 
-def merged_engine(inventory: Inventory, pool: str, card: str) -> Engine:
-    """Engine settings of a pool on a kind of card: kind, card, model and pool have their say, in that order."""
-    weights = inventory.models[inventory.pools[pool].model or ""]
-    merged: dict[str, Any] = {**COMMON_DEFAULTS, **KIND_DEFAULTS[weights.kind]}
-    if weights.server == "vllm":
-        merged |= VLLM_DEFAULTS
-    if weights.kind in WHOLE_INPUT:
-        merged |= {"batch": max(merged["batch"], weights.context), "ubatch": max(merged["ubatch"], weights.context)}
-    for _, level in _engine_levels(inventory, pool, card):
-        merged.update({key: value for key, value in level if value is not None})
-    return Engine(**merged)
+def _in_place(inventory: Inventory, replica: Replica, placement: Placement, copy: int, index: int) -> Replica:
+    """A replica with its names and its port.
 
-
-def engine_place(inventory: Inventory, pool: str, card: str, key: str) -> KeyPath:
-    """Where in the inventory an engine setting is said, or would be said for the pool alone."""
-    places = [path for path, level in _engine_levels(inventory, pool, card) if getattr(level, key) is not None]
-    return (*(places[-1] if places else ("pools", pool, "engine")), key)
-
-
-def _engine_levels(inventory: Inventory, pool: str, card: str) -> Iterator[tuple[KeyPath, Engine]]:
-    """What the inventory says about a pool's engine on a kind of card, and where; the last word counts."""
-    model = inventory.pools[pool].model or ""
-    weights = inventory.models[model]
-    if weights.kind in inventory.defaults:
-        yield ("defaults", weights.kind), inventory.defaults[weights.kind]
-    if card in inventory.cards:
-        yield ("cards", card, "engine"), inventory.cards[card].engine
-    yield ("models", model, "engine"), weights.engine
-    yield ("pools", pool, "engine"), inventory.pools[pool].engine
-
-
-@dataclass(frozen=True, slots=True)
-class _Settings:
-    """What all replicas of a pool on one kind of card have in common."""
-
-    engine: Engine
-    slots: int
-    vram_mib: int
-    memory_mib: int
-    cache_ram_mib: int
-    memory: Memory | None
-
-
-def _settings(inventory: Inventory, lock: ModelLock, pool: str, card: str, cards: int = 1) -> _Settings:
-    """Settings of a pool's replicas on so many cards of a kind; 0 cards: on the processor."""
-    weights = inventory.models[inventory.pools[pool].model or ""]
-    engine = merged_engine(inventory, pool, card)
-    draft = _draft_of(inventory, weights)
-    memory = memory_of_replica(weights, lock, engine, cards, draft)
-    limit = engine.memory_mib or _default_memory_mib(weights, engine, memory, draft, is_on_gpu=cards > 0)
-    cache_ram = engine.cache_ram_mib if engine.cache_ram_mib is not None else min(1024, limit // 4)
-    if has_private_cache(inventory, pool):
-        cache_ram = 0
-    if weights.server == "vllm":
-        facts = card_facts(card, inventory.cards.get(card))
-        vram = round((facts.vram_gib if facts else 0) * 1024 * (engine.gpu_memory_fraction or 0)) * cards
-    else:
-        vram = engine.vram_mib if engine.vram_mib is not None else _vram_mib(weights, engine, memory, draft, cards)
-    return _Settings(engine, engine.slots or 1, vram if cards else 0, limit, cache_ram, memory)
-
-
-def _draft_of(inventory: Inventory, weights: Weights) -> Weights | None:
-    """The model that drafts for another, as it is served: with the other's context."""
-    if weights.draft is None:
-        return None
-    return inventory.models[weights.draft.model].model_copy(update={"context": weights.context, "draft": None})
-
-
-def memory_of_replica(
-    weights: Weights, lock: ModelLock, engine: Engine, cards: int, draft: Weights | None = None
-) -> Memory | None:
-    """What a server takes, from what its model files say; None while the lock does not know one of them."""
-    if draft is not None and weights.draft is not None:
-        own = memory_of_replica(weights, lock, engine, cards)
-        changed = {"gpu_layers": weights.draft.gpu_layers}
-        more = memory_of_replica(
-            draft.model_copy(update={"context": weights.context}), lock, engine.model_copy(update=changed), cards
-        )
-        return own + more if own and more else None
-    gguf = gguf_of(weights, lock)
-    if gguf is None or not weights.is_llama:
-        return None
-    use = Use(
-        slots=engine.slots or 1, context=weights.context, batch=engine.batch or 2048, ubatch=engine.ubatch or 512,
-        cache_type=engine.cache_type or "f16", flash_attention=engine.flash_attention or "auto",
-        gpu_layers=(engine.gpu_layers if engine.gpu_layers is not None else "all") if cards else 0,
-        embeds=weights.kind in WHOLE_INPUT, cards=max(1, cards),
-    )  # fmt: skip
-    return memory_of(gguf, use)
-
-
-def gguf_of(weights: Weights, lock: ModelLock) -> Gguf | None:
-    """What a model's file says of itself; the first of several speaks, further parts and a projector add bytes.
-
-    None while the lock does not know all of them.
+    Args:
+        inventory: the site.
+        replica: as it is set, with host and cards.
+        placement: where the inventory puts it.
+        copy: its number from 1 among the replicas on the same cards, or on the CPU.
+        index: its number from 0 among all replicas of the pool.
     """
-    files = [lock.get(weights.key(source)) for source in weights.sources]
-    first = files[0].gguf if files[0] else None
-    if first is None or len(files) == 1:
-        return first
-    if not all(known and known.size for known in files):
-        return None
-    spoken = sum(first.layer_bytes) + first.input_bytes + first.output_bytes + first.other_bytes
-    more = max(0, sum(known.size for known in files if known) - spoken)
-    return first.model_copy(update={"other_bytes": first.other_bytes + more})
-
-
-def _vram_mib(weights: Weights, engine: Engine, memory: Memory | None, draft: Weights | None, cards: int) -> int:
-    """MiB on all its cards together."""
-    if memory is not None:
-        return -(-memory.device // MIB) + CARD_MIB * cards
-    is_on_card = draft is not None and weights.draft is not None and weights.draft.gpu_layers != 0
-    more = _guessed_mib(draft, engine) if is_on_card else 0
-    return replica_mib(weights, engine.slots or 1, engine.cache_type or "f16") + more
-
-
-def _guessed_mib(model: Weights | None, engine: Engine) -> int:
-    """Weights and cache of a model in MiB, from the name of its file."""
-    if model is None:
-        return 0
-    return weights_mib(model) + kv_cache_mib(model, engine.slots or 1, engine.cache_type or "f16")
-
-
-def _replica(inventory: Inventory, name: str, settings: _Settings, seat: _Seat) -> Replica:
-    pool = inventory.pools[name]
-    weights = inventory.models[pool.model or ""]
-    service = _service_name(pool.short or name, seat, has_gpus=bool(inventory.hosts[seat.host].gpus))
-    shared = inventory.hosts[seat.host].shared.get(seat.shared)
-    port = pool.ports + seat.index if pool.ports else _derived_port(weights.kind, seat)
-    engine = settings.engine
+    pool, host = inventory.pools[replica.pool], inventory.hosts[replica.host]
+    first = replica.cards[0].number if replica.cards else 0
+    service = _service_name(pool.short or replica.pool, first, copy, has_gpus=bool(host.gpus))
+    shared = host.shared.get(placement.shared or "")
+    engine, named = replica.engine, pool.ports
+    # A port that is derived follows from what the replica is, not from where it stands in the inventory.
+    port = PORT_BASE[replica.kind] + (first + (copy - 1) * PORTS_OF_COPY if first else copy - 1)
     if shared is not None:
-        port = shared.port or SHARED_PORT_BASE + (seat.cards[0].number if seat.cards else 0)
+        named, port = shared.port, shared.port or SHARED_PORT_BASE + first
         engine = engine.model_copy(update={"sleep_idle_s": engine.sleep_idle_s or shared.idle_s})
-    return Replica(
-        pool=name,
-        host=seat.host,
-        service=seat.shared or service,
-        container=f"{seat.host}-{service}",
-        kind=weights.kind,
-        model=pool.model or "",
-        weights=weights,
-        cards=seat.cards,
+    elif pool.ports:
+        port = pool.ports + index
+    return replace(
+        replica,
+        service=placement.shared or service,
+        container=f"{replica.host}-{service}",
         port=port,
-        is_port_explicit=(shared.port if shared else pool.ports) is not None,
+        is_port_explicit=named is not None,
         engine=engine,
-        slots=settings.slots,
-        vram_mib=_own_share_mib(weights, engine, seat.cards) or settings.vram_mib,
-        memory_mib=settings.memory_mib,
-        cache_ram_mib=settings.cache_ram_mib,
-        memory=settings.memory,
-        draft=_draft_of(inventory, weights),
+        vram_mib=_own_share_mib(replica) or replica.vram_mib,
         shared=shared,
     )
 
 
-def _own_share_mib(weights: Weights, engine: Engine, cards: tuple[Card, ...]) -> int:
-    """MiB on these cards of a server that takes a share of each, whatever it needs; 0 for others."""
-    fraction = engine.gpu_memory_fraction or 0
-    return sum(round(card.vram_mib * fraction) for card in cards) if weights.server == "vllm" else 0
+def _own_share_mib(replica: Replica) -> int:
+    """MiB on its cards of a server that takes a share of each, whatever it needs; 0 for others."""
+    fraction = replica.engine.gpu_memory_fraction or 0 if replica.weights.served_by.takes_share else 0
+    return sum(round(card.vram_mib * fraction) for card in replica.cards)
 
 
-def _service_name(short: str, seat: _Seat, *, has_gpus: bool) -> str:
+def _service_name(short: str, first: int, copy: int, *, has_gpus: bool) -> str:
     """`gpu-3` on GPU 3, `gpu-3-2` for a second replica there; `chat-1` on the CPU, `chat-cpu-1` beside GPUs."""
-    if seat.cards:
-        return f"{short}-{seat.cards[0].number}" + (f"-{seat.copy}" if seat.copy > 1 else "")
-    return f"{short}-cpu-{seat.copy}" if has_gpus else f"{short}-{seat.copy}"
-
-
-def _derived_port(kind: str, seat: _Seat) -> int:
-    """A port that follows from what the replica is, not from where it stands in the inventory."""
-    if seat.cards:
-        return PORT_BASE[kind] + seat.cards[0].number + (seat.copy - 1) * PORTS_OF_COPY
-    return PORT_BASE[kind] + seat.copy - 1
-
-
-def _default_memory_mib(
-    weights: Weights, engine: Engine, memory: Memory | None, draft: Weights | None, *, is_on_gpu: bool
-) -> int:
-    """Container limit in MiB: the program and its prompt cache; on the CPU the weights and the KV cache as well."""
-    if is_on_gpu:
-        return 2048 if weights.kind == "chat" else 768
-    if memory is not None:
-        return -(-memory.host // MIB) + 1024
-    return _guessed_mib(weights, engine) + _guessed_mib(draft, engine) + 1024
+    if first:
+        return f"{short}-{first}" + (f"-{copy}" if copy > 1 else "")
+    return f"{short}-cpu-{copy}" if has_gpus else f"{short}-{copy}"
 
 
 def memory_on_cpu_mib(replica: Replica) -> int:
     """Container limit in MiB when a replica that has cards is run on the processor instead."""
-    memory = None if replica.memory is None else _all_in_host_memory(replica.memory)
-    limit = _default_memory_mib(replica.weights, replica.engine, memory, replica.draft, is_on_gpu=False)
+    memory = replica.memory
+    if memory is not None:
+        memory = replace(memory, host_weights=memory.total, host_cache=0, host_compute=0, output=0)
+    limit = host_mib(replica.weights, replica.engine, memory, replica.draft, is_on_gpu=False)
     return limit + replica.cache_ram_mib
-
-
-def _all_in_host_memory(memory: Memory) -> Memory:
-    """The same server with everything in host memory."""
-    return replace(memory, host_weights=memory.total, host_cache=0, host_compute=0, output=0)
 
 
 def bracketed(address: str) -> str:

@@ -6,7 +6,8 @@ import math
 import re
 from collections.abc import Iterable
 
-from corral.config.inventory import Weights
+from corral.config.inventory import Model
+from corral.plan.memory import BLOCK_BYTES
 
 BITS_PER_WEIGHT = {
     "q2": 3.0, "q3": 3.9, "q4": 4.8, "q5": 5.7, "q6": 6.6, "q8": 8.5,
@@ -26,11 +27,6 @@ PROJECTOR_MIB = 1024
 ADAPTER_MIB = 128
 # Parameters of 8x7B are fewer than 56 billion: attention is there only once.
 EXPERTS_SHARE = 0.83
-# Bytes of one number in the cache, with the scales of its block.
-CACHE_BYTES = {
-    "f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 1.0625, "q5_1": 0.75, "q5_0": 0.6875,
-    "iq4_nl": 0.5625, "q4_1": 0.625, "q4_0": 0.5625,
-}  # fmt: skip
 # CUDA context and compute buffers; measured by seed 004's operators on 8 GB Pascal cards.
 OVERHEAD_MIB = {"chat": 550, "embedding": 150, "rerank": 150, "image": 800}
 
@@ -38,7 +34,7 @@ _PARAMETERS = re.compile(r"(?<![a-z0-9.])(?:(\d{1,3})x)?(\d{1,4}(?:\.\d{1,2})?)(
 _QUANTIZATION = re.compile(r"(?<![a-z0-9])(iq[1-4]|tq[12]|q[2-8]|mxfp4|bf16|fp16|f16|f32)(?![0-9])", re.IGNORECASE)
 
 
-def billions(model: Weights) -> float | None:
+def billions(model: Model) -> float | None:
     """Parameters in billions as the file's name tells, or None."""
     found = _PARAMETERS.search(model.file) or _PARAMETERS.search(model.source)
     if not found:
@@ -48,7 +44,7 @@ def billions(model: Weights) -> float | None:
     return int(experts) * each * EXPERTS_SHARE if experts else each
 
 
-def weights_mib(model: Weights) -> int:
+def weights_mib(model: Model) -> int:
     """Size of the weights: declared, else parameters times bits, else the usual size of the kind."""
     if model.size_gib is not None:
         return round(model.size_gib * 1024)
@@ -56,7 +52,7 @@ def weights_mib(model: Weights) -> int:
     return _estimated_mib(model) + projector + ADAPTER_MIB * len(model.adapters)
 
 
-def _estimated_mib(model: Weights) -> int:
+def _estimated_mib(model: Model) -> int:
     parameters, quantization = billions(model), _QUANTIZATION.search(model.file)
     if parameters is None:
         return round(DEFAULT_GIB[model.kind] * 1024)
@@ -64,16 +60,16 @@ def _estimated_mib(model: Weights) -> int:
     return round(parameters * 1e9 * bits / 8 / 1024**2)
 
 
-def kv_cache_mib(model: Weights, slots: int, cache_type: str) -> int:
+def kv_cache_mib(model: Model, slots: int, cache_type: str) -> int:
     """Size of the K and V cache for all slots; embedding, rerank and image models keep none worth counting."""
     if model.kind != "chat":
         return 0
     parameters = billions(model) or weights_mib(model) / MIB_PER_BILLION
-    kib = max(KV_KIB_PER_TOKEN, KV_KIB_PER_TOKEN_AND_ROOT * math.sqrt(parameters)) * CACHE_BYTES[cache_type] / 2
+    kib = max(KV_KIB_PER_TOKEN, KV_KIB_PER_TOKEN_AND_ROOT * math.sqrt(parameters)) * BLOCK_BYTES[cache_type] / 2
     return round(kib * model.context * slots / 1024)
 
 
-def replica_mib(model: Weights, slots: int, cache_type: str) -> int:
+def replica_mib(model: Model, slots: int, cache_type: str) -> int:
     """What one replica takes on its card: weights, cache, overhead."""
     return weights_mib(model) + kv_cache_mib(model, slots, cache_type) + OVERHEAD_MIB[model.kind]
 

@@ -14,8 +14,9 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Literal
 
@@ -56,8 +57,10 @@ def _of_hosts(tree: Mapping[str, bytes], hosts: set[str] | None) -> Mapping[str,
 def _changes(out: Path, wanted: Mapping[str, bytes], known: Mapping[str, str]) -> list[Change]:
     """What writing the wanted files would do, where the manifests know these."""
     paths = sorted(wanted.keys() | known.keys())
-    _refuse_links(out, paths)
-    changes = [_change(out, path, wanted.get(path), known.get(path, "")) for path in paths]
+    for folder in sorted(_folders(paths)):
+        if (out / folder).is_symlink():
+            raise CorralError(f"{out / folder}: a symbolic link stands where a folder is rendered; move it away")
+    changes = (_change(out, path, wanted.get(path), known.get(path, "")) for path in paths)
     return [change for change in changes if change is not None]
 
 
@@ -67,18 +70,17 @@ def write(tree: Mapping[str, bytes], out: Path, hosts: set[str] | None = None, *
     Raises:
         CorralError: the folder cannot be written, another run is writing, or the kit's own records are damaged.
     """
-    with _explained(out):
+    try:
         out.mkdir(parents=True, exist_ok=True)
         with locked(out):
             wanted, known = _of_hosts(tree, hosts), _manifests(out, hosts)
             changes = _changes(out, wanted, known)
             kept = {change.path for change in changes if change.action == "edited" and not force}
-            todo = {
-                change.path: change.new
-                for change in changes
-                if change.action != "identical" and change.path not in kept
-            }
+            todo = {item.path: item.new for item in changes if item.action != "identical" and item.path not in kept}
             _put(out, known, todo, _recorded(wanted, known, kept))
+    except OSError as error:
+        words = f"cannot be written: {error.strerror}; then run the same command again"
+        raise CorralError(f"{error.filename or out}: {words}") from None
     return changes
 
 
@@ -135,22 +137,10 @@ def _read(path: Path) -> bytes | None:
     raise CorralError(f"{path}: {what} stands where a file is rendered; move it away")
 
 
-def _refuse_links(out: Path, paths: Iterable[str]) -> None:
-    """Raises CorralError when a folder between `out` and one of the paths is a symbolic link."""
-    for folder in sorted(_folders(paths)):
-        if (out / folder).is_symlink():
-            raise CorralError(f"{out / folder}: a symbolic link stands where a folder is rendered; move it away")
-
-
 def _folders(paths: Iterable[str]) -> set[str]:
     """Every folder that the paths lie in, relative like them."""
-    found: set[str] = set()
-    for path in paths:
-        folder = path.rpartition("/")[0]
-        while folder and folder not in found:
-            found.add(folder)
-            folder = folder.rpartition("/")[0]
-    return found
+    nearest = {path.rpartition("/")[0] for path in paths} - {""}
+    return {folder for path in nearest for folder in accumulate(path.split("/"), "{}/{}".format)}
 
 
 def _host_of(path: str) -> str:
@@ -204,24 +194,14 @@ def _put_manifests(out: Path, hosts: Iterable[str], recorded: Mapping[str, str])
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _explained(out: Path) -> Iterator[None]:
-    """Turns failures of the file system into words that say what to do."""
-    try:
-        yield
-    except OSError as error:
-        place = error.filename or out
-        raise CorralError(f"{place}: cannot be written: {error.strerror}; then run the same command again") from None
-
-
 def _put(out: Path, known: Mapping[str, str], todo: Mapping[str, bytes | None], recorded: Mapping[str, str]) -> None:
     """Carries out a change: contents to write by path, None for files that go."""
     hosts = {_host_of(path) for path in (*known, *recorded)}
     _remove_drafts(out, known)
     if todo:
         both = {path: f"{known.get(path, '')}{BOTH}{recorded.get(path, '')}" for path in todo}
-        with _folders_made(out, [path for path, data in todo.items() if data is not None]):
-            _put_manifests(out, hosts, {**known, **recorded, **both})
+        _make_folders(out, [path for path, data in todo.items() if data is not None])
+        _put_manifests(out, hosts, {**known, **recorded, **both})
     with ThreadPoolExecutor(WRITERS) as pool:
         list(pool.map(lambda item: _put_file(out, *item), todo.items()))
     _put_manifests(out, hosts, recorded)
@@ -235,19 +215,16 @@ def _remove_drafts(out: Path, known: Mapping[str, str]) -> None:
         draft.unlink()
 
 
-@contextmanager
-def _folders_made(out: Path, paths: Iterable[str]) -> Iterator[None]:
-    """Makes the folders of the paths, and takes them away again when that or the block fails."""
-    made: list[Path] = []
+def _make_folders(out: Path, paths: Iterable[str]) -> None:
+    """Makes the folders of the paths; where one cannot be made, none stay."""
+    made = [out / folder for folder in sorted(_folders(paths)) if not (out / folder).is_dir()]
     try:
-        for folder in sorted(_folders(paths)):
-            if not (out / folder).is_dir():
-                (out / folder).mkdir()
-                made.append(out / folder)
-        yield
+        for place in made:
+            place.mkdir()
     except BaseException:
         for place in reversed(made):
-            _remove_empty_folders(out, place)
+            with suppress(OSError):
+                place.rmdir()
         raise
 
 
@@ -258,13 +235,6 @@ def _put_file(out: Path, path: str, data: bytes | None) -> None:
         write_atomically(place, data, 0o755 if data.startswith(b"#!") else 0o644)
         return
     place.unlink(missing_ok=True)
-    _remove_empty_folders(out, place.parent)
-
-
-def _remove_empty_folders(out: Path, folder: Path) -> None:
-    while folder != out:
-        try:
+    with suppress(OSError):  # not empty, or gone
+        for folder in place.parents[: path.count("/")]:
             folder.rmdir()
-        except OSError:  # not empty, or gone
-            return
-        folder = folder.parent

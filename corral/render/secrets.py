@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from corral.contributions import Secret
-from corral.errors import CorralError, Problem, SiteError
-from corral.files import write_atomically
+from corral.errors import CorralError, Finding, SiteError
+from corral.files import draft_of, write_atomically
 from corral.render.output import locked
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def read_env(path: Path) -> dict[str, str]:
         match = _LINE.fullmatch(line)
         value = _VALUE.fullmatch(match[2]) if match else None
         if match is None or value is None:
-            raise SiteError([Problem("not a NAME=value line", hint="fix or remove it", file=str(path), line=number)])
+            raise SiteError([Finding("not a NAME=value line", remedy="fix or remove it", file=str(path), line=number)])
         found[match[1]] = _plain_value(value)
     return found
 
@@ -85,17 +85,13 @@ def _plain_value(match: re.Match[str]) -> str:
     return re.split(r"\s+#", match["bare"] or "", maxsplit=1)[0]
 
 
-def _with_made(text: str, made: Iterable[Secret], values: Mapping[str, str]) -> str:
-    """The text of a `.env` with new values: in the empty line that waits for one, else at the end."""
-    for secret in made:
-        line = f"{secret.name}={values[secret.name]}"
-        waiting = re.compile(rf"^[ \t]*(?:export[ \t]+)?{secret.name}[ \t]*=[ \t]*(?:''|\"\")?[ \t]*$", re.MULTILINE)
-        if waiting.search(text):
-            text = waiting.sub(lambda _, line=line: line, text, count=1)  # type: ignore[misc]
-        else:
-            text += "" if not text or text.endswith("\n") else "\n"
-            text += f"# {secret.purpose}\n{line}\n"
-    return text
+def _with_line(text: str, name: str, value: str, comment: str, *, instead_of: str) -> str:
+    """The text of a `.env` with a value: in the first line of that name with such a value, else at the end."""
+    line = re.compile(rf"^[ \t]*(?:export[ \t]+)?{name}[ \t]*=[ \t]*(?:{instead_of})[ \t]*$", re.MULTILINE)
+    if line.search(text):
+        return line.sub(lambda _: f"{name}={value}", text, count=1)
+    ending = "" if not text or text.endswith("\n") else "\n"
+    return f"{text}{ending}# {comment}\n{name}={value}\n"
 
 
 # --- making what is missing ------------------------------------------------------------------------------------------
@@ -117,7 +113,8 @@ def initialise(needed: Mapping[str, Iterable[Secret]], out: Path, hosts: set[str
         with locked(out):
             wanted = {host: list(secrets) for host, secrets in needed.items()}
             known = {host: read_env(out / host / ENV_FILE) for host in wanted}
-            shared = _shared_values(_without_own(wanted, known), out)
+            own = {secret.name for found in wanted.values() for secret in found if secret.is_per_host}
+            shared = _shared_values(known, {CERTIFICATES_MARK, *own}, out)
             issuer = _issuer_for(wanted.values(), out)
             return [
                 _initialise_host(host, secrets, known[host], shared, out / host, issuer)
@@ -137,25 +134,21 @@ def _issuer_for(wanted: Iterable[list[Secret]], out: Path) -> Authority | None:
     return authority_in(out)
 
 
-def _without_own(
-    wanted: Mapping[str, list[Secret]], known: Mapping[str, Mapping[str, str]]
-) -> dict[str, dict[str, str]]:
-    """The hosts' values without those that every host has of its own."""
-    own = {secret.name for secrets in wanted.values() for secret in secrets if secret.is_per_host}
-    own.add(CERTIFICATES_MARK)
-    return {host: {name: value for name, value in values.items() if name not in own} for host, values in known.items()}
+def _shared_values(known: Mapping[str, Mapping[str, str]], own: set[str], out: Path) -> dict[str, str]:
+    """The value of each name, over all hosts, without those that every host has of its own.
 
-
-def _shared_values(known: Mapping[str, Mapping[str, str]], out: Path) -> dict[str, str]:
-    """The value of each name, over all hosts; raises CorralError when two hosts disagree."""
+    Raises:
+        CorralError: two hosts disagree.
+    """
     shared: dict[str, tuple[str, str]] = {}
     for host, values in known.items():
         for name, value in values.items():
-            if value and name in shared and shared[name][1] != value:
-                where = f"{out / shared[name][0] / ENV_FILE} and {out / host / ENV_FILE}"
+            if not value or name in own:
+                continue
+            other, present = shared.setdefault(name, (host, value))
+            if present != value:
+                where = f"{out / other / ENV_FILE} and {out / host / ENV_FILE}"
                 raise CorralError(f"{where} have different values for {name}; make them equal")
-            if value:
-                shared[name] = (host, value)
     return {name: value for name, (_, value) in shared.items()}
 
 
@@ -167,45 +160,38 @@ def _initialise_host(
     folder: Path,
     issuer: Authority | None,
 ) -> Report:
+    values, made = dict(known), []
     stored = [secret for secret in wanted if secret.is_stored]
-    own = {secret.name: _new_value(secret) for secret in stored if secret.is_per_host}
-    made = [
-        secret
-        for secret in stored
-        if not known.get(secret.name) and (secret.is_per_host or _is_to_be_had(secret, shared))
-    ]
-    values = {**known, **{secret.name: {**shared, **own}[secret.name] for secret in made}}
+    for secret in stored:
+        if not values.get(secret.name) and (value := _value_for(secret, shared)):
+            values[secret.name] = value
+            made.append(secret)
     present = {secret.name: _text_of(folder / FOLDER / secret.name) for secret in wanted if secret.is_certificate}
-    certificates = _certificates(wanted, present, issuer)
+    certificates: dict[str, str] = {}
+    if issuer is not None:
+        certificates = {item.name: issuer.value_of(item, present[item.name]) for item in wanted if item.is_certificate}
     folder.mkdir(parents=True, exist_ok=True)
     _write_env(folder / ENV_FILE, made, values, _mark_of(certificates))
     write_files(wanted, values | certificates, folder / FOLDER)
-    issued = [name for name, text in certificates.items() if text != present[name]]
-    names = [secret.name for secret in made] + issued
+    new = [*(secret.name for secret in made), *(name for name, text in certificates.items() if text != present[name])]
     missing = tuple(secret.name for secret in stored if not values.get(secret.name))
     had = [*(secret.name for secret in stored), *certificates]
-    return Report(host, tuple(names), tuple(name for name in had if name not in {*names, *missing}), missing)
+    return Report(host, tuple(new), tuple(name for name in had if name not in {*new, *missing}), missing)
 
 
-def _certificates(wanted: list[Secret], present: Mapping[str, str], issuer: Authority | None) -> dict[str, str]:
-    """The PEM text of every certificate that a host needs."""
-    if issuer is None:
-        return {}
-    found = (secret for secret in wanted if secret.is_certificate)
-    return {secret.name: issuer.value_of(secret, present[secret.name]) for secret in found}
+def _value_for(secret: Secret, shared: dict[str, str]) -> str:
+    """A value for a secret that a host lacks: the site's, made up here if it may be; empty where the user has it."""
+    if secret.is_per_host:
+        return _new_value(secret)
+    if secret.name not in shared and secret.generate != "given":
+        shared[secret.name] = _new_value(secret)
+    return shared.get(secret.name, "")
 
 
 def _mark_of(certificates: Mapping[str, str]) -> str:
     """Short digest of a host's certificates; empty without any."""
     text = "".join(certificates[name] for name in sorted(certificates))
     return hashlib.sha256(text.encode()).hexdigest()[:16] if text else ""
-
-
-def _is_to_be_had(secret: Secret, shared: dict[str, str]) -> bool:
-    """Whether there is a value in `shared`, made up here if it may be."""
-    if secret.name not in shared and secret.generate != "given":
-        shared[secret.name] = _new_value(secret)
-    return secret.name in shared
 
 
 def _new_value(secret: Secret) -> str:
@@ -216,23 +202,17 @@ def _new_value(secret: Secret) -> str:
 
 def _write_env(path: Path, made: list[Secret], values: Mapping[str, str], mark: str) -> None:
     """Adds new values to a `.env`, and the mark of the certificates; whatever else is in it stays as it is."""
-    path.with_name(f".{path.name}.new").unlink(missing_ok=True)  # a killed run's draft
-    old = _text_of(path)
-    text = _with_mark(_with_made(old, made, values), mark)
+    draft_of(path).unlink(missing_ok=True)  # a killed run's
+    old = text = _text_of(path)
+    for secret in made:
+        text = _with_line(text, secret.name, values[secret.name], secret.purpose, instead_of="''|\"\"|")
+    if mark or CERTIFICATES_MARK in text:
+        comment = "changes when certificates of this host do; not secret"
+        text = _with_line(text, CERTIFICATES_MARK, mark, comment, instead_of=".*")
     if text != old or not path.exists():
         write_atomically(path, text.encode(), 0o600)
     elif path.stat().st_mode & 0o077:
         path.chmod(0o600)
-
-
-def _with_mark(text: str, mark: str) -> str:
-    """The text of a `.env` with another mark of the certificates."""
-    line = re.compile(rf"^{CERTIFICATES_MARK}=.*\n?", re.MULTILINE)
-    if line.search(text):
-        return line.sub(f"{CERTIFICATES_MARK}={mark}\n", text, count=1)
-    ending = "" if not text or text.endswith("\n") else "\n"
-    comment = "# changes when certificates of this host do; not secret"
-    return f"{text}{ending}{comment}\n{CERTIFICATES_MARK}={mark}\n" if mark else text
 
 
 # --- one file for each ------------------------------------------------------------------------------------------------

@@ -11,20 +11,23 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PrefixLoader, StrictUndefined
 
 from corral.build import Plan
 from corral.components import edge
-from corral.contributions import CpuVariant, File, Secret, Service
+from corral.contributions import File, Secret, Service
+from corral.declarations import packages, shipped
 from corral.errors import CorralError
 from corral.plan.networks import WAY_OUT, aliases, networks, outer_network
 from corral.plan.site import HERE, bracketed
 
 ROOT = Path(__file__).resolve().parents[2]
+TEMPLATES = ROOT / "templates"
 Tree = dict[str, bytes]
+OfHost = TypeVar("OfHost", Service, File, Secret)
 POWER_UNIT = "corral-gpu-power.service"
 # How a comment starts in the files that components ship as they are; those of other kinds get no header.
 COMMENT_OF = {".sh": "#", ".py": "#", ".yml": "#", ".yaml": "#", ".cfg": "#", ".conf": "#", ".lua": "--"}
@@ -40,20 +43,21 @@ _AWKWARD = re.compile(r"[\"';#]")
 
 def render(plan: Plan) -> Tree:
     """Every file of every host, by its path below the output folder."""
-    services: dict[str, list[Service]] = defaultdict(list)
-    files: dict[str, list[File]] = defaultdict(list)
-    secrets: dict[str, dict[str, Secret]] = defaultdict(dict)
-    for service in plan.contributions.services:
-        services[service.host].append(service)
-    for file in plan.contributions.files:
-        files[file.host].append(file)
-    for secret in plan.contributions.secrets:
-        secrets[secret.host].setdefault(secret.name, secret)
+    found = plan.contributions
+    services, files, secrets = _by_host(found.services), _by_host(found.files), _by_host(found.secrets)
     tree: Tree = {}
-    for host in sorted(services):
-        own = _Host(plan, host, services[host], files[host], sorted(secrets[host].values(), key=lambda item: item.name))
-        tree.update({f"{host}/{path}": data for path, data in _host_files(own).items()})
+    for host in services:
+        distinct = {secret.name: secret for secret in reversed(secrets[host])}
+        own = _Host(plan, host, services[host], files[host], [distinct[name] for name in sorted(distinct)])
+        tree |= {f"{host}/{path}": data for path, data in _host_files(own).items()}
     return dict(sorted(tree.items()))
+
+
+def _by_host(items: Iterable[OfHost]) -> dict[str, list[OfHost]]:
+    found: dict[str, list[OfHost]] = defaultdict(list)
+    for item in items:
+        found[item.host].append(item)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,9 @@ class _Host:
 
     def render(self, template: str, mark: str = "#", source: str = "", **values: object) -> bytes:
         """A template's text; `source` names the file to edit when it is not the template itself."""
-        header = self.header(f"templates/{source or template}", mark)
+        named = source or template
+        is_shared = (TEMPLATES / named).exists()
+        header = self.header(f"templates/{named}" if is_shared else named, mark)
         return environment().get_template(template).render(header=header, **values).encode()
 
 
@@ -113,7 +119,7 @@ def _file(host: _Host, file: File) -> bytes:
 
 def _asset(host: _Host, path: str) -> bytes:
     """A shipped file with the header below its `#!` line, if it is of a kind that has comments."""
-    data = (ROOT / path).read_bytes()
+    data = shipped(path).read_bytes()
     mark = COMMENT_OF.get(Path(path).suffix)
     if mark is None:
         return data
@@ -161,8 +167,7 @@ def _compose_host(host: _Host, content: Mapping[str, bytes]) -> Tree:
     )
     on_cards = [service for service in host.services if service.gpus]
     if on_cards:
-        services = [_on_cpu(service, service.cpu_variant) for service in on_cards]
-        tree["compose.cpu.yaml"] = host.render("_runtime/compose.cpu.yaml.j2", services=services)
+        tree["compose.cpu.yaml"] = host.render("_runtime/compose.cpu.yaml.j2", services=on_cards)
     return tree | _units(host)
 
 
@@ -208,33 +213,33 @@ def _units(host: _Host) -> Tree:
     }
 
 
-def _on_cpu(service: Service, variant: CpuVariant | None) -> dict[str, Any]:
-    """What the override for machines without cards says of a service; what has no use there is not started."""
-    if variant is None:
-        return {"name": service.name, "is_left_out": True}
-    return {
-        "name": service.name,
-        "is_left_out": False,
-        "image": variant.image,
-        "has_device_files": bool(service.devices),
-        "memory_mib": variant.memory_mib,
-        "memory_swap_mib": max(service.memory_swap_mib, variant.memory_mib),
-        "environment": variant.environment,
-        "volumes": [f"./{service.component}/{mount.file}:{mount.target}:ro" for mount in variant.configs],
-    }
-
-
 def _component(host: _Host, services: list[Service], content: Mapping[str, bytes]) -> bytes:
     """The Compose file of one component."""
     return host.render(
         "_component.yaml.j2",
         source="_service.yaml.j2",
-        services=[
-            _compose_service(host.plan, service, content) | {"networks": _attachments(service, host.services)}
-            for service in services
-        ],
+        services=[(service, _details(host, service, content)) for service in services],
         volumes=list(dict.fromkeys(name for service in services for name, _ in service.volumes)),
     )
+
+
+def _details(host: _Host, service: Service, content: Mapping[str, bytes]) -> dict[str, Any]:
+    """What the template of a service is told besides the service."""
+    return {
+        "command_lines": list(_command_lines(service.args)),
+        "networks": _attachments(service, host.services),
+        "ports": [f"{bracketed(port.publish)}:{port.number}:{port.number}" for port in service.ports if port.publish],
+        "volumes": [
+            *(f"{_host_folder(folder)}:{path}:ro" for folder, path in service.mounts),
+            *(f"./{mount.file}:{mount.target}:ro" for mount in service.configs if mount.target),
+            *(f"{name}:{path}" for name, path in service.volumes),
+        ],
+        "labels": _labels(host.plan, service, content),
+        "has_certificates": not edge.CERTIFICATES.isdisjoint(service.secrets),
+        "devices": [f"{device}:{device}" for device in service.devices],
+        "groups": [str(group) for group in service.groups],
+        "gpu_devices": [claim.device for claim in service.gpus if claim.vendor == "nvidia"],
+    }
 
 
 def _attachments(service: Service, on_host: list[Service]) -> str:
@@ -244,48 +249,6 @@ def _attachments(service: Service, on_host: list[Service]) -> str:
         return to_yaml(names)
     parts = (f"{name}: {{aliases: {to_yaml([known[name]])}}}" if name in known else f"{name}: {{}}" for name in names)
     return f"{{{', '.join(parts)}}}"
-
-
-def _compose_service(plan: Plan, service: Service, content: Mapping[str, bytes]) -> dict[str, Any]:
-    """A service as the template lays it out: plain values only."""
-    return {
-        "name": service.name,
-        "image": service.image,
-        "container": service.container_name,
-        "user": service.user,
-        "entrypoint": service.entrypoint,
-        "args": service.args,
-        "command_lines": list(_command_lines(service.args)),
-        "environment": service.environment,
-        "secrets": service.secrets,
-        "ports": [f"{bracketed(port.publish)}:{port.number}:{port.number}" for port in service.ports if port.publish],
-        "volumes": [
-            *(f"{_host_folder(folder)}:{path}:ro" for folder, path in service.mounts),
-            *(f"./{mount.file}:{mount.target}:ro" for mount in service.configs if mount.target),
-            *(f"{name}:{path}" for name, path in service.volumes),
-        ],
-        "health_test": ["CMD", *service.health.command],
-        "start_period_s": service.health.start_timeout_s,
-        "after": service.after,
-        "cpu_weight": service.cpu_weight,
-        "memory_mib": service.memory_mib,
-        "memory_swap_mib": service.memory_swap_mib or service.memory_mib,
-        "pids": service.pids,
-        "shm_mib": service.shm_mib,
-        "mlock": service.mlock,
-        "exceptions": service.exceptions,
-        "read_only": service.read_only,
-        "tmpfs": service.tmpfs,
-        "cap_add": service.cap_add,
-        "pid_host": service.pid_host,
-        "stop_signal": service.stop_signal,
-        "stop_grace_s": service.stop_grace_s,
-        "labels": _labels(plan, service, content),
-        "has_certificates": not edge.CERTIFICATES.isdisjoint(service.secrets),
-        "gpu_devices": [claim.device for claim in service.gpus if claim.vendor == "nvidia"],
-        "device_files": [f"{device}:{device}" for device in service.devices],
-        "groups": [str(group) for group in service.groups],
-    }
 
 
 def _command_lines(args: Iterable[str]) -> Iterator[str]:
@@ -326,26 +289,17 @@ def _labels(plan: Plan, service: Service, content: Mapping[str, bytes]) -> list[
 
 
 def _local_host(host: _Host, _content: Mapping[str, bytes]) -> Tree:
-    services = [_local_service(service) for service in host.services]
+    programs = [(service, *_program(service)) for service in host.services]
     project = host.plan.inventory.name
-    return {"supervisord.conf": host.render("_runtime/supervisord.conf.j2", ";", project=project, services=services)}
+    return {"supervisord.conf": host.render("_runtime/supervisord.conf.j2", ";", project=project, programs=programs)}
 
 
-def _local_service(service: Service) -> dict[str, Any]:
+def _program(service: Service) -> tuple[list[str], dict[str, str]]:
+    """The command line of a local service, and those of its variables that supervisord can set."""
     plain = {name: value for name, value in service.environment.items() if not _AWKWARD.search(value)}
     awkward = [f"{name}={value}" for name, value in sorted(service.environment.items()) if name not in plain]
-    return {
-        "name": service.name,
-        "command": [
-            *(["env", *awkward] if awkward else []),
-            *(service.entrypoint or (service.program,)),
-            *service.args,
-        ],
-        "environment": plain,
-        "priority": 200 if service.after else 100,
-        "stop_signal": service.stop_signal.removeprefix("SIG"),
-        "stop_grace_s": service.stop_grace_s,
-    }
+    start = service.entrypoint or (service.program,)
+    return [*(["env", *awkward] if awkward else []), *start, *service.args], plain
 
 
 def _supervisor_text(text: str) -> str:
@@ -372,8 +326,9 @@ def supervisor_environment(values: Mapping[str, str]) -> str:
 @cache
 def environment() -> Environment:
     """The template environment: strict, and with quoting done in one place."""
+    own = {name: FileSystemLoader(package.folder) for name, package in packages().items()}
     made = Environment(  # noqa: S701 - configuration files, not HTML
-        loader=FileSystemLoader(ROOT / "templates"),
+        loader=ChoiceLoader([FileSystemLoader(TEMPLATES), PrefixLoader(own)]),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

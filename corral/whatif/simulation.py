@@ -1,19 +1,19 @@
 """What a pool does under a load: waits, answers, refusals, from slots, one bounded queue and a minute's limit. Pure.
 
-The pool is simulated with simpy as HAProxy runs it: a request that finds a free slot is answered at once, the others
+The pool is simulated as HAProxy runs it: a request that finds a free slot is answered at once, the others
 wait in the order in which they came, a full queue refuses, and so does a wait beyond its longest. Requests come by
 chance at a steady mean rate (Poisson). In front of that the gateway counts a pool's requests by the minute.
 """
 
 from __future__ import annotations
 
+import heapq
 import math
 import random
-from collections.abc import Generator, Sequence
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
-
-import simpy
+from typing import Literal
 
 LEAST_ARRIVALS = 20_000
 ARRIVALS_PER_SLOT = 20
@@ -131,55 +131,30 @@ def make_trace(station: Station, arrivals: int, seed: int = SEED) -> Trace:
 
 
 def replay(station: Station, trace: Trace) -> Replayed:
-    """What becomes of every request of a trace at a station's slots and queue; its load is the trace's alone."""
-    run = _Run(station, trace)
-    run.env.process(run.arrive())
-    run.env.run()
-    return Replayed(run.waits_s, run.fates)
+    """What becomes of every request of a trace at a station's slots and queue; its load is the trace's alone.
 
-
-class _Run:
-    """One pass of a trace through slots and queue."""
-
-    def __init__(self, station: Station, trace: Trace) -> None:
-        self.station, self.trace = station, trace
-        self.env = simpy.Environment()
-        # A counter, not a simpy.Resource: that one looks through all its users at each release.
-        self.free = simpy.Container(self.env, capacity=station.slots, init=station.slots)
-        self.waits_s = [0.0] * len(trace.arrivals)
-        self.fates: list[Fate] = ["full"] * len(trace.arrivals)
-
-    def arrive(self) -> Generator[simpy.Event, Any, None]:
-        """Everybody in their turn; who finds the queue full is gone again."""
-        for number, at in enumerate(self.trace.arrivals):
-            yield self.env.timeout(max(0.0, at - self.env.now))
-            if self.free.level:
-                self.free.get(1)
-                self.begin(number)
-            elif len(self.free.get_queue) < self.station.queue_depth:
-                self.env.process(self.wait(number))
-
-    def wait(self, number: int) -> Generator[simpy.Event, Any, None]:
-        """One request in the queue, until a slot is free or it has waited too long."""
-        came = self.env.now
-        slot = self.free.get(1)
-        yield slot | self.env.timeout(self.station.queue_timeout_s)
-        self.waits_s[number] = self.env.now - came
-        if slot.triggered:
-            self.begin(number)
+    Each request in turn takes the slot that is free first: all have the same patience, and none overtakes another.
+    """
+    free = [0.0] * station.slots
+    # When each of those in the queue leaves it, for a slot or in vain; the first one first.
+    leaves: deque[float] = deque()
+    found = Replayed([], [])
+    for at, answer_s in zip(trace.arrivals, trace.answers, strict=True):
+        while leaves and leaves[0] <= at:
+            leaves.popleft()
+        wait_s = max(0.0, free[0] - at)
+        fate: Fate = "answered"
+        if wait_s and len(leaves) >= station.queue_depth:
+            wait_s, fate = 0.0, "full"
+        elif wait_s > station.queue_timeout_s:
+            wait_s, fate = station.queue_timeout_s, "late"
         else:
-            slot.cancel()
-            self.fates[number] = "late"
-
-    def begin(self, number: int) -> None:
-        """An answer on a slot that is taken already. No process for each: that takes three times as long."""
-        self.fates[number] = "answered"
-        end = self.env.timeout(self.trace.answers[number])
-        end.callbacks.append(self.end)
-
-    def end(self, _event: simpy.Event) -> None:
-        """The slot goes to the request that has waited longest."""
-        self.free.put(1)
+            heapq.heapreplace(free, at + wait_s + answer_s)
+        if wait_s:
+            leaves.append(at + wait_s)
+        found.waits_s.append(wait_s)
+        found.fates.append(fate)
+    return found
 
 
 def _usual_arrivals(station: Station) -> int:

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from corral.checks.rules import PLAN_RULES, REFERENCE_RULES, check_plan, check_references
+from corral.checks.references import RULES as REFERENCE_RULES
+from corral.checks.references import check_references
+from corral.checks.registry import checks, findings
 from corral.components import gather
 from corral.config.inventory import Inventory
 from corral.config.load import load_inventory
@@ -16,7 +18,8 @@ from corral.plan.site import resolve
 from tests.reference import rules_reference
 
 HERE = Path(__file__).parent
-RULES = sorted({**REFERENCE_RULES, **PLAN_RULES})
+LOOKS = {**checks("inventory"), **checks("plan")}
+RULES = sorted({*REFERENCE_RULES, *LOOKS})
 
 
 def problems_in(path: Path) -> list[Problem]:
@@ -27,7 +30,7 @@ def problems_in(path: Path) -> list[Problem]:
         site = resolve(loaded.inventory, loaded.lock)
         contributions = gather(site)
         _add_services(loaded.inventory, contributions)
-        found = check_plan(site, contributions)
+        found = findings("plan", site, contributions)
     return [loaded.source.locate(problem) for problem in found]
 
 
@@ -49,7 +52,7 @@ def test_an_inventory_that_breaks_the_rule_breaks_nothing_else(rule: str) -> Non
     assert {problem.rule for problem in found} == {rule}
     for problem in found:
         assert problem.line > 1, "located in the file"
-        assert problem.hint, "says what to do"
+        assert problem.remedy, "says what to do"
         assert not problem.message.endswith(".")
 
 
@@ -58,8 +61,8 @@ def test_every_fixture_belongs_to_a_rule() -> None:
 
 
 def test_every_rule_says_what_it_demands() -> None:
-    for check in (*REFERENCE_RULES.values(), *PLAN_RULES.values()):
-        assert (check.__doc__ or "").strip().endswith("."), check
+    for demand in (*REFERENCE_RULES.values(), *(look.demand for look in LOOKS.values())):
+        assert demand.endswith("."), demand
 
 
 def test_the_page_of_rules_is_fresh(*, update_golden: bool) -> None:
@@ -69,7 +72,3 @@ def test_the_page_of_rules_is_fresh(*, update_golden: bool) -> None:
         page.write_text(rules_reference())
 
     assert page.read_text() == rules_reference(), "write it again with: pytest tests/rules --update-golden"
-
-
-def test_a_rule_of_each_name_is_there_once() -> None:
-    assert not REFERENCE_RULES.keys() & PLAN_RULES.keys()

@@ -11,17 +11,17 @@ from hypothesis import strategies as st
 
 from corral.build import build_plan
 from corral.config.inventory import (
-    Engine,
     Gateway,
     Host,
     Inventory,
     Limits,
+    Model,
     Monitoring,
     Node,
     Placement,
     Pool,
     Queue,
-    Weights,
+    ServerSettings,
 )
 from corral.config.load import validate
 from corral.config.source import parse
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = [BASE, *(path.read_text() for path in sorted([ROOT / "inventory.yaml", *ROOT.glob("inventories/*.yaml")]))]
 SETTINGS = settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-MODELS = (Inventory, Host, Node, Weights, Pool, Placement, Engine, Gateway, Monitoring, Limits, Queue)
+MODELS = (Inventory, Host, Node, Model, Pool, Placement, ServerSettings, Gateway, Monitoring, Limits, Queue)
 KEYS = sorted({key for model in MODELS for key in model.model_fields})
 SNIPPETS = [
     *(

@@ -13,34 +13,34 @@ from hypothesis import strategies as st
 from corral.cli import main
 from corral.config.inventory import Inventory
 from corral.plan import placement as placing
-from corral.plan.placement import Bin, Piece, Placing, cards_of, place
+from corral.plan.placement import Need, Placing, Room, place
 from corral.plan.site import resolve
 
 CARDS = st.lists(st.tuples(st.integers(1, 32), st.integers(0, 1), st.booleans()), min_size=1, max_size=8)
 SIZES = st.lists(st.tuples(st.integers(1, 20), st.integers(1, 3)), min_size=1, max_size=6)
 
 
-def farm(cards: list[tuple[int, int, bool]], pools: list[tuple[int, int]]) -> tuple[list[Piece], list[Bin]]:
+def farm(cards: list[tuple[int, int, bool]], pools: list[tuple[int, int]]) -> tuple[list[Need], list[Room]]:
     """Cards of two hosts and two kinds; on the second kind everything takes one MiB more."""
-    bins = [Bin((f"host{kind}", number), room, is_used) for number, (room, kind, is_used) in enumerate(cards, 1)]
-    pieces = [
-        Piece(f"pool{index}", number, {card.key: size + (card.key[0] == "host1") for card in bins})
+    rooms = [Room((f"host{kind}", number), room, is_used) for number, (room, kind, is_used) in enumerate(cards, 1)]
+    needs = [
+        Need(f"pool{index}", number, {card.key: size + (card.key[0] == "host1") for card in rooms})
         for index, (size, count) in enumerate(pools)
         for number in range(count)
     ]
-    return pieces, bins
+    return needs, rooms
 
 
-def first_fit_decreasing(pieces: list[Piece], bins: list[Bin]) -> Placing | None:
-    """The textbook's way, for comparison: each piece, the largest first, onto the first card that has room."""
-    ordered = sorted(pieces, key=lambda piece: (-piece.largest, piece.pool, piece.number))
-    cards = sorted(bins, key=lambda card: (not card.is_used, -card.room, card.key))
+def first_fit_decreasing(needs: list[Need], rooms: list[Room]) -> Placing | None:
+    """The textbook's way, for comparison: each need, the largest first, onto the first card that has room."""
+    ordered = sorted(needs, key=lambda need: need.order)
+    cards = sorted(rooms, key=lambda card: (not card.is_used, -card.room, card.key))
     return placing._packed(ordered, cards, placing._first)
 
 
-def taken(found: Placing, bins: list[Bin]) -> int:
+def taken(found: Placing, rooms: list[Room]) -> int:
     """Cards of a placing, those counted that are used anyway."""
-    return len(set(found.values()) | {card.key for card in bins if card.is_used})
+    return len(set(found.values()) | {card.key for card in rooms if card.is_used})
 
 
 @pytest.mark.slow
@@ -49,40 +49,40 @@ def taken(found: Placing, bins: list[Bin]) -> int:
 def test_never_too_full_deterministic_and_no_worse_than_first_fit(
     cards: list[tuple[int, int, bool]], pools: list[tuple[int, int]], random: Random
 ) -> None:
-    pieces, bins = farm(cards, pools)
-    found = place(pieces, bins)
-    textbook = first_fit_decreasing(pieces, bins)
+    needs, rooms = farm(cards, pools)
+    found = place(needs, rooms)
+    textbook = first_fit_decreasing(needs, rooms)
     if found is None:
         assert textbook is None
         return
     used: Counter[tuple[str, int]] = Counter()
-    for piece in pieces:
-        key = found[piece.pool, piece.number]
-        used[key] += piece.sizes[key]
-    assert all(used[card.key] <= card.room for card in bins), "never over budget"
-    assert len(found) == len(pieces), "every replica has its card"
-    assert textbook is None or taken(found, bins) <= taken(textbook, bins)
-    random.shuffle(pieces)
-    random.shuffle(bins)
-    assert place(pieces, bins) == found, "the order of the inventory does not matter"
+    for need in needs:
+        key = found[need.pool, need.number]
+        used[key] += need.sizes[key]
+    assert all(used[card.key] <= card.room for card in rooms), "never over budget"
+    assert len(found) == len(needs), "every replica has its card"
+    assert textbook is None or taken(found, rooms) <= taken(textbook, rooms)
+    random.shuffle(needs)
+    random.shuffle(rooms)
+    assert place(needs, rooms) == found, "the order of the inventory does not matter"
 
 
 def test_it_takes_the_fewest_cards_and_fills_them_evenly() -> None:
-    pieces, bins = farm([(20, 0, False)] * 3, [(8, 1), (7, 1), (4, 1), (3, 1)])
-    found = place(pieces, bins)
+    needs, rooms = farm([(20, 0, False)] * 3, [(8, 1), (7, 1), (4, 1), (3, 1)])
+    found = place(needs, rooms)
     assert found is not None
-    assert cards_of(found) == 2
+    assert len(set(found.values())) == 2
     loads = Counter[tuple[str, int]]()
-    for piece in pieces:
-        loads[found[piece.pool, piece.number]] += piece.largest
+    for need in needs:
+        loads[found[need.pool, need.number]] += max(need.sizes.values())
     assert sorted(loads.values()) == [11, 11]
 
 
 def test_replicas_of_a_pool_get_cards_of_their_own_where_there_are() -> None:
-    pieces, bins = farm([(20, 0, False), (20, 0, False), (20, 0, False)], [(5, 2)])
-    found = place(pieces, bins)
+    needs, rooms = farm([(20, 0, False), (20, 0, False), (20, 0, False)], [(5, 2)])
+    found = place(needs, rooms)
     assert found is not None
-    assert cards_of(found) == 2
+    assert len(set(found.values())) == 2
 
 
 BASE = """

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from corral.checks.policy import RULES, Finding, check_project, check_tree, exceptions_of, project_of
+from corral.checks.policy import RULES, check_project, check_tree, exceptions_of, project_of
+from corral.errors import Finding
 from tests.reference import policy_reference
 from tests.trees import CASES, ROOT, each_case, hosts_of, plan_of, put, tree_of
 
@@ -69,7 +70,7 @@ def test_every_rule_has_a_bad_project() -> None:
 @pytest.mark.parametrize(("rule", "case"), each_bad())
 def test_a_bad_project_is_found(rule: str, case: dict[str, Any]) -> None:
     found = check_project(bad_project(case["change"]), ADDRESS)
-    assert [(finding.service, finding.rule, finding.message) for finding in found if finding.rule == rule] == [
+    assert [(finding.where, finding.rule, finding.message) for finding in found if finding.rule == rule] == [
         ("app", rule, case["finds"])
     ]
 
@@ -133,7 +134,7 @@ def test_every_case_keeps_the_baseline(case: str) -> None:
     findings = [finding for found in check_tree(plan_of(case), tree_of(case)).values() for finding in found]
     images = {service.name: service.image for service in plan_of(case).contributions.services}
     assert [str(finding) for finding in findings if finding.level == "error"] == []
-    assert {images[finding.service] for finding in findings if finding.rule == "image-pinned"} <= QUESTIONABLE
+    assert {images[finding.where] for finding in findings if finding.rule == "image-pinned"} <= QUESTIONABLE
 
 
 @pytest.mark.needs("docker-compose")
@@ -180,7 +181,7 @@ def stated_exceptions() -> set[tuple[str, str]]:
 def test_every_exception_is_needed(case: str) -> None:
     for host in hosts_of(case, "compose"):
         found = check_project(project_of(tree_of(case), host), plan_of(case).site.host(host).address)
-        broken = {(finding.service, finding.rule) for finding in found}
+        broken = {(finding.where, finding.rule) for finding in found}
         stated = exceptions_of(plan_of(case), host)
         assert [(name, rule) for name in stated for rule in stated[name] if (name, rule) not in broken] == []
 

@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from corral.build import Plan, build_plan
-from corral.checks.rules import VRAM_RESERVE_MIB
 from corral.config.load import validate
 from corral.config.source import parse
 from corral.errors import SiteError
+from corral.plan.cards import VRAM_RESERVE_MIB
 from corral.render.tree import Tree, render
 
 CARDS = ("rtx-3060", "p104-100", "l4", "mi50")

@@ -16,7 +16,7 @@ def test_the_reference_of_keys_is_fresh(*, update_golden: bool) -> None:
 
 def test_every_section_and_key_is_on_the_page() -> None:
     page = inventory_reference()
-    for section in ("Inventory", "Host", "Pool", "Engine", "Gateway", "Monitoring", "Node", "Weights"):
+    for section in ("Inventory", "Host", "Pool", "ServerSettings", "Gateway", "Monitoring", "Node", "Model"):
         assert f"\n## {section}\n" in page
     for key in Inventory.model_fields:
         assert f"| `{key}` |" in page

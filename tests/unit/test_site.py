@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from corral.config.inventory import Engine, Inventory, Node
+from corral.config.inventory import Inventory, Node, ServerSettings
 from corral.contributions import Endpoint
-from corral.plan.site import Replica, Site, engine_place, merged_engine, node_endpoint, resolve
+from corral.plan.settings import engine_place, merged_engine
+from corral.plan.site import Replica, Site, node_endpoint, resolve
 
 BASE: dict[str, Any] = {
     "schema_version": 1,
@@ -177,7 +178,7 @@ def test_every_engine_setting_that_a_server_needs_has_a_default() -> None:
     }  # fmt: skip
     engine = merged_engine(inventory({"chat": {"model": "m", "on": {"host": "pi"}}}), "chat", "")
 
-    assert {name for name in Engine.model_fields if getattr(engine, name) is None} == optional
+    assert {name for name in ServerSettings.model_fields if getattr(engine, name) is None} == optional
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------

@@ -2,14 +2,14 @@
 
 import pytest
 
-from corral.config.inventory import Weights
+from corral.config.inventory import Model
 from corral.plan.sizes import billions, kv_cache_mib, replica_mib, weights_mib
 
 GB = 1e9 / 1024**2
 
 
-def model(source: str, kind: str = "chat", **more: object) -> Weights:
-    return Weights.model_validate({"source": source, "kind": kind, **more})
+def model(source: str, kind: str = "chat", **more: object) -> Model:
+    return Model.model_validate({"source": source, "kind": kind, **more})
 
 
 @pytest.mark.parametrize(

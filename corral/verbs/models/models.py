@@ -37,7 +37,7 @@ from rich.text import Text
 from corral.build import Plan
 from corral.config.file_names import is_below
 from corral.config.gguf_header import Header, HeaderError, facts_of, read_header
-from corral.config.inventory import Weights, file_of, folder_of
+from corral.config.inventory import Model, file_of, folder_of
 from corral.config.model_lock import Gguf, LockedFile, ModelLock, lock_of, read_lock, write_lock
 from corral.contributions import Contributions
 from corral.errors import CorralError, UsageError, did_you_mean
@@ -174,9 +174,9 @@ def wanted_files(
     return [_joined(found) for found in users.values()]
 
 
-def _files_of(weights: Weights, lock: ModelLock) -> Iterator[Wanted]:
+def _files_of(weights: Model, lock: ModelLock) -> Iterator[Wanted]:
     """A model's own files, or those that its repositories have by the lock."""
-    for source in weights.sources if weights.is_llama else ():
+    for source in weights.sources if weights.served_by.reads_files else ():
         sha256 = weights.sha256_of(source)
         yield Wanted(weights.key(source), source, weights.revision_of(source), (), (), sha256)
     for source in weights.repositories:
@@ -358,7 +358,7 @@ def pull(shelf: Shelf, choice: Choice) -> None:
 
 def _say_skipped(shelf: Shelf, choice: Choice) -> None:
     for name, weights in shelf.site.inventory.models.items():
-        if weights.is_llama or (choice.names and name not in choice.names):
+        if weights.served_by.reads_files or (choice.names and name not in choice.names):
             continue
         for source in weights.sources:
             if source not in weights.repositories:
@@ -796,7 +796,7 @@ def _state(shelf: Shelf, item: Wanted, known: LockedFile | None, place: Place | 
 
 def _row(shelf: Shelf, item: Wanted, known: LockedFile | None, place: Place | None, state: State) -> Row:
     gguf = known.gguf if known else None
-    weights: Weights = shelf.site.inventory.models[item.models[0]]
+    weights: Model = shelf.site.inventory.models[item.models[0]]
     host = place.host if place else ""
     pools = {
         replica.pool
