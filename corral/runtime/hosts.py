@@ -11,7 +11,6 @@ import os
 import shlex
 import shutil
 import socket
-import stat
 import subprocess
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,6 +23,7 @@ from typing import IO, TYPE_CHECKING, Any
 from corral.build import Plan
 from corral.contributions import Service
 from corral.errors import CorralError, UsageError
+from corral.files import private_folder
 from corral.plan.site import bracketed
 from corral.runtime.docker import PROJECT, Container, containers_in
 
@@ -323,11 +323,7 @@ def _free_port() -> int:
 
 def ssh_words() -> list[str]:
     """How ssh is started; its connections are kept in a private folder."""
-    folder = Path(f"/tmp/corral-ssh-{os.getuid()}")  # noqa: S108 - a socket's path must be short; checked below
-    folder.mkdir(mode=0o700, exist_ok=True)
-    facts = folder.lstat()
-    if facts.st_uid != os.getuid() or facts.st_mode & 0o077 or not stat.S_ISDIR(facts.st_mode):
-        raise CorralError(f"{folder}: not a folder of yours alone; remove it")
+    folder = private_folder(Path(f"/tmp/corral-ssh-{os.getuid()}"))  # noqa: S108 - a socket's path must be short
     config = os.environ.get(SSH_CONFIG, "")
     return [*SSH, "-o", f"ControlPath={folder}/%C", *(("-F", config) if config else ())]
 

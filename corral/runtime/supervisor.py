@@ -7,26 +7,25 @@ is known to be ours, even when its supervisord was killed and whatever the pid f
 from __future__ import annotations
 
 import hashlib
-import http.client
 import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 import xmlrpc.client
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 
 from corral.errors import CorralError
+from corral.files import private_folder
 
 MARK = "CORRAL_HOST_FOLDER"
 CONFIG = "supervisord.conf"
@@ -39,11 +38,11 @@ LONGEST_SOCKET_PATH = 90
 UNFIT_FOR_PATHS = re.compile(r"""[%'"\\\x00-\x1f]""")
 
 ANSWER_TIMEOUT_S = 5.0
+# Longest time in which supervisord ends a program, by force after the program's own grace period.
+END_TIMEOUT_S = 90.0
 START_DEADLINE_S = 20.0
 FORCE_DEADLINE_S = 5.0
 POLL_S = 0.05
-# Ask supervisord not to wait; the waiting is ours.
-AT_ONCE = False
 
 KEPT_VARIABLES = frozenset({"HOME", "USER", "LOGNAME", "LANG", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "SSL_CERT_FILE"})
 KEPT_PREFIXES = ("LC_", "PRISMA_", "CUDA_", "HIP_", "HSA_", "ROCR_", "GGML_", "OMP_", "DYLD_")
@@ -89,38 +88,33 @@ def _environment(folder: Path, path: str) -> dict[str, str]:
 
 def start(folder: Path, path: str) -> None:
     """Starts supervisord for a rendered host and returns once it answers; raises CorralError if it does not."""
-    strange = UNFIT_FOR_PATHS.search(str(folder))
-    if strange:
-        raise CorralError(
-            f"{folder}: supervisord cannot work in a folder with {strange.group()!r} in its path; move it"
-        )
+    if strange := UNFIT_FOR_PATHS.search(str(folder)):
+        raise CorralError(f"{folder}: supervisord cannot work in a folder with {strange[0]!r} in its path; move it")
+    process = _spawned(folder, path)
+    deadline = time.monotonic() + START_DEADLINE_S
+    while programs(folder) is None:
+        if process.poll() is not None or time.monotonic() > deadline:
+            words = (folder / ERRORS).read_text(errors="replace").strip() or "it gave no answer and no reason"
+            raise CorralError(f"supervisord did not start: {words}")
+        time.sleep(POLL_S)
+    process.returncode = 0  # it outlives us on purpose; nothing will wait for it
+
+
+def _spawned(folder: Path, path: str) -> subprocess.Popen[bytes]:
     (folder / "logs").mkdir(exist_ok=True)
-    errors = folder / ERRORS
-    with errors.open("wb") as output:
-        process = subprocess.Popen(
+    with (folder / ERRORS).open("wb") as errors:
+        return subprocess.Popen(
             [
-                sys.executable,
-                "-P",
-                "-m",
-                "supervisor.supervisord",
-                "--nodaemon",
-                "--configuration",
-                _configuration(folder),
+                *(sys.executable, "-P", "-m", "supervisor.supervisord"),
+                *("--nodaemon", "--configuration", _configuration(folder)),
             ],
             cwd=folder,
             env=_environment(folder, path),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,  # the same as in its log file
-            stderr=output,
+            stderr=errors,
             start_new_session=True,
         )
-    deadline = time.monotonic() + START_DEADLINE_S
-    while programs(folder) is None:
-        if process.poll() is not None or time.monotonic() > deadline:
-            words = errors.read_text(errors="replace").strip() or "it gave no answer and no reason"
-            raise CorralError(f"supervisord did not start: {words}")
-        time.sleep(POLL_S)
-    process.returncode = 0  # it outlives us on purpose; nothing will wait for it
 
 
 def _configuration(folder: Path) -> Path:
@@ -128,10 +122,7 @@ def _configuration(folder: Path) -> Path:
     rendered, address = folder / CONFIG, socket_path(folder)
     if address.parent == folder:
         return rendered
-    address.parent.mkdir(mode=0o700, exist_ok=True)
-    facts = address.parent.lstat()
-    if facts.st_uid != os.getuid() or facts.st_mode & 0o077:
-        raise CorralError(f"{address.parent}: is not a private folder of yours; remove it")
+    private_folder(address.parent)
     copy = folder / "supervisord.short-socket.conf"
     copy.write_text(rendered.read_text().replace(f"%(here)s/{SOCKET}", str(address)))
     return copy
@@ -143,84 +134,44 @@ def socket_path(folder: Path) -> Path:
     if len(os.fsencode(beside)) <= LONGEST_SOCKET_PATH:
         return beside
     name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]
-    for parent in (tempfile.gettempdir(), "/tmp"):  # noqa: S108 - the folder in it is private, which is checked
-        short = Path(parent) / f"corral-{name}" / SOCKET
-        if len(os.fsencode(short)) <= LONGEST_SOCKET_PATH:
-            return short
-    raise CorralError(f"{folder}: the path is too long for a socket; use a shorter one")
+    return Path(f"/tmp/corral-{name}", SOCKET)  # noqa: S108 - `private_folder` checks it
 
 
 # --- ask
 
 
-class _Connection(http.client.HTTPConnection):
-    """HTTP over a Unix socket."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=ANSWER_TIMEOUT_S)
-        self.path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self.path))
-
-
-class _Transport(xmlrpc.client.Transport):
-    """XML-RPC over a Unix socket; unlike supervisor's own it does not wait forever."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.path = path
-
-    def make_connection(self, host: Any) -> http.client.HTTPConnection:  # noqa: ARG002 - its path says it all
-        return _Connection(self.path)
-
-
-def _call(folder: Path, method: str, *arguments: str | bool) -> Any:
-    """The answer to a call; OSError if supervisord gives none, Fault if it refuses."""
-    try:
-        with xmlrpc.client.ServerProxy("http://localhost/RPC2", transport=_Transport(socket_path(folder))) as server:
-            return getattr(server.supervisor, method)(*arguments)
-    except (http.client.HTTPException, xmlrpc.client.ProtocolError) as error:
-        raise OSError(f"supervisord of {folder}: {error}") from None
+def call(folder: Path, method: str, *arguments: str, timeout_s: float = ANSWER_TIMEOUT_S) -> Any:
+    """The answer of supervisord's XML-RPC; raises httpx.HTTPError if there is none, Fault if it refuses."""
+    body = xmlrpc.client.dumps(arguments, f"supervisor.{method}")
+    transport = httpx.HTTPTransport(uds=str(socket_path(folder)))
+    with httpx.Client(transport=transport, timeout=timeout_s) as client:
+        answer = client.post("http://localhost/RPC2", content=body, headers={"Content-Type": "text/xml"})
+    return xmlrpc.client.loads(answer.raise_for_status().content)[0][0]
 
 
 def programs(folder: Path) -> dict[str, Program] | None:
     """The host's programs by name; None when no supervisord answers."""
     try:
-        found: list[Mapping[str, Any]] = _call(folder, "getAllProcessInfo")
-    except OSError:
+        found: list[Mapping[str, Any]] = call(folder, "getAllProcessInfo")
+    except httpx.HTTPError:
         return None
     return {str(item["name"]): _program(item) for item in found}
 
 
 def _program(item: Mapping[str, Any]) -> Program:
-    return Program(
-        name=str(item["name"]),
-        state=str(item["statename"]).lower(),
-        pid=int(item["pid"]),
-        started=int(item["start"]),
-        ended=int(item["stop"]),
-        exit_code=int(item["exitstatus"]),
-        problem=str(item["spawnerr"]),
-    )
+    keys = ("pid", "start", "stop", "exitstatus", "spawnerr")
+    return Program(item["name"], item["statename"].lower(), *(item[key] for key in keys))
 
 
-def restart(folder: Path, name: str, grace_s: float = 3.0) -> None:
-    """Ends a program, by force after the grace, and starts it again; raises CorralError if it cannot be ended."""
-    with suppress(xmlrpc.client.Fault):  # it does not run
-        _call(folder, "stopProcess", name, AT_ONCE)
-    force_at, deadline = time.monotonic() + grace_s, time.monotonic() + 2 * grace_s + START_DEADLINE_S
-    while (program := (programs(folder) or {}).get(name)) is not None and program.pid:
-        if time.monotonic() > deadline:
-            raise CorralError(f"{name} (pid {program.pid}) cannot be ended")
-        if time.monotonic() > force_at:
-            with suppress(xmlrpc.client.Fault):
-                _call(folder, "signalProcess", name, "KILL")
-        time.sleep(POLL_S)
-    with suppress(xmlrpc.client.Fault):  # it runs already
-        _call(folder, "startProcess", name, AT_ONCE)
+def restart(folder: Path, name: str) -> None:
+    """Ends a program, by force after its grace period, and starts it again; raises CorralError if it does not end."""
+    try:
+        with suppress(xmlrpc.client.Fault):  # it does not run
+            call(folder, "stopProcess", name, timeout_s=END_TIMEOUT_S)
+        with suppress(xmlrpc.client.Fault):  # it runs already
+            call(folder, "startProcess", name)
+    except httpx.HTTPError as error:
+        raise CorralError(f"supervisord does not restart {name}: {error}") from None
 
 
 # --- find and stop
@@ -251,42 +202,39 @@ def stop(folder: Path, grace_s: float = 15.0) -> int:
 
     Raises CorralError naming what is still there after the grace and five seconds more.
     """
-    force_at = time.monotonic() + grace_s
-    count = len([program for program in (programs(folder) or {}).values() if program.pid])
-    asked: set[psutil.Process] = set()
-    while left := members(folder):
-        for process in left:
-            with suppress(psutil.NoSuchProcess):
-                _end(process, is_asked=process in asked, is_late=time.monotonic() > force_at)
-        if time.monotonic() > force_at + FORCE_DEADLINE_S:
-            raise CorralError(
-                f"cannot be ended: {', '.join(f'{process.name()} (pid {process.pid})' for process in left)}"
-            )
-        asked |= set(left)
-        psutil.wait_procs(left, timeout=POLL_S)
-    with suppress(FileNotFoundError):
-        if socket_path(folder).parent != folder:
-            shutil.rmtree(socket_path(folder).parent)
+    count = sum(program.pid > 0 for program in (programs(folder) or {}).values())
+    left = _end_all(folder, _ask_to_end, grace_s) and _end_all(folder, psutil.Process.kill, FORCE_DEADLINE_S)
+    if left:
+        raise CorralError(f"cannot be ended: {', '.join(f'{item.name()} (pid {item.pid})' for item in left)}")
+    if socket_path(folder).parent != folder:
+        shutil.rmtree(socket_path(folder).parent, ignore_errors=True)
     return count
 
 
-def _end(process: psutil.Process, *, is_asked: bool, is_late: bool) -> None:
-    if is_late:
-        process.kill()
-    elif not is_asked:
-        process.terminate()
-        process.send_signal(signal.SIGCONT)  # a frozen process would not notice
+def _end_all(folder: Path, end: Callable[[psutil.Process], None], limit_s: float) -> list[psutil.Process]:
+    """Ends every process of a host once, also those that are started meanwhile; returns those that are left."""
+    deadline = time.monotonic() + limit_s
+    asked: set[psutil.Process] = set()
+    while (left := members(folder)) and time.monotonic() < deadline:
+        for process in set(left) - asked:
+            with suppress(psutil.NoSuchProcess):
+                end(process)
+        asked.update(left)
+        psutil.wait_procs(left, timeout=POLL_S)
+    return left
+
+
+def _ask_to_end(process: psutil.Process) -> None:
+    process.terminate()
+    process.send_signal(signal.SIGCONT)  # a frozen process would not notice
 
 
 def memory_bytes(pid: int) -> int:
     """Resident memory of a process and all its children, in bytes; 0 when it is gone."""
-    try:
-        top = psutil.Process(pid)
-        family = [top, *top.children(recursive=True)]
-    except psutil.Error:
-        return 0
     total = 0
-    for process in family:
-        with suppress(psutil.Error):
-            total += process.memory_info().rss
+    with suppress(psutil.Error):
+        top = psutil.Process(pid)
+        for process in (top, *top.children(recursive=True)):
+            with suppress(psutil.Error):
+                total += process.memory_info().rss
     return total

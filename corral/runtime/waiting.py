@@ -1,10 +1,12 @@
-"""Waiting until services are well, and saying why one is not: state, health log, last lines and likely cause."""
+"""The one loop that waits until services are well, and why a container is not: state, health log, last lines, cause."""
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
 
 from corral.contributions import Service
 from corral.errors import CorralError
@@ -20,6 +22,8 @@ SPARE_S = 30
 COMMAND_LIMIT_S = 600
 LOG_LINES = 12
 WIDTH = 240
+# Conditions of a container that ends them only when it is told to.
+HOPELESS = frozenset({"exited", "dead", "created", "parked"})
 # What the engine says while an earlier, killed command is still at work.
 RACES = re.compile(
     r"is already in progress|Conflict\. The container name|No such container|marked for removal", re.IGNORECASE
@@ -73,8 +77,34 @@ def port_holder(host: ComposeHost, port: int) -> str:
     return holder_of(port) if host.ssh is None else ""
 
 
-def wait_well(
-    host: ComposeHost,
+# --- waiting ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A service at one moment, whatever runs it."""
+
+    # In one word.
+    state: str
+    is_well: bool
+    # Whether waiting longer is no use.
+    is_hopeless: bool = False
+
+
+class Runtime(Protocol):
+    """What runs services: a Compose host, or supervisord."""
+
+    def look(self, services: Iterable[Service]) -> Mapping[str, Seen]:
+        """Each of these services at this moment, by name."""
+        ...
+
+    def problem(self, service: Service, words: str) -> CorralError:
+        """Why a service is not well; `words` come first in the message."""
+        ...
+
+
+def wait_all(
+    runtime: Runtime,
     services: Iterable[Service],
     board: Board,
     timeout_s: float | None = None,
@@ -83,7 +113,7 @@ def wait_well(
     """Returns when every service is well.
 
     Args:
-        host: where they run.
+        runtime: what runs them.
         services: those to wait for.
         board: shows their states.
         timeout_s: longest wait for one of them; its own start timeout when absent.
@@ -94,38 +124,65 @@ def wait_well(
     """
     began = time.monotonic()
     waiting = {service.name: service for service in services}
-    restarts: dict[str, int] = {}
     while waiting:
-        containers = {item.service: item for item in host.containers()}
-        elapsed = time.monotonic() - began
-        for name, service in list(waiting.items()):
-            container = containers.get(name)
-            state = container.condition if container else "missing"
-            is_well = container is not None and container.is_well
+        found, elapsed = runtime.look(waiting.values()), time.monotonic() - began
+        for name, seen in found.items():
+            service = waiting[name]
             if name not in unsaid:
-                board.show(host.name, name, f"{state} after {elapsed:.0f} s" if is_well else state, is_done=is_well)
-            if is_well:
+                words = f"{seen.state} after {elapsed:.0f} s" if seen.is_well else seen.state
+                board.show(service.host, name, words, is_done=seen.is_well)
+            if seen.is_well:
                 del waiting[name]
-            elif _is_hopeless(container, restarts):
-                raise problem(host, service)
-            elif elapsed > (limit := _limit_s(service, state, timeout_s)):
-                raise problem(host, service, f"not well within {limit:.0f} s")
+            elif seen.is_hopeless or elapsed > (limit := _limit_s(service, seen, timeout_s)):
+                raise runtime.problem(service, "" if seen.is_hopeless else f"not well within {limit:.0f} s")
         if waiting:
             time.sleep(POLL_S)
 
 
-def _limit_s(service: Service, state: str, timeout_s: float | None) -> float:
+def _limit_s(service: Service, seen: Seen, timeout_s: float | None) -> float:
     limit = timeout_s if timeout_s is not None else service.health.start_timeout_s + SPARE_S
-    return min(limit, SPARE_S) if state == "unhealthy" else limit  # of an earlier run, perhaps: it may become well
+    return min(limit, SPARE_S) if seen.state == "unhealthy" else limit  # of an earlier run, perhaps
 
 
-def _is_hopeless(container: Container | None, restarts: dict[str, int]) -> bool:
-    """Whether waiting longer is no use."""
-    if container is None or container.condition in {"exited", "dead", "created", "parked"}:
-        return True
-    count = container.restarts
-    first = restarts.setdefault(container.id, count)
-    return count - first >= ENDS or (container.state == "restarting" and count >= ENDS)
+def wait_until(is_done: Callable[[], bool], limit_s: float, poll_s: float = 0.25) -> bool:
+    """Returns whether the condition became true within so many seconds."""
+    deadline = time.monotonic() + limit_s
+    while not (done := is_done()) and time.monotonic() < deadline:
+        time.sleep(poll_s)
+    return done
+
+
+def wait_well(
+    host: ComposeHost,
+    services: Iterable[Service],
+    board: Board,
+    timeout_s: float | None = None,
+    unsaid: Collection[str] = (),
+) -> None:
+    """`wait_all` for containers of a host."""
+    wait_all(_Containers(host), services, board, timeout_s, unsaid)
+
+
+@dataclass(frozen=True, slots=True)
+class _Containers:
+    host: ComposeHost
+    # How often each had been restarted when the wait began.
+    restarts: dict[str, int] = field(default_factory=dict)
+
+    def look(self, services: Iterable[Service]) -> dict[str, Seen]:
+        found = {item.service: item for item in self.host.containers()}
+        return {service.name: self._seen(found.get(service.name)) for service in services}
+
+    def _seen(self, container: Container | None) -> Seen:
+        if container is None:
+            return Seen("missing", is_well=False, is_hopeless=True)
+        first = self.restarts.setdefault(container.id, container.restarts)
+        ends = container.restarts - (0 if container.state == "restarting" else first)
+        is_hopeless = ends >= ENDS or container.condition in HOPELESS
+        return Seen(container.condition, container.is_well, is_hopeless)
+
+    def problem(self, service: Service, words: str) -> CorralError:
+        return problem(self.host, service, words)
 
 
 def problem(host: ComposeHost, service: Service, words: str = "") -> CorralError:

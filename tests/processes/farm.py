@@ -464,7 +464,7 @@ def _started(farm: Farm) -> Iterator[None]:
         yield
     finally:
         # Asked this way, supervisord ends LiteLLM before its database.
-        with suppress(OSError):
-            supervisor._call(farm.folder, "shutdown")
+        with suppress(httpx.HTTPError, TimeoutError):
+            supervisor.call(farm.folder, "shutdown")
             wait_until(lambda: not supervisor.members(farm.folder), STOP_DEADLINE_S, "all programs have ended")
         supervisor.stop(farm.folder, grace_s=0)

@@ -21,7 +21,7 @@ def service(*numbers: int) -> Service:
 
 def test_taken_port_is_named_with_service_and_process(listening_port: int) -> None:
     (taken,) = ports.taken_ports([service(listening_port)])
-    assert str(taken).startswith(
+    assert taken.startswith(
         f"port {listening_port} (thing) is taken by {psutil.Process().name()} (pid {os.getpid()}"
     )
 

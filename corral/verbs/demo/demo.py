@@ -20,11 +20,13 @@ from corral.render.output import compare, write
 from corral.render.secrets import ENV_FILE, initialise
 from corral.render.tree import ROOT, render
 from corral.runtime import supervisor
-from corral.runtime.health import Status, statuses, watch
+from corral.runtime.board import Board
+from corral.runtime.health import Status
 from corral.runtime.interrupts import Interrupts
 from corral.runtime.lock import alone
 from corral.runtime.ports import taken_ports
-from corral.verbs.demo.display import running_since, service_table, show_progress
+from corral.runtime.waiting import wait_all
+from corral.verbs.demo.display import running_since, service_table
 from corral.verbs.demo.farm import FOLDER, INVENTORY, KEY, Farm, plan_farm
 from corral.verbs.demo.probe import client, embed, import_client, stream_chat
 from corral.verbs.models.weights import canonical, find_weights
@@ -114,10 +116,11 @@ def _start(farm: Farm, weights: Path | None, interrupts: Interrupts, talk: Conso
     with interrupts.held():
         supervisor.start(farm.folder, farm.path)
     threading.Thread(target=import_client).start()
-    show_progress(watch(farm.services, farm.folder, farm.path), talk)
+    with Board(talk) as board:
+        wait_all(farm.runtime, farm.services, board)
     talk.print(Text(f"all {len(farm.services)} services are well after {time.monotonic() - began:.0f} s\n"))
     _prove(farm, out)
-    _report(farm, statuses(farm.services, farm.folder, farm.path), out)
+    _report(farm, farm.runtime.statuses(farm.services), out)
 
 
 def _announce(farm: Farm, talk: Console) -> None:
@@ -138,7 +141,7 @@ def _announce(farm: Farm, talk: Console) -> None:
 def _check_ports(farm: Farm) -> None:
     taken = taken_ports(farm.services)
     if taken:
-        words = "\n  ".join(map(str, taken))
+        words = "\n  ".join(taken)
         raise CorralError(
             f"nothing was started:\n  {words}\nend that process, or change the port in {_short(INVENTORY)}"
         )
@@ -183,12 +186,12 @@ def _prove(farm: Farm, out: Console) -> None:
 
 def _look_after(farm: Farm, interrupts: Interrupts, talk: Console, out: Console) -> None:
     """Says that the demo runs; restarts what is not well first."""
-    found = statuses(farm.services, farm.folder, farm.path)
+    found = farm.runtime.statuses(farm.services)
     if any(status.state != "ready" for status in found):
         with _all_or_nothing(interrupts, talk):
             _mend(farm, found, talk)
             _prove(farm, out)
-        found = statuses(farm.services, farm.folder, farm.path)
+        found = farm.runtime.statuses(farm.services)
     talk.print(Text(f"the demo is running, for {running_since(found)}"))
     _report(farm, found, out)
 
@@ -204,7 +207,8 @@ def _mend(farm: Farm, found: list[Status], talk: Console) -> None:
             talk.print(Text(f"{name} is not well; restarting it", "yellow"))
             supervisor.restart(farm.folder, name)
     were_ready = {status.service.name for status in found if status.state == "ready"}
-    show_progress(watch(farm.services, farm.folder, farm.path), talk, were_ready)
+    with Board(talk) as board:
+        wait_all(farm.runtime, farm.services, board, unsaid=were_ready)
 
 
 def _is_just_starting(status: Status) -> bool:

@@ -1,36 +1,21 @@
-"""What `demo` shows: progress while it starts, the table of services, and how to use them."""
+"""The table of services that `demo` shows."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from corral.contributions import Service
-from corral.runtime.board import Board
 from corral.runtime.health import Status
 from corral.runtime.supervisor import memory_bytes
 
 MIB = 1024**2
 MINUTE_S = 60
 HOUR_S = 3600
-
-
-def show_progress(rounds: Iterable[list[Status]], talk: Console, were_ready: Iterable[str] = ()) -> None:
-    """Shows rounds of a watch until it ends: live on a terminal, else a line for each service that becomes ready."""
-    said = set(were_ready)
-    with Board(talk) as board:
-        for status in (status for found in rounds for status in found):
-            name, is_ready = status.service.name, status.state == "ready"
-            if talk.is_terminal:
-                board.show(status.service.host, name, status.state, is_done=is_ready)
-            elif is_ready and name not in said:
-                said.add(name)
-                board.say(f"  {name} is ready after {status.seconds:.1f} s")
 
 
 def service_table(found: Sequence[Status]) -> Table:

@@ -15,6 +15,7 @@ from corral.contributions import Secret, Service
 from corral.render.secrets import ENV_FILE, read_env
 from corral.render.tree import ROOT
 from corral.runtime import supervisor
+from corral.runtime.health import LocalHost
 
 INVENTORY = ROOT / "inventories" / "demo.yaml"
 FOLDER = ROOT / ".corral" / "demo"
@@ -39,6 +40,11 @@ class Farm:
     def folder(self) -> Path:
         """The rendered host."""
         return FOLDER / self.host
+
+    @property
+    def runtime(self) -> LocalHost:
+        """What runs its programs."""
+        return LocalHost(self.folder, self.path)
 
     @property
     def services(self) -> list[Service]:
