@@ -243,7 +243,7 @@ MOMENTS: dict[str, Callable[[Checkout, Process], bool]] = {
     "making models": lambda here, _: (here.folder / "demo" / "models").exists(),
     "starting": lambda here, _: (here.folder / "run.json").exists(),
     "started": lambda here, _: (here.folder / "demo" / "supervisord.pid").exists(),
-    "chat ready": lambda _, demo: "chat-1 is ready" in demo.output,
+    "chat ready": lambda _, demo: "chat-1: ready" in demo.output,
     "answering": lambda _, demo: "you to chat" in demo.output,
 }
 
@@ -279,7 +279,7 @@ def test_interrupted_at_any_moment_it_leaves_nothing(
 @pytest.mark.parametrize("repair", ["start again", "down"])
 def test_killed_run_is_repaired(checkout: Checkout, tmp_path: Path, repair: str) -> None:
     with Process(checkout.command(), tmp_path / "log", folder=checkout.root) as demo:
-        wait_for(demo, lambda: "chat-1 is ready" in demo.output)
+        wait_for(demo, lambda: "chat-1: ready" in demo.output)
         os.killpg(demo.pid, signal.SIGKILL)
     os.kill(checkout.pid("supervisord"), signal.SIGKILL)
     assert checkout.processes()  # orphans
@@ -294,7 +294,7 @@ def test_killed_run_is_repaired(checkout: Checkout, tmp_path: Path, repair: str)
 
 def test_second_one_at_the_same_time_says_so(checkout: Checkout, tmp_path: Path) -> None:
     with Process(checkout.command(), tmp_path / "log", folder=checkout.root) as demo:
-        wait_for(demo, lambda: "chat-1 is ready" in demo.output)
+        wait_for(demo, lambda: "chat-1: ready" in demo.output)
         for arguments in ((), ("--down",)):
             done = checkout.run(*arguments)
             assert done.returncode == 1

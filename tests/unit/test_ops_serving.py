@@ -151,13 +151,6 @@ def test_a_name_that_is_no_pool_is_refused(tmp_path: Path) -> None:
         serving.chosen(list(places.values()), ["d"])
 
 
-def test_idle_seconds_are_read_from_the_balancers_figures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    text = "# pxname,svname,lastsess,\na,FRONTEND,,\na,box-a-1,12,\nb,box-b-1,-1,\nb,BACKEND,3,\n"
-    monkeypatch.setattr(Balancer, "ask", lambda _self, *_commands: text)
-    plan = plan_of(tmp_path, "loaded: 1")
-    assert Balancer(plan, ComposeHost(plan, "box", tmp_path)).idle_seconds() == {"box-a-1": 12, "box-b-1": math.inf}
-
-
 def test_a_container_with_a_published_port_is_found_at_either_address(tmp_path: Path) -> None:
     """`restart` of a shared server waited a minute for each pool whose name HAProxy had looked up as the other one."""
     networks = {"site_door": "172.19.0.2", "site_servers-llama": "172.18.0.3", "gone": ""}
@@ -165,6 +158,5 @@ def test_a_container_with_a_published_port_is_found_at_either_address(tmp_path: 
     plan = plan_of(tmp_path, "loaded: 1, port: 9400")
     service = next(item for item in plan.services_of("box") if item.name == "turns")
     host = cast(ComposeHost, SimpleNamespace(container_of=lambda _name: container, name="box", project="site"))
-    work = rolling._Work(host, service, Board(Console(quiet=True)), "restart", None)
 
-    assert rolling._addresses(work) == ["172.18.0.3", "172.19.0.2"]
+    assert rolling.addresses_of(host, service) == ["172.18.0.3", "172.19.0.2"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -30,11 +31,11 @@ from corral.verbs.up.upgrade import parse_choices, with_images
 from tests.trees import ROOT
 
 STAT = """\
-# pxname,svname,qcur,qmax,scur,smax,status,check_status,check_code
-pools,FRONTEND,,,2,9,OPEN,,
-chat,box-chat-1,1,3,2,2,UP 1/3,* L7OK,200
-chat,box-chat-2,0,0,0,2,MAINT,,
-chat,BACKEND,4,9,2,4,UP,,
+# pxname,svname,qcur,qmax,scur,smax,status,check_status,check_code,lastsess
+pools,FRONTEND,,,2,9,OPEN,,,
+chat,box-chat-1,1,3,2,2,UP 1/3,* L7OK,200,12
+chat,box-chat-2,0,0,0,2,MAINT,,,-1
+chat,BACKEND,4,9,2,4,UP,,,12
 
 1
 # be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state srv_fqdn srv_port
@@ -63,6 +64,7 @@ def test_servers_as_the_balancer_sees_them() -> None:
     one, two = servers["box-chat-1"], servers["box-chat-2"]
     assert (one.group, one.status, one.in_flight, one.waiting) == ("chat", "UP 1/3", 2, 1)
     assert (one.state, one.check, one.code) == ("UP", "L7OK", 200)
+    assert (one.idle_s, two.idle_s) == (12, math.inf)
     assert (one.address, one.port, one.is_usable) == ("172.19.0.3", 8100, True)
     assert (two.address, two.is_out, two.is_usable, two.state) == ("", True, False, "MAINT")
     assert servers["pea-gpu-1"].is_out  # drained by hand counts, too
@@ -181,7 +183,7 @@ def test_what_is_missing_changed_and_left_over(tmp_path: Path) -> None:
     changed = {name for name, item in seen.found.items() if item.runs and not item.is_current}
     assert changed == {"chat-1", "chat-2"}
     assert [item.name for item in seen.left_over] == ["box-chat-9"]
-    assert len(seen.missing_images) == 1
+    assert len({item.service.image for item in seen.found.values() if not item.image_id}) == 1
 
 
 def test_two_containers_of_one_service_are_not_as_rendered(tmp_path: Path) -> None:

@@ -18,25 +18,14 @@ from corral.contributions import Backend, Service
 from corral.errors import CorralError
 from corral.plan.networks import own_network
 from corral.runtime.board import Board, Key
-from corral.runtime.haproxy import Balancer, BalancerError, Server, backends_of, balancer_of
+from corral.runtime.haproxy import Balancer, BalancerError, backends_of, balancer_of
 from corral.runtime.hosts import ComposeHost
-from corral.runtime.waiting import COMMAND_LIMIT_S, create, wait_well
+from corral.runtime.waiting import COMMAND_LIMIT_S, create, wait_until, wait_well
 
-POLL_S = 0.25
 ROTATION_LIMIT_S = 60
 # Held requests are released at the latest so long after the pool's own limits.
 HOLD_SPARE_S = 120
 Action = Literal["recreate", "restart"]
-
-
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """A service that was away: how long, and whether its requests were elsewhere or waited meanwhile."""
-
-    host: str
-    service: str
-    seconds: float
-    is_hitless: bool
 
 
 def roll(
@@ -47,7 +36,7 @@ def roll(
     action: Action = "recreate",
     timeout_s: float | None = None,
     keep_out_on_failure: bool = False,
-) -> list[Gap]:
+) -> None:
     """Changes services of a host one at a time, replicas without losing a request; returns when the last is well.
 
     Args:
@@ -62,20 +51,19 @@ def roll(
     Raises:
         CorralError: one did not become well; those after it were not touched.
     """
+    balancer = running_balancer(host, board)
     known = {service.name: service for service in host.plan.services_of(host.name)}
+    for name in services:
+        _Work(host, known[name], board, action, timeout_s, keep_out_on_failure).change(balancer)
+
+
+def running_balancer(host: ComposeHost, board: Board) -> Balancer | None:
+    """The plan's balancer; None when there is none, or (which is said) it does not run."""
     balancer = balancer_of(host.plan, host.out)
     if balancer is not None and not balancer.is_running():
         board.say("the balancer does not run, so nothing is drained", "yellow")
-        balancer = None
-    gaps = []
-    for name in services:
-        work = _Work(host, known[name], board, action, timeout_s)
-        backends = backends_of(host.plan, host.name, name)
-        if balancer is None or not backends:
-            gaps.append(Gap(host.name, name, _change(work), is_hitless=False))
-        else:
-            gaps.append(_change_replica(work, balancer, backends, keep_out=keep_out_on_failure))
-    return gaps
+        return None
+    return balancer
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,94 +75,120 @@ class _Work:
     board: Board
     action: Action
     timeout_s: float | None
+    keep_out_on_failure: bool
 
     @property
     def key(self) -> Key:
         return self.host.name, self.service.name
 
-    def show(self, state: str, detail: str = "") -> None:
-        self.board.show(*self.key, state, detail)
+    def change(self, balancer: Balancer | None) -> None:
+        """Changes the service, drained before where a balancer sends it requests; says so if requests could fail."""
+        planned = backends_of(self.host.plan, *self.key)
+        if balancer is None or not planned:
+            self._say_gap(self._make_anew())
+            return
+        servers = balancer.servers()
+        backends = [item for item in planned if item.name in servers]  # none: not in its configuration yet
+        with ExitStack() as out:  # several for a server that pools share
+            is_hitless = [out.enter_context(self._out_of_rotation(balancer, item)) for item in backends]
+            seconds = self._make_anew()
+            for item in backends:
+                self._follow(balancer, item)
+        if not all(is_hitless):
+            self._say_gap(seconds)
 
+    def _say_gap(self, seconds: float) -> None:
+        self.board.say(f"{'/'.join(self.key)}: did not answer for up to {seconds:.0f} s", "yellow")
 
-def _change(work: _Work) -> float:
-    """Makes a service anew and waits until it is well; returns the seconds that this took."""
-    work.show("restarting" if work.action == "restart" else "being made anew")
-    began = time.monotonic()
-    if work.action == "restart":
-        work.host.compose("restart", "--no-deps", work.service.name, limit_s=COMMAND_LIMIT_S)
-    else:
-        create(work.host, [work.service.name])
-    wait_well(work.host, [work.service], work.board, work.timeout_s)
-    return time.monotonic() - began
+    def _make_anew(self) -> float:
+        """Makes or restarts the container and waits until it is well; returns the seconds that this took."""
+        began = time.monotonic()
+        if self.action == "restart":
+            self.board.show(*self.key, "restarting")
+            self.host.compose("restart", "--no-deps", self.service.name, limit_s=COMMAND_LIMIT_S)
+        else:
+            self.board.show(*self.key, "being made anew")
+            create(self.host, [self.service.name])
+        wait_well(self.host, [self.service], self.board, self.timeout_s)
+        return time.monotonic() - began
 
+    @contextmanager
+    def _out_of_rotation(self, balancer: Balancer, backend: Backend) -> Iterator[bool]:
+        """The block runs while the replica gets no requests and has none; yields whether no client was affected."""
+        servers = balancer.servers()
+        server = servers.pop(backend.name)
+        is_only = not any(other.is_usable for other in servers.values() if other.group == server.group)
+        is_held = is_only and self._hold(balancer, backend.pool, server.group)
+        try:
+            if not is_held:
+                balancer.take_out(server)
+            limit_s = answer_timeout_s(self.host.plan.site, backend.pool)
+            is_idle = _drain(balancer, backend.name, limit_s, self.board, self.key)
+            if is_held:
+                balancer.take_out(server)
+            yield is_idle and (is_held or not is_only)
+        except BaseException:
+            if not self.keep_out_on_failure:
+                with suppress(BalancerError):
+                    balancer.put_back(server)
+            raise
+        else:
+            balancer.put_back(server)
+            wait_usable(balancer, {backend.name})
+            self.board.show(*self.key, "back in rotation", is_done=True)
+        finally:
+            if is_held:
+                with suppress(BalancerError):
+                    balancer.release(server.group)
 
-def _change_replica(work: _Work, balancer: Balancer, backends: Sequence[Backend], *, keep_out: bool) -> Gap:
-    servers = balancer.servers()
-    known = [backend for backend in backends if backend.name in servers]
-    if not known:  # not in the running balancer's configuration yet
-        return Gap(work.host.name, work.service.name, _change(work), is_hitless=True)
-    with ExitStack() as out:  # several for a server that pools share
-        is_hitless = [out.enter_context(_out_of_rotation(work, balancer, item, keep_out=keep_out)) for item in known]
-        seconds = _change(work)
-        for backend in known:
-            _follow(work, balancer, backend)
-    return Gap(work.host.name, work.service.name, seconds, all(is_hitless))
-
-
-@contextmanager
-def _out_of_rotation(work: _Work, balancer: Balancer, backend: Backend, *, keep_out: bool) -> Iterator[bool]:
-    """The block runs while the replica gets no requests and has none; yields whether no client was affected."""
-    server = balancer.servers()[backend.name]
-    is_only = not _siblings(balancer, server)
-    is_held = is_only and _hold(work, balancer, backend, server)
-    limit_s = answer_timeout_s(work.host.plan.site, backend.pool)
-    try:
-        if not is_held:
-            balancer.take_out(server)
-        is_idle = _wait_idle(balancer, server.name, limit_s, work.board, work.key)
-        if is_held:
-            balancer.take_out(server)
-        yield is_idle and (is_held or not is_only)
-    except BaseException:
-        if not keep_out:
-            with suppress(BalancerError):
-                balancer.put_back(server)
-        raise
-    else:
-        balancer.put_back(server)
-        wait_usable(balancer, {backend.name})
-        work.board.show(*work.key, "back in rotation", is_done=True)
-    finally:
-        if is_held:
-            with suppress(BalancerError):
-                balancer.release(server.group)
-
-
-def _siblings(balancer: Balancer, server: Server) -> list[Server]:
-    """Replicas that can take the server's requests."""
-    others = balancer.servers().values()
-    return [other for other in others if other.group == server.group and other.name != server.name and other.is_usable]
-
-
-def _hold(work: _Work, balancer: Balancer, backend: Backend, server: Server) -> bool:
-    """Lets the pool's new requests wait, and says so; False when the balancer cannot."""
-    plan = work.host.plan
-    queue = plan.inventory.pools[backend.pool].queue or plan.inventory.gateway.queue
-    limit_s = answer_timeout_s(plan.site, backend.pool) + work.service.health.start_timeout_s + HOLD_SPARE_S
-    if not balancer.hold(server.group, limit_s):
-        work.board.say(
-            f"{backend.pool} has no other replica that could answer: its requests are refused until this one is back",
-            "yellow",
+    def _hold(self, balancer: Balancer, pool: str, group: str) -> bool:
+        """Lets the pool's new requests wait, and says so; False when the balancer cannot."""
+        plan = self.host.plan
+        queue = plan.inventory.pools[pool].queue or plan.inventory.gateway.queue
+        limit_s = answer_timeout_s(plan.site, pool) + self.service.health.start_timeout_s + HOLD_SPARE_S
+        is_held = balancer.hold(group, limit_s)
+        words, style = (
+            (f"up to {queue.depth} requests wait in the balancer, {queue.timeout_s} s at most,", "")
+            if is_held
+            else ("its requests are refused", "yellow")
         )
-        return False
-    work.board.say(
-        f"{backend.pool} has no other replica that could answer: up to {queue.depth} requests wait in the balancer, "
-        f"{queue.timeout_s} s at most, until this one is back"
-    )
-    return True
+        self.board.say(f"{pool} has no other replica that could answer: {words} until this one is back", style)
+        return is_held
+
+    def _follow(self, balancer: Balancer, backend: Backend) -> None:
+        """Waits until the balancer knows where the new container is, and tells it when the port is another one."""
+        if self.host.name != balancer.host.name:
+            if balancer.servers()[backend.name].port != self.host.plan.inventory.gateway.edge_port:
+                raise CorralError(
+                    f"the balancer on {balancer.host.name} still calls {backend.name} past the edge of "
+                    f"{self.host.name}; run ./generate.py up without --host"
+                )
+            return
+        addresses = addresses_of(self.host, self.service)
+
+        def is_found() -> bool:
+            server = balancer.servers()[backend.name]
+            if server.port == backend.endpoint.port and (not addresses or server.address in addresses):
+                return True
+            if server.port != backend.endpoint.port:
+                balancer.move(server, addresses[0], backend.endpoint.port)
+            self.board.show(*self.key, "healthy", "the balancer looks up its new address")
+            return False
+
+        if not wait_until(is_found, ROTATION_LIMIT_S):
+            balancer.move(balancer.servers()[backend.name], addresses[0], backend.endpoint.port)
 
 
-def _wait_idle(balancer: Balancer, name: str, limit_s: float, board: Board, key: Key) -> bool:
+def addresses_of(host: ComposeHost, service: Service) -> list[str]:
+    """The addresses of a service's container, first that on the network on which the balancer calls it."""
+    own = f"{host.project}_{own_network(service)}"
+    container = host.container_of(service.name)
+    networks = container.networks if container else {}
+    own_first = sorted(networks, key=lambda name: (name != own, name))
+    return [networks[name] for name in own_first if networks[name]]
+
+
+def _drain(balancer: Balancer, name: str, limit_s: float, board: Board, key: Key) -> bool:
     """Returns when a replica has no request, or after so long; whether it has none."""
 
     def tell(count: int) -> None:
@@ -188,69 +202,38 @@ def _wait_idle(balancer: Balancer, name: str, limit_s: float, board: Board, key:
 
 def wait_for_answers(balancer: Balancer, name: str, limit_s: float, tell: Callable[[int], None]) -> int:
     """Requests that a replica still has after so many seconds; 0 as soon as it has none. `tell` hears how many."""
-    deadline = time.monotonic() + limit_s
-    while (now := balancer.servers().get(name)) and (count := now.in_flight + now.waiting):
-        if time.monotonic() > deadline:
-            return count
-        tell(count)
-        time.sleep(POLL_S)
-    return 0
+    count = 0
 
+    def is_idle() -> bool:
+        nonlocal count
+        now = balancer.servers().get(name)
+        count = now.in_flight + now.waiting if now else 0
+        if count:
+            tell(count)
+        return not count
 
-def _follow(work: _Work, balancer: Balancer, backend: Backend) -> None:
-    """Waits until the balancer knows where the new container is, and tells it when the port is another one."""
-    site = work.host.plan.site
-    if work.host.name != balancer.host.name:
-        server = balancer.servers()[backend.name]
-        if server.port != site.inventory.gateway.edge_port:
-            raise CorralError(
-                f"the balancer on {balancer.host.name} still calls {backend.name} past the edge of {work.host.name}; "
-                "run ./generate.py up without --host"
-            )
-        return
-    addresses = _addresses(work)
-    deadline = time.monotonic() + ROTATION_LIMIT_S
-    while True:
-        server = balancer.servers()[backend.name]
-        if server.port != backend.endpoint.port:
-            balancer.move(server, addresses[0], backend.endpoint.port)
-        elif not addresses or server.address in addresses:
-            return
-        if time.monotonic() > deadline:
-            balancer.move(server, addresses[0], backend.endpoint.port)
-            return
-        work.show("healthy", "the balancer looks up its new address")
-        time.sleep(POLL_S)
-
-
-def _addresses(work: _Work) -> list[str]:
-    """The container's addresses, first that on the network on which the balancer calls it."""
-    own = f"{work.host.project}_{own_network(work.service)}"
-    container = work.host.container_of(work.service.name)
-    networks = container.networks if container else {}
-    own_first = sorted(networks, key=lambda name: (name != own, name))
-    return [networks[name] for name in own_first if networks[name]]
+    wait_until(is_idle, limit_s)
+    return count
 
 
 def wait_usable(balancer: Balancer, names: Collection[str]) -> None:
     """Returns when the balancer gives these replicas requests; raises CorralError when it does not in time."""
-    deadline = time.monotonic() + ROTATION_LIMIT_S
-    while True:
-        lame = [item for item in balancer.servers().values() if item.name in names and not item.is_usable]
-        if not lame:
-            return
-        if time.monotonic() > deadline:
-            places = ", ".join(f"{item.name} at {item.address}:{item.port} ({item.status})" for item in lame)
-            raise CorralError(f"healthy, but the balancer does not reach it: {places}")
-        time.sleep(POLL_S)
+
+    def lame() -> list[str]:
+        return [
+            f"{item.name} at {item.address}:{item.port} ({item.status})"
+            for item in balancer.servers().values()
+            if item.name in names and not item.is_usable
+        ]
+
+    if not wait_until(lambda: not lame(), ROTATION_LIMIT_S):
+        raise CorralError(f"healthy, but the balancer does not reach it: {', '.join(lame())}")
 
 
-def drained(plan: Plan, balancer: Balancer, name: str, board: Board) -> None:
-    """Takes a replica out of rotation for good and waits until it has no request, as long as an answer may take."""
-    server = balancer.servers().get(name)
-    if server is None:
-        return
+def drain_for_good(plan: Plan, balancer: Balancer, name: str, board: Board) -> None:
+    """Takes a replica out of rotation and waits until it has no request, as long as an answer may take."""
+    server = balancer.servers()[name]
     balancer.take_out(server)
     pool = server.group.partition(".")[0]
     limit_s = answer_timeout_s(plan.site, pool) if pool in plan.inventory.pools else plan.inventory.gateway.timeout_s
-    _wait_idle(balancer, name, limit_s, board, (balancer.host.name, name))
+    _drain(balancer, name, limit_s, board, (balancer.host.name, name))
