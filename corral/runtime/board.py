@@ -1,14 +1,14 @@
-"""Progress of services on their hosts: a live table on a terminal, else a line for every change worth knowing."""
+"""Progress of services on their hosts: a live table on a terminal, else a line for every change; and waiting for it."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -16,6 +16,12 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from corral.contributions import Service
+from corral.errors import CorralError
+
+POLL_S = 0.5
+# Beyond a service's own start timeout: Docker checks every ten seconds once that has passed.
+SPARE_S = 30
 # Host and service.
 Key = tuple[str, str]
 
@@ -84,3 +90,70 @@ def redraw(console: Console, views: Iterable[RenderableType], every_s: float, *,
             if number == count:
                 return
             time.sleep(every_s)
+
+
+# --- waiting ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A service at one moment, whatever runs it."""
+
+    # In one word.
+    state: str
+    is_well: bool
+    # Whether waiting longer is no use.
+    is_hopeless: bool = False
+
+
+class Runtime(Protocol):
+    """What runs services: a Compose host, or supervisord."""
+
+    def look(self, services: Iterable[Service]) -> Mapping[str, Seen]:
+        """Each of these services at this moment, by name."""
+        ...
+
+    def problem(self, service: Service, words: str) -> CorralError:
+        """Why a service is not well; `words` come first in the message."""
+        ...
+
+
+def wait_all(
+    runtime: Runtime,
+    services: Iterable[Service],
+    board: Board,
+    timeout_s: float | None = None,
+    unsaid: Collection[str] = (),
+) -> None:
+    """Returns when every service is well; those in `unsaid` are mentioned only if they fail.
+
+    Raises CorralError when there is no hope for one, or it is not well in time: in `timeout_s`, or its own start timeout.
+    """
+    began = time.monotonic()
+    waiting = {service.name: service for service in services}
+    while waiting:
+        found, elapsed = runtime.look(waiting.values()), time.monotonic() - began
+        for name, seen in found.items():
+            service = waiting[name]
+            if name not in unsaid:
+                words = f"{seen.state} after {elapsed:.0f} s" if seen.is_well else seen.state
+                board.show(service.host, name, words, is_done=seen.is_well)
+            if seen.is_well:
+                del waiting[name]
+            elif seen.is_hopeless or elapsed > (limit := _limit_s(service, seen, timeout_s)):
+                raise runtime.problem(service, "" if seen.is_hopeless else f"not well within {limit:.0f} s")
+        if waiting:
+            time.sleep(POLL_S)
+
+
+def _limit_s(service: Service, seen: Seen, timeout_s: float | None) -> float:
+    limit = timeout_s if timeout_s is not None else service.health.start_timeout_s + SPARE_S
+    return min(limit, SPARE_S) if seen.state == "unhealthy" else limit  # of an earlier run, perhaps
+
+
+def wait_until(is_done: Callable[[], bool], limit_s: float, poll_s: float = 0.25) -> bool:
+    """Returns whether the condition became true within so many seconds."""
+    deadline = time.monotonic() + limit_s
+    while not (done := is_done()) and time.monotonic() < deadline:
+        time.sleep(poll_s)
+    return done

@@ -21,8 +21,8 @@ from corral.components import edge, haproxy
 from corral.contributions import Backend
 from corral.errors import CorralError
 from corral.plan.site import bracketed
+from corral.runtime.board import wait_until
 from corral.runtime.hosts import ComposeHost
-from corral.runtime.waiting import wait_until
 
 ANSWER_LIMIT_S = 15
 RELOAD_LIMIT_S = 30

@@ -1,4 +1,4 @@
-"""A `local` host: its programs under supervisord. Start it, ask it, restart a program, stop it.
+"""A `local` host: its programs under supervisord. Start it, look at it, restart a program, stop it; and its ports.
 
 Everything that supervisord starts inherits an environment variable with the host's rendered folder. By that a process
 is known to be ours, even when its supervisord was killed and whatever the pid file says, so nothing else is ever ended.
@@ -6,26 +6,31 @@ is known to be ours, even when its supervisord was killed and whatever the pid f
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 import xmlrpc.client
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 
+from corral.contributions import Service
 from corral.errors import CorralError
 from corral.files import private_folder
+from corral.runtime.board import Seen
+from corral.runtime.causes import cause_of
 
 MARK = "CORRAL_HOST_FOLDER"
 CONFIG = "supervisord.conf"
@@ -43,6 +48,14 @@ END_TIMEOUT_S = 90.0
 START_DEADLINE_S = 20.0
 FORCE_DEADLINE_S = 5.0
 POLL_S = 0.05
+CHECK_TIMEOUT_S = 2.0
+# A program that ends this often before it was ever well will not become well by waiting.
+MOST_ENDS = 2
+
+LAST_LINES = 12
+LAST_BYTES = 64 * 1024
+LOOPBACK = "127.0.0.1"
+SHOWN_COMMAND = 80
 
 KEPT_VARIABLES = frozenset({"HOME", "USER", "LOGNAME", "LANG", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "SSL_CERT_FILE"})
 KEPT_PREFIXES = ("LC_", "PRISMA_", "CUDA_", "HIP_", "HSA_", "ROCR_", "GGML_", "OMP_", "DYLD_")
@@ -174,6 +187,97 @@ def restart(folder: Path, name: str) -> None:
         raise CorralError(f"supervisord does not restart {name}: {error}") from None
 
 
+# --- how a program is
+
+
+@dataclass(frozen=True, slots=True)
+class Status(Seen):
+    """How a service is now, with its program if supervisord answers."""
+
+    program: Program | None = None
+
+
+def is_well(service: Service, folder: Path, path: str) -> bool:
+    """Whether the service says that it is well: on its health path, or by its health command run with this PATH."""
+    if not service.health.path:
+        return _succeeds(service.health.command, folder, path)
+    try:
+        url = f"http://127.0.0.1:{service.health.port}{service.health.path}"
+        with httpx.Client(trust_env=False, timeout=CHECK_TIMEOUT_S) as client:
+            return client.get(url).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def _succeeds(command: Sequence[str], folder: Path, path: str) -> bool:
+    try:
+        done = subprocess.run(
+            command, cwd=folder, env={"PATH": path}, stdin=subprocess.DEVNULL, capture_output=True,
+            timeout=CHECK_TIMEOUT_S, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
+
+
+@dataclass(frozen=True, slots=True)
+class LocalHost:
+    """A host's programs under supervisord, as `wait_all` looks at them."""
+
+    # The rendered host.
+    folder: Path
+    # PATH of its programs.
+    path: str
+    # When each program has ended, as far as this object saw; what was before its first look does not count.
+    _ends: dict[str, set[int]] = field(default_factory=dict)
+
+    def look(self, services: Iterable[Service]) -> dict[str, Status]:
+        """How each service is now, by name: `starting`, `ready`, `ended` or `stopped`."""
+        known = programs(self.folder) or {}
+        return {service.name: self._status(service, known.get(service.name)) for service in services}
+
+    def _status(self, service: Service, program: Program | None) -> Status:
+        if program is None:
+            return Status("stopped", is_well=False, is_hopeless=True)
+        if program.pid and is_well(service, self.folder, self.path):
+            return Status("ready", is_well=True, program=program)
+        state = "starting" if program.pid or program.state == "starting" else "ended"
+        return Status(state, is_well=False, is_hopeless=self._is_hopeless(program), program=program)
+
+    def _is_hopeless(self, program: Program) -> bool:
+        ends = self._ends.setdefault(program.name, set())
+        ends.add(program.ended)
+        return program.state == "fatal" or len(ends) > MOST_ENDS  # the first one was before the first look
+
+    def problem(self, service: Service, words: str) -> CorralError:
+        """Why a service is not well: the program's last words, and the likely cause."""
+        program = (programs(self.folder) or {}).get(service.name)
+        if program is None:
+            return CorralError(f"supervisord does not answer any more; it was looking after {service.name}")
+        what = f"runs but is {words}" if words else f"does not stay up: {self._ending(program)}"
+        lines = last_lines(self.folder / "logs" / f"{service.name}.log")
+        cause = cause_of("\n".join([what, *lines]), "process")
+        shown = [f"{service.name} {what}", *(f"    {line}" for line in lines or ["(it wrote nothing)"])]
+        return CorralError("\n".join([*shown, *([f"  likely cause: {cause.words}"] if cause else [])]))
+
+    def _ending(self, program: Program) -> str:
+        """How a program ended last in supervisord's words, such as `exit status 1`; or why it never ran."""
+        pattern = re.compile(rf"exited: {re.escape(program.name)} \(([^;)]*)")
+        found = pattern.findall("\n".join(last_lines(self.folder / "logs" / "supervisord.log", LAST_BYTES)))
+        return found[-1] if found else program.problem or f"exit status {program.exit_code}"
+
+
+def last_lines(log: Path, count: int = LAST_LINES) -> list[str]:
+    """The last lines of a log, without empty ones; none if there is no log."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - LAST_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return []
+    return [line.rstrip() for line in text.splitlines() if line.strip()][-count:]
+
+
 # --- find and stop
 
 
@@ -238,3 +342,50 @@ def memory_bytes(pid: int) -> int:
             with suppress(psutil.Error):
                 total += process.memory_info().rss
     return total
+
+
+# --- ports
+
+
+def taken_ports(services: Iterable[Service]) -> list[str]:
+    """Every port of these services that another process holds: `port 14000 (litellm) is taken by …`."""
+    wanted = {port.number: service.name for service in services for port in service.ports}
+    return [
+        f"port {port} ({name}) is taken by {holder_of(port)}"
+        for port, name in sorted(wanted.items())
+        if not is_free(port)
+    ]
+
+
+def is_free(port: int) -> bool:
+    """Whether a program could listen on this port of the loopback address now."""
+    try:
+        socket.create_server((LOOPBACK, port)).close()
+    except OSError as error:
+        if error.errno in {errno.EADDRINUSE, errno.EACCES}:
+            return False
+        raise
+    return True
+
+
+def holder_of(port: int) -> str:
+    """The process that listens on a port, as messages name it."""
+    found = []
+    with suppress(psutil.AccessDenied):  # macOS shows nothing to ordinary users
+        found = psutil.net_connections("tcp")
+    listening = (item for item in found if item.status == psutil.CONN_LISTEN and item.laddr and item.laddr.port == port)
+    for pid in sorted({item.pid for item in listening if item.pid}):
+        with suppress(psutil.NoSuchProcess):
+            return _described(psutil.Process(pid))
+    return "a process that only its owner or root can see"
+
+
+def _described(process: psutil.Process) -> str:
+    """`python3 (pid 812: python3 -m http.server 14000)`; of another corral demo also where it runs."""
+    command = ""
+    with suppress(psutil.AccessDenied):
+        command = " ".join(process.cmdline())
+    shown = command if len(command) <= SHOWN_COMMAND else command[: SHOWN_COMMAND - 1] + "…"
+    words = f"{process.name()} (pid {process.pid}{': ' if shown else ''}{shown})"
+    folder = folder_of(process)
+    return f"{words}, which corral runs in {folder}" if folder else words

@@ -1,24 +1,20 @@
-"""The one loop that waits until services are well, and why a container is not: state, health log, last lines, cause."""
+"""Containers of services: making them, waiting until they are well, and why one is not."""
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from corral.contributions import Service
 from corral.errors import CorralError
-from corral.runtime.board import Board
+from corral.runtime.board import Board, Seen, wait_all
 from corral.runtime.causes import ENDS, cause_of, explained
 from corral.runtime.docker import Container
 from corral.runtime.hosts import CommandError, ComposeHost
-from corral.runtime.ports import holder_of
+from corral.runtime.supervisor import holder_of
 
-POLL_S = 0.5
-# Beyond a service's own start timeout: the engine checks every ten seconds once that has passed.
-SPARE_S = 30
 COMMAND_LIMIT_S = 600
 LOG_LINES = 12
 WIDTH = 240
@@ -75,81 +71,6 @@ def port_holder(host: ComposeHost, port: int) -> str:
     if found:
         return f"the container {found.replace(' (project )', '')}"
     return holder_of(port) if host.ssh is None else ""
-
-
-# --- waiting ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """A service at one moment, whatever runs it."""
-
-    # In one word.
-    state: str
-    is_well: bool
-    # Whether waiting longer is no use.
-    is_hopeless: bool = False
-
-
-class Runtime(Protocol):
-    """What runs services: a Compose host, or supervisord."""
-
-    def look(self, services: Iterable[Service]) -> Mapping[str, Seen]:
-        """Each of these services at this moment, by name."""
-        ...
-
-    def problem(self, service: Service, words: str) -> CorralError:
-        """Why a service is not well; `words` come first in the message."""
-        ...
-
-
-def wait_all(
-    runtime: Runtime,
-    services: Iterable[Service],
-    board: Board,
-    timeout_s: float | None = None,
-    unsaid: Collection[str] = (),
-) -> None:
-    """Returns when every service is well.
-
-    Args:
-        runtime: what runs them.
-        services: those to wait for.
-        board: shows their states.
-        timeout_s: longest wait for one of them; its own start timeout when absent.
-        unsaid: names of services that are not mentioned unless they fail.
-
-    Raises:
-        CorralError: one of them is not well in time, or there is no hope.
-    """
-    began = time.monotonic()
-    waiting = {service.name: service for service in services}
-    while waiting:
-        found, elapsed = runtime.look(waiting.values()), time.monotonic() - began
-        for name, seen in found.items():
-            service = waiting[name]
-            if name not in unsaid:
-                words = f"{seen.state} after {elapsed:.0f} s" if seen.is_well else seen.state
-                board.show(service.host, name, words, is_done=seen.is_well)
-            if seen.is_well:
-                del waiting[name]
-            elif seen.is_hopeless or elapsed > (limit := _limit_s(service, seen, timeout_s)):
-                raise runtime.problem(service, "" if seen.is_hopeless else f"not well within {limit:.0f} s")
-        if waiting:
-            time.sleep(POLL_S)
-
-
-def _limit_s(service: Service, seen: Seen, timeout_s: float | None) -> float:
-    limit = timeout_s if timeout_s is not None else service.health.start_timeout_s + SPARE_S
-    return min(limit, SPARE_S) if seen.state == "unhealthy" else limit  # of an earlier run, perhaps
-
-
-def wait_until(is_done: Callable[[], bool], limit_s: float, poll_s: float = 0.25) -> bool:
-    """Returns whether the condition became true within so many seconds."""
-    deadline = time.monotonic() + limit_s
-    while not (done := is_done()) and time.monotonic() < deadline:
-        time.sleep(poll_s)
-    return done
 
 
 def wait_well(

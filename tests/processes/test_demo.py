@@ -18,7 +18,7 @@ import httpx
 import psutil
 import pytest
 
-from corral.runtime.ports import is_free
+from corral.runtime.supervisor import is_free
 from corral.tiny_models import make_chat_model
 from corral.verbs.demo.demo import ANSWER
 from tests.processes.farm import FIRST_PORTS

@@ -6,12 +6,10 @@ from rich.console import Console
 
 from corral.contributions import Health, Service
 from corral.errors import CorralError
-from corral.runtime import health
-from corral.runtime.board import Board
+from corral.runtime import supervisor
+from corral.runtime.board import Board, wait_all
 from corral.runtime.causes import cause_of
-from corral.runtime.health import LocalHost, last_lines
-from corral.runtime.supervisor import Program
-from corral.runtime.waiting import wait_all
+from corral.runtime.supervisor import LocalHost, Program, last_lines
 
 HERE = Path("/nowhere")
 
@@ -30,8 +28,8 @@ class Script:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *rounds: tuple[Program, bool]) -> None:
         self.rounds = list(rounds)
-        monkeypatch.setattr(health, "programs", lambda _folder: {"thing": self.rounds[0][0]})
-        monkeypatch.setattr(health, "is_well", lambda *_: self.rounds[0][1])
+        monkeypatch.setattr(supervisor, "programs", lambda _folder: {"thing": self.rounds[0][0]})
+        monkeypatch.setattr(supervisor, "is_well", lambda *_: self.rounds[0][1])
         monkeypatch.setattr(time, "sleep", self._next)
 
     def _next(self, _seconds: float) -> None:
@@ -93,7 +91,7 @@ def test_service_that_never_becomes_well_is_given_up_in_time(
 def test_health_command_is_asked_where_there_is_no_path(tmp_path: Path) -> None:
     for word, is_well in (("true", True), ("false", False), ("no-such-program", False)):
         asked = Service("box", "part", "thing", "image", "program", health=Health(command=(word,)))
-        assert health.is_well(asked, tmp_path, "/usr/bin:/bin") is is_well
+        assert supervisor.is_well(asked, tmp_path, "/usr/bin:/bin") is is_well
 
 
 @pytest.mark.parametrize(

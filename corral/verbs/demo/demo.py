@@ -6,7 +6,7 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,12 +20,10 @@ from corral.render.output import compare, write
 from corral.render.secrets import ENV_FILE, initialise
 from corral.render.tree import ROOT, render
 from corral.runtime import supervisor
-from corral.runtime.board import Board
-from corral.runtime.health import Status
+from corral.runtime.board import Board, wait_all
 from corral.runtime.interrupts import Interrupts
 from corral.runtime.lock import alone
-from corral.runtime.ports import taken_ports
-from corral.runtime.waiting import wait_all
+from corral.runtime.supervisor import Status, taken_ports
 from corral.verbs.demo.display import running_since, service_table
 from corral.verbs.demo.farm import FOLDER, INVENTORY, KEY, Farm, plan_farm
 from corral.verbs.demo.probe import client, embed, import_client, stream_chat
@@ -120,7 +118,7 @@ def _start(farm: Farm, weights: Path | None, interrupts: Interrupts, talk: Conso
         wait_all(farm.runtime, farm.services, board)
     talk.print(Text(f"all {len(farm.services)} services are well after {time.monotonic() - began:.0f} s\n"))
     _prove(farm, out)
-    _report(farm, farm.runtime.statuses(farm.services), out)
+    _report(farm, farm.runtime.look(farm.services), out)
 
 
 def _announce(farm: Farm, talk: Console) -> None:
@@ -186,27 +184,26 @@ def _prove(farm: Farm, out: Console) -> None:
 
 def _look_after(farm: Farm, interrupts: Interrupts, talk: Console, out: Console) -> None:
     """Says that the demo runs; restarts what is not well first."""
-    found = farm.runtime.statuses(farm.services)
-    if any(status.state != "ready" for status in found):
+    found = farm.runtime.look(farm.services)
+    if not all(status.is_well for status in found.values()):
         with _all_or_nothing(interrupts, talk):
             _mend(farm, found, talk)
             _prove(farm, out)
-        found = farm.runtime.statuses(farm.services)
+        found = farm.runtime.look(farm.services)
     talk.print(Text(f"the demo is running, for {running_since(found)}"))
     _report(farm, found, out)
 
 
-def _mend(farm: Farm, found: list[Status], talk: Console) -> None:
-    for status in found:
-        if status.state == "ready":
+def _mend(farm: Farm, found: Mapping[str, Status], talk: Console) -> None:
+    were_ready = {name for name, status in found.items() if status.is_well}
+    for name, status in found.items():
+        if name in were_ready:
             continue
-        name = status.service.name
         if _is_just_starting(status):
             talk.print(Text(f"{name} is starting"))
         else:
             talk.print(Text(f"{name} is not well; restarting it", "yellow"))
             supervisor.restart(farm.folder, name)
-    were_ready = {status.service.name for status in found if status.state == "ready"}
     with Board(talk) as board:
         wait_all(farm.runtime, farm.services, board, unsaid=were_ready)
 
@@ -237,8 +234,8 @@ def _is_outdated(farm: Farm) -> bool:
 # --- what a person reads at the end
 
 
-def _report(farm: Farm, found: list[Status], out: Console) -> None:
-    out.print(service_table(found))
+def _report(farm: Farm, found: Mapping[str, Status], out: Console) -> None:
+    out.print(service_table(farm.services, found))
     out.print()
     names = ", ".join(farm.plan.inventory.pools)
     chat = farm.pools("chat")[0]

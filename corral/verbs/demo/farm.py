@@ -15,7 +15,6 @@ from corral.contributions import Secret, Service
 from corral.render.secrets import ENV_FILE, read_env
 from corral.render.tree import ROOT
 from corral.runtime import supervisor
-from corral.runtime.health import LocalHost
 
 INVENTORY = ROOT / "inventories" / "demo.yaml"
 FOLDER = ROOT / ".corral" / "demo"
@@ -42,9 +41,9 @@ class Farm:
         return FOLDER / self.host
 
     @property
-    def runtime(self) -> LocalHost:
+    def runtime(self) -> supervisor.LocalHost:
         """What runs its programs."""
-        return LocalHost(self.folder, self.path)
+        return supervisor.LocalHost(self.folder, self.path)
 
     @property
     def services(self) -> list[Service]:

@@ -17,10 +17,10 @@ from corral.components.haproxy import answer_timeout_s
 from corral.contributions import Backend, Service
 from corral.errors import CorralError
 from corral.plan.networks import own_network
-from corral.runtime.board import Board, Key
+from corral.runtime.board import Board, Key, wait_until
 from corral.runtime.haproxy import Balancer, BalancerError, backends_of, balancer_of
 from corral.runtime.hosts import ComposeHost
-from corral.runtime.waiting import COMMAND_LIMIT_S, create, wait_until, wait_well
+from corral.runtime.waiting import COMMAND_LIMIT_S, create, wait_well
 
 ROTATION_LIMIT_S = 60
 # Held requests are released at the latest so long after the pool's own limits.
