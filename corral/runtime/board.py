@@ -127,7 +127,7 @@ def wait_all(
 ) -> None:
     """Returns when every service is well; those in `unsaid` are mentioned only if they fail.
 
-    Raises CorralError when there is no hope for one, or it is not well in time: in `timeout_s`, or its own start timeout.
+    Raises CorralError when there is no hope for one, or it is not well in `timeout_s`, else its own start timeout.
     """
     began = time.monotonic()
     waiting = {service.name: service for service in services}

@@ -161,8 +161,7 @@ class Balancer:
         out = [server for server in servers.values() if server.is_out]
         for server in out:
             self.put_back(server)
-        for group in sorted({server.group for server in servers.values()}):
-            self.release(group)
+        self.ask(*sorted({f"corral release {server.group}" for server in servers.values()}))
         return [server.name for server in out]
 
     # --- configuration ---
@@ -215,6 +214,12 @@ def balancer_of(plan: Plan, out: Path) -> Balancer | None:
     if not has_haproxy or plan.inventory.gateway.balancing == "direct":
         return None
     return Balancer(plan, ComposeHost(plan, plan.inventory.gateway.host, out))
+
+
+def running_balancer(plan: Plan, out: Path) -> Balancer | None:
+    """The plan's balancer; None also when it does not run."""
+    balancer = balancer_of(plan, out)
+    return balancer if balancer is not None and balancer.is_running() else None
 
 
 def edge_of(host: ComposeHost) -> Balancer | None:

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 import xmlrpc.client
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,7 +53,8 @@ CHECK_TIMEOUT_S = 2.0
 MOST_ENDS = 2
 
 LAST_LINES = 12
-LAST_BYTES = 64 * 1024
+# Lines of supervisord's own log in which the end of a program is looked for.
+RECORDED_LINES = 1000
 LOOPBACK = "127.0.0.1"
 SHOWN_COMMAND = 80
 
@@ -199,23 +200,16 @@ class Status(Seen):
 
 def is_well(service: Service, folder: Path, path: str) -> bool:
     """Whether the service says that it is well: on its health path, or by its health command run with this PATH."""
-    if not service.health.path:
-        return _succeeds(service.health.command, folder, path)
+    health = service.health
     try:
-        url = f"http://127.0.0.1:{service.health.port}{service.health.path}"
-        with httpx.Client(trust_env=False, timeout=CHECK_TIMEOUT_S) as client:
-            return client.get(url).is_success
-    except httpx.HTTPError:
-        return False
-
-
-def _succeeds(command: Sequence[str], folder: Path, path: str) -> bool:
-    try:
+        if health.path:
+            url = f"http://{LOOPBACK}:{health.port}{health.path}"
+            return httpx.get(url, trust_env=False, timeout=CHECK_TIMEOUT_S).is_success
         done = subprocess.run(
-            command, cwd=folder, env={"PATH": path}, stdin=subprocess.DEVNULL, capture_output=True,
+            health.command, cwd=folder, env={"PATH": path}, stdin=subprocess.DEVNULL, capture_output=True,
             timeout=CHECK_TIMEOUT_S, check=False,
         )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
+    except (httpx.HTTPError, OSError, subprocess.TimeoutExpired):
         return False
     return done.returncode == 0
 
@@ -263,19 +257,17 @@ class LocalHost:
     def _ending(self, program: Program) -> str:
         """How a program ended last in supervisord's words, such as `exit status 1`; or why it never ran."""
         pattern = re.compile(rf"exited: {re.escape(program.name)} \(([^;)]*)")
-        found = pattern.findall("\n".join(last_lines(self.folder / "logs" / "supervisord.log", LAST_BYTES)))
+        found = pattern.findall("\n".join(last_lines(self.folder / "logs" / "supervisord.log", RECORDED_LINES)))
         return found[-1] if found else program.problem or f"exit status {program.exit_code}"
 
 
 def last_lines(log: Path, count: int = LAST_LINES) -> list[str]:
     """The last lines of a log, without empty ones; none if there is no log."""
     try:
-        with log.open("rb") as file:
-            file.seek(max(0, file.seek(0, 2) - LAST_BYTES))
-            text = file.read().decode(errors="replace")
+        lines = log.read_text(errors="replace").splitlines()
     except OSError:
         return []
-    return [line.rstrip() for line in text.splitlines() if line.strip()][-count:]
+    return [line.rstrip() for line in lines if line.strip()][-count:]
 
 
 # --- find and stop

@@ -18,7 +18,7 @@ from corral.contributions import Backend, Service
 from corral.errors import CorralError
 from corral.plan.networks import own_network
 from corral.runtime.board import Board, Key, wait_until
-from corral.runtime.haproxy import Balancer, BalancerError, backends_of, balancer_of
+from corral.runtime.haproxy import Balancer, BalancerError, Server, backends_of, balancer_of, running_balancer
 from corral.runtime.hosts import ComposeHost
 from corral.runtime.waiting import COMMAND_LIMIT_S, create, wait_well
 
@@ -39,31 +39,18 @@ def roll(
 ) -> None:
     """Changes services of a host one at a time, replicas without losing a request; returns when the last is well.
 
-    Args:
-        host: where they run.
-        services: their names, in the order in which they are changed.
-        board: shows what happens.
-        action: make their containers anew as rendered, or restart them as they are.
-        timeout_s: longest wait for one to become well; its own start timeout when absent.
-        keep_out_on_failure: leave a replica that does not become well out of the balancer, instead of leaving the
-            decision to the balancer's health checks.
+    One may take `timeout_s`, its own start timeout when absent. A replica that does not become well is left to the
+    balancer's health checks, or (`keep_out_on_failure`) stays out of the balancer.
 
     Raises:
         CorralError: one did not become well; those after it were not touched.
     """
-    balancer = running_balancer(host, board)
+    balancer = running_balancer(host.plan, host.out)
+    if balancer is None and balancer_of(host.plan, host.out) is not None:
+        board.say("the balancer does not run, so nothing is drained", "yellow")
     known = {service.name: service for service in host.plan.services_of(host.name)}
     for name in services:
         _Work(host, known[name], board, action, timeout_s, keep_out_on_failure).change(balancer)
-
-
-def running_balancer(host: ComposeHost, board: Board) -> Balancer | None:
-    """The plan's balancer; None when there is none, or (which is said) it does not run."""
-    balancer = balancer_of(host.plan, host.out)
-    if balancer is not None and not balancer.is_running():
-        board.say("the balancer does not run, so nothing is drained", "yellow")
-        return None
-    return balancer
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,10 +217,9 @@ def wait_usable(balancer: Balancer, names: Collection[str]) -> None:
         raise CorralError(f"healthy, but the balancer does not reach it: {', '.join(lame())}")
 
 
-def drain_for_good(plan: Plan, balancer: Balancer, name: str, board: Board) -> None:
+def drain_for_good(plan: Plan, balancer: Balancer, server: Server, board: Board) -> None:
     """Takes a replica out of rotation and waits until it has no request, as long as an answer may take."""
-    server = balancer.servers()[name]
     balancer.take_out(server)
     pool = server.group.partition(".")[0]
     limit_s = answer_timeout_s(plan.site, pool) if pool in plan.inventory.pools else plan.inventory.gateway.timeout_s
-    _drain(balancer, name, limit_s, board, (balancer.host.name, name))
+    _drain(balancer, server.name, limit_s, board, (balancer.host.name, server.name))

@@ -95,13 +95,11 @@ def _found(service: Service, containers: list[Container], wanted: str, image_id:
     return Found(service, container, is_current, image_id)
 
 
-def is_reloadable(host: ComposeHost, found: Found) -> bool:
-    """Whether a container is as rendered, or but for the content of its configuration files."""
+def differs_only_in_configuration(host: ComposeHost, found: Found) -> bool:
+    """Whether a container is as rendered but for the content of its configuration files."""
     container = found.container
     if container is None or found.image_id not in {"", container.image_id}:
         return False
-    if found.is_current:
-        return True
     overlay = json.dumps({"services": {found.service.name: {"labels": {CONFIG: container.config_digest}}}})
     words = [*host.compose_words(), "--file", "-", "config", "--hash", found.service.name]
     hashes = hashes_in(host.run(words, given=overlay.encode(), check=False).out)
@@ -131,7 +129,7 @@ def join_networks(seen: Survey) -> None:
         seen.host.run(["docker", "network", "connect", *names, network, container_id])
 
 
-def remove_unused_networks(host: ComposeHost) -> None:
+def prune_networks(host: ComposeHost) -> None:
     """Remove networks of the project that are not in its rendering; one that something else still uses stays."""
     wanted = {str(network["name"]) for network in _project(host)["networks"].values()}
     words = ["docker", "network", "ls", "--filter", f"label={PROJECT}={host.project}", "--format", "{{.Name}}"]

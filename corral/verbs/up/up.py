@@ -25,7 +25,7 @@ from corral.render.output import compare
 from corral.render.tree import render
 from corral.runtime.board import Board
 from corral.runtime.docker import PROJECT, Container
-from corral.runtime.haproxy import Balancer, balancer_of, edge_of
+from corral.runtime.haproxy import Balancer, balancer_of, edge_of, running_balancer
 from corral.runtime.hosts import CPU_FILE, CommandError, ComposeHost, compose_hosts
 from corral.runtime.interrupts import Interrupts
 from corral.runtime.lock import alone
@@ -40,9 +40,9 @@ from corral.verbs.up.survey import (
     Found,
     Survey,
     check_engine,
-    is_reloadable,
+    differs_only_in_configuration,
     join_networks,
-    remove_unused_networks,
+    prune_networks,
     survey,
 )
 
@@ -64,14 +64,9 @@ class Run:
     touched: int = 0
 
     @property
-    def balancer(self) -> Balancer | None:
-        """The plan's balancer, perhaps on a host that is not brought up now."""
-        return balancer_of(self.plan, self.out)
-
-    @property
     def haproxies(self) -> list[Balancer]:
         """The balancer and the edges on the hosts that are brought up: they read a new configuration without a gap."""
-        found = (self.balancer, *(edge_of(seen.host) for seen in self.seen.values()))
+        found = (balancer_of(self.plan, self.out), *(edge_of(seen.host) for seen in self.seen.values()))
         return [item for item in found if item is not None and item.host.name in self.seen]
 
 
@@ -89,16 +84,11 @@ def up(
 ) -> None:
     """Makes what is rendered run, and returns when all of it is well.
 
-    Args:
-        plan: what the inventory says; the rendering on disk must agree with it.
-        out: the folder of renderings.
-        talk: where progress and problems go.
-        hosts: hosts to bring up; all with services when absent.
-        timeout_s: longest time in seconds that one service may take; its own start timeout when absent.
-        is_on_cpu: machines without cards: what wants one runs on the processor; remembered by what runs.
+    One service may take `timeout_s`, its own start timeout when absent. `is_on_cpu` is for machines without cards: what
+    wants one runs on the processor; what runs remembers it.
 
     Raises:
-        DriftError: the rendering differs from the inventory.
+        DriftError: the rendering on disk differs from the plan.
         CorralError: something did not come up; what runs already stays.
     """
     began = time.monotonic()
@@ -123,13 +113,6 @@ def up(
 def carry_out(run: Run) -> None:
     """Brings everything up in stages; raises CorralError at the first service that does not become well."""
     look(run)
-    if not is_settled(run):
-        _change_all(run)
-    for host in run.hosts:
-        remove_unused_networks(host)
-
-
-def _change_all(run: Run) -> None:
     fetch_images(run)
     _remove_left_over(run)
     for seen in run.seen.values():
@@ -143,6 +126,8 @@ def _change_all(run: Run) -> None:
     for phase, services in order.items():
         _bring_up(run, phase, services)
     _restore_rotation(run)
+    for host in run.hosts:
+        prune_networks(host)
 
 
 def look(run: Run) -> None:
@@ -189,26 +174,6 @@ def _closes_ports(run: Run) -> bool:
     )
 
 
-def is_settled(run: Run) -> bool:
-    """Whether there is nothing to do at all."""
-    for seen in run.seen.values():
-        for item in seen.found.values():
-            if seen.left_over or not item.is_well or not (item.is_current or _is_reloadable(run, item)):
-                return False
-    if run.balancer is not None and not run.balancer.is_running():
-        return False
-    if any(item.loaded() != item.rendered() for item in run.haproxies):
-        return False
-    return run.balancer is None or not any(server.is_out for server in run.balancer.servers().values())
-
-
-def _is_reloadable(run: Run, found: Found) -> bool:
-    """Whether a service is the balancer or an edge, well, with nothing new but its configuration."""
-    names = {item.container for item in run.haproxies}
-    service = found.service
-    return service.container_name in names and found.is_well and is_reloadable(run.seen[service.host].host, found)
-
-
 def fetch_images(run: Run) -> None:
     """Fetches images that are not there, before anything is touched; raises CorralError for what cannot be had."""
     problems = []
@@ -246,49 +211,52 @@ def _fetch(run: Run, host: ComposeHost, image: str) -> str:
 
 def _bring_up(run: Run, phase: Phase, services: Sequence[Service]) -> None:
     """Starts what does not run, waits until all of it is well, then changes what is not as rendered."""
-    found = {host.name: _found_on(run, host, services) for host in run.hosts}
+    found = {
+        host: [seen.found[item.name] for item in services if item.host == host and item.name in seen.found]
+        for host, seen in run.seen.items()
+    }
     for host in run.hosts:
-        missing = [item.service.name for item in found[host.name] if not item.runs]
-        if missing:
+        if missing := [item.service.name for item in found[host.name] if not item.runs]:
             run.board.say(f"{host.name}: {phase.title}: starting {', '.join(missing)}")
             run.touched += len(missing)
             create(host, missing)
     for host in run.hosts:
-        changed = [item for item in found[host.name] if item.runs and not item.is_current]
-        settled = [item.service for item in found[host.name] if item not in changed]
-        unsaid = {item.service.name for item in found[host.name] if item.is_well}
-        wait_well(host, settled, run.board, run.timeout_s, unsaid)
-        _change(run, host, [item.service.name for item in changed if not _is_reloadable(run, item)])
+        _settle(run, host, found[host.name])
     names = {service.container_name for service in services}
     for item in run.haproxies:
-        if item.container in names:
+        if item.container in names and item.loaded() != item.rendered():
             _reload(run, item)
 
 
-def _found_on(run: Run, host: ComposeHost, services: Sequence[Service]) -> list[Found]:
-    seen = run.seen[host.name].found
-    return [seen[service.name] for service in services if service.host == host.name and service.name in seen]
-
-
-def _change(run: Run, host: ComposeHost, names: Sequence[str]) -> None:
+def _settle(run: Run, host: ComposeHost, found: Sequence[Found]) -> None:
+    """Waits until what is as rendered is well, then changes the rest, but for what reads its new configuration."""
+    changed = [item for item in found if item.runs and not item.is_current]
+    unsaid = {item.service.name for item in found if item.is_well}
+    wait_well(host, [item.service for item in found if item not in changed], run.board, run.timeout_s, unsaid)
+    reloadable = {item.container for item in run.haproxies}
+    names = [
+        item.service.name
+        for item in changed
+        if not (
+            item.service.container_name in reloadable and item.is_well and differs_only_in_configuration(host, item)
+        )
+    ]
     if names:
         run.board.say(f"{host.name}: changed, one at a time: {', '.join(names)}")
         run.touched += len(names)
         roll(host, names, run.board, timeout_s=run.timeout_s)
 
 
-def _reload(run: Run, balancer: Balancer) -> None:
-    if balancer.loaded() != balancer.rendered():
-        run.touched += 1
-        name = "the balancer" if balancer.component == haproxy.COMPONENT else "its edge"
-        run.board.say(f"{balancer.host.name}: {name} reads its new configuration, without a gap")
-        balancer.reload()
+def _reload(run: Run, item: Balancer) -> None:
+    name = "the balancer" if item.component == haproxy.COMPONENT else "its edge"
+    run.board.say(f"{item.host.name}: {name} reads its new configuration, without a gap")
+    run.touched += 1
+    item.reload()
 
 
 def _restore_rotation(run: Run) -> None:
     """Puts back what a killed run had taken out."""
-    balancer = run.balancer
-    if balancer is not None and balancer.is_running():
+    if balancer := running_balancer(run.plan, run.out):
         for name in balancer.put_all_back():
             run.touched += 1
             run.board.say(f"{name}: was out of rotation, is back")
@@ -311,13 +279,11 @@ def _remove_left_over(run: Run) -> None:
 
 def _drain(run: Run, container: Container, host_address: str) -> None:
     """Drains the replicas in a container; several where pools share a server."""
-    balancer = run.balancer
-    if balancer is None or not balancer.is_running():
-        return
-    inside = set(container.networks.values()) - {""}
-    for server in balancer.servers().values():
-        if server.address in inside or (server.address, server.name) == (host_address, container.name):
-            drain_for_good(run.plan, balancer, server.name, run.board)
+    if balancer := running_balancer(run.plan, run.out):
+        inside = set(container.networks.values()) - {""}
+        for server in balancer.servers().values():
+            if server.address in inside or (server.address, server.name) == (host_address, container.name):
+                drain_for_good(run.plan, balancer, server, run.board)
 
 
 def _sync_keys(run: Run) -> None:

@@ -27,7 +27,7 @@ from corral.files import write_atomically
 from corral.render.output import compare, refuse_unfinished, write
 from corral.render.tree import Tree, render
 from corral.runtime.board import Board
-from corral.runtime.haproxy import backends_of
+from corral.runtime.haproxy import backends_of, running_balancer
 from corral.runtime.hosts import ComposeHost, compose_hosts
 from corral.runtime.interrupts import Interrupts
 from corral.runtime.lock import alone
@@ -37,6 +37,8 @@ from corral.verbs.up.survey import join_networks
 from corral.verbs.up.up import LOCK, Run, carry_out, check_secrets, fetch_images, look, next_words, remember
 
 SHORT_ID = 12
+# Content by path below a host's folder.
+Files = Mapping[str, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +59,8 @@ def upgrade(
 ) -> None:
     """Brings other images into use: one canary of each pool first, then the rest, each drained before.
 
-    Args:
-        inventory: the inventory's file; `to` is written into its `images`.
-        out: the folder of renderings.
-        talk: where progress and problems go.
-        console: where the table of images goes.
-        to: `KEY=IMAGE` for keys of `images`; none to use what the inventory says by now.
-        timeout_s: longest time in seconds that one service may take.
+    `to` has `KEY=IMAGE` for the inventory's `images`, where it is written; none to use what the inventory says by now.
+    One service may take `timeout_s`. The table of images goes to `console`.
 
     Raises:
         CorralError: a canary did not become well; then all is as it was before, the inventory and its rendering too.
@@ -106,7 +103,7 @@ class Before:
     out: Path
     inventory: str
     # Rendered files of each host.
-    files: Mapping[str, Mapping[str, bytes]]
+    files: Mapping[str, Files]
 
     @classmethod
     def of(cls, inventory: Path, out: Path) -> Before:
@@ -129,7 +126,7 @@ class Before:
         _write_inventory(self.path, self.inventory)
 
 
-def _tree(files: Mapping[str, Mapping[str, bytes]]) -> Tree:
+def _tree(files: Mapping[str, Files]) -> Tree:
     return {f"{host}/{path}": data for host, found in files.items() for path, data in found.items()}
 
 
@@ -236,8 +233,8 @@ def _put_back(run: Run, host: ComposeHost, name: str) -> None:
     for each in run.hosts:
         each.copy()
     roll(host, [name], run.board, timeout_s=run.timeout_s)
-    if run.balancer is not None and run.balancer.is_running():
-        run.balancer.put_all_back()
+    if balancer := running_balancer(run.plan, run.out):
+        balancer.put_all_back()
 
 
 # --- rollback --------------------------------------------------------------------------------------------------------
@@ -255,7 +252,7 @@ def rollback(
     refuse_unfinished(out)
     names = [host.name for host in compose_hosts(plan, out, hosts)]
     with Interrupts(), alone(out / LOCK, "corral rollback"), Board(talk) as board:
-        alike: dict[str, dict[str, dict[str, bytes]]] = {}  # files by host, by the inventory that they were made of
+        alike: dict[str, dict[str, Files]] = {}  # files by host, by the inventory that they were made of
         for host in names:
             if files := _earlier(out, host, board):
                 alike.setdefault(files.pop(history.INVENTORY).decode(), {})[host] = files
@@ -286,12 +283,7 @@ def _earlier(out: Path, host: str, board: Board) -> dict[str, bytes]:
 
 
 def _go_back(
-    text: str,
-    source: Path,
-    out: Path,
-    files: Mapping[str, Mapping[str, bytes]],
-    board: Board,
-    timeout_s: float | None,
+    text: str, source: Path, out: Path, files: Mapping[str, Files], board: Board, timeout_s: float | None
 ) -> int:
     """Brings renderings of one inventory up; returns how many services were changed."""
     tree = _tree(files)
