@@ -85,6 +85,11 @@ class Done:
         """What the command said when it failed: the last lines of stderr, or of stdout."""
         return "\n".join((self.err.strip() or self.out.strip()).splitlines()[-8:])
 
+    @property
+    def last_words(self) -> str:
+        """The last line of these."""
+        return self.words.rpartition("\n")[2] or "no answer"
+
 
 class CommandError(CorralError):
     """A command on a host failed; the message names host, command and what it said."""

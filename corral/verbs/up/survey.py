@@ -56,8 +56,7 @@ def check_engine(host: ComposeHost) -> None:
     done = host.run(["sh", "-c", script], check=False)
     if done.code != 0:
         cause = cause_of(done.words, "docker")
-        words = done.words.splitlines()[-1] if done.words else "no answer"
-        raise CorralError(f"{host.name}: {words}" + (f"\n  {cause.words}" if cause else ""))
+        raise CorralError(f"{host.name}: {done.last_words}" + (f"\n  {cause.words}" if cause else ""))
 
 
 def survey(host: ComposeHost, seen: Iterable[Container]) -> Survey:

@@ -155,10 +155,8 @@ def _copy(host: ComposeHost) -> None:
         host.copy()
     except CommandError as error:
         cause = "the disk is full; " if "no space left" in error.done.words.lower() else ""
-        words = error.done.words.splitlines()[-1:] or [""]
-        raise CorralError(
-            f"{host.name}: the rendering cannot be copied: {cause}nothing was changed there ({words[0]})"
-        ) from None
+        words = f"{cause}nothing was changed there ({error.done.last_words})"
+        raise CorralError(f"{host.name}: the rendering cannot be copied: {words}") from None
 
 
 def _closes_ports(run: Run) -> bool:
@@ -201,7 +199,7 @@ def _fetch(run: Run, host: ComposeHost, image: str) -> str:
     done = host.run(["docker", "pull", "--quiet", image], check=False, limit_s=PULL_LIMIT_S)
     if done.code == 0:
         return ""
-    words = f"cannot be fetched: {(done.words.splitlines() or ['no answer'])[-1]}\n  "
+    words = f"cannot be fetched: {done.last_words}\n  "
     if "@" in image:
         words += (
             "does the registry have that content no more? Then look what it has now: ./generate.py images lock; or "

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -39,16 +39,8 @@ from corral.verbs.up.up import LOCK, Run, carry_out, check_secrets, fetch_images
 SHORT_ID = 12
 # Content by path below a host's folder.
 Files = Mapping[str, bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """An image of a service: what runs, and what will."""
-
-    host: str
-    service: str
-    old: str
-    new: str
+# A service: its host and its name.
+Place = tuple[str, str]
 
 
 # --- upgrade ---------------------------------------------------------------------------------------------------------
@@ -78,16 +70,16 @@ def upgrade(
             _write_inventory(inventory, text)
             write(tree, out)
             look(run)
-            steps = image_steps(run)
-            console.print(image_table(steps))
+            images = image_changes(run)
+            console.print(_table(images))
             fetch_images(run)
         except BaseException:
             before.restore()
             raise
         before.remember()
-        changed = [step for step in steps if step.old != step.new]
+        changed = [place for (old, new), places in images.items() if old != new for place in places]
         with run.board:
-            _try_canaries(run, before, {(step.host, step.service) for step in changed})
+            _try_canaries(run, before, changed)
             carry_out(run)
         remember(run, text)
     words = f"{len(changed)} services have other images now; ./generate.py rollback goes back"
@@ -169,37 +161,29 @@ def with_images(text: str, choices: Mapping[str, str]) -> str:
     return buffer.getvalue()
 
 
-def image_steps(run: Run) -> list[Step]:
-    """What each service runs with, and what it will run with; with ids where only those differ."""
-    steps = []
+def image_changes(run: Run) -> dict[tuple[str, str], list[Place]]:
+    """Services by the image that they run with and the one that they will have; with ids where only those differ."""
+    found: dict[tuple[str, str], list[Place]] = {}
     for host, seen in run.seen.items():
         for name, item in seen.found.items():
             old, old_id = (item.container.image, item.container.image_id) if item.container else ("", "")
             new, new_id = item.service.image, item.image_id
             if old == new and old_id and new_id and old_id != new_id:
-                old, new = f"{old} ({_short(old_id)})", f"{new} ({_short(new_id)})"
-            steps.append(Step(host, name, old, new))
-    return steps
+                old, new = (f"{old} ({image.removeprefix('sha256:')[:SHORT_ID]})" for image in (old_id, new_id))
+            found.setdefault((old, new), []).append((host, name))
+    return found
 
 
-def _short(image_id: str) -> str:
-    return image_id.removeprefix("sha256:")[:SHORT_ID]
-
-
-def image_table(steps: Sequence[Step]) -> Table:
-    """Every image once, from and to, with the services that use it."""
+def _table(images: Mapping[tuple[str, str], Sequence[Place]]) -> Table:
     columns = (Column(name, overflow="fold") for name in ("services", "from", "to"))
     table = Table(*columns, box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    rows: dict[tuple[str, str], list[str]] = {}
-    for step in steps:
-        rows.setdefault((step.old, step.new), []).append(f"{step.host}/{step.service}")
-    for (old, new), services in rows.items():
+    for (old, new), places in images.items():
         target = Text("the same", "dim") if old == new else Text(new, "yellow")
-        table.add_row(", ".join(services), old or "(does not run)", target)
+        table.add_row(", ".join(map("/".join, places)), old or "(does not run)", target)
     return table
 
 
-def _try_canaries(run: Run, before: Before, changed: Collection[tuple[str, str]]) -> None:
+def _try_canaries(run: Run, before: Before, changed: Iterable[Place]) -> None:
     """One replica of each pool whose image changes; when one does not become well, everything is put back."""
     for seen in run.seen.values():
         join_networks(seen)
@@ -217,9 +201,9 @@ def _try_canaries(run: Run, before: Before, changed: Collection[tuple[str, str]]
             raise CorralError(f"the canary failed; all is as it was before\n{error}") from None
 
 
-def _canaries(run: Run, changed: Collection[tuple[str, str]]) -> list[tuple[ComposeHost, str]]:
+def _canaries(run: Run, changed: Iterable[Place]) -> list[tuple[ComposeHost, str]]:
     """The first running replica of each pool among the services that change."""
-    first: dict[str, tuple[str, str]] = {}
+    first: dict[str, Place] = {}
     for place in changed:
         if run.seen[place[0]].found[place[1]].runs:
             for backend in backends_of(run.plan, *place):
