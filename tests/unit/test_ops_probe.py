@@ -69,8 +69,8 @@ def chat(base_url: str) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "POLL_S", 0.01)
-    monkeypatch.setattr(probe, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(probe, "RETRIES", 2)
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
 
 

@@ -6,14 +6,17 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.table import Column, Table
 from rich.text import Text
 
+from corral.contributions import Service
 from corral.errors import CorralError
 from corral.files import write_atomically
 from corral.render.output import compare, write
@@ -23,8 +26,7 @@ from corral.runtime import supervisor
 from corral.runtime.board import Board, wait_all
 from corral.runtime.interrupts import Interrupts
 from corral.runtime.lock import alone
-from corral.runtime.supervisor import Status, taken_ports
-from corral.verbs.demo.display import running_since, service_table
+from corral.runtime.supervisor import Status, memory_bytes, taken_ports
 from corral.verbs.demo.farm import FOLDER, INVENTORY, KEY, Farm, plan_farm
 from corral.verbs.demo.probe import client, embed, import_client, stream_chat
 from corral.verbs.models.weights import canonical, find_weights
@@ -40,6 +42,9 @@ ANSWER = (
 TEXT = "a cat sleeps on the warm graphics card"
 # A program that was started this recently is given time before it counts as stuck.
 STARTING_S = 30
+MINUTE_S = 60
+HOUR_S = 3600
+MIB = 1024**2
 
 
 # --- the verb
@@ -56,13 +61,10 @@ def up(model: str | None, talk: Console, out: Console) -> None:
         recorded = _recorded_model()
         if is_running and recorded and not model:
             farm = plan_farm(recorded)
-        if not is_running:
-            _clear_leftovers(talk)
-            _start_fresh(farm, interrupts, talk, out)
-        elif recorded != farm.model or _is_outdated(farm):
-            _start_again(farm, interrupts, talk, out)
-        else:
+        if is_running and recorded == farm.model and not _is_outdated(farm):
             _look_after(farm, interrupts, talk, out)
+        else:
+            _start_anew(farm, interrupts, talk, out, is_running=is_running)
 
 
 def down(talk: Console) -> None:
@@ -80,27 +82,19 @@ def down(talk: Console) -> None:
 # --- starting
 
 
-def _clear_leftovers(talk: Console) -> None:
-    """Puts away what a killed run left."""
-    if FOLDER.exists() or supervisor.folders_below(FOLDER):
-        talk.print("clearing away what an earlier run left")
-        _remove()
-
-
-def _start_fresh(farm: Farm, interrupts: Interrupts, talk: Console, out: Console) -> None:
-    _check_ports(farm)
-    weights = find_weights(farm.model, talk) if farm.model else None
-    with _all_or_nothing(interrupts, talk):
-        _start(farm, weights, interrupts, talk, out)
-
-
-def _start_again(farm: Farm, interrupts: Interrupts, talk: Console, out: Console) -> None:
-    """Starts with another model or inventory; the key stays the same."""
-    weights = find_weights(farm.model, talk) if farm.model else None
-    with _all_or_nothing(interrupts, talk):
-        talk.print(Text("the demo runs with another model or inventory; starting it again"))
-        supervisor.stop(farm.folder)
+def _start_anew(farm: Farm, interrupts: Interrupts, talk: Console, out: Console, *, is_running: bool) -> None:
+    """Starts, in the place of what a killed run left, or of a demo with another model or inventory; the key stays."""
+    if not is_running:
+        if FOLDER.exists() or supervisor.folders_below(FOLDER):
+            talk.print("clearing away what an earlier run left")
+            _remove()
         _check_ports(farm)
+    weights = find_weights(farm.model, talk) if farm.model else None
+    with _all_or_nothing(interrupts, talk):
+        if is_running:
+            talk.print(Text("the demo runs with another model or inventory; starting it again"))
+            supervisor.stop(farm.folder)
+            _check_ports(farm)
         _start(farm, weights, interrupts, talk, out)
 
 
@@ -190,7 +184,7 @@ def _look_after(farm: Farm, interrupts: Interrupts, talk: Console, out: Console)
             _mend(farm, found, talk)
             _prove(farm, out)
         found = farm.runtime.look(farm.services)
-    talk.print(Text(f"the demo is running, for {running_since(found)}"))
+    talk.print(Text(f"the demo is running, for {_running_since(found)}"))
     _report(farm, found, out)
 
 
@@ -235,7 +229,7 @@ def _is_outdated(farm: Farm) -> bool:
 
 
 def _report(farm: Farm, found: Mapping[str, Status], out: Console) -> None:
-    out.print(service_table(farm.services, found))
+    out.print(_service_table(farm.services, found))
     out.print()
     names = ", ".join(farm.plan.inventory.pools)
     chat = farm.pools("chat")[0]
@@ -244,15 +238,39 @@ def _report(farm: Farm, found: Mapping[str, Status], out: Console) -> None:
         ("key", f"{KEY} in {_short(farm.folder / ENV_FILE)}"),
         ("python", "from openai import OpenAI  # it finds address and key in the two exports below"),
         ("", "chat = OpenAI().chat.completions.create"),
-        (
-            "",
-            f'print(chat(model="{chat}", messages=[{{"role": "user", "content": "Hi"}}]).choices[0].message.content)',
-        ),
+        ("", f'answer = chat(model="{chat}", messages=[{{"role": "user", "content": "Hi"}}])'),
+        ("", "print(answer.choices[0].message.content)"),
         ("real model", "make demo MODEL=path/to/model.gguf, or MODEL=hf:owner/repo/file.gguf"),
         ("stop", "make demo-down"),
     ):
         out.print(Text.assemble((f"{title:<12}", "bold"), words))
     out.print(f"\nexport OPENAI_BASE_URL={farm.base_url}\nexport OPENAI_API_KEY={farm.key}", markup=False, style=None)
+
+
+def _service_table(services: Sequence[Service], found: Mapping[str, Status]) -> Table:
+    """Services with what they do, state, ports and memory with all their children."""
+    columns = "service", Column("what it does", style="dim"), "state", Column("port", justify="right")
+    table = Table(*columns, Column("memory", justify="right"), box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for service in services:
+        status = found[service.name]
+        memory = memory_bytes(status.program.pid) if status.program and status.program.pid else 0
+        table.add_row(
+            service.name,
+            service.role or service.component,
+            Text(status.state, "green" if status.is_well else "yellow"),
+            ", ".join(str(port.number) for port in service.ports),
+            f"{memory / MIB:.0f} MiB" if memory else "",
+        )
+    return table
+
+
+def _running_since(found: Mapping[str, Status]) -> str:
+    """How long the oldest program has run, in words."""
+    starts = [status.program.started for status in found.values() if status.program and status.program.pid]
+    seconds = time.time() - min(starts) if starts else 0
+    if seconds < MINUTE_S:
+        return f"{seconds:.0f} s"
+    return f"{seconds / MINUTE_S:.0f} min" if seconds < HOUR_S else f"{seconds / HOUR_S:.1f} h"
 
 
 def _short(path: Path) -> Path:
