@@ -18,8 +18,12 @@ from corral.runtime.supervisor import holder_of
 COMMAND_LIMIT_S = 600
 LOG_LINES = 12
 WIDTH = 240
-# Conditions of a container that ends them only when it is told to.
-HOPELESS = frozenset({"exited", "dead", "created", "parked"})
+# Stands for the container of a service that has none.
+ABSENT = Container(id="", name="", project="", service="", image="", state="missing")
+# Conditions that do not end by themselves.
+HOPELESS = frozenset({"missing", "exited", "dead", "created", "parked"})
+# Exit code of a container whose program is not in its image.
+NO_PROGRAM = 127
 # What the engine says while an earlier, killed command is still at work.
 RACES = re.compile(
     r"is already in progress|Conflict\. The container name|No such container|marked for removal", re.IGNORECASE
@@ -92,14 +96,14 @@ class _Containers:
 
     def look(self, services: Iterable[Service]) -> dict[str, Seen]:
         found = {item.service: item for item in self.host.containers()}
-        return {service.name: self._seen(found.get(service.name)) for service in services}
+        return {service.name: self._seen(found.get(service.name, ABSENT)) for service in services}
 
-    def _seen(self, container: Container | None) -> Seen:
-        if container is None:
-            return Seen("missing", is_well=False, is_hopeless=True)
+    def _seen(self, container: Container) -> Seen:
         first = self.restarts.setdefault(container.id, container.restarts)
-        ends = container.restarts - (0 if container.state == "restarting" else first)
-        is_hopeless = ends >= ENDS or container.condition in HOPELESS
+        is_ending = container.state == "restarting"
+        ends = container.restarts - (0 if is_ending else first)
+        has_no_program = is_ending and container.exit_code == NO_PROGRAM
+        is_hopeless = ends >= ENDS or has_no_program or container.condition in HOPELESS
         return Seen(container.condition, container.is_well, is_hopeless)
 
     def problem(self, service: Service, words: str) -> CorralError:

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,7 @@ from corral.runtime.docker import Container
 from corral.runtime.haproxy import config_digest, keep_known, parse_servers
 from corral.runtime.hosts import ComposeHost, Done
 from corral.runtime.lock import alone
+from corral.runtime.waiting import ABSENT, wait_well
 from corral.verbs.archives.container import packed
 from corral.verbs.up import history
 from corral.verbs.up.order import in_order, phases
@@ -177,10 +178,10 @@ def test_what_is_missing_changed_and_left_over(tmp_path: Path) -> None:
         ("image inspect",): Done(0, "sha256:1\n" * (images - 1) + "-\n", ""),
     }
     seen = survey(FakeHost(plan, "box", tmp_path, answers=answers), found)
-    assert (seen.found["valkey"].container, seen.found["valkey"].is_well) == (None, False)
-    assert (seen.found["embed-1"].is_well, seen.found["embed-1"].runs) == (False, False)
-    assert seen.found["haproxy"].is_well
-    changed = {name for name, item in seen.found.items() if item.runs and not item.is_current}
+    assert (seen.found["valkey"].container, seen.found["valkey"].is_current) == (ABSENT, False)
+    assert (seen.found["embed-1"].container.is_well, seen.found["embed-1"].container.is_up) == (False, False)
+    assert seen.found["haproxy"].container.is_well
+    changed = {name for name, item in seen.found.items() if item.container.is_up and not item.is_current}
     assert changed == {"chat-1", "chat-2"}
     assert [item.name for item in seen.left_over] == ["box-chat-9"]
     assert len({item.service.image for item in seen.found.values() if not item.image_id}) == 1
@@ -193,7 +194,7 @@ def test_two_containers_of_one_service_are_not_as_rendered(tmp_path: Path) -> No
         ("image inspect",): Done(0, "-\n" * len({s.image for s in default_plan().services_of("box")}), "")
     }
     seen = survey(FakeHost(default_plan(), "box", tmp_path, answers=answers), found)
-    assert (seen.found["haproxy"].runs, seen.found["haproxy"].is_current) == (True, False)
+    assert (seen.found["haproxy"].container.is_up, seen.found["haproxy"].is_current) == (True, False)
 
 
 @pytest.mark.parametrize(
@@ -217,6 +218,19 @@ def test_a_host_without_cards_uses_both_files(tmp_path: Path) -> None:
     assert host.compose_words("up")[-5:] == [
         "--file", f"{tmp_path}/box/compose.yaml", "--file", f"{tmp_path}/box/compose.cpu.yaml", "up",
     ]  # fmt: skip
+
+
+def test_a_container_without_its_program_is_given_up_at_once(tmp_path: Path) -> None:
+    """It restarts again and again; no time limit has to pass."""
+
+    class Host(FakeHost):
+        def containers(self) -> list[Container]:
+            return [replace(container("chat-1", status="restarting"), restarts=1, exit_code=127)]
+
+    plan = default_plan()
+    service = next(item for item in plan.services_of("box") if item.name == "chat-1")
+    with pytest.raises(CorralError, match=r"(?s)its program is not in the image.*exit code 127, 1 restarts"):
+        wait_well(Host(plan, "box", tmp_path), [service], Board(Console(quiet=True)))
 
 
 # --- the board -------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from corral.runtime.causes import cause_of
 from corral.runtime.docker import CONFIG, PROJECT, Container
 from corral.runtime.hosts import ComposeHost
 from corral.runtime.observe import hashes_in
-from corral.runtime.waiting import COMMAND_LIMIT_S
+from corral.runtime.waiting import ABSENT, COMMAND_LIMIT_S
 
 IMAGE_IDS = 'for name; do docker image inspect --format "{{.Id}}" "$name" 2>/dev/null || echo -; done'
 NO_CHANGE = ("--no-start", "--no-recreate", "--no-deps", "--no-build", "--pull", "never")
@@ -24,21 +24,12 @@ class Found:
     """A service of the plan, its container and its image."""
 
     service: Service
-    container: Container | None
+    # `ABSENT` when there is none.
+    container: Container
     # Whether the container is what is rendered: definition, configuration files and image.
     is_current: bool
     # Id of its image on the host; empty when it is not there.
     image_id: str
-
-    @property
-    def is_well(self) -> bool:
-        """Whether its container is there and well."""
-        return self.container is not None and self.container.is_well
-
-    @property
-    def runs(self) -> bool:
-        """Whether its program runs, well or not."""
-        return self.container is not None and self.container.is_up
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,25 +75,19 @@ def image_ids(host: ComposeHost, names: Iterable[str]) -> dict[str, str]:
 def _found(service: Service, containers: list[Container], wanted: str, image_id: str) -> Found:
     """More than one container is what a killed change leaves; Compose sorts that out when it is asked again."""
     running = [item for item in containers if item.is_running]
-    container = next(iter(running or containers), None)
-    is_current = (
-        container is not None
-        and len(containers) == 1
-        and container.config_hash == wanted
-        and image_id in {"", container.image_id}
-    )
-    return Found(service, container, is_current, image_id)
+    container = next(iter(running or containers), ABSENT)
+    is_same = container.config_hash == wanted and image_id in {"", container.image_id}
+    return Found(service, container, len(containers) == 1 and is_same, image_id)
 
 
 def differs_only_in_configuration(host: ComposeHost, found: Found) -> bool:
     """Whether a container is as rendered but for the content of its configuration files."""
-    container = found.container
-    if container is None or found.image_id not in {"", container.image_id}:
+    if found.image_id not in {"", found.container.image_id}:
         return False
-    overlay = json.dumps({"services": {found.service.name: {"labels": {CONFIG: container.config_digest}}}})
+    overlay = json.dumps({"services": {found.service.name: {"labels": {CONFIG: found.container.config_digest}}}})
     words = [*host.compose_words(), "--file", "-", "config", "--hash", found.service.name]
     hashes = hashes_in(host.run(words, given=overlay.encode(), check=False).out)
-    return hashes.get(found.service.name) == container.config_hash
+    return hashes.get(found.service.name) == found.container.config_hash
 
 
 # --- networks while a rendering with other networks takes a running one's place --------------------------------------
@@ -110,14 +95,13 @@ def differs_only_in_configuration(host: ComposeHost, found: Found) -> bool:
 
 def join_networks(seen: Survey) -> None:
     """Put containers that will be made anew on the inner networks of their rendering: old and new ones meet there."""
-    stale = {name: item.container for name, item in seen.found.items() if item.runs and not item.is_current}
+    stale = {name: item.container for name, item in seen.found.items() if item.container.is_up and not item.is_current}
     if not stale:
         return
     project = _project(seen.host)
     missing = [
         (service, container.id, network, aliases)
         for service, container in stale.items()
-        if container
         for network, aliases in _inner(project, service)
         if network not in container.networks
     ]

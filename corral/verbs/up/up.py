@@ -167,7 +167,7 @@ def _closes_ports(run: Run) -> bool:
         place == run.plan.site.host(host).address
         for host, seen in run.seen.items()
         for name, item in seen.found.items()
-        if host != gateway and (host, name) in servers and item.container
+        if host != gateway and (host, name) in servers
         for place, _ in item.container.published
     )
 
@@ -214,7 +214,7 @@ def _bring_up(run: Run, phase: Phase, services: Sequence[Service]) -> None:
         for host, seen in run.seen.items()
     }
     for host in run.hosts:
-        if missing := [item.service.name for item in found[host.name] if not item.runs]:
+        if missing := [item.service.name for item in found[host.name] if not item.container.is_up]:
             run.board.say(f"{host.name}: {phase.title}: starting {', '.join(missing)}")
             run.touched += len(missing)
             create(host, missing)
@@ -228,15 +228,17 @@ def _bring_up(run: Run, phase: Phase, services: Sequence[Service]) -> None:
 
 def _settle(run: Run, host: ComposeHost, found: Sequence[Found]) -> None:
     """Waits until what is as rendered is well, then changes the rest, but for what reads its new configuration."""
-    changed = [item for item in found if item.runs and not item.is_current]
-    unsaid = {item.service.name for item in found if item.is_well}
+    changed = [item for item in found if item.container.is_up and not item.is_current]
+    unsaid = {item.service.name for item in found if item.container.is_well}
     wait_well(host, [item.service for item in found if item not in changed], run.board, run.timeout_s, unsaid)
     reloadable = {item.container for item in run.haproxies}
     names = [
         item.service.name
         for item in changed
         if not (
-            item.service.container_name in reloadable and item.is_well and differs_only_in_configuration(host, item)
+            item.service.container_name in reloadable
+            and item.container.is_well
+            and differs_only_in_configuration(host, item)
         )
     ]
     if names:

@@ -166,7 +166,7 @@ def image_changes(run: Run) -> dict[tuple[str, str], list[Place]]:
     found: dict[tuple[str, str], list[Place]] = {}
     for host, seen in run.seen.items():
         for name, item in seen.found.items():
-            old, old_id = (item.container.image, item.container.image_id) if item.container else ("", "")
+            old, old_id = item.container.image, item.container.image_id
             new, new_id = item.service.image, item.image_id
             if old == new and old_id and new_id and old_id != new_id:
                 old, new = (f"{old} ({image.removeprefix('sha256:')[:SHORT_ID]})" for image in (old_id, new_id))
@@ -205,7 +205,7 @@ def _canaries(run: Run, changed: Iterable[Place]) -> list[tuple[ComposeHost, str
     """The first running replica of each pool among the services that change."""
     first: dict[str, Place] = {}
     for place in changed:
-        if run.seen[place[0]].found[place[1]].runs:
+        if run.seen[place[0]].found[place[1]].container.is_up:
             for backend in backends_of(run.plan, *place):
                 first.setdefault(backend.pool, place)
     hosts = {host.name: host for host in run.hosts}
