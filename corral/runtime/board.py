@@ -53,9 +53,9 @@ class Board:
     ) -> None:
         self._live.stop()
 
-    def say(self, words: str, style: str = "") -> None:
+    def say(self, message: str, style: str = "") -> None:
         """Prints a line."""
-        self.talk.print(Text(words, style))
+        self.talk.print(Text(message, style))
 
     def show(self, host: str, service: str, state: str, detail: str = "", *, is_done: bool = False) -> None:
         """A service's state now; `detail` changes often and is seen on a terminal only."""
@@ -113,8 +113,8 @@ class Runtime(Protocol):
         """Each of these services at this moment, by name."""
         ...
 
-    def problem(self, service: Service, words: str) -> CorralError:
-        """Why a service is not well; `words` come first in the message."""
+    def problem(self, service: Service, message: str) -> CorralError:
+        """Why a service is not well; `message` comes first."""
         ...
 
 
@@ -136,8 +136,8 @@ def wait_all(
         for name, seen in found.items():
             service = waiting[name]
             if name not in unsaid:
-                words = f"{seen.state} after {elapsed:.0f} s" if seen.is_well else seen.state
-                board.show(service.host, name, words, is_done=seen.is_well)
+                state = f"{seen.state} after {elapsed:.0f} s" if seen.is_well else seen.state
+                board.show(service.host, name, state, is_done=seen.is_well)
             if seen.is_well:
                 del waiting[name]
             elif seen.is_hopeless or elapsed > (limit := _limit_s(service, seen, timeout_s)):

@@ -86,7 +86,7 @@ class Done:
         return "\n".join((self.err.strip() or self.out.strip()).splitlines()[-8:])
 
     @property
-    def last_words(self) -> str:
+    def last_line(self) -> str:
         """The last line of these."""
         return self.words.rpartition("\n")[2] or "no answer"
 
@@ -148,13 +148,13 @@ class ComposeHost:
         """Name of the Compose project."""
         return f"{self.plan.inventory.name}-{self.name}".replace(".", "-")
 
-    def argv(self, words: Sequence[str]) -> list[str]:
-        """The words of a command as this machine starts them."""
-        return list(words) if self.ssh is None else [*ssh_words(), self.ssh, "--", shlex.join(words)]
+    def argv(self, command: Sequence[str]) -> list[str]:
+        """The command as this machine starts it."""
+        return list(command) if self.ssh is None else [*ssh_command(), self.ssh, "--", shlex.join(command)]
 
     def run(
         self,
-        words: Sequence[str],
+        command: Sequence[str],
         *,
         given: bytes | None = None,
         limit_s: float = COMMAND_LIMIT_S,
@@ -163,44 +163,44 @@ class ComposeHost:
         """Runs a command on the host; raises CommandError if it fails (with `check`), CorralError if it cannot run."""
         try:
             ended = subprocess.run(
-                self.argv(words), input=given or b"", capture_output=True, timeout=limit_s, check=False
+                self.argv(command), input=given or b"", capture_output=True, timeout=limit_s, check=False
             )
         except FileNotFoundError as error:
             raise self._not_installed(error) from None
         except subprocess.TimeoutExpired:
-            raise CorralError(f"{self.name}: {shlex.join(words)} did not end within {limit_s:.0f} s") from None
-        return self._checked(words, _done(ended.returncode, ended.stdout, ended.stderr), check=check)
+            raise CorralError(f"{self.name}: {shlex.join(command)} did not end within {limit_s:.0f} s") from None
+        return self._checked(command, _done(ended.returncode, ended.stdout, ended.stderr), check=check)
 
     @contextmanager
-    def stream(self, words: Sequence[str]) -> Iterator[IO[bytes]]:
+    def stream(self, command: Sequence[str]) -> Iterator[IO[bytes]]:
         """What a command on the host prints, while it prints it; however long that takes.
 
         Raises:
             CommandError: at the end of the block, if the command failed.
         """
-        with self._process(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+        with self._process(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None  # noqa: S101 - for the type checker
             yield process.stdout
             process.stdout.close()
 
-    def feed(self, words: Sequence[str], data: SupportsRead[bytes]) -> None:
+    def feed(self, command: Sequence[str], data: SupportsRead[bytes]) -> None:
         """Hands all of a stream to a command on the host; raises CommandError if the command fails."""
-        with self._process(words, stdin=subprocess.PIPE) as process:
+        with self._process(command, stdin=subprocess.PIPE) as process:
             assert process.stdin is not None  # noqa: S101 - for the type checker
-            with suppress(BrokenPipeError):  # its own words say why it ended
+            with suppress(BrokenPipeError):  # its own message says why it ended
                 shutil.copyfileobj(data, process.stdin, CHUNK)
             with suppress(BrokenPipeError):
                 process.stdin.close()
 
     @contextmanager
     def _process(
-        self, words: Sequence[str], *, stdin: int, stdout: int | None = None
+        self, command: Sequence[str], *, stdin: int, stdout: int | None = None
     ) -> Iterator[subprocess.Popen[bytes]]:
         """A command that the block talks to, ended with it; raises CommandError afterwards if the command failed."""
         with TemporaryFile() as complaints:
-            try:  # in a session of its own: Ctrl-C is for this program, which then ends the command in good order
+            try:  # in a session of its own: Ctrl-C is for this program, which then ends the command
                 process = subprocess.Popen(
-                    self.argv(words), start_new_session=True, stdin=stdin, stdout=stdout or complaints,
+                    self.argv(command), start_new_session=True, stdin=stdin, stdout=stdout or complaints,
                     stderr=complaints,
                 )  # fmt: skip
             except FileNotFoundError as error:
@@ -212,27 +212,27 @@ class ComposeHost:
                 raise
             code = process.wait()
             complaints.seek(0)
-            self._checked([word for word in words if "\n" not in word], _done(code, b"", complaints.read()))
+            self._checked([word for word in command if "\n" not in word], _done(code, b"", complaints.read()))
 
     def _not_installed(self, error: FileNotFoundError) -> CorralError:
         return CorralError(f"{self.name}: {error.filename} is not installed on this machine")
 
-    def _checked(self, words: Sequence[str], done: Done, *, check: bool = True) -> Done:
+    def _checked(self, command: Sequence[str], done: Done, *, check: bool = True) -> Done:
         if self.ssh is not None and done.code == UNREACHABLE:
             raise CorralError(f"{self.name}: ssh {self.ssh} does not connect: {done.words}")
         if check and done.code != 0:
-            raise CommandError(self.name, words, done)
+            raise CommandError(self.name, command, done)
         return done
 
-    def compose_words(self, *words: str) -> list[str]:
+    def compose_words(self, *arguments: str) -> list[str]:
         """`docker compose` for this host's project."""
         files = ["compose.yaml", *([CPU_FILE] if self.is_on_cpu else [])]
         named = [word for file in files for word in ("--file", f"{self.folder}/{file}")]
-        return ["docker", "compose", "--project-directory", self.folder, *named, *words]
+        return ["docker", "compose", "--project-directory", self.folder, *named, *arguments]
 
-    def compose(self, *words: str, limit_s: float = COMMAND_LIMIT_S, check: bool = True) -> Done:
+    def compose(self, *arguments: str, limit_s: float = COMMAND_LIMIT_S, check: bool = True) -> Done:
         """Runs `docker compose` for this host's project."""
-        return self.run(self.compose_words(*words), limit_s=limit_s, check=check)
+        return self.run(self.compose_words(*arguments), limit_s=limit_s, check=check)
 
     def containers(self) -> list[Container]:
         """Every container of the project, stopped ones too, by name."""
@@ -283,8 +283,8 @@ class ComposeHost:
         raise CorralError(f"{self.name}: ssh {self.ssh} does not forward to {place}: {done.stderr.strip()}")
 
     def _control(self, action: str, spec: str) -> subprocess.CompletedProcess[str]:
-        words = [*ssh_words(), "-O", action, "-L", spec, str(self.ssh)]
-        return subprocess.run(words, capture_output=True, text=True, timeout=COMMAND_LIMIT_S, check=False)
+        command = [*ssh_command(), "-O", action, "-L", spec, str(self.ssh)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_LIMIT_S, check=False)
 
     def copy(self) -> None:
         """Makes a far host's folder agree with the rendering, secrets included; other files there stay."""
@@ -317,7 +317,7 @@ def _free_port() -> int:
         return int(link.getsockname()[1])
 
 
-def ssh_words() -> list[str]:
+def ssh_command() -> list[str]:
     """How ssh is started; its connections are kept in a private folder."""
     folder = private_folder(Path(f"/tmp/corral-ssh-{os.getuid()}"))  # noqa: S108 - a socket's path must be short
     config = os.environ.get(SSH_CONFIG, "")

@@ -108,8 +108,8 @@ def start(folder: Path, path: str) -> None:
     deadline = time.monotonic() + START_DEADLINE_S
     while programs(folder) is None:
         if process.poll() is not None or time.monotonic() > deadline:
-            words = (folder / ERRORS).read_text(errors="replace").strip() or "it gave no answer and no reason"
-            raise CorralError(f"supervisord did not start: {words}")
+            message = (folder / ERRORS).read_text(errors="replace").strip() or "it gave no answer and no reason"
+            raise CorralError(f"supervisord did not start: {message}")
         time.sleep(POLL_S)
     process.returncode = 0  # it outlives us on purpose; nothing will wait for it
 
@@ -243,12 +243,12 @@ class LocalHost:
         ends.add(program.ended)
         return program.state == "fatal" or len(ends) > MOST_ENDS  # the first one was before the first look
 
-    def problem(self, service: Service, words: str) -> CorralError:
-        """Why a service is not well: the program's last words, and the likely cause."""
+    def problem(self, service: Service, message: str) -> CorralError:
+        """Why a service is not well: the last lines of its log, and the likely cause."""
         program = (programs(self.folder) or {}).get(service.name)
         if program is None:
             return CorralError(f"supervisord does not answer any more; it was looking after {service.name}")
-        what = f"runs but is {words}" if words else f"does not stay up: {self._ending(program)}"
+        what = f"runs but is {message}" if message else f"does not stay up: {self._ending(program)}"
         lines = last_lines(self.folder / "logs" / f"{service.name}.log")
         cause = cause_of("\n".join([what, *lines]), "process")
         shown = [f"{service.name} {what}", *(f"    {line}" for line in lines or ["(it wrote nothing)"])]
@@ -378,6 +378,6 @@ def _described(process: psutil.Process) -> str:
     with suppress(psutil.AccessDenied):
         command = " ".join(process.cmdline())
     shown = command if len(command) <= SHOWN_COMMAND else command[: SHOWN_COMMAND - 1] + "…"
-    words = f"{process.name()} (pid {process.pid}{': ' if shown else ''}{shown})"
+    described = f"{process.name()} (pid {process.pid}{': ' if shown else ''}{shown})"
     folder = folder_of(process)
-    return f"{words}, which corral runs in {folder}" if folder else words
+    return f"{described}, which corral runs in {folder}" if folder else described

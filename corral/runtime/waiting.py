@@ -39,10 +39,10 @@ def create(host: ComposeHost, services: Sequence[str]) -> None:
     Raises:
         CorralError: the engine refuses; the message says why and what helps.
     """
-    words = ("up", "--detach", "--no-deps", "--no-build", "--pull", "never", *services)
+    arguments = ("up", "--detach", "--no-deps", "--no-build", "--pull", "never", *services)
     for left in reversed(range(RACE_TRIES)):
         try:
-            host.compose(*words, limit_s=COMMAND_LIMIT_S)
+            host.compose(*arguments, limit_s=COMMAND_LIMIT_S)
         except CommandError as error:
             if left and RACES.search(error.done.words):
                 time.sleep(RACE_PAUSE_S)
@@ -52,13 +52,13 @@ def create(host: ComposeHost, services: Sequence[str]) -> None:
 
 
 def _refusal(host: ComposeHost, services: Sequence[str], error: CommandError) -> str:
-    words = error.done.words
-    lines = words.splitlines() or ["no answer"]
+    message = error.done.words
+    lines = message.splitlines() or ["no answer"]
     line = next((line for line in reversed(lines) if "error" in line.lower()), lines[-1])
     refused = [item.service for item in host.containers() if item.error]
     named = ", ".join(name for name in services if name in refused) or ", ".join(services)
-    cause = cause_of(words)
-    port = PORT_TAKEN.search(words)
+    cause = cause_of(message)
+    port = PORT_TAKEN.search(message)
     holder = port_holder(host, int(port[1])) if port else ""
     parts = [f"{host.name}: the engine does not start {named}: {line}"]
     if cause:
@@ -106,16 +106,16 @@ class _Containers:
         is_hopeless = ends >= ENDS or has_no_program or container.condition in HOPELESS
         return Seen(container.condition, container.is_well, is_hopeless)
 
-    def problem(self, service: Service, words: str) -> CorralError:
-        return problem(self.host, service, words)
+    def problem(self, service: Service, message: str) -> CorralError:
+        return problem(self.host, service, message)
 
 
-def problem(host: ComposeHost, service: Service, words: str = "") -> CorralError:
-    """Why a service is not well, in words for a person."""
+def problem(host: ComposeHost, service: Service, message: str = "") -> CorralError:
+    """Why a service is not well; `message` comes first."""
     log = host.last_lines(service.container_name, LOG_LINES)
     container = host.container_of(service.name)
     reason = explained(container, service, log)
-    lines = [f"{host.name}/{service.name}: {words + '; ' if words else ''}{reason.what}"]
+    lines = [f"{host.name}/{service.name}: {message + '; ' if message else ''}{reason.what}"]
     if container is not None:
         numbers = f"exit code {container.exit_code}, {container.restarts} restarts"
         lines.append(f"  container {container.name}: {container.condition}, {numbers}")

@@ -126,8 +126,8 @@ class FakeHost(ComposeHost):
 
     answers: Mapping[tuple[str, ...], Done] = field(default_factory=dict)
 
-    def run(self, words: Sequence[str], **_options: object) -> Done:
-        line = " ".join(words)
+    def run(self, command: Sequence[str], **_options: object) -> Done:
+        line = " ".join(command)
         return next(
             (done for sign, done in self.answers.items() if all(word in line for word in sign)), Done(0, "", "")
         )

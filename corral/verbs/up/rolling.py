@@ -134,16 +134,16 @@ class _Work:
         queue = plan.inventory.pools[pool].queue or plan.inventory.gateway.queue
         limit_s = answer_timeout_s(plan.site, pool) + self.service.health.start_timeout_s + HOLD_SPARE_S
         is_held = balancer.hold(group, limit_s)
-        words, style = (
+        action, style = (
             (f"up to {queue.depth} requests wait in the balancer, {queue.timeout_s} s at most,", "")
             if is_held
             else ("its requests are refused", "yellow")
         )
-        self.board.say(f"{pool} has no other replica that could answer: {words} until this one is back", style)
+        self.board.say(f"{pool} has no other replica that could answer: {action} until this one is back", style)
         return is_held
 
     def _follow(self, balancer: Balancer, backend: Backend) -> None:
-        """Waits until the balancer knows where the new container is, and tells it when the port is another one."""
+        """Waits until the balancer knows where the new container is, and changes its port there if that differs."""
         if self.host.name != balancer.host.name:
             if balancer.servers()[backend.name].port != self.host.plan.inventory.gateway.edge_port:
                 raise CorralError(
@@ -188,7 +188,7 @@ def _drain(balancer: Balancer, name: str, limit_s: float, board: Board, key: Key
 
 
 def wait_for_answers(balancer: Balancer, name: str, limit_s: float, tell: Callable[[int], None]) -> int:
-    """Requests that a replica still has after so many seconds; 0 as soon as it has none. `tell` hears how many."""
+    """Requests that a replica still has after so many seconds; 0 as soon as it has none. `tell` gets their number."""
     count = 0
 
     def is_idle() -> bool:
@@ -206,15 +206,15 @@ def wait_for_answers(balancer: Balancer, name: str, limit_s: float, tell: Callab
 def wait_usable(balancer: Balancer, names: Collection[str]) -> None:
     """Returns when the balancer gives these replicas requests; raises CorralError when it does not in time."""
 
-    def lame() -> list[str]:
+    def unusable() -> list[str]:
         return [
             f"{item.name} at {item.address}:{item.port} ({item.status})"
             for item in balancer.servers().values()
             if item.name in names and not item.is_usable
         ]
 
-    if not wait_until(lambda: not lame(), ROTATION_LIMIT_S):
-        raise CorralError(f"healthy, but the balancer does not reach it: {', '.join(lame())}")
+    if not wait_until(lambda: not unusable(), ROTATION_LIMIT_S):
+        raise CorralError(f"healthy, but the balancer does not reach it: {', '.join(unusable())}")
 
 
 def drain_for_good(plan: Plan, balancer: Balancer, server: Server, board: Board) -> None:

@@ -47,7 +47,7 @@ def check_engine(host: ComposeHost) -> None:
     done = host.run(["sh", "-c", script], check=False)
     if done.code != 0:
         cause = cause_of(done.words, "docker")
-        raise CorralError(f"{host.name}: {done.last_words}" + (f"\n  {cause.words}" if cause else ""))
+        raise CorralError(f"{host.name}: {done.last_line}" + (f"\n  {cause.words}" if cause else ""))
 
 
 def survey(host: ComposeHost, seen: Iterable[Container]) -> Survey:
@@ -85,8 +85,8 @@ def differs_only_in_configuration(host: ComposeHost, found: Found) -> bool:
     if found.image_id not in {"", found.container.image_id}:
         return False
     overlay = json.dumps({"services": {found.service.name: {"labels": {CONFIG: found.container.config_digest}}}})
-    words = [*host.compose_words(), "--file", "-", "config", "--hash", found.service.name]
-    hashes = hashes_in(host.run(words, given=overlay.encode(), check=False).out)
+    command = [*host.compose_words(), "--file", "-", "config", "--hash", found.service.name]
+    hashes = hashes_in(host.run(command, given=overlay.encode(), check=False).out)
     return hashes.get(found.service.name) == found.container.config_hash
 
 
@@ -115,8 +115,8 @@ def join_networks(seen: Survey) -> None:
 def prune_networks(host: ComposeHost) -> None:
     """Remove networks of the project that are not in its rendering; one that something else still uses stays."""
     wanted = {str(network["name"]) for network in _project(host)["networks"].values()}
-    words = ["docker", "network", "ls", "--filter", f"label={PROJECT}={host.project}", "--format", "{{.Name}}"]
-    for name in sorted(set(host.run(words).out.split()) - wanted):
+    command = ["docker", "network", "ls", "--filter", f"label={PROJECT}={host.project}", "--format", "{{.Name}}"]
+    for name in sorted(set(host.run(command).out.split()) - wanted):
         host.run(["docker", "network", "rm", name], check=False)
 
 

@@ -155,8 +155,8 @@ def _copy(host: ComposeHost) -> None:
         host.copy()
     except CommandError as error:
         cause = "the disk is full; " if "no space left" in error.done.words.lower() else ""
-        words = f"{cause}nothing was changed there ({error.done.last_words})"
-        raise CorralError(f"{host.name}: the rendering cannot be copied: {words}") from None
+        message = f"{cause}nothing was changed there ({error.done.last_line})"
+        raise CorralError(f"{host.name}: the rendering cannot be copied: {message}") from None
 
 
 def _closes_ports(run: Run) -> bool:
@@ -181,9 +181,9 @@ def fetch_images(run: Run) -> None:
             if not item.image_id:
                 missing.setdefault(item.service.image, []).append(item.service.name)
         for image, services in sorted(missing.items()):
-            if words := _fetch(run, seen.host, image):
+            if problem := _fetch(run, seen.host, image):
                 problems.append(
-                    f"{seen.host.name}: the image {image} of {', '.join(services)} is not there and {words}"
+                    f"{seen.host.name}: the image {image} of {', '.join(services)} is not there and {problem}"
                 )
     if problems:
         raise CorralError("nothing was changed\n" + "\n".join(problems))
@@ -199,12 +199,12 @@ def _fetch(run: Run, host: ComposeHost, image: str) -> str:
     done = host.run(["docker", "pull", "--quiet", image], check=False, limit_s=PULL_LIMIT_S)
     if done.code == 0:
         return ""
-    words = f"cannot be fetched: {done.last_words}\n  "
+    problem = f"cannot be fetched: {done.last_line}\n  "
     if "@" in image:
-        words += (
+        problem += (
             "does the registry have that content no more? Then look what it has now: ./generate.py images lock; or "
         )
-    return words + "name another one in images:, or bring it there: docker save … | docker load"
+    return problem + "name another one in images:, or bring it there: docker save … | docker load"
 
 
 def _bring_up(run: Run, phase: Phase, services: Sequence[Service]) -> None:
@@ -308,9 +308,9 @@ def check_rendering(plan: Plan, out: Path, hosts: set[str]) -> None:
     changes = [change for change in compare(tree, out, hosts) if change.action != "identical"]
     if changes:
         edited = [change.path for change in changes if change.action == "edited"]
-        words = f"; edited by hand: {', '.join(edited)}" if edited else ""
+        by_hand = f"; edited by hand: {', '.join(edited)}" if edited else ""
         raise DriftError(
-            f"{len(changes)} files in {out} differ from the inventory{words}; "
+            f"{len(changes)} files in {out} differ from the inventory{by_hand}; "
             f"nothing was started: look with ./generate.py diff, then ./generate.py render (or up --render)"
         )
 
@@ -395,8 +395,8 @@ def down(
         for host in sorted(chosen, key=lambda host: host.name != plan.inventory.gateway.host):
             _take_down(host, talk, volumes=volumes)
             if kept[host.name]:
-                words = f"{'lost' if volumes else 'kept'} the volumes {', '.join(kept[host.name])}"
-                talk.print(f"{host.name}: {words}", soft_wrap=True)
+                kept_or_lost = f"{'lost' if volumes else 'kept'} the volumes {', '.join(kept[host.name])}"
+                talk.print(f"{host.name}: {kept_or_lost}", soft_wrap=True)
     talk.print("nothing of it runs any more; ./generate.py up starts it again")
 
 
@@ -409,13 +409,13 @@ def _take_down(host: ComposeHost, talk: Console, *, volumes: bool) -> None:
         running = [ids[item.name] for item in order[phase] if item.host == host.name and item.name in ids]
         if running:
             host.run(["docker", "stop", *running], limit_s=COMMAND_LIMIT_S)
-    words = ["docker", "compose", "--project-name", host.project, "down", "--remove-orphans"]
-    host.run([*words, *(["--volumes"] if volumes else [])], limit_s=COMMAND_LIMIT_S)
+    command = ["docker", "compose", "--project-name", host.project, "down", "--remove-orphans"]
+    host.run([*command, *(["--volumes"] if volumes else [])], limit_s=COMMAND_LIMIT_S)
     left = [item.service for item in host.containers()]
     if left:
         raise CorralError(f"{host.name}: still there: {', '.join(left)}; run it again")
 
 
 def _volumes(host: ComposeHost) -> list[str]:
-    words = ["docker", "volume", "ls", "--format", "{{.Name}}", "--filter", f"label={PROJECT}={host.project}"]
-    return sorted(host.run(words).out.split())
+    command = ["docker", "volume", "ls", "--format", "{{.Name}}", "--filter", f"label={PROJECT}={host.project}"]
+    return sorted(host.run(command).out.split())

@@ -82,8 +82,8 @@ def upgrade(
             _try_canaries(run, before, changed)
             carry_out(run)
         remember(run, text)
-    words = f"{len(changed)} services have other images now; ./generate.py rollback goes back"
-    talk.print(words if changed else "no image changed")
+    message = f"{len(changed)} services have other images now; ./generate.py rollback goes back"
+    talk.print(message if changed else "no image changed")
     talk.print(next_words(plan, out, hosts), soft_wrap=True)
 
 
