@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -118,14 +118,8 @@ class Runtime(Protocol):
         ...
 
 
-def wait_all(
-    runtime: Runtime,
-    services: Iterable[Service],
-    board: Board,
-    timeout_s: float | None = None,
-    unsaid: Collection[str] = (),
-) -> None:
-    """Returns when every service is well; those in `unsaid` are mentioned only if they fail.
+def wait_all(runtime: Runtime, services: Iterable[Service], board: Board, timeout_s: float | None = None) -> None:
+    """Returns when every service is well.
 
     Raises CorralError when there is no hope for one, or it is not well in `timeout_s`, else its own start timeout.
     """
@@ -135,9 +129,8 @@ def wait_all(
         found, elapsed = runtime.look(waiting.values()), time.monotonic() - began
         for name, seen in found.items():
             service = waiting[name]
-            if name not in unsaid:
-                state = f"{seen.state} after {elapsed:.0f} s" if seen.is_well else seen.state
-                board.show(service.host, name, state, is_done=seen.is_well)
+            state = f"{seen.state} after {elapsed:.0f} s" if seen.is_well else seen.state
+            board.show(service.host, name, state, is_done=seen.is_well)
             if seen.is_well:
                 del waiting[name]
             elif seen.is_hopeless or elapsed > (limit := _limit_s(service, seen, timeout_s)):

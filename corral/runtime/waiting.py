@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from corral.contributions import Service
@@ -77,15 +77,9 @@ def port_holder(host: ComposeHost, port: int) -> str:
     return holder_of(port) if host.ssh is None else ""
 
 
-def wait_well(
-    host: ComposeHost,
-    services: Iterable[Service],
-    board: Board,
-    timeout_s: float | None = None,
-    unsaid: Collection[str] = (),
-) -> None:
+def wait_well(host: ComposeHost, services: Iterable[Service], board: Board, timeout_s: float | None = None) -> None:
     """`wait_all` for containers of a host."""
-    wait_all(_Containers(host), services, board, timeout_s, unsaid)
+    wait_all(_Containers(host), services, board, timeout_s)
 
 
 @dataclass(frozen=True, slots=True)

@@ -189,17 +189,15 @@ def _look_after(farm: Farm, interrupts: Interrupts, talk: Console, out: Console)
 
 
 def _mend(farm: Farm, found: Mapping[str, Status], talk: Console) -> None:
-    were_ready = {name for name, status in found.items() if status.is_well}
-    for name, status in found.items():
-        if name in were_ready:
-            continue
-        if _is_just_starting(status):
-            talk.print(Text(f"{name} is starting"))
+    broken = [service for service in farm.services if not found[service.name].is_well]
+    for service in broken:
+        if _is_just_starting(found[service.name]):
+            talk.print(Text(f"{service.name} is starting"))
         else:
-            talk.print(Text(f"{name} is not well; restarting it", "yellow"))
-            supervisor.restart(farm.folder, name)
+            talk.print(Text(f"{service.name} is not well; restarting it", "yellow"))
+            supervisor.restart(farm.folder, service.name)
     with Board(talk) as board:
-        wait_all(farm.runtime, farm.services, board, unsaid=were_ready)
+        wait_all(farm.runtime, broken, board)
 
 
 def _is_just_starting(status: Status) -> bool:

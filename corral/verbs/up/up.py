@@ -229,8 +229,8 @@ def _bring_up(run: Run, phase: Phase, services: Sequence[Service]) -> None:
 def _settle(run: Run, host: ComposeHost, found: Sequence[Found]) -> None:
     """Waits until what is as rendered is well, then changes the rest, but for what reads its new configuration."""
     changed = [item for item in found if item.container.is_up and not item.is_current]
-    unsaid = {item.service.name for item in found if item.container.is_well}
-    wait_well(host, [item.service for item in found if item not in changed], run.board, run.timeout_s, unsaid)
+    settling = [item.service for item in found if item not in changed and not item.container.is_well]
+    wait_well(host, settling, run.board, run.timeout_s)
     reloadable = {item.container for item in run.haproxies}
     names = [
         item.service.name
