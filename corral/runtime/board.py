@@ -8,7 +8,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -76,22 +76,6 @@ class Board:
         return grid
 
 
-def redraw(console: Console, views: Iterable[RenderableType], every_s: float, *, count: int = 0) -> None:
-    """Shows views until Ctrl-C, or so many: on a terminal one in the place of the other, else one below the other."""
-    is_screen = console.is_terminal and count != 1
-    live = Live(console=console, auto_refresh=False, screen=True, vertical_overflow="crop") if is_screen else None
-    with suppress(KeyboardInterrupt), live or nullcontext():
-        for number, view in enumerate(views, 1):
-            if live is None:
-                console.print(view)
-            else:
-                stamp = Text(f"{datetime.now().astimezone():%H:%M:%S}, every {every_s:g} s, Ctrl-C ends", "dim")
-                live.update(Group(view, Text(), stamp), refresh=True)
-            if number == count:
-                return
-            time.sleep(every_s)
-
-
 # --- waiting ---------------------------------------------------------------------------------------------------------
 
 
@@ -106,19 +90,15 @@ class Seen:
     is_hopeless: bool = False
 
 
-class Runtime(Protocol):
-    """What runs services: a Compose host, or supervisord."""
-
-    def look(self, services: Iterable[Service]) -> Mapping[str, Seen]:
-        """Each of these services at this moment, by name."""
-        ...
-
-    def problem(self, service: Service, message: str) -> CorralError:
-        """Why a service is not well; `message` comes first."""
-        ...
+# Each of these services at this moment, by name.
+Look = Callable[[Iterable[Service]], Mapping[str, Seen]]
+# Why a service is not well; the message begins with the text, if there is one.
+Explain = Callable[[Service, str], CorralError]
 
 
-def wait_all(runtime: Runtime, services: Iterable[Service], board: Board, timeout_s: float | None = None) -> None:
+def wait_all(
+    look: Look, explain: Explain, services: Iterable[Service], board: Board, timeout_s: float | None = None
+) -> None:
     """Returns when every service is well.
 
     Raises CorralError when there is no hope for one, or it is not well in `timeout_s`, else its own start timeout.
@@ -126,7 +106,7 @@ def wait_all(runtime: Runtime, services: Iterable[Service], board: Board, timeou
     began = time.monotonic()
     waiting = {service.name: service for service in services}
     while waiting:
-        found, elapsed = runtime.look(waiting.values()), time.monotonic() - began
+        found, elapsed = look(waiting.values()), time.monotonic() - began
         for name, seen in found.items():
             service = waiting[name]
             state = f"{seen.state} after {elapsed:.0f} s" if seen.is_well else seen.state
@@ -134,7 +114,7 @@ def wait_all(runtime: Runtime, services: Iterable[Service], board: Board, timeou
             if seen.is_well:
                 del waiting[name]
             elif seen.is_hopeless or elapsed > (limit := _limit_s(service, seen, timeout_s)):
-                raise runtime.problem(service, "" if seen.is_hopeless else f"not well within {limit:.0f} s")
+                raise explain(service, "" if seen.is_hopeless else f"not well within {limit:.0f} s")
         if waiting:
             time.sleep(POLL_S)
 
@@ -150,3 +130,22 @@ def wait_until(is_done: Callable[[], bool], limit_s: float, poll_s: float = 0.25
     while not (done := is_done()) and time.monotonic() < deadline:
         time.sleep(poll_s)
     return done
+
+
+# --- watching --------------------------------------------------------------------------------------------------------
+
+
+def redraw(console: Console, views: Iterable[RenderableType], every_s: float, *, count: int = 0) -> None:
+    """Shows views until Ctrl-C, or so many: on a terminal one in the place of the other, else one below the other."""
+    is_screen = console.is_terminal and count != 1
+    live = Live(console=console, auto_refresh=False, screen=True, vertical_overflow="crop") if is_screen else None
+    with suppress(KeyboardInterrupt), live or nullcontext():
+        for number, view in enumerate(views, 1):
+            if live is None:
+                console.print(view)
+            else:
+                stamp = Text(f"{datetime.now().astimezone():%H:%M:%S}, every {every_s:g} s, Ctrl-C ends", "dim")
+                live.update(Group(view, Text(), stamp), refresh=True)
+            if number == count:
+                return
+            time.sleep(every_s)

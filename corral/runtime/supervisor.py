@@ -243,7 +243,7 @@ class LocalHost:
         ends.add(program.ended)
         return program.state == "fatal" or len(ends) > MOST_ENDS  # the first one was before the first look
 
-    def problem(self, service: Service, message: str) -> CorralError:
+    def explain(self, service: Service, message: str) -> CorralError:
         """Why a service is not well: the last lines of its log, and the likely cause."""
         program = (programs(self.folder) or {}).get(service.name)
         if program is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from functools import partial
 
 from corral.contributions import Service
 from corral.errors import CorralError
@@ -78,30 +78,24 @@ def port_holder(host: ComposeHost, port: int) -> str:
 
 
 def wait_well(host: ComposeHost, services: Iterable[Service], board: Board, timeout_s: float | None = None) -> None:
-    """`wait_all` for containers of a host."""
-    wait_all(_Containers(host), services, board, timeout_s)
+    """Returns when the containers of services are well, as `wait_all` does."""
+    restarts: dict[str, int] = {}
+
+    def look(wanted: Iterable[Service]) -> dict[str, Seen]:
+        found = {item.service: item for item in host.containers()}
+        return {service.name: _seen(found.get(service.name, ABSENT), restarts) for service in wanted}
+
+    wait_all(look, partial(problem, host), services, board, timeout_s)
 
 
-@dataclass(frozen=True, slots=True)
-class _Containers:
-    host: ComposeHost
-    # How often each had been restarted when the wait began.
-    restarts: dict[str, int] = field(default_factory=dict)
-
-    def look(self, services: Iterable[Service]) -> dict[str, Seen]:
-        found = {item.service: item for item in self.host.containers()}
-        return {service.name: self._seen(found.get(service.name, ABSENT)) for service in services}
-
-    def _seen(self, container: Container) -> Seen:
-        first = self.restarts.setdefault(container.id, container.restarts)
-        is_ending = container.state == "restarting"
-        ends = container.restarts - (0 if is_ending else first)
-        has_no_program = is_ending and container.exit_code == NO_PROGRAM
-        is_hopeless = ends >= ENDS or has_no_program or container.condition in HOPELESS
-        return Seen(container.condition, container.is_well, is_hopeless)
-
-    def problem(self, service: Service, message: str) -> CorralError:
-        return problem(self.host, service, message)
+def _seen(container: Container, restarts: dict[str, int]) -> Seen:
+    """How a container is; `restarts` has how often each had been restarted when the wait began."""
+    first = restarts.setdefault(container.id, container.restarts)
+    is_ending = container.state == "restarting"
+    ends = container.restarts - (0 if is_ending else first)
+    has_no_program = is_ending and container.exit_code == NO_PROGRAM
+    is_hopeless = ends >= ENDS or has_no_program or container.condition in HOPELESS
+    return Seen(container.condition, container.is_well, is_hopeless)
 
 
 def problem(host: ComposeHost, service: Service, message: str = "") -> CorralError:

@@ -39,7 +39,8 @@ class Script:
 
 def watch(capsys: pytest.CaptureFixture[str], folder: Path = HERE) -> list[str]:
     """The states that a person is told of."""
-    wait_all(LocalHost(folder, ""), [service()], Board(Console(force_terminal=False, width=200)))
+    host = LocalHost(folder, "")
+    wait_all(host.look, host.explain, [service()], Board(Console(force_terminal=False, width=200)))
     return [line.removeprefix("  box/thing: ").partition(" ")[0] for line in capsys.readouterr().out.splitlines()]
 
 

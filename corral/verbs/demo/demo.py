@@ -109,7 +109,7 @@ def _start(farm: Farm, weights: Path | None, interrupts: Interrupts, talk: Conso
         supervisor.start(farm.folder, farm.path)
     threading.Thread(target=import_client).start()
     with Board(talk) as board:
-        wait_all(farm.runtime, farm.services, board)
+        wait_all(farm.runtime.look, farm.runtime.explain, farm.services, board)
     talk.print(Text(f"all {len(farm.services)} services are well after {time.monotonic() - began:.0f} s\n"))
     _prove(farm, out)
     _report(farm, farm.runtime.look(farm.services), out)
@@ -197,7 +197,7 @@ def _mend(farm: Farm, found: Mapping[str, Status], talk: Console) -> None:
             talk.print(Text(f"{service.name} is not well; restarting it", "yellow"))
             supervisor.restart(farm.folder, service.name)
     with Board(talk) as board:
-        wait_all(farm.runtime, broken, board)
+        wait_all(farm.runtime.look, farm.runtime.explain, broken, board)
 
 
 def _is_just_starting(status: Status) -> bool:
