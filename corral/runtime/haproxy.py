@@ -9,7 +9,6 @@ In a container the API listens on the container's own loopback address; it is as
 from __future__ import annotations
 
 import csv
-import math
 import re
 import socket
 from collections.abc import Iterator, Mapping
@@ -59,8 +58,6 @@ class Server:
     check: str = ""
     # HTTP status of the last check, 0 without one.
     code: int = 0
-    # Seconds since it was last sent a request.
-    idle_s: float = math.inf
 
     @property
     def state(self) -> str:
@@ -124,10 +121,6 @@ class Balancer:
     def servers(self) -> dict[str, Server]:
         """Every replica by the name that the balancer knows it by (the container's)."""
         return parse_servers(self.ask(*STATES))
-
-    def idle_seconds(self) -> dict[str, float]:
-        """Seconds since each replica was last sent a request, by the balancer's name for it; without end if never."""
-        return {name: server.idle_s for name, server in self.servers().items()}
 
     def command(self, line: str) -> None:
         """Says something that has no answer; raises BalancerError when it is refused."""
@@ -271,7 +264,6 @@ def _rows(state: str) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def _server(state: Mapping[str, str], stats: Mapping[str, str]) -> Server:
-    idle = stats.get("lastsess") or ""
     return Server(
         group=state["be_name"],
         name=state["srv_name"],
@@ -283,7 +275,6 @@ def _server(state: Mapping[str, str], stats: Mapping[str, str]) -> Server:
         is_out=bool(int(state["srv_admin_state"]) & FORCED_OUT),
         check=stats.get("check_status", "").removeprefix("* "),  # a check is under way
         code=int(stats.get("check_code") or 0),
-        idle_s=float(idle) if idle.isdecimal() else math.inf,
     )
 
 
