@@ -20,7 +20,7 @@ from corral.components import edge, haproxy
 from corral.contributions import Backend
 from corral.errors import CorralError
 from corral.plan.site import bracketed
-from corral.runtime.board import wait_until
+from corral.runtime.board import Board, wait_until
 from corral.runtime.hosts import ComposeHost
 
 ANSWER_LIMIT_S = 15
@@ -209,10 +209,14 @@ def balancer_of(plan: Plan, out: Path) -> Balancer | None:
     return Balancer(plan, ComposeHost(plan, plan.inventory.gateway.host, out))
 
 
-def running_balancer(plan: Plan, out: Path) -> Balancer | None:
-    """The plan's balancer; None also when it does not run."""
+def running_balancer(plan: Plan, out: Path, board: Board | None = None) -> Balancer | None:
+    """The plan's balancer; None also when it does not run, which the board says."""
     balancer = balancer_of(plan, out)
-    return balancer if balancer is not None and balancer.is_running() else None
+    if balancer is None or balancer.is_running():
+        return balancer
+    if board is not None:
+        board.say("the balancer does not run, so nothing is drained", "yellow")
+    return None
 
 
 def edge_of(host: ComposeHost) -> Balancer | None:

@@ -1,4 +1,4 @@
-"""A `local` host: its programs under supervisord. Start it, look at it, restart a program, stop it; and its ports.
+"""A `local` host: its programs under supervisord. Start it, look at it, stop it; and its ports.
 
 Everything that supervisord starts inherits an environment variable with the host's rendered folder. By that a process
 is known to be ours, even when its supervisord was killed and whatever the pid file says, so nothing else is ever ended.
@@ -43,8 +43,6 @@ LONGEST_SOCKET_PATH = 90
 UNFIT_FOR_PATHS = re.compile(r"""[%'"\\\x00-\x1f]""")
 
 ANSWER_TIMEOUT_S = 5.0
-# Longest time in which supervisord ends a program, by force after the program's own grace period.
-END_TIMEOUT_S = 90.0
 START_DEADLINE_S = 20.0
 FORCE_DEADLINE_S = 5.0
 POLL_S = 0.05
@@ -175,17 +173,6 @@ def programs(folder: Path) -> dict[str, Program] | None:
 def _program(item: Mapping[str, Any]) -> Program:
     keys = ("pid", "start", "stop", "exitstatus", "spawnerr")
     return Program(item["name"], item["statename"].lower(), *(item[key] for key in keys))
-
-
-def restart(folder: Path, name: str) -> None:
-    """Ends a program, by force after its grace period, and starts it again; raises CorralError if it does not end."""
-    try:
-        with suppress(xmlrpc.client.Fault):  # it does not run
-            call(folder, "stopProcess", name, timeout_s=END_TIMEOUT_S)
-        with suppress(xmlrpc.client.Fault):  # it runs already
-            call(folder, "startProcess", name)
-    except httpx.HTTPError as error:
-        raise CorralError(f"supervisord does not restart {name}: {error}") from None
 
 
 # --- how a program is

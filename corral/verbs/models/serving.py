@@ -30,7 +30,7 @@ from corral.gateway.fronts import gateway_publish_address
 from corral.plan.site import Replica
 from corral.render.secrets import ENV_FILE, read_env
 from corral.runtime.board import Board
-from corral.runtime.haproxy import Balancer, BalancerError, balancer_of
+from corral.runtime.haproxy import Balancer, BalancerError, running_balancer
 from corral.runtime.hosts import ComposeHost, compose_hosts
 from corral.runtime.interrupts import Interrupts
 from corral.runtime.lock import alone
@@ -218,11 +218,7 @@ class Change:
 def changing(plan: Plan, out: Path, talk: Console) -> Iterator[Change]:
     """The block changes the farm while no other command does."""
     with Interrupts(), alone(out / LOCK, "corral models"), Board(talk) as board:
-        balancer = balancer_of(plan, out)
-        if balancer is not None and not balancer.is_running():
-            board.say("the balancer does not run, so nothing is drained", "yellow")
-            balancer = None
-        yield Change(plan, out, balancer, board)
+        yield Change(plan, out, running_balancer(plan, out, board), board)
 
 
 def unload(change: Change, places: Sequence[Place]) -> None:

@@ -18,7 +18,7 @@ from corral.contributions import Backend, Service
 from corral.errors import CorralError
 from corral.plan.networks import own_network
 from corral.runtime.board import Board, Key, wait_until
-from corral.runtime.haproxy import Balancer, BalancerError, Server, backends_of, balancer_of, running_balancer
+from corral.runtime.haproxy import Balancer, BalancerError, Server, backends_of, running_balancer
 from corral.runtime.hosts import ComposeHost
 from corral.runtime.waiting import COMMAND_LIMIT_S, create, wait_well
 
@@ -45,9 +45,7 @@ def roll(
     Raises:
         CorralError: one did not become well; those after it were not touched.
     """
-    balancer = running_balancer(host.plan, host.out)
-    if balancer is None and balancer_of(host.plan, host.out) is not None:
-        board.say("the balancer does not run, so nothing is drained", "yellow")
+    balancer = running_balancer(host.plan, host.out, board)
     known = {service.name: service for service in host.plan.services_of(host.name)}
     for name in services:
         _Work(host, known[name], board, action, timeout_s, keep_out_on_failure).change(balancer)
