@@ -13,6 +13,7 @@ import httpx
 import pytest
 from rich.console import Console
 
+from corral.build import Plan
 from corral.errors import CorralError, UsageError
 from corral.runtime.board import Board
 from corral.runtime.docker import Container
@@ -125,28 +126,38 @@ def test_a_pool_that_is_also_on_another_hosts_shared_server_is_changed_as_a_whol
         serving.unload(change, [elsewhere])
 
 
+def stopping_host(plan: Plan, stopped: list[tuple[str, ...]]) -> ComposeHost:
+    return cast(
+        ComposeHost,
+        SimpleNamespace(name="box", plan=plan, out=Path(), compose=lambda *words, **_: stopped.append(words)),
+    )
+
+
 @pytest.mark.parametrize(
-    ("has_lua", "asked"), [(True, ["hold d", "release"]), (False, ["hold d", "take_out", "put_back"])]
+    ("has_lua", "asked"),
+    [(True, ["hold d", "take_out", "put_back", "release"]), (False, ["hold d", "take_out", "put_back"])],
 )
 def test_a_server_of_its_own_is_stopped_once_its_answers_have_ended(
-    tmp_path: Path, *, has_lua: bool, asked: list[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, has_lua: bool, asked: list[str]
 ) -> None:
     """001-07: in-flight answers end first."""
-    books = Books([0, 2, 1], has_lua)
+    books = Books([0, 0, 2, 1], has_lua)
+    monkeypatch.setattr(rolling, "running_balancer", lambda *_: books)
     change, places = farm(tmp_path, Router(""), books)
     stopped: list[tuple[str, ...]] = []
-    host = SimpleNamespace(name="box", compose=lambda *words, **_: stopped.append(words))
-    serving.unload(change, [Place(cast(ComposeHost, host), places["d"].replica)])
+    serving.unload(change, [Place(stopping_host(change.plan, stopped), places["d"].replica)])
     assert (books.in_flight, books.asked, stopped) == ([], asked, [("stop", places["d"].replica.service)])
 
 
 def test_answers_that_do_not_end_keep_their_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     books = Books([1] * 50)
+    monkeypatch.setattr(rolling, "running_balancer", lambda *_: books)
+    monkeypatch.setattr(rolling, "answer_timeout_s", lambda _site, _pool: 0)
     change, places = farm(tmp_path, Router(""), books)
-    monkeypatch.setattr(serving, "answer_timeout_s", lambda _site, _pool: 0)
-    with pytest.raises(CorralError, match="it stays in memory"):
-        serving.unload(change, [places["d"]])
-    assert books.asked == ["hold d", "release"]
+    stopped: list[tuple[str, ...]] = []
+    with pytest.raises(CorralError, match="1 requests are not done after 0 s; it goes on"):
+        serving.unload(change, [Place(stopping_host(change.plan, stopped), places["d"].replica)])
+    assert (books.asked, stopped) == (["hold d", "put_back", "release"], [])
 
 
 def test_a_name_that_is_no_pool_is_refused(tmp_path: Path) -> None:

@@ -23,23 +23,21 @@ from rich.table import Table
 from rich.text import Text
 
 from corral.build import Plan
-from corral.components.haproxy import answer_timeout_s
 from corral.components.llama import API_KEY
 from corral.errors import CorralError, UsageError, did_you_mean
 from corral.gateway.fronts import gateway_publish_address
 from corral.plan.site import Replica
 from corral.render.secrets import ENV_FILE, read_env
 from corral.runtime.board import Board
-from corral.runtime.haproxy import Balancer, BalancerError, running_balancer
+from corral.runtime.haproxy import Balancer, running_balancer
 from corral.runtime.hosts import ComposeHost, compose_hosts
 from corral.runtime.interrupts import Interrupts
 from corral.runtime.lock import alone
-from corral.runtime.waiting import COMMAND_LIMIT_S, create, wait_well
-from corral.verbs.up.rolling import wait_for_answers, wait_usable
+from corral.runtime.waiting import create, wait_well
+from corral.verbs.up.rolling import roll, wait_usable
 from corral.verbs.up.up import LOCK
 
 ANSWER_S = 30
-HOLD_SPARE_S = 120
 # A sleeping model has given its weights back, not its place.
 READY = frozenset({"loaded", "sleeping"})
 STYLES = {"loaded": "green", "running": "green", "sleeping": "cyan", "loading": "yellow", "failed": "bold red"}
@@ -229,9 +227,7 @@ def unload(change: Change, places: Sequence[Place]) -> None:
     """
     for place in places:
         if not place.replica.shared:
-            with _without_requests(change, place):
-                change.tell(place, "stopping")
-                place.host.compose("stop", place.replica.service, limit_s=COMMAND_LIMIT_S)
+            roll(place.host, [place.replica.service], change.board, action="stop")
             change.tell(place, "not in memory any more", is_done=True)
         elif change.balancer is None:
             place.ask("POST", "/models/unload", place.replica.pool)
@@ -317,37 +313,3 @@ def _ask_for(place: Place, pool: str) -> bool:
     """Makes a shared server load a model as a request would; whether it is in memory then."""
     place.ask("GET", f"/props?model={pool}", limit_s=place.replica.start_timeout_s)
     return place.states().get(pool) in READY
-
-
-@contextmanager
-def _without_requests(change: Change, place: Place) -> Iterator[None]:
-    """The block runs once a replica has no request; new ones wait for its end, or go to other replicas of the pool.
-
-    Raises:
-        CorralError: its answers do not end in the pool's own time.
-    """
-    balancer, name, pool = change.balancer, place.replica.container, place.replica.pool
-    servers = balancer.servers() if balancer else {}
-    if balancer is None or name not in servers:
-        yield
-        return
-    server, limit_s = servers[name], answer_timeout_s(change.plan.site, pool)
-    has_others = any(item.is_usable for item in servers.values() if item.group == server.group and item.name != name)
-    is_held = not has_others and balancer.hold(server.group, limit_s + place.replica.start_timeout_s + HOLD_SPARE_S)
-    if not is_held:
-        balancer.take_out(server)
-
-    def tell(count: int) -> None:
-        change.board.show(*place.key, f"{pool}: waits for its answers to end", f"{count}, {limit_s} s")
-
-    try:
-        count = wait_for_answers(balancer, name, limit_s, tell)
-        if count:
-            raise CorralError(f"{place}: {count} requests are not done after {limit_s} s; it stays in memory")
-        yield
-    finally:
-        with suppress(BalancerError):
-            if is_held:
-                balancer.release(server.group)
-            else:
-                balancer.put_back(server)

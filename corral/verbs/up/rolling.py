@@ -7,7 +7,7 @@ and goes back; then comes the next. When it is the only one of its pool, new req
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -25,7 +25,7 @@ from corral.runtime.waiting import COMMAND_LIMIT_S, create, wait_well
 ROTATION_LIMIT_S = 60
 # Held requests are released at the latest so long after the pool's own limits.
 HOLD_SPARE_S = 120
-Action = Literal["recreate", "restart"]
+Action = Literal["recreate", "restart", "stop"]
 
 
 def roll(
@@ -43,7 +43,8 @@ def roll(
     balancer's health checks, or (`keep_out_on_failure`) stays out of the balancer.
 
     Raises:
-        CorralError: one did not become well; those after it were not touched.
+        CorralError: one did not become well, or is not to stop as its answers do not end; those after it were not
+            touched.
     """
     balancer = running_balancer(host.plan, host.out, board)
     known = {service.name: service for service in host.plan.services_of(host.name)}
@@ -70,31 +71,34 @@ class _Work:
         """Changes the service, drained before where a balancer sends it requests; says so if requests could fail."""
         planned = backends_of(self.host.plan, *self.key)
         if balancer is None or not planned:
-            self._say_gap(self._make_anew())
+            self._say_gap(self._act())
             return
         servers = balancer.servers()
         backends = [item for item in planned if item.name in servers]  # none: not in its configuration yet
         with ExitStack() as out:  # several for a server that pools share
             is_hitless = [out.enter_context(self._out_of_rotation(balancer, item)) for item in backends]
-            seconds = self._make_anew()
-            for item in backends:
+            seconds = self._act()
+            for item in backends if self.action != "stop" else ():
                 self._follow(balancer, item)
         if not all(is_hitless):
             self._say_gap(seconds)
 
     def _say_gap(self, seconds: float) -> None:
-        self.board.say(f"{'/'.join(self.key)}: did not answer for up to {seconds:.0f} s", "yellow")
+        if self.action != "stop":
+            self.board.say(f"{'/'.join(self.key)}: did not answer for up to {seconds:.0f} s", "yellow")
 
-    def _make_anew(self) -> float:
-        """Makes or restarts the container and waits until it is well; returns the seconds that this took."""
+    def _act(self) -> float:
+        """Makes, restarts or stops the container, waits until it is well; returns the seconds that this took."""
         began = time.monotonic()
-        if self.action == "restart":
-            self.board.show(*self.key, "restarting")
-            self.host.compose("restart", "--no-deps", self.service.name, limit_s=COMMAND_LIMIT_S)
-        else:
-            self.board.show(*self.key, "being made anew")
+        state = {"recreate": "being made anew", "restart": "restarting", "stop": "stopping"}[self.action]
+        self.board.show(*self.key, state)
+        if self.action == "recreate":
             create(self.host, [self.service.name])
-        wait_well(self.host, [self.service], self.board, self.timeout_s)
+        else:
+            options = ["--no-deps"] if self.action == "restart" else []
+            self.host.compose(self.action, *options, self.service.name, limit_s=COMMAND_LIMIT_S)
+        if self.action != "stop":
+            wait_well(self.host, [self.service], self.board, self.timeout_s)
         return time.monotonic() - began
 
     @contextmanager
@@ -108,7 +112,7 @@ class _Work:
             if not is_held:
                 balancer.take_out(server)
             limit_s = answer_timeout_s(self.host.plan.site, backend.pool)
-            is_idle = _drain(balancer, backend.name, limit_s, self.board, self.key)
+            is_idle = _drain(balancer, backend.name, limit_s, self.board, self.key, may_cut=self.action != "stop")
             if is_held:
                 balancer.take_out(server)
             yield is_idle and (is_held or not is_only)
@@ -119,8 +123,9 @@ class _Work:
             raise
         else:
             balancer.put_back(server)
-            wait_usable(balancer, {backend.name})
-            self.board.show(*self.key, "back in rotation", is_done=True)
+            if self.action != "stop":
+                wait_usable(balancer, {backend.name})
+                self.board.show(*self.key, "back in rotation", is_done=True)
         finally:
             if is_held:
                 with suppress(BalancerError):
@@ -173,20 +178,12 @@ def addresses_of(host: ComposeHost, service: Service) -> list[str]:
     return [networks[name] for name in own_first if networks[name]]
 
 
-def _drain(balancer: Balancer, name: str, limit_s: float, board: Board, key: Key) -> bool:
-    """Returns when a replica has no request, or after so long; whether it has none."""
+def _drain(balancer: Balancer, name: str, limit_s: float, board: Board, key: Key, *, may_cut: bool = True) -> bool:
+    """Returns when a replica has no request, or after so long; whether it has none.
 
-    def tell(count: int) -> None:
-        board.show(*key, "draining", f"waits for {count} requests, {limit_s:.0f} s at most")
-
-    count = wait_for_answers(balancer, name, limit_s, tell)
-    if count:
-        board.say(f"{name}: {count} requests are not done after {limit_s:.0f} s; they are cut off", "yellow")
-    return not count
-
-
-def wait_for_answers(balancer: Balancer, name: str, limit_s: float, tell: Callable[[int], None]) -> int:
-    """Requests that a replica still has after so many seconds; 0 as soon as it has none. `tell` gets their number."""
+    Raises:
+        CorralError: it still has some, which may not be cut off.
+    """
     count = 0
 
     def is_idle() -> bool:
@@ -194,11 +191,16 @@ def wait_for_answers(balancer: Balancer, name: str, limit_s: float, tell: Callab
         now = balancer.servers().get(name)
         count = now.in_flight + now.waiting if now else 0
         if count:
-            tell(count)
+            board.show(*key, "draining", f"waits for {count} requests, {limit_s:.0f} s at most")
         return not count
 
-    wait_until(is_idle, limit_s)
-    return count
+    if wait_until(is_idle, limit_s):
+        return True
+    message = f"{name}: {count} requests are not done after {limit_s:.0f} s"
+    if not may_cut:
+        raise CorralError(f"{message}; it goes on")
+    board.say(f"{message}; they are cut off", "yellow")
+    return False
 
 
 def wait_usable(balancer: Balancer, names: Collection[str]) -> None:
