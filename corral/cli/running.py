@@ -98,7 +98,7 @@ def rollback(site: SiteOptions, timeout: TimeoutOption = None) -> None:
 def restart(
     site: SiteOptions, names: Annotated[list[str], typer.Argument(help="Service, container, pool, model, host or GPU.")]
 ) -> None:
-    """Restart services one after the other; each is healthy again before the next."""
+    """Restart services one at a time; waits for health before the next."""
     from corral.verbs.names import services_named
     from corral.verbs.up.up import restart as restart_services
 
