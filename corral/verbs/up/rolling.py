@@ -67,6 +67,10 @@ class _Work:
     def key(self) -> Key:
         return self.host.name, self.service.name
 
+    @property
+    def comes_back(self) -> bool:
+        return self.action != "stop"
+
     def change(self, balancer: Balancer | None) -> None:
         """Changes the service, drained before where a balancer sends it requests; says so if requests could fail."""
         planned = backends_of(self.host.plan, *self.key)
@@ -78,13 +82,13 @@ class _Work:
         with ExitStack() as out:  # several for a server that pools share
             is_hitless = [out.enter_context(self._out_of_rotation(balancer, item)) for item in backends]
             seconds = self._act()
-            for item in backends if self.action != "stop" else ():
+            for item in backends if self.comes_back else ():
                 self._follow(balancer, item)
         if not all(is_hitless):
             self._say_gap(seconds)
 
     def _say_gap(self, seconds: float) -> None:
-        if self.action != "stop":
+        if self.comes_back:
             self.board.say(f"{'/'.join(self.key)}: did not answer for up to {seconds:.0f} s", "yellow")
 
     def _act(self) -> float:
@@ -97,7 +101,7 @@ class _Work:
         else:
             options = ["--no-deps"] if self.action == "restart" else []
             self.host.compose(self.action, *options, self.service.name, limit_s=COMMAND_LIMIT_S)
-        if self.action != "stop":
+        if self.comes_back:
             wait_well(self.host, [self.service], self.board, self.timeout_s)
         return time.monotonic() - began
 
@@ -112,7 +116,7 @@ class _Work:
             if not is_held:
                 balancer.take_out(server)
             limit_s = answer_timeout_s(self.host.plan.site, backend.pool)
-            is_idle = _drain(balancer, backend.name, limit_s, self.board, self.key, may_cut=self.action != "stop")
+            is_idle = _drain(balancer, backend.name, limit_s, self.board, self.key, may_cut=self.comes_back)
             if is_held:
                 balancer.take_out(server)
             yield is_idle and (is_held or not is_only)
@@ -123,7 +127,7 @@ class _Work:
             raise
         else:
             balancer.put_back(server)
-            if self.action != "stop":
+            if self.comes_back:
                 wait_usable(balancer, {backend.name})
                 self.board.show(*self.key, "back in rotation", is_done=True)
         finally:
@@ -137,12 +141,10 @@ class _Work:
         queue = plan.inventory.pools[pool].queue or plan.inventory.gateway.queue
         limit_s = answer_timeout_s(plan.site, pool) + self.service.health.start_timeout_s + HOLD_SPARE_S
         is_held = balancer.hold(group, limit_s)
-        action, style = (
-            (f"up to {queue.depth} requests wait in the balancer, {queue.timeout_s} s at most,", "")
-            if is_held
-            else ("its requests are refused", "yellow")
-        )
-        self.board.say(f"{pool} has no other replica that could answer: {action} until this one is back", style)
+        if self.comes_back:
+            waiting = f"up to {queue.depth} requests wait in the balancer, {queue.timeout_s} s at most,"
+            effect, style = (waiting, "") if is_held else ("its requests are refused", "yellow")
+            self.board.say(f"{pool} has no other replica that could answer: {effect} until this one is back", style)
         return is_held
 
     def _follow(self, balancer: Balancer, backend: Backend) -> None:

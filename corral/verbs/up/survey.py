@@ -80,8 +80,8 @@ def _found(service: Service, containers: list[Container], wanted: str, image_id:
     return Found(service, container, len(containers) == 1 and is_same, image_id)
 
 
-def differs_only_in_configuration(host: ComposeHost, found: Found) -> bool:
-    """Whether a container is as rendered but for the content of its configuration files."""
+def is_reconfigured(host: ComposeHost, found: Found) -> bool:
+    """Whether a container differs from its rendering in nothing but the content of configuration files."""
     if found.image_id not in {"", found.container.image_id}:
         return False
     overlay = json.dumps({"services": {found.service.name: {"labels": {CONFIG: found.container.config_digest}}}})

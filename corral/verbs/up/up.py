@@ -36,15 +36,7 @@ from corral.verbs.keys.gateway import client_address
 from corral.verbs.up import history
 from corral.verbs.up.order import Phase, in_order, phases
 from corral.verbs.up.rolling import drain_for_good, roll, wait_usable
-from corral.verbs.up.survey import (
-    Found,
-    Survey,
-    check_engine,
-    differs_only_in_configuration,
-    join_networks,
-    prune_networks,
-    survey,
-)
+from corral.verbs.up.survey import Found, Survey, check_engine, is_reconfigured, join_networks, prune_networks, survey
 
 LOCK = ".up.lock"
 PULL_LIMIT_S = 7200
@@ -235,11 +227,7 @@ def _settle(run: Run, host: ComposeHost, found: Sequence[Found]) -> None:
     names = [
         item.service.name
         for item in changed
-        if not (
-            item.service.container_name in reloadable
-            and item.container.is_well
-            and differs_only_in_configuration(host, item)
-        )
+        if not (item.service.container_name in reloadable and item.container.is_well and is_reconfigured(host, item))
     ]
     if names:
         run.board.say(f"{host.name}: changed, one at a time: {', '.join(names)}")
