@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
+
+from corral.errors import CorralError
 
 
 def write_file(path: Path, data: bytes, mode: int) -> None:
@@ -30,3 +33,12 @@ def write_atomically(path: Path, data: bytes, mode: int) -> None:
 def draft_of(path: Path) -> Path:
     """Where a file is written before it gets its name; a killed run leaves it there."""
     return path.with_name(f".{path.name}.new")
+
+
+def private_folder(path: Path) -> Path:
+    """Make a folder that only this user may enter; raises CorralError if another user could change what is in it."""
+    path.mkdir(mode=0o700, exist_ok=True)
+    facts = path.lstat()
+    if facts.st_uid != os.getuid() or facts.st_mode & 0o077 or not stat.S_ISDIR(facts.st_mode):
+        raise CorralError(f"{path}: not a folder of yours alone; remove it")
+    return path

@@ -98,15 +98,12 @@ def rollback(site: SiteOptions, timeout: TimeoutOption = None) -> None:
 def restart(
     site: SiteOptions, names: Annotated[list[str], typer.Argument(help="Service, container, pool, model, host or GPU.")]
 ) -> None:
-    """Restart services one after the other; each is healthy again before the next."""
-    from corral.runtime.hosts import compose_hosts
+    """Restart services one at a time; waits for health before the next."""
     from corral.verbs.names import services_named
-    from corral.verbs.up.restart import restart as restart_services
+    from corral.verbs.up.up import restart as restart_services
 
     found = site.plan()
-    services = services_named(found, names, site.hosts(found))
-    hosts = compose_hosts(found, site.out, {item.host for item in services})
-    restart_services(hosts, services, talk)
+    restart_services(found, site.out, services_named(found, names, site.hosts(found)), talk)
 
 
 @app.command()

@@ -9,11 +9,9 @@ In a container the API listens on the container's own loopback address; it is as
 from __future__ import annotations
 
 import csv
-import math
 import re
 import socket
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,18 +20,18 @@ from corral.components import edge, haproxy
 from corral.contributions import Backend
 from corral.errors import CorralError
 from corral.plan.site import bracketed
+from corral.runtime.board import Board, wait_until
 from corral.runtime.hosts import ComposeHost
 
 ANSWER_LIMIT_S = 15
 RELOAD_LIMIT_S = 30
-POLL_S = 0.25
-# Rows of HAProxy's figures that stand for a whole proxy.
-NO_SERVERS = {"FRONTEND", "BACKEND"}
 # Bits of `srv_admin_state`: taken out, or drained, by command.
 FORCED_OUT = 0x01 | 0x08
 # Commands whose answers `parse_servers` reads.
 STATES = ("show stat", "show servers state")
 ASK = r'exec 3<>/dev/tcp/127.0.0.1/"$1" && printf "%s\n" "$2" >&3 && cat <&3'
+# Begins the table of each of these commands.
+STATS, STATE = "# pxname", "# be_id"
 _DIGEST = re.compile(r"^\s*description:? ([0-9a-f]{16})\b", re.MULTILINE)
 
 
@@ -86,31 +84,20 @@ class Balancer:
         """Name of its container."""
         return f"{self.host.name}-{self.component}"
 
-    @property
-    def control_port(self) -> int:
-        """Port of its runtime API, on the container's loopback address."""
-        if self.component == edge.COMPONENT:
-            return edge.control_port(self.plan.site)
-        return haproxy.control_port(self.plan.site)
-
-    @property
-    def _is_local(self) -> bool:
-        return self.plan.site.is_local(self.host.name)
-
     def ask(self, *commands: str) -> str:
         """The answer to commands of the runtime API; raises BalancerError when there is none."""
-        return self._ask_socket("; ".join(commands)) if self._is_local else self._ask_container(commands)
-
-    def words(self, *commands: str) -> list[str]:
-        """The command that asks the runtime API of a container on its host."""
-        inside = ["timeout", str(ANSWER_LIMIT_S), "bash", "-c", ASK, "-", str(self.control_port), "; ".join(commands)]
-        return ["docker", "exec", self.container, *inside]
-
-    def _ask_container(self, commands: Sequence[str]) -> str:
+        if self.plan.site.is_local(self.host.name):
+            return self._ask_socket("; ".join(commands))
         done = self.host.run(self.words(*commands), check=False)
         if done.code != 0:
             raise BalancerError(f"{self.host.name}: {self.component} does not answer: {done.words}")
         return done.out
+
+    def words(self, *commands: str) -> list[str]:
+        """The command that asks the runtime API of a container on its host."""
+        port = (edge if self.component == edge.COMPONENT else haproxy).control_port(self.plan.site)
+        inside = ["timeout", str(ANSWER_LIMIT_S), "bash", "-c", ASK, "-", str(port), "; ".join(commands)]
+        return ["docker", "exec", self.container, *inside]
 
     def _ask_socket(self, line: str) -> str:
         path = self.host.rendered / haproxy.LOCAL_SOCKET.removeprefix("unix@").partition(" ")[0]
@@ -134,11 +121,6 @@ class Balancer:
     def servers(self) -> dict[str, Server]:
         """Every replica by the name that the balancer knows it by (the container's)."""
         return parse_servers(self.ask(*STATES))
-
-    def idle_seconds(self) -> dict[str, float]:
-        """Seconds since each replica was last sent a request, by the balancer's name for it; without end if never."""
-        rows = csv.DictReader(_table(self.ask("show stat").splitlines()))
-        return {row["svname"]: _since(row["lastsess"]) for row in rows if row["svname"] not in NO_SERVERS}
 
     def command(self, line: str) -> None:
         """Says something that has no answer; raises BalancerError when it is refused."""
@@ -172,16 +154,14 @@ class Balancer:
         out = [server for server in servers.values() if server.is_out]
         for server in out:
             self.put_back(server)
-        for group in sorted({server.group for server in servers.values()}):
-            self.release(group)
+        self.ask(*sorted({f"corral release {server.group}" for server in servers.values()}))
         return [server.name for server in out]
 
     # --- configuration ---
 
     def loaded(self) -> str:
         """Digest of the configuration that the running HAProxy has read."""
-        found = _DIGEST.search(self.ask("show info"))
-        return found[1] if found else ""
+        return _digest_in(self.ask("show info"))
 
     def rendered(self) -> str:
         """Digest of the configuration that is rendered."""
@@ -194,8 +174,7 @@ class Balancer:
             BalancerError: HAProxy refuses the new configuration, and goes on with the old one.
         """
         wanted = self.rendered()
-        words = ["docker", "exec", self.container, "haproxy", "-c", "-f", haproxy.CONFIG]
-        done = self.host.run(words, check=False)
+        done = self.host.run(["docker", "exec", self.container, "haproxy", "-c", "-f", haproxy.CONFIG], check=False)
         if done.code != 0:
             raise BalancerError(
                 f"{self.host.name}: HAProxy refuses the new configuration; the old one stays: {done.words}"
@@ -203,14 +182,9 @@ class Balancer:
         if self.component == haproxy.COMPONENT:
             self._store_state()
         self.host.run(["docker", "kill", "--signal", "SIGUSR2", self.container])
-        deadline = time.monotonic() + RELOAD_LIMIT_S
-        while not self._has_loaded(wanted):
-            if time.monotonic() > deadline:
-                words = ["docker", "logs", "--tail", "8", self.container]
-                raise BalancerError(
-                    f"{self.host.name}: HAProxy did not take its new configuration: {self.host.run(words).words}"
-                )
-            time.sleep(POLL_S)
+        if not wait_until(lambda: self._has_loaded(wanted), RELOAD_LIMIT_S):
+            last = self.host.last_lines(self.container, 8)
+            raise BalancerError(f"{self.host.name}: HAProxy did not take its new configuration: {last}")
 
     def _has_loaded(self, digest: str) -> bool:
         try:
@@ -235,6 +209,16 @@ def balancer_of(plan: Plan, out: Path) -> Balancer | None:
     return Balancer(plan, ComposeHost(plan, plan.inventory.gateway.host, out))
 
 
+def running_balancer(plan: Plan, out: Path, board: Board | None = None) -> Balancer | None:
+    """The plan's balancer; None also when it does not run, which the board says."""
+    balancer = balancer_of(plan, out)
+    if balancer is None or balancer.is_running():
+        return balancer
+    if board is not None:
+        board.say("the balancer does not run, so nothing is drained", "yellow")
+    return None
+
+
 def edge_of(host: ComposeHost) -> Balancer | None:
     """The HAProxy that is a host's edge, running or not; None where no other host calls this one."""
     if not any(service.component == edge.COMPONENT for service in host.services):
@@ -245,9 +229,13 @@ def edge_of(host: ComposeHost) -> Balancer | None:
 def config_digest(config: Path) -> str:
     """The digest that a rendered configuration has in it; empty when there is none."""
     try:
-        found = _DIGEST.search(config.read_text(encoding="utf-8"))
+        return _digest_in(config.read_text(encoding="utf-8"))
     except OSError:
         return ""
+
+
+def _digest_in(text: str) -> str:
+    found = _DIGEST.search(text)
     return found[1] if found else ""
 
 
@@ -259,61 +247,45 @@ def backends_of(plan: Plan, host: str, service: str) -> list[Backend]:
 
 def parse_servers(text: str) -> dict[str, Server]:
     """Servers by name, from the answers to `show stat` and `show servers state`."""
-    lines = text.splitlines()
-    begin = next((number for number, line in enumerate(lines) if line.startswith("# be_id")), len(lines))
-    stats = {
-        (row["# pxname"], row["svname"]): row
-        for row in csv.DictReader(_table(lines[:begin]))
-        if row["svname"] not in NO_SERVERS
-    }
-    names = lines[begin].removeprefix("# ").split() if begin < len(lines) else []
-    states = [dict(zip(names, line.split(), strict=False)) for line in lines[begin + 1 :] if line.strip()]
+    table, _, state = text.partition(STATE)
+    rows = csv.DictReader((STATS + table.partition(STATS)[2]).splitlines())
+    stats = {(row[STATS], row.get("svname")): row for row in rows}
     return {
-        state["srv_name"]: _server(state, stats.get((state["be_name"], state["srv_name"]), {}))
-        for state in states
-        if not state["be_name"][:1].isupper()  # no pool's name begins so
+        row["srv_name"]: _server(row, stats.get((row["be_name"], row["srv_name"]), {}))
+        for _, row in _rows(STATE + state)
+        if row and not row["be_name"][:1].isupper()  # no pool's name begins so
     }
 
 
-def _since(text: str) -> float:
-    return float(text) if text.isdecimal() else math.inf
+def _rows(state: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Every line of `show servers state`, with its fields if it is about a server."""
+    names: list[str] = []
+    for line in state.splitlines():
+        if line.startswith(STATE):
+            names = line.removeprefix("# ").split()
+        is_header = not names or line.startswith("#") or not line.strip()
+        yield line, {} if is_header else dict(zip(names, line.split(), strict=False))
 
 
-def _table(lines: Sequence[str]) -> list[str]:
-    """The lines of the figures, from their header on."""
-    begin = next((number for number, line in enumerate(lines) if line.startswith("# pxname")), len(lines))
-    return [line for line in lines[begin:] if line.strip()]
-
-
-def _server(state: Mapping[str, str], figures: Mapping[str, str]) -> Server:
+def _server(state: Mapping[str, str], stats: Mapping[str, str]) -> Server:
     return Server(
         group=state["be_name"],
         name=state["srv_name"],
-        status=figures.get("status", ""),
-        in_flight=int(figures.get("scur") or 0),
-        waiting=int(figures.get("qcur") or 0),
+        status=stats.get("status", ""),
+        in_flight=int(stats.get("scur") or 0),
+        waiting=int(stats.get("qcur") or 0),
         address="" if state["srv_addr"] == "-" else state["srv_addr"],
         port=int(state["srv_port"]),
         is_out=bool(int(state["srv_admin_state"]) & FORCED_OUT),
-        check=figures.get("check_status", "").removeprefix("* "),  # a check is under way
-        code=int(figures.get("check_code") or 0),
+        check=stats.get("check_status", "").removeprefix("* "),  # a check is under way
+        code=int(stats.get("check_code") or 0),
     )
 
 
 def keep_known(state: str, places: Mapping[str, str]) -> str:
     """`show servers state` with only those servers that are still at their places, `address:port` by name."""
-    head: list[str] = []
-    kept: list[str] = []
-    names: list[str] = []
-    for line in state.splitlines():
-        if line.startswith("# be_id"):
-            names = line.removeprefix("# ").split()
-        row = dict(zip(names, line.split(), strict=False)) if names and not line.startswith("#") else {}
-        if not row:
-            head.append(line)
-        elif places.get(row["srv_name"]) == _place(row):
-            kept.append(line)
-    return "\n".join([*head, *kept]) + "\n"
+    kept = [line for line, row in _rows(state) if not row or places.get(row["srv_name"]) == _place(row)]
+    return "\n".join(kept) + "\n"
 
 
 def _place(state: Mapping[str, str]) -> str:

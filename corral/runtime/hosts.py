@@ -11,7 +11,6 @@ import os
 import shlex
 import shutil
 import socket
-import stat
 import subprocess
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,11 +18,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 from corral.build import Plan
 from corral.contributions import Service
 from corral.errors import CorralError, UsageError
+from corral.files import private_folder
 from corral.plan.site import bracketed
 from corral.runtime.docker import PROJECT, Container, containers_in
 
@@ -33,15 +33,11 @@ if TYPE_CHECKING:
 COMMAND_LIMIT_S = 120
 END_LIMIT_S = 10
 CHUNK = 1 << 20
-SSH_OPTIONS = (
-    "BatchMode=yes",
-    "ConnectTimeout=10",
-    "ServerAliveInterval=15",
-    "ControlMaster=auto",
-    "ControlPersist=60",
-)
 # One connection serves a whole command; a host that asks for a password is refused, one that vanishes is noticed.
-SSH = ("ssh", *(word for option in SSH_OPTIONS for word in ("-o", option)))
+SSH = (
+    *("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=15"),
+    *("-o", "ControlMaster=auto", "-o", "ControlPersist=60"),
+)
 # Environment variable that names another file than `~/.ssh/config`.
 SSH_CONFIG = "CORRAL_SSH_CONFIG"
 CPU_FILE = "compose.cpu.yaml"
@@ -51,8 +47,9 @@ NOT_COPIED = {"models", "data", "logs", "keys"}
 FORWARD_TRIES = 3
 # ssh's own exit code when there was no connection.
 UNREACHABLE = 255
-
-
+# Unpack an archive beside the files, then move each into place: a full disk leaves the old ones as they were. Every
+# file belongs to the ssh user, and only that user may enter the folder. Containers read their files all the same: the
+# daemon mounts each file or subfolder by itself, and those are readable for all.
 UNPACK = """
 set -eu
 umask 077
@@ -73,9 +70,6 @@ tar -x -p --no-same-owner -C .incoming -f -
 (cd .incoming && find . -type d) | while IFS= read -r folder; do mkdir -p "$folder"; done
 (cd .incoming && find . ! -type d) | while IFS= read -r file; do mv -f ".incoming/$file" "$file"; done
 """
-# Unpack an archive beside the files, then move each into place: a full disk leaves the old ones as they were. Every
-# file belongs to the ssh user, and only that user may enter the folder. Containers read their files all the same: the
-# daemon mounts each file or subfolder by itself, and those are readable for all.
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +84,11 @@ class Done:
     def words(self) -> str:
         """What the command said when it failed: the last lines of stderr, or of stdout."""
         return "\n".join((self.err.strip() or self.out.strip()).splitlines()[-8:])
+
+    @property
+    def last_line(self) -> str:
+        """The last line of these."""
+        return self.words.rpartition("\n")[2] or "no answer"
 
 
 class CommandError(CorralError):
@@ -149,13 +148,13 @@ class ComposeHost:
         """Name of the Compose project."""
         return f"{self.plan.inventory.name}-{self.name}".replace(".", "-")
 
-    def argv(self, words: Sequence[str]) -> list[str]:
-        """The words of a command as this machine starts them."""
-        return list(words) if self.ssh is None else [*ssh_words(), self.ssh, "--", shlex.join(words)]
+    def argv(self, command: Sequence[str]) -> list[str]:
+        """The command as this machine starts it."""
+        return list(command) if self.ssh is None else [*ssh_command(), self.ssh, "--", shlex.join(command)]
 
     def run(
         self,
-        words: Sequence[str],
+        command: Sequence[str],
         *,
         given: bytes | None = None,
         limit_s: float = COMMAND_LIMIT_S,
@@ -164,86 +163,76 @@ class ComposeHost:
         """Runs a command on the host; raises CommandError if it fails (with `check`), CorralError if it cannot run."""
         try:
             ended = subprocess.run(
-                self.argv(words), input=given or b"", capture_output=True, timeout=limit_s, check=False
+                self.argv(command), input=given or b"", capture_output=True, timeout=limit_s, check=False
             )
         except FileNotFoundError as error:
-            raise CorralError(f"{self.name}: {error.filename} is not installed on this machine") from None
+            raise self._not_installed(error) from None
         except subprocess.TimeoutExpired:
-            raise CorralError(f"{self.name}: {shlex.join(words)} did not end within {limit_s:.0f} s") from None
-        done = Done(ended.returncode, ended.stdout.decode(errors="replace"), ended.stderr.decode(errors="replace"))
-        if self.ssh is not None and done.code == UNREACHABLE:
-            raise CorralError(f"{self.name}: ssh {self.ssh} does not connect: {done.words}")
-        if check and done.code != 0:
-            raise CommandError(self.name, words, done)
-        return done
+            raise CorralError(f"{self.name}: {shlex.join(command)} did not end within {limit_s:.0f} s") from None
+        return self._checked(command, _done(ended.returncode, ended.stdout, ended.stderr), check=check)
 
     @contextmanager
-    def stream(self, words: Sequence[str]) -> Iterator[IO[bytes]]:
+    def stream(self, command: Sequence[str]) -> Iterator[IO[bytes]]:
         """What a command on the host prints, while it prints it; however long that takes.
 
         Raises:
             CommandError: at the end of the block, if the command failed.
         """
-        with TemporaryFile() as complaints:
-            process = self._started(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints)
+        with self._process(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None  # noqa: S101 - for the type checker
-            try:
-                yield process.stdout
-            except BaseException:
-                process.stdout.close()  # it ends by itself when its output is closed
-                _wait(process)
-                raise
+            yield process.stdout
             process.stdout.close()
-            self._check_end(words, process.wait(), complaints)
 
-    def feed(self, words: Sequence[str], data: SupportsRead[bytes]) -> None:
+    def feed(self, command: Sequence[str], data: SupportsRead[bytes]) -> None:
         """Hands all of a stream to a command on the host; raises CommandError if the command fails."""
-        with TemporaryFile() as complaints:
-            process = self._started(words, stdin=subprocess.PIPE, stdout=complaints, stderr=complaints)
+        with self._process(command, stdin=subprocess.PIPE) as process:
             assert process.stdin is not None  # noqa: S101 - for the type checker
+            with suppress(BrokenPipeError):  # its own message says why it ended
+                shutil.copyfileobj(data, process.stdin, CHUNK)
+            with suppress(BrokenPipeError):
+                process.stdin.close()
+
+    @contextmanager
+    def _process(
+        self, command: Sequence[str], *, stdin: int, stdout: int | None = None
+    ) -> Iterator[subprocess.Popen[bytes]]:
+        """A command that the block talks to, ended with it; raises CommandError afterwards if the command failed."""
+        with TemporaryFile() as complaints:
+            try:  # in a session of its own: Ctrl-C is for this program, which then ends the command
+                process = subprocess.Popen(
+                    self.argv(command), start_new_session=True, stdin=stdin, stdout=stdout or complaints,
+                    stderr=complaints,
+                )  # fmt: skip
+            except FileNotFoundError as error:
+                raise self._not_installed(error) from None
             try:
-                with suppress(BrokenPipeError):  # its own words say why it ended
-                    shutil.copyfileobj(data, process.stdin, CHUNK)
+                yield process
             except BaseException:
-                process.kill()  # a mere end of the stream could pass for the whole of it
+                _end(process)
                 raise
-            finally:
-                with suppress(BrokenPipeError):
-                    process.stdin.close()
-                code = process.wait()
-            self._check_end(words, code, complaints)
+            code = process.wait()
+            complaints.seek(0)
+            self._checked([word for word in command if "\n" not in word], _done(code, b"", complaints.read()))
 
-    def _started(self, words: Sequence[str], **streams: Any) -> subprocess.Popen[bytes]:
-        """In a session of its own: Ctrl-C is for this program, which then lets the command end in good order."""
-        try:
-            return subprocess.Popen(self.argv(words), start_new_session=True, **streams)
-        except FileNotFoundError as error:
-            raise CorralError(f"{self.name}: {error.filename} is not installed on this machine") from None
+    def _not_installed(self, error: FileNotFoundError) -> CorralError:
+        return CorralError(f"{self.name}: {error.filename} is not installed on this machine")
 
-    def _check_end(self, words: Sequence[str], code: int, complaints: IO[bytes]) -> None:
-        complaints.seek(0)
-        done = Done(code, "", complaints.read().decode(errors="replace"))
-        if self.ssh is not None and code == UNREACHABLE:
+    def _checked(self, command: Sequence[str], done: Done, *, check: bool = True) -> Done:
+        if self.ssh is not None and done.code == UNREACHABLE:
             raise CorralError(f"{self.name}: ssh {self.ssh} does not connect: {done.words}")
-        if code != 0:
-            raise CommandError(self.name, [word for word in words if "\n" not in word], done)
+        if check and done.code != 0:
+            raise CommandError(self.name, command, done)
+        return done
 
-    def compose_words(self, *words: str) -> list[str]:
+    def compose_words(self, *arguments: str) -> list[str]:
         """`docker compose` for this host's project."""
-        return [
-            "docker",
-            "compose",
-            "--project-directory",
-            self.folder,
-            "--file",
-            f"{self.folder}/compose.yaml",
-            *(("--file", f"{self.folder}/{CPU_FILE}") if self.is_on_cpu else ()),
-            *words,
-        ]
+        files = ["compose.yaml", *([CPU_FILE] if self.is_on_cpu else [])]
+        named = [word for file in files for word in ("--file", f"{self.folder}/{file}")]
+        return ["docker", "compose", "--project-directory", self.folder, *named, *arguments]
 
-    def compose(self, *words: str, limit_s: float = COMMAND_LIMIT_S, check: bool = True) -> Done:
+    def compose(self, *arguments: str, limit_s: float = COMMAND_LIMIT_S, check: bool = True) -> Done:
         """Runs `docker compose` for this host's project."""
-        return self.run(self.compose_words(*words), limit_s=limit_s, check=check)
+        return self.run(self.compose_words(*arguments), limit_s=limit_s, check=check)
 
     def containers(self) -> list[Container]:
         """Every container of the project, stopped ones too, by name."""
@@ -289,14 +278,13 @@ class ComposeHost:
         for _ in range(FORWARD_TRIES):
             spec = f"127.0.0.1:{_free_port()}:{place}"
             done = self._control("forward", spec)
-            if done.code == 0:
+            if done.returncode == 0:
                 return spec
-        raise CorralError(f"{self.name}: ssh {self.ssh} does not forward to {place}: {done.words}")
+        raise CorralError(f"{self.name}: ssh {self.ssh} does not forward to {place}: {done.stderr.strip()}")
 
-    def _control(self, action: str, spec: str) -> Done:
-        words = [*ssh_words(), "-O", action, "-L", spec, str(self.ssh)]
-        ended = subprocess.run(words, capture_output=True, timeout=COMMAND_LIMIT_S, check=False)
-        return Done(ended.returncode, ended.stdout.decode(errors="replace"), ended.stderr.decode(errors="replace"))
+    def _control(self, action: str, spec: str) -> subprocess.CompletedProcess[str]:
+        command = [*ssh_command(), "-O", action, "-L", spec, str(self.ssh)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_LIMIT_S, check=False)
 
     def copy(self) -> None:
         """Makes a far host's folder agree with the rendering, secrets included; other files there stay."""
@@ -305,13 +293,21 @@ class ComposeHost:
         self.run(["sh", "-c", UNPACK, "-", self.folder], given=_packed(self.rendered), limit_s=600)
 
 
-def _wait(process: subprocess.Popen[bytes]) -> None:
-    """Waits up to END_LIMIT_S for the process to exit, then kills it."""
-    try:
-        process.wait(END_LIMIT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+def _done(code: int, out: bytes, err: bytes) -> Done:
+    return Done(code, out.decode(errors="replace"), err.decode(errors="replace"))
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Closes the process's output and waits up to END_LIMIT_S for it to exit; kills it then, or if it reads input.
+
+    To what reads its input, a mere end of it could pass for the whole of the data.
+    """
+    if process.stdout is not None:
+        process.stdout.close()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(END_LIMIT_S)
+    process.kill()
+    process.wait()
 
 
 def _free_port() -> int:
@@ -321,13 +317,9 @@ def _free_port() -> int:
         return int(link.getsockname()[1])
 
 
-def ssh_words() -> list[str]:
+def ssh_command() -> list[str]:
     """How ssh is started; its connections are kept in a private folder."""
-    folder = Path(f"/tmp/corral-ssh-{os.getuid()}")  # noqa: S108 - a socket's path must be short; checked below
-    folder.mkdir(mode=0o700, exist_ok=True)
-    facts = folder.lstat()
-    if facts.st_uid != os.getuid() or facts.st_mode & 0o077 or not stat.S_ISDIR(facts.st_mode):
-        raise CorralError(f"{folder}: not a folder of yours alone; remove it")
+    folder = private_folder(Path(f"/tmp/corral-ssh-{os.getuid()}"))  # noqa: S108 - a socket's path must be short
     config = os.environ.get(SSH_CONFIG, "")
     return [*SSH, "-o", f"ControlPath={folder}/%C", *(("-F", config) if config else ())]
 

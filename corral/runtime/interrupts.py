@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType, TracebackType
 from typing import Any, Self
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -19,32 +18,29 @@ class Interrupts:
 
     def __init__(self) -> None:
         self._old: dict[signal.Signals, Any] = {}
-        self._is_held = False
-        self._is_due = False
-        self._old_hook: Callable[[sys.UnraisableHookArgs], Any] = sys.unraisablehook
+        self._old_hook = sys.unraisablehook
+        self._is_held = self._is_due = False
 
     def __enter__(self) -> Self:
-        self._old[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._receive_again)
+        is_nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        heard = [number for number in SIGNALS if number != signal.SIGHUP or not is_nohup]
+        handlers = {signal.SIGALRM: self._deliver} | dict.fromkeys(heard, self._receive)
+        self._old = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         self._old_hook, sys.unraisablehook = sys.unraisablehook, self._swallowed
-        for number in SIGNALS:
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
-                self._old[number] = signal.signal(number, self._receive)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._old.items():
             signal.signal(number, handler)
         sys.unraisablehook = self._old_hook
 
-    def _receive(self, _number: int, _frame: FrameType | None) -> None:
+    def _receive(self, *_: object) -> None:
         self.ignore()
         self._is_due = True
         self._deliver()
 
-    def _deliver(self) -> None:
+    def _deliver(self, *_: object) -> None:
         if self._is_due and not self._is_held:
             self._is_due = False
             raise KeyboardInterrupt
@@ -62,9 +58,6 @@ class Interrupts:
             signal.setitimer(signal.ITIMER_REAL, AGAIN_S)
         else:
             self._old_hook(unraisable)
-
-    def _receive_again(self, _number: int, _frame: FrameType | None) -> None:
-        self._deliver()
 
     @contextmanager
     def held(self) -> Iterator[None]:

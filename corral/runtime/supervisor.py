@@ -1,4 +1,4 @@
-"""A `local` host: its programs under supervisord. Start it, ask it, restart a program, stop it.
+"""A `local` host: its programs under supervisord. Start it, look at it, stop it; and its ports.
 
 Everything that supervisord starts inherits an environment variable with the host's rendered folder. By that a process
 is known to be ours, even when its supervisord was killed and whatever the pid file says, so nothing else is ever ended.
@@ -6,8 +6,8 @@ is known to be ours, even when its supervisord was killed and whatever the pid f
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import http.client
 import os
 import re
 import shutil
@@ -15,18 +15,22 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import xmlrpc.client
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 
+from corral.contributions import Service
 from corral.errors import CorralError
+from corral.files import private_folder
+from corral.runtime.board import Seen
+from corral.runtime.causes import cause_of
 
 MARK = "CORRAL_HOST_FOLDER"
 CONFIG = "supervisord.conf"
@@ -42,8 +46,15 @@ ANSWER_TIMEOUT_S = 5.0
 START_DEADLINE_S = 20.0
 FORCE_DEADLINE_S = 5.0
 POLL_S = 0.05
-# Ask supervisord not to wait; the waiting is ours.
-AT_ONCE = False
+CHECK_TIMEOUT_S = 2.0
+# A program that ends this often before it was ever well will not become well by waiting.
+MOST_ENDS = 2
+
+LAST_LINES = 12
+# Lines of supervisord's own log in which the end of a program is looked for.
+RECORDED_LINES = 1000
+LOOPBACK = "127.0.0.1"
+SHOWN_COMMAND = 80
 
 KEPT_VARIABLES = frozenset({"HOME", "USER", "LOGNAME", "LANG", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "SSL_CERT_FILE"})
 KEPT_PREFIXES = ("LC_", "PRISMA_", "CUDA_", "HIP_", "HSA_", "ROCR_", "GGML_", "OMP_", "DYLD_")
@@ -89,38 +100,33 @@ def _environment(folder: Path, path: str) -> dict[str, str]:
 
 def start(folder: Path, path: str) -> None:
     """Starts supervisord for a rendered host and returns once it answers; raises CorralError if it does not."""
-    strange = UNFIT_FOR_PATHS.search(str(folder))
-    if strange:
-        raise CorralError(
-            f"{folder}: supervisord cannot work in a folder with {strange.group()!r} in its path; move it"
-        )
+    if strange := UNFIT_FOR_PATHS.search(str(folder)):
+        raise CorralError(f"{folder}: supervisord cannot work in a folder with {strange[0]!r} in its path; move it")
+    process = _spawned(folder, path)
+    deadline = time.monotonic() + START_DEADLINE_S
+    while programs(folder) is None:
+        if process.poll() is not None or time.monotonic() > deadline:
+            message = (folder / ERRORS).read_text(errors="replace").strip() or "it gave no answer and no reason"
+            raise CorralError(f"supervisord did not start: {message}")
+        time.sleep(POLL_S)
+    process.returncode = 0  # it outlives us on purpose; nothing will wait for it
+
+
+def _spawned(folder: Path, path: str) -> subprocess.Popen[bytes]:
     (folder / "logs").mkdir(exist_ok=True)
-    errors = folder / ERRORS
-    with errors.open("wb") as output:
-        process = subprocess.Popen(
+    with (folder / ERRORS).open("wb") as errors:
+        return subprocess.Popen(
             [
-                sys.executable,
-                "-P",
-                "-m",
-                "supervisor.supervisord",
-                "--nodaemon",
-                "--configuration",
-                _configuration(folder),
+                *(sys.executable, "-P", "-m", "supervisor.supervisord"),
+                *("--nodaemon", "--configuration", _configuration(folder)),
             ],
             cwd=folder,
             env=_environment(folder, path),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,  # the same as in its log file
-            stderr=output,
+            stderr=errors,
             start_new_session=True,
         )
-    deadline = time.monotonic() + START_DEADLINE_S
-    while programs(folder) is None:
-        if process.poll() is not None or time.monotonic() > deadline:
-            words = errors.read_text(errors="replace").strip() or "it gave no answer and no reason"
-            raise CorralError(f"supervisord did not start: {words}")
-        time.sleep(POLL_S)
-    process.returncode = 0  # it outlives us on purpose; nothing will wait for it
 
 
 def _configuration(folder: Path) -> Path:
@@ -128,10 +134,7 @@ def _configuration(folder: Path) -> Path:
     rendered, address = folder / CONFIG, socket_path(folder)
     if address.parent == folder:
         return rendered
-    address.parent.mkdir(mode=0o700, exist_ok=True)
-    facts = address.parent.lstat()
-    if facts.st_uid != os.getuid() or facts.st_mode & 0o077:
-        raise CorralError(f"{address.parent}: is not a private folder of yours; remove it")
+    private_folder(address.parent)
     copy = folder / "supervisord.short-socket.conf"
     copy.write_text(rendered.read_text().replace(f"%(here)s/{SOCKET}", str(address)))
     return copy
@@ -143,84 +146,115 @@ def socket_path(folder: Path) -> Path:
     if len(os.fsencode(beside)) <= LONGEST_SOCKET_PATH:
         return beside
     name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]
-    for parent in (tempfile.gettempdir(), "/tmp"):  # noqa: S108 - the folder in it is private, which is checked
-        short = Path(parent) / f"corral-{name}" / SOCKET
-        if len(os.fsencode(short)) <= LONGEST_SOCKET_PATH:
-            return short
-    raise CorralError(f"{folder}: the path is too long for a socket; use a shorter one")
+    return Path(f"/tmp/corral-{name}", SOCKET)  # noqa: S108 - `private_folder` checks it
 
 
 # --- ask
 
 
-class _Connection(http.client.HTTPConnection):
-    """HTTP over a Unix socket."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=ANSWER_TIMEOUT_S)
-        self.path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self.path))
-
-
-class _Transport(xmlrpc.client.Transport):
-    """XML-RPC over a Unix socket; unlike supervisor's own it does not wait forever."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.path = path
-
-    def make_connection(self, host: Any) -> http.client.HTTPConnection:  # noqa: ARG002 - its path says it all
-        return _Connection(self.path)
-
-
-def _call(folder: Path, method: str, *arguments: str | bool) -> Any:
-    """The answer to a call; OSError if supervisord gives none, Fault if it refuses."""
-    try:
-        with xmlrpc.client.ServerProxy("http://localhost/RPC2", transport=_Transport(socket_path(folder))) as server:
-            return getattr(server.supervisor, method)(*arguments)
-    except (http.client.HTTPException, xmlrpc.client.ProtocolError) as error:
-        raise OSError(f"supervisord of {folder}: {error}") from None
+def call(folder: Path, method: str, *arguments: str, timeout_s: float = ANSWER_TIMEOUT_S) -> Any:
+    """The answer of supervisord's XML-RPC; raises httpx.HTTPError if there is none, Fault if it refuses."""
+    body = xmlrpc.client.dumps(arguments, f"supervisor.{method}")
+    transport = httpx.HTTPTransport(uds=str(socket_path(folder)))
+    with httpx.Client(transport=transport, timeout=timeout_s) as client:
+        answer = client.post("http://localhost/RPC2", content=body, headers={"Content-Type": "text/xml"})
+    return xmlrpc.client.loads(answer.raise_for_status().content)[0][0]
 
 
 def programs(folder: Path) -> dict[str, Program] | None:
     """The host's programs by name; None when no supervisord answers."""
     try:
-        found: list[Mapping[str, Any]] = _call(folder, "getAllProcessInfo")
-    except OSError:
+        found: list[Mapping[str, Any]] = call(folder, "getAllProcessInfo")
+    except httpx.HTTPError:
         return None
     return {str(item["name"]): _program(item) for item in found}
 
 
 def _program(item: Mapping[str, Any]) -> Program:
-    return Program(
-        name=str(item["name"]),
-        state=str(item["statename"]).lower(),
-        pid=int(item["pid"]),
-        started=int(item["start"]),
-        ended=int(item["stop"]),
-        exit_code=int(item["exitstatus"]),
-        problem=str(item["spawnerr"]),
-    )
+    keys = ("pid", "start", "stop", "exitstatus", "spawnerr")
+    return Program(item["name"], item["statename"].lower(), *(item[key] for key in keys))
 
 
-def restart(folder: Path, name: str, grace_s: float = 3.0) -> None:
-    """Ends a program, by force after the grace, and starts it again; raises CorralError if it cannot be ended."""
-    with suppress(xmlrpc.client.Fault):  # it does not run
-        _call(folder, "stopProcess", name, AT_ONCE)
-    force_at, deadline = time.monotonic() + grace_s, time.monotonic() + 2 * grace_s + START_DEADLINE_S
-    while (program := (programs(folder) or {}).get(name)) is not None and program.pid:
-        if time.monotonic() > deadline:
-            raise CorralError(f"{name} (pid {program.pid}) cannot be ended")
-        if time.monotonic() > force_at:
-            with suppress(xmlrpc.client.Fault):
-                _call(folder, "signalProcess", name, "KILL")
-        time.sleep(POLL_S)
-    with suppress(xmlrpc.client.Fault):  # it runs already
-        _call(folder, "startProcess", name, AT_ONCE)
+# --- how a program is
+
+
+@dataclass(frozen=True, slots=True)
+class Status(Seen):
+    """How a service is now, with its program if supervisord answers."""
+
+    program: Program | None = None
+
+
+def is_well(service: Service, folder: Path, path: str) -> bool:
+    """Whether the service says that it is well: on its health path, or by its health command run with this PATH."""
+    health = service.health
+    try:
+        if health.path:
+            url = f"http://{LOOPBACK}:{health.port}{health.path}"
+            return httpx.get(url, trust_env=False, timeout=CHECK_TIMEOUT_S).is_success
+        done = subprocess.run(
+            health.command, cwd=folder, env={"PATH": path}, stdin=subprocess.DEVNULL, capture_output=True,
+            timeout=CHECK_TIMEOUT_S, check=False,
+        )  # fmt: skip
+    except (httpx.HTTPError, OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
+
+
+@dataclass(frozen=True, slots=True)
+class LocalHost:
+    """A host's programs under supervisord, as `wait_all` looks at them."""
+
+    # The rendered host.
+    folder: Path
+    # PATH of its programs.
+    path: str
+    # When each program has ended, as far as this object saw; what was before its first look does not count.
+    _ends: dict[str, set[int]] = field(default_factory=dict)
+
+    def look(self, services: Iterable[Service]) -> dict[str, Status]:
+        """How each service is now, by name: `starting`, `ready`, `ended` or `stopped`."""
+        known = programs(self.folder) or {}
+        return {service.name: self._status(service, known.get(service.name)) for service in services}
+
+    def _status(self, service: Service, program: Program | None) -> Status:
+        if program is None:
+            return Status("stopped", is_well=False, is_hopeless=True)
+        if program.pid and is_well(service, self.folder, self.path):
+            return Status("ready", is_well=True, program=program)
+        state = "starting" if program.pid or program.state == "starting" else "ended"
+        return Status(state, is_well=False, is_hopeless=self._is_hopeless(program), program=program)
+
+    def _is_hopeless(self, program: Program) -> bool:
+        ends = self._ends.setdefault(program.name, set())
+        ends.add(program.ended)
+        return program.state == "fatal" or len(ends) > MOST_ENDS  # the first one was before the first look
+
+    def explain(self, service: Service, message: str) -> CorralError:
+        """Why a service is not well: the last lines of its log, and the likely cause."""
+        program = (programs(self.folder) or {}).get(service.name)
+        if program is None:
+            return CorralError(f"supervisord does not answer any more; it was looking after {service.name}")
+        what = f"runs but is {message}" if message else f"does not stay up: {self._ending(program)}"
+        lines = last_lines(self.folder / "logs" / f"{service.name}.log")
+        cause = cause_of("\n".join([what, *lines]), "process")
+        shown = [f"{service.name} {what}", *(f"    {line}" for line in lines or ["(it wrote nothing)"])]
+        return CorralError("\n".join([*shown, *([f"  likely cause: {cause.words}"] if cause else [])]))
+
+    def _ending(self, program: Program) -> str:
+        """How a program ended last in supervisord's words, such as `exit status 1`; or why it never ran."""
+        pattern = re.compile(rf"exited: {re.escape(program.name)} \(([^;)]*)")
+        found = pattern.findall("\n".join(last_lines(self.folder / "logs" / "supervisord.log", RECORDED_LINES)))
+        return found[-1] if found else program.problem or f"exit status {program.exit_code}"
+
+
+def last_lines(log: Path, count: int = LAST_LINES) -> list[str]:
+    """The last lines of a log, without empty ones; none if there is no log."""
+    try:
+        lines = log.read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+    return [line.rstrip() for line in lines if line.strip()][-count:]
 
 
 # --- find and stop
@@ -251,42 +285,86 @@ def stop(folder: Path, grace_s: float = 15.0) -> int:
 
     Raises CorralError naming what is still there after the grace and five seconds more.
     """
-    force_at = time.monotonic() + grace_s
-    count = len([program for program in (programs(folder) or {}).values() if program.pid])
-    asked: set[psutil.Process] = set()
-    while left := members(folder):
-        for process in left:
-            with suppress(psutil.NoSuchProcess):
-                _end(process, is_asked=process in asked, is_late=time.monotonic() > force_at)
-        if time.monotonic() > force_at + FORCE_DEADLINE_S:
-            raise CorralError(
-                f"cannot be ended: {', '.join(f'{process.name()} (pid {process.pid})' for process in left)}"
-            )
-        asked |= set(left)
-        psutil.wait_procs(left, timeout=POLL_S)
-    with suppress(FileNotFoundError):
-        if socket_path(folder).parent != folder:
-            shutil.rmtree(socket_path(folder).parent)
+    count = sum(program.pid > 0 for program in (programs(folder) or {}).values())
+    left = _end_all(folder, _ask_to_end, grace_s) and _end_all(folder, psutil.Process.kill, FORCE_DEADLINE_S)
+    if left:
+        raise CorralError(f"cannot be ended: {', '.join(f'{item.name()} (pid {item.pid})' for item in left)}")
+    if socket_path(folder).parent != folder:
+        shutil.rmtree(socket_path(folder).parent, ignore_errors=True)
     return count
 
 
-def _end(process: psutil.Process, *, is_asked: bool, is_late: bool) -> None:
-    if is_late:
-        process.kill()
-    elif not is_asked:
-        process.terminate()
-        process.send_signal(signal.SIGCONT)  # a frozen process would not notice
+def _end_all(folder: Path, end: Callable[[psutil.Process], None], limit_s: float) -> list[psutil.Process]:
+    """Ends every process of a host once, also those that are started meanwhile; returns those that are left."""
+    deadline = time.monotonic() + limit_s
+    asked: set[psutil.Process] = set()
+    while (left := members(folder)) and time.monotonic() < deadline:
+        for process in set(left) - asked:
+            with suppress(psutil.NoSuchProcess):
+                end(process)
+        asked.update(left)
+        psutil.wait_procs(left, timeout=POLL_S)
+    return left
+
+
+def _ask_to_end(process: psutil.Process) -> None:
+    process.terminate()
+    process.send_signal(signal.SIGCONT)  # a frozen process would not notice
 
 
 def memory_bytes(pid: int) -> int:
     """Resident memory of a process and all its children, in bytes; 0 when it is gone."""
-    try:
-        top = psutil.Process(pid)
-        family = [top, *top.children(recursive=True)]
-    except psutil.Error:
-        return 0
     total = 0
-    for process in family:
-        with suppress(psutil.Error):
-            total += process.memory_info().rss
+    with suppress(psutil.Error):
+        top = psutil.Process(pid)
+        for process in (top, *top.children(recursive=True)):
+            with suppress(psutil.Error):
+                total += process.memory_info().rss
     return total
+
+
+# --- ports
+
+
+def taken_ports(services: Iterable[Service]) -> list[str]:
+    """Every port of these services that another process holds: `port 14000 (litellm) is taken by …`."""
+    wanted = {port.number: service.name for service in services for port in service.ports}
+    return [
+        f"port {port} ({name}) is taken by {holder_of(port)}"
+        for port, name in sorted(wanted.items())
+        if not is_free(port)
+    ]
+
+
+def is_free(port: int) -> bool:
+    """Whether a program could listen on this port of the loopback address now."""
+    try:
+        socket.create_server((LOOPBACK, port)).close()
+    except OSError as error:
+        if error.errno in {errno.EADDRINUSE, errno.EACCES}:
+            return False
+        raise
+    return True
+
+
+def holder_of(port: int) -> str:
+    """The process that listens on a port, as messages name it."""
+    found = []
+    with suppress(psutil.AccessDenied):  # macOS shows nothing to ordinary users
+        found = psutil.net_connections("tcp")
+    listening = (item for item in found if item.status == psutil.CONN_LISTEN and item.laddr and item.laddr.port == port)
+    for pid in sorted({item.pid for item in listening if item.pid}):
+        with suppress(psutil.NoSuchProcess):
+            return _described(psutil.Process(pid))
+    return "a process that only its owner or root can see"
+
+
+def _described(process: psutil.Process) -> str:
+    """`python3 (pid 812: python3 -m http.server 14000)`; of another corral demo also where it runs."""
+    command = ""
+    with suppress(psutil.AccessDenied):
+        command = " ".join(process.cmdline())
+    shown = command if len(command) <= SHOWN_COMMAND else command[: SHOWN_COMMAND - 1] + "…"
+    described = f"{process.name()} (pid {process.pid}{': ' if shown else ''}{shown})"
+    folder = folder_of(process)
+    return f"{described}, which corral runs in {folder}" if folder else described

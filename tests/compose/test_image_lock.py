@@ -216,7 +216,8 @@ def test_a_bundle_of_a_locked_site_is_known_by_its_ids(
     assert main(["diff"]) == 0
     run = run_of(tmp_path / "island")
     look(run)
-    assert run.seen["lo"].images == {reference: ids[name] for name, reference in references.items()}
+    images = {item.service.image: item.image_id for item in run.seen["lo"].found.values()}
+    assert images == {reference: ids[name] for name, reference in references.items()}
     make(references["llama"], "third")
     with pytest.raises(CorralError, match=r"(?s)nothing was changed: the image .*bundle load"):
         look(run)

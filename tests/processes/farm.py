@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
+from xmlrpc.client import Fault
 
 import httpx
 import pytest
@@ -34,9 +35,9 @@ from corral.render.output import write
 from corral.render.secrets import initialise, read_env
 from corral.render.tree import render
 from corral.runtime import supervisor
-from corral.tiny_models import make_chat_model, make_embedding_model
+from corral.tiny_models import make_chat_model
 from corral.verbs.keys import keys
-from tests.model_files import make_adapter
+from tests.model_files import make_adapter, make_embedding_model
 from tests.needs import why_missing
 from tests.processes.fakes import LOOPBACK, Fakes, command
 from tests.processes.helpers import REPOSITORY, Process, wait_http, wait_until
@@ -312,7 +313,9 @@ class Farm:
 
     def restart(self, program: str) -> None:
         """Ends a program and returns once it is healthy again."""
-        supervisor.restart(self.folder, program)
+        for method in ("stopProcess", "startProcess"):
+            with suppress(Fault):  # supervisord was faster
+                supervisor.call(self.folder, method, program, timeout_s=START_DEADLINE_S)
         self.wait_healthy([program])
 
     def wait_healthy(self, programs: Iterable[str] = ()) -> None:
@@ -464,7 +467,7 @@ def _started(farm: Farm) -> Iterator[None]:
         yield
     finally:
         # Asked this way, supervisord ends LiteLLM before its database.
-        with suppress(OSError):
-            supervisor._call(farm.folder, "shutdown")
+        with suppress(httpx.HTTPError, TimeoutError):
+            supervisor.call(farm.folder, "shutdown")
             wait_until(lambda: not supervisor.members(farm.folder), STOP_DEADLINE_S, "all programs have ended")
         supervisor.stop(farm.folder, grace_s=0)

@@ -20,8 +20,8 @@ import httpx
 import pytest
 
 from corral.config.gguf_header import facts_of, read_header
-from corral.tiny_models import KNOWN_ANSWER, make_chat_model, make_embedding_model
-from tests.model_files import make_adapter, make_rerank_model
+from corral.tiny_models import KNOWN_ANSWER, make_chat_model
+from tests.model_files import make_adapter, make_embedding_model, make_rerank_model
 from tests.processes.helpers import REPOSITORY, Process, free_port, wait_http, wait_until
 from xllama import READY, parse
 
@@ -371,7 +371,7 @@ def test_a_draft_with_other_tokens_is_loaded_and_not_used(
     with serving(models / "chat.gguf", tmp_path / "log", *words) as server:
         said = server.say(temperature=0)
     ours, theirs = (
-        facts_of([read_header(path.open("rb").read)]) for path in (models / "chat.gguf", tmp_path / "draft.gguf")
+        facts_of(read_header(path.open("rb").read)) for path in (models / "chat.gguf", tmp_path / "draft.gguf")
     )
 
     assert said["choices"][0]["message"]["content"] == KNOWN_ANSWER

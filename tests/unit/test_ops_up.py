@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from corral.runtime.docker import Container
 from corral.runtime.haproxy import config_digest, keep_known, parse_servers
 from corral.runtime.hosts import ComposeHost, Done
 from corral.runtime.lock import alone
+from corral.runtime.waiting import ABSENT, wait_well
 from corral.verbs.archives.container import packed
 from corral.verbs.up import history
 from corral.verbs.up.order import in_order, phases
@@ -30,11 +31,11 @@ from corral.verbs.up.upgrade import parse_choices, with_images
 from tests.trees import ROOT
 
 STAT = """\
-# pxname,svname,qcur,qmax,scur,smax,status,check_status,check_code
-pools,FRONTEND,,,2,9,OPEN,,
-chat,box-chat-1,1,3,2,2,UP 1/3,* L7OK,200
-chat,box-chat-2,0,0,0,2,MAINT,,
-chat,BACKEND,4,9,2,4,UP,,
+# pxname,svname,qcur,qmax,scur,smax,status,check_status,check_code,lastsess
+pools,FRONTEND,,,2,9,OPEN,,,
+chat,box-chat-1,1,3,2,2,UP 1/3,* L7OK,200,12
+chat,box-chat-2,0,0,0,2,MAINT,,,-1
+chat,BACKEND,4,9,2,4,UP,,,12
 
 1
 # be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state srv_fqdn srv_port
@@ -123,8 +124,8 @@ class FakeHost(ComposeHost):
 
     answers: Mapping[tuple[str, ...], Done] = field(default_factory=dict)
 
-    def run(self, words: Sequence[str], **_options: object) -> Done:
-        line = " ".join(words)
+    def run(self, command: Sequence[str], **_options: object) -> Done:
+        line = " ".join(command)
         return next(
             (done for sign, done in self.answers.items() if all(word in line for word in sign)), Done(0, "", "")
         )
@@ -175,13 +176,13 @@ def test_what_is_missing_changed_and_left_over(tmp_path: Path) -> None:
         ("image inspect",): Done(0, "sha256:1\n" * (images - 1) + "-\n", ""),
     }
     seen = survey(FakeHost(plan, "box", tmp_path, answers=answers), found)
-    assert (seen.found["valkey"].container, seen.found["valkey"].is_well) == (None, False)
-    assert (seen.found["embed-1"].is_well, seen.found["embed-1"].runs) == (False, False)
-    assert seen.found["haproxy"].is_well
-    changed = {name for name, item in seen.found.items() if item.runs and not item.is_current}
+    assert (seen.found["valkey"].container, seen.found["valkey"].is_current) == (ABSENT, False)
+    assert (seen.found["embed-1"].container.is_well, seen.found["embed-1"].container.is_up) == (False, False)
+    assert seen.found["haproxy"].container.is_well
+    changed = {name for name, item in seen.found.items() if item.container.is_up and not item.is_current}
     assert changed == {"chat-1", "chat-2"}
     assert [item.name for item in seen.left_over] == ["box-chat-9"]
-    assert len(seen.missing_images) == 1
+    assert len({item.service.image for item in seen.found.values() if not item.image_id}) == 1
 
 
 def test_two_containers_of_one_service_are_not_as_rendered(tmp_path: Path) -> None:
@@ -191,7 +192,7 @@ def test_two_containers_of_one_service_are_not_as_rendered(tmp_path: Path) -> No
         ("image inspect",): Done(0, "-\n" * len({s.image for s in default_plan().services_of("box")}), "")
     }
     seen = survey(FakeHost(default_plan(), "box", tmp_path, answers=answers), found)
-    assert (seen.found["haproxy"].runs, seen.found["haproxy"].is_current) == (True, False)
+    assert (seen.found["haproxy"].container.is_up, seen.found["haproxy"].is_current) == (True, False)
 
 
 @pytest.mark.parametrize(
@@ -215,6 +216,19 @@ def test_a_host_without_cards_uses_both_files(tmp_path: Path) -> None:
     assert host.compose_words("up")[-5:] == [
         "--file", f"{tmp_path}/box/compose.yaml", "--file", f"{tmp_path}/box/compose.cpu.yaml", "up",
     ]  # fmt: skip
+
+
+def test_a_container_without_its_program_is_given_up_at_once(tmp_path: Path) -> None:
+    """It restarts again and again; no time limit has to pass."""
+
+    class Host(FakeHost):
+        def containers(self) -> list[Container]:
+            return [replace(container("chat-1", status="restarting"), restarts=1, exit_code=127)]
+
+    plan = default_plan()
+    service = next(item for item in plan.services_of("box") if item.name == "chat-1")
+    with pytest.raises(CorralError, match=r"(?s)its program is not in the image.*exit code 127, 1 restarts"):
+        wait_well(Host(plan, "box", tmp_path), [service], Board(Console(quiet=True)))
 
 
 # --- the board -------------------------------------------------------------------------------------------------------

@@ -47,11 +47,6 @@ def rendering_hash(files: Mapping[str, bytes]) -> str:
     return total.hexdigest()[:16]
 
 
-def files_of(tree: Mapping[str, bytes], host: str) -> dict[str, bytes]:
-    """A host's part of a rendered tree, by path below its folder."""
-    return {path.removeprefix(f"{host}/"): data for path, data in tree.items() if path.startswith(f"{host}/")}
-
-
 def files_on_disk(out: Path, host: str) -> dict[str, bytes]:
     """A host's rendering as it lies there, by path below its folder; what was edited by hand among it."""
     known = compare({}, out, {host})
@@ -71,33 +66,29 @@ def record(out: Path, host: str, files: Mapping[str, bytes], inventory: str) -> 
     if known and known[-1].hash == name:
         return known[-1]
     number = known[-1].number + 1 if known else 1
-    folder = out / FOLDER / host
-    try:
-        _make(folder, out)
-        path = folder / f"{number:06}-{name}.tar.gz"
-        write_atomically(path, packed({**files, INVENTORY: inventory.encode()}), 0o644)
-        older = [entry for entry in known if entry.hash != name]
-        for entry in [*(entry for entry in known if entry.hash == name), *older[: max(0, len(older) + 1 - KEPT)]]:
-            entry.path.unlink(missing_ok=True)
-    except OSError as error:
-        raise CorralError(f"{error.filename or folder}: cannot be written: {error.strerror}") from None
-    return Entry(number, name, path)
-
-
-def _make(folder: Path, out: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (out / FOLDER / ".gitignore").exists():
-        write_atomically(out / FOLDER / ".gitignore", b"*\n", 0o644)
+    entry = Entry(number, name, out / FOLDER / host / f"{number:06}-{name}.tar.gz")
+    _write(out, entry.path, packed({**files, INVENTORY: inventory.encode()}))
+    kept = [old for old in known if old.hash != name][1 - KEPT :]
+    for old in known:
+        if old not in kept:
+            old.path.unlink(missing_ok=True)
+    return entry
 
 
 def note_backup(out: Path, hosts: Iterable[str], when: float) -> None:
     """Record when these hosts were backed up."""
     known = last_backups(out) | dict.fromkeys(hosts, when)
+    _write(out, out / FOLDER / BACKUPS, (json.dumps(known, sort_keys=True) + "\n").encode())
+
+
+def _write(out: Path, path: Path, data: bytes) -> None:
     try:
-        _make(out / FOLDER, out)
-        write_atomically(out / FOLDER / BACKUPS, (json.dumps(known, sort_keys=True) + "\n").encode(), 0o644)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not (out / FOLDER / ".gitignore").exists():
+            write_atomically(out / FOLDER / ".gitignore", b"*\n", 0o644)
+        write_atomically(path, data, 0o644)
     except OSError as error:
-        raise CorralError(f"{out / FOLDER}: cannot be written: {error.strerror}") from None
+        raise CorralError(f"{error.filename or path}: cannot be written: {error.strerror}") from None
 
 
 def last_backups(out: Path) -> dict[str, float]:

@@ -30,12 +30,8 @@ ROLES = {"edge": Phase.EDGES, "balancer": Phase.BALANCER, "gateway": Phase.GATEW
 
 def phases(plan: Plan) -> dict[Phase, list[Service]]:
     """The services that Docker runs, by phase and in the order in which they come up."""
-    services = in_order(plan, plan.contributions.services)
-    found: dict[Phase, list[Service]] = {phase: [] for phase in Phase}
-    for service in services:
-        if not plan.site.is_local(service.host):
-            found[phase_of(plan, service)].append(service)
-    return found
+    services = in_order(plan, (item for item in plan.contributions.services if not plan.site.is_local(item.host)))
+    return {phase: [item for item in services if phase_of(plan, item) == phase] for phase in Phase}
 
 
 def in_order(plan: Plan, services: Iterable[Service]) -> list[Service]:

@@ -7,7 +7,7 @@ and goes back; then comes the next. When it is the only one of its pool, new req
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -17,26 +17,15 @@ from corral.components.haproxy import answer_timeout_s
 from corral.contributions import Backend, Service
 from corral.errors import CorralError
 from corral.plan.networks import own_network
-from corral.runtime.board import Board, Key
-from corral.runtime.haproxy import Balancer, BalancerError, Server, backends_of, balancer_of
+from corral.runtime.board import Board, Key, wait_until
+from corral.runtime.haproxy import Balancer, BalancerError, Server, backends_of, running_balancer
 from corral.runtime.hosts import ComposeHost
 from corral.runtime.waiting import COMMAND_LIMIT_S, create, wait_well
 
-POLL_S = 0.25
 ROTATION_LIMIT_S = 60
 # Held requests are released at the latest so long after the pool's own limits.
 HOLD_SPARE_S = 120
-Action = Literal["recreate", "restart"]
-
-
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """A service that was away: how long, and whether its requests were elsewhere or waited meanwhile."""
-
-    host: str
-    service: str
-    seconds: float
-    is_hitless: bool
+Action = Literal["recreate", "restart", "stop"]
 
 
 def roll(
@@ -47,35 +36,20 @@ def roll(
     action: Action = "recreate",
     timeout_s: float | None = None,
     keep_out_on_failure: bool = False,
-) -> list[Gap]:
+) -> None:
     """Changes services of a host one at a time, replicas without losing a request; returns when the last is well.
 
-    Args:
-        host: where they run.
-        services: their names, in the order in which they are changed.
-        board: shows what happens.
-        action: make their containers anew as rendered, or restart them as they are.
-        timeout_s: longest wait for one to become well; its own start timeout when absent.
-        keep_out_on_failure: leave a replica that does not become well out of the balancer, instead of leaving the
-            decision to the balancer's health checks.
+    One may take `timeout_s`, its own start timeout when absent. A replica that does not become well is left to the
+    balancer's health checks, or (`keep_out_on_failure`) stays out of the balancer.
 
     Raises:
-        CorralError: one did not become well; those after it were not touched.
+        CorralError: one did not become well, or is not to stop as its answers do not end; those after it were not
+            touched.
     """
+    balancer = running_balancer(host.plan, host.out, board)
     known = {service.name: service for service in host.plan.services_of(host.name)}
-    balancer = balancer_of(host.plan, host.out)
-    if balancer is not None and not balancer.is_running():
-        board.say("the balancer does not run, so nothing is drained", "yellow")
-        balancer = None
-    gaps = []
     for name in services:
-        work = _Work(host, known[name], board, action, timeout_s)
-        backends = backends_of(host.plan, host.name, name)
-        if balancer is None or not backends:
-            gaps.append(Gap(host.name, name, _change(work), is_hitless=False))
-        else:
-            gaps.append(_change_replica(work, balancer, backends, keep_out=keep_out_on_failure))
-    return gaps
+        _Work(host, known[name], board, action, timeout_s, keep_out_on_failure).change(balancer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,170 +61,167 @@ class _Work:
     board: Board
     action: Action
     timeout_s: float | None
+    keep_out_on_failure: bool
 
     @property
     def key(self) -> Key:
         return self.host.name, self.service.name
 
-    def show(self, state: str, detail: str = "") -> None:
-        self.board.show(*self.key, state, detail)
+    @property
+    def comes_back(self) -> bool:
+        return self.action != "stop"
 
-
-def _change(work: _Work) -> float:
-    """Makes a service anew and waits until it is well; returns the seconds that this took."""
-    work.show("restarting" if work.action == "restart" else "being made anew")
-    began = time.monotonic()
-    if work.action == "restart":
-        work.host.compose("restart", "--no-deps", work.service.name, limit_s=COMMAND_LIMIT_S)
-    else:
-        create(work.host, [work.service.name])
-    wait_well(work.host, [work.service], work.board, work.timeout_s)
-    return time.monotonic() - began
-
-
-def _change_replica(work: _Work, balancer: Balancer, backends: Sequence[Backend], *, keep_out: bool) -> Gap:
-    servers = balancer.servers()
-    known = [backend for backend in backends if backend.name in servers]
-    if not known:  # not in the running balancer's configuration yet
-        return Gap(work.host.name, work.service.name, _change(work), is_hitless=True)
-    with ExitStack() as out:  # several for a server that pools share
-        is_hitless = [out.enter_context(_out_of_rotation(work, balancer, item, keep_out=keep_out)) for item in known]
-        seconds = _change(work)
-        for backend in known:
-            _follow(work, balancer, backend)
-    return Gap(work.host.name, work.service.name, seconds, all(is_hitless))
-
-
-@contextmanager
-def _out_of_rotation(work: _Work, balancer: Balancer, backend: Backend, *, keep_out: bool) -> Iterator[bool]:
-    """The block runs while the replica gets no requests and has none; yields whether no client was affected."""
-    server = balancer.servers()[backend.name]
-    is_only = not _siblings(balancer, server)
-    is_held = is_only and _hold(work, balancer, backend, server)
-    limit_s = answer_timeout_s(work.host.plan.site, backend.pool)
-    try:
-        if not is_held:
-            balancer.take_out(server)
-        is_idle = _wait_idle(balancer, server.name, limit_s, work.board, work.key)
-        if is_held:
-            balancer.take_out(server)
-        yield is_idle and (is_held or not is_only)
-    except BaseException:
-        if not keep_out:
-            with suppress(BalancerError):
-                balancer.put_back(server)
-        raise
-    else:
-        balancer.put_back(server)
-        wait_usable(balancer, {backend.name})
-        work.board.show(*work.key, "back in rotation", is_done=True)
-    finally:
-        if is_held:
-            with suppress(BalancerError):
-                balancer.release(server.group)
-
-
-def _siblings(balancer: Balancer, server: Server) -> list[Server]:
-    """Replicas that can take the server's requests."""
-    others = balancer.servers().values()
-    return [other for other in others if other.group == server.group and other.name != server.name and other.is_usable]
-
-
-def _hold(work: _Work, balancer: Balancer, backend: Backend, server: Server) -> bool:
-    """Lets the pool's new requests wait, and says so; False when the balancer cannot."""
-    plan = work.host.plan
-    queue = plan.inventory.pools[backend.pool].queue or plan.inventory.gateway.queue
-    limit_s = answer_timeout_s(plan.site, backend.pool) + work.service.health.start_timeout_s + HOLD_SPARE_S
-    if not balancer.hold(server.group, limit_s):
-        work.board.say(
-            f"{backend.pool} has no other replica that could answer: its requests are refused until this one is back",
-            "yellow",
-        )
-        return False
-    work.board.say(
-        f"{backend.pool} has no other replica that could answer: up to {queue.depth} requests wait in the balancer, "
-        f"{queue.timeout_s} s at most, until this one is back"
-    )
-    return True
-
-
-def _wait_idle(balancer: Balancer, name: str, limit_s: float, board: Board, key: Key) -> bool:
-    """Returns when a replica has no request, or after so long; whether it has none."""
-
-    def tell(count: int) -> None:
-        board.show(*key, "draining", f"waits for {count} requests, {limit_s:.0f} s at most")
-
-    count = wait_for_answers(balancer, name, limit_s, tell)
-    if count:
-        board.say(f"{name}: {count} requests are not done after {limit_s:.0f} s; they are cut off", "yellow")
-    return not count
-
-
-def wait_for_answers(balancer: Balancer, name: str, limit_s: float, tell: Callable[[int], None]) -> int:
-    """Requests that a replica still has after so many seconds; 0 as soon as it has none. `tell` hears how many."""
-    deadline = time.monotonic() + limit_s
-    while (now := balancer.servers().get(name)) and (count := now.in_flight + now.waiting):
-        if time.monotonic() > deadline:
-            return count
-        tell(count)
-        time.sleep(POLL_S)
-    return 0
-
-
-def _follow(work: _Work, balancer: Balancer, backend: Backend) -> None:
-    """Waits until the balancer knows where the new container is, and tells it when the port is another one."""
-    site = work.host.plan.site
-    if work.host.name != balancer.host.name:
-        server = balancer.servers()[backend.name]
-        if server.port != site.inventory.gateway.edge_port:
-            raise CorralError(
-                f"the balancer on {balancer.host.name} still calls {backend.name} past the edge of {work.host.name}; "
-                "run ./generate.py up without --host"
-            )
-        return
-    addresses = _addresses(work)
-    deadline = time.monotonic() + ROTATION_LIMIT_S
-    while True:
-        server = balancer.servers()[backend.name]
-        if server.port != backend.endpoint.port:
-            balancer.move(server, addresses[0], backend.endpoint.port)
-        elif not addresses or server.address in addresses:
+    def change(self, balancer: Balancer | None) -> None:
+        """Changes the service, drained before where a balancer sends it requests; says so if requests could fail."""
+        planned = backends_of(self.host.plan, *self.key)
+        if balancer is None or not planned:
+            self._say_gap(self._act())
             return
-        if time.monotonic() > deadline:
-            balancer.move(server, addresses[0], backend.endpoint.port)
+        servers = balancer.servers()
+        backends = [item for item in planned if item.name in servers]  # none: not in its configuration yet
+        with ExitStack() as out:  # several for a server that pools share
+            is_hitless = [out.enter_context(self._out_of_rotation(balancer, item)) for item in backends]
+            seconds = self._act()
+            for item in backends if self.comes_back else ():
+                self._follow(balancer, item)
+        if not all(is_hitless):
+            self._say_gap(seconds)
+
+    def _say_gap(self, seconds: float) -> None:
+        if self.comes_back:
+            self.board.say(f"{'/'.join(self.key)}: did not answer for up to {seconds:.0f} s", "yellow")
+
+    def _act(self) -> float:
+        """Makes, restarts or stops the container, waits until it is well; returns the seconds that this took."""
+        began = time.monotonic()
+        state = {"recreate": "being made anew", "restart": "restarting", "stop": "stopping"}[self.action]
+        self.board.show(*self.key, state)
+        if self.action == "recreate":
+            create(self.host, [self.service.name])
+        else:
+            options = ["--no-deps"] if self.action == "restart" else []
+            self.host.compose(self.action, *options, self.service.name, limit_s=COMMAND_LIMIT_S)
+        if self.comes_back:
+            wait_well(self.host, [self.service], self.board, self.timeout_s)
+        return time.monotonic() - began
+
+    @contextmanager
+    def _out_of_rotation(self, balancer: Balancer, backend: Backend) -> Iterator[bool]:
+        """The block runs while the replica gets no requests and has none; yields whether no client was affected."""
+        servers = balancer.servers()
+        server = servers.pop(backend.name)
+        is_only = not any(other.is_usable for other in servers.values() if other.group == server.group)
+        is_held = is_only and self._hold(balancer, backend.pool, server.group)
+        try:
+            if not is_held:
+                balancer.take_out(server)
+            limit_s = answer_timeout_s(self.host.plan.site, backend.pool)
+            is_idle = _drain(balancer, backend.name, limit_s, self.board, self.key, may_cut=self.comes_back)
+            if is_held:
+                balancer.take_out(server)
+            yield is_idle and (is_held or not is_only)
+        except BaseException:
+            if not self.keep_out_on_failure:
+                with suppress(BalancerError):
+                    balancer.put_back(server)
+            raise
+        else:
+            balancer.put_back(server)
+            if self.comes_back:
+                wait_usable(balancer, {backend.name})
+                self.board.show(*self.key, "back in rotation", is_done=True)
+        finally:
+            if is_held:
+                with suppress(BalancerError):
+                    balancer.release(server.group)
+
+    def _hold(self, balancer: Balancer, pool: str, group: str) -> bool:
+        """Lets the pool's new requests wait, and says so; False when the balancer cannot."""
+        plan = self.host.plan
+        queue = plan.inventory.pools[pool].queue or plan.inventory.gateway.queue
+        limit_s = answer_timeout_s(plan.site, pool) + self.service.health.start_timeout_s + HOLD_SPARE_S
+        is_held = balancer.hold(group, limit_s)
+        if self.comes_back:
+            waiting = f"up to {queue.depth} requests wait in the balancer, {queue.timeout_s} s at most,"
+            effect, style = (waiting, "") if is_held else ("its requests are refused", "yellow")
+            self.board.say(f"{pool} has no other replica that could answer: {effect} until this one is back", style)
+        return is_held
+
+    def _follow(self, balancer: Balancer, backend: Backend) -> None:
+        """Waits until the balancer knows where the new container is, and changes its port there if that differs."""
+        if self.host.name != balancer.host.name:
+            if balancer.servers()[backend.name].port != self.host.plan.inventory.gateway.edge_port:
+                raise CorralError(
+                    f"the balancer on {balancer.host.name} still calls {backend.name} past the edge of "
+                    f"{self.host.name}; run ./generate.py up without --host"
+                )
             return
-        work.show("healthy", "the balancer looks up its new address")
-        time.sleep(POLL_S)
+        addresses = addresses_of(self.host, self.service)
+
+        def is_found() -> bool:
+            server = balancer.servers()[backend.name]
+            if server.port == backend.endpoint.port and (not addresses or server.address in addresses):
+                return True
+            if server.port != backend.endpoint.port:
+                balancer.move(server, addresses[0], backend.endpoint.port)
+            self.board.show(*self.key, "healthy", "the balancer looks up its new address")
+            return False
+
+        if not wait_until(is_found, ROTATION_LIMIT_S):
+            balancer.move(balancer.servers()[backend.name], addresses[0], backend.endpoint.port)
 
 
-def _addresses(work: _Work) -> list[str]:
-    """The container's addresses, first that on the network on which the balancer calls it."""
-    own = f"{work.host.project}_{own_network(work.service)}"
-    container = work.host.container_of(work.service.name)
+def addresses_of(host: ComposeHost, service: Service) -> list[str]:
+    """The addresses of a service's container, first that on the network on which the balancer calls it."""
+    own = f"{host.project}_{own_network(service)}"
+    container = host.container_of(service.name)
     networks = container.networks if container else {}
     own_first = sorted(networks, key=lambda name: (name != own, name))
     return [networks[name] for name in own_first if networks[name]]
 
 
+def _drain(balancer: Balancer, name: str, limit_s: float, board: Board, key: Key, *, may_cut: bool = True) -> bool:
+    """Returns when a replica has no request, or after so long; whether it has none.
+
+    Raises:
+        CorralError: it still has some, which may not be cut off.
+    """
+    count = 0
+
+    def is_idle() -> bool:
+        nonlocal count
+        now = balancer.servers().get(name)
+        count = now.in_flight + now.waiting if now else 0
+        if count:
+            board.show(*key, "draining", f"waits for {count} requests, {limit_s:.0f} s at most")
+        return not count
+
+    if wait_until(is_idle, limit_s):
+        return True
+    message = f"{name}: {count} requests are not done after {limit_s:.0f} s"
+    if not may_cut:
+        raise CorralError(f"{message}; it goes on")
+    board.say(f"{message}; they are cut off", "yellow")
+    return False
+
+
 def wait_usable(balancer: Balancer, names: Collection[str]) -> None:
     """Returns when the balancer gives these replicas requests; raises CorralError when it does not in time."""
-    deadline = time.monotonic() + ROTATION_LIMIT_S
-    while True:
-        lame = [item for item in balancer.servers().values() if item.name in names and not item.is_usable]
-        if not lame:
-            return
-        if time.monotonic() > deadline:
-            places = ", ".join(f"{item.name} at {item.address}:{item.port} ({item.status})" for item in lame)
-            raise CorralError(f"healthy, but the balancer does not reach it: {places}")
-        time.sleep(POLL_S)
+
+    def unusable() -> list[str]:
+        return [
+            f"{item.name} at {item.address}:{item.port} ({item.status})"
+            for item in balancer.servers().values()
+            if item.name in names and not item.is_usable
+        ]
+
+    if not wait_until(lambda: not unusable(), ROTATION_LIMIT_S):
+        raise CorralError(f"healthy, but the balancer does not reach it: {', '.join(unusable())}")
 
 
-def drained(plan: Plan, balancer: Balancer, name: str, board: Board) -> None:
-    """Takes a replica out of rotation for good and waits until it has no request, as long as an answer may take."""
-    server = balancer.servers().get(name)
-    if server is None:
-        return
+def drain_for_good(plan: Plan, balancer: Balancer, server: Server, board: Board) -> None:
+    """Takes a replica out of rotation and waits until it has no request, as long as an answer may take."""
     balancer.take_out(server)
     pool = server.group.partition(".")[0]
     limit_s = answer_timeout_s(plan.site, pool) if pool in plan.inventory.pools else plan.inventory.gateway.timeout_s
-    _wait_idle(balancer, name, limit_s, board, (balancer.host.name, name))
+    _drain(balancer, server.name, limit_s, board, (balancer.host.name, server.name))

@@ -3,49 +3,42 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from corral.contributions import Service
 from corral.errors import CorralError
 from corral.runtime.causes import cause_of
-from corral.runtime.docker import CONFIG, Container
+from corral.runtime.docker import CONFIG, PROJECT, Container
 from corral.runtime.hosts import ComposeHost
 from corral.runtime.observe import hashes_in
+from corral.runtime.waiting import ABSENT, COMMAND_LIMIT_S
 
 IMAGE_IDS = 'for name; do docker image inspect --format "{{.Id}}" "$name" 2>/dev/null || echo -; done'
+NO_CHANGE = ("--no-start", "--no-recreate", "--no-deps", "--no-build", "--pull", "never")
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A service of the plan and its container."""
+    """A service of the plan, its container and its image."""
 
     service: Service
-    container: Container | None
+    # `ABSENT` when there is none.
+    container: Container
     # Whether the container is what is rendered: definition, configuration files and image.
     is_current: bool
-
-    @property
-    def is_well(self) -> bool:
-        """Whether its container is there and well."""
-        return self.container is not None and self.container.is_well
-
-    @property
-    def runs(self) -> bool:
-        """Whether its program runs, well or not."""
-        return self.container is not None and self.container.is_up
+    # Id of its image on the host; empty when it is not there.
+    image_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """One host: every service of the plan, containers that are in no plan, images that are not there."""
+    """One host: every service of the plan by name, and containers that are in no plan."""
 
     host: ComposeHost
     found: Mapping[str, Found]
     left_over: tuple[Container, ...] = ()
-    missing_images: tuple[str, ...] = ()
-    # Id by name, of the images that are there.
-    images: Mapping[str, str] = field(default_factory=dict)
 
 
 def check_engine(host: ComposeHost) -> None:
@@ -54,8 +47,7 @@ def check_engine(host: ComposeHost) -> None:
     done = host.run(["sh", "-c", script], check=False)
     if done.code != 0:
         cause = cause_of(done.words, "docker")
-        words = done.words.splitlines()[-1] if done.words else "no answer"
-        raise CorralError(f"{host.name}: {words}" + (f"\n  {cause.words}" if cause else ""))
+        raise CorralError(f"{host.name}: {done.last_line}" + (f"\n  {cause.words}" if cause else ""))
 
 
 def survey(host: ComposeHost, seen: Iterable[Container]) -> Survey:
@@ -63,16 +55,14 @@ def survey(host: ComposeHost, seen: Iterable[Container]) -> Survey:
     hashes = hashes_in(host.compose("config", "--hash", "*").out)
     services = {service.name: service for service in host.services}
     images = image_ids(host, {service.image for service in services.values()})
-    containers: dict[str, list[Container]] = {}
+    containers: dict[str, list[Container]] = {name: [] for name in services}
     for item in seen:
         containers.setdefault(item.service, []).append(item)
     found = {
-        name: _found(service, containers.get(name, []), hashes.get(name, ""), images)
+        name: _found(service, containers.pop(name), hashes.get(name, ""), images[service.image])
         for name, service in services.items()
     }
-    left_over = tuple(item for name, items in containers.items() if name not in services for item in items)
-    missing = tuple(sorted(name for name, image in images.items() if not image))
-    return Survey(host, found, left_over, missing, {name: image for name, image in images.items() if image})
+    return Survey(host, found, tuple(item for items in containers.values() for item in items))
 
 
 def image_ids(host: ComposeHost, names: Iterable[str]) -> dict[str, str]:
@@ -82,24 +72,62 @@ def image_ids(host: ComposeHost, names: Iterable[str]) -> dict[str, str]:
     return {name: "" if image == "-" else image for name, image in zip(wanted, ids, strict=True)}
 
 
-def _found(service: Service, containers: list[Container], wanted: str, images: Mapping[str, str]) -> Found:
+def _found(service: Service, containers: list[Container], wanted: str, image_id: str) -> Found:
     """More than one container is what a killed change leaves; Compose sorts that out when it is asked again."""
     running = [item for item in containers if item.is_running]
-    container = next(iter(running or containers), None)
-    is_current = (
-        container is not None
-        and len(containers) == 1
-        and container.config_hash == wanted
-        and images.get(service.image, "") in {"", container.image_id}
-    )
-    return Found(service, container, is_current)
+    container = next(iter(running or containers), ABSENT)
+    is_same = container.config_hash == wanted and image_id in {"", container.image_id}
+    return Found(service, container, len(containers) == 1 and is_same, image_id)
 
 
-def differs_only_in_configuration(host: ComposeHost, found: Found) -> bool:
-    """Whether a container is as rendered but for the content of its configuration files."""
-    if found.container is None:
+def is_reconfigured(host: ComposeHost, found: Found) -> bool:
+    """Whether a container differs from its rendering in nothing but the content of configuration files."""
+    if found.image_id not in {"", found.container.image_id}:
         return False
     overlay = json.dumps({"services": {found.service.name: {"labels": {CONFIG: found.container.config_digest}}}})
-    words = [*host.compose_words(), "--file", "-", "config", "--hash", found.service.name]
-    hashes = hashes_in(host.run(words, given=overlay.encode(), check=False).out)
+    command = [*host.compose_words(), "--file", "-", "config", "--hash", found.service.name]
+    hashes = hashes_in(host.run(command, given=overlay.encode(), check=False).out)
     return hashes.get(found.service.name) == found.container.config_hash
+
+
+# --- networks while a rendering with other networks takes a running one's place --------------------------------------
+
+
+def join_networks(seen: Survey) -> None:
+    """Put containers that will be made anew on the inner networks of their rendering: old and new ones meet there."""
+    stale = {name: item.container for name, item in seen.found.items() if item.container.is_up and not item.is_current}
+    if not stale:
+        return
+    project = _project(seen.host)
+    missing = [
+        (service, container.id, network, aliases)
+        for service, container in stale.items()
+        for network, aliases in _inner(project, service)
+        if network not in container.networks
+    ]
+    if missing:  # makes their networks, and nothing else
+        seen.host.compose("up", *NO_CHANGE, *sorted({service for service, *_ in missing}), limit_s=COMMAND_LIMIT_S)
+    for service, container_id, network, aliases in missing:
+        names = [word for name in (service, *aliases) for word in ("--alias", name)]
+        seen.host.run(["docker", "network", "connect", *names, network, container_id])
+
+
+def prune_networks(host: ComposeHost) -> None:
+    """Remove networks of the project that are not in its rendering; one that something else still uses stays."""
+    wanted = {str(network["name"]) for network in _project(host)["networks"].values()}
+    command = ["docker", "network", "ls", "--filter", f"label={PROJECT}={host.project}", "--format", "{{.Name}}"]
+    for name in sorted(set(host.run(command).out.split()) - wanted):
+        host.run(["docker", "network", "rm", name], check=False)
+
+
+def _project(host: ComposeHost) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(host.compose("config", "--format", "json").out)
+    return found
+
+
+def _inner(project: Mapping[str, Any], service: str) -> Iterator[tuple[str, list[str]]]:
+    """A service's networks that lead nowhere, by Docker's name of each, with its further names there."""
+    for key, settings in project["services"].get(service, {}).get("networks", {}).items():
+        network = project["networks"][key]
+        if network.get("internal"):
+            yield str(network["name"]), list((settings or {}).get("aliases") or [])

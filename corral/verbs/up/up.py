@@ -1,4 +1,4 @@
-"""`up` and `down`: what is rendered runs, in stages that wait for health; or nothing of it runs any more.
+"""`up`, `down` and `restart`: what is rendered runs, in stages that wait for health; or nothing of it runs any more.
 
 `up` may be interrupted or fail at any point and be run again: it looks at what there is and does what is missing.
 Containers that are as rendered are never touched; replicas that changed are drained before they are made anew.
@@ -9,13 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 
 from rich.console import Console
 
 from corral.build import Plan
 from corral.checks.policy import refuse_weak
-from corral.components import edge, haproxy
+from corral.components import haproxy
 from corral.config.image_lock import IMAGE_LOCK
 from corral.contributions import Service
 from corral.errors import CorralError, DriftError, UsageError
@@ -23,8 +24,8 @@ from corral.plan.site import bracketed
 from corral.render.output import compare
 from corral.render.tree import render
 from corral.runtime.board import Board
-from corral.runtime.docker import Container
-from corral.runtime.haproxy import Balancer, balancer_of, edge_of
+from corral.runtime.docker import PROJECT, Container
+from corral.runtime.haproxy import Balancer, balancer_of, edge_of, running_balancer
 from corral.runtime.hosts import CPU_FILE, CommandError, ComposeHost, compose_hosts
 from corral.runtime.interrupts import Interrupts
 from corral.runtime.lock import alone
@@ -32,10 +33,10 @@ from corral.runtime.waiting import COMMAND_LIMIT_S, create, wait_well
 from corral.verbs.images import check_ids
 from corral.verbs.keys import keys
 from corral.verbs.keys.gateway import client_address
-from corral.verbs.up import history, wiring
-from corral.verbs.up.order import Phase, phases
-from corral.verbs.up.rolling import Gap, drained, roll, wait_usable
-from corral.verbs.up.survey import Found, Survey, check_engine, differs_only_in_configuration, survey
+from corral.verbs.up import history
+from corral.verbs.up.order import Phase, in_order, phases
+from corral.verbs.up.rolling import drain_for_good, roll, wait_usable
+from corral.verbs.up.survey import Found, Survey, check_engine, is_reconfigured, join_networks, prune_networks, survey
 
 LOCK = ".up.lock"
 PULL_LIMIT_S = 7200
@@ -51,8 +52,14 @@ class Run:
     board: Board
     timeout_s: float | None = None
     seen: dict[str, Survey] = field(default_factory=dict)
-    gaps: list[Gap] = field(default_factory=list)
+    # How many services and configurations it has changed.
     touched: int = 0
+
+    @property
+    def haproxies(self) -> list[Balancer]:
+        """The balancer and the edges on the hosts that are brought up: they read a new configuration without a gap."""
+        found = (balancer_of(self.plan, self.out), *(edge_of(seen.host) for seen in self.seen.values()))
+        return [item for item in found if item is not None and item.host.name in self.seen]
 
 
 # --- up --------------------------------------------------------------------------------------------------------------
@@ -69,16 +76,11 @@ def up(
 ) -> None:
     """Makes what is rendered run, and returns when all of it is well.
 
-    Args:
-        plan: what the inventory says; the rendering on disk must agree with it.
-        out: the folder of renderings.
-        talk: where progress and problems go.
-        hosts: hosts to bring up; all with services when absent.
-        timeout_s: longest time in seconds that one service may take; its own start timeout when absent.
-        is_on_cpu: machines without cards: what wants one runs on the processor; remembered by what runs.
+    One service may take `timeout_s`, its own start timeout when absent. `is_on_cpu` is for machines without cards: what
+    wants one runs on the processor; what runs remembers it.
 
     Raises:
-        DriftError: the rendering differs from the inventory.
+        DriftError: the rendering on disk differs from the plan.
         CorralError: something did not come up; what runs already stays.
     """
     began = time.monotonic()
@@ -88,7 +90,7 @@ def up(
     with Interrupts(), alone(out / LOCK, "corral up"), Board(talk) as board:
         run = Run(plan, out, chosen, board, timeout_s)
         carry_out(run)
-        remember(plan, out, chosen)
+        remember(run, Path(plan.source_file).read_text(encoding="utf-8"))
         _sync_keys(run)
     seconds = time.monotonic() - began
     count = sum(len(seen.found) for seen in run.seen.values())
@@ -103,27 +105,21 @@ def up(
 def carry_out(run: Run) -> None:
     """Brings everything up in stages; raises CorralError at the first service that does not become well."""
     look(run)
-    if not is_settled(run):
-        _change_all(run)
-    for host in run.hosts:
-        wiring.remove_unused(host)
-
-
-def _change_all(run: Run) -> None:
     fetch_images(run)
-    remove_left_over(run)
+    _remove_left_over(run)
     for seen in run.seen.values():
-        wiring.join(seen)
+        join_networks(seen)
     order = phases(run.plan)
     if _closes_ports(run):
         run.board.say("servers close their published ports: the balancer goes over to the hosts' edges first")
-        _bring_up(run, Phase.EDGES, order[Phase.EDGES])
-        _bring_up(run, Phase.BALANCER, order[Phase.BALANCER])
+        for phase in (Phase.EDGES, Phase.BALANCER):
+            _bring_up(run, phase, order[phase])
         look(run)
     for phase, services in order.items():
         _bring_up(run, phase, services)
     _restore_rotation(run)
-    _say_gaps(run)
+    for host in run.hosts:
+        prune_networks(host)
 
 
 def look(run: Run) -> None:
@@ -133,8 +129,10 @@ def look(run: Run) -> None:
         _copy(host)
         containers = host.containers()
         run.hosts[number] = as_started(host, containers)
-        run.seen[host.name] = survey(run.hosts[number], containers)
-        check_ids(host, run.plan, run.seen[host.name].images.items())
+        seen = run.seen[host.name] = survey(run.hosts[number], containers)
+        check_ids(
+            host, run.plan, [(item.service.image, item.image_id) for item in seen.found.values() if item.image_id]
+        )
 
 
 def as_started(host: ComposeHost, containers: Iterable[Container]) -> ComposeHost:
@@ -149,10 +147,8 @@ def _copy(host: ComposeHost) -> None:
         host.copy()
     except CommandError as error:
         cause = "the disk is full; " if "no space left" in error.done.words.lower() else ""
-        words = error.done.words.splitlines()[-1:] or [""]
-        raise CorralError(
-            f"{host.name}: the rendering cannot be copied: {cause}nothing was changed there ({words[0]})"
-        ) from None
+        message = f"{cause}nothing was changed there ({error.done.last_line})"
+        raise CorralError(f"{host.name}: the rendering cannot be copied: {message}") from None
 
 
 def _closes_ports(run: Run) -> bool:
@@ -160,186 +156,122 @@ def _closes_ports(run: Run) -> bool:
     gateway = run.plan.inventory.gateway.host
     servers = {(item.endpoint.host, item.endpoint.service) for item in run.plan.contributions.backends}
     return gateway in run.seen and any(
-        host != gateway and (host, name) in servers and _publishes(item.container, run.plan.site.host(host).address)
+        place == run.plan.site.host(host).address
         for host, seen in run.seen.items()
         for name, item in seen.found.items()
+        if host != gateway and (host, name) in servers
+        for place, _ in item.container.published
     )
-
-
-def _publishes(container: Container | None, address: str) -> bool:
-    """Whether a container has a port on that address."""
-    return container is not None and any(place == address for place, _ in container.published)
-
-
-def is_settled(run: Run) -> bool:
-    """Whether there is nothing to do at all."""
-    for seen in run.seen.values():
-        if seen.left_over or any(not item.is_current and not _is_reloadable(run, item) for item in seen.found.values()):
-            return False
-        if not all(item.is_well for item in seen.found.values()):
-            return False
-    if any(item.loaded() != item.rendered() for item in _edges(run)):
-        return False
-    balancer = _balancer(run)
-    if balancer is None:
-        return True
-    if not balancer.is_running() or (_is_here(run, balancer) and balancer.loaded() != balancer.rendered()):
-        return False
-    return not any(server.is_out for server in balancer.servers().values())
-
-
-def _balancer(run: Run) -> Balancer | None:
-    return balancer_of(run.plan, run.out)
-
-
-def _edges(run: Run) -> list[Balancer]:
-    """The edges of the hosts that are brought up."""
-    found = (edge_of(seen.host) for seen in run.seen.values())
-    return [item for item in found if item is not None]
-
-
-def _is_here(run: Run, balancer: Balancer) -> bool:
-    """Whether the balancer is on one of the hosts that are brought up."""
-    return balancer.host.name in run.seen
-
-
-def _is_reloadable(run: Run, found: Found) -> bool:
-    """Whether a changed service is the balancer or an edge with nothing but another configuration."""
-    is_haproxy = found.service.component in (haproxy.COMPONENT, edge.COMPONENT)
-    if not is_haproxy or not found.is_well or not _reloads(run, found):
-        return False
-    seen = run.seen[found.service.host]
-    image = found.container.image_id if found.container else ""
-    if seen.images.get(found.service.image, image) != image:
-        return False
-    return found.is_current or differs_only_in_configuration(seen.host, found)
-
-
-def _reloads(run: Run, found: Found) -> bool:
-    return found.service.component == edge.COMPONENT or _balancer(run) is not None
 
 
 def fetch_images(run: Run) -> None:
     """Fetches images that are not there, before anything is touched; raises CorralError for what cannot be had."""
     problems = []
     for seen in run.seen.values():
-        for image in seen.missing_images:
-            words = _fetch(run, seen, image)
-            if words:
-                used = ", ".join(item.service.name for item in seen.found.values() if item.service.image == image)
-                problems.append(f"{seen.host.name}: the image {image} of {used} is not there and {words}")
+        missing: dict[str, list[str]] = {}
+        for item in seen.found.values():
+            if not item.image_id:
+                missing.setdefault(item.service.image, []).append(item.service.name)
+        for image, services in sorted(missing.items()):
+            if problem := _fetch(run, seen.host, image):
+                problems.append(
+                    f"{seen.host.name}: the image {image} of {', '.join(services)} is not there and {problem}"
+                )
     if problems:
         raise CorralError("nothing was changed\n" + "\n".join(problems))
 
 
-def _fetch(run: Run, seen: Survey, image: str) -> str:
+def _fetch(run: Run, host: ComposeHost, image: str) -> str:
     """Fetches an image; what went wrong, with the remedy, empty when nothing did."""
     if run.plan.image_lock.ids(image):
         return (
             f"{IMAGE_LOCK} knows it by id only\n  build it there, or bring it: bundle load, docker save … | docker load"
         )
-    run.board.say(f"{seen.host.name}: fetching {image}")
-    done = seen.host.run(["docker", "pull", "--quiet", image], check=False, limit_s=PULL_LIMIT_S)
+    run.board.say(f"{host.name}: fetching {image}")
+    done = host.run(["docker", "pull", "--quiet", image], check=False, limit_s=PULL_LIMIT_S)
     if done.code == 0:
         return ""
-    words = f"cannot be fetched: {(done.words.splitlines() or ['no answer'])[-1]}\n  "
+    problem = f"cannot be fetched: {done.last_line}\n  "
     if "@" in image:
-        words += (
+        problem += (
             "does the registry have that content no more? Then look what it has now: ./generate.py images lock; or "
         )
-    return words + "name another one in images:, or bring it there: docker save … | docker load"
+    return problem + "name another one in images:, or bring it there: docker save … | docker load"
 
 
 def _bring_up(run: Run, phase: Phase, services: Sequence[Service]) -> None:
     """Starts what does not run, waits until all of it is well, then changes what is not as rendered."""
+    found = {
+        host: [seen.found[item.name] for item in services if item.host == host and item.name in seen.found]
+        for host, seen in run.seen.items()
+    }
     for host in run.hosts:
-        found = _found_on(run, host, services)
-        missing = [item.service for item in found if not item.runs]
-        if missing:
-            run.board.say(f"{host.name}: {phase.title}: starting {', '.join(service.name for service in missing)}")
+        if missing := [item.service.name for item in found[host.name] if not item.container.is_up]:
+            run.board.say(f"{host.name}: {phase.title}: starting {', '.join(missing)}")
             run.touched += len(missing)
-            create(host, [service.name for service in missing])
+            create(host, missing)
     for host in run.hosts:
-        found = _found_on(run, host, services)
-        changed = [item for item in found if item.runs and not item.is_current]
-        settled = [item for item in found if item not in changed]
-        unsaid = {item.service.name for item in found if item.is_well}
-        wait_well(host, [item.service for item in settled], run.board, run.timeout_s, unsaid)
-        _change(run, host, changed)
-    balancer = _balancer(run)
-    if phase == Phase.BALANCER and balancer is not None and _is_here(run, balancer):
-        _reload(run, balancer)
-    for item in _edges(run) if phase == Phase.EDGES else ():
-        _reload(run, item)
+        _settle(run, host, found[host.name])
+    names = {service.container_name for service in services}
+    for item in run.haproxies:
+        if item.container in names and item.loaded() != item.rendered():
+            _reload(run, item)
 
 
-def _found_on(run: Run, host: ComposeHost, services: Sequence[Service]) -> list[Found]:
-    seen = run.seen[host.name].found
-    return [seen[service.name] for service in services if service.host == host.name and service.name in seen]
-
-
-def _change(run: Run, host: ComposeHost, changed: Sequence[Found]) -> None:
-    names = [item.service.name for item in changed if not _is_reloadable(run, item)]
+def _settle(run: Run, host: ComposeHost, found: Sequence[Found]) -> None:
+    """Waits until what is as rendered is well, then changes the rest, but for what reads its new configuration."""
+    changed = [item for item in found if item.container.is_up and not item.is_current]
+    settling = [item.service for item in found if item not in changed and not item.container.is_well]
+    wait_well(host, settling, run.board, run.timeout_s)
+    reloadable = {item.container for item in run.haproxies}
+    names = [
+        item.service.name
+        for item in changed
+        if not (item.service.container_name in reloadable and item.container.is_well and is_reconfigured(host, item))
+    ]
     if names:
         run.board.say(f"{host.name}: changed, one at a time: {', '.join(names)}")
         run.touched += len(names)
-        run.gaps += roll(host, names, run.board, timeout_s=run.timeout_s)
+        roll(host, names, run.board, timeout_s=run.timeout_s)
 
 
-def _reload(run: Run, balancer: Balancer) -> None:
-    if balancer.loaded() != balancer.rendered():
-        run.touched += 1
-        name = "the balancer" if balancer.component == haproxy.COMPONENT else "its edge"
-        run.board.say(f"{balancer.host.name}: {name} reads its new configuration, without a gap")
-        balancer.reload()
+def _reload(run: Run, item: Balancer) -> None:
+    name = "the balancer" if item.component == haproxy.COMPONENT else "its edge"
+    run.board.say(f"{item.host.name}: {name} reads its new configuration, without a gap")
+    run.touched += 1
+    item.reload()
 
 
 def _restore_rotation(run: Run) -> None:
     """Puts back what a killed run had taken out."""
-    balancer = _balancer(run)
-    if balancer is not None and balancer.is_running():
+    if balancer := running_balancer(run.plan, run.out):
         for name in balancer.put_all_back():
             run.touched += 1
             run.board.say(f"{name}: was out of rotation, is back")
-        wait_usable(balancer, _replicas(run))
+        backends = run.plan.contributions.backends
+        wait_usable(balancer, {item.name for item in backends if item.is_ours and item.endpoint.host in run.seen})
 
 
-def _replicas(run: Run) -> set[str]:
-    """Replicas on the hosts that are brought up, by the names that the balancer knows them by."""
-    backends = run.plan.contributions.backends
-    return {item.name for item in backends if item.is_ours and item.endpoint.host in run.seen}
-
-
-def _say_gaps(run: Run) -> None:
-    for gap in run.gaps:
-        if not gap.is_hitless:
-            run.board.say(f"{gap.host}/{gap.service}: did not answer for up to {gap.seconds:.0f} s", "yellow")
-
-
-def remove_left_over(run: Run) -> None:
+def _remove_left_over(run: Run) -> None:
     """Stops and removes containers of these projects whose services are not rendered any more, drained first."""
-    balancer = _balancer(run)
     for seen in run.seen.values():
         for container in seen.left_over:
             run.board.say(
                 f"{seen.host.name}: {container.name} is not in the inventory any more: stopping and removing it"
             )
             run.touched += 1
-            if balancer is not None and balancer.is_running():
-                for replica in _replicas_in(balancer, container, run.plan.site.host(seen.host.name).address):
-                    drained(run.plan, balancer, replica, run.board)
+            _drain(run, container, run.plan.site.host(seen.host.name).address)
             seen.host.run(["docker", "stop", container.id], limit_s=COMMAND_LIMIT_S)
             seen.host.run(["docker", "rm", container.id], check=False)
 
 
-def _replicas_in(balancer: Balancer, container: Container, host_address: str) -> list[str]:
-    """What the balancer calls the replicas in a container; several where pools share a server."""
-    inside = set(container.networks.values()) - {""}
-    return [
-        server.name
-        for server in balancer.servers().values()
-        if server.address in inside or (server.address == host_address and server.name == container.name)
-    ]
+def _drain(run: Run, container: Container, host_address: str) -> None:
+    """Drains the replicas in a container; several where pools share a server."""
+    if balancer := running_balancer(run.plan, run.out):
+        inside = set(container.networks.values()) - {""}
+        for server in balancer.servers().values():
+            if server.address in inside or (server.address, server.name) == (host_address, container.name):
+                drain_for_good(run.plan, balancer, server, run.board)
 
 
 def _sync_keys(run: Run) -> None:
@@ -364,9 +296,9 @@ def check_rendering(plan: Plan, out: Path, hosts: set[str]) -> None:
     changes = [change for change in compare(tree, out, hosts) if change.action != "identical"]
     if changes:
         edited = [change.path for change in changes if change.action == "edited"]
-        words = f"; edited by hand: {', '.join(edited)}" if edited else ""
+        by_hand = f"; edited by hand: {', '.join(edited)}" if edited else ""
         raise DriftError(
-            f"{len(changes)} files in {out} differ from the inventory{words}; "
+            f"{len(changes)} files in {out} differ from the inventory{by_hand}; "
             f"nothing was started: look with ./generate.py diff, then ./generate.py render (or up --render)"
         )
 
@@ -383,12 +315,10 @@ def check_secrets(plan: Plan, out: Path, hosts: Sequence[ComposeHost]) -> None:
         raise CorralError(f"secrets are missing: {', '.join(missing)}; run: ./generate.py secrets init")
 
 
-def remember(plan: Plan, out: Path, hosts: Iterable[ComposeHost]) -> None:
-    """Keeps the rendering that has just come up well."""
-    tree = render(plan)
-    inventory = Path(plan.source_file).read_text(encoding="utf-8")
-    for host in hosts:
-        history.record(out, host.name, history.files_of(tree, host.name), inventory)
+def remember(run: Run, inventory: str) -> None:
+    """Keeps the rendering that has just come up well, and the text of its inventory."""
+    for host in run.hosts:
+        history.record(run.out, host.name, history.files_on_disk(run.out, host.name), inventory)
 
 
 def next_words(plan: Plan, out: Path, hosts: Sequence[ComposeHost]) -> str:
@@ -396,21 +326,32 @@ def next_words(plan: Plan, out: Path, hosts: Sequence[ComposeHost]) -> str:
     gateway = plan.inventory.gateway
     if gateway.host not in {host.name for host in hosts}:
         return f"next: ./generate.py up --host {gateway.host}"
-    bases = [f"{client_address(plan)}/v1", *entrance_addresses(plan)]
+    bases = [f"{client_address(plan)}/v1"]
+    if gateway.entrance is not None:
+        scheme = "https" if gateway.entrance.certificate else "http"
+        bases.append(f"{scheme}://{bracketed(plan.site.host(gateway.host).address)}:{gateway.entrance.port}/v1")
     key = f"LITELLM_MASTER_KEY in {out / gateway.host / '.env'}"
     return f"base URL: {' and '.join(bases)} (key: {key}); next: ./generate.py status"
 
 
-def entrance_addresses(plan: Plan) -> list[str]:
-    """Where clients beyond the farm come in."""
-    gateway = plan.inventory.gateway
-    if gateway.entrance is None:
-        return []
-    scheme = "https" if gateway.entrance.certificate else "http"
-    return [f"{scheme}://{bracketed(plan.site.host(gateway.host).address)}:{gateway.entrance.port}/v1"]
+# --- restart and down ------------------------------------------------------------------------------------------------
 
 
-# --- down ------------------------------------------------------------------------------------------------------------
+def restart(plan: Plan, out: Path, services: Sequence[Service], talk: Console) -> None:
+    """Restarts services one at a time, replicas drained before; returns when the last one is well.
+
+    Raises:
+        CorralError: a service has no container, or did not become well; those after it were not touched. Or another
+            command changes this farm at the moment.
+    """
+    hosts = {host.name: host for host in compose_hosts(plan, out, {item.host for item in services})}
+    there = {(name, item.service) for name, host in hosts.items() for item in host.containers()}
+    missing = [f"{item.host}/{item.name}" for item in services if (item.host, item.name) not in there]
+    if missing:
+        raise CorralError(f"{', '.join(missing)}: no container to restart; ./generate.py up makes what is missing")
+    with Interrupts(), alone(out / LOCK, "corral restart"), Board(talk) as board:
+        for name, group in groupby(in_order(plan, services), key=lambda service: service.host):
+            roll(hosts[name], [service.name for service in group], board, action="restart")
 
 
 def down(
@@ -438,51 +379,31 @@ def down(
             "to lose them, add --yes"
         )
     with alone(out / LOCK, "corral down"):
-        for host in _front_first(plan, chosen):
-            count, words = len(host.containers()), ["--volumes"] if volumes else []
-            talk.print(f"{host.name}: stopping and removing {count} containers")
-            _stop_front(host)
-            host.run([*_down_words(host), "down", "--remove-orphans", *words], limit_s=COMMAND_LIMIT_S)
-            left = [item.service for item in host.containers()]
-            if left:
-                raise CorralError(f"{host.name}: still there: {', '.join(left)}; run it again")
-            names = ", ".join(kept[host.name])
-            if names:
-                talk.print(f"{host.name}: {'lost' if volumes else 'kept'} the volumes {names}", soft_wrap=True)
+        # The gateway's host first, so that no request is sent to replicas that are stopping.
+        for host in sorted(chosen, key=lambda host: host.name != plan.inventory.gateway.host):
+            _take_down(host, talk, volumes=volumes)
+            if kept[host.name]:
+                kept_or_lost = f"{'lost' if volumes else 'kept'} the volumes {', '.join(kept[host.name])}"
+                talk.print(f"{host.name}: {kept_or_lost}", soft_wrap=True)
     talk.print("nothing of it runs any more; ./generate.py up starts it again")
 
 
-def _front_first(plan: Plan, hosts: Sequence[ComposeHost]) -> list[ComposeHost]:
-    """The gateway's host first, so that no request is sent to replicas that are stopping."""
-    return sorted(hosts, key=lambda host: host.name != plan.inventory.gateway.host)
-
-
-def _stop_front(host: ComposeHost) -> None:
-    """Stops the gateway and then the balancer while replicas still answer: what is being answered ends well."""
+def _take_down(host: ComposeHost, talk: Console, *, volumes: bool) -> None:
+    """By the project's name alone: its files may be gone. The gateway and then the balancer end before replicas do."""
     ids = {item.service: item.id for item in host.containers()}
+    talk.print(f"{host.name}: stopping and removing {len(ids)} containers")
     order = phases(host.plan)
     for phase in (Phase.GATEWAY, Phase.BALANCER):
         running = [ids[item.name] for item in order[phase] if item.host == host.name and item.name in ids]
         if running:
             host.run(["docker", "stop", *running], limit_s=COMMAND_LIMIT_S)
-
-
-def _down_words(host: ComposeHost) -> list[str]:
-    """`docker compose` for a project whose files may be gone: then by its name alone."""
-    file = f"{host.folder}/compose.yaml"
-    if host.run(["test", "-f", file], check=False).code == 0:
-        return host.compose_words()
-    return ["docker", "compose", "--project-name", host.project]
+    command = ["docker", "compose", "--project-name", host.project, "down", "--remove-orphans"]
+    host.run([*command, *(["--volumes"] if volumes else [])], limit_s=COMMAND_LIMIT_S)
+    left = [item.service for item in host.containers()]
+    if left:
+        raise CorralError(f"{host.name}: still there: {', '.join(left)}; run it again")
 
 
 def _volumes(host: ComposeHost) -> list[str]:
-    words = [
-        "docker",
-        "volume",
-        "ls",
-        "--format",
-        "{{.Name}}",
-        "--filter",
-        f"label=com.docker.compose.project={host.project}",
-    ]
-    return sorted(host.run(words).out.split())
+    command = ["docker", "volume", "ls", "--format", "{{.Name}}", "--filter", f"label={PROJECT}={host.project}"]
+    return sorted(host.run(command).out.split())

@@ -5,6 +5,7 @@ The rendering that ran before comes back when a canary does not become well; aft
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,8 +13,9 @@ from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
+from ruamel.yaml import YAML
 
 from corral.build import Plan, build_plan
 from corral.checks.policy import refuse_weak
@@ -25,26 +27,20 @@ from corral.files import write_atomically
 from corral.render.output import compare, refuse_unfinished, write
 from corral.render.tree import Tree, render
 from corral.runtime.board import Board
-from corral.runtime.haproxy import backends_of, balancer_of
+from corral.runtime.haproxy import backends_of, running_balancer
 from corral.runtime.hosts import ComposeHost, compose_hosts
 from corral.runtime.interrupts import Interrupts
 from corral.runtime.lock import alone
-from corral.verbs.up import history, wiring
+from corral.verbs.up import history
 from corral.verbs.up.rolling import roll
+from corral.verbs.up.survey import join_networks
 from corral.verbs.up.up import LOCK, Run, carry_out, check_secrets, fetch_images, look, next_words, remember
 
 SHORT_ID = 12
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """An image of a service: what runs, and what will."""
-
-    host: str
-    service: str
-    old: str
-    new: str
-    is_changed: bool
+# Content by path below a host's folder.
+Files = Mapping[str, bytes]
+# A service: its host and its name.
+Place = tuple[str, str]
 
 
 # --- upgrade ---------------------------------------------------------------------------------------------------------
@@ -55,42 +51,39 @@ def upgrade(
 ) -> None:
     """Brings other images into use: one canary of each pool first, then the rest, each drained before.
 
-    Args:
-        inventory: the inventory's file; `to` is written into its `images`.
-        out: the folder of renderings.
-        talk: where progress and problems go.
-        console: where the table of images goes.
-        to: `KEY=IMAGE` for keys of `images`; none to use what the inventory says by now.
-        timeout_s: longest time in seconds that one service may take.
+    `to` has `KEY=IMAGE` for the inventory's `images`, where it is written; none to use what the inventory says by now.
+    One service may take `timeout_s`. The table of images goes to `console`.
 
     Raises:
         CorralError: a canary did not become well; then all is as it was before, the inventory and its rendering too.
     """
     before = Before.of(inventory, out)
-    plan = _plan_with(inventory, before.inventory, to)
+    text = with_images(before.inventory, parse_choices(to)) if to else before.inventory
+    plan = build_plan(load_text(text, inventory))
     hosts = compose_hosts(plan, out)
     check_secrets(plan, out, hosts)
-    refuse_weak(plan, render(plan))
+    tree = render(plan)
+    refuse_weak(plan, tree)
     with Interrupts(), alone(out / LOCK, "corral upgrade"):
-        board = Board(talk)
-        run = Run(plan, out, hosts, board, timeout_s)
+        run = Run(plan, out, hosts, Board(talk), timeout_s)
         try:
-            _write(inventory, out, plan, before, to)
+            _write_inventory(inventory, text)
+            write(tree, out)
             look(run)
-            steps = images(run)
-            show_images(steps, console)
+            images = image_changes(run)
+            console.print(_table(images))
             fetch_images(run)
         except BaseException:
             before.restore()
             raise
-        before.remember(hosts)
-        with board:
-            _try_canaries(run, before, steps)
+        before.remember()
+        changed = [place for (old, new), places in images.items() if old != new for place in places]
+        with run.board:
+            _try_canaries(run, before, changed)
             carry_out(run)
-        remember(plan, out, hosts)
-    changed = sum(step.is_changed for step in steps)
-    words = f"{changed} services have other images now; ./generate.py rollback goes back"
-    talk.print(words if changed else "no image changed")
+        remember(run, text)
+    message = f"{len(changed)} services have other images now; ./generate.py rollback goes back"
+    talk.print(message if changed else "no image changed")
     talk.print(next_words(plan, out, hosts), soft_wrap=True)
 
 
@@ -101,31 +94,37 @@ class Before:
     path: Path
     out: Path
     inventory: str
-    # Files of each host.
-    trees: Mapping[str, dict[str, bytes]]
+    # Rendered files of each host.
+    files: Mapping[str, Files]
 
     @classmethod
     def of(cls, inventory: Path, out: Path) -> Before:
         """As they are now; raises CorralError when files were edited by hand, which would get lost."""
         refuse_unfinished(out)
         _refuse_edited({}, out)
-        plan = build_plan(load_inventory(inventory))
-        trees = {host.name: history.files_on_disk(out, host.name) for host in compose_hosts(plan, out)}
-        return cls(inventory, out, inventory.read_text(encoding="utf-8"), trees)
+        hosts = compose_hosts(build_plan(load_inventory(inventory)), out)
+        files = {host.name: history.files_on_disk(out, host.name) for host in hosts}
+        return cls(inventory, out, inventory.read_text(encoding="utf-8"), files)
 
-    def remember(self, hosts: Iterable[ComposeHost]) -> None:
-        """Keeps the rendering when nothing is kept yet, so that there is a way back."""
-        for host in hosts:
-            files = self.trees.get(host.name)
-            if files and not history.entries(self.out, host.name):
-                history.record(self.out, host.name, files, self.inventory)
+    def remember(self) -> None:
+        """Keeps the rendering of every host of which nothing is kept yet, so that there is a way back."""
+        for host, files in self.files.items():
+            if files and not history.entries(self.out, host):
+                history.record(self.out, host, files, self.inventory)
 
     def restore(self) -> None:
         """Puts both back."""
-        tree = {f"{host}/{path}": data for host, files in self.trees.items() for path, data in files.items()}
-        write(tree, self.out, set(self.trees), force=True)
-        if self.path.read_text(encoding="utf-8") != self.inventory:
-            write_atomically(self.path, self.inventory.encode(), self.path.stat().st_mode & 0o777)
+        write(_tree(self.files), self.out, set(self.files), force=True)
+        _write_inventory(self.path, self.inventory)
+
+
+def _tree(files: Mapping[str, Files]) -> Tree:
+    return {f"{host}/{path}": data for host, found in files.items() for path, data in found.items()}
+
+
+def _write_inventory(path: Path, text: str) -> None:
+    if path.read_text(encoding="utf-8") != text:
+        write_atomically(path, text.encode(), path.stat().st_mode & 0o777)
 
 
 def _refuse_edited(tree: Tree, out: Path, hosts: set[str] | None = None) -> None:
@@ -137,99 +136,62 @@ def _refuse_edited(tree: Tree, out: Path, hosts: set[str] | None = None) -> None
         )
 
 
-def _plan_with(inventory: Path, text: str, to: Sequence[str]) -> Plan:
-    """The plan of the inventory with other images; raises SiteError before anything is written."""
-    changed = with_images(text, parse_choices(to)) if to else text
-    return build_plan(load_text(changed, inventory))
-
-
 def parse_choices(to: Sequence[str]) -> dict[str, str]:
     """Image by key, from `KEY=IMAGE`; raises UsageError for keys that no component has."""
     known = image_keys()
-    found = {}
-    for choice in to:
-        key, equals, image = choice.partition("=")
-        if not equals or not image:
-            raise UsageError(
-                f"--to {choice}: write KEY=IMAGE, such as llama-cpu=ghcr.io/ggml-org/llama.cpp:server-b11347"
-            )
+    found = dict(choice.partition("=")[::2] for choice in to)
+    for key, image in found.items():
+        if not image:
+            raise UsageError(f"--to {key}: write KEY=IMAGE, such as llama-cpu=ghcr.io/ggml-org/llama.cpp:server-b11347")
         if key not in known:
             raise UsageError(f'no image has the key "{key}"; {did_you_mean(key, known)}')
-        found[key] = image
     return found
 
 
 def with_images(text: str, choices: Mapping[str, str]) -> str:
     """An inventory's text with these entries in `images`; everything else, comments too, stays as it is."""
-    from io import StringIO
-
-    from ruamel.yaml import YAML
-
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 10_000
     yaml.indent(mapping=2, sequence=4, offset=2)
     data = yaml.load(text)
-    data.setdefault("images", {})
-    data["images"].update(choices)
-    buffer = StringIO()
+    data.setdefault("images", {}).update(choices)
+    buffer = io.StringIO()
     yaml.dump(data, buffer)
     return buffer.getvalue()
 
 
-def _write(inventory: Path, out: Path, plan: Plan, before: Before, to: Sequence[str]) -> None:
-    if to:
-        text = with_images(before.inventory, parse_choices(to))
-        write_atomically(inventory, text.encode(), inventory.stat().st_mode & 0o777)
-    write(render(plan), out)
+def image_changes(run: Run) -> dict[tuple[str, str], list[Place]]:
+    """Services by the image that they run with and the one that they will have; with ids where only those differ."""
+    found: dict[tuple[str, str], list[Place]] = {}
+    for host, seen in run.seen.items():
+        for name, item in seen.found.items():
+            old, old_id = item.container.image, item.container.image_id
+            new, new_id = item.service.image, item.image_id
+            if old == new and old_id and new_id and old_id != new_id:
+                old, new = (f"{old} ({image.removeprefix('sha256:')[:SHORT_ID]})" for image in (old_id, new_id))
+            found.setdefault((old, new), []).append((host, name))
+    return found
 
 
-def images(run: Run) -> list[Step]:
-    """What each service runs with, and what it will run with; by id where the name stayed the same."""
-    steps = []
-    for name, seen in run.seen.items():
-        for service, item in seen.found.items():
-            new, container = item.service.image, item.container
-            old, old_id = (container.image, container.image_id) if container else ("", "")
-            new_id = seen.images.get(new, "")
-            is_moved = bool(old_id and new_id and old_id != new_id)
-            if old == new and is_moved:
-                old, new = f"{old} ({_short(old_id)})", f"{new} ({_short(new_id)})"
-            steps.append(Step(name, service, old, new, old != new or is_moved))
-    return steps
+def _table(images: Mapping[tuple[str, str], Sequence[Place]]) -> Table:
+    columns = (Column(name, overflow="fold") for name in ("services", "from", "to"))
+    table = Table(*columns, box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for (old, new), places in images.items():
+        target = Text("the same", "dim") if old == new else Text(new, "yellow")
+        table.add_row(", ".join(map("/".join, places)), old or "(does not run)", target)
+    return table
 
 
-def _short(image: str) -> str:
-    return image.removeprefix("sha256:")[:SHORT_ID]
-
-
-def show_images(steps: Sequence[Step], console: Console) -> None:
-    """Prints every image once, from and to, with the services that use it."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for column in ("services", "from", "to"):
-        table.add_column(column, overflow="fold")
-    rows: dict[tuple[str, str, bool], list[str]] = {}
-    for step in steps:
-        rows.setdefault((step.old, step.new, step.is_changed), []).append(f"{step.host}/{step.service}")
-    for (old, new, is_changed), services in rows.items():
-        table.add_row(
-            ", ".join(services),
-            old or "(does not run)",
-            Text(new if is_changed else "the same", "yellow" if is_changed else "dim"),
-        )
-    console.print(table)
-
-
-def _try_canaries(run: Run, before: Before, steps: Sequence[Step]) -> None:
+def _try_canaries(run: Run, before: Before, changed: Iterable[Place]) -> None:
     """One replica of each pool whose image changes; when one does not become well, everything is put back."""
     for seen in run.seen.values():
-        wiring.join(seen)
-    changed = {(step.host, step.service) for step in steps if step.is_changed}
+        join_networks(seen)
     for host, name in _canaries(run, changed):
         run.board.say(f"{host.name}: canary {name}")
         run.touched += 1
         try:
-            run.gaps += roll(host, [name], run.board, timeout_s=run.timeout_s, keep_out_on_failure=True)
+            roll(host, [name], run.board, timeout_s=run.timeout_s, keep_out_on_failure=True)
         except BaseException as error:
             before.restore()
             run.board.say(f"{host.name}: {name} does not become well; putting the old one back", "yellow")
@@ -237,19 +199,16 @@ def _try_canaries(run: Run, before: Before, steps: Sequence[Step]) -> None:
             if not isinstance(error, CorralError):
                 raise
             raise CorralError(f"the canary failed; all is as it was before\n{error}") from None
-    look(run)
 
 
-def _canaries(run: Run, changed: Iterable[tuple[str, str]]) -> list[tuple[ComposeHost, str]]:
+def _canaries(run: Run, changed: Iterable[Place]) -> list[tuple[ComposeHost, str]]:
     """The first running replica of each pool among the services that change."""
+    first: dict[str, Place] = {}
+    for place in changed:
+        if run.seen[place[0]].found[place[1]].container.is_up:
+            for backend in backends_of(run.plan, *place):
+                first.setdefault(backend.pool, place)
     hosts = {host.name: host for host in run.hosts}
-    first: dict[str, tuple[str, str]] = {}
-    wanted = set(changed)
-    for name, seen in run.seen.items():
-        for service, item in seen.found.items():
-            for backend in backends_of(run.plan, name, service):
-                if (name, service) in wanted and item.runs:
-                    first.setdefault(backend.pool, (name, service))
     return [(hosts[name], service) for name, service in dict.fromkeys(first.values())]
 
 
@@ -258,8 +217,7 @@ def _put_back(run: Run, host: ComposeHost, name: str) -> None:
     for each in run.hosts:
         each.copy()
     roll(host, [name], run.board, timeout_s=run.timeout_s)
-    balancer = balancer_of(run.plan, run.out)
-    if balancer is not None and balancer.is_running():
+    if balancer := running_balancer(run.plan, run.out):
         balancer.put_all_back()
 
 
@@ -278,57 +236,46 @@ def rollback(
     refuse_unfinished(out)
     names = [host.name for host in compose_hosts(plan, out, hosts)]
     with Interrupts(), alone(out / LOCK, "corral rollback"), Board(talk) as board:
-        old = {host: files for host in names if (files := _earlier(out, host, board)) is not None}
-        if not old:
+        alike: dict[str, dict[str, Files]] = {}  # files by host, by the inventory that they were made of
+        for host in names:
+            if files := _earlier(out, host, board):
+                alike.setdefault(files.pop(history.INVENTORY).decode(), {})[host] = files
+        if not alike:
             raise CorralError("there is no earlier rendering to go back to; every successful up keeps one")
-        changed = 0
-        for text in dict.fromkeys(files[history.INVENTORY] for files in old.values()):
-            alike = {host: files for host, files in old.items() if files[history.INVENTORY] == text}
-            changed += _go_back(text.decode(), plan.source_file, out, alike, board, timeout_s)
-    talk.print(f"went back on {', '.join(old)} in {time.monotonic() - began:.0f} s; {changed} services were changed")
+        changed = sum(
+            _go_back(text, Path(plan.source_file), out, files, board, timeout_s) for text, files in alike.items()
+        )
+    beside = out / history.FOLDER / "inventory.yaml"  # laid out to be compared
+    write_atomically(beside, next(iter(alike)).encode(), 0o644)
+    went = ", ".join(name for files in alike.values() for name in files)
+    talk.print(f"went back on {went} in {time.monotonic() - began:.0f} s; {changed} services were changed")
     talk.print(
-        f"the inventory still says otherwise; what it said then is in {_inventory_beside(out, old)}: "
+        f"the inventory still says otherwise; what it said then is in {beside}: "
         f"change {plan.source_file} before the next render",
         soft_wrap=True,
     )
 
 
-def _go_back(
-    inventory: str,
-    source: str,
-    out: Path,
-    old: Mapping[str, dict[str, bytes]],
-    board: Board,
-    timeout_s: float | None,
-) -> int:
-    """Brings renderings of one inventory up; returns how many services were changed."""
-    trees = {
-        host: {path: data for path, data in files.items() if path != history.INVENTORY} for host, files in old.items()
-    }
-    tree = {f"{host}/{path}": data for host, files in trees.items() for path, data in files.items()}
-    plan = build_plan(replace(load_text(inventory, Path(source)), image_lock=lock_in_rendering(tree)))
-    refuse_weak(plan, tree, is_of_plan=False)
-    _refuse_edited(tree, out, set(old))
-    write(tree, out, set(old))
-    run = Run(plan, out, compose_hosts(plan, out, old), board, timeout_s)
-    carry_out(run)
-    for host, files in trees.items():
-        history.record(out, host, files, inventory)
-    return run.touched
-
-
-def _earlier(out: Path, host: str, board: Board) -> dict[str, bytes] | None:
-    """The rendering that ran before the one on disk; None when there is none."""
+def _earlier(out: Path, host: str, board: Board) -> dict[str, bytes]:
+    """The rendering that ran before the one on disk; empty when there is none."""
     entry = history.before(out, host, history.files_on_disk(out, host))
     if entry is None:
         board.say(f"{host}: no earlier rendering is kept")
-        return None
+        return {}
     board.say(f"{host}: back to {entry.hash} (number {entry.number})")
     return history.load(entry)
 
 
-def _inventory_beside(out: Path, old: Mapping[str, dict[str, bytes]]) -> Path:
-    """The inventory of an earlier time, laid out to be compared."""
-    path = out / history.FOLDER / "inventory.yaml"
-    write_atomically(path, next(iter(old.values()))[history.INVENTORY], 0o644)
-    return path
+def _go_back(
+    text: str, source: Path, out: Path, files: Mapping[str, Files], board: Board, timeout_s: float | None
+) -> int:
+    """Brings renderings of one inventory up; returns how many services were changed."""
+    tree = _tree(files)
+    plan = build_plan(replace(load_text(text, source), image_lock=lock_in_rendering(tree)))
+    refuse_weak(plan, tree, is_of_plan=False)
+    _refuse_edited(tree, out, set(files))
+    write(tree, out, set(files))
+    run = Run(plan, out, compose_hosts(plan, out, files), board, timeout_s)
+    carry_out(run)
+    remember(run, text)
+    return run.touched
