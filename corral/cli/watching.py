@@ -26,17 +26,18 @@ def status(
     from corral.runtime.hosts import compose_hosts
     from corral.verbs.status import status as ops
 
-    found = site.plan()
-    hosts = compose_hosts(found, site.out, site.hosts(found))
     if watch and as_json:
         raise UsageError("--json is one document per call; leave out --watch")
+    found = site.plan()
+    hosts = compose_hosts(found, site.out, site.hosts(found))
+    if watch:
+        return 0 if ops.watch_status(found, hosts, page(), seconds) else 1
+    data = ops.farm_status(found, hosts)
     if as_json:
-        data = ops.farm_status(found, hosts)
-        print_json(ops.status_as_data(data))
-        return 0 if data.is_well else 1
-    console = page()
-    is_well = ops.watch_status(found, hosts, console, seconds) if watch else ops.show_status(found, hosts, console)
-    return 0 if is_well else 1
+        print_json(data)
+    else:
+        page().print(ops.status_view(data))
+    return 0 if data["well"] else 1
 
 
 @app.command()

@@ -204,7 +204,7 @@ def test_a_backup_is_remembered_for_its_hosts(host: ComposeHost) -> None:
 def test_the_file_is_put_in_place_whole_and_for_everybody_to_read(
     host: ComposeHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(figures, "observe_all", lambda hosts: [seen(item) for item in hosts])
+    monkeypatch.setattr(figures, "observe_all", lambda hosts, _sections: [seen(item) for item in hosts])
     write_figures(host.plan, [host], is_scheduled=True)
     path = host.rendered / FOLDER / FILE
     assert samples(path.read_bytes())["corral_figures_scheduled", ""] == 1
@@ -217,7 +217,7 @@ def test_every_host_that_fails_is_named_and_the_others_are_written(
 ) -> None:
     lost = ComposeHost(host.plan, "box", tmp_path / "elsewhere")
     monkeypatch.setattr(
-        figures, "observe_all", lambda _hosts: [Snapshot("box", problem="no engine"), seen(host), seen(host)]
+        figures, "observe_all", lambda _hosts, _sections: [Snapshot("box", problem="no engine"), seen(host), seen(host)]
     )
     with pytest.raises(CorralError) as caught:
         write_figures(host.plan, [host, lost, host])

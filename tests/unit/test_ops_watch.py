@@ -12,6 +12,7 @@ from rich.console import Console
 
 from corral.build import build_plan
 from corral.config.load import load_inventory
+from corral.errors import CorralError
 from corral.verbs.status import watch
 from tests.trees import ROOT
 
@@ -91,12 +92,12 @@ def test_csv_has_one_header_however_often_it_is_appended(tmp_path: Path) -> None
 
 def test_a_site_without_monitoring_is_told_what_to_do_instead(tmp_path: Path) -> None:
     plan = build_plan(load_inventory(ROOT / "inventories" / "neural-farm.yaml"))
-    with pytest.raises(watch.WatchError, match="status --watch"):
+    with pytest.raises(CorralError, match="status --watch"):
         watch.asking(plan, tmp_path)
 
 
 def test_who_is_not_there_or_not_prometheus_is_said() -> None:
-    with pytest.raises(watch.WatchError, match="does not answer at"):
-        watch._on_loopback(9)("up")
-    with pytest.raises(watch.WatchError, match="is not Prometheus"):
-        watch._result("<html>")
+    with pytest.raises(CorralError, match="does not answer at"):
+        watch.answered(9, "up")
+    with pytest.raises(CorralError, match="is not Prometheus"):
+        watch.result_in("<html>")

@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from importlib import import_module
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
 from corral.build import Plan
+from corral.checks.registry import checks
+from corral.errors import Finding
 from corral.runtime.hosts import ComposeHost
-from corral.runtime.observe import observe, servers_seen
-from corral.verbs.doctor.checks import AREAS, Case, Finding, findings
-from corral.verbs.doctor.facts import Facts, collect
+from corral.runtime.observe import observe_all, servers_seen
+from corral.verbs.doctor import files, gpus, machine, path, services
+from corral.verbs.doctor.case import Case
+from corral.verbs.doctor.sections import sections
 
+# In the order in which they are shown, with what is said of each that is well.
+AREAS: dict[str, Callable[[Case], str]] = {
+    "engine": machine.engine_summary,
+    "machine": machine.summary,
+    "gpus": gpus.summary,
+    "files": files.summary,
+    "services": services.summary,
+    "path": path.summary,
+    "exposure": services.exposure_summary,
+}
+# Every check by its id, by area and then in the order in which they are written.
+CHECKS = dict(sorted(checks("running").items(), key=lambda item: list(AREAS).index(item[1].section)))
 MARKS = {"error": ("✗", "red"), "warning": ("!", "yellow"), "hint": ("·", "dim")}
-WORST = ("error", "warning", "hint")
+WORST = list(MARKS)
 INDENT = 14
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A finding with the check that made it."""
-
-    check: str
-    area: str
-    finding: Finding
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,42 +42,49 @@ class Diagnosis:
 
     host: str
     address: str
-    found: tuple[Found, ...]
+    found: tuple[Finding, ...]
     # What there is, by area; areas that could not be looked at are absent.
     summaries: dict[str, str]
 
     @property
     def is_well(self) -> bool:
         """Whether there is no error; warnings and hints do not count."""
-        return not any(item.finding.level == "error" for item in self.found)
+        return not any(item.level == "error" for item in self.found)
+
+    def of_area(self, area: str) -> list[Finding]:
+        """What was found in an area, the worst first."""
+        found = [item for item in self.found if CHECKS[item.rule].section == area]
+        return sorted(found, key=lambda item: WORST.index(item.level))
 
 
 def diagnose(plan: Plan, hosts: Sequence[ComposeHost], *, must_ask: bool = False) -> list[Diagnosis]:
     """What is wrong on every host; hosts are asked at the same time."""
-    with ThreadPoolExecutor(2 * len(hosts)) as pool:
-        facts = [pool.submit(collect, host) for host in hosts]
-        seen = [pool.submit(observe, host) for host in hosts]
-        servers = servers_seen(plan, hosts[0].out, [item.result() for item in seen])
-        cases = [
-            Case(host, asked.result(), looked.result(), servers, must_ask)
-            for host, asked, looked in zip(hosts, facts, seen, strict=True)
-        ]
-    return [_diagnosis(case) for case in cases]
+    seen = observe_all(hosts, sections)
+    servers = servers_seen(plan, hosts[0].out, seen)
+    cases = [Case(host, item, servers) for host, item in zip(hosts, seen, strict=True)]
+    with ThreadPoolExecutor(len(hosts)) as pool:
+        return list(pool.map(lambda case: diagnosis(case, must_ask=must_ask), cases))
 
 
-def _diagnosis(case: Case) -> Diagnosis:
-    found = [Found(item.id, item.area, finding) for item, finding in findings(case)]
-    return Diagnosis(case.name, case.plan.site.host(case.name).address, tuple(found), _summaries(case))
+def diagnosis(case: Case, *, must_ask: bool = False) -> Diagnosis:
+    """What every check finds on a host; on the one of the gateway what that answers, too."""
+    if case.has("gateway") and case.own:
+        case = replace(case, answers=path.ask(case.host, must_ask=must_ask))
+    return Diagnosis(case.name, case.declared.address, tuple(findings(case)), _summaries(case))
+
+
+def findings(case: Case) -> list[Finding]:
+    """What every check finds that can look at this host; of a host that gives no answer only that."""
+    able = [item for item in CHECKS.values() if all(map(case.has, item.needs))]
+    able = able if case.seen.is_reached else [CHECKS[machine.REACHABLE]]
+    return [finding for item in able for finding in item.findings(case)]
 
 
 def _summaries(case: Case) -> dict[str, str]:
-    facts: Facts = case.facts
-    if facts.problem:
+    if not case.seen.is_reached:
         return {}
-    looked_at = [area for area in AREAS if facts.is_reachable or area in ("machine", "files")]
-    if not case.has("running"):
-        looked_at = [area for area in looked_at if area != "path"]
-    return {area: import_module(f"corral.verbs.doctor.{area}").summary(case) for area in looked_at}
+    looked_at = list(AREAS) if case.has("engine") else ["machine", "files"]
+    return {area: AREAS[area](case) for area in looked_at if area != "path" or case.own}
 
 
 # --- showing ---------------------------------------------------------------------------------------------------------
@@ -85,54 +97,43 @@ def show(diagnoses: Sequence[Diagnosis], console: Console) -> None:
         for area in AREAS:
             for line in _lines(item, area):
                 console.print(line)
-    console.print(_verdict(diagnoses))
+    console.print(_verdict([found.level for item in diagnoses for found in item.found]))
 
 
 def _lines(item: Diagnosis, area: str) -> list[Text]:
-    found = sorted(
-        (entry for entry in item.found if entry.area == area), key=lambda entry: WORST.index(entry.finding.level)
-    )
+    found = item.of_area(area)
     if not found and area not in item.summaries:
         return [Text.assemble("  ", ("-", "dim"), f" {area:<10}", ("not looked at", "dim"))]
     lines = []
-    if all(entry.finding.level == "hint" for entry in found) and area in item.summaries:
+    if all(entry.level == "hint" for entry in found) and area in item.summaries:
         lines.append(Text.assemble("  ", ("✓", "green"), f" {area:<10}", item.summaries[area]))
     for entry in found:
-        mark, style = MARKS[entry.finding.level]
-        name = area if not lines else ""
-        lines.append(
-            Text.assemble("  ", (mark, style), f" {name:<10}", entry.finding.what, (f"  [{entry.check}]", "dim"))
-        )
-        if entry.finding.remedy:
-            lines.append(Text.assemble(" " * INDENT, ("→ ", style), entry.finding.remedy))
+        name, mark = "" if lines else area, MARKS[entry.level]
+        lines.append(Text.assemble("  ", mark, f" {name:<10}", entry.message, (f"  [{entry.rule}]", "dim")))
+        if entry.remedy:
+            lines.append(Text.assemble(" " * INDENT, ("→ ", mark[1]), entry.remedy))
     return lines
 
 
-def _verdict(diagnoses: Sequence[Diagnosis]) -> Text:
-    counts = {level: sum(entry.finding.level == level for item in diagnoses for entry in item.found) for level in WORST}
-    if not counts["error"] and not counts["warning"]:
-        return Text("\nall is well", "green")
-    parts = [f"{counts[level]} {level}{'' if counts[level] == 1 else 's'}" for level in WORST[:2] if counts[level]]
-    return Text(f"\n{', '.join(parts)}", "red" if counts["error"] else "yellow")
+def _verdict(levels: Sequence[str]) -> Text:
+    counts = {level: levels.count(level) for level in ("error", "warning") if level in levels}
+    words = ", ".join(f"{count} {level}{'' if count == 1 else 's'}" for level, count in counts.items())
+    return Text(f"\n{words or 'all is well'}", "red" if "error" in counts else "yellow" if counts else "green")
 
 
 def as_data(diagnoses: Sequence[Diagnosis]) -> dict[str, Any]:
     """The same as plain data."""
-    return {
-        "well": all(item.is_well for item in diagnoses),
-        "hosts": {
-            item.host: {
-                "address": item.address,
-                "well": item.is_well,
-                "areas": item.summaries,
-                "findings": [
-                    {
-                        "check": entry.check, "area": entry.area, "level": entry.finding.level,
-                        "what": entry.finding.what, "remedy": entry.finding.remedy or None,
-                    }
-                    for entry in item.found
-                ],
-            }
-            for item in diagnoses
-        },
+    hosts = {
+        item.host: {
+            "address": item.address, "well": item.is_well, "areas": item.summaries,
+            "findings": [
+                {
+                    "check": entry.rule, "area": CHECKS[entry.rule].section, "level": entry.level,
+                    "what": entry.message, "remedy": entry.remedy or None,
+                }
+                for entry in item.found
+            ],
+        }
+        for item in diagnoses
     }  # fmt: skip
+    return {"well": all(item.is_well for item in diagnoses), "hosts": hosts}

@@ -10,7 +10,8 @@ from corral.errors import CorralError
 from corral.plan.site import Card
 from corral.runtime.hosts import ComposeHost
 from corral.runtime.observe import SeenCard, card_lines, card_of, parse_cards
-from corral.verbs.doctor.engine import COMPOSE_FLOOR, ENGINE_FLOOR, version_of
+from corral.verbs.doctor.case import version_of
+from corral.verbs.doctor.machine import COMPOSE_FLOOR, ENGINE_FLOOR
 
 # The first Debian whose own engine is new enough.
 DEBIAN_FLOOR = (13,)

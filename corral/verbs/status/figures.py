@@ -7,6 +7,7 @@ this command, so no container needs its socket (docs/decisions/0017-figures.md).
 from __future__ import annotations
 
 import hashlib
+import shlex
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,13 +28,15 @@ from corral.runtime.docker import MIB, Container
 from corral.runtime.hosts import ComposeHost, compose_hosts
 from corral.runtime.observe import Snapshot, observe_all
 from corral.verbs.models.models import Row, checked_at, open_shelf, rows
-from corral.verbs.status.certificates import certificate_lines, understood_ends
+from corral.verbs.status.certificates import certificate_section, understood_ends
 from corral.verbs.up.history import files_on_disk, last_backups, rendering_hash
 from corral.verbs.up.up import as_started
 
 # Below a host's folder; node-exporter has it as /textfile.
 FOLDER = "node_exporter/textfile"
 FILE = "corral.prom"
+# Values of a metric by those of its labels.
+Values = Mapping[tuple[str, ...], float]
 WRONG = ("missing", "wrong size", "damaged")
 # The collector reads names that end in .prom only, so never half a file.
 WRITE = """
@@ -45,28 +48,6 @@ cat >".corral.$$" && mv -f ".corral.$$" "$2"
 
 
 @dataclass(frozen=True, slots=True)
-class ServiceFigures:
-    """One service of the plan, with its container if there is one."""
-
-    service: str
-    container: str
-    seen: Container | None
-    # Whether it was made from another rendering than the one that lies there.
-    is_old: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class WeightFigures:
-    """One file of weights in the host's folder."""
-
-    model: str
-    file: str
-    # None: not read since it last changed.
-    is_right: bool | None
-    checked: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class HostFigures:
     """Everything that is told of a host."""
 
@@ -74,9 +55,13 @@ class HostFigures:
     is_scheduled: bool
     rendering: str
     inventory: str
-    drift: dict[str, bool]
-    services: tuple[ServiceFigures, ...]
-    weights: tuple[WeightFigures, ...] = ()
+    # Whether it differs, by what differs.
+    drift: Mapping[str, bool]
+    # By service and name of the container; None where there is none.
+    containers: Mapping[tuple[str, ...], Container | None]
+    # By model and file of its weights: whether they are right, and when they were last read.
+    verified: Values = field(default_factory=dict)
+    checked: Values = field(default_factory=dict)
     # When each ends; None when it cannot be read.
     certificates: Mapping[str, datetime | None] = field(default_factory=dict)
     backup: float | None = None
@@ -107,69 +92,60 @@ def _families(found: HostFigures) -> Iterator[Metric]:
     )
     facts = {"hash": found.rendering, "inventory": found.inventory, "version": __version__}
     yield InfoMetricFamily("corral_rendering", "Hash of the host's rendering and of the inventory.", facts)
-    drift = GaugeMetricFamily(
+    yield _gauge(
         "corral_drift",
         "1: the rendering differs from the inventory, the copy on a far host or the containers from the rendering.",
-        labels=["kind"],
+        ["kind"],
+        {(kind,): is_so for kind, is_so in found.drift.items()},
     )
-    for kind, is_so in found.drift.items():
-        drift.add_metric([kind], is_so)
-    yield drift
-    yield from _of_containers(found.services)
-    yield from _of_weights(found.weights)
-    yield _of_certificates(found.certificates)
+    yield from _of_containers(found.containers)
+    yield _gauge(
+        "corral_weights_verified",
+        "1: read and as pinned; 0: missing, cut off or damaged; absent: not read since it changed.",
+        ["model", "file"],
+        found.verified,
+    )
+    yield _gauge(
+        "corral_weights_checked_timestamp_seconds", "When a file was last read.", ["model", "file"], found.checked
+    )
+    yield _gauge(
+        "corral_certificate_expires_timestamp_seconds",
+        "When a certificate ends; 0: the file cannot be read as one.",
+        ["file"],
+        {(file,): end.timestamp() if end else 0 for file, end in found.certificates.items()},
+    )
     if found.backup is not None:
         yield GaugeMetricFamily(
             "corral_backup_last_success_timestamp_seconds", "When the last backup was complete.", found.backup
         )
 
 
-def _of_containers(services: Sequence[ServiceFigures]) -> Iterator[Metric]:
+def _of_containers(containers: Mapping[tuple[str, ...], Container | None]) -> Iterator[Metric]:
     names = ["service", "container"]
-    healthy = GaugeMetricFamily(
-        "corral_container_healthy", "1: runs, and its health check passes; 0: it does not, or is missing.", labels=names
+    there = {key: item for key, item in containers.items() if item is not None}
+    used = {key: item.memory_mib * MIB for key, item in there.items() if item.memory_mib is not None}
+    limits = {key: (item.limit_mib or item.wanted_mib) * MIB for key, item in there.items()}
+    yield _gauge(
+        "corral_container_healthy",
+        "1: runs, and its health check passes; 0: it does not, or is missing.",
+        names,
+        {key: item is not None and item.is_well for key, item in containers.items()},
     )
     restarts = CounterMetricFamily("corral_container_restarts", "Restarts by the engine.", labels=names)
-    used = GaugeMetricFamily("corral_container_memory_bytes", "Memory in use, without cache.", labels=names)
-    limit = GaugeMetricFamily("corral_container_memory_limit_bytes", "Memory that it may use.", labels=names)
-    for item in services:
-        labels, seen = [item.service, item.container], item.seen
-        healthy.add_metric(labels, seen is not None and seen.is_well)
-        if seen is None:
-            continue
-        restarts.add_metric(labels, seen.restarts)
-        if seen.memory_mib is not None:
-            used.add_metric(labels, seen.memory_mib * MIB)
-        if seen.limit_mib or seen.wanted_mib:
-            limit.add_metric(labels, (seen.limit_mib or seen.wanted_mib) * MIB)
-    yield from (healthy, restarts, used, limit)
+    for key, item in there.items():
+        restarts.add_metric(key, item.restarts)
+    yield restarts
+    yield _gauge("corral_container_memory_bytes", "Memory in use, without cache.", names, used)
+    limits = {key: most for key, most in limits.items() if most}
+    yield _gauge("corral_container_memory_limit_bytes", "Memory that it may use.", names, limits)
 
 
-def _of_weights(weights: Sequence[WeightFigures]) -> Iterator[Metric]:
-    names = ["model", "file"]
-    verified = GaugeMetricFamily(
-        "corral_weights_verified",
-        "1: read and as pinned; 0: missing, cut off or damaged; absent: not read since it changed.",
-        labels=names,
-    )
-    checked = GaugeMetricFamily("corral_weights_checked_timestamp_seconds", "When a file was last read.", labels=names)
-    for item in weights:
-        if item.is_right is not None:
-            verified.add_metric([item.model, item.file], item.is_right)
-        if item.checked is not None:
-            checked.add_metric([item.model, item.file], item.checked)
-    yield from (verified, checked)
-
-
-def _of_certificates(ends: Mapping[str, datetime | None]) -> Metric:
-    expires = GaugeMetricFamily(
-        "corral_certificate_expires_timestamp_seconds",
-        "When a certificate ends; 0: the file cannot be read as one.",
-        labels=["file"],
-    )
-    for file, end in ends.items():
-        expires.add_metric([file], end.timestamp() if end else 0)
-    return expires
+def _gauge(name: str, words: str, labels: Sequence[str], values: Values) -> Metric:
+    """A metric with a value for every tuple of the labels' values."""
+    family = GaugeMetricFamily(name, words, labels=labels)
+    for key, value in values.items():
+        family.add_metric(key, value)
+    return family
 
 
 # --- finding out -----------------------------------------------------------------------------------------------------
@@ -189,7 +165,7 @@ def write_figures(
     """Writes the file of every host, there; raises CorralError with all hosts that failed after the others are done."""
     tree = render(plan)
     problems: list[str] = []
-    for host, seen in zip(hosts, observe_all(hosts), strict=True):
+    for host, seen in zip(hosts, observe_all(hosts, sections), strict=True):
         try:
             found = look(host, seen, tree, is_scheduled=is_scheduled)
             _put(host, text(found))
@@ -199,64 +175,54 @@ def write_figures(
         if talk:
             kinds = ", ".join(kind for kind, is_so in found.drift.items() if is_so)
             words = f"drift: {kinds}" if kinds else "no drift"
-            talk.print(f"{host.name}: {len(found.services)} services, {words}; {host.folder}/{FOLDER}/{FILE}")
+            talk.print(f"{host.name}: {len(found.containers)} services, {words}; {host.folder}/{FOLDER}/{FILE}")
     if problems:
         raise CorralError("\n".join(problems))
 
 
+def sections(host: ComposeHost) -> dict[str, list[str]]:
+    """What `look` asks a host besides its containers."""
+    return {
+        "manifest": [f"cat {shlex.quote(f'{host.folder}/{MANIFEST}')} 2>/dev/null"],
+        **certificate_section(host),
+    }
+
+
 def look(host: ComposeHost, seen: Snapshot, tree: Tree, *, is_scheduled: bool = False) -> HostFigures:
-    """What is to be told of a host, now; raises CorralError when its engine does not answer."""
+    """What is to be told of a host, seen with `sections`; raises CorralError when its Docker does not answer."""
     if seen.problem:
         raise CorralError(f"{host.name}: {seen.problem}")
-    plan, out = host.plan, host.out
-    source = Path(plan.source_file)
-    services = tuple(_services(host, seen))
+    own = [item for item in seen.containers if item.project == host.project]
+    services = as_started(host, own).services
+    containers: dict[tuple[str, ...], Container | None] = {
+        (item.name, item.container_name): seen.container_of(item.name, host.project) for item in services
+    }
     drift = {
-        "rendering": any(change.action != "identical" for change in compare(tree, out, {host.name})),
-        "containers": any(item.seen is None or item.is_old for item in services),
+        "rendering": any(change.action != "identical" for change in compare(tree, host.out, {host.name})),
+        "containers": any(item is None or seen.is_older(item) for item in containers.values()),
     }
     if host.ssh:
-        drift["copy"] = _copied(host) != (host.rendered / MANIFEST).read_text(encoding="utf-8")
+        drift["copy"] = seen.said.get("manifest", "") != (host.rendered / MANIFEST).read_text(encoding="utf-8").strip()
+    weights = _weights(host)
+    known = [row for row in weights if row.state in ("verified", *WRONG)]
+    times = [] if host.ssh else [(row, checked_at(row)) for row in weights]
     return HostFigures(
         when=time.time(),
         is_scheduled=is_scheduled,
-        rendering=rendering_hash(files_on_disk(out, host.name)),
-        inventory=hashlib.sha256(source.read_bytes()).hexdigest()[:16],
+        rendering=rendering_hash(files_on_disk(host.out, host.name)),
+        inventory=hashlib.sha256(Path(host.plan.source_file).read_bytes()).hexdigest()[:16],
         drift=drift,
-        services=services,
-        weights=tuple(_weights(host)),
-        certificates=_certificates(host),
-        backup=last_backups(out).get(host.name),
+        containers=containers,
+        verified={(row.model, row.file): row.state == "verified" for row in known},
+        checked={(row.model, row.file): when for row, when in times if when is not None},
+        certificates=understood_ends(seen.said.get("certificates", "")),
+        backup=last_backups(host.out).get(host.name),
     )
 
 
-def _services(host: ComposeHost, seen: Snapshot) -> Iterator[ServiceFigures]:
-    own = (item for item in seen.containers if item.project == host.project)
-    for service in as_started(host, own).services:
-        container = seen.container_of(service.name, host.project)
-        is_old = container is not None and seen.is_older(container)
-        yield ServiceFigures(service.name, service.container_name, container, is_old)
-
-
-def _copied(host: ComposeHost) -> str:
-    """What a far host's folder holds; nothing when there is none."""
-    return host.run(["sh", "-c", 'cat "$1" 2>/dev/null || true', "-", f"{host.folder}/{MANIFEST}"]).out
-
-
-def _weights(host: ComposeHost) -> Iterator[WeightFigures]:
+def _weights(host: ComposeHost) -> list[Row]:
     shelf = open_shelf(host.plan.site, Path(host.plan.source_file), host.out, Console(quiet=True))
-    for row in rows(shelf, hosts={host.name}):
-        if row.host == host.name:
-            yield WeightFigures(row.model, row.file, _is_right(row), None if host.ssh else checked_at(row))
-
-
-def _certificates(host: ComposeHost) -> dict[str, datetime | None]:
-    lines = certificate_lines(host)
-    return understood_ends(host.run(["sh", "-c", "\n".join(lines)], check=False).out) if lines else {}
-
-
-def _is_right(row: Row) -> bool | None:
-    return True if row.state == "verified" else False if row.state in WRONG else None
+    return [row for row in rows(shelf, hosts={host.name}) if row.host == host.name]
 
 
 def _put(host: ComposeHost, data: bytes) -> None:
