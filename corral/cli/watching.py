@@ -108,12 +108,12 @@ def doctor(
 ) -> int:
     """Find what fails between client and card, and what helps; exit code 1 on errors."""
     from corral.runtime.hosts import compose_hosts
-    from corral.verbs.doctor.report import as_data, diagnose, show
+    from corral.verbs.doctor.report import diagnose, show
 
     found = site.plan()
-    diagnoses = diagnose(found, compose_hosts(found, site.out, site.hosts(found)), must_ask=ask)
+    diagnosis = diagnose(found, compose_hosts(found, site.out, site.hosts(found)), must_ask=ask)
     if as_json:
-        print_json(as_data(diagnoses))
+        print_json(diagnosis)
     else:
-        show(diagnoses, plain())
-    return 0 if all(item.is_well for item in diagnoses) else 1
+        show(diagnosis, plain())
+    return 0 if diagnosis["well"] else 1

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
@@ -31,46 +31,49 @@ AREAS: dict[str, Callable[[Case], str]] = {
 }
 # Every check by its id, by area and then in the order in which they are written.
 CHECKS = dict(sorted(checks("running").items(), key=lambda item: list(AREAS).index(item[1].section)))
+# The worst first.
 MARKS = {"error": ("✗", "red"), "warning": ("!", "yellow"), "hint": ("·", "dim")}
-WORST = list(MARKS)
 INDENT = 14
+# A part of the diagnosis, as `--json` prints it.
+Data = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Diagnosis:
-    """All that was found on one host, with a line for each area that is well."""
+def diagnose(plan: Plan, hosts: Sequence[ComposeHost], *, must_ask: bool = False) -> Data:
+    """What is wrong on every host, as plain data; hosts are asked at the same time.
 
-    host: str
-    address: str
-    found: tuple[Finding, ...]
-    # What there is, by area; areas that could not be looked at are absent.
-    summaries: dict[str, str]
-
-    @property
-    def is_well(self) -> bool:
-        """Whether there is no error; warnings and hints do not count."""
-        return not any(item.level == "error" for item in self.found)
-
-    def of_area(self, area: str) -> list[Finding]:
-        """What was found in an area, the worst first."""
-        found = [item for item in self.found if CHECKS[item.rule].section == area]
-        return sorted(found, key=lambda item: WORST.index(item.level))
-
-
-def diagnose(plan: Plan, hosts: Sequence[ComposeHost], *, must_ask: bool = False) -> list[Diagnosis]:
-    """What is wrong on every host; hosts are asked at the same time."""
+    Args:
+        plan: the site.
+        hosts: those to look at.
+        must_ask: also put a question to every pool, which costs some inference.
+    """
     seen = observe_all(hosts, sections)
     servers = servers_seen(plan, hosts[0].out, seen)
     cases = [Case(host, item, servers) for host, item in zip(hosts, seen, strict=True)]
     with ThreadPoolExecutor(len(hosts)) as pool:
-        return list(pool.map(lambda case: diagnosis(case, must_ask=must_ask), cases))
+        found = dict(
+            zip([case.name for case in cases], pool.map(lambda case: _host(case, must_ask), cases), strict=True)
+        )
+    return {"well": all(host["well"] for host in found.values()), "hosts": found}
 
 
-def diagnosis(case: Case, *, must_ask: bool = False) -> Diagnosis:
-    """What every check finds on a host; on the one of the gateway what that answers, too."""
+def _host(case: Case, must_ask: bool) -> Data:  # noqa: FBT001 - of a map
+    """A host's findings, and what there is by area; areas that could not be looked at are absent."""
     if case.has("gateway") and case.own:
         case = replace(case, answers=path.ask(case.host, must_ask=must_ask))
-    return Diagnosis(case.name, case.declared.address, tuple(findings(case)), _summaries(case))
+    found = [
+        {
+            "check": item.rule, "area": CHECKS[item.rule].section, "level": item.level,
+            "what": item.message, "remedy": item.remedy or None,
+        }
+        for item in findings(case)
+    ]  # fmt: skip
+    looked_at = list(AREAS) if case.has("engine") else ["machine", "files"] if case.seen.is_reached else []
+    return {
+        "address": case.declared.address,
+        "well": not any(item["level"] == "error" for item in found),
+        "areas": {area: AREAS[area](case) for area in looked_at if area != "path" or case.own},
+        "findings": found,
+    }
 
 
 def findings(case: Case) -> list[Finding]:
@@ -80,60 +83,34 @@ def findings(case: Case) -> list[Finding]:
     return [finding for item in able for finding in item.findings(case)]
 
 
-def _summaries(case: Case) -> dict[str, str]:
-    if not case.seen.is_reached:
-        return {}
-    looked_at = list(AREAS) if case.has("engine") else ["machine", "files"]
-    return {area: AREAS[area](case) for area in looked_at if area != "path" or case.own}
-
-
 # --- showing ---------------------------------------------------------------------------------------------------------
 
 
-def show(diagnoses: Sequence[Diagnosis], console: Console) -> None:
+def show(diagnosis: Data, console: Console) -> None:
     """Prints a line for each area that is well, and every finding with its remedy."""
-    for number, item in enumerate(diagnoses):
-        console.print(Text.assemble("\n" if number else "", (item.host, "bold cyan"), f"  {item.address}"))
+    for number, (name, host) in enumerate(diagnosis["hosts"].items()):
+        console.print(Text.assemble("\n" if number else "", (name, "bold cyan"), f"  {host['address']}"))
         for area in AREAS:
-            for line in _lines(item, area):
+            for line in _lines(
+                area, host["areas"].get(area), [item for item in host["findings"] if item["area"] == area]
+            ):
                 console.print(line)
-    console.print(_verdict([found.level for item in diagnoses for found in item.found]))
-
-
-def _lines(item: Diagnosis, area: str) -> list[Text]:
-    found = item.of_area(area)
-    if not found and area not in item.summaries:
-        return [Text.assemble("  ", ("-", "dim"), f" {area:<10}", ("not looked at", "dim"))]
-    lines = []
-    if all(entry.level == "hint" for entry in found) and area in item.summaries:
-        lines.append(Text.assemble("  ", ("✓", "green"), f" {area:<10}", item.summaries[area]))
-    for entry in found:
-        name, mark = "" if lines else area, MARKS[entry.level]
-        lines.append(Text.assemble("  ", mark, f" {name:<10}", entry.message, (f"  [{entry.rule}]", "dim")))
-        if entry.remedy:
-            lines.append(Text.assemble(" " * INDENT, ("→ ", mark[1]), entry.remedy))
-    return lines
-
-
-def _verdict(levels: Sequence[str]) -> Text:
+    levels = [item["level"] for host in diagnosis["hosts"].values() for item in host["findings"]]
     counts = {level: levels.count(level) for level in ("error", "warning") if level in levels}
     words = ", ".join(f"{count} {level}{'' if count == 1 else 's'}" for level, count in counts.items())
-    return Text(f"\n{words or 'all is well'}", "red" if "error" in counts else "yellow" if counts else "green")
+    console.print(Text(f"\n{words or 'all is well'}", MARKS[next(iter(counts))][1] if counts else "green"))
 
 
-def as_data(diagnoses: Sequence[Diagnosis]) -> dict[str, Any]:
-    """The same as plain data."""
-    hosts = {
-        item.host: {
-            "address": item.address, "well": item.is_well, "areas": item.summaries,
-            "findings": [
-                {
-                    "check": entry.rule, "area": CHECKS[entry.rule].section, "level": entry.level,
-                    "what": entry.message, "remedy": entry.remedy or None,
-                }
-                for entry in item.found
-            ],
-        }
-        for item in diagnoses
-    }  # fmt: skip
-    return {"well": all(item.is_well for item in diagnoses), "hosts": hosts}
+def _lines(area: str, summary: str | None, found: Sequence[Data]) -> Iterator[Text]:
+    name = f" {area:<10}"
+    if summary is None and not found:
+        yield Text.assemble("  ", ("-", "dim"), name, ("not looked at", "dim"))
+    elif summary is not None and all(item["level"] == "hint" for item in found):
+        yield Text.assemble("  ", ("✓", "green"), name, summary)
+        name = " " * len(name)
+    for item in sorted(found, key=lambda item: list(MARKS).index(item["level"])):
+        mark = MARKS[item["level"]]
+        yield Text.assemble("  ", mark, name, item["what"], (f"  [{item['check']}]", "dim"))
+        if item["remedy"]:
+            yield Text.assemble(" " * INDENT, ("→ ", mark[1]), item["remedy"])
+        name = " " * len(name)
