@@ -1,8 +1,7 @@
 """One snapshot of a running host: its containers, what is rendered there, what its balancer and its cards say.
 
-One script asks for all of it, so that a far host costs one round trip. Memory is read from the control groups:
-`docker stats` needs two seconds for its two samples, the files none. Where they cannot be read (Docker runs in a
-virtual machine, as on macOS) `docker stats` is asked after all.
+One script asks for all of it, so that a far host costs one round trip. Memory is read from the control groups; where
+they cannot be read (Docker runs in a virtual machine, as on macOS) `docker stats` is asked after all.
 """
 
 from __future__ import annotations
@@ -18,40 +17,29 @@ from pathlib import Path
 from corral.build import Plan
 from corral.errors import CorralError
 from corral.plan.site import Card
-from corral.runtime.docker import MIB, PROJECT, SITE, Container, containers_in
+from corral.runtime.docker import MIB, PROJECT, Container, containers_in
 from corral.runtime.haproxy import STATES, Server, balancer_of, parse_servers
 from corral.runtime.hosts import ComposeHost
 
 # Stands before the name of each part of an answer; no program prints it by itself.
 MARK = "\x1e"
 UNITS = {"B": 1, "KIB": 1024, "MIB": MIB, "GIB": 1024**3, "TIB": 1024**4, "KB": 1000, "MB": 1000**2, "GB": 1000**3}
+SCRIPT = Path(__file__).with_suffix(".sh")
 CARD_FIELDS = (
     "index", "uuid", "pci.bus_id", "name", "memory.total", "memory.used", "utilization.gpu", "temperature.gpu",
     "driver_version", "compute_cap",
 )  # fmt: skip
+# Prints a line for every NVIDIA card, or nvidia-smi's complaint.
+CARDS_SCRIPT = f"""
+if command -v nvidia-smi >/dev/null 2>&1; then
+    nvidia-smi --query-gpu={",".join(CARD_FIELDS)} --format=csv,noheader,nounits 2>&1
+    echo "code $?"
+fi
+"""
 # What version 1 of control groups prints is a number near 2**63.
 NO_LIMIT = 1 << 60
 _HASH = re.compile(r"^(\S+) ([0-9a-f]{64})$", re.MULTILINE)
 _AMOUNT = re.compile(r"([\d.]+)\s*([A-Za-z]+)")
-
-_MEMORY_SCRIPT = r"""
-[ -z "$ids" ] || docker inspect --format '{{.Id}} {{.State.Pid}}' $ids 2>/dev/null | while read -r id pid; do
-    [ "${pid:-0}" -gt 0 ] && [ -r "/proc/$pid/cgroup" ] || continue
-    while IFS=: read -r _ controllers path; do
-        case ",$controllers," in
-            *,memory,*)
-                group=/sys/fs/cgroup/memory$path used=memory.usage_in_bytes cold=total_inactive_file
-                limit=memory.limit_in_bytes
-                break ;;
-            ,,) group=/sys/fs/cgroup$path used=memory.current cold=inactive_file limit=memory.max ;;
-        esac
-    done <"/proc/$pid/cgroup"
-    [ -r "$group/$used" ] || continue
-    read -r bytes <"$group/$used"
-    read -r most <"$group/$limit"
-    echo "$id $bytes $(sed -n "s/^$cold //p" "$group/memory.stat") $most"
-done
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +90,8 @@ class Snapshot:
         return bool(wanted and container.config_hash and wanted != container.config_hash)
 
 
-# Sections of the answer that a verb needs besides: shell commands for a host, by name.
-More = Callable[[ComposeHost], Mapping[str, Sequence[str]]]
+# A shell script for a host that asks for more, in sections of their own.
+More = Callable[[ComposeHost], str]
 
 
 # --- asking ----------------------------------------------------------------------------------------------------------
@@ -112,7 +100,7 @@ More = Callable[[ComposeHost], Mapping[str, Sequence[str]]]
 def observe(host: ComposeHost, more: More | None = None) -> Snapshot:
     """What is to be seen on a host now, with what else is asked; never raises, `problem` says why there is nothing."""
     try:
-        done = host.run(["sh"], given=script(host, more(host) if more else {}).encode(), check=False)
+        done = host.run(["sh"], given=script(host, more(host) if more else "").encode(), check=False)
     except CorralError as error:
         return Snapshot(host.name, str(error).removeprefix(f"{host.name}: "), is_reached=False)
     moment, said = time.time(), parts(done.out)
@@ -143,68 +131,28 @@ def servers_seen(plan: Plan, out: Path, seen: Iterable[Snapshot]) -> Mapping[str
         return {}
 
 
-def script(host: ComposeHost, more: Mapping[str, Sequence[str]]) -> str:
+def script(host: ComposeHost, more: str) -> str:
     """The shell script that asks a host everything."""
-    sections = {"containers": ['[ -z "$(echo $ids)" ] || docker inspect $ids 2>/dev/null'], "memory": [_MEMORY_SCRIPT]}
-    sections |= {"hashes": _hash_lines(host), **_balancer(host)}
-    lines = [
-        "{ export LC_ALL=C",
-        *_section("cards", card_lines()),
-        f"ids=$({_listing(f'{PROJECT}={host.project}')} 2>&1) || failed=1",
-        f"more=$({_listing(f'{SITE}={host.plan.inventory.name}')} 2>&1)",
-        'if [ "${failed:-0}" = 1 ]; then',
-        *_section("engine", ['printf "%s\\n" "$ids"']),
-        "else",
-        'ids=$(printf "%s\\n%s\\n" "$ids" "$more" | sort -u)',
-        *(line for name, words in sections.items() for line in _section(name, words)),
-        "fi",
-        *(line for name, words in more.items() for line in _section(name, words)),
-        "} </dev/null",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _listing(label: str) -> str:
-    return f"docker ps --all --quiet --no-trunc --filter {shlex.quote(f'label={label}')}"
-
-
-def _section(name: str, lines: Iterable[str]) -> list[str]:
-    """Shell commands whose answer begins with the section's name."""
-    return [f"printf '\\n\\036%s\\n' {name}", *lines]
-
-
-def card_lines() -> list[str]:
-    """Shell commands that print a line for every NVIDIA card, or nvidia-smi's complaint."""
-    query = f"nvidia-smi --query-gpu={','.join(CARD_FIELDS)} --format=csv,noheader,nounits 2>&1"
-    return ["if command -v nvidia-smi >/dev/null 2>&1; then", f"    {query}", '    echo "code $?"', "fi"]
-
-
-def _hash_lines(host: ComposeHost) -> list[str]:
-    """Hashes of what is rendered, of the files that the project was started with: perhaps the CPU variant too."""
-    label = '{{index .Config.Labels "com.docker.compose.project.config_files"}}'
-    words = host.compose_words()
-    folder, plain = shlex.join(words[: words.index("--file")]), shlex.join(words[words.index("--file") :])
-    return [
-        f"one=$({_listing(f'{PROJECT}={host.project}')} | head -n 1)",
-        f'files=$([ -z "$one" ] || docker inspect --format \'{label}\' "$one")',
-        'case "$files" in',
-        '    *,*) set -f; IFS=,; set --; for file in $files; do set -- "$@" --file "$file"; done; unset IFS; set +f ;;',
-        f"    *) set -- {plain} ;;",
-        "esac",
-        f"{folder} \"$@\" config --hash '*' 2>&1",
-    ]
-
-
-def _balancer(host: ComposeHost) -> dict[str, list[str]]:
     balancer = balancer_of(host.plan, host.out)
-    if balancer is None or balancer.host.name != host.name:
-        return {}
-    return {"balancer": [f"{shlex.join(balancer.words(*STATES))} 2>/dev/null"]}
+    is_here = balancer is not None and balancer.host.name == host.name
+    given = {
+        "project": host.project, "site": host.plan.inventory.name, "folder": host.folder,
+        "balancer": shlex.join(balancer.words(*STATES)) if balancer and is_here else "",
+    }  # fmt: skip
+    cards = f"cards() {{{CARDS_SCRIPT}}}"
+    return "\n".join(
+        ["{ export LC_ALL=C", assigned(given), cards, SCRIPT.read_text(encoding="utf-8"), more, "} </dev/null", ""]
+    )
+
+
+def assigned(given: Mapping[str, str]) -> str:
+    """Shell commands that give variables their values."""
+    return "\n".join(f"{name}={shlex.quote(value)}" for name, value in given.items())
 
 
 def _asked_memory(host: ComposeHost) -> str:
     """What `docker stats` says, about two seconds later; nothing when it fails."""
-    listing = _listing(f"{PROJECT}={host.project}").replace(" --all", "")
+    listing = f"docker ps --quiet --no-trunc --filter {shlex.quote(f'label={PROJECT}={host.project}')}"
     words = f"docker stats --no-stream --no-trunc --format '{{{{.ID}}}} {{{{.MemUsage}}}}' $({listing})"
     return host.run(["sh", "-c", words], check=False).out
 

@@ -217,11 +217,13 @@ def test_an_engine_that_does_not_run_is_a_line_and_not_a_traceback(site: Project
 
 
 def test_memory_is_asked_from_docker_where_control_groups_cannot_be_read(
-    site: Project, monkeypatch: pytest.MonkeyPatch
+    site: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     host = ComposeHost(site.plan, HOST, site.out)
     read = {item.service: item.memory_mib for item in observe(host).containers}
-    monkeypatch.setattr(observing, "_MEMORY_SCRIPT", ":")
+    script = observing.SCRIPT.read_text().replace('"/proc/$pid/cgroup"', "/nowhere")
+    monkeypatch.setattr(observing, "SCRIPT", tmp_path / "observe.sh")
+    observing.SCRIPT.write_text(script)
     asked = {item.service: item.memory_mib for item in observe(host).containers}
     assert set(asked) == set(read) == set(STARTED)
     for name, mib in asked.items():

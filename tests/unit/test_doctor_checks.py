@@ -24,7 +24,7 @@ from corral.runtime.causes import causes, explained
 from corral.runtime.docker import Container
 from corral.runtime.haproxy import Server
 from corral.runtime.hosts import ComposeHost, Done
-from corral.runtime.observe import Snapshot, observe, parse_cards, short_slot
+from corral.runtime.observe import Snapshot, observe, parse_cards, parts, short_slot
 from corral.runtime.observe import understood as observed
 from corral.verbs.doctor import path as path_area
 from corral.verbs.doctor.case import Answers, Case
@@ -789,9 +789,10 @@ def test_a_far_hosts_files_are_compared_there(plan: Plan, out: Path, tmp_path: P
     shutil.copytree(out / "pea", tmp_path / "far")
     (tmp_path / "far" / "compose.yaml").write_text("another one\n")
     (tmp_path / "far" / "secrets" / "LLAMA_API_KEY").write_text("another one")
-    words = "\n".join(sections(case.host)["same"]).replace(f"cd {case.host.folder} ", f"cd {tmp_path}/far ")
-    said = subprocess.run(["sh", "-c", words], capture_output=True, text=True, check=False).stdout
-    case = with_said(same=said, modes="700 secrets")(case)
+    script = f"section() {{ printf '\\n\\036%s\\n' $1; }}\n{sections(case.host)}"
+    there = script.replace(f"folder={case.host.folder}\n", f"folder={tmp_path}/far\n")
+    said = subprocess.run(["sh"], input=there, capture_output=True, text=True, check=False).stdout
+    case = with_said(**parts(said))(case)
     assert [item.message for item in found(case, "copied")] == [
         "other files on the host than were rendered here: compose.yaml"
     ]

@@ -15,7 +15,7 @@ from corral.render.output import write
 from corral.render.tree import render
 from corral.runtime.hosts import ComposeHost
 from corral.runtime.observe import observe
-from corral.verbs.status.certificates import certificate_files, certificate_section, understood_ends
+from corral.verbs.status.certificates import certificate_files, certificate_script, understood_ends
 from corral.verbs.status.figures import look, sections
 
 SITE = """\
@@ -51,14 +51,14 @@ def box(pem: Path, tmp_path: Path) -> ComposeHost:
 
 def asked(host: ComposeHost, path: str | None = None) -> dict[str, datetime | None]:
     where = f"PATH={path}\n" if path is not None else ""
-    (lines,) = certificate_section(host).values()
-    return understood_ends(host.run(["sh", "-c", where + "\n".join(lines)], check=False).out)
+    script = f"section() {{ :; }}\n{where}{certificate_script(host)}"
+    return understood_ends(host.run(["sh", "-c", script], check=False).out)
 
 
 def test_the_entrance_has_a_certificate_and_the_other_host_none(box: ComposeHost, pem: Path) -> None:
     assert certificate_files(box) == [str(pem)]
     other = ComposeHost(box.plan, "other", box.out)
-    assert (certificate_section(other), certificate_files(other)) == ({}, [])
+    assert (certificate_script(other), certificate_files(other)) == ("", [])
 
 
 def test_its_end_is_read(box: ComposeHost, pem: Path) -> None:
@@ -77,10 +77,13 @@ def test_a_file_that_is_none_is_told_from_one_that_nobody_can_read(
 
 
 def test_prometheus_is_told(box: ComposeHost, pem: Path) -> None:
-    def told() -> dict[str, datetime | None]:
+    def told() -> dict[str, float]:
         seen = replace(observe(box, sections), problem="")  # with or without Docker
-        return dict(look(box, seen, render(box.plan)).certificates)
+        found = look(box, seen, render(box.plan))["corral_certificate_expires_timestamp_seconds"]
+        return {file: end for (file,), end in found.items()}
 
-    assert told() == asked(box)
+    end = asked(box)[str(pem)]
+    assert end is not None
+    assert told() == {str(pem): end.timestamp()}
     pem.unlink()
-    assert told() == {str(pem): None}
+    assert told() == {str(pem): 0}

@@ -205,9 +205,11 @@ def replicas_up(case: Case) -> Iterator[Finding]:
             continue
         place = case.plan.site.address(backend.endpoint, case.plan.inventory.gateway.host)
         why = case.reason(next(item for item in case.services if item.name == backend.endpoint.service))
-        why = why or Reason(f"although it is healthy on {case.name}", _network(case))
-        sign = "," if why.what.startswith("although") else ":"
-        yield error(f"{hop} {_seen(server)} on {place}{sign} {why.what}", why.remedy)
+        words = f"{hop} {_seen(server)} on {place}"
+        if why is None:
+            yield error(f"{words}, although it is healthy on {case.name}", _network(case))
+        else:
+            yield error(f"{words}: {why.what}", why.remedy)
 
 
 def _seen(server: Server) -> str:

@@ -9,7 +9,7 @@ from typing import Literal
 from corral.errors import CorralError
 from corral.plan.site import Card
 from corral.runtime.hosts import ComposeHost
-from corral.runtime.observe import SeenCard, card_lines, card_of, parse_cards
+from corral.runtime.observe import CARDS_SCRIPT, SeenCard, card_of, parse_cards
 from corral.verbs.doctor.case import version_of
 from corral.verbs.doctor.machine import COMPOSE_FLOOR, ENGINE_FLOOR
 
@@ -78,7 +78,7 @@ class Machine:
 
     def look_at_cards(self, cards: Sequence[Card]) -> Look:
         """Whether the driver sees the cards of the inventory, those with a UUID or slot where they are said to be."""
-        found, problem = parse_cards(self._ask("sh", "-c", "\n".join(card_lines()))[1])
+        found, problem = parse_cards(self._ask("sh", "-c", CARDS_SCRIPT)[1])
         if not found:
             words = f"nvidia-smi fails: {problem}" if problem else "no driver"
             return Look("yours", words, self._driver_commands(cards))

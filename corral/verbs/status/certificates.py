@@ -21,15 +21,15 @@ def certificate_files(host: ComposeHost) -> list[str]:
     return sorted(paths)
 
 
-def certificate_section(host: ComposeHost) -> dict[str, list[str]]:
-    """Shell commands that say when each of them ends, for the host's snapshot; nothing on a host without openssl."""
+def certificate_script(host: ComposeHost) -> str:
+    """A section of the host's snapshot that says when each of them ends; nothing on a host without openssl."""
     files = shlex.join(certificate_files(host))
     each = f"""for file in {files}; do printf '%s\\t%s\\n' "$file" "$({READ})"; done"""
     line = f"(command -v openssl >/dev/null && cd {shlex.quote(host.folder)} && {each})"
-    return {"certificates": [line]} if files else {}
+    return f"section certificates\n{line}" if files else ""
 
 
 def understood_ends(said: str) -> dict[str, datetime | None]:
-    """What those commands print, by file; None where there is no certificate to be read."""
+    """What the section says, by file; None where there is no certificate to be read."""
     found = (line.partition("\t") for line in said.splitlines())
     return {file: datetime.strptime(end, DATE).replace(tzinfo=UTC) if end else None for file, _, end in found}

@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import shlex
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
@@ -24,19 +24,17 @@ from corral.build import Plan
 from corral.errors import CorralError, UsageError
 from corral.render.output import MANIFEST, compare
 from corral.render.tree import Tree, render
-from corral.runtime.docker import MIB, Container
+from corral.runtime.docker import MIB
 from corral.runtime.hosts import ComposeHost, compose_hosts
 from corral.runtime.observe import Snapshot, observe_all
-from corral.verbs.models.models import Row, checked_at, open_shelf, rows
-from corral.verbs.status.certificates import certificate_section, understood_ends
+from corral.verbs.models.models import checked_at, open_shelf, rows
+from corral.verbs.status.certificates import certificate_script, understood_ends
 from corral.verbs.up.history import files_on_disk, last_backups, rendering_hash
 from corral.verbs.up.up import as_started
 
 # Below a host's folder; node-exporter has it as /textfile.
 FOLDER = "node_exporter/textfile"
 FILE = "corral.prom"
-# Values of a metric by those of its labels.
-Values = Mapping[tuple[str, ...], float]
 WRONG = ("missing", "wrong size", "damaged")
 # The collector reads names that end in .prom only, so never half a file.
 WRITE = """
@@ -47,105 +45,66 @@ cat >".corral.$$" && mv -f ".corral.$$" "$2"
 """
 
 
-@dataclass(frozen=True, slots=True)
-class HostFigures:
-    """Everything that is told of a host."""
+class Known(NamedTuple):
+    """A metric that the kit tells: its name, what it says, and the names of its labels."""
 
-    when: float
-    is_scheduled: bool
-    rendering: str
-    inventory: str
-    # Whether it differs, by what differs.
-    drift: Mapping[str, bool]
-    # By service and name of the container; None where there is none.
-    containers: Mapping[tuple[str, ...], Container | None]
-    # By model and file of its weights: whether they are right, and when they were last read.
-    verified: Values = field(default_factory=dict)
-    checked: Values = field(default_factory=dict)
-    # When each ends; None when it cannot be read.
-    certificates: Mapping[str, datetime | None] = field(default_factory=dict)
-    backup: float | None = None
+    name: str
+    words: str
+    labels: tuple[str, ...] = ()
+    family: Callable[..., GaugeMetricFamily | CounterMetricFamily | InfoMetricFamily] = GaugeMetricFamily
 
 
-# --- as text ---------------------------------------------------------------------------------------------------------
+CONTAINER, WEIGHTS = ("service", "container"), ("model", "file")
+METRICS = (
+    Known("corral_figures_timestamp_seconds", "When these figures were written."),
+    Known("corral_figures_scheduled", "1: by the timer; 0: by a command, which may not run again."),
+    Known("corral_rendering", "Hash of the host's rendering and of the inventory.", (), InfoMetricFamily),
+    Known(
+        "corral_drift",
+        "1: the rendering differs from the inventory, the copy on a far host or the containers from the rendering.",
+        ("kind",),
+    ),
+    Known(
+        "corral_container_healthy", "1: runs, and its health check passes; 0: it does not, or is missing.", CONTAINER
+    ),
+    Known("corral_container_restarts", "Restarts by the engine.", CONTAINER, CounterMetricFamily),
+    Known("corral_container_memory_bytes", "Memory in use, without cache.", CONTAINER),
+    Known("corral_container_memory_limit_bytes", "Memory that it may use.", CONTAINER),
+    Known(
+        "corral_weights_verified",
+        "1: read and as pinned; 0: missing, cut off or damaged; absent: not read since it changed.",
+        WEIGHTS,
+    ),
+    Known("corral_weights_checked_timestamp_seconds", "When a file was last read.", WEIGHTS),
+    Known(
+        "corral_certificate_expires_timestamp_seconds",
+        "When a certificate ends; 0: the file cannot be read as one.",
+        ("file",),
+    ),
+    Known("corral_backup_last_success_timestamp_seconds", "When the last backup was complete."),
+)
+# Values by the name of the metric, then by those of its labels.
+Figures = dict[str, dict[tuple[str, ...], Any]]
 
 
 @dataclass(frozen=True, eq=False)
-class _Figures(Collector):
-    found: HostFigures
+class _Families(Collector):
+    found: Figures
 
-    def collect(self) -> Iterable[Metric]:
-        yield from _families(self.found)
+    def collect(self) -> Iterator[Metric]:
+        for known in METRICS:
+            family = known.family(known.name, known.words, labels=known.labels)
+            for labels, value in self.found.get(known.name, {}).items():
+                family.add_metric(labels, value)
+            if known.labels or family.samples:
+                yield family
 
 
-def text(found: HostFigures) -> bytes:
+def text(found: Figures) -> bytes:
     """A host's figures in Prometheus' text form."""
     registry = CollectorRegistry()
-    registry.register(_Figures(found))
+    registry.register(_Families(found))
     return generate_latest(registry)
-
-
-def _families(found: HostFigures) -> Iterator[Metric]:
-    yield GaugeMetricFamily("corral_figures_timestamp_seconds", "When these figures were written.", found.when)
-    yield GaugeMetricFamily(
-        "corral_figures_scheduled", "1: by the timer; 0: by a command, which may not run again.", found.is_scheduled
-    )
-    facts = {"hash": found.rendering, "inventory": found.inventory, "version": __version__}
-    yield InfoMetricFamily("corral_rendering", "Hash of the host's rendering and of the inventory.", facts)
-    yield _gauge(
-        "corral_drift",
-        "1: the rendering differs from the inventory, the copy on a far host or the containers from the rendering.",
-        ["kind"],
-        {(kind,): is_so for kind, is_so in found.drift.items()},
-    )
-    yield from _of_containers(found.containers)
-    yield _gauge(
-        "corral_weights_verified",
-        "1: read and as pinned; 0: missing, cut off or damaged; absent: not read since it changed.",
-        ["model", "file"],
-        found.verified,
-    )
-    yield _gauge(
-        "corral_weights_checked_timestamp_seconds", "When a file was last read.", ["model", "file"], found.checked
-    )
-    yield _gauge(
-        "corral_certificate_expires_timestamp_seconds",
-        "When a certificate ends; 0: the file cannot be read as one.",
-        ["file"],
-        {(file,): end.timestamp() if end else 0 for file, end in found.certificates.items()},
-    )
-    if found.backup is not None:
-        yield GaugeMetricFamily(
-            "corral_backup_last_success_timestamp_seconds", "When the last backup was complete.", found.backup
-        )
-
-
-def _of_containers(containers: Mapping[tuple[str, ...], Container | None]) -> Iterator[Metric]:
-    names = ["service", "container"]
-    there = {key: item for key, item in containers.items() if item is not None}
-    used = {key: item.memory_mib * MIB for key, item in there.items() if item.memory_mib is not None}
-    limits = {key: (item.limit_mib or item.wanted_mib) * MIB for key, item in there.items()}
-    yield _gauge(
-        "corral_container_healthy",
-        "1: runs, and its health check passes; 0: it does not, or is missing.",
-        names,
-        {key: item is not None and item.is_well for key, item in containers.items()},
-    )
-    restarts = CounterMetricFamily("corral_container_restarts", "Restarts by the engine.", labels=names)
-    for key, item in there.items():
-        restarts.add_metric(key, item.restarts)
-    yield restarts
-    yield _gauge("corral_container_memory_bytes", "Memory in use, without cache.", names, used)
-    limits = {key: most for key, most in limits.items() if most}
-    yield _gauge("corral_container_memory_limit_bytes", "Memory that it may use.", names, limits)
-
-
-def _gauge(name: str, words: str, labels: Sequence[str], values: Values) -> Metric:
-    """A metric with a value for every tuple of the labels' values."""
-    family = GaugeMetricFamily(name, words, labels=labels)
-    for key, value in values.items():
-        family.add_metric(key, value)
-    return family
 
 
 # --- finding out -----------------------------------------------------------------------------------------------------
@@ -173,56 +132,78 @@ def write_figures(
             problems.append(str(error))
             continue
         if talk:
-            kinds = ", ".join(kind for kind, is_so in found.drift.items() if is_so)
+            kinds = ", ".join(kind for (kind,), is_so in found["corral_drift"].items() if is_so)
             words = f"drift: {kinds}" if kinds else "no drift"
-            talk.print(f"{host.name}: {len(found.containers)} services, {words}; {host.folder}/{FOLDER}/{FILE}")
+            services = len(found["corral_container_healthy"])
+            talk.print(f"{host.name}: {services} services, {words}; {host.folder}/{FOLDER}/{FILE}")
     if problems:
         raise CorralError("\n".join(problems))
 
 
-def sections(host: ComposeHost) -> dict[str, list[str]]:
-    """What `look` asks a host besides its containers."""
-    return {
-        "manifest": [f"cat {shlex.quote(f'{host.folder}/{MANIFEST}')} 2>/dev/null"],
-        **certificate_section(host),
-    }
+def sections(host: ComposeHost) -> str:
+    """A shell script for what `look` reads besides the containers."""
+    manifest = f"section manifest\ncat {shlex.quote(f'{host.folder}/{MANIFEST}')} 2>/dev/null"
+    return f"{manifest}\n{certificate_script(host)}"
 
 
-def look(host: ComposeHost, seen: Snapshot, tree: Tree, *, is_scheduled: bool = False) -> HostFigures:
+def look(host: ComposeHost, seen: Snapshot, tree: Tree, *, is_scheduled: bool = False) -> Figures:
     """What is to be told of a host, seen with `sections`; raises CorralError when its Docker does not answer."""
     if seen.problem:
         raise CorralError(f"{host.name}: {seen.problem}")
+    backup = last_backups(host.out).get(host.name)
+    facts = {
+        "hash": rendering_hash(files_on_disk(host.out, host.name)),
+        "inventory": hashlib.sha256(Path(host.plan.source_file).read_bytes()).hexdigest()[:16],
+        "version": __version__,
+    }
+    ends = understood_ends(seen.said.get("certificates", ""))
+    return {
+        "corral_figures_timestamp_seconds": {(): time.time()},
+        "corral_figures_scheduled": {(): is_scheduled},
+        "corral_rendering": {(): facts},
+        **_of_containers(host, seen, tree),
+        **_of_weights(host),
+        "corral_certificate_expires_timestamp_seconds": {
+            (file,): end.timestamp() if end else 0 for file, end in ends.items()
+        },
+        "corral_backup_last_success_timestamp_seconds": {} if backup is None else {(): backup},
+    }
+
+
+def _of_containers(host: ComposeHost, seen: Snapshot, tree: Tree) -> Figures:
+    """The services that are to run on a host, and what differs from the rendering."""
     own = [item for item in seen.containers if item.project == host.project]
     services = as_started(host, own).services
-    containers: dict[tuple[str, ...], Container | None] = {
-        (item.name, item.container_name): seen.container_of(item.name, host.project) for item in services
-    }
+    found = {(item.name, item.container_name): seen.container_of(item.name, host.project) for item in services}
+    there = {key: item for key, item in found.items() if item is not None}
     drift = {
         "rendering": any(change.action != "identical" for change in compare(tree, host.out, {host.name})),
-        "containers": any(item is None or seen.is_older(item) for item in containers.values()),
+        "containers": any(item is None or seen.is_older(item) for item in found.values()),
     }
     if host.ssh:
         drift["copy"] = seen.said.get("manifest", "") != (host.rendered / MANIFEST).read_text(encoding="utf-8").strip()
-    weights = _weights(host)
-    known = [row for row in weights if row.state in ("verified", *WRONG)]
-    times = [] if host.ssh else [(row, checked_at(row)) for row in weights]
-    return HostFigures(
-        when=time.time(),
-        is_scheduled=is_scheduled,
-        rendering=rendering_hash(files_on_disk(host.out, host.name)),
-        inventory=hashlib.sha256(Path(host.plan.source_file).read_bytes()).hexdigest()[:16],
-        drift=drift,
-        containers=containers,
-        verified={(row.model, row.file): row.state == "verified" for row in known},
-        checked={(row.model, row.file): when for row, when in times if when is not None},
-        certificates=understood_ends(seen.said.get("certificates", "")),
-        backup=last_backups(host.out).get(host.name),
-    )
+    used = {key: item.memory_mib for key, item in there.items()}
+    limits = {key: item.limit_mib or item.wanted_mib or None for key, item in there.items()}
+    return {
+        "corral_drift": {(kind,): is_so for kind, is_so in drift.items()},
+        "corral_container_healthy": {key: item is not None and item.is_well for key, item in found.items()},
+        "corral_container_restarts": {key: item.restarts for key, item in there.items()},
+        "corral_container_memory_bytes": {key: mib * MIB for key, mib in used.items() if mib is not None},
+        "corral_container_memory_limit_bytes": {key: mib * MIB for key, mib in limits.items() if mib is not None},
+    }
 
 
-def _weights(host: ComposeHost) -> list[Row]:
+def _of_weights(host: ComposeHost) -> Figures:
     shelf = open_shelf(host.plan.site, Path(host.plan.source_file), host.out, Console(quiet=True))
-    return [row for row in rows(shelf, hosts={host.name}) if row.host == host.name]
+    here = [row for row in rows(shelf, hosts={host.name}) if row.host == host.name]
+    known = [row for row in here if row.state in ("verified", *WRONG)]
+    times = [] if host.ssh else [(row, checked_at(row)) for row in here]
+    return {
+        "corral_weights_verified": {(row.model, row.file): row.state == "verified" for row in known},
+        "corral_weights_checked_timestamp_seconds": {
+            (row.model, row.file): when for row, when in times if when is not None
+        },
+    }
 
 
 def _put(host: ComposeHost, data: bytes) -> None:
