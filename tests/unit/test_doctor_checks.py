@@ -27,9 +27,8 @@ from corral.runtime.hosts import ComposeHost, Done
 from corral.runtime.observe import Snapshot, observe, parse_cards, parts, short_slot
 from corral.runtime.observe import understood as observed
 from corral.verbs.doctor import path as path_area
-from corral.verbs.doctor.case import Answers, Case
+from corral.verbs.doctor.case import Answers, Case, sections
 from corral.verbs.doctor.report import AREAS, CHECKS, findings
-from corral.verbs.doctor.sections import sections
 from tests.trees import plan_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 from corral.build import Plan
+from corral.components import litellm
 from corral.config.inventory import Host
 from corral.contributions import Service
 from corral.errors import Finding, Level
+from corral.render.output import MANIFEST, digest
+from corral.render.secrets import ENV_FILE, FOLDER
 from corral.runtime.causes import Reason, explained
 from corral.runtime.docker import Container
 from corral.runtime.haproxy import Server
 from corral.runtime.hosts import ComposeHost
-from corral.runtime.observe import Snapshot
+from corral.runtime.observe import Snapshot, assigned
+from corral.verbs.status.certificates import certificate_script
 
 LOG_LINES = 40
+SCRIPT = Path(__file__).with_name("sections.sh")
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +88,7 @@ class Case:
     @property
     def info(self) -> dict[str, Any]:
         """What `docker info` says; empty when it says nothing."""
-        found: dict[str, Any] = json_of(self.said("info"), {})
-        return found
+        return json_of(self.said("info"), {})
 
     @property
     def has_cpu_variant(self) -> bool:
@@ -126,10 +136,10 @@ class Case:
         }[need]
 
 
-def json_of(text: str, default: Any) -> Any:
+def json_of(text: str, default: T) -> T:
     """What a program printed as JSON, where it did."""
     try:
-        return json.loads(text) or default
+        return cast(T, json.loads(text)) or default
     except ValueError:
         return default
 
@@ -141,15 +151,39 @@ def version_of(text: str) -> tuple[int, ...]:
 
 
 def error(message: str, remedy: str = "", *, level: Level = "error") -> Finding:
-    """What keeps requests from being answered, or will."""
+    """What keeps requests from being answered, or will; less with another level."""
     return Finding(message, remedy=remedy, level=level)
 
 
-def warning(message: str, remedy: str = "") -> Finding:
-    """What is questionable."""
-    return error(message, remedy, level="warning")
+# What is questionable, and what is well but worth knowing.
+warning, hint = partial(error, level="warning"), partial(error, level="hint")
 
 
-def hint(message: str, remedy: str = "") -> Finding:
-    """What is worth knowing, and well."""
-    return error(message, remedy, level="hint")
+# --- what the host is asked ------------------------------------------------------------------------------------------
+
+
+def sections(host: ComposeHost) -> str:
+    """The shell script that asks a host for what the checks read besides its containers."""
+    secrets = [f"{FOLDER}/{item.name}" for item in host.plan.secrets_of(host.name)]
+    gateways = [item.container_name for item in host.services if item.component == litellm.COMPONENT]
+    given = {
+        "folder": host.folder,
+        "models": host.models_folder,
+        "files": shlex.join(sorted(host.model_sources)),
+        "private": shlex.join([ENV_FILE, FOLDER, *secrets]),
+        "sums": "\n".join(f"{value}  {path}" for path, value in _digests(host, secrets).items()) if host.ssh else "",
+        "litellm": "".join(gateways[:1]),
+    }
+    return "\n".join([assigned(given), certificate_script(host), SCRIPT.read_text(encoding="utf-8")])
+
+
+def manifest(host: ComposeHost) -> dict[str, str]:
+    """Digests of the host's rendered files on this machine, by path; nothing when nothing is rendered."""
+    path = host.rendered / MANIFEST
+    return json_of(path.read_text(encoding="utf-8"), {}) if path.is_file() else {}
+
+
+def _digests(host: ComposeHost, secrets: list[str]) -> dict[str, str]:
+    """Of the host's files on this machine, secrets among them."""
+    there = [path for path in secrets if (host.rendered / path).is_file()]
+    return {**manifest(host), **{path: digest((host.rendered / path).read_bytes()) for path in there}}

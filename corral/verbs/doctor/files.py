@@ -15,8 +15,7 @@ from corral.render.certificates import end_of
 from corral.render.output import compare
 from corral.render.secrets import ENV_FILE, FOLDER, read_env
 from corral.render.tree import render
-from corral.verbs.doctor.case import Case, error, hint, warning
-from corral.verbs.doctor.sections import manifest
+from corral.verbs.doctor.case import Case, error, hint, manifest, warning
 from corral.verbs.status.certificates import certificate_files, understood_ends
 
 GGUF = b"GGUF".hex()

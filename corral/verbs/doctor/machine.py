@@ -107,7 +107,7 @@ def limits_supported(case: Case) -> Iterator[Finding]:
 def address(case: Case) -> Iterator[Finding]:
     """The host's address in the inventory is one of the machine's own."""
     wanted = case.declared.address
-    links = json_of(case.said("addresses"), [])
+    links: list[dict[str, list[dict[str, str]]]] = json_of(case.said("addresses"), [])
     own = {item["local"] for link in links for item in link["addr_info"] if "local" in item}
     if own and wanted not in own and not ipaddress.ip_address(wanted).is_loopback:
         others = ", ".join(sorted(item for item in own if not _is_internal(item))) or "none"

@@ -16,8 +16,7 @@ from corral.errors import Finding
 from corral.runtime.hosts import ComposeHost
 from corral.runtime.observe import observe_all, servers_seen
 from corral.verbs.doctor import files, gpus, machine, path, services
-from corral.verbs.doctor.case import Case
-from corral.verbs.doctor.sections import sections
+from corral.verbs.doctor.case import Case, sections
 
 # In the order in which they are shown, with what is said of each that is well.
 AREAS: dict[str, Callable[[Case], str]] = {
