@@ -53,7 +53,7 @@ def figures(
 
     found = site.plan()
     hosts = figures_hosts(found, site.out, site.hosts(found))
-    write_figures(found, hosts, is_scheduled=scheduled, talk=None if scheduled else talk)
+    write_figures(found, hosts, is_scheduled=scheduled, err=None if scheduled else talk)
 
 
 @app.command()
@@ -70,7 +70,7 @@ def watch(
 
     ask = ops.asking(site.plan(), site.out)
     if as_json:
-        print_json(ops.as_data(ops.look(ask)))
+        print_json(ops.as_data(ops.rows_now(ask)))
         return
     ops.watch(ask, page(), seconds, looks=count, csv_file=csv_file)
 

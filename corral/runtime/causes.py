@@ -36,8 +36,9 @@ EXIT_REMEDIES = {
         f"{build_command()}, then set engine.image: {tag()}"
     ),
 }
-# Whose words: of a container or of Docker about it, of a program of a `local` host, or of `docker` about Docker.
-Place = Literal["container", "process", "docker"]
+# Whose words: of a container or of Docker about it, of a program of a `local` host, or of a command on a host.
+Place = Literal["container", "process", "docker", "nvidia-smi"]
+COMMANDS = ("docker", "nvidia-smi")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ def causes(place: Place) -> tuple[tuple[re.Pattern[str], Reason], ...]:
     return tuple(
         (re.compile(row["says"], re.IGNORECASE), Reason(row["means"], row["remedy"]))
         for row in _table()["words"]
-        if row.get("of", "container" if place == "docker" else place) == place
+        if row.get("of", "" if place in COMMANDS else place) == place
     )
 
 
@@ -73,6 +74,12 @@ def causes(place: Place) -> tuple[tuple[re.Pattern[str], Reason], ...]:
 def card_faults() -> dict[int, Reason]:
     """The errors (Xid) from which an NVIDIA card does not recover by itself."""
     return {code: Reason(row["means"], row["remedy"]) for code, row in _table()["xids"].items()}
+
+
+def check_words(check: str, status: int) -> str:
+    """What the balancer's word for the last check of a server means, with the HTTP status of the answer."""
+    words: str = _table()["checks"].get(check, "does not answer")
+    return words.format(status)
 
 
 def cause_of(text: str, place: Place = "container") -> Reason | None:

@@ -553,7 +553,7 @@ def test_a_key_that_the_gateway_refuses(case: Case, status: int, words: str) -> 
 def test_a_gateway_open_to_everybody(case: Case) -> None:
     case = answering(case, stranger=200)
     assert [item.message for item in found(case, "key-accepted")] == [
-        "the gateway answers 200 without a key: anybody may use it"
+        "the gateway answers 200 without a key: every client may use it"
     ]
     other = replace(case, answers=replace(case.answers or Answers(), offered=frozenset({"other"})))
     assert [item.message for item in found(other, "pools-offered")] == ["the gateway does not offer chat"]

@@ -16,7 +16,7 @@ from corral.render.tree import render
 from corral.runtime.hosts import ComposeHost
 from corral.runtime.observe import observe
 from corral.verbs.status.certificates import certificate_files, certificate_script, understood_ends
-from corral.verbs.status.figures import look, sections
+from corral.verbs.status.figures import figures_of, sections
 
 SITE = """\
 schema_version: 1
@@ -79,7 +79,7 @@ def test_a_file_that_is_none_is_told_from_one_that_nobody_can_read(
 def test_prometheus_is_told(box: ComposeHost, pem: Path) -> None:
     def told() -> dict[str, float]:
         seen = replace(observe(box, sections), problem="")  # with or without Docker
-        found = look(box, seen, render(box.plan))["corral_certificate_expires_timestamp_seconds"]
+        found = figures_of(box, seen, render(box.plan))["corral_certificate_expires_timestamp_seconds"]
         return {file: end for (file,), end in found.items()}
 
     end = asked(box)[str(pem)]

@@ -23,7 +23,7 @@ from corral.runtime.hosts import ComposeHost
 from corral.runtime.observe import Snapshot
 from corral.verbs.models.models import STAMPS
 from corral.verbs.status import figures
-from corral.verbs.status.figures import FILE, FOLDER, figures_hosts, look, text, write_figures
+from corral.verbs.status.figures import FILE, FOLDER, figures_hosts, figures_of, text, write_figures
 from corral.verbs.up.history import last_backups, note_backup
 from tests.figures_example import EXAMPLE
 from tools.catalogue import FOLDER as CATALOGUES
@@ -79,7 +79,7 @@ def samples(data: bytes) -> dict[tuple[str, str], float]:
 
 
 def told(host: ComposeHost, *more: Container) -> dict[tuple[str, str], float]:
-    return samples(text(look(host, seen(host, *more), render(host.plan))))
+    return samples(text(figures_of(host, seen(host, *more), render(host.plan))))
 
 
 # --- the text --------------------------------------------------------------------------------------------------------
@@ -173,7 +173,7 @@ def test_a_missing_container_is_drift_and_not_healthy(host: ComposeHost) -> None
     whole = seen(host)
     observed = Snapshot("box", containers=whole.containers[1:], hashes=whole.hashes)
     gone = whole.containers[0]
-    found = samples(text(look(host, observed, render(host.plan))))
+    found = samples(text(figures_of(host, observed, render(host.plan))))
     assert found["corral_container_healthy", f"{gone.name} {gone.service}"] == 0
     assert ("corral_container_restarts_total", f"{gone.name} {gone.service}") not in found
     assert found["corral_drift", "containers"] == 1

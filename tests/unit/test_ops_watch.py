@@ -48,7 +48,7 @@ def shown(rows: list[watch.Row]) -> str:
 
 
 def test_pools_and_cards_have_their_figures_in_units_that_people_use() -> None:
-    rows = {(row.about, row.name): row.values for row in watch.look(lambda _query: ANSWER)}
+    rows = {(row.about, row.name): row.values for row in watch.rows_now(lambda _query: ANSWER)}
     assert rows["pool", "chat"] == {"busy": 3, "slots": 4, "queue": 2, "requests": 30}  # NaN: nobody was answered
     assert rows["gpu", "pea 2"] == {"temperature": 86, "memory_used": 6, "utilization": 97, "throttled": 1}
 
@@ -60,14 +60,14 @@ def test_everything_is_asked_in_one_question() -> None:
         asked.append(query)
         return []
 
-    assert watch.look(ask) == []
+    assert watch.rows_now(ask) == []
     [query] = asked
     assert "gpu:temperature:celsius" in query
     assert "pool:queue" in query
 
 
 def test_the_hottest_card_is_named_and_what_is_unknown_is_a_dash() -> None:
-    text = shown(watch.look(lambda _query: ANSWER))
+    text = shown(watch.rows_now(lambda _query: ANSWER))
     assert "hottest card: pea 2, 86 °C" in text
     [line] = [line for line in text.splitlines() if line.startswith("chat")]
     assert line.split() == ["chat", "3", "4", "2", "30.0", "-", "-", "-", "-", "-"]

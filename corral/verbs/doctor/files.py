@@ -128,7 +128,7 @@ def _model_files(case: Case) -> dict[str, ModelFile]:
     return {name: ModelFile(int(mode, 8), int(size), magic) for mode, size, magic, name in rows}
 
 
-@files("models", remedy="put the file into models_dir, readable for everybody")
+@files("models", remedy="put the file into models_dir, readable for all users")
 def models(case: Case) -> Iterator[Finding]:
     """Every model file is there, not empty, a GGUF file, and readable for the containers' users."""
     folder, there = case.host.models_folder, _model_files(case)
@@ -160,7 +160,7 @@ def certificates(case: Case) -> Iterator[Finding]:
     """Every certificate that a service is given can be read and is valid for `thresholds.certificate_days` more."""
     ends = understood_ends(case.said("certificates"))
     if unknown := sorted(set(certificate_files(case.host)) - set(ends)):
-        yield warning(f"nobody can say when {_some(unknown)} ends", "install openssl on the host")
+        yield warning(f"it is not known when {_some(unknown)} ends", "install openssl on the host")
     for path, end in ends.items():
         yield from _ending(case, path, end, "renew the certificate" if end else "put the PEM file there")
     # Those of the site's own authority, which hosts show each other; `secrets` says which are missing.

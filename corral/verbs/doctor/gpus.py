@@ -12,7 +12,7 @@ from corral.errors import Finding
 from corral.plan.devices import COMPILED, CUDA13_FLOOR
 from corral.plan.own_image import is_own
 from corral.plan.site import Card
-from corral.runtime.causes import card_faults
+from corral.runtime.causes import card_faults, cause_of
 from corral.runtime.observe import SeenCard, card_at, card_of, short_slot, slot_of
 from corral.units import gib
 from corral.verbs.doctor.case import Case, error, hint, version_of, warning
@@ -27,16 +27,6 @@ LAST_BEFORE_TURING = 580
 VRAM_TOLERANCE = 0.1
 INSTALL_TOOLKIT = (
     "install nvidia-container-toolkit, run sudo nvidia-ctk runtime configure --runtime=docker, restart docker"
-)
-# Messages of nvidia-smi, what they mean, and what helps.
-COMPLAINTS = (
-    ("version mismatch", "the NVIDIA driver was updated under the running kernel module", "reboot the host"),
-    (
-        "lost|fallen off the bus|Unable to determine the device handle",
-        "a card was lost: {}",
-        "reboot the host; if it comes back, look at riser, power and heat",
-    ),
-    (".", "nvidia-smi says: {}", "install or load the NVIDIA driver, then reboot"),
 )
 _XID = re.compile(r"^NVRM: Xid \(PCI:([0-9A-Fa-f:.]+)\): (\d+)", re.MULTILINE)
 gpus = partial(check, "running", section="gpus")
@@ -54,9 +44,8 @@ def gpu_driver(case: Case) -> Iterator[Finding]:
         return
     if case.has_cpu_variant:
         yield hint("the servers run on the processor (compose.cpu.yaml), not on the cards")
-    elif words:
-        what, remedy = next(item[1:] for item in COMPLAINTS if re.search(item[0], words, re.IGNORECASE))
-        yield error(what.format(words), remedy)
+    elif cause := cause_of(words, "nvidia-smi"):
+        yield error(f"{cause.what}: {words}", cause.remedy)
     elif not case.seen.cards:
         remedy = "install the NVIDIA driver, or start with compose.cpu.yaml on a machine without cards"
         yield error("the plan has cards, but nvidia-smi is not on this machine", remedy)

@@ -57,7 +57,7 @@ def engine_answers(case: Case) -> Iterator[Finding]:
 
 
 def _no_permission(user: str, groups: str, next_groups: str) -> Finding:
-    remedy = f"sudo usermod -aG docker {user}, then log out and in (the group is as mighty as root)"
+    remedy = f"sudo usermod -aG docker {user}, then log out and in (members of the group have the rights of root)"
     if "docker" in {*next_groups.split()} - {*groups.split()}:
         remedy = "the user is in the group docker, but only from the next login on: log out and in"
     return error(f"user {user} may not use Docker", remedy)

@@ -16,7 +16,7 @@ from corral.contributions import Backend, Service
 from corral.errors import CorralError, Finding
 from corral.plan.site import bracketed
 from corral.render.secrets import ENV_FILE, read_env
-from corral.runtime.causes import Reason
+from corral.runtime.causes import Reason, check_words
 from corral.runtime.haproxy import Server, balancer_of
 from corral.runtime.hosts import ComposeHost
 from corral.verbs.doctor.case import Answers, Case, error, hint, warning
@@ -29,17 +29,6 @@ NO_KEY = {401, 403}
 # HAProxy's own words for a LiteLLM that is not there, or does not answer.
 UPSTREAM_GONE = {502, 503, 504}
 FORWARDING = "sshd on the host must allow it: AllowTcpForwarding local (or yes) in sshd_config"
-# HAProxy's words for the last check.
-CHECK_WORDS = {
-    "L4CON": "refuses the connection",
-    "L4TOUT": "does not answer",
-    "SOCKERR": "does not answer: no way there",
-    "L6TOUT": "does not finish the TLS handshake",
-    "L6RSP": "fails the TLS handshake",
-    "L7TOUT": "accepts the connection, but does not answer",
-    "L7RSP": "does not answer in HTTP",
-    "HANA": "broke requests",
-}
 QUESTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "chat": ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 5}),
     "embedding": ("/v1/embeddings", {"input": "hello"}),
@@ -80,7 +69,11 @@ def _client(place: str, key: str = "") -> httpx.Client:
 
 
 def _key(host: ComposeHost) -> str:
-    return read_env(host.rendered / ENV_FILE).get(MASTER_KEY, "")
+    """The operator's key; empty without one, and with a file that cannot be read: then `secrets` says it."""
+    try:
+        return read_env(host.rendered / ENV_FILE).get(MASTER_KEY, "")
+    except CorralError:
+        return ""
 
 
 def _questions(host: ComposeHost, operator: httpx.Client) -> Iterator[tuple[str, float | str]]:
@@ -152,7 +145,7 @@ def key_accepted(case: Case) -> Iterator[Finding]:
     elif answers.models not in {0, OK, *UPSTREAM_GONE}:  # of those `gateway-answers` says it
         yield error(f"the gateway answers {answers.models} to /v1/models", "./generate.py logs litellm")
     if answers.models and answers.stranger not in {0, *NO_KEY, *UPSTREAM_GONE}:
-        words = f"the gateway answers {answers.stranger} without a key: anybody may use it"
+        words = f"the gateway answers {answers.stranger} without a key: every client may use it"
         yield error(words, "render, then ./generate.py up")
 
 
@@ -205,17 +198,11 @@ def replicas_up(case: Case) -> Iterator[Finding]:
             continue
         place = case.plan.site.address(backend.endpoint, case.plan.inventory.gateway.host)
         why = case.reason(next(item for item in case.services if item.name == backend.endpoint.service))
-        words = f"{hop} {_seen(server)} on {place}"
+        words = f"{hop} {check_words(server.check, server.code)} on {place}"
         if why is None:
             yield error(f"{words}, although it is healthy on {case.name}", _network(case))
         else:
             yield error(f"{words}: {why.what}", why.remedy)
-
-
-def _seen(server: Server) -> str:
-    if server.check == "L7STS":
-        return f"answers {server.code} to the health check"
-    return CHECK_WORDS.get(server.check, "does not answer")
 
 
 def _network(case: Case) -> str:
@@ -244,7 +231,7 @@ def nodes(case: Case) -> Iterator[Finding]:
     for backend, server in _down(case):
         if not backend.is_ours:
             place = f"{bracketed(backend.endpoint.address)}:{backend.endpoint.port}"
-            words = f"{backend.pool}: HAProxy → node {backend.name} {_seen(server)} on {place}"
+            words = f"{backend.pool}: HAProxy → node {backend.name} {check_words(server.check, server.code)} on {place}"
             yield warning(words, "switch it on; see that it listens on its network address, not only on its own")
 
 

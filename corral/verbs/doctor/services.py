@@ -106,7 +106,9 @@ def litellm_version(case: Case) -> Iterator[Finding]:
 def _unsafe(version: tuple[int, ...]) -> str:
     if version[:3] in LITELLM_MALWARE:
         return "carries malware that steals credentials: change every key that it has seen"
-    return "lets anybody into its database (CVE-2026-42208, fixed in 1.83.7)" if version < LITELLM_FLOOR else ""
+    return (
+        "executes SQL of unauthenticated clients (CVE-2026-42208, fixed in 1.83.7)" if version < LITELLM_FLOOR else ""
+    )
 
 
 @services("images-pinned", remedy="name a tag with a version, or a digest", level="warning")

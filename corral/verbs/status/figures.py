@@ -119,34 +119,34 @@ def figures_hosts(plan: Plan, out: Path, hosts: Iterable[str] | None = None) -> 
 
 
 def write_figures(
-    plan: Plan, hosts: Sequence[ComposeHost], *, is_scheduled: bool = False, talk: Console | None = None
+    plan: Plan, hosts: Sequence[ComposeHost], *, is_scheduled: bool = False, err: Console | None = None
 ) -> None:
     """Writes the file of every host, there; raises CorralError with all hosts that failed after the others are done."""
     tree = render(plan)
     problems: list[str] = []
     for host, seen in zip(hosts, observe_all(hosts, sections), strict=True):
         try:
-            found = look(host, seen, tree, is_scheduled=is_scheduled)
+            found = figures_of(host, seen, tree, is_scheduled=is_scheduled)
             _put(host, text(found))
         except CorralError as error:
             problems.append(str(error))
             continue
-        if talk:
+        if err:
             kinds = ", ".join(kind for (kind,), is_so in found["corral_drift"].items() if is_so)
             words = f"drift: {kinds}" if kinds else "no drift"
             services = len(found["corral_container_healthy"])
-            talk.print(f"{host.name}: {services} services, {words}; {host.folder}/{FOLDER}/{FILE}")
+            err.print(f"{host.name}: {services} services, {words}; {host.folder}/{FOLDER}/{FILE}")
     if problems:
         raise CorralError("\n".join(problems))
 
 
 def sections(host: ComposeHost) -> str:
-    """A shell script for what `look` reads besides the containers."""
+    """A shell script for what `figures_of` reads besides the containers."""
     manifest = f"section manifest\ncat {shlex.quote(f'{host.folder}/{MANIFEST}')} 2>/dev/null"
     return f"{manifest}\n{certificate_script(host)}"
 
 
-def look(host: ComposeHost, seen: Snapshot, tree: Tree, *, is_scheduled: bool = False) -> Figures:
+def figures_of(host: ComposeHost, seen: Snapshot, tree: Tree, *, is_scheduled: bool = False) -> Figures:
     """What is to be told of a host, seen with `sections`; raises CorralError when its Docker does not answer."""
     if seen.problem:
         raise CorralError(f"{host.name}: {seen.problem}")

@@ -41,7 +41,7 @@ def farm_status(plan: Plan, hosts: Sequence[ComposeHost]) -> Data:
     servers = servers_seen(plan, hosts[0].out, observed)
     found = {host.name: _host(host, seen, servers) for host, seen in zip(hosts, observed, strict=True)}
     nodes = [_node(item, servers.get(item.name)) for item in plan.contributions.backends if not item.is_ours]
-    # Nodes are other people's.
+    # Whether nodes are well is not the kit's business.
     return {"well": all(host["well"] for host in found.values()), "hosts": found, "nodes": nodes}
 
 

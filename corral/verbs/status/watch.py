@@ -119,7 +119,7 @@ def result_in(text: str) -> list[dict[str, Any]]:
     return found
 
 
-def look(ask: Ask) -> list[Row]:
+def rows_now(ask: Ask) -> list[Row]:
     """Every pool and every card with what is known of it, in one question."""
     known = {item.record: (about, item, names) for about, (items, names) in KINDS.items() for item in items}
     rows: dict[tuple[int, str], Row] = {}
@@ -197,7 +197,7 @@ def watch(ask: Ask, console: Console, every_s: float, *, looks: int = 0, csv_fil
 
     def views() -> Iterator[RenderableType]:
         while True:
-            rows = look(ask)
+            rows = rows_now(ask)
             if csv_file:
                 _append(csv_file, rows, datetime.now(UTC))
             yield view(rows)
