@@ -55,7 +55,7 @@ def _host(host: ComposeHost, seen: Snapshot, servers: Servers) -> Data:
         "well": not seen.problem and all(row["well"] for row in rows),
         "problem": seen.problem or None,
         "services": rows,
-        "gpus": [_card(card) for card in seen.cards],
+        "gpus": [] if seen.problem else [_card(card) for card in seen.cards],
     }
 
 
