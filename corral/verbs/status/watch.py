@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -166,9 +165,8 @@ def _table(about: str, rows: Sequence[Row]) -> RenderableType:
     figures = KINDS[about][0]
     table = new_table(f"!{'GPU' if about == 'gpu' else about}", *(f">{figure.heading}" for figure in figures))
     for row in rows:
-        cells = [
-            f"{row.values[figure.name]:.{figure.digits}f}" if figure.name in row.values else "-" for figure in figures
-        ]
+        values = [(row.values.get(figure.name), figure.digits) for figure in figures]
+        cells = ["-" if value is None else f"{value:.{digits}f}" for value, digits in values]
         table.add_row(Text(f"{row.name} {row.note}".rstrip(), _style(row)), *cells)
     return table
 
@@ -178,18 +176,16 @@ def as_data(rows: Iterable[Row]) -> list[dict[str, Any]]:
     return [{"about": row.about, "name": row.name, **row.values} for row in rows]
 
 
-def csv_lines(rows: Iterable[Row], moment: datetime, *, with_header: bool) -> str:
-    """A line for every figure: time (UTC), what it is about, its name, the figure, value and unit."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    if with_header:
-        writer.writerow(COLUMNS)
-    for row in rows:
-        for figure in KINDS[row.about][0]:
-            if figure.name in row.values:
+def append(path: Path, rows: Iterable[Row], moment: datetime) -> None:
+    """Writes a line for every figure: time (UTC), what it is about, its name, the figure, value and unit."""
+    with path.open("a", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        if not file.tell():
+            writer.writerow(COLUMNS)
+        for row in rows:
+            for figure in (item for item in KINDS[row.about][0] if item.name in row.values):
                 value = f"{row.values[figure.name]:.6g}"
                 writer.writerow([f"{moment:%Y-%m-%dT%H:%M:%SZ}", row.about, row.name, figure.name, value, figure.unit])
-    return text.getvalue()
 
 
 def watch(ask: Ask, console: Console, every_s: float, *, looks: int = 0, csv_file: Path | None = None) -> None:
@@ -199,13 +195,7 @@ def watch(ask: Ask, console: Console, every_s: float, *, looks: int = 0, csv_fil
         while True:
             rows = rows_now(ask)
             if csv_file:
-                _append(csv_file, rows, datetime.now(UTC))
+                append(csv_file, rows, datetime.now(UTC))
             yield view(rows)
 
     redraw(console, views(), every_s, count=looks)
-
-
-def _append(path: Path, rows: Iterable[Row], moment: datetime) -> None:
-    is_new = not path.exists() or path.stat().st_size == 0
-    with path.open("a", encoding="utf-8") as file:
-        file.write(csv_lines(rows, moment, with_header=is_new))
