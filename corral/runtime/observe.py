@@ -17,7 +17,7 @@ from pathlib import Path
 from corral.build import Plan
 from corral.errors import CorralError
 from corral.plan.site import Card
-from corral.runtime.docker import MIB, PROJECT, Container, containers_in
+from corral.runtime.docker import MIB, PROJECT, SITE, Container, containers_in
 from corral.runtime.haproxy import STATES, Server, balancer_of, parse_servers
 from corral.runtime.hosts import ComposeHost
 
@@ -136,7 +136,7 @@ def script(host: ComposeHost, more: str) -> str:
     balancer = balancer_of(host.plan, host.out)
     is_here = balancer is not None and balancer.host.name == host.name
     given = {
-        "project": host.project, "site": host.plan.inventory.name, "folder": host.folder,
+        "project": f"{PROJECT}={host.project}", "site": f"{SITE}={host.plan.inventory.name}", "folder": host.folder,
         "balancer": shlex.join(balancer.words(*STATES)) if balancer and is_here else "",
     }  # fmt: skip
     cards = f"cards() {{{CARDS_SCRIPT}}}"

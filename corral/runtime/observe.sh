@@ -1,6 +1,7 @@
 # shellcheck shell=sh disable=SC2154
-# Asks a host for everything that observe.py reads: an answer in sections. Given are the Compose `project`, the `site`,
-# the rendered `folder`, the `balancer` (a command that asks it, or nothing), and `cards`, a function.
+# Asks a host for everything that observe.py reads: an answer in sections. Given are the labels of the containers of the
+# Compose `project` and of the `site`, the rendered `folder`, a command that asks the `balancer` (or nothing), and the
+# function `cards`.
 
 section() { printf '\n\036%s\n' "$1"; }
 listed() { docker ps --all --quiet --no-trunc --filter "label=$1"; }
@@ -8,8 +9,8 @@ listed() { docker ps --all --quiet --no-trunc --filter "label=$1"; }
 section cards
 cards
 
-if ids=$(listed "com.docker.compose.project=$project" 2>&1); then
-    others=$(listed "corral.site=$site" 2>/dev/null)
+if ids=$(listed "$project" 2>&1); then
+    others=$(listed "$site" 2>/dev/null)
     # shellcheck disable=SC2046 # one word for each id
     set -- $(printf '%s\n%s\n' "$ids" "$others" | sort -u)
     section containers
