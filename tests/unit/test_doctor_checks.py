@@ -239,28 +239,16 @@ def both(*changes: Callable[[Case], Case]) -> Callable[[Case], Case]:
 OOM = {"state": "exited", "health": "", "exit_code": 137, "was_out_of_memory": True}
 DOWN = server("DOWN", 0, "L4CON", 0)
 FAULTS: list[tuple[str, Callable[[Case], Case], str]] = [
-    (
-        "host-reachable",
-        with_seen(problem="ssh pea does not connect: Permission denied (publickey)", is_reached=False),
-        "publickey",
-    ),
+    ("host-reachable", with_seen(problem="ssh pea does not connect: Permission denied (publickey)", is_reached=False),
+     "publickey"),
     ("engine-answers", with_seen(problem="sh: 1: docker: not found"), "not installed"),
     ("engine-version", with_info(ServerVersion="20.10.24+dfsg1"), "Docker Engine 20.10.24+dfsg1 is older than 25"),
-    (
-        "compose-version",
-        with_info(ClientInfo={"Plugins": [{"Name": "compose", "Version": "2.20.0"}]}),
-        "Compose 2.20.0 is older than 2.24",
-    ),
-    (
-        "compose-version",
-        with_info(ClientInfo={"Plugins": [{"Name": "buildx"}]}),
-        "no Compose plugin: Docker knows none",
-    ),
-    (
-        "compose-version",
-        with_info(ClientInfo={"Plugins": [{"Name": "compose", "Err": "permission denied"}]}),
-        "no Compose plugin: permission denied",
-    ),
+    ("compose-version", with_info(ClientInfo={"Plugins": [{"Name": "compose", "Version": "2.20.0"}]}),
+     "Compose 2.20.0 is older than 2.24"),
+    ("compose-version", with_info(ClientInfo={"Plugins": [{"Name": "buildx"}]}),
+     "no Compose plugin: Docker knows none"),
+    ("compose-version", with_info(ClientInfo={"Plugins": [{"Name": "compose", "Err": "permission denied"}]}),
+     "no Compose plugin: permission denied"),
     ("limits-supported", with_info(MemoryLimit=False), "does not limit the memory"),
     ("limits-supported", with_info(SwapLimit=False), "does not limit the swap"),
     (
@@ -273,16 +261,10 @@ FAULTS: list[tuple[str, Callable[[Case], Case], str]] = [
     ("cpu", with_said(cpu="x86_64\n1\nflags : sse4_2"), "says 2 cores, the machine has 1"),
     ("ram", with_said(ram="MemTotal: 16384000 kB"), "the inventory says 32 GiB of RAM, the machine has 15.6"),
     ("ram", with_said(ram="MemTotal: 4096000 kB"), "the containers may take"),
-    (
-        "swap",
-        with_said(ram="MemTotal: 32768000 kB\nSwapTotal: 0 kB"),
-        "containers may use 1024 MiB of swap each, the machine has 0",
-    ),
-    (
-        "disk",
-        with_said(disks="models /dev/a 9 9 512000 99% /\nengine /dev/a 9 9 512000 99% /"),
-        "0.5 GiB are left on / (models and engine)",
-    ),
+    ("swap", with_said(ram="MemTotal: 32768000 kB\nSwapTotal: 0 kB"),
+     "containers may use 1024 MiB of swap each, the machine has 0"),
+    ("disk", with_said(disks="models /dev/a 9 9 512000 99% /\nengine /dev/a 9 9 512000 99% /"),
+     "0.5 GiB are left on / (models and engine)"),
     ("clock", with_said(time_service="no"), "no time service"),
     ("clock", with_said(time_service="Leap status     : Not synchronised"), "no time service"),
     ("clock", lambda case: with_said(clock="1800000000.5")(with_seen(moment=1800000090.5)(far(case))), "90 s behind"),
@@ -294,23 +276,14 @@ FAULTS: list[tuple[str, Callable[[Case], Case], str]] = [
         ),
         "port 8080 (gpu-1) is taken by the container other",
     ),
-    (
-        "gpu-driver",
-        with_seen(cards=(), cards_problem="Failed to initialize NVML: Driver/library version mismatch"),
-        "updated under the running kernel module",
-    ),
+    ("gpu-driver", with_seen(cards=(), cards_problem="Failed to initialize NVML: Driver/library version mismatch"),
+     "updated under the running kernel module"),
     ("gpu-driver", with_seen(cards=(), cards_problem=""), "nvidia-smi is not on this machine"),
-    (
-        "gpu-driver",
-        with_seen(cards_problem="Unable to determine the device handle for GPU0000:03:00.0: GPU is lost."),
-        "a card was lost",
-    ),
+    ("gpu-driver", with_seen(cards_problem="Unable to determine the device handle for GPU0000:03:00.0: GPU is lost."),
+     "a card was lost"),
     ("card-errors", with_said(xids="NVRM: Xid (PCI:0000:01:00): 48, x"), "GPU 1 in slot 0000:01:00.0: memory error"),
-    (
-        "card-errors",
-        with_said(xids="NVRM: Xid (PCI:0000:09:00): 79, x"),
-        "a card in slot 0000:09:00.0: fell off the bus",
-    ),
+    ("card-errors", with_said(xids="NVRM: Xid (PCI:0000:09:00): 79, x"),
+     "a card in slot 0000:09:00.0: fell off the bus"),
     ("gpu-runtime", with_info(Runtimes={"runc": {}}), "no NVIDIA runtime"),
     ("device-files", with_device_files(dri_renderD128=44), "gpu-2 wants /dev/kfd, which this machine lacks"),
     ("device-files", with_device_files(kfd=44, dri_renderD128=105), "the device files belong to group 105"),
@@ -319,43 +292,22 @@ FAULTS: list[tuple[str, Callable[[Case], Case], str]] = [
     ("driver-version", both(with_driver("570.1"), with_image("llama", "x/llama.cpp:server-cuda13-b1")), "needs 580"),
     ("card-there", with_seen(cards=CARDS[1:]), "GPU 1 (UUID GPU-11111111-aaaa) is not in this machine"),
     ("card-there", with_seen(cards=CARDS[:2]), "2 of 3 cards answer"),
-    (
-        "card-there",
-        with_card(1, pci="00000000:07:00.0"),
-        "GPU 2 (PCI slot 0000:02:00.0) is not in this machine; at that place is GPU-22222222-aaaa-bbbb in slot 0000:07",
-    ),
-    (
-        "card-order",
-        with_seen(cards=(replace(CARDS[2], index=0), CARDS[0], replace(CARDS[1], index=2))),
-        "index 2 is not the card that the inventory means by GPU 3: it is a NVIDIA P104-100, not a rtx-3060",
-    ),
+    ("card-there", with_card(1, pci="00000000:07:00.0"),
+     "GPU 2 (PCI slot 0000:02:00.0) is not in this machine; at that place is GPU-22222222-aaaa-bbbb in slot 0000:07"),
+    ("card-order", with_seen(cards=(replace(CARDS[2], index=0), CARDS[0], replace(CARDS[1], index=2))),
+     "index 2 is not the card that the inventory means by GPU 3: it is a NVIDIA P104-100, not a rtx-3060"),
     ("card-kind", with_card(0, total_mib=4096), "GPU 1 (NVIDIA P104-100) has 4.0 GiB, the plan counts on 8.0"),
     ("card-kind", with_card(0, compute_capability=(8, 6)), "compute capability 8.6, the plan counts on 6.1"),
-    (
-        "running-as-rendered",
-        with_container("gpu-2", config_hash="1" * 64),
-        "running with an older configuration: gpu-2",
-    ),
-    (
-        "secrets-private",
-        with_said(modes="644 .env\n755 secrets"),
-        "others can read .env (mode 644)",
-    ),
-    (
-        "secrets-private",
-        with_said(modes="600 secrets/LLAMA_API_KEY"),
-        "containers cannot read secrets/LLAMA_API_KEY",
-    ),
+    ("running-as-rendered", with_container("gpu-2", config_hash="1" * 64),
+     "running with an older configuration: gpu-2"),
+    ("secrets-private", with_said(modes="644 .env\n755 secrets"), "others can read .env (mode 644)"),
+    ("secrets-private", with_said(modes="600 secrets/LLAMA_API_KEY"), "containers cannot read secrets/LLAMA_API_KEY"),
     ("models", with_said(models=""), "there is no folder"),
     ("models", with_said(models="755 4096 - ."), "small.gguf is not there"),
     ("models", with_model(size=0), "is empty"),
     ("models", with_model(magic="<htm"), "is no GGUF file; it begins with '<htm'"),
     ("models", with_model(mode="600"), "containers cannot read"),
-    (
-        "models",
-        with_said(models="700 4096 - .\n644 9 47475546 small.gguf"),
-        "cannot look into",
-    ),
+    ("models", with_said(models="700 4096 - .\n644 9 47475546 small.gguf"), "cannot look into"),
     ("certificates", with_said(certificates="/c.pem\tnotAfter=Jan  1 00:00:00 2020 GMT"), "/c.pem ended on"),
     (
         "certificates",
@@ -368,11 +320,8 @@ FAULTS: list[tuple[str, Callable[[Case], Case], str]] = [
     ("started", lambda case: replace(case, seen=Snapshot("pea")), "nothing runs here yet"),
     ("running", with_container("gpu-2", **OOM), "gpu-2: container exited (137: out of memory)"),
     ("running", without_container("gpu-2"), "gpu-2: it has no container"),
-    (
-        "running",
-        with_container("gpu-2", health="unhealthy", last_check="curl: (28) timed out"),
-        "its health check fails: curl: (28) timed out",
-    ),
+    ("running", with_container("gpu-2", health="unhealthy", last_check="curl: (28) timed out"),
+     "its health check fails: curl: (28) timed out"),
     ("restarts", just_started_again, "gpu-2: started again 7 times"),
     ("memory-limits", with_container("gpu-2", limit_mib=32000), "not in force for gpu-2"),
     ("memory-room", with_container("gpu-2", memory_mib=2040), "2040 of 2048 MiB are taken"),
@@ -391,30 +340,18 @@ FAULTS: list[tuple[str, Callable[[Case], Case], str]] = [
     ("litellm-version", with_image("litellm", "ghcr.io/berriai/litellm:v1.82.8"), "malware"),
     ("litellm-version", with_said(litellm="1.82.7"), "the running LiteLLM 1.82.7 carries malware"),
     ("images-pinned", with_image("haproxy", "haproxy:latest"), "can become another one at any time"),
-    (
-        "balancer-answers",
-        with_container("haproxy", state="exited", health="", exit_code=1),
-        "clients → haproxy does not answer: container exited (1)",
-    ),
+    ("balancer-answers", with_container("haproxy", state="exited", health="", exit_code=1),
+     "clients → haproxy does not answer: container exited (1)"),
     ("balancer-answers", lambda case: replace(case, servers={}), "gives no figures"),
-    (
-        "replicas-up",
-        both(with_container("gpu-2", **OOM), with_server("pea-gpu-2", DOWN)),
-        "chat: HAProxy → pea-gpu-2 refuses the connection on gpu-2:8081: container exited (137: out of memory)",
-    ),
-    (
-        "replicas-up",
-        with_server("pea-gpu-2", server("DOWN", 0, "L4TOUT", 0)),
-        "does not answer on gpu-2:8081, although it is healthy on pea",
-    ),
+    ("replicas-up", both(with_container("gpu-2", **OOM), with_server("pea-gpu-2", DOWN)),
+     "chat: HAProxy → pea-gpu-2 refuses the connection on gpu-2:8081: container exited (137: out of memory)"),
+    ("replicas-up", with_server("pea-gpu-2", server("DOWN", 0, "L4TOUT", 0)),
+     "does not answer on gpu-2:8081, although it is healthy on pea"),
     ("replicas-up", with_server("pea-gpu-2", server("MAINT", 0, "", 0)), "was taken out of the balancer"),
     ("pools-alive", lambda case: replace(case, servers=dict.fromkeys(case.servers, DOWN)), "chat: no replica is up"),
-    (
-        "nodes",
-        with_server("mac", server("DOWN", 0, "L4TOUT", 0)),
-        "HAProxy → node mac does not answer on 192.0.2.9:8080",
-    ),
-]
+    ("nodes", with_server("mac", server("DOWN", 0, "L4TOUT", 0)),
+     "HAProxy → node mac does not answer on 192.0.2.9:8080"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -582,10 +519,7 @@ def test_pools_are_asked_only_on_request(case: Case) -> None:
             "llama_model_load: error loading model: tensor 'a' data is not within the file bounds, model is corrupted",
             "damaged",
         ),
-        (
-            "alloc_buffer: allocating 7000.00 MiB on device 0: cudaMalloc failed: out of memory",
-            "card's memory is full",
-        ),
+        ("alloc_buffer: allocating 7000.00 MiB on device 0: cudaMalloc failed: out of memory", "card's memory is full"),
         ("NVRM: Xid (PCI:0000:01:00): 79, pid=1, GPU has fallen off the bus.", "fell off the bus"),
         ("0.01.002 E CUDA error: uncorrectable ECC error encountered", "memory is faulty"),
         ("CUDA error: an illegal memory access was encountered", "its card made an error"),
@@ -812,21 +746,7 @@ def test_models_and_certificates_on_this_machine(plan: Plan, out: Path, tmp_path
     folder.mkdir()
     (folder / "small.gguf").write_bytes(b"GGUF\x03\x00")
     pem = tmp_path / "own.pem"
-    words = [
-        "req",
-        "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-keyout",
-        "/dev/null",
-        "-out",
-        str(pem),
-        "-days",
-        "9",
-        "-subj",
-        "/CN=x",
-    ]
+    words = f"req -x509 -newkey rsa:2048 -nodes -keyout /dev/null -out {pem} -days 9 -subj /CN=x".split()
     subprocess.run(["openssl", *words], check=True, capture_output=True)
     services = [replace(item, mounts=(*item.mounts, (str(pem), "/c.pem"))) for item in plan.contributions.services]
     with_pem = replace(plan, contributions=replace(plan.contributions, services=services))
