@@ -444,7 +444,10 @@ def test_a_far_host_with_other_files_or_secrets_is_found(own_out: Case) -> None:
 # --- the way of a request --------------------------------------------------------------------------------------------
 
 
-def answering(case: Case, *, must_ask: bool = False, **statuses: int) -> Case:
+MODELS = '{"data": [{"id": "chat"}]}'
+
+
+def answering(case: Case, *, must_ask: bool = False, body: str = MODELS, **statuses: int) -> Case:
     """The host with what its gateway answers: statuses by path, `stranger` to those without a key; 0 is no answer."""
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -452,7 +455,7 @@ def answering(case: Case, *, must_ask: bool = False, **statuses: int) -> Case:
         status = statuses.get(name, 401 if name == "stranger" else 200)
         if not status:
             raise httpx.ConnectError("[Errno 111] Connection refused")
-        return httpx.Response(status, json={"data": [{"id": "chat"}]})
+        return httpx.Response(status, text=body)
 
     def client(place: str, key: str = "") -> httpx.Client:
         headers = {"Authorization": key} if key else {}
@@ -478,6 +481,8 @@ def test_a_dead_gateway_is_named_with_its_reason(case: Case) -> None:
     (finding,) = found(silent, "gateway-answers")
     assert "at http://192.0.2.144:4000, although it is healthy" in finding.message
     assert found(silent, "key-accepted") == []
+    (finding,) = found(answering(case, body="<html>"), "gateway-answers")
+    assert "another program may have its port" in finding.message
     (finding,) = found(answering(case, liveliness=503), "gateway-answers")
     assert "clients → litellm does not answer at" in finding.message
 
@@ -499,7 +504,7 @@ def test_a_gateway_open_to_everybody(case: Case) -> None:
 def test_pools_are_asked_only_on_request(case: Case) -> None:
     assert found(answering(case, completions=503), "answers") == []
     (finding,) = found(answering(case, must_ask=True, completions=503), "answers")
-    assert finding.message == 'chat: answered 503: {"data":[{"id":"chat"}]}'
+    assert finding.message == f"chat: answered 503: {MODELS}"
     (finding,) = found(answering(case, must_ask=True), "answers")
     assert (finding.message[:19], finding.level) == ("chat answered after", "hint")
 

@@ -27,8 +27,6 @@ from corral.verbs.status.certificates import certificate_script
 
 LOG_LINES = 40
 SCRIPT = Path(__file__).with_name("sections.sh")
-
-
 T = TypeVar("T")
 
 
@@ -131,12 +129,11 @@ class Case:
             "cards": bool(self.plan.site.cards[self.name]),
             "running": bool(self.own),
             "gateway": is_gateway,
-            "answers": self.answers is not None,
             "entrance": is_gateway and self.plan.inventory.gateway.entrance is not None,
         }[need]
 
 
-def json_of(text: str, default: T) -> T:
+def json_of(text: str | bytes, default: T) -> T:
     """What a program printed as JSON, where it did."""
     try:
         return cast(T, json.loads(text)) or default
@@ -180,7 +177,7 @@ def sections(host: ComposeHost) -> str:
 def manifest(host: ComposeHost) -> dict[str, str]:
     """Digests of the host's rendered files on this machine, by path; nothing when nothing is rendered."""
     path = host.rendered / MANIFEST
-    return json_of(path.read_text(encoding="utf-8"), {}) if path.is_file() else {}
+    return json_of(path.read_bytes(), {}) if path.is_file() else {}
 
 
 def _digests(host: ComposeHost, secrets: list[str]) -> dict[str, str]:

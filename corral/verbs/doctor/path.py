@@ -54,6 +54,8 @@ def ask(host: ComposeHost, *, must_ask: bool = False) -> Answers:
         found["problem"] = _words(problem)
     except CorralError as problem:
         found["unreached"] = str(problem)
+    except (ValueError, LookupError, TypeError):
+        found["problem"] = "its list of models cannot be read; another program may have its port"
     if not is_out_of_reach(host.plan):
         try:
             with _client(client_address(host.plan)) as stranger:
