@@ -128,7 +128,7 @@ class Case:
             "engine": not self.seen.problem,
             "cards": bool(self.plan.site.cards[self.name]),
             "running": bool(self.own),
-            "gateway": is_gateway,
+            "gateway": is_gateway and bool(self.own),
             "entrance": is_gateway and self.plan.inventory.gateway.entrance is not None,
         }[need]
 

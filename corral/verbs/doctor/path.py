@@ -101,10 +101,7 @@ def _words(problem: Exception) -> str:
 # --- the gateway -----------------------------------------------------------------------------------------------------
 
 
-@path(
-    "gateway-answers", "gateway", "running",
-    remedy="./generate.py restart litellm; check address, port and firewall",
-)  # fmt: skip
+@path("gateway-answers", "gateway", remedy="./generate.py restart litellm; check address, port and firewall")
 def gateway_answers(case: Case) -> Iterator[Finding]:
     """The gateway answers at its published address."""
     answers = case.answers
@@ -135,7 +132,7 @@ def _no_gateway(case: Case, words: str) -> Finding:
     return error(f"{hop} at {client_address(case.plan)}, although it is healthy", remedy)
 
 
-@path("key-accepted", "gateway", "running", remedy="restart litellm after a change of .env")
+@path("key-accepted", "gateway", remedy="restart litellm after a change of .env")
 def key_accepted(case: Case) -> Iterator[Finding]:
     """The gateway accepts the operator's key, and nothing without a key."""
     answers, secrets = case.answers or Answers(), case.host.rendered / ENV_FILE
@@ -151,7 +148,7 @@ def key_accepted(case: Case) -> Iterator[Finding]:
         yield error(words, "render, then ./generate.py up")
 
 
-@path("pools-offered", "gateway", "running", remedy="render and up: the gateway runs with an older configuration")
+@path("pools-offered", "gateway", remedy="render and up: the gateway runs with an older configuration")
 def pools_offered(case: Case) -> Iterator[Finding]:
     """The gateway offers every pool and alias."""
     inventory = case.plan.inventory
@@ -160,7 +157,7 @@ def pools_offered(case: Case) -> Iterator[Finding]:
         yield error(f"the gateway does not offer {', '.join(missing)}", "render, then ./generate.py up")
 
 
-@path("balancer-answers", "gateway", "running", remedy="./generate.py restart haproxy")
+@path("balancer-answers", "gateway", remedy="./generate.py restart haproxy")
 def balancer_answers(case: Case) -> Iterator[Finding]:
     """The balancer answers and knows every replica."""
     service, why = _of_role(case, "balancer")
@@ -217,7 +214,7 @@ def _network(case: Case) -> str:
     )
 
 
-@path("pools-alive", "gateway", "running", remedy="see what is said about its replicas")
+@path("pools-alive", "gateway", remedy="see what is said about its replicas")
 def pools_alive(case: Case) -> Iterator[str]:
     """Every pool has a replica that gets work."""
     down = {backend.name for backend, _ in _down(case)}
@@ -227,7 +224,7 @@ def pools_alive(case: Case) -> Iterator[str]:
             yield f"{name}: no replica is up; every request is refused"
 
 
-@path("nodes", "gateway", "running", remedy="switch the node on, or take it out of the pool")
+@path("nodes", "gateway", remedy="switch the node on, or take it out of the pool")
 def nodes(case: Case) -> Iterator[Finding]:
     """Every node that pools use answers the balancer."""
     for backend, server in _down(case):
@@ -237,7 +234,7 @@ def nodes(case: Case) -> Iterator[Finding]:
             yield warning(words, "switch it on; see that it listens on its network address, not only on its own")
 
 
-@path("answers", "gateway", "running", remedy="see the other checks; ./generate.py logs litellm")
+@path("answers", "gateway", remedy="see the other checks; ./generate.py logs litellm")
 def answers(case: Case) -> Iterator[Finding]:
     """With --ask: every chat and embedding pool answers a short question through the gateway."""
     for pool, found in case.answers.pools.items() if case.answers else ():

@@ -57,7 +57,7 @@ def diagnose(plan: Plan, hosts: Sequence[ComposeHost], *, must_ask: bool = False
 
 def _host(case: Case, must_ask: bool) -> Data:  # noqa: FBT001 - of a map
     """A host's findings, and what there is by area; areas that could not be looked at are absent."""
-    if case.has("gateway") and case.own:
+    if case.has("gateway"):
         case = replace(case, answers=path.ask(case.host, must_ask=must_ask))
     found = [
         {
