@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 BUILT_IN = ROOT / "corral" / "components"
 # What serves a model whose `server` the inventory leaves out, unless another one is the usual one for its kind.
 USUAL = "llama.cpp"
-# Who said the words: a container or Docker about it, a program of a `local` host, or the command `docker` about Docker.
-Place = Literal["container", "process", "docker"]
+# Whose words: of a container or of Docker about it, of a program of a `local` host, or of a command on a host.
+Place = Literal["container", "process", "docker", "nvidia-smi"]
 
 
 class Package(NamedTuple):

@@ -1,8 +1,9 @@
-"""Memory as people write it, and how full something is."""
+"""Memory and durations as people write them, and how full something is."""
 
 from __future__ import annotations
 
 BAR_WIDTH = 10
+MINUTE_S, HOUR_S, DAY_S = 60, 3600, 86_400
 
 
 def gib(mib: int) -> str:
@@ -14,3 +15,13 @@ def bar(used: int, room: int) -> str:
     """A bar of fixed width that is full when nothing is left."""
     filled = min(BAR_WIDTH, round(BAR_WIDTH * used / room)) if room > 0 else BAR_WIDTH
     return "█" * filled + "░" * (BAR_WIDTH - filled)
+
+
+def duration(seconds: float | None) -> str:
+    """`12 s`, `5 min`, `3 h 12 min`, `4 d 2 h`; empty for None."""
+    if seconds is None:
+        return ""
+    minutes, hours, days = (int(seconds // unit) for unit in (MINUTE_S, HOUR_S, DAY_S))
+    if not hours:
+        return f"{minutes} min" if minutes else f"{seconds:.0f} s"
+    return f"{days} d {hours % 24} h" if days else f"{hours} h {minutes % 60} min"

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from corral.verbs.status.figures import Figures
 
-from corral.runtime.docker import Container
-from corral.verbs.status.figures import HostFigures, ServiceFigures, WeightFigures
-
-RUNNING = Container(
-    "1", "box-chat-1", "farm-box", "chat-1", "image", "running", "healthy", restarts=2, memory_mib=100, limit_mib=512
-)
-EXAMPLE = HostFigures(
-    when=1_800_000_000.0,
-    is_scheduled=True,
-    rendering="0123456789abcdef",
-    inventory="fedcba9876543210",
-    drift={"rendering": False, "containers": True, "copy": False},
-    services=(
-        ServiceFigures("chat-1", "box-chat-1", RUNNING),
-        ServiceFigures("haproxy", "box-haproxy", None),
-    ),
-    weights=(
-        WeightFigures("qwen3", "qwen3.gguf", is_right=True, checked=1_799_990_000.0),
-        WeightFigures("nomic", "nomic.gguf", is_right=False),
-        WeightFigures("fresh", "fresh.gguf", is_right=None),
-    ),
-    certificates={"/etc/ssl/farm.pem": datetime(2027, 6, 1, tzinfo=UTC), "/etc/ssl/page.pem": None},
-    backup=1_799_900_000.0,
-)
+BOX, HAPROXY = ("chat-1", "box-chat-1"), ("haproxy", "box-haproxy")
+EXAMPLE: Figures = {
+    "corral_figures_timestamp_seconds": {(): 1_800_000_000.0},
+    "corral_figures_scheduled": {(): True},
+    "corral_rendering": {(): {"hash": "0123456789abcdef", "inventory": "fedcba9876543210", "version": "0.1.0"}},
+    "corral_drift": {("rendering",): False, ("containers",): True, ("copy",): False},
+    "corral_container_healthy": {BOX: True, HAPROXY: False},
+    "corral_container_restarts": {BOX: 2},
+    "corral_container_memory_bytes": {BOX: 100 * 2**20},
+    "corral_container_memory_limit_bytes": {BOX: 512 * 2**20},
+    "corral_weights_verified": {("qwen3", "qwen3.gguf"): True, ("nomic", "nomic.gguf"): False},
+    "corral_weights_checked_timestamp_seconds": {("qwen3", "qwen3.gguf"): 1_799_990_000.0},
+    "corral_certificate_expires_timestamp_seconds": {("/etc/ssl/farm.pem",): 1_811_808_000, ("/etc/ssl/page.pem",): 0},
+    "corral_backup_last_success_timestamp_seconds": {(): 1_799_900_000.0},
+}

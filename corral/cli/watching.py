@@ -26,17 +26,18 @@ def status(
     from corral.runtime.hosts import compose_hosts
     from corral.verbs.status import status as ops
 
-    found = site.plan()
-    hosts = compose_hosts(found, site.out, site.hosts(found))
     if watch and as_json:
         raise UsageError("--json is one document per call; leave out --watch")
+    found = site.plan()
+    hosts = compose_hosts(found, site.out, site.hosts(found))
+    if watch:
+        return 0 if ops.watch_status(found, hosts, page(), seconds) else 1
+    data = ops.farm_status(found, hosts)
     if as_json:
-        data = ops.farm_status(found, hosts)
-        print_json(ops.status_as_data(data))
-        return 0 if data.is_well else 1
-    console = page()
-    is_well = ops.watch_status(found, hosts, console, seconds) if watch else ops.show_status(found, hosts, console)
-    return 0 if is_well else 1
+        print_json(data)
+    else:
+        page().print(ops.status_view(data))
+    return 0 if data["well"] else 1
 
 
 @app.command()
@@ -52,7 +53,7 @@ def figures(
 
     found = site.plan()
     hosts = figures_hosts(found, site.out, site.hosts(found))
-    write_figures(found, hosts, is_scheduled=scheduled, talk=None if scheduled else talk)
+    write_figures(found, hosts, is_scheduled=scheduled, err=None if scheduled else talk)
 
 
 @app.command()
@@ -69,7 +70,7 @@ def watch(
 
     ask = ops.asking(site.plan(), site.out)
     if as_json:
-        print_json(ops.as_data(ops.look(ask)))
+        print_json(ops.as_data(ops.rows_now(ask)))
         return
     ops.watch(ask, page(), seconds, looks=count, csv_file=csv_file)
 
@@ -107,12 +108,12 @@ def doctor(
 ) -> int:
     """Find what fails between client and card, and what helps; exit code 1 on errors."""
     from corral.runtime.hosts import compose_hosts
-    from corral.verbs.doctor.report import as_data, diagnose, show
+    from corral.verbs.doctor.report import diagnose, show
 
     found = site.plan()
-    diagnoses = diagnose(found, compose_hosts(found, site.out, site.hosts(found)), must_ask=ask)
+    diagnosis = diagnose(found, compose_hosts(found, site.out, site.hosts(found)), must_ask=ask)
     if as_json:
-        print_json(as_data(diagnoses))
+        print_json(diagnosis)
     else:
-        show(diagnoses, plain())
-    return 0 if all(item.is_well for item in diagnoses) else 1
+        show(diagnosis, plain())
+    return 0 if diagnosis["well"] else 1

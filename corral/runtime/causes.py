@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 from corral.contributions import Service
-from corral.declarations import Place, cause_rows, servers
+from corral.declarations import CauseRow, Place, cause_rows, read_yaml, servers
 from corral.plan.own_image import build_command, tag
 from corral.runtime.docker import Container
 
-WATCHDOG = 75
-OUT_OF_MEMORY = 137
+TABLE = Path(__file__).with_suffix(".yaml")
 SHOWN = 160
 EXIT_WORDS = {
-    WATCHDOG: "ended by its watchdog, see its logs",
+    75: "ended by its watchdog, see its logs",
     126: "its program may not be run",
     127: "its program is not in the image",
     132: "illegal instruction",
     134: "it gave up by itself",
-    OUT_OF_MEMORY: "killed from outside",
+    137: "killed from outside",
     139: "it crashed: segmentation fault",
 }
 STOPPED = (0, 143)
@@ -32,6 +34,7 @@ EXIT_REMEDIES = {
         f"{build_command()}, then set engine.image: {tag()}"
     ),
 }
+COMMANDS = ("docker", "nvidia-smi")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,191 +44,55 @@ class Reason:
     what: str
     remedy: str = ""
 
-
-@dataclass(frozen=True, slots=True)
-class Cause:
-    """What words in a log or in a message of Docker mean, and what helps."""
-
-    pattern: re.Pattern[str]
-    what: str
-    remedy: str
-    places: frozenset[Place]
-
     @property
     def words(self) -> str:
         """Both on one line."""
         return f"{self.what}; {self.remedy}"
 
 
-def _cause(pattern: str, what: str, remedy: str, *places: Place) -> Cause:
-    """A row of the table; without places it is of what programs say, in a container or not."""
-    return Cause(re.compile(pattern, re.IGNORECASE), what, remedy, frozenset(places or ("container", "process")))
+@cache
+def causes(place: Place) -> tuple[tuple[re.Pattern[str], Reason], ...]:
+    """Patterns of messages and what they mean; the first that is found in a message counts."""
+    return tuple(
+        (re.compile(row.says, re.IGNORECASE), Reason(row.means, row.remedy))
+        for row in _rows()
+        if (row.of or ("" if place in COMMANDS else place)) == place
+    )
 
 
-def cause_of(text: str, place: Place = "container") -> Cause | None:
-    """What the words usually mean, by the first row of the table that knows them; None when none does."""
-    return next((item for item in CAUSES if place in item.places and item.pattern.search(text)), None)
+def _rows() -> Iterator[CauseRow]:
+    """All rows, those of components where the table says so."""
+    for row in read_yaml(TABLE)["words"]:
+        yield from cause_rows() if row == {"of": "components"} else [CauseRow(**row)]
 
 
-OFF_THE_BUS = "reboot the host; if it comes back, reseat card and riser, look at power and heat"
-# The first row that knows the words counts: what says more stands before what says less.
-CAUSES = (
-    _cause(
-        r"address already in use|couldn't bind|cannot bind|errno 98",
-        "another program took its port meanwhile",
-        "run it again",
-        "process",
-    ),
-    _cause(
-        r"SIGKILL|out of memory|cannot allocate|bad_alloc",
-        "this machine has too little free memory",
-        "try a smaller model",
-        "process",
-    ),
-    _cause(
-        r"SIGILL|illegal instruction",
-        "the program was built for another processor",
-        "install a llama-server built for this one",
-        "process",
-    ),
-    _cause(
-        r"can't find command|command not found|no such file or directory: '?llama",
-        "the program is not installed, or not on PATH",
-        "install it, or put it on PATH",
-        "process",
-    ),
-    _cause(
-        r"invalid argument|unknown argument|unknown option",
-        "this program is too old or too new for the rendered options",
-        "see its version",
-        "process",
-    ),
-    _cause(
-        r"No module named|ModuleNotFoundError|ImportError",
-        "the environment is incomplete",
-        "run: rm -rf .venv && make env",
-        "process",
-    ),
-    _cause(
-        r"could not select device driver|unresolvable CDI devices|unknown or invalid runtime",
-        "the engine cannot hand out GPUs",
-        "install nvidia-container-toolkit, run nvidia-ctk runtime configure --runtime=docker, restart docker",
-    ),
-    _cause(
-        r"nvidia-container-cli: .*(unknown device|device error)",
-        "the card that it wants is not there",
-        "compare the uuid, pci and order of hosts.….gpus with nvidia-smi -L",
-    ),
-    _cause(
-        r"unsatisfied condition: cuda",
-        "the NVIDIA driver is too old for the image",
-        "install a newer driver, or name an older image in images:",
-    ),
-    _cause(
-        r"cannot assign requested address",
-        "the host has no such address",
-        "correct hosts.….address in the inventory, then render and up",
-    ),
-    _cause(
-        r"port is already allocated|address already in use|couldn't bind HTTP server socket",
-        "another program holds the port",
-        "stop that program or choose another port",
-    ),
-    _cause(r"no space left on device", "the disk is full", "free some space"),
-    _cause(
-        r"no such image|pull access denied|manifest unknown|failed to resolve reference",
-        "the image is not there",
-        "name another one in images:, or bring it there: docker save … | docker load",
-        "container",
-    ),
-    _cause(
-        r"container name \S+ is already in use",
-        "a container of another project has that name",
-        "remove or rename it",
-        "container",
-    ),
-    _cause(
-        r"mounts denied|source path does not exist",
-        "a rendered file is not there",
-        "./generate.py render",
-        "container",
-    ),
-    *(_cause(row.says, row.means, row.remedy, *([row.of] if row.of else [])) for row in cause_rows()),
-    _cause(
-        r"unsupported toolchain|CUDA driver version is insufficient",
-        "the NVIDIA driver is too old for the image",
-        "install driver 570 or newer (580 for CUDA 13 images)",
-    ),
-    _cause(
-        r"no kernel image is available",
-        "the image has no code for this card",
-        "use a CUDA 12 image for cards before Turing",
-    ),
-    _cause(
-        r"cudaMalloc failed: out of memory|CUDA error: out of memory|unable to allocate \S*CUDA\S* buffer",
-        "the card's memory is full",
-        "less context, fewer slots, cache_type q8_0, or a smaller quantization",
-    ),
-    _cause(
-        r"Xid \S+: 79\b|fallen off the bus|GPU is lost|Unable to determine the device handle",
-        "its card fell off the bus",
-        OFF_THE_BUS,
-    ),
-    _cause(
-        r"uncorrectable ECC|Xid \S+: (48|64|95)\b",
-        "its card's memory is faulty",
-        "reset the card (nvidia-smi --gpu-reset -i INDEX) or reboot the host; if it comes back, replace the card",
-    ),
-    _cause(r"it hangs in the driver", "nothing but the kernel can end it", "reboot the host"),
-    _cause(
-        r"no CUDA-capable device|failed to initialize CUDA|Failed to initialize NVML|no usable GPU found|offloaded 0/"
-        r"|No devices were found",
-        "it sees no card",
-        "run doctor again after ./generate.py restart; if nvidia-smi on the host fails too, reboot",
-    ),
-    _cause(
-        r"(CUDA|ROCm|SYCL) error|ErrorDeviceLost|Xid \S+: \d",
-        "its card made an error",
-        "reset the card (nvidia-smi --gpu-reset -i INDEX) or reboot the host; if it comes back, reseat it",
-    ),
-    _cause(
-        r"no batch was done for|no answer for \d+ s|and the processor idle",
-        "it hung",
-        "./generate.py restart it; if it comes back, doctor's card-errors and a newer image may help",
-    ),
-    _cause(
-        r"password authentication failed|WRONGPASS|NOAUTH",
-        "a password differs from the one that its store was made with",
-        "put the old value back into .env, run secrets init, then restart it",
-    ),
-    _cause(r"\bpermission denied", "it may not read or write something it needs", "see its last lines in the logs"),
-    _cause(
-        r"permission denied",
-        "this user may not use the engine",
-        "add it to the group docker, then log in again",
-        "docker",
-    ),
-    _cause(
-        r"cannot connect to the docker daemon|is the docker daemon running",
-        "the engine does not run",
-        "start it: sudo systemctl start docker",
-        "docker",
-    ),
-    _cause(r"command not found", "Docker is not installed there", "./generate.py setup installs it", "docker"),
-    _cause(
-        r"is not a docker command|unknown shorthand flag",
-        "Docker Compose is not installed there",
-        "./generate.py setup installs it",
-        "docker",
-    ),
-)
+@cache
+def card_faults() -> dict[int, Reason]:
+    """The errors (Xid) from which an NVIDIA card does not recover by itself."""
+    return {code: Reason(row["means"], row["remedy"]) for code, row in read_yaml(TABLE)["xids"].items()}
+
+
+def check_words(check: str, status: int) -> str:
+    """What the balancer's word for the last check of a server means, with the HTTP status of the answer."""
+    words: str = read_yaml(TABLE)["checks"].get(check, "does not answer")
+    return words.format(status)
+
+
+def cause_of(text: str, place: Place = "container") -> Reason | None:
+    """What a message or a log usually means; None when no row of the table knows it."""
+    return next((reason for pattern, reason in causes(place) if pattern.search(text)), None)
+
+
+def exit_words(container: Container) -> str:
+    """What the exit code of a container means; empty when it says nothing."""
+    return "out of memory" if container.was_out_of_memory else EXIT_WORDS.get(container.exit_code, "")
 
 
 def explained(container: Container | None, service: Service | None = None, log: str = "") -> Reason:
     """Why a container is not well.
 
     Args:
-        container: what the engine says; None when there is none.
+        container: what Docker says; None when there is none.
         service: its service in the plan, for the remedy.
         log: its last lines.
     """
@@ -233,56 +100,50 @@ def explained(container: Container | None, service: Service | None = None, log: 
         return Reason("it has no container", "./generate.py up")
     is_calm = container.is_running and not container.restarts
     known = cause_of(container.last_check if is_calm else f"{container.error}\n{log}")
-    if container.was_out_of_memory and not container.is_running:
-        return Reason(f"container {_ended(container, 'out of memory')}", _memory_remedy(service))
-    return _unwell(container, known, log) if container.is_running else _stopped(container, known, log)
+    last = known.what if known else shortened(last_line(log))
+    return _unwell(container, known, last) if container.is_running else _stopped(container, service, known, last)
 
 
-def _unwell(container: Container, known: Cause | None, log: str) -> Reason:
+def _unwell(container: Container, known: Reason | None, last: str) -> Reason:
+    restart = f"./generate.py restart {container.service}"
     if container.health == "parked":
         sign = cause_of(container.last_check)
         what = f"its watchdog does not start it any more ({shortened(container.last_check)})"
-        remedy = f"{sign.what}: {sign.remedy}" if sign else "see its logs"
-        return Reason(what, f"{remedy}; then ./generate.py restart {container.service}")
+        return Reason(what, f"{f'{sign.what}: {sign.remedy}' if sign else 'see its logs'}; then {restart}")
     if container.health == "unhealthy":
         words = shortened(container.last_check) or "its health check does not end"
-        remedy = known.remedy if known else f"./generate.py restart {container.service}"
-        return Reason(f"it runs, but its health check fails: {words}", remedy)
-    if container.health == "starting" and container.restarts >= ENDS:
-        words = known.what if known else shortened(last_line(log))
-        tail = f": {words}" if words else ""
-        what = f"container keeps ending while it starts ({container.restarts} times){tail}"
-        return Reason(what, known.remedy if known else "see its logs")
-    if container.health == "starting":
+        return Reason(f"it runs, but its health check fails: {words}", known.remedy if known else restart)
+    if container.health != "starting":
+        return Reason("it runs")
+    if container.restarts < ENDS:
         return Reason("it is still starting", "wait; ./generate.py logs shows how far it is")
-    return Reason("it runs")
+    what = f"container keeps ending while it starts ({container.restarts} times){last and f': {last}'}"
+    return Reason(what, known.remedy if known else "see its logs")
 
 
-def _stopped(container: Container, known: Cause | None, log: str) -> Reason:
+def _stopped(container: Container, service: Service | None, known: Reason | None, last: str) -> Reason:
+    if container.was_out_of_memory:
+        known_remedies = {item.component: item.memory_remedy for item in servers()}
+        remedy = known_remedies.get(service.component if service else "", "raise its memory_mib")
+        return Reason(f"container {_ended(container, exit_words(container))}", remedy)
     if container.state == "created":
-        what = known.what if known else shortened(container.error) or "it was never started"
-        return Reason(f"the container was made but not started: {what}", known.remedy if known else "./generate.py up")
-    words = known.what if known else EXIT_WORDS.get(container.exit_code, "")
+        known = known or Reason(shortened(container.error) or "it was never started", "./generate.py up")
+        return Reason(f"the container was made but not started: {known.what}", known.remedy)
     if container.state == "paused":
         return Reason("the container is paused", f"docker unpause {container.name}")
     if container.state == "exited" and container.exit_code in STOPPED:
         return Reason("the container was stopped", "./generate.py up starts it")
-    last = shortened(last_line(log))
-    tail = f"; it said: {last}" if last and not known else ""
-    remedy = known.remedy if known else EXIT_REMEDIES.get(container.exit_code, "")
-    by_hand = "./generate.py up starts it" if container.state == "exited" and not known else "see its logs"
-    return Reason(f"container {_ended(container, words)}{tail}", remedy or by_hand)
+    if known:
+        return Reason(f"container {_ended(container, known.what)}", known.remedy)
+    by_hand = "./generate.py up starts it" if container.state == "exited" else "see its logs"
+    words = f"container {_ended(container, exit_words(container))}{last and f'; it said: {last}'}"
+    return Reason(words, EXIT_REMEDIES.get(container.exit_code, by_hand))
 
 
 def _ended(container: Container, words: str) -> str:
     """`exited (137: out of memory)`, `keeps restarting (1)`."""
     verb = "keeps restarting" if container.state == "restarting" else "exited"
-    return f"{verb} ({container.exit_code}{': ' if words else ''}{words})"
-
-
-def _memory_remedy(service: Service | None) -> str:
-    known = {item.component: item.memory_remedy for item in servers()}
-    return known.get(service.component if service else "", "raise its memory_mib")
+    return f"{verb} ({container.exit_code}{words and f': {words}'})"
 
 
 def last_line(log: str) -> str:

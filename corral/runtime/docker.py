@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -20,8 +19,6 @@ PARKED = "parked: "
 # Conditions of a service that is well.
 GOOD = frozenset({"healthy", "running"})
 UP = frozenset({"running", "restarting"})
-# Fractions of a second; Docker's are finer than Python's.
-_FINE = re.compile(r"(\.\d{1,6})\d*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,9 +141,7 @@ def _health(state: Mapping[str, Any]) -> str:
 
 
 def _date(text: str) -> datetime | None:
-    if not text or text == NO_DATE:
-        return None
-    return datetime.fromisoformat(_FINE.sub(r"\1", text))
+    return datetime.fromisoformat(text) if text and text != NO_DATE else None
 
 
 def _networks(settings: Mapping[str, Any]) -> dict[str, str]:

@@ -1,16 +1,15 @@
 """One snapshot of a running host: its containers, what is rendered there, what its balancer and its cards say.
 
-One script asks for all of it, so that a far host costs one round trip. Memory is read from the control groups:
-`docker stats` needs two seconds for its two samples, the files none. Where they cannot be read (Docker runs in a
-virtual machine, as on macOS) `docker stats` is asked after all.
+One script asks for all of it, so that a far host costs one round trip. Memory is read from the control groups; where
+they cannot be read (Docker runs in a virtual machine, as on macOS) `docker stats` is asked after all.
 """
 
 from __future__ import annotations
 
-import csv
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,33 +24,22 @@ from corral.runtime.hosts import ComposeHost
 # Stands before the name of each part of an answer; no program prints it by itself.
 MARK = "\x1e"
 UNITS = {"B": 1, "KIB": 1024, "MIB": MIB, "GIB": 1024**3, "TIB": 1024**4, "KB": 1000, "MB": 1000**2, "GB": 1000**3}
+SCRIPT = Path(__file__).with_suffix(".sh")
 CARD_FIELDS = (
     "index", "uuid", "pci.bus_id", "name", "memory.total", "memory.used", "utilization.gpu", "temperature.gpu",
     "driver_version", "compute_cap",
 )  # fmt: skip
+# Prints a line for every NVIDIA card, or nvidia-smi's complaint.
+CARDS_SCRIPT = f"""
+if command -v nvidia-smi >/dev/null 2>&1; then
+    nvidia-smi --query-gpu={",".join(CARD_FIELDS)} --format=csv,noheader,nounits 2>&1
+    echo "code $?"
+fi
+"""
 # What version 1 of control groups prints is a number near 2**63.
 NO_LIMIT = 1 << 60
 _HASH = re.compile(r"^(\S+) ([0-9a-f]{64})$", re.MULTILINE)
 _AMOUNT = re.compile(r"([\d.]+)\s*([A-Za-z]+)")
-
-_MEMORY_SCRIPT = r"""
-[ -z "$ids" ] || docker inspect --format '{{.Id}} {{.State.Pid}}' $ids 2>/dev/null | while read -r id pid; do
-    [ "${pid:-0}" -gt 0 ] && [ -r "/proc/$pid/cgroup" ] || continue
-    while IFS=: read -r _ controllers path; do
-        case ",$controllers," in
-            *,memory,*)
-                group=/sys/fs/cgroup/memory$path used=memory.usage_in_bytes cold=total_inactive_file
-                limit=memory.limit_in_bytes
-                break ;;
-            ,,) group=/sys/fs/cgroup$path used=memory.current cold=inactive_file limit=memory.max ;;
-        esac
-    done <"/proc/$pid/cgroup"
-    [ -r "$group/$used" ] || continue
-    read -r bytes <"$group/$used"
-    read -r most <"$group/$limit"
-    echo "$id $bytes $(sed -n "s/^$cold //p" "$group/memory.stat") $most"
-done
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +60,14 @@ class SeenCard:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All of it for one host; `problem` says why there is nothing but cards."""
+    """All of it for one host; `problem` says why there are no containers."""
 
     host: str
     problem: str = ""
+    # Whether the host gave an answer; without one there is nothing but the problem.
+    is_reached: bool = True
+    # When the answer was there, in seconds since 1970.
+    moment: float = 0
     containers: tuple[Container, ...] = ()
     # Hash of every service as it is rendered on the host; empty when Compose could not read it.
     hashes: Mapping[str, str] = field(default_factory=dict)
@@ -85,6 +77,8 @@ class Snapshot:
     cards: tuple[SeenCard, ...] = ()
     # Why nvidia-smi shows no card although it is there.
     cards_problem: str = ""
+    # What more was asked for, by section.
+    said: Mapping[str, str] = field(default_factory=dict)
 
     def container_of(self, service: str, project: str) -> Container | None:
         """The container of a service."""
@@ -96,26 +90,31 @@ class Snapshot:
         return bool(wanted and container.config_hash and wanted != container.config_hash)
 
 
+# A shell script for a host that asks for more, in sections of their own.
+More = Callable[[ComposeHost], str]
+
+
 # --- asking ----------------------------------------------------------------------------------------------------------
 
 
-def observe(host: ComposeHost) -> Snapshot:
-    """What is to be seen on a host now; never raises, `problem` says why it could not be asked."""
+def observe(host: ComposeHost, more: More | None = None) -> Snapshot:
+    """What is to be seen on a host now, with what else is asked; never raises, `problem` says why there is nothing."""
     try:
-        done = host.run(["sh"], given=script(host).encode(), check=False)
+        done = host.run(["sh"], given=script(host, more(host) if more else "").encode(), check=False)
     except CorralError as error:
-        return Snapshot(host.name, problem=str(error).removeprefix(f"{host.name}: "))
-    found = understood(host.name, parts(done.out))
-    if found.problem or not any(item.is_running and item.memory_mib is None for item in found.containers):
-        return found
-    return _with_memory(found, _asked_memory(host))
+        return Snapshot(host.name, str(error).removeprefix(f"{host.name}: "), is_reached=False)
+    moment, said = time.time(), parts(done.out)
+    found = understood(host.name, said)
+    if any(item.is_running and item.memory_mib is None for item in found.containers):
+        said["memory"] += f"\n{_asked_memory(host)}"
+        found = understood(host.name, said)
+    return replace(found, moment=moment, said=said)
 
 
-def observe_all(hosts: Iterable[ComposeHost]) -> list[Snapshot]:
+def observe_all(hosts: Sequence[ComposeHost], more: More | None = None) -> list[Snapshot]:
     """Every host at the same time, in their order."""
-    wanted = list(hosts)
-    with ThreadPoolExecutor(max(1, len(wanted))) as pool:
-        return list(pool.map(observe, wanted))
+    with ThreadPoolExecutor(max(1, len(hosts))) as pool:
+        return list(pool.map(lambda host: observe(host, more), hosts))
 
 
 def servers_seen(plan: Plan, out: Path, seen: Iterable[Snapshot]) -> Mapping[str, Server]:
@@ -132,71 +131,28 @@ def servers_seen(plan: Plan, out: Path, seen: Iterable[Snapshot]) -> Mapping[str
         return {}
 
 
-def script(host: ComposeHost) -> str:
+def script(host: ComposeHost, more: str) -> str:
     """The shell script that asks a host everything."""
-    lines = [
-        "{ export LC_ALL=C",
-        section("cards"),
-        *card_lines(),
-        section("engine"),
-        f"ids=$({_listing(f'{PROJECT}={host.project}')} 2>&1) || failed=1",
-        f"more=$({_listing(f'{SITE}={host.plan.inventory.name}')} 2>&1)",
-        'if [ "${failed:-0}" = 1 ]; then printf "%s\\n" "$ids"; exit 0; fi',
-        'ids=$(printf \'%s\\n%s\\n\' "$ids" "$more" | sort -u)',
-        section("containers"),
-        '[ -z "$(echo $ids)" ] || docker inspect $ids 2>/dev/null',
-        section("memory"),
-        _MEMORY_SCRIPT.strip(),
-        section("hashes"),
-        *_hash_lines(host),
-        *_balancer_lines(host),
-        "} </dev/null",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _listing(label: str) -> str:
-    return f"docker ps --all --quiet --no-trunc --filter {shlex.quote(f'label={label}')}"
-
-
-def section(name: str) -> str:
-    """A shell command that begins a part of the answer."""
-    return f"printf '\\n\\036%s\\n' {name}"
-
-
-def card_lines() -> list[str]:
-    """Shell commands that print a line for every NVIDIA card, or nvidia-smi's complaint."""
-    query = f"nvidia-smi --query-gpu={','.join(CARD_FIELDS)} --format=csv,noheader,nounits 2>&1"
-    return ["if command -v nvidia-smi >/dev/null 2>&1; then", f"    {query}", '    echo "code $?"', "fi"]
-
-
-def _hash_lines(host: ComposeHost) -> list[str]:
-    """Hashes of what is rendered, of the files that the project was started with: perhaps the CPU variant too."""
-    project = shlex.quote(f"label=com.docker.compose.project={host.project}")
-    label = '{{index .Config.Labels "com.docker.compose.project.config_files"}}'
-    words = host.compose_words()
-    folder, plain = shlex.join(words[: words.index("--file")]), shlex.join(words[words.index("--file") :])
-    return [
-        f"one=$(docker ps --all --quiet --filter {project} | head -n 1)",
-        f'files=$([ -z "$one" ] || docker inspect --format \'{label}\' "$one")',
-        'case "$files" in',
-        '    *,*) set -f; IFS=,; set --; for file in $files; do set -- "$@" --file "$file"; done; unset IFS; set +f ;;',
-        f"    *) set -- {plain} ;;",
-        "esac",
-        f"{folder} \"$@\" config --hash '*' 2>&1",
-    ]
-
-
-def _balancer_lines(host: ComposeHost) -> list[str]:
     balancer = balancer_of(host.plan, host.out)
-    if balancer is None or balancer.host.name != host.name:
-        return []
-    return [section("balancer"), f"{shlex.join(balancer.words(*STATES))} 2>/dev/null"]
+    is_here = balancer is not None and balancer.host.name == host.name
+    given = {
+        "project": f"{PROJECT}={host.project}", "site": f"{SITE}={host.plan.inventory.name}", "folder": host.folder,
+        "balancer": shlex.join(balancer.words(*STATES)) if balancer and is_here else "",
+    }  # fmt: skip
+    cards = f"cards() {{{CARDS_SCRIPT}}}"
+    return "\n".join(
+        ["{ export LC_ALL=C", assigned(given), cards, SCRIPT.read_text(encoding="utf-8"), more, "} </dev/null", ""]
+    )
+
+
+def assigned(given: Mapping[str, str]) -> str:
+    """Shell commands that give variables their values."""
+    return "\n".join(f"{name}={shlex.quote(value)}" for name, value in given.items())
 
 
 def _asked_memory(host: ComposeHost) -> str:
     """What `docker stats` says, about two seconds later; nothing when it fails."""
-    listing = _listing(f"{PROJECT}={host.project}").replace(" --all", "")
+    listing = f"docker ps --quiet --no-trunc --filter {shlex.quote(f'label={PROJECT}={host.project}')}"
     words = f"docker stats --no-stream --no-trunc --format '{{{{.ID}}}} {{{{.MemUsage}}}}' $({listing})"
     return host.run(["sh", "-c", words], check=False).out
 
@@ -205,56 +161,45 @@ def _asked_memory(host: ComposeHost) -> str:
 
 
 def parts(text: str) -> dict[str, str]:
-    """The named parts of an answer."""
+    """The sections of an answer by name."""
     found = (part.partition("\n") for part in text.split(MARK)[1:])
     return {name: body.strip("\n") for name, _, body in found}
 
 
-def understood(host: str, found: Mapping[str, str]) -> Snapshot:
-    """What the parts of an answer say."""
-    cards, cards_problem = parse_cards(found.get("cards", ""))
-    if "containers" not in found:
-        problem = found.get("engine", "").strip() or "the host gave no answer"
-        return Snapshot(host, problem, cards=cards, cards_problem=cards_problem)
-    hashes, problem = _hashes(found.get("hashes", ""))
-    return Snapshot(
-        host,
-        containers=tuple(containers_in(found["containers"], _group_memory(found.get("memory", "")))),
+def understood(host: str, said: Mapping[str, str]) -> Snapshot:
+    """What the sections of an answer say."""
+    cards, cards_problem = parse_cards(said.get("cards", ""))
+    seen = Snapshot(host, is_reached=bool(said), cards=cards, cards_problem=cards_problem)
+    if "containers" not in said:
+        return replace(seen, problem=said.get("engine", "").strip() or "the host gave no answer")
+    words = said.get("hashes", "").strip()
+    hashes = hashes_in(words)
+    return replace(
+        seen,
+        containers=tuple(containers_in(said["containers"], _memory(said.get("memory", "")))),
         hashes=hashes,
-        hashes_problem=problem,
-        servers=parse_servers(found.get("balancer", "")),
-        cards=cards,
-        cards_problem=cards_problem,
+        hashes_problem=words.splitlines()[-1] if words and not hashes else "",
+        servers=parse_servers(said.get("balancer", "")),
     )
 
 
-def _group_memory(text: str) -> dict[str, tuple[float, float | None]]:
+def _memory(text: str) -> dict[str, tuple[float, float | None]]:
     """MiB in use (without cache that costs nothing to give back) and allowed, by container."""
     found: dict[str, tuple[float, float | None]] = {}
     for line in text.splitlines():
         match line.split():
+            case [name, used, "/", most]:  # `docker stats`
+                found[name] = (_mib(used), _mib(most))
             case [name, used, cold, most]:
                 limit = int(most) / MIB if most.isdecimal() and int(most) < NO_LIMIT else None  # "max" in version 2
                 found[name] = (max(0, int(used) - int(cold)) / MIB, limit)
     return found
 
 
-def _with_memory(found: Snapshot, text: str) -> Snapshot:
-    memory = dict(_stats_memory(text))
-    containers = tuple(
-        replace(item, memory_mib=memory[item.id][0], limit_mib=memory[item.id][1]) if item.id in memory else item
-        for item in found.containers
-    )
-    return replace(found, containers=containers)
-
-
-def _stats_memory(text: str) -> Iterator[tuple[str, tuple[float, float]]]:
-    for line in text.splitlines():
-        name, _, usage = line.partition(" ")
-        amounts = [float(number) * UNITS.get(unit.upper(), 1) / MIB for number, unit in _AMOUNT.findall(usage)]
-        match amounts:
-            case [used, limit]:
-                yield name, (used, limit)
+def _mib(amount: str) -> float:
+    """`12.5MiB` as a number."""
+    found = _AMOUNT.fullmatch(amount)
+    return float(found[1]) * UNITS.get(found[2].upper(), 1) / MIB if found else 0
 
 
 def hashes_in(text: str) -> dict[str, str]:
@@ -262,38 +207,27 @@ def hashes_in(text: str) -> dict[str, str]:
     return dict(_HASH.findall(text))
 
 
-def _hashes(text: str) -> tuple[dict[str, str], str]:
-    good = hashes_in(text)
-    return (good, "") if good or not text.strip() else ({}, text.strip().splitlines()[-1])
-
-
 def parse_cards(text: str) -> tuple[tuple[SeenCard, ...], str]:
     """Cards in nvidia-smi's order, and what it complained about."""
-    lines = [line for line in text.splitlines() if line.strip()]
-    rows = [[cell.strip() for cell in row] for row in csv.reader(lines)]
-    cards = [_card(row) for row in rows if len(row) == len(CARD_FIELDS) and row[0].isdecimal()]
-    complaints = [
-        line for line, row in zip(lines, rows, strict=True) if len(row) != len(CARD_FIELDS) and line != "code 0"
-    ]
+    cards: list[SeenCard] = []
+    complaints: list[str] = []
+    for line in filter(None, map(str.strip, text.splitlines())):
+        row = [cell.strip() for cell in line.split(",")]
+        if len(row) == len(CARD_FIELDS) and row[0].isdecimal():
+            cards.append(_card(row))
+        elif line != "code 0":
+            complaints.append(line)
     words = [line for line in complaints if not line.startswith("code ")]
     problem = " ".join(words) if words else f"nvidia-smi ended with {complaints[0]}" if complaints else ""
     return tuple(sorted(cards, key=lambda card: card.index)), problem
 
 
 def _card(row: list[str]) -> SeenCard:
-    capability = re.fullmatch(r"(\d+)\.(\d+)", row[9])
-    return SeenCard(
-        index=int(row[0]),
-        uuid=row[1],
-        pci=row[2],
-        name=row[3],
-        total_mib=_whole(row[4]) or 0,
-        used_mib=_whole(row[5]),
-        use_percent=_whole(row[6]),
-        celsius=_whole(row[7]),
-        driver=row[8],
-        compute_capability=(int(capability[1]), int(capability[2])) if capability else None,
-    )
+    index, uuid, pci, name, total, used, use, celsius, driver, version = row
+    match = re.fullmatch(r"(\d+)\.(\d+)", version)
+    capability = (int(match[1]), int(match[2])) if match else None
+    numbers = (_whole(total) or 0, _whole(used), _whole(use), _whole(celsius))
+    return SeenCard(int(index), uuid, pci, name, *numbers, driver, capability)
 
 
 def _whole(text: str) -> int | None:

@@ -72,14 +72,8 @@ def command(site: Project, *words: str) -> list[str]:
 
 
 def corral(site: Project, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(site, *words),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env={**os.environ, **environment},
-    )
+    given = {**os.environ, **environment}
+    return subprocess.run(command(site, *words), capture_output=True, text=True, timeout=120, check=False, env=given)
 
 
 def status(site: Project) -> dict[str, Any]:
@@ -103,12 +97,7 @@ def test_every_service_of_the_plan_is_shown_with_its_figures(site: Project) -> N
     assert list(found) == ["chat-1", "chat-2", "haproxy", "litellm"]
     replica = found["chat-1"]
     planned = next(service for service in site.plan.services_of(HOST) if service.name == "chat-1")
-    assert (replica["state"], replica["health"], replica["well"], replica["restarts"]) == (
-        "running",
-        "healthy",
-        True,
-        0,
-    )
+    assert [replica[key] for key in ("state", "health", "well", "restarts")] == ["running", "healthy", True, 0]
     assert (replica["pool"], replica["model"], replica["slots"], replica["slots_busy"]) == ("chat", "tiny", 2, 0)
     assert replica["memory_limit_mib"] == planned.memory_mib
     assert 1 < replica["memory_mib"] < planned.memory_mib
@@ -173,19 +162,7 @@ def test_a_hung_replica_is_started_anew_and_parked_past_its_budget(site: Project
 
 def test_a_container_that_is_not_in_the_plan_is_marked(site: Project) -> None:
     label = f"corral.site={site.plan.inventory.name}"
-    docker(
-        "run",
-        "--detach",
-        "--rm",
-        "--name",
-        STRANGER,
-        "--label",
-        label,
-        "--entrypoint",
-        "sleep",
-        "haproxy:3.2.26",
-        "300",
-    )
+    docker(*f"run --detach --rm --name {STRANGER} --label {label} --entrypoint sleep haproxy:3.2.26 300".split())
     try:
         row = rows(site)[STRANGER]
         assert (row["in_plan"], row["notes"]) == (False, ["not in the plan"])
@@ -199,10 +176,8 @@ def test_a_change_that_was_rendered_and_not_brought_up_is_marked(site: Project) 
     try:
         render_site(inventory, site.out)
         found = rows(site)
-        assert {name for name, row in found.items() if "older than the rendering" in row["notes"]} == {
-            "chat-1",
-            "chat-2",
-        }
+        old = {name for name, row in found.items() if "older than the rendering" in row["notes"]}
+        assert old == {"chat-1", "chat-2"}
         assert found["chat-1"]["well"]
     finally:
         inventory.write_text(INVENTORY)
@@ -217,11 +192,13 @@ def test_an_engine_that_does_not_run_is_a_line_and_not_a_traceback(site: Project
 
 
 def test_memory_is_asked_from_docker_where_control_groups_cannot_be_read(
-    site: Project, monkeypatch: pytest.MonkeyPatch
+    site: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     host = ComposeHost(site.plan, HOST, site.out)
     read = {item.service: item.memory_mib for item in observe(host).containers}
-    monkeypatch.setattr(observing, "_MEMORY_SCRIPT", ":")
+    script = observing.SCRIPT.read_text().replace('"/proc/$pid/cgroup"', "/nowhere")
+    monkeypatch.setattr(observing, "SCRIPT", tmp_path / "observe.sh")
+    observing.SCRIPT.write_text(script)
     asked = {item.service: item.memory_mib for item in observe(host).containers}
     assert set(asked) == set(read) == set(STARTED)
     for name, mib in asked.items():

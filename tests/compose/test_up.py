@@ -61,13 +61,13 @@ def test_nothing_starts_without_secrets_or_with_an_outdated_rendering(site: Site
 
 def test_an_engine_that_does_not_run_is_named_with_the_remedy(site: Site) -> None:
     said = site.corral("up", code=1, DOCKER_HOST=f"unix://{site.folder}/no.sock")
-    assert "the engine does not run; start it" in said
+    assert "Docker is installed but does not run; sudo systemctl" in said
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody without a right")
 def test_a_user_without_permission_is_told_what_to_do(site: Site, tmp_path: Path) -> None:
     said = site.corral("up", code=1, **without_permission(tmp_path))
-    assert "this user may not use the engine; add it to the group docker" in said
+    assert "this user may not use Docker; add it to the group docker" in said
     assert site.project.objects("container") == set()
 
 

@@ -124,7 +124,7 @@ def value_of(farm: Farm, query: str) -> float:
 def test_watch_shows_what_prometheus_knows(farm: Farm) -> None:
     def pools() -> dict[str, dict[str, float]]:
         farm.ask("even").raise_for_status()
-        rows = watch.look(watch.asking(farm.plan, farm.out))
+        rows = watch.rows_now(watch.asking(farm.plan, farm.out))
         return {row.name: row.values for row in rows if row.about == "pool" and row.values.get("requests")}
 
     wait_until(lambda: "even" in pools(), 60, "requests of the pool are counted")

@@ -1,5 +1,7 @@
 import json
 import os
+import re
+import shutil
 import stat
 import subprocess
 from collections.abc import Callable
@@ -13,19 +15,20 @@ import pytest
 
 from corral.build import Plan, build_plan
 from corral.config.load import load_inventory
+from corral.errors import Finding
 from corral.render import certificates
-from corral.render.output import digest, write
-from corral.render.secrets import initialise, read_env
+from corral.render.output import write
+from corral.render.secrets import initialise
 from corral.render.tree import render
-from corral.runtime.causes import CAUSES, explained
+from corral.runtime.causes import causes, explained
 from corral.runtime.docker import Container
 from corral.runtime.haproxy import Server
 from corral.runtime.hosts import ComposeHost, Done
-from corral.runtime.observe import Snapshot, observe, parse_cards, short_slot
+from corral.runtime.observe import Snapshot, observe, parse_cards, parts, short_slot
 from corral.runtime.observe import understood as observed
 from corral.verbs.doctor import path as path_area
-from corral.verbs.doctor.checks import AREAS, Case, Finding, checks, findings
-from corral.verbs.doctor.facts import Facts, Filesystem, SeenFile, Xid, collect, understood
+from corral.verbs.doctor.case import Answers, Case, sections
+from corral.verbs.doctor.report import AREAS, CHECKS, findings
 from tests.trees import plan_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -83,15 +86,13 @@ def out(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def case(plan: Plan, out: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
     """Everything is well; tests change one thing."""
     monkeypatch.setattr(ComposeHost, "run", lambda *_, **__: Done(0, "", ""))
-    monkeypatch.setattr(path_area, "_client", lambda _case: gateway("", plan, out))
-    key = read_env(out / "pea" / ".env")["LITELLM_MASTER_KEY"]
-    monkeypatch.setattr(path_area, "_operator", lambda _case, _limit_s=0.0: gateway(key, plan, out))
     host = ComposeHost(plan, "pea", out)
     containers = tuple(well(plan, service.name) for service in plan.services_of("pea"))
     servers = {item.name: server("UP", 0, "L7OK", 200) for item in plan.contributions.backends}
     hashes = {item.service: item.config_hash for item in containers}
-    seen = Snapshot("pea", containers=containers, hashes=hashes, servers=servers, cards=CARDS)
-    return Case(host, good_facts(host), seen, servers)
+    answers = Answers(stranger=401, health=200, models=200, offered=frozenset(plan.inventory.pools))
+    seen = Snapshot("pea", containers=containers, hashes=hashes, servers=servers, cards=CARDS, said=SAID)
+    return Case(host, seen, servers, answers)
 
 
 def server(status: str, busy: int, check: str, code: int) -> Server:
@@ -118,58 +119,43 @@ def well(plan: Plan, service: str) -> Container:
     )
 
 
-def good_facts(host: ComposeHost) -> Facts:
-    files = {path.relative_to(host.rendered).as_posix(): path for path in sorted(host.rendered.rglob("*"))}
-    return Facts(
-        engine_version="28.5.2+dfsg4",
-        compose_version="2.40.3-3",
-        info={"MemoryLimit": True, "SwapLimit": True, "PidsLimit": True, "Runtimes": {"runc": {}, "nvidia": {}}},
-        user="ann",
-        groups=frozenset({"docker"}),
-        future_groups=frozenset({"docker"}),
-        machine="x86_64",
-        cores=2,
-        cpu_flags=frozenset({"sse4_2"}),
-        ram_mib=32000,
-        swap_mib=8192,
-        addresses=frozenset({"127.0.0.1", "192.0.2.144"}),
-        filesystems=(Filesystem("engine", "/", 90_000),),
-        is_clock_synchronised=True,
-        clock_ahead_s=0.2,
-        files={
-            name: SeenFile(
-                f"{path.stat().st_mode & 0o777:o}",
-                path.stat().st_size,
-                digest(path.read_bytes()) if path.is_file() else "",
-            )
-            for name, path in files.items()
-        },
-        models={".": SeenFile("755", 4096), "small.gguf": SeenFile("644", 1000, magic="GGUF")},
-        certificates={"/etc/ssl/own.pem": datetime.now(UTC) + timedelta(days=90)},
-        litellm_version="1.106.2",
-    )
-
-
-def gateway(key: str, plan: Plan, out: Path) -> httpx.Client:
-    """A gateway that knows the site's own key and pools."""
-
-    def answer(request: httpx.Request) -> httpx.Response:
-        if request.url.path == "/health/liveliness":
-            return httpx.Response(200)
-        if not key:
-            return httpx.Response(401)
-        return httpx.Response(200, json={"data": [{"id": name} for name in plan.inventory.pools]})
-
-    return httpx.Client(base_url="http://gateway", transport=httpx.MockTransport(answer))
+INFO = {
+    "ServerVersion": "28.5.2+dfsg4",
+    "ClientInfo": {"Plugins": [{"Name": "compose", "Version": "2.40.3-3"}]},
+    "MemoryLimit": True,
+    "SwapLimit": True,
+    "PidsLimit": True,
+    "Runtimes": {"runc": {}, "nvidia": {}},
+}
+CERTIFICATE = f"/etc/ssl/own.pem\tnotAfter={datetime.now(UTC) + timedelta(days=90):%b %d %H:%M:%S %Y} GMT"
+# What a machine says that is well.
+SAID = {
+    "info": json.dumps(INFO),
+    "user": "ann\ndocker\ndocker\n",
+    "cpu": "x86_64\n2\nflags : sse4_2\n",
+    "ram": "MemTotal:       32768000 kB\nSwapTotal:       8388608 kB\n",
+    "addresses": '[{"addr_info": [{"local": "127.0.0.1"}, {"local": "192.0.2.144"}]}, {"addr_info": []}]',
+    "disks": "engine /dev/sda1 200000000 100000000 92160000  53% /",
+    "time-service": "yes\n",
+    "modes": "600 .env\n700 secrets\n644 secrets/LLAMA_API_KEY\n",
+    "models": "755 4096 - .\n644 1000 47475546 small.gguf\n",
+    "certificates": CERTIFICATE,
+    "litellm": "1.106.2\n",
+}
 
 
 def found(case: Case, check: str) -> list[Finding]:
-    item = next(item for item in checks() if item.id == check)
-    return list(item.find(case)) if all(case.has(need) for need in item.needs) else []
+    item = CHECKS[check]
+    return list(item.findings(case)) if all(case.has(need) for need in item.needs) else []
 
 
-def with_facts(**changes: Any) -> Callable[[Case], Case]:
-    return lambda case: replace(case, facts=replace(case.facts, **changes))
+def with_said(**changes: str) -> Callable[[Case], Case]:
+    said = {name.replace("_", "-"): text for name, text in changes.items()}
+    return lambda case: replace(case, seen=replace(case.seen, said={**case.seen.said, **said}))
+
+
+def with_info(**changes: Any) -> Callable[[Case], Case]:
+    return with_said(info=json.dumps({**INFO, **changes}))
 
 
 def with_seen(**changes: Any) -> Callable[[Case], Case]:
@@ -211,9 +197,8 @@ def with_driver(version: str) -> Callable[[Case], Case]:
     return with_seen(cards=tuple(replace(card, driver=version) for card in CARDS))
 
 
-def with_model(**changes: Any) -> Callable[[Case], Case]:
-    file = replace(SeenFile("644", 1000, magic="GGUF"), **changes)
-    return with_facts(models={".": SeenFile("755", 4096), "small.gguf": file})
+def with_model(mode: str = "644", size: int = 1000, magic: str = "GGUF") -> Callable[[Case], Case]:
+    return with_said(models=f"755 4096 - .\n{mode} {size} {magic.encode().hex()} small.gguf")
 
 
 def with_image(component: str, image: str) -> Callable[[Case], Case]:
@@ -221,7 +206,7 @@ def with_image(component: str, image: str) -> Callable[[Case], Case]:
         old = case.plan.contributions
         services = [replace(item, image=image) if item.component == component else item for item in old.services]
         plan = replace(case.plan, contributions=replace(old, services=services))
-        return replace(case, host=replace(case.host, plan=plan), facts=replace(case.facts, litellm_version=""))
+        return with_said(litellm="")(replace(case, host=replace(case.host, plan=plan)))
 
     return change
 
@@ -236,10 +221,8 @@ def with_device_files(**there: int) -> Callable[[Case], Case]:
             for item in old.services
         ]
         plan = replace(case.plan, contributions=replace(old, services=services))
-        facts = replace(
-            case.facts, device_files={f"/dev/{name.replace('_', '/')}": group for name, group in there.items()}
-        )
-        return replace(case, host=replace(case.host, plan=plan), facts=facts)
+        devices = "\n".join(f"/dev/{name.replace('_', '/')} {group}" for name, group in there.items())
+        return with_said(devices=devices)(replace(case, host=replace(case.host, plan=plan)))
 
     return change
 
@@ -256,55 +239,52 @@ def both(*changes: Callable[[Case], Case]) -> Callable[[Case], Case]:
 OOM = {"state": "exited", "health": "", "exit_code": 137, "was_out_of_memory": True}
 DOWN = server("DOWN", 0, "L4CON", 0)
 FAULTS: list[tuple[str, Callable[[Case], Case], str]] = [
-    ("host-reachable", with_facts(problem="ssh pea does not connect: Permission denied (publickey)"), "publickey"),
-    ("engine-answers", with_facts(engine_version="", engine_problem="sh: 1: docker: not found"), "not installed"),
-    ("engine-version", with_facts(engine_version="20.10.24+dfsg1"), "Docker Engine 20.10.24+dfsg1 is older than 25"),
-    ("compose-version", with_facts(compose_version="2.20.0"), "Compose 2.20.0 is older than 2.24"),
-    (
-        "compose-version",
-        with_facts(compose_version="", compose_problem="docker: unknown command: docker compose"),
-        "no Compose plugin",
-    ),
-    ("limits-supported", with_facts(info={"MemoryLimit": False}), "does not limit the memory"),
-    ("limits-supported", with_facts(info={"MemoryLimit": True, "SwapLimit": False}), "does not limit the swap"),
+    ("host-reachable", with_seen(problem="ssh pea does not connect: Permission denied (publickey)", is_reached=False),
+     "publickey"),
+    ("engine-answers", with_seen(problem="sh: 1: docker: not found"), "not installed"),
+    ("engine-version", with_info(ServerVersion="20.10.24+dfsg1"), "Docker Engine 20.10.24+dfsg1 is older than 25"),
+    ("compose-version", with_info(ClientInfo={"Plugins": [{"Name": "compose", "Version": "2.20.0"}]}),
+     "Compose 2.20.0 is older than 2.24"),
+    ("compose-version", with_info(ClientInfo={"Plugins": [{"Name": "buildx"}]}),
+     "no Compose plugin: Docker knows none"),
+    ("compose-version", with_info(ClientInfo={"Plugins": [{"Name": "compose", "Err": "permission denied"}]}),
+     "no Compose plugin: permission denied"),
+    ("limits-supported", with_info(MemoryLimit=False), "does not limit the memory"),
+    ("limits-supported", with_info(SwapLimit=False), "does not limit the swap"),
     (
         "address",
-        with_facts(addresses=frozenset({"127.0.0.1", "192.0.2.7", "172.17.0.1"})),
+        with_said(
+            addresses='[{"addr_info": [{"local": "127.0.0.1"}, {"local": "192.0.2.7"}, {"local": "172.17.0.1"}]}]'
+        ),
         "192.0.2.144 is not an address of this machine; it has 192.0.2.7",
     ),
-    ("cpu", with_facts(cores=1), "says 2 cores, the machine has 1"),
-    ("ram", with_facts(ram_mib=16000), "the inventory says 32 GiB of RAM, the machine has 15.6"),
-    ("ram", with_facts(ram_mib=4000), "the containers may take"),
-    ("swap", with_facts(swap_mib=0), "containers may use 1024 MiB of swap each, the machine has 0"),
-    (
-        "disk",
-        with_facts(filesystems=(Filesystem("engine", "/", 500), Filesystem("models", "/", 500))),
-        "0.5 GiB are left on / (engine and models)",
-    ),
-    ("clock", with_facts(is_clock_synchronised=False), "no time service"),
-    ("clock", with_facts(clock_ahead_s=-90.0), "90 s behind"),
+    ("cpu", with_said(cpu="x86_64\n1\nflags : sse4_2"), "says 2 cores, the machine has 1"),
+    ("ram", with_said(ram="MemTotal: 16384000 kB"), "the inventory says 32 GiB of RAM, the machine has 15.6"),
+    ("ram", with_said(ram="MemTotal: 4096000 kB"), "the containers may take"),
+    ("swap", with_said(ram="MemTotal: 32768000 kB\nSwapTotal: 0 kB"),
+     "containers may use 1024 MiB of swap each, the machine has 0"),
+    ("disk", with_said(disks="models /dev/a 9 9 512000 99% /\nengine /dev/a 9 9 512000 99% /"),
+     "0.5 GiB are left on / (models and engine)"),
+    ("clock", with_said(time_service="no"), "no time service"),
+    ("clock", with_said(time_service="Leap status     : Not synchronised"), "no time service"),
+    ("clock", lambda case: with_said(clock="1800000000.5")(with_seen(moment=1800000090.5)(far(case))), "90 s behind"),
     (
         "ports",
         both(
             without_container("gpu-1"),
-            with_facts(listeners={8080: ("::",)}, holders={8080: "the container other"}),
+            with_said(listeners="LISTEN 0 128 *:8080 *:*", published="a 1->1/tcp\nother 192.0.2.9:8080->80/tcp"),
         ),
         "port 8080 (gpu-1) is taken by the container other",
     ),
-    (
-        "gpu-driver",
-        with_seen(cards=(), cards_problem="Failed to initialize NVML: Driver/library version mismatch"),
-        "updated under the running kernel module",
-    ),
+    ("gpu-driver", with_seen(cards=(), cards_problem="Failed to initialize NVML: Driver/library version mismatch"),
+     "updated under the running kernel module"),
     ("gpu-driver", with_seen(cards=(), cards_problem=""), "nvidia-smi is not on this machine"),
-    (
-        "gpu-driver",
-        with_seen(cards_problem="Unable to determine the device handle for GPU0000:03:00.0: GPU is lost."),
-        "a card was lost",
-    ),
-    ("card-errors", with_facts(xids=(Xid("0000:01:00", 48, ""),)), "GPU 1 in slot 0000:01:00.0: memory error"),
-    ("card-errors", with_facts(xids=(Xid("0000:09:00", 79, ""),)), "a card in slot 0000:09:00.0: fell off the bus"),
-    ("gpu-runtime", with_facts(info={"Runtimes": {"runc": {}}}), "no NVIDIA runtime"),
+    ("gpu-driver", with_seen(cards_problem="Unable to determine the device handle for GPU0000:03:00.0: GPU is lost."),
+     "a card was lost"),
+    ("card-errors", with_said(xids="NVRM: Xid (PCI:0000:01:00): 48, x"), "GPU 1 in slot 0000:01:00.0: memory error"),
+    ("card-errors", with_said(xids="NVRM: Xid (PCI:0000:09:00): 79, x"),
+     "a card in slot 0000:09:00.0: fell off the bus"),
+    ("gpu-runtime", with_info(Runtimes={"runc": {}}), "no NVIDIA runtime"),
     ("device-files", with_device_files(dri_renderD128=44), "gpu-2 wants /dev/kfd, which this machine lacks"),
     ("device-files", with_device_files(kfd=44, dri_renderD128=105), "the device files belong to group 105"),
     ("driver-version", with_driver("535.183.01"), "driver 535.183.01 is too old"),
@@ -312,58 +292,36 @@ FAULTS: list[tuple[str, Callable[[Case], Case], str]] = [
     ("driver-version", both(with_driver("570.1"), with_image("llama", "x/llama.cpp:server-cuda13-b1")), "needs 580"),
     ("card-there", with_seen(cards=CARDS[1:]), "GPU 1 (UUID GPU-11111111-aaaa) is not in this machine"),
     ("card-there", with_seen(cards=CARDS[:2]), "2 of 3 cards answer"),
-    (
-        "card-there",
-        with_card(1, pci="00000000:07:00.0"),
-        "GPU 2 (PCI slot 0000:02:00.0) is not in this machine; at that place is GPU-22222222-aaaa-bbbb in slot 0000:07",
-    ),
-    (
-        "card-order",
-        with_seen(cards=(replace(CARDS[2], index=0), CARDS[0], replace(CARDS[1], index=2))),
-        "index 2 is not the card that the inventory means by GPU 3: it is a NVIDIA P104-100, not a rtx-3060",
-    ),
+    ("card-there", with_card(1, pci="00000000:07:00.0"),
+     "GPU 2 (PCI slot 0000:02:00.0) is not in this machine; at that place is GPU-22222222-aaaa-bbbb in slot 0000:07"),
+    ("card-order", with_seen(cards=(replace(CARDS[2], index=0), CARDS[0], replace(CARDS[1], index=2))),
+     "index 2 is not the card that the inventory means by GPU 3: it is a NVIDIA P104-100, not a rtx-3060"),
     ("card-kind", with_card(0, total_mib=4096), "GPU 1 (NVIDIA P104-100) has 4.0 GiB, the plan counts on 8.0"),
     ("card-kind", with_card(0, compute_capability=(8, 6)), "compute capability 8.6, the plan counts on 6.1"),
-    (
-        "running-as-rendered",
-        with_container("gpu-2", config_hash="1" * 64),
-        "running with an older configuration: gpu-2",
-    ),
-    (
-        "secrets-private",
-        with_facts(files={".env": SeenFile("644"), "secrets": SeenFile("755")}),
-        "others can read .env (mode 644)",
-    ),
-    (
-        "secrets-private",
-        with_facts(files={"secrets/LLAMA_API_KEY": SeenFile("600")}),
-        "containers cannot read secrets/LLAMA_API_KEY",
-    ),
-    ("models", with_facts(models={}), "there is no folder"),
-    ("models", with_facts(models={".": SeenFile("755")}), "small.gguf is not there"),
+    ("running-as-rendered", with_container("gpu-2", config_hash="1" * 64),
+     "running with an older configuration: gpu-2"),
+    ("secrets-private", with_said(modes="644 .env\n755 secrets"), "others can read .env (mode 644)"),
+    ("secrets-private", with_said(modes="600 secrets/LLAMA_API_KEY"), "containers cannot read secrets/LLAMA_API_KEY"),
+    ("models", with_said(models=""), "there is no folder"),
+    ("models", with_said(models="755 4096 - ."), "small.gguf is not there"),
     ("models", with_model(size=0), "is empty"),
     ("models", with_model(magic="<htm"), "is no GGUF file; it begins with '<htm'"),
     ("models", with_model(mode="600"), "containers cannot read"),
-    (
-        "models",
-        with_facts(models={".": SeenFile("700"), "small.gguf": SeenFile("644", 9, magic="GGUF")}),
-        "cannot look into",
-    ),
-    ("certificates", with_facts(certificates={"/c.pem": datetime(2020, 1, 1, tzinfo=UTC)}), "/c.pem ended on"),
+    ("models", with_said(models="700 4096 - .\n644 9 47475546 small.gguf"), "cannot look into"),
+    ("certificates", with_said(certificates="/c.pem\tnotAfter=Jan  1 00:00:00 2020 GMT"), "/c.pem ended on"),
     (
         "certificates",
-        with_facts(certificates={"/c.pem": datetime.now(UTC) + timedelta(days=5, hours=1)}),
+        with_said(
+            certificates=f"/c.pem\tnotAfter={datetime.now(UTC) + timedelta(days=5, hours=1):%b %d %H:%M:%S %Y} GMT"
+        ),
         "ends in 5 days",
     ),
-    ("certificates", with_facts(certificates={"/c.pem": None}), "cannot be read"),
+    ("certificates", with_said(certificates="/c.pem\t"), "cannot be read"),
     ("started", lambda case: replace(case, seen=Snapshot("pea")), "nothing runs here yet"),
     ("running", with_container("gpu-2", **OOM), "gpu-2: container exited (137: out of memory)"),
     ("running", without_container("gpu-2"), "gpu-2: it has no container"),
-    (
-        "running",
-        with_container("gpu-2", health="unhealthy", last_check="curl: (28) timed out"),
-        "its health check fails: curl: (28) timed out",
-    ),
+    ("running", with_container("gpu-2", health="unhealthy", last_check="curl: (28) timed out"),
+     "its health check fails: curl: (28) timed out"),
     ("restarts", just_started_again, "gpu-2: started again 7 times"),
     ("memory-limits", with_container("gpu-2", limit_mib=32000), "not in force for gpu-2"),
     ("memory-room", with_container("gpu-2", memory_mib=2040), "2040 of 2048 MiB are taken"),
@@ -380,32 +338,20 @@ FAULTS: list[tuple[str, Callable[[Case], Case], str]] = [
     ),
     ("litellm-version", with_image("litellm", "ghcr.io/berriai/litellm:v1.83.6"), "CVE-2026-42208"),
     ("litellm-version", with_image("litellm", "ghcr.io/berriai/litellm:v1.82.8"), "malware"),
-    ("litellm-version", with_facts(litellm_version="1.82.7"), "the running LiteLLM 1.82.7 carries malware"),
+    ("litellm-version", with_said(litellm="1.82.7"), "the running LiteLLM 1.82.7 carries malware"),
     ("images-pinned", with_image("haproxy", "haproxy:latest"), "can become another one at any time"),
-    (
-        "balancer-answers",
-        with_container("haproxy", state="exited", health="", exit_code=1),
-        "clients → haproxy does not answer: container exited (1)",
-    ),
+    ("balancer-answers", with_container("haproxy", state="exited", health="", exit_code=1),
+     "clients → haproxy does not answer: container exited (1)"),
     ("balancer-answers", lambda case: replace(case, servers={}), "gives no figures"),
-    (
-        "replicas-up",
-        both(with_container("gpu-2", **OOM), with_server("pea-gpu-2", DOWN)),
-        "chat: HAProxy → pea-gpu-2 refuses the connection on gpu-2:8081: container exited (137: out of memory)",
-    ),
-    (
-        "replicas-up",
-        with_server("pea-gpu-2", server("DOWN", 0, "L4TOUT", 0)),
-        "does not answer on gpu-2:8081, although it is healthy on pea",
-    ),
+    ("replicas-up", both(with_container("gpu-2", **OOM), with_server("pea-gpu-2", DOWN)),
+     "chat: HAProxy → pea-gpu-2 refuses the connection on gpu-2:8081: container exited (137: out of memory)"),
+    ("replicas-up", with_server("pea-gpu-2", server("DOWN", 0, "L4TOUT", 0)),
+     "does not answer on gpu-2:8081, although it is healthy on pea"),
     ("replicas-up", with_server("pea-gpu-2", server("MAINT", 0, "", 0)), "was taken out of the balancer"),
     ("pools-alive", lambda case: replace(case, servers=dict.fromkeys(case.servers, DOWN)), "chat: no replica is up"),
-    (
-        "nodes",
-        with_server("mac", server("DOWN", 0, "L4TOUT", 0)),
-        "HAProxy → node mac does not answer on 192.0.2.9:8080",
-    ),
-]
+    ("nodes", with_server("mac", server("DOWN", 0, "L4TOUT", 0)),
+     "HAProxy → node mac does not answer on 192.0.2.9:8080"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -413,12 +359,12 @@ FAULTS: list[tuple[str, Callable[[Case], Case], str]] = [
 )
 def test_a_fault_is_found_with_a_remedy(case: Case, check: str, change: Callable[[Case], Case], words: str) -> None:
     all_found = found(change(case), check)
-    matching = [item for item in all_found if words in item.what]
+    matching = [item for item in all_found if words in item.message]
     assert matching, all_found
     assert all(item.remedy for item in matching) or check in ("host-reachable", "limits-supported")
 
 
-@pytest.mark.parametrize("check", [item.id for item in checks()])
+@pytest.mark.parametrize("check", list(CHECKS))
 def test_a_host_that_is_well_has_no_finding_but_hints(case: Case, check: str) -> None:
     if check == "rendered":  # compares the rendering itself
         assert found(case, check) == []
@@ -427,16 +373,16 @@ def test_a_host_that_is_well_has_no_finding_but_hints(case: Case, check: str) ->
 
 def test_every_check_has_a_fault_in_this_file() -> None:
     elsewhere = {"rendered", "copied", "secrets", "gateway-answers", "key-accepted", "pools-offered", "answers"}
-    exposure = {item.id for item in checks() if item.area == "exposure"}  # test_exposure.py
-    assert {check for check, _, _ in FAULTS} | elsewhere | exposure == {item.id for item in checks()}
+    exposure = {name for name, item in CHECKS.items() if item.section == "exposure"}  # test_exposure.py
+    assert {check for check, _, _ in FAULTS} | elsewhere | exposure == set(CHECKS)
 
 
 def test_checks_are_in_the_documentation() -> None:
     text = (REPOSITORY / "docs" / "doctor.md").read_text()
     lines = ["| area | id | what must hold | what helps |", "|---|---|---|---|"]
-    lines += [f"| {item.area} | `{item.id}` | {item.rule} | {item.remedy} |" for item in checks()]
+    lines += [f"| {item.section} | `{name}` | {item.demand} | {item.remedy} |" for name, item in CHECKS.items()]
     assert "\n".join(lines) + "\n" in text, "docs/doctor.md: put these lines there"
-    assert {item.area for item in checks()} == set(AREAS)
+    assert {item.section for item in CHECKS.values()} == set(AREAS)
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -447,28 +393,27 @@ def own_out(case: Case, plan: Plan, tmp_path: Path) -> Case:
     """A case with a rendered folder that the test may change."""
     write(render(plan), tmp_path)
     initialise({"pea": plan.secrets_of("pea")}, tmp_path)
-    host = ComposeHost(plan, "pea", tmp_path)
-    return replace(case, host=host, facts=good_facts(host))
+    return replace(case, host=ComposeHost(plan, "pea", tmp_path))
 
 
 def test_edited_and_old_files_are_told_apart(own_out: Case) -> None:
     (own_out.host.rendered / "haproxy" / "haproxy.cfg").write_text("mine\n")
     (own_out.host.rendered / "compose.yaml").unlink()
-    what = [item.what for item in found(own_out, "rendered")]
+    what = [item.message for item in found(own_out, "rendered")]
     assert what == ["edited by hand: pea/haproxy/haproxy.cfg", "1 file is not as the inventory says"]
 
 
 def test_nothing_rendered_is_said_so(case: Case, tmp_path: Path) -> None:
     bare = replace(case, host=replace(case.host, out=tmp_path))
-    assert [item.what for item in found(bare, "rendered")] == ["nothing is rendered for this host yet"]
+    assert [item.message for item in found(bare, "rendered")] == ["nothing is rendered for this host yet"]
 
 
 def test_secrets_without_value_or_with_another_one(own_out: Case) -> None:
     env = own_out.host.rendered / ".env"
     env.write_text(env.read_text().replace("LLAMA_API_KEY=", "LLAMA_API_KEY=x"))
-    assert [item.what for item in found(own_out, "secrets")] == [".env and secrets/ disagree about LLAMA_API_KEY"]
+    assert [item.message for item in found(own_out, "secrets")] == [".env and secrets/ disagree about LLAMA_API_KEY"]
     env.write_text("")
-    assert found(own_out, "secrets")[0].what.startswith("no value for LLAMA_API_KEY, LITELLM_MASTER_KEY in ")
+    assert found(own_out, "secrets")[0].message.startswith("no value for LLAMA_API_KEY, LITELLM_MASTER_KEY in ")
     assert "sk-" not in str(found(own_out, "secrets"))
 
 
@@ -481,78 +426,87 @@ def far(case: Case) -> Case:
 
 def test_a_far_host_with_other_files_or_secrets_is_found(own_out: Case) -> None:
     case = far(own_out)
+    paths = [path.relative_to(case.host.rendered) for path in case.host.rendered.rglob("*") if path.is_file()]
+    lines = [f"{path}: OK" for path in paths]
+    case = with_said(same="\n".join(lines))(case)
     assert found(case, "copied") == found(case, "secrets") == []
-    changed = {
-        **case.facts.files,
-        "compose.yaml": SeenFile("644", 1, "0"),
-        "secrets/LLAMA_API_KEY": SeenFile("644", 1, "0"),
-    }
-    case = with_facts(files=changed)(case)
-    assert [item.what for item in found(case, "copied")] == [
+    changed = set(lines) - {"compose.yaml: OK", "secrets/LLAMA_API_KEY: OK"}
+    case = with_said(same="\n".join(changed))(case)
+    assert [item.message for item in found(case, "copied")] == [
         "other files on the host than were rendered here: compose.yaml"
     ]
-    assert [item.what for item in found(case, "secrets")] == [
+    assert [item.message for item in found(case, "secrets")] == [
         "the host has another value for LLAMA_API_KEY than this machine"
     ]
-    assert [item.level for item in found(with_facts(files={})(case), "copied")] == ["hint"]
+    assert [item.level for item in found(with_said(same="")(case), "copied")] == ["hint"]
 
 
 # --- the way of a request --------------------------------------------------------------------------------------------
 
 
-def answering(monkeypatch: pytest.MonkeyPatch, answer: Callable[[httpx.Request], httpx.Response]) -> None:
-    def client(_case: Case, _limit_s: float = 1) -> httpx.Client:
-        return httpx.Client(base_url="http://gateway", transport=httpx.MockTransport(answer))
-
-    for name in ("_client", "_operator"):
-        monkeypatch.setattr(path_area, name, client)
+MODELS = '{"data": [{"id": "chat"}]}'
 
 
-def refused(request: httpx.Request) -> httpx.Response:
-    raise httpx.ConnectError("[Errno 111] Connection refused")
+def answering(case: Case, *, must_ask: bool = False, body: str = MODELS, **statuses: int) -> Case:
+    """The host with what its gateway answers: statuses by path, `stranger` to those without a key; 0 is no answer."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        name = request.url.path.rpartition("/")[2] if "Authorization" in request.headers else "stranger"
+        status = statuses.get(name, 401 if name == "stranger" else 200)
+        if not status:
+            raise httpx.ConnectError("[Errno 111] Connection refused")
+        return httpx.Response(status, text=body)
+
+    def client(place: str, key: str = "") -> httpx.Client:
+        headers = {"Authorization": key} if key else {}
+        return httpx.Client(base_url=place, headers=headers, transport=httpx.MockTransport(answer))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(path_area, "_client", client)
+        return replace(case, answers=path_area.ask(case.host, must_ask=must_ask))
 
 
-def test_a_dead_gateway_is_named_with_its_reason(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    answering(monkeypatch, refused)
-    dead = with_container("litellm", **OOM)(case)
-    (finding,) = found(dead, "gateway-answers")
+def test_a_gateway_that_is_well_is_asked_for_its_models_once(case: Case) -> None:
+    assert answering(case).answers == case.answers
+
+
+def test_a_dead_gateway_is_named_with_its_reason(case: Case) -> None:
+    silent = answering(case, stranger=0, liveliness=0, models=0)
+    (finding,) = found(with_container("litellm", **OOM)(silent), "gateway-answers")
     assert (
-        finding.what
+        finding.message
         == "clients → litellm does not answer: [Errno 111] Connection refused: container exited (137: out of memory)"
     )
     assert finding.remedy == "raise its memory_mib"
-    (finding,) = found(case, "gateway-answers")
-    assert "at http://192.0.2.144:4000, although it is healthy" in finding.what
+    (finding,) = found(silent, "gateway-answers")
+    assert "at http://192.0.2.144:4000, although it is healthy" in finding.message
+    assert found(silent, "key-accepted") == []
+    (finding,) = found(answering(case, body="<html>"), "gateway-answers")
+    assert "another program may have its port" in finding.message
+    (finding,) = found(answering(case, liveliness=503), "gateway-answers")
+    assert "clients → litellm does not answer at" in finding.message
 
 
 @pytest.mark.parametrize(("status", "words"), [(401, "refuses LITELLM_MASTER_KEY"), (500, "answers 500 to /v1/models")])
-def test_a_key_that_the_gateway_refuses(case: Case, monkeypatch: pytest.MonkeyPatch, status: int, words: str) -> None:
-    answering(monkeypatch, lambda _: httpx.Response(status))
-    assert words in found(case, "key-accepted")[0].what
+def test_a_key_that_the_gateway_refuses(case: Case, status: int, words: str) -> None:
+    assert words in found(answering(case, models=status), "key-accepted")[0].message
 
 
-def test_a_gateway_open_to_everybody(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    answering(monkeypatch, lambda _: httpx.Response(200, json={"data": [{"id": "other"}]}))
-    assert [item.what for item in found(case, "key-accepted")] == [
-        "the gateway answers 200 without a key: anybody may use it"
+def test_a_gateway_open_to_everybody(case: Case) -> None:
+    case = answering(case, stranger=200)
+    assert [item.message for item in found(case, "key-accepted")] == [
+        "the gateway answers 200 without a key: every client may use it"
     ]
-    assert [item.what for item in found(case, "pools-offered")] == ["the gateway does not offer chat"]
+    other = replace(case, answers=replace(case.answers or Answers(), offered=frozenset({"other"})))
+    assert [item.message for item in found(other, "pools-offered")] == ["the gateway does not offer chat"]
 
 
-def test_pools_are_asked_only_on_request(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    paths = []
-
-    def answer(request: httpx.Request) -> httpx.Response:
-        paths.append(request.url.path)
-        if request.url.path == "/v1/models":
-            return httpx.Response(200, json={"data": [{"id": "chat"}]})
-        return httpx.Response(503, text="no replica could take this request in time")
-
-    answering(monkeypatch, answer)
-    assert found(case, "answers") == []
-    assert not paths
-    (finding,) = found(replace(case, must_ask=True), "answers")
-    assert finding.what == "chat: answered 503: no replica could take this request in time"
+def test_pools_are_asked_only_on_request(case: Case) -> None:
+    assert found(answering(case, completions=503), "answers") == []
+    (finding,) = found(answering(case, must_ask=True, completions=503), "answers")
+    assert finding.message == f"chat: answered 503: {MODELS}"
+    (finding,) = found(answering(case, must_ask=True), "answers")
+    assert (finding.message[:19], finding.level) == ("chat answered after", "hint")
 
 
 # --- reasons ---------------------------------------------------------------------------------------------------------
@@ -570,10 +524,7 @@ def test_pools_are_asked_only_on_request(case: Case, monkeypatch: pytest.MonkeyP
             "llama_model_load: error loading model: tensor 'a' data is not within the file bounds, model is corrupted",
             "damaged",
         ),
-        (
-            "alloc_buffer: allocating 7000.00 MiB on device 0: cudaMalloc failed: out of memory",
-            "card's memory is full",
-        ),
+        ("alloc_buffer: allocating 7000.00 MiB on device 0: cudaMalloc failed: out of memory", "card's memory is full"),
         ("NVRM: Xid (PCI:0000:01:00): 79, pid=1, GPU has fallen off the bus.", "fell off the bus"),
         ("0.01.002 E CUDA error: uncorrectable ECC error encountered", "memory is faulty"),
         ("CUDA error: an illegal memory access was encountered", "its card made an error"),
@@ -596,7 +547,8 @@ def test_what_programs_say_is_understood(plan: Plan, line: str, words: str) -> N
 
 
 def test_every_sign_has_a_remedy() -> None:
-    assert all(sign.what and sign.remedy for sign in CAUSES)
+    signs = [reason for place in ("container", "process", "docker") for _, reason in causes(place)]
+    assert all(sign.what and sign.remedy for sign in signs)
 
 
 @pytest.mark.parametrize(
@@ -687,7 +639,7 @@ def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str
 
 def asked(plan: Plan, out: Path) -> Case:
     host = ComposeHost(plan, "pea", out)
-    return Case(host, collect(host), observe(host))
+    return Case(host, observe(host, sections))
 
 
 @pytest.mark.parametrize(
@@ -711,7 +663,7 @@ def test_an_engine_that_does_not_answer(
 ) -> None:
     fakes("docker", script)
     (finding,) = found(asked(plan, out), "engine-answers")
-    assert what in finding.what
+    assert what in finding.message
     assert remedy in finding.remedy
 
 
@@ -732,9 +684,9 @@ def test_errors_of_a_card_in_the_kernels_log(plan: Plan, out: Path, fakes: Calla
     harmless = "NVRM: Xid (PCI:0000:03:00): 31, pid=1, name=x, Ch 00000010"
     fakes("journalctl", f"cat <<'END'\nNov 27 01:00:00 pea kernel: {lost}\nNov 27 01:00:00 pea kernel: {harmless}\nEND")
     case = asked(plan, out)
-    assert {(item.pci, item.code) for item in case.facts.xids} == {("0000:02:00", 79), ("0000:03:00", 31)}
+    assert case.seen.said["xids"].count("NVRM") == 2
     (finding,) = found(case, "card-errors")
-    assert finding.what == "GPU 2 in slot 0000:02:00.0: fell off the bus (Xid 79) since the host was started"
+    assert finding.message == "GPU 2 in slot 0000:02:00.0: fell off the bus (Xid 79) since the host was started"
     assert finding.remedy.startswith("reboot the host; if it comes back, reseat")
 
 
@@ -758,22 +710,39 @@ def test_a_parked_server_is_told_by_its_last_check(plan: Plan) -> None:
 
 
 def test_this_machine_is_understood(plan: Plan, out: Path) -> None:
-    facts = asked(plan, out).facts
-    assert facts.problem == ""
-    assert (facts.cores, facts.ram_mib > 100, "127.0.0.1" in facts.addresses) == (os.cpu_count(), True, True)
-    assert {item.purpose for item in facts.filesystems} >= {"rendering", "models"}
-    assert facts.files[".env"].mode == "600"
-    assert facts.files["secrets"].mode == "700"
-    assert facts.files["compose.yaml"].digest == digest((out / "pea" / "compose.yaml").read_bytes())
-    assert facts.models == {}
+    case = asked(plan, out)
+    assert case.seen.is_reached
+    assert case.mib("MemTotal") > 100
+    assert re.fullmatch(
+        rf"{os.cpu_count()} cores(, AVX|, no AVX)?, \S+ GiB RAM, \S+ GiB free on disk", AREAS["machine"](case)
+    )
+    assert '"127.0.0.1"' in case.said("addresses")
+    assert {line.split()[0] for line in case.said("disks").splitlines()} >= {"rendering", "models"}
+    assert {"600 .env", "700 secrets"} <= set(case.said("modes").splitlines())
+    assert case.said("models") == case.said("same") == ""
+
+
+def test_a_far_hosts_files_are_compared_there(plan: Plan, out: Path, tmp_path: Path) -> None:
+    case = far(Case(ComposeHost(plan, "pea", out), Snapshot("pea")))
+    shutil.copytree(out / "pea", tmp_path / "far")
+    (tmp_path / "far" / "compose.yaml").write_text("another one\n")
+    (tmp_path / "far" / "secrets" / "LLAMA_API_KEY").write_text("another one")
+    script = f"section() {{ printf '\\n\\036%s\\n' $1; }}\n{sections(case.host)}"
+    there = script.replace(f"folder={case.host.folder}\n", f"folder={tmp_path}/far\n")
+    said = subprocess.run(["sh"], input=there, capture_output=True, text=True, check=False).stdout
+    case = with_said(**parts(said))(case)
+    assert [item.message for item in found(case, "copied")] == [
+        "other files on the host than were rendered here: compose.yaml"
+    ]
+    assert "LLAMA_API_KEY" in found(case, "secrets")[0].message
 
 
 def test_certificates_between_hosts_are_told_before_they_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_of("heartcode")
     monkeypatch.setattr(certificates, "VALID", timedelta(days=10))
     initialise({"pea": plan.secrets_of("pea")}, tmp_path)
-    (finding,) = found(Case(ComposeHost(plan, "pea", tmp_path), Facts(), Snapshot("pea")), "certificates")
-    assert "EDGE_CERTIFICATE ends on" in finding.what
+    (finding,) = found(Case(ComposeHost(plan, "pea", tmp_path), Snapshot("pea")), "certificates")
+    assert "EDGE_CERTIFICATE ends in 9 days" in finding.message
     assert (finding.level, finding.remedy) == ("warning", "./generate.py secrets init, then ./generate.py up")
 
 
@@ -782,50 +751,36 @@ def test_models_and_certificates_on_this_machine(plan: Plan, out: Path, tmp_path
     folder.mkdir()
     (folder / "small.gguf").write_bytes(b"GGUF\x03\x00")
     pem = tmp_path / "own.pem"
-    words = [
-        "req",
-        "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-keyout",
-        "/dev/null",
-        "-out",
-        str(pem),
-        "-days",
-        "9",
-        "-subj",
-        "/CN=x",
-    ]
+    words = f"req -x509 -newkey rsa:2048 -nodes -keyout /dev/null -out {pem} -days 9 -subj /CN=x".split()
     subprocess.run(["openssl", *words], check=True, capture_output=True)
     services = [replace(item, mounts=(*item.mounts, (str(pem), "/c.pem"))) for item in plan.contributions.services]
     with_pem = replace(plan, contributions=replace(plan.contributions, services=services))
     case = asked(with_pem, out)
-    assert (case.facts.models["small.gguf"].magic, case.facts.models["small.gguf"].size) == ("GGUF", 6)
-    assert [item.what for item in found(case, "certificates")] == [f"{pem} ends in 8 days"]
+    assert found(case, "models") == []
+    assert [item.message for item in found(case, "certificates")] == [f"{pem} ends in 8 days"]
 
 
-def test_listeners_and_addresses_of_the_kernel_are_read() -> None:
-    facts = understood(
-        {
-            "addresses": '[{"addr_info": [{"local": "192.0.2.144"}, {"local": "2001:db8::1"}]}, {"addr_info": []}]',
-            "programs": 'LISTEN 0 128 127.0.0.1:8080 0.0.0.0:* users:(("python3",pid=12,fd=3))\n'
-            "LISTEN 0 128 [::1]:8080 [::]:*\nLISTEN 0 128 127.0.0.53%lo:53 0.0.0.0:*\nLISTEN 0 128 *:22 *:*",
-            "published": "pea-gpu-1 192.0.2.144:8081->8081/tcp\nother ",
-            "clock": "Reference ID : 0\nLeap status     : Not synchronised\n",
-        }
-    )
-    assert facts.listeners == {22: ("::",), 53: ("127.0.0.53",), 8080: ("127.0.0.1", "::1")}
-    assert facts.addresses == {"192.0.2.144", "2001:db8::1"}
-    assert facts.holders == {8080: "python3 (pid 12)", 8081: "the container pea-gpu-1"}
-    assert facts.is_clock_synchronised is False
+@pytest.mark.parametrize(
+    ("line", "holder"),
+    [
+        ('LISTEN 0      128          192.0.2.144:8080      0.0.0.0:*    users:(("python3",pid=12,fd=3))', ""),
+        ('LISTEN 0 128 127.0.0.1:8080 0.0.0.0:* users:(("python3",pid=12,fd=3))', "python3 (pid 12)"),
+        ("LISTEN 0 128 127.0.0.1:18080 0.0.0.0:*\nLISTEN 0 128 [::1]:8080 [::]:*", ""),
+        ("LISTEN 0 128 127.0.0.53%lo:53 0.0.0.0:*\nLISTEN 0 128 [::]:8080 [::]:*", "a program that only root can see"),
+        ("LISTEN 0 128 [::ffff:127.0.0.1]:8080 *:*", "a program that only root can see"),
+    ],
+)
+def test_listeners_of_the_kernel_are_read(case: Case, line: str, holder: str) -> None:
+    case = with_said(listeners=line, published="pea-x 192.0.2.144:8081->8080/tcp")(without_container("gpu-1")(case))
+    words = [f"port 8080 (gpu-1) is taken by {holder}"] if holder else []
+    assert [item.message for item in found(case, "ports")] == words
 
 
 def test_a_far_host_that_does_not_answer_is_one_finding(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     silent = replace(
-        case, facts=Facts(problem="ssh pea does not connect: timed out"), seen=Snapshot("pea", problem="x"), servers={}
+        case, seen=Snapshot("pea", "ssh pea does not connect: timed out", is_reached=False), servers={}, answers=None
     )
-    assert [item.id for item, _ in findings(silent)] == ["host-reachable"]
+    assert [item.rule for item in findings(silent)] == ["host-reachable"]
 
 
 def test_the_cuda_of_an_own_image_is_its_builders_business(case: Case) -> None:
@@ -834,7 +789,9 @@ def test_the_cuda_of_an_own_image_is_its_builders_business(case: Case) -> None:
 
 
 def test_a_driver_too_old_to_compile_for_the_card_may_stay_under_an_own_image(case: Case) -> None:
-    remedies = [item.remedy for item in found(with_driver("535.183.01")(case), "driver-version") if "p104" in item.what]
+    remedies = [
+        item.remedy for item in found(with_driver("535.183.01")(case), "driver-version") if "p104" in item.message
+    ]
     assert [remedy.partition(", ")[2] for remedy in remedies] == [
         "or build an image with code for the card (docs/own-image.md)"
     ]

@@ -13,8 +13,8 @@ from corral.config.source import parse
 from corral.runtime.docker import Container
 from corral.runtime.hosts import ComposeHost
 from corral.runtime.observe import Snapshot
-from corral.verbs.doctor.checks import Case, checks
-from corral.verbs.doctor.facts import Facts
+from corral.verbs.doctor.case import Case
+from corral.verbs.doctor.report import CHECKS, findings
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 INVENTORY = """
@@ -37,9 +37,8 @@ def found(tmp_path: Path, more: str, *published: tuple[str, int]) -> set[str]:
     """Ids of the checks of exposure that find something."""
     plan = build_plan(validate(parse(INVENTORY + more, "inventory.yaml")))
     seen = Container("1", "box-haproxy", "open-box", "haproxy", "haproxy", "running", published=(*PORTS, *published))
-    case = Case(ComposeHost(plan, "box", tmp_path), Facts(), Snapshot("box", containers=(seen,)))
-    asked = [item for item in checks() if item.area == "exposure" and all(map(case.has, item.needs))]
-    return {item.id for item in asked if any(item.find(case))}
+    case = Case(ComposeHost(plan, "box", tmp_path), Snapshot("box", containers=(seen,)))
+    return {item.rule for item in findings(case) if CHECKS[item.rule].section == "exposure"}
 
 
 def test_what_is_missing_before_strangers_may_come_is_named(tmp_path: Path) -> None:
@@ -55,5 +54,5 @@ def test_what_else_is_published_there_is_named(tmp_path: Path, address: str) -> 
 
 def test_the_checklist_names_checks_that_there_are() -> None:
     named = set(re.findall(r"\(`([a-z-]+)`\)", (REPOSITORY / "docs" / "internet.md").read_text()))
-    assert named <= {item.id for item in checks()}
-    assert {item.id for item in checks() if item.area == "exposure"} <= named
+    assert named <= set(CHECKS)
+    assert {name for name, item in CHECKS.items() if item.section == "exposure"} <= named

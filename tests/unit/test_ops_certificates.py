@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,9 +14,9 @@ from corral.config.load import load_inventory
 from corral.render.output import write
 from corral.render.tree import render
 from corral.runtime.hosts import ComposeHost
-from corral.runtime.observe import Snapshot
-from corral.verbs.status.certificates import certificate_files, certificate_lines, understood_ends
-from corral.verbs.status.figures import look
+from corral.runtime.observe import observe
+from corral.verbs.status.certificates import certificate_files, certificate_script, understood_ends
+from corral.verbs.status.figures import figures_of, sections
 
 SITE = """\
 schema_version: 1
@@ -50,13 +51,14 @@ def box(pem: Path, tmp_path: Path) -> ComposeHost:
 
 def asked(host: ComposeHost, path: str | None = None) -> dict[str, datetime | None]:
     where = f"PATH={path}\n" if path is not None else ""
-    return understood_ends(host.run(["sh", "-c", where + "\n".join(certificate_lines(host))], check=False).out)
+    script = f"section() {{ :; }}\n{where}{certificate_script(host)}"
+    return understood_ends(host.run(["sh", "-c", script], check=False).out)
 
 
 def test_the_entrance_has_a_certificate_and_the_other_host_none(box: ComposeHost, pem: Path) -> None:
     assert certificate_files(box) == [str(pem)]
     other = ComposeHost(box.plan, "other", box.out)
-    assert certificate_lines(other) == certificate_files(other) == []
+    assert (certificate_script(other), certificate_files(other)) == ("", [])
 
 
 def test_its_end_is_read(box: ComposeHost, pem: Path) -> None:
@@ -75,7 +77,13 @@ def test_a_file_that_is_none_is_told_from_one_that_nobody_can_read(
 
 
 def test_prometheus_is_told(box: ComposeHost, pem: Path) -> None:
-    found = look(box, Snapshot("box"), render(box.plan))
-    assert found.certificates == asked(box)
+    def told() -> dict[str, float]:
+        seen = replace(observe(box, sections), problem="")  # with or without Docker
+        found = figures_of(box, seen, render(box.plan))["corral_certificate_expires_timestamp_seconds"]
+        return {file: end for (file,), end in found.items()}
+
+    end = asked(box)[str(pem)]
+    assert end is not None
+    assert told() == {str(pem): end.timestamp()}
     pem.unlink()
-    assert look(box, Snapshot("box"), render(box.plan)).certificates == {str(pem): None}
+    assert told() == {str(pem): 0}

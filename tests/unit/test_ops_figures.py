@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from corral.runtime.hosts import ComposeHost
 from corral.runtime.observe import Snapshot
 from corral.verbs.models.local_files import STAMPS
 from corral.verbs.status import figures
-from corral.verbs.status.figures import FILE, FOLDER, figures_hosts, look, text, write_figures
+from corral.verbs.status.figures import FILE, FOLDER, figures_hosts, figures_of, text, write_figures
 from corral.verbs.up.history import last_backups, note_backup
 from tests.figures_example import EXAMPLE
 from tools.catalogue import FOLDER as CATALOGUES
@@ -78,7 +79,7 @@ def samples(data: bytes) -> dict[tuple[str, str], float]:
 
 
 def told(host: ComposeHost, *more: Container) -> dict[tuple[str, str], float]:
-    return samples(text(look(host, seen(host, *more), render(host.plan))))
+    return samples(text(figures_of(host, seen(host, *more), render(host.plan))))
 
 
 # --- the text --------------------------------------------------------------------------------------------------------
@@ -134,12 +135,12 @@ def test_an_edited_inventory_is_drift_of_the_rendering(host: ComposeHost, tmp_pa
 
 
 def test_a_file_edited_by_hand_is_drift_of_the_rendering(host: ComposeHost) -> None:
-    before = look(host, seen(host), render(host.plan))
+    before = told(host)
     with (host.rendered / "haproxy" / "haproxy.cfg").open("a") as file:
         file.write("# mine\n")
-    after = look(host, seen(host), render(host.plan))
-    assert (before.drift["rendering"], after.drift["rendering"]) == (False, True)
-    assert before.rendering != after.rendering
+    after = told(host)
+    assert (before["corral_drift", "rendering"], after["corral_drift", "rendering"]) == (0, 1)
+    assert before.keys() ^ after.keys(), "another hash of the rendering"
 
 
 @pytest.mark.parametrize(
@@ -160,11 +161,19 @@ def test_containers_as_they_are(host: ComposeHost, other: Container, is_healthy:
     assert found["corral_drift", "containers"] == is_drift
 
 
+def test_memory_is_told_in_bytes(host: ComposeHost) -> None:
+    found = told(host, replace(container("chat-1"), memory_mib=100, wanted_mib=512, restarts=2))
+    assert found["corral_container_restarts_total", "box-chat-1 chat-1"] == 2
+    assert found["corral_container_memory_bytes", "box-chat-1 chat-1"] == 100 * 2**20
+    assert found["corral_container_memory_limit_bytes", "box-chat-1 chat-1"] == 512 * 2**20
+    assert ("corral_container_memory_limit_bytes", "box-haproxy haproxy") not in found
+
+
 def test_a_missing_container_is_drift_and_not_healthy(host: ComposeHost) -> None:
     whole = seen(host)
     observed = Snapshot("box", containers=whole.containers[1:], hashes=whole.hashes)
     gone = whole.containers[0]
-    found = samples(text(look(host, observed, render(host.plan))))
+    found = samples(text(figures_of(host, observed, render(host.plan))))
     assert found["corral_container_healthy", f"{gone.name} {gone.service}"] == 0
     assert ("corral_container_restarts_total", f"{gone.name} {gone.service}") not in found
     assert found["corral_drift", "containers"] == 1
@@ -204,7 +213,7 @@ def test_a_backup_is_remembered_for_its_hosts(host: ComposeHost) -> None:
 def test_the_file_is_put_in_place_whole_and_for_everybody_to_read(
     host: ComposeHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(figures, "observe_all", lambda hosts: [seen(item) for item in hosts])
+    monkeypatch.setattr(figures, "observe_all", lambda hosts, _sections: [seen(item) for item in hosts])
     write_figures(host.plan, [host], is_scheduled=True)
     path = host.rendered / FOLDER / FILE
     assert samples(path.read_bytes())["corral_figures_scheduled", ""] == 1
@@ -217,7 +226,7 @@ def test_every_host_that_fails_is_named_and_the_others_are_written(
 ) -> None:
     lost = ComposeHost(host.plan, "box", tmp_path / "elsewhere")
     monkeypatch.setattr(
-        figures, "observe_all", lambda _hosts: [Snapshot("box", problem="no engine"), seen(host), seen(host)]
+        figures, "observe_all", lambda _hosts, _sections: [Snapshot("box", problem="no engine"), seen(host), seen(host)]
     )
     with pytest.raises(CorralError) as caught:
         write_figures(host.plan, [host, lost, host])

@@ -135,7 +135,7 @@ class FakeHost(ComposeHost):
     ("words", "remedy"),
     [
         ("permission denied while trying to connect to the Docker daemon socket at unix:///x", "group docker"),
-        ("Cannot connect to the Docker daemon at unix:///x. Is the docker daemon running?", "does not run; start it"),
+        ("Cannot connect to the Docker daemon at unix:///x. Is the docker daemon running?", "does not run; sudo"),
         ("docker: 'compose' is not a docker command.", "Compose is not installed"),
         ("sh: 1: docker: command not found", "Docker is not installed"),
     ],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,9 @@ from rich.console import Console
 
 from corral.build import build_plan
 from corral.config.load import load_inventory
+from corral.errors import CorralError
 from corral.verbs.status import watch
 from tests.trees import ROOT
-
-MOMENT = datetime(2026, 11, 27, 1, 2, 3, tzinfo=UTC)
 
 
 def series(name: str, value: str, **labels: str) -> dict[str, Any]:
@@ -47,7 +45,7 @@ def shown(rows: list[watch.Row]) -> str:
 
 
 def test_pools_and_cards_have_their_figures_in_units_that_people_use() -> None:
-    rows = {(row.about, row.name): row.values for row in watch.look(lambda _query: ANSWER)}
+    rows = {(row.about, row.name): row.values for row in watch.rows_now(lambda _query: ANSWER)}
     assert rows["pool", "chat"] == {"busy": 3, "slots": 4, "queue": 2, "requests": 30}  # NaN: nobody was answered
     assert rows["gpu", "pea 2"] == {"temperature": 86, "memory_used": 6, "utilization": 97, "throttled": 1}
 
@@ -59,14 +57,14 @@ def test_everything_is_asked_in_one_question() -> None:
         asked.append(query)
         return []
 
-    assert watch.look(ask) == []
+    assert watch.rows_now(ask) == []
     [query] = asked
     assert "gpu:temperature:celsius" in query
     assert "pool:queue" in query
 
 
 def test_the_hottest_card_is_named_and_what_is_unknown_is_a_dash() -> None:
-    text = shown(watch.look(lambda _query: ANSWER))
+    text = shown(watch.rows_now(lambda _query: ANSWER))
     assert "hottest card: pea 2, 86 °C" in text
     [line] = [line for line in text.splitlines() if line.startswith("chat")]
     assert line.split() == ["chat", "3", "4", "2", "30.0", "-", "-", "-", "-", "-"]
@@ -86,17 +84,16 @@ def test_csv_has_one_header_however_often_it_is_appended(tmp_path: Path) -> None
     assert lines.count(lines[0]) == 1
     assert len(lines) == 1 + 4 * 9
     assert lines[1].split(",")[1:] == ["pool", "chat", "busy", "3", "requests"]
-    assert watch.csv_lines([], MOMENT, with_header=False) == ""
 
 
 def test_a_site_without_monitoring_is_told_what_to_do_instead(tmp_path: Path) -> None:
     plan = build_plan(load_inventory(ROOT / "inventories" / "neural-farm.yaml"))
-    with pytest.raises(watch.WatchError, match="status --watch"):
+    with pytest.raises(CorralError, match="status --watch"):
         watch.asking(plan, tmp_path)
 
 
 def test_who_is_not_there_or_not_prometheus_is_said() -> None:
-    with pytest.raises(watch.WatchError, match="does not answer at"):
-        watch._on_loopback(9)("up")
-    with pytest.raises(watch.WatchError, match="is not Prometheus"):
-        watch._result("<html>")
+    with pytest.raises(CorralError, match="does not answer at"):
+        watch.answered(9, "up")
+    with pytest.raises(CorralError, match="is not Prometheus"):
+        watch.result_in("<html>")

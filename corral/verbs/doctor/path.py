@@ -4,287 +4,252 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import httpx
 
+from corral.checks.registry import check
 from corral.components.litellm import MASTER_KEY
 from corral.config.client_names import routed_names
-from corral.contributions import Backend
-from corral.errors import CorralError
+from corral.contributions import Backend, Service
+from corral.errors import CorralError, Finding
 from corral.plan.site import bracketed
 from corral.render.secrets import ENV_FILE, read_env
-from corral.runtime.causes import Reason
-from corral.runtime.haproxy import balancer_of
-from corral.verbs.doctor.checks import Case, Finding, check
-from corral.verbs.doctor.services import reason
+from corral.runtime.causes import Reason, check_words
+from corral.runtime.haproxy import Server, balancer_of
+from corral.runtime.hosts import ComposeHost
+from corral.verbs.doctor.case import Answers, Case, error, hint, warning
 from corral.verbs.keys.gateway import client_address, is_out_of_reach, reached
 
 ANSWER_LIMIT_S = 10
 QUESTION_LIMIT_S = 120
-OK, UNAUTHORIZED, FORBIDDEN = 200, 401, 403
+OK, TEAPOT = 200, 400
+NO_KEY = {401, 403}
 # HAProxy's own words for a LiteLLM that is not there, or does not answer.
 UPSTREAM_GONE = {502, 503, 504}
-TEAPOT = 400
 FORWARDING = "sshd on the host must allow it: AllowTcpForwarding local (or yes) in sshd_config"
-# HAProxy's words for the last check.
-CHECK_WORDS = {
-    "L4CON": "refuses the connection",
-    "L4TOUT": "does not answer",
-    "SOCKERR": "does not answer: no way there",
-    "L6TOUT": "does not finish the TLS handshake",
-    "L6RSP": "fails the TLS handshake",
-    "L7TOUT": "accepts the connection, but does not answer",
-    "L7RSP": "does not answer in HTTP",
-    "HANA": "broke requests",
+QUESTIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "chat": ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 5}),
+    "embedding": ("/v1/embeddings", {"input": "hello"}),
 }
+path = partial(check, "running", section="path")
 
 
-def gateway_url(case: Case) -> str:
-    """Where clients find the gateway."""
-    return client_address(case.plan)
+# --- asking ----------------------------------------------------------------------------------------------------------
 
 
-def _is_out_of_reach(case: Case) -> bool:
-    """Whether the gateway listens on a far host's loopback address, where only that host reaches it."""
-    return is_out_of_reach(case.plan)
+def ask(host: ComposeHost, *, must_ask: bool = False) -> Answers:
+    """What the gateway on this host answers; `must_ask` puts a question to every pool, which costs some inference."""
+    found: dict[str, Any] = {}
+    try:
+        with reached(host.plan, host.out) as place, _client(place, _key(host)) as operator:
+            found["health"] = operator.get("/health/liveliness").status_code
+            models = operator.get("/v1/models")
+            found["models"] = models.status_code
+            if models.status_code == OK:
+                found["offered"] = frozenset(str(item["id"]) for item in models.json()["data"])
+                found["pools"] = dict(_questions(host, operator)) if must_ask else {}
+    except httpx.HTTPError as problem:
+        found["problem"] = _words(problem)
+    except CorralError as problem:
+        found["unreached"] = str(problem)
+    except (ValueError, LookupError, TypeError):
+        found["problem"] = "its list of models cannot be read; another program may have its port"
+    if not is_out_of_reach(host.plan):
+        try:
+            with _client(client_address(host.plan)) as stranger:
+                found["stranger"] = stranger.get("/v1/models").status_code
+        except httpx.HTTPError as problem:
+            found["problem"] = _words(problem)
+    return Answers(**found)
 
 
-def _key(case: Case) -> str:
-    return read_env(case.host.rendered / ENV_FILE).get(MASTER_KEY, "")
+def _client(place: str, key: str = "") -> httpx.Client:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    return httpx.Client(base_url=place, headers=headers, timeout=ANSWER_LIMIT_S, trust_env=False)
 
 
-def _client(case: Case) -> httpx.Client:
-    """A client without a key, at the address of the clients."""
-    return httpx.Client(base_url=gateway_url(case), timeout=ANSWER_LIMIT_S, trust_env=False)
+def _key(host: ComposeHost) -> str:
+    """The operator's key; empty without one, and with a file that cannot be read: then `secrets` says it."""
+    try:
+        return read_env(host.rendered / ENV_FILE).get(MASTER_KEY, "")
+    except CorralError:
+        return ""
 
 
-@contextmanager
-def _operator(case: Case, limit_s: float = ANSWER_LIMIT_S) -> Iterator[httpx.Client]:
-    """A client with the master key; on another machine over ssh."""
-    headers = {"Authorization": f"Bearer {_key(case)}"}
-    with (
-        reached(case.plan, case.host.out) as place,
-        httpx.Client(base_url=place, headers=headers, timeout=limit_s, trust_env=False) as client,
-    ):
-        yield client
+def _questions(host: ComposeHost, operator: httpx.Client) -> Iterator[tuple[str, float | str]]:
+    """Every pool that can be asked, with the seconds until its short answer, or its refusal."""
+    for pool, kind in {item.pool: item.kind for item in host.plan.contributions.backends}.items():
+        if kind not in QUESTIONS:
+            continue
+        place, question = QUESTIONS[kind]
+        began = time.monotonic()
+        try:
+            answer = operator.post(place, json={"model": pool, **question}, timeout=QUESTION_LIMIT_S)
+        except httpx.HTTPError as problem:
+            yield pool, f"gave no answer: {_words(problem)}"
+            continue
+        refusal = f"answered {answer.status_code}: {' '.join(answer.text.split())[:200]}"
+        yield pool, time.monotonic() - began if answer.status_code == OK else refusal
 
 
-@check(
-    "gateway-answers", "path", "./generate.py restart litellm; check address, port and firewall", "gateway", "running"
-)
+def _words(problem: Exception) -> str:
+    return str(problem) or type(problem).__name__
+
+
+# --- the gateway -----------------------------------------------------------------------------------------------------
+
+
+@path("gateway-answers", "gateway", remedy="./generate.py restart litellm; check address, port and firewall")
 def gateway_answers(case: Case) -> Iterator[Finding]:
     """The gateway answers at its published address."""
-    if _why_balancer_is_gone(case) is not None:  # then `balancer-answers` says it
+    answers = case.answers
+    if answers is None or _of_role(case, "balancer")[1]:  # then `balancer-answers` says it
         return
-    try:
-        code = OK if _is_out_of_reach(case) else _code_for_strangers(case)
-        with _operator(case) as operator:
-            behind = operator.get("/health/liveliness").status_code
-    except httpx.HTTPError as error:
-        yield _no_gateway(case, f"does not answer: {_words(error)}")
-        return
-    except CorralError as error:
-        yield Finding(f"this machine does not reach the operator's port: {error}", FORWARDING)
-        return
-    if UPSTREAM_GONE & {code, behind}:
+    if answers.problem:
+        yield _no_gateway(case, f"does not answer: {answers.problem}")
+    elif answers.unreached:
+        yield error(f"this machine does not reach the operator's port: {answers.unreached}", FORWARDING)
+    elif UPSTREAM_GONE & {answers.stranger, answers.health}:
         yield _no_gateway(case, "does not answer")
-    elif behind != OK:
-        yield _no_gateway(case, f"answers {behind} to /health/liveliness")
+    elif answers.health != OK:
+        yield _no_gateway(case, f"answers {answers.health} to /health/liveliness")
 
 
-def _code_for_strangers(case: Case) -> int:
-    """What the published address answers to a request without a key."""
-    with _client(case) as client:
-        return client.get("/v1/models").status_code
-
-
-def _why_balancer_is_gone(case: Case) -> Reason | None:
-    found = (reason(case, item) for item in case.plan.services_of(case.name) if item.role == "balancer")
-    return next(found, None)
+def _of_role(case: Case, role: str) -> tuple[Service | None, Reason | None]:
+    """The service of a role on this host, and why it is not well."""
+    service = next((item for item in case.services if item.role == role), None)
+    return service, case.reason(service) if service else None
 
 
 def _no_gateway(case: Case, words: str) -> Finding:
-    service = next(item for item in case.plan.services_of(case.name) if item.role == "gateway")
-    why = reason(case, service)
+    service, why = _of_role(case, "gateway")
+    hop = f"clients → {service.name if service else 'gateway'} {words}"
     if why is not None:
-        return Finding(f"clients → {service.name} {words}: {why.what}", why.remedy)
-    place = gateway_url(case)
+        return error(f"{hop}: {why.what}", why.remedy)
     remedy = "a firewall, or an address that this machine does not reach: look with curl on the host itself"
-    return Finding(f"clients → {service.name} {words} at {place}, although it is healthy", remedy)
+    return error(f"{hop} at {client_address(case.plan)}, although it is healthy", remedy)
 
 
-@check("key-accepted", "path", "restart litellm after a change of .env", "gateway", "running")
+@path("key-accepted", "gateway", remedy="restart litellm after a change of .env")
 def key_accepted(case: Case) -> Iterator[Finding]:
     """The gateway accepts the operator's key, and nothing without a key."""
-    models = _models(case)
-    if isinstance(models, Finding):
-        yield models
-    if models is None or _is_out_of_reach(case):
-        return
-    try:
-        code = _code_for_strangers(case)
-    except httpx.HTTPError:
-        return  # `gateway-answers` says it
-    if code not in (UNAUTHORIZED, FORBIDDEN):
-        yield Finding(f"the gateway answers {code} without a key: anybody may use it", "render, then ./generate.py up")
+    answers, secrets = case.answers or Answers(), case.host.rendered / ENV_FILE
+    if not _key(case.host):
+        yield error(f"{secrets} has no {MASTER_KEY}", "./generate.py secrets init")
+    elif answers.models in {*NO_KEY, TEAPOT}:
+        words = f"the gateway refuses {MASTER_KEY} of {secrets} ({answers.models})"
+        yield error(words, "it was started with another value: secrets init, then ./generate.py restart litellm")
+    elif answers.models not in {0, OK, *UPSTREAM_GONE}:  # of those `gateway-answers` says it
+        yield error(f"the gateway answers {answers.models} to /v1/models", "./generate.py logs litellm")
+    if answers.models and answers.stranger not in {0, *NO_KEY, *UPSTREAM_GONE}:
+        words = f"the gateway answers {answers.stranger} without a key: every client may use it"
+        yield error(words, "render, then ./generate.py up")
 
 
-def _models(case: Case) -> set[str] | Finding | None:
-    """Names that the gateway offers; what is wrong with the key; None when the gateway does not answer."""
-    if not _key(case):
-        return Finding(f"{case.host.rendered / ENV_FILE} has no {MASTER_KEY}", "./generate.py secrets init")
-    try:
-        with _operator(case) as client:
-            answer = client.get("/v1/models")
-    except (httpx.HTTPError, CorralError):
-        return None
-    if answer.status_code in (UNAUTHORIZED, FORBIDDEN, TEAPOT):
-        words = f"the gateway refuses {MASTER_KEY} of {case.host.rendered / ENV_FILE} ({answer.status_code})"
-        return Finding(words, "it was started with another value: secrets init, then ./generate.py restart litellm")
-    if answer.status_code != OK:
-        what = f"the gateway answers {answer.status_code} to /v1/models"
-        is_gone = answer.status_code in UPSTREAM_GONE  # `gateway-answers` says it
-        return None if is_gone else Finding(what, "./generate.py logs litellm")
-    return {str(item["id"]) for item in answer.json()["data"]}
-
-
-@check("pools-offered", "path", "render and up: the gateway runs with an older configuration", "gateway", "running")
+@path("pools-offered", "gateway", remedy="render and up: the gateway runs with an older configuration")
 def pools_offered(case: Case) -> Iterator[Finding]:
     """The gateway offers every pool and alias."""
-    offered = _models(case)
-    if not isinstance(offered, set):
-        return
     inventory = case.plan.inventory
     wanted = {*inventory.pools, *(name for name, _, _ in routed_names(inventory))}
-    if missing := sorted(wanted - offered):
-        yield Finding(f"the gateway does not offer {', '.join(missing)}", "render, then ./generate.py up")
+    if case.answers and case.answers.models == OK and (missing := sorted(wanted - case.answers.offered)):
+        yield error(f"the gateway does not offer {', '.join(missing)}", "render, then ./generate.py up")
 
 
-@check("balancer-answers", "path", "./generate.py restart haproxy", "gateway", "running")
+@path("balancer-answers", "gateway", remedy="./generate.py restart haproxy")
 def balancer_answers(case: Case) -> Iterator[Finding]:
     """The balancer answers and knows every replica."""
-    if balancer_of(case.plan, case.host.out) is None:
-        return
-    service = next(item for item in case.plan.services_of(case.name) if item.role == "balancer")
-    why = _why_balancer_is_gone(case)
-    if why is not None:
-        yield Finding(f"clients → {service.name} does not answer: {why.what}", why.remedy)
+    service, why = _of_role(case, "balancer")
+    if service is None or balancer_of(case.plan, case.host.out) is None:
         return
     behind = [item for item in case.plan.contributions.backends if item.protocol != "cloud"]
     unknown = [item.name for item in behind if item.name not in case.servers]
-    if unknown and len(unknown) == len(behind):
-        yield Finding(f"{service.name} gives no figures", f"./generate.py restart {service.name}")
+    if why is not None:
+        yield error(f"clients → {service.name} does not answer: {why.what}", why.remedy)
+    elif unknown and len(unknown) == len(behind):
+        yield error(f"{service.name} gives no figures", f"./generate.py restart {service.name}")
     elif unknown:
-        yield Finding(f"{service.name} does not know {', '.join(unknown)}", "render, then ./generate.py up")
+        yield error(f"{service.name} does not know {', '.join(unknown)}", "render, then ./generate.py up")
 
 
-@check("replicas-up", "path", "depends on the reason that is given")
-def replicas_up(case: Case) -> Iterator[Finding]:
-    """The balancer reaches every replica on this host, and gives it work."""
+# --- replicas --------------------------------------------------------------------------------------------------------
+
+
+def _down(case: Case) -> Iterator[tuple[Backend, Server]]:
+    """What the balancer gives no work, with what it says of it."""
     for backend in case.plan.contributions.backends:
         server = case.servers.get(backend.name)
-        if backend.endpoint.host != case.name or server is None or server.state == "UP":
-            continue
-        place = case.plan.site.address(backend.endpoint, case.plan.inventory.gateway.host)
+        if server is not None and server.state != "UP":
+            yield backend, server
+
+
+@path("replicas-up", remedy="depends on the reason that is given")
+def replicas_up(case: Case) -> Iterator[Finding]:
+    """The balancer reaches every replica on this host, and gives it work."""
+    for backend, server in _down(case):
         hop = f"{backend.pool}: HAProxy → {backend.name}"
+        if backend.endpoint.host != case.name:
+            continue
         if server.state in ("MAINT", "DRAIN", "NOLB"):
             words = f"{hop} gets no work: it was taken out of the balancer ({server.state.lower()})"
-            yield Finding(words, f"./generate.py restart {backend.name} brings it back", "warning")
+            yield warning(words, f"./generate.py restart {backend.name} brings it back")
             continue
-        service = next(item for item in case.plan.services_of(case.name) if item.name == backend.endpoint.service)
-        why = reason(case, service)
-        seen = _seen(server.check, server.code)
-        if why is not None:
-            yield Finding(f"{hop} {seen} on {place}: {why.what}", why.remedy)
+        place = case.plan.site.address(backend.endpoint, case.plan.inventory.gateway.host)
+        why = case.reason(next(item for item in case.services if item.name == backend.endpoint.service))
+        words = f"{hop} {check_words(server.check, server.code)} on {place}"
+        if why is None:
+            yield error(f"{words}, although it is healthy on {case.name}", _network(case))
         else:
-            yield Finding(f"{hop} {seen} on {place}, although it is healthy on {case.name}", _network(case, backend))
+            yield error(f"{words}: {why.what}", why.remedy)
 
 
-def _seen(word: str, code: int) -> str:
-    if word == "L7STS":
-        return f"answers {code} to the health check"
-    return CHECK_WORDS.get(word, "does not answer")
-
-
-def _network(case: Case, backend: Backend) -> str:
-    gateway = case.plan.inventory.gateway.host
-    if backend.endpoint.host == gateway:
+def _network(case: Case) -> str:
+    gateway = case.plan.inventory.gateway
+    if gateway.host == case.name:
         return "wait some seconds and look again; then ./generate.py restart haproxy"
     return (
-        f"open port {case.plan.inventory.gateway.edge_port} of {case.name} for {gateway} in the firewall; "
+        f"open port {gateway.edge_port} of {case.name} for {gateway.host} in the firewall; "
         "both must be in one network, and their clocks right"
     )
 
 
-@check("pools-alive", "path", "see what is said about its replicas", "gateway", "running")
-def pools_alive(case: Case) -> Iterator[Finding]:
+@path("pools-alive", "gateway", remedy="see what is said about its replicas")
+def pools_alive(case: Case) -> Iterator[str]:
     """Every pool has a replica that gets work."""
+    down = {backend.name for backend, _ in _down(case)}
     for name in case.plan.inventory.pools:
-        backends = [item for item in case.plan.contributions.backends if item.pool == name]
-        known = [case.servers[item.name] for item in backends if item.name in case.servers]
-        if known and len(known) == len(backends) and not any(server.state == "UP" for server in known):
-            yield Finding(f"{name}: no replica is up; every request is refused", "see what is said about its replicas")
+        backends = {item.name for item in case.plan.contributions.backends if item.pool == name}
+        if backends and backends <= down:
+            yield f"{name}: no replica is up; every request is refused"
 
 
-@check("nodes", "path", "switch the node on, or take it out of the pool", "gateway", "running")
+@path("nodes", "gateway", remedy="switch the node on, or take it out of the pool")
 def nodes(case: Case) -> Iterator[Finding]:
     """Every node that pools use answers the balancer."""
-    for backend in case.plan.contributions.backends:
-        server = case.servers.get(backend.name)
-        if backend.is_ours or server is None or server.state == "UP":
-            continue
-        place = f"{bracketed(backend.endpoint.address)}:{backend.endpoint.port}"
-        words = f"{backend.pool}: HAProxy → node {backend.name} {_seen(server.check, server.code)} on {place}"
-        yield Finding(words, "switch it on; see that it listens on its network address, not only on its own", "warning")
+    for backend, server in _down(case):
+        if not backend.is_ours:
+            place = f"{bracketed(backend.endpoint.address)}:{backend.endpoint.port}"
+            words = f"{backend.pool}: HAProxy → node {backend.name} {check_words(server.check, server.code)} on {place}"
+            yield warning(words, "switch it on; see that it listens on its network address, not only on its own")
 
 
-@check("answers", "path", "see the other checks; ./generate.py logs litellm", "gateway", "running")
+@path("answers", "gateway", remedy="see the other checks; ./generate.py logs litellm")
 def answers(case: Case) -> Iterator[Finding]:
     """With --ask: every chat and embedding pool answers a short question through the gateway."""
-    if not case.must_ask or not isinstance(_models(case), set):
-        return
-    kinds = {item.pool: item.kind for item in case.plan.contributions.backends}
-    for pool, kind in kinds.items():
-        if kind not in ("chat", "embedding"):
-            continue
-        began = time.monotonic()
-        try:
-            _ask(case, pool, kind)
-        except CorralError as error:
-            yield Finding(f"{pool}: {error}", f"./generate.py logs litellm {pool}")
+    for pool, found in case.answers.pools.items() if case.answers else ():
+        if isinstance(found, str):
+            yield error(f"{pool}: {found}", f"./generate.py logs litellm {pool}")
         else:
-            yield Finding(f"{pool} answered after {time.monotonic() - began:.1f} s", level="hint")
-
-
-def _ask(case: Case, pool: str, kind: str) -> None:
-    """Returns when the pool has answered five tokens or one embedding; raises CorralError when it does not."""
-    body: dict[str, Any] = {"model": pool, "input": "hello"}
-    path = "/v1/embeddings"
-    if kind == "chat":
-        body = {"model": pool, "messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 5}
-        path = "/v1/chat/completions"
-    try:
-        with _operator(case, QUESTION_LIMIT_S) as client:
-            answer = client.post(path, json=body)
-    except httpx.HTTPError as error:
-        raise CorralError(f"gave no answer: {_words(error)}") from None
-    if answer.status_code != OK:
-        raise CorralError(f"answered {answer.status_code}: {' '.join(answer.text.split())[:200]}")
-
-
-def _words(error: Exception) -> str:
-    return str(error) or type(error).__name__
+            yield hint(f"{pool} answered after {found:.1f} s")
 
 
 def summary(case: Case) -> str:
     """What was found, when all is well."""
     own = [item for item in case.plan.contributions.backends if item.endpoint.host == case.name]
     up = sum(case.servers[item.name].state == "UP" for item in own if item.name in case.servers)
-    replicas = (
-        f"HAProxy → {up} of {len(own)} replicas" if balancer_of(case.plan, case.host.out) else f"{len(own)} replicas"
-    )
-    if not case.has("gateway"):
-        return replicas if own else "nothing on the way of requests"
-    return f"clients → {gateway_url(case)} → {replicas}"
+    has_balancer = balancer_of(case.plan, case.host.out) is not None
+    replicas = f"HAProxy → {up} of {len(own)} replicas" if has_balancer else f"{len(own)} replicas"
+    if case.has("gateway"):
+        return f"clients → {client_address(case.plan)} → {replicas}"
+    return replicas if own else "nothing on the way of requests"

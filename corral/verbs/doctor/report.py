@@ -2,137 +2,114 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from importlib import import_module
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
 from corral.build import Plan
+from corral.checks.registry import checks
+from corral.errors import Finding
 from corral.runtime.hosts import ComposeHost
-from corral.runtime.observe import observe, servers_seen
-from corral.verbs.doctor.checks import AREAS, Case, Finding, findings
-from corral.verbs.doctor.facts import Facts, collect
+from corral.runtime.observe import observe_all, servers_seen
+from corral.verbs.doctor import files, gpus, machine, path, services
+from corral.verbs.doctor.case import Case, sections
 
+# In the order in which they are shown, with what is said of each that is well.
+AREAS: dict[str, Callable[[Case], str]] = {
+    "engine": machine.engine_summary,
+    "machine": machine.summary,
+    "gpus": gpus.summary,
+    "files": files.summary,
+    "services": services.summary,
+    "path": path.summary,
+    "exposure": services.exposure_summary,
+}
+# Every check by its id, by area and then in the order in which they are written.
+CHECKS = dict(sorted(checks("running").items(), key=lambda item: list(AREAS).index(item[1].section)))
+# The worst first.
 MARKS = {"error": ("✗", "red"), "warning": ("!", "yellow"), "hint": ("·", "dim")}
-WORST = ("error", "warning", "hint")
 INDENT = 14
+# A part of the diagnosis, as `--json` prints it.
+Data = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A finding with the check that made it."""
+def diagnose(plan: Plan, hosts: Sequence[ComposeHost], *, must_ask: bool = False) -> Data:
+    """What is wrong on every host, as plain data; hosts are asked at the same time.
 
-    check: str
-    area: str
-    finding: Finding
-
-
-@dataclass(frozen=True, slots=True)
-class Diagnosis:
-    """All that was found on one host, with a line for each area that is well."""
-
-    host: str
-    address: str
-    found: tuple[Found, ...]
-    # What there is, by area; areas that could not be looked at are absent.
-    summaries: dict[str, str]
-
-    @property
-    def is_well(self) -> bool:
-        """Whether there is no error; warnings and hints do not count."""
-        return not any(item.finding.level == "error" for item in self.found)
+    Args:
+        plan: the site.
+        hosts: those to look at.
+        must_ask: also put a question to every pool, which costs some inference.
+    """
+    seen = observe_all(hosts, sections)
+    servers = servers_seen(plan, hosts[0].out, seen)
+    cases = [Case(host, item, servers) for host, item in zip(hosts, seen, strict=True)]
+    with ThreadPoolExecutor(len(hosts)) as pool:
+        found = dict(
+            zip([case.name for case in cases], pool.map(lambda case: _host(case, must_ask), cases), strict=True)
+        )
+    return {"well": all(host["well"] for host in found.values()), "hosts": found}
 
 
-def diagnose(plan: Plan, hosts: Sequence[ComposeHost], *, must_ask: bool = False) -> list[Diagnosis]:
-    """What is wrong on every host; hosts are asked at the same time."""
-    with ThreadPoolExecutor(2 * len(hosts)) as pool:
-        facts = [pool.submit(collect, host) for host in hosts]
-        seen = [pool.submit(observe, host) for host in hosts]
-        servers = servers_seen(plan, hosts[0].out, [item.result() for item in seen])
-        cases = [
-            Case(host, asked.result(), looked.result(), servers, must_ask)
-            for host, asked, looked in zip(hosts, facts, seen, strict=True)
-        ]
-    return [_diagnosis(case) for case in cases]
+def _host(case: Case, must_ask: bool) -> Data:  # noqa: FBT001 - of a map
+    """A host's findings, and what there is by area; areas that could not be looked at are absent."""
+    if case.has("gateway"):
+        case = replace(case, answers=path.ask(case.host, must_ask=must_ask))
+    found = [
+        {
+            "check": item.rule, "area": CHECKS[item.rule].section, "level": item.level,
+            "what": item.message, "remedy": item.remedy or None,
+        }
+        for item in findings(case)
+    ]  # fmt: skip
+    looked_at = list(AREAS) if case.has("engine") else ["machine", "files"] if case.seen.is_reached else []
+    return {
+        "address": case.declared.address,
+        "well": not any(item["level"] == "error" for item in found),
+        "areas": {area: AREAS[area](case) for area in looked_at if area != "path" or case.own},
+        "findings": found,
+    }
 
 
-def _diagnosis(case: Case) -> Diagnosis:
-    found = [Found(item.id, item.area, finding) for item, finding in findings(case)]
-    return Diagnosis(case.name, case.plan.site.host(case.name).address, tuple(found), _summaries(case))
-
-
-def _summaries(case: Case) -> dict[str, str]:
-    facts: Facts = case.facts
-    if facts.problem:
-        return {}
-    looked_at = [area for area in AREAS if facts.is_reachable or area in ("machine", "files")]
-    if not case.has("running"):
-        looked_at = [area for area in looked_at if area != "path"]
-    return {area: import_module(f"corral.verbs.doctor.{area}").summary(case) for area in looked_at}
+def findings(case: Case) -> list[Finding]:
+    """What every check finds that can look at this host; of a host that gives no answer only that."""
+    able = [item for item in CHECKS.values() if all(map(case.has, item.needs))]
+    able = able if case.seen.is_reached else [CHECKS[machine.REACHABLE]]
+    return [finding for item in able for finding in item.findings(case)]
 
 
 # --- showing ---------------------------------------------------------------------------------------------------------
 
 
-def show(diagnoses: Sequence[Diagnosis], console: Console) -> None:
+def show(diagnosis: Data, console: Console) -> None:
     """Prints a line for each area that is well, and every finding with its remedy."""
-    for number, item in enumerate(diagnoses):
-        console.print(Text.assemble("\n" if number else "", (item.host, "bold cyan"), f"  {item.address}"))
+    for number, (name, host) in enumerate(diagnosis["hosts"].items()):
+        console.print(Text.assemble("\n" if number else "", (name, "bold cyan"), f"  {host['address']}"))
         for area in AREAS:
-            for line in _lines(item, area):
+            for line in _lines(
+                area, host["areas"].get(area), [item for item in host["findings"] if item["area"] == area]
+            ):
                 console.print(line)
-    console.print(_verdict(diagnoses))
+    levels = [item["level"] for host in diagnosis["hosts"].values() for item in host["findings"]]
+    counts = {level: levels.count(level) for level in ("error", "warning") if level in levels}
+    words = ", ".join(f"{count} {level}{'' if count == 1 else 's'}" for level, count in counts.items())
+    console.print(Text(f"\n{words or 'all is well'}", MARKS[next(iter(counts))][1] if counts else "green"))
 
 
-def _lines(item: Diagnosis, area: str) -> list[Text]:
-    found = sorted(
-        (entry for entry in item.found if entry.area == area), key=lambda entry: WORST.index(entry.finding.level)
-    )
-    if not found and area not in item.summaries:
-        return [Text.assemble("  ", ("-", "dim"), f" {area:<10}", ("not looked at", "dim"))]
-    lines = []
-    if all(entry.finding.level == "hint" for entry in found) and area in item.summaries:
-        lines.append(Text.assemble("  ", ("✓", "green"), f" {area:<10}", item.summaries[area]))
-    for entry in found:
-        mark, style = MARKS[entry.finding.level]
-        name = area if not lines else ""
-        lines.append(
-            Text.assemble("  ", (mark, style), f" {name:<10}", entry.finding.what, (f"  [{entry.check}]", "dim"))
-        )
-        if entry.finding.remedy:
-            lines.append(Text.assemble(" " * INDENT, ("→ ", style), entry.finding.remedy))
-    return lines
-
-
-def _verdict(diagnoses: Sequence[Diagnosis]) -> Text:
-    counts = {level: sum(entry.finding.level == level for item in diagnoses for entry in item.found) for level in WORST}
-    if not counts["error"] and not counts["warning"]:
-        return Text("\nall is well", "green")
-    parts = [f"{counts[level]} {level}{'' if counts[level] == 1 else 's'}" for level in WORST[:2] if counts[level]]
-    return Text(f"\n{', '.join(parts)}", "red" if counts["error"] else "yellow")
-
-
-def as_data(diagnoses: Sequence[Diagnosis]) -> dict[str, Any]:
-    """The same as plain data."""
-    return {
-        "well": all(item.is_well for item in diagnoses),
-        "hosts": {
-            item.host: {
-                "address": item.address,
-                "well": item.is_well,
-                "areas": item.summaries,
-                "findings": [
-                    {
-                        "check": entry.check, "area": entry.area, "level": entry.finding.level,
-                        "what": entry.finding.what, "remedy": entry.finding.remedy or None,
-                    }
-                    for entry in item.found
-                ],
-            }
-            for item in diagnoses
-        },
-    }  # fmt: skip
+def _lines(area: str, summary: str | None, found: Sequence[Data]) -> Iterator[Text]:
+    name = f" {area:<10}"
+    if summary is None and not found:
+        yield Text.assemble("  ", ("-", "dim"), name, ("not looked at", "dim"))
+    elif summary is not None and all(item["level"] == "hint" for item in found):
+        yield Text.assemble("  ", ("✓", "green"), name, summary)
+        name = " " * len(name)
+    for item in sorted(found, key=lambda item: list(MARKS).index(item["level"])):
+        mark = MARKS[item["level"]]
+        yield Text.assemble("  ", mark, name, item["what"], (f"  [{item['check']}]", "dim"))
+        if item["remedy"]:
+            yield Text.assemble(" " * INDENT, ("→ ", mark[1]), item["remedy"])
+        name = " " * len(name)

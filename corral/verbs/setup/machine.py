@@ -9,8 +9,8 @@ from typing import Literal
 from corral.errors import CorralError
 from corral.plan.site import Card
 from corral.runtime.hosts import ComposeHost
-from corral.runtime.observe import SeenCard, card_lines, card_of, parse_cards
-from corral.verbs.doctor.engine import version_of
+from corral.runtime.observe import CARDS_SCRIPT, SeenCard, card_of, parse_cards
+from corral.verbs.doctor.case import version_of
 
 # The first Debian whose own Docker is new enough.
 DEBIAN_FLOOR = (13,)
@@ -72,7 +72,7 @@ def look_at_docker(host: ComposeHost, floor: tuple[int, int], *command: str) -> 
 def look_at_cards(host: ComposeHost) -> Look:
     """Whether the driver sees the cards of the inventory, those with a UUID or slot by that name."""
     cards = nvidia_cards(host)
-    found, problem = parse_cards(_ask(host, "sh", "-c", "\n".join(card_lines()))[1])
+    found, problem = parse_cards(_ask(host, "sh", "-c", CARDS_SCRIPT)[1])
     if not found:
         return Look("yours", f"nvidia-smi fails: {problem}" if problem else "no driver", _driver_commands(host, cards))
     if len(found) < len(cards):

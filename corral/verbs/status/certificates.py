@@ -9,7 +9,7 @@ from corral.runtime.hosts import ComposeHost
 
 ENDINGS = (".pem", ".crt", ".cer")
 READ = 'openssl x509 -noout -enddate -in "$file" 2>/dev/null'
-DATE = "%b %d %H:%M:%S %Y %Z"
+DATE = "notAfter=%b %d %H:%M:%S %Y %Z"
 
 
 def certificate_files(host: ComposeHost) -> list[str]:
@@ -21,20 +21,15 @@ def certificate_files(host: ComposeHost) -> list[str]:
     return sorted(paths)
 
 
-def certificate_lines(host: ComposeHost) -> list[str]:
-    """Lines of a shell script that say when each of them ends; nothing on a host without openssl."""
+def certificate_script(host: ComposeHost) -> str:
+    """A section of the host's snapshot that says when each of them ends; nothing on a host without openssl."""
     files = shlex.join(certificate_files(host))
-    if not files:
-        return []
     each = f"""for file in {files}; do printf '%s\\t%s\\n' "$file" "$({READ})"; done"""
-    return [f"(command -v openssl >/dev/null && cd {shlex.quote(host.folder)} && {each})"]
+    line = f"(command -v openssl >/dev/null && cd {shlex.quote(host.folder)} && {each})"
+    return f"section certificates\n{line}" if files else ""
 
 
 def understood_ends(said: str) -> dict[str, datetime | None]:
-    """What those lines print, by file; None where there is no certificate to be read."""
+    """What the section says, by file; None where there is no certificate to be read."""
     found = (line.partition("\t") for line in said.splitlines())
-    return {file: _date(rest.removeprefix("notAfter=")) for file, _, rest in found}
-
-
-def _date(words: str) -> datetime | None:
-    return datetime.strptime(words, DATE).replace(tzinfo=UTC) if words else None
+    return {file: datetime.strptime(end, DATE).replace(tzinfo=UTC) if end else None for file, _, end in found}

@@ -7,9 +7,11 @@ import queue
 import signal
 import subprocess
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from tempfile import TemporaryFile
+from typing import IO, NamedTuple
 
 from rich.console import Console
 from rich.text import Text
@@ -23,9 +25,8 @@ TAIL = "100"
 STOP_S = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One line of a service; `time` is the engine's, in RFC 3339, and empty for Compose's own remarks."""
+class Line(NamedTuple):
+    """One line of a service; `time` is Docker's, in RFC 3339; both are empty for Compose's own remarks."""
 
     host: str
     service: str
@@ -42,122 +43,91 @@ class Wanted:
     is_following: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What the readers of all hosts have found; None in the queue for each that has ended."""
+
+    lines: queue.SimpleQueue[Line | None] = field(default_factory=queue.SimpleQueue)
+    problems: list[str] = field(default_factory=list)
+    is_over: threading.Event = field(default_factory=threading.Event)
+
+    def until_the_end(self, readers: int) -> Iterator[Line]:
+        while readers:
+            line = self.lines.get()
+            if line is None:
+                readers -= 1
+            else:
+                yield line
+
+
 def show_logs(hosts: Sequence[ComposeHost], services: Sequence[Service], wanted: Wanted, console: Console) -> None:
     """Prints the lines; following ends with Ctrl-C.
 
     Raises:
         CorralError: a host's lines cannot be read; what other hosts said is printed all the same.
     """
-    chosen = [(host, [item for item in services if item.host == host.name]) for host in hosts]
-    chosen = [(host, items) for host, items in chosen if items]
-    width = max((len(_label(item, len(chosen))) for item in services), default=0)
-    colours = {(item.host, item.name): COLOURS[index % len(COLOURS)] for index, item in enumerate(services)}
+    chosen = [(host, items) for host in hosts if (items := [item for item in services if item.host == host.name])]
+    labels = {(item.host, item.name): f"{item.host}/{item.name}" if len(chosen) > 1 else item.name for item in services}
+    colours = {key: COLOURS[index % len(COLOURS)] for index, key in enumerate(labels)}
+    width, found = max(map(len, labels.values()), default=0), _Found()
     with ExitStack() as stack:
-        readers = [stack.enter_context(_reader(host, items, wanted)) for host, items in chosen]
+        for host, items in chosen:
+            stack.enter_context(_reader(host, items, wanted, found))
         with suppress(KeyboardInterrupt):
-            lines = _as_they_come(readers) if wanted.is_following else sorted(_all(readers), key=_when)
-            for line in lines:
-                label = f"{line.host}/{line.service}" if len(chosen) > 1 else line.service
-                style = colours.get((line.host, line.service), "dim")
+            lines = found.until_the_end(len(chosen))
+            for line in lines if wanted.is_following else sorted(lines, key=_when):
+                label, style = labels.get(line[:2], line.host if len(chosen) > 1 else ""), colours.get(line[:2], "dim")
                 console.print(Text.assemble((f"{label:<{width}} ", style), ("│ ", "dim"), Text.from_ansi(line.text)))
-    problems = [problem for reader in readers if (problem := reader.problem)]
-    if problems:
-        raise CorralError("\n".join(problems))
-
-
-def _label(item: Service, hosts: int) -> str:
-    return f"{item.host}/{item.name}" if hosts > 1 else item.name
-
-
-class _Reader:
-    """`docker compose logs` of one host, as lines."""
-
-    def __init__(self, host: ComposeHost, services: Sequence[Service], wanted: Wanted) -> None:
-        self.host = host
-        self.problem = ""
-        # Whether reading has ended, and the process is being stopped.
-        self.is_over = False
-        self._wanted = wanted
-        self._names = {item.container_name: item.name for item in services}
-        self.process = subprocess.Popen(
-            self._command(services),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            start_new_session=True,  # Ctrl-C is ours; it would end the readers before their last lines
-        )
-
-    def _command(self, services: Sequence[Service]) -> list[str]:
-        options = ["--timestamps", "--no-color", "--tail", self._wanted.tail]
-        options += ["--since", self._wanted.since] if self._wanted.since else []
-        options += ["--follow"] if self._wanted.is_following else []
-        return self.host.argv(self.host.compose_words("logs", *options, *(item.name for item in services)))
-
-    def lines(self) -> Iterator[Line]:
-        """Lines as the host sends them; at the end `problem` is set when it failed."""
-        assert self.process.stdout is not None  # noqa: S101 - for the type checker
-        complaint: list[str] = []
-        listener = threading.Thread(target=lambda: complaint.extend(self.process.stderr or []), daemon=True)
-        listener.start()
-        for raw in self.process.stdout:
-            yield self._line(raw.rstrip("\n"))
-        code = self.process.wait()
-        listener.join(STOP_S)
-        if code > 0 and not self.is_over:
-            self.problem = f"{self.host.name}: {' '.join(''.join(complaint[-3:]).split()) or f'ended with {code}'}"
-
-    def _line(self, raw: str) -> Line:
-        container, bar, rest = raw.partition(" | ")
-        service = self._names.get(container.strip(), "")
-        if not bar or not service:
-            return Line(self.host.name, "", "", raw.strip())
-        time, _, text = rest.partition(" ")
-        return Line(self.host.name, service, time, text)
-
-
-@contextmanager
-def _reader(host: ComposeHost, services: Sequence[Service], wanted: Wanted) -> Iterator[_Reader]:
-    reader = _Reader(host, services, wanted)
-    try:
-        yield reader
-    finally:
-        reader.is_over = True
-        if reader.process.poll() is None:
-            os.killpg(reader.process.pid, signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            reader.process.wait(STOP_S)
-        if reader.process.poll() is None:
-            os.killpg(reader.process.pid, signal.SIGKILL)
-            reader.process.wait()
-
-
-def _all(readers: Iterable[_Reader]) -> list[Line]:
-    return [line for reader in readers for line in reader.lines()]
+    if found.problems:
+        raise CorralError("\n".join(found.problems))
 
 
 def _when(line: Line) -> tuple[str, str]:
-    """For sorting: the engine leaves out zeros at the end of a second's fraction."""
+    """For sorting: Docker leaves out zeros at the end of a second's fraction."""
     seconds, _, fraction = line.time.removesuffix("Z").partition(".")
     return seconds, fraction.ljust(9, "0")
 
 
-def _as_they_come(readers: Sequence[_Reader]) -> Iterator[Line]:
-    """Lines of every host at the same time, until all of them have ended."""
-    found: queue.SimpleQueue[Line | None] = queue.SimpleQueue()
+@contextmanager
+def _reader(host: ComposeHost, services: Sequence[Service], wanted: Wanted, found: _Found) -> Iterator[None]:
+    """Reads a host's lines in a thread; ends the reading at the end of the block."""
+    options = ["--timestamps", "--no-color", "--tail", wanted.tail]
+    options += ["--since", wanted.since] if wanted.since else []
+    options += ["--follow"] if wanted.is_following else []
+    command = host.argv(host.compose_words("logs", *options, *(item.name for item in services)))
+    names = {item.container_name: item.name for item in services}
+    with TemporaryFile("w+", errors="replace") as complaints:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints, text=True, errors="replace",
+            start_new_session=True,  # Ctrl-C is ours; it would end the readers before their last lines
+        )  # fmt: skip
+        threading.Thread(target=_read, args=(host.name, names, process, complaints, found), daemon=True).start()
+        try:
+            yield
+        finally:
+            found.is_over.set()
+            _stop(process)
 
-    def read(reader: _Reader) -> None:
-        for line in reader.lines():
-            found.put(line)
-        found.put(None)
 
-    for reader in readers:
-        threading.Thread(target=read, args=(reader,), daemon=True).start()
-    left = len(readers)
-    while left:
-        line = found.get()
-        if line is None:
-            left -= 1
-        else:
-            yield line
+def _read(
+    host: str, names: dict[str, str], process: subprocess.Popen[str], complaints: IO[str], found: _Found
+) -> None:  # fmt: skip
+    for raw in process.stdout or ():
+        container, bar, rest = raw.rstrip("\n").partition(" | ")
+        service = names.get(container.strip(), "")
+        time, _, text = rest.partition(" ")
+        found.lines.put(Line(host, service, time, text) if bar and service else Line(host, "", "", raw.strip()))
+    code = process.wait()
+    if code > 0 and not found.is_over.is_set():
+        complaints.seek(0)
+        words = " ".join("".join(complaints.readlines()[-3:]).split())
+        found.problems.append(f"{host}: {words or f'ended with {code}'}")
+    found.lines.put(None)
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        if process.poll() is None:
+            os.killpg(process.pid, how)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_S)

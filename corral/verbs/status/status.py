@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from corral.build import Plan
-from corral.contributions import Service
-from corral.plan.site import Replica
-from corral.runtime.board import redraw
-from corral.runtime.causes import EXIT_WORDS
+from corral.contributions import Backend, Service
+from corral.runtime.board import new_table, redraw
+from corral.runtime.causes import exit_words
 from corral.runtime.docker import PARKED, Container
 from corral.runtime.haproxy import Server
 from corral.runtime.hosts import ComposeHost
 from corral.runtime.observe import SeenCard, Snapshot, observe_all, servers_seen
-from corral.units import bar, gib
+from corral.units import bar, duration, gib
 
 DRIFT = "older than the rendering"
 OUT_OF_ROTATION = {
@@ -31,295 +27,184 @@ OUT_OF_ROTATION = {
     "DRAIN": "draining",
     "NOLB": "draining",
 }
-MINUTE_S, HOUR_S, DAY_S = 60, 3600, 86_400
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One service of the plan, or one container that is not in the plan."""
-
-    service: str
-    container: str
-    # None while the service has no container.
-    seen: Container | None
-    is_well: bool
-    notes: tuple[str, ...] = ()
-    gpus: tuple[int, ...] = ()
-    slots_busy: int | None = None
-    slots: int | None = None
-    pool: str = ""
-    model: str = ""
-    role: str = ""
-    is_planned: bool = True
-
-    @property
-    def condition(self) -> str:
-        """One word: health while it runs, else the state; `missing` without a container."""
-        return self.seen.condition if self.seen else "missing"
-
-    @property
-    def uptime_s(self) -> float | None:
-        """How long it has been running; None while it does not."""
-        if self.seen is None or self.seen.started is None or not self.seen.is_running:
-            return None
-        return max(0, round((datetime.now(UTC) - self.seen.started).total_seconds()))
-
-
-@dataclass(frozen=True, slots=True)
-class HostStatus:
-    """A host with its rows; `problem` says why there are none."""
-
-    name: str
-    address: str
-    problem: str
-    rows: tuple[Row, ...] = ()
-    cards: tuple[SeenCard, ...] = ()
-
-    @property
-    def is_well(self) -> bool:
-        """Whether everything of the plan runs well here."""
-        return not self.problem and all(row.is_well for row in self.rows)
-
-
-@dataclass(frozen=True, slots=True)
-class NodeStatus:
-    """A node as the balancer sees it; `state` is empty when unknown."""
-
-    name: str
-    pool: str
-    address: str
-    state: str
-    slots_busy: int | None
-    slots: int
-
-
-@dataclass(frozen=True, slots=True)
-class FarmStatus:
-    """All of it at one moment."""
-
-    hosts: tuple[HostStatus, ...]
-    nodes: tuple[NodeStatus, ...]
-
-    @property
-    def is_well(self) -> bool:
-        """Whether everything that the kit runs is well; nodes are other people's."""
-        return all(host.is_well for host in self.hosts)
+# A part of the status, as `--json` prints it.
+Data = dict[str, Any]
+Servers = Mapping[str, Server]
 
 
 # --- finding out -----------------------------------------------------------------------------------------------------
 
 
-def farm_status(plan: Plan, hosts: Sequence[ComposeHost]) -> FarmStatus:
-    """What runs now on these hosts, and how busy the balancer says its servers are."""
+def farm_status(plan: Plan, hosts: Sequence[ComposeHost]) -> Data:
+    """What runs now on these hosts, and how busy the balancer says its servers are, as plain data."""
     observed = observe_all(hosts)
     servers = servers_seen(plan, hosts[0].out, observed)
-    found = tuple(_host_status(host, seen, servers) for host, seen in zip(hosts, observed, strict=True))
-    return FarmStatus(found, tuple(_nodes(plan, servers)))
+    found = {host.name: _host(host, seen, servers) for host, seen in zip(hosts, observed, strict=True)}
+    nodes = [_node(item, servers.get(item.name)) for item in plan.contributions.backends if not item.is_ours]
+    # Whether nodes are well is not the kit's business.
+    return {"well": all(host["well"] for host in found.values()), "hosts": found, "nodes": nodes}
 
 
-def _host_status(host: ComposeHost, seen: Snapshot, servers: Mapping[str, Server]) -> HostStatus:
-    address = host.plan.site.host(host.name).address
-    if seen.problem:
-        return HostStatus(host.name, address, seen.problem)
-    services = sorted(host.plan.services_of(host.name), key=lambda service: natural(service.name))
-    rows = [_row(host, service, seen, servers) for service in services]
-    return HostStatus(host.name, address, "", (*rows, *_strangers(host, seen)), seen.cards)
-
-
-def _row(host: ComposeHost, service: Service, seen: Snapshot, servers: Mapping[str, Server]) -> Row:
-    container = seen.container_of(service.name, host.project)
-    members = host.plan.site.members(host.name, service.name)
-    server = servers.get(members[0].container) if members else None
-    is_up = server is None or server.state == "UP"
-    return Row(
-        service=service.name,
-        container=service.container_name,
-        seen=container,
-        is_well=container is not None and container.is_well and is_up,
-        notes=tuple(_notes(container, seen, server)),
-        gpus=tuple(claim.number for claim in service.tenancies),
-        role=service.role or service.component,
-        **_replica_facts(members, servers),
-    )
-
-
-def _replica_facts(members: Sequence[Replica], servers: Mapping[str, Server]) -> dict[str, Any]:
-    """What a server serves; one that several pools share names them all, and has all their slots."""
-    if not members:
-        return {}
-    known = [servers[item.container] for item in members if item.container in servers]
+def _host(host: ComposeHost, seen: Snapshot, servers: Servers) -> Data:
+    rows: list[Data] = []
+    if not seen.problem:
+        services = sorted(host.services, key=lambda service: _natural(service.name))
+        rows = [*(_planned(host, service, seen, servers) for service in services), *_strangers(host, seen)]
     return {
-        "pool": ", ".join(item.pool for item in members),
-        "model": ", ".join(dict.fromkeys(item.model for item in members)),
-        "slots": sum(item.slots for item in members),
-        "slots_busy": sum(server.in_flight for server in known) if known else None,
+        "address": host.plan.site.host(host.name).address,
+        "well": not seen.problem and all(row["well"] for row in rows),
+        "problem": seen.problem or None,
+        "services": rows,
+        "gpus": [] if seen.problem else [_card(card) for card in seen.cards],
     }
 
 
-def _notes(container: Container | None, seen: Snapshot, server: Server | None) -> Iterator[str]:
-    if container is None:
-        return
+def _planned(host: ComposeHost, service: Service, seen: Snapshot, servers: Servers) -> Data:
+    """A service of the plan; one that several pools share names them all, and has all their slots."""
+    container = seen.container_of(service.name, host.project)
+    members = host.plan.site.members(host.name, service.name)
+    known = [servers[item.container] for item in members if item.container in servers]
+    is_up = not known or known[0].state == "UP"
+    return _row(service.name, service.container_name, container) | {
+        "well": container is not None and container.is_well and is_up,
+        "notes": list(_notes(container, seen, known)) if container else [],
+        "gpus": [claim.number for claim in service.tenancies],
+        "slots_busy": sum(server.in_flight for server in known) if known else None,
+        "slots": sum(item.slots for item in members) or None,
+        "pool": ", ".join(item.pool for item in members) or None,
+        "model": ", ".join(dict.fromkeys(item.model for item in members)) or None,
+        "role": service.role or service.component or None,
+    }
+
+
+def _notes(container: Container, seen: Snapshot, servers: Sequence[Server]) -> Iterator[str]:
     if container.health == "parked":
         yield container.last_check.removeprefix(PARKED)
     elif not container.is_running:
-        yield f"code {container.exit_code}" + _meaning(container)
-    elif server is not None and server.state != "UP" and container.is_well:
-        yield OUT_OF_ROTATION.get(server.state, server.state)
+        yield f"code {container.exit_code}{(words := exit_words(container)) and f': {words}'}"
+    elif container.is_well and servers and servers[0].state != "UP":
+        yield OUT_OF_ROTATION.get(servers[0].state, servers[0].state)
     if seen.is_older(container):
         yield DRIFT
 
 
-def _meaning(container: Container) -> str:
-    words = "out of memory" if container.was_out_of_memory else EXIT_WORDS.get(container.exit_code, "")
-    return f": {words}" if words else ""
-
-
-def _strangers(host: ComposeHost, seen: Snapshot) -> Iterator[Row]:
+def _strangers(host: ComposeHost, seen: Snapshot) -> Iterator[Data]:
     """Containers that carry the site's labels and that the plan does not know."""
-    planned = {service.name for service in host.plan.services_of(host.name)}
+    planned = {service.name for service in host.services}
     neighbours = {ComposeHost(host.plan, name, host.out).project for name in host.plan.inventory.hosts} - {host.project}
     for item in seen.containers:
-        if item.project in neighbours or (item.project == host.project and item.service in planned):
-            continue
-        yield Row(
-            item.service or item.name, item.name, item, is_well=True, notes=("not in the plan",), is_planned=False
-        )
+        if item.project not in neighbours and (item.project != host.project or item.service not in planned):
+            yield _row(item.service or item.name, item.name, item) | {"in_plan": False, "notes": ["not in the plan"]}
 
 
-def _nodes(plan: Plan, servers: Mapping[str, Server]) -> Iterator[NodeStatus]:
-    for backend in plan.contributions.backends:
-        if not backend.is_ours:
-            server = servers.get(backend.name)
-            address = f"{backend.endpoint.address}:{backend.endpoint.port}" if backend.endpoint.address else "provider"
-            state = server.state.lower() if server else ""
-            busy = server.in_flight if server else None
-            yield NodeStatus(backend.name, backend.pool, address, state, busy, backend.slots)
-
-
-# --- showing ---------------------------------------------------------------------------------------------------------
-
-
-def status_as_data(status: FarmStatus) -> dict[str, Any]:
-    """The status as plain data."""
+def _row(service: str, name: str, seen: Container | None) -> Data:
+    """What is known of any container, and of a service without one."""
+    started = seen.started if seen and seen.is_running else None
     return {
-        "well": status.is_well,
-        "hosts": {
-            host.name: {
-                "address": host.address,
-                "well": host.is_well,
-                "problem": host.problem or None,
-                "services": [_row_data(row) for row in host.rows],
-                "gpus": [_card_data(card) for card in host.cards],
-            }
-            for host in status.hosts
-        },
-        "nodes": [
-            {
-                "name": node.name, "pool": node.pool, "address": node.address, "state": node.state or None,
-                "slots_busy": node.slots_busy, "slots": node.slots,
-            }
-            for node in status.nodes
-        ],
+        "service": service, "container": name, "state": seen.state if seen else "missing",
+        "health": (seen and seen.health) or None, "well": True, "in_plan": True, "notes": [],
+        "uptime_s": max(0, round((datetime.now(UTC) - started).total_seconds())) if started else None,
+        "restarts": seen.restarts if seen else 0,
+        "memory_mib": round(seen.memory_mib, 1) if seen and seen.memory_mib is not None else None,
+        "memory_limit_mib": (seen.limit_mib or seen.wanted_mib or None) if seen else None,
+        "gpus": [], "slots_busy": None, "slots": None, "pool": None, "model": None, "role": None,
     }  # fmt: skip
 
 
-def _row_data(row: Row) -> dict[str, Any]:
-    seen = row.seen
-    used, limit = (seen.memory_mib, seen.limit_mib or seen.wanted_mib or None) if seen else (None, None)
-    return {
-        "service": row.service, "container": row.container, "state": seen.state if seen else "missing",
-        "health": (seen and seen.health) or None, "well": row.is_well, "in_plan": row.is_planned,
-        "notes": list(row.notes), "uptime_s": row.uptime_s, "restarts": seen.restarts if seen else 0,
-        "memory_mib": round(used, 1) if used is not None else None, "memory_limit_mib": limit,
-        "gpus": list(row.gpus), "slots_busy": row.slots_busy, "slots": row.slots, "pool": row.pool or None,
-        "model": row.model or None, "role": row.role or None,
-    }  # fmt: skip
-
-
-def _card_data(card: SeenCard) -> dict[str, Any]:
+def _card(card: SeenCard) -> Data:
     return {
         "number": card.index + 1, "name": card.name, "uuid": card.uuid, "pci": card.pci, "memory_mib": card.used_mib,
         "memory_total_mib": card.total_mib, "use_percent": card.use_percent, "celsius": card.celsius,
     }  # fmt: skip
 
 
-def status_view(status: FarmStatus) -> RenderableType:
+def _node(node: Backend, server: Server | None) -> Data:
+    """A node as the balancer sees it."""
+    return {
+        "name": node.name, "pool": node.pool,
+        "address": f"{node.endpoint.address}:{node.endpoint.port}" if node.endpoint.address else "provider",
+        "state": server.state.lower() if server else None,
+        "slots_busy": server.in_flight if server else None, "slots": node.slots,
+    }  # fmt: skip
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """For sorting: `gpu-10` comes after `gpu-9`."""
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]
+
+
+# --- showing ---------------------------------------------------------------------------------------------------------
+
+
+def status_view(status: Data) -> RenderableType:
     """The status for a person's eyes."""
     blocks: list[RenderableType] = []
-    for host in status.hosts:
-        blocks += [Text(), _headline(host)] if blocks else [_headline(host)]
-        if host.rows:
-            blocks.append(_table(host))
-        if host.cards:
-            blocks.append(_cards_table(host.cards))
-    if status.nodes:
+    for name, host in status["hosts"].items():
+        blocks += [Text(), _headline(name, host)] if blocks else [_headline(name, host)]
+        blocks += [_services_table(host["services"])] if host["services"] else []
+        blocks += [_cards_table(host["gpus"])] if host["gpus"] else []
+    if status["nodes"]:
         headline = Text.assemble(("nodes", "bold cyan"), "  used, not run by the kit")
-        blocks += [Text(), headline, _nodes_table(status.nodes)]
+        blocks += [Text(), headline, _nodes_table(status["nodes"])]
     return Group(*blocks)
 
 
-def _headline(host: HostStatus) -> Text:
-    planned = [row for row in host.rows if row.is_planned]
-    well = sum(row.is_well for row in planned)
-    if host.problem:
-        words, style = host.problem, "red"
-    elif well == len(planned):
-        words, style = f"all {well} services well", "green"
-    else:
-        words, style = f"{well} of {len(planned)} services well", "red"
-    line = Text.assemble((host.name, "bold cyan"), f"  {host.address} · ", (words, style))
-    changed = sum(DRIFT in row.notes or row.seen is None for row in planned)
-    if changed and not host.problem:
+def _headline(name: str, host: Data) -> Text:
+    planned = [row for row in host["services"] if row["in_plan"]]
+    well = sum(row["well"] for row in planned)
+    is_well = well == len(planned) and not host["problem"]
+    words = host["problem"] or (f"all {well} services well" if is_well else f"{well} of {len(planned)} services well")
+    line = Text.assemble((name, "bold cyan"), f"  {host['address']} · ", (words, "green" if is_well else "red"))
+    if changed := sum(DRIFT in row["notes"] or row["state"] == "missing" for row in planned):
         line.append(f" · {changed} not as rendered: ./generate.py up", "yellow")
     return line
 
 
-def _table(host: HostStatus) -> Table:
-    has_gpus, has_slots = any(row.gpus for row in host.rows), any(row.slots for row in host.rows)
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("service", no_wrap=True)
-    table.add_column("state")
-    table.add_column("up", justify="right", no_wrap=True)
-    table.add_column("restarts", justify="right")
-    table.add_column("memory, MiB", justify="right", no_wrap=True)
-    if has_gpus:
-        table.add_column("GPU", justify="right")
-    if has_slots:
-        table.add_column("slots", no_wrap=True)
-    table.add_column("model")
-    for row in host.rows:
-        cells: list[RenderableType] = [row.service, _state(row), duration(row.uptime_s), _restarts(row), _memory(row)]
-        cells += [", ".join(map(str, row.gpus))] if has_gpus else []
-        cells += [_slots(row.slots_busy, row.slots)] if has_slots else []
-        table.add_row(*cells, Text(row.model) if row.model else Text(row.role, "dim"))
+def _services_table(rows: Sequence[Data]) -> RenderableType:
+    cells: dict[str, Callable[[Data], RenderableType]] = {
+        "!service": lambda row: row["service"],
+        "state": _state,
+        ">!up": lambda row: duration(row["uptime_s"]),
+        ">restarts": _restarts,
+        ">!memory, MiB": _memory,
+        ">GPU": lambda row: ", ".join(map(str, row["gpus"])),
+        "!slots": _slots,
+        "model": lambda row: Text(row["model"]) if row["model"] else Text(row["role"] or "", "dim"),
+    }
+    if not any(row["gpus"] for row in rows):
+        del cells[">GPU"]
+    if not any(row["slots"] for row in rows):
+        del cells["!slots"]
+    table = new_table(*cells)
+    for row in rows:
+        table.add_row(*(cell(row) for cell in cells.values()))
     return table
 
 
-def _state(row: Row) -> Text:
-    is_odd = not row.is_planned or row.condition == "starting" or DRIFT in row.notes
-    style = "red" if not row.is_well and row.condition != "starting" else "yellow" if is_odd else "green"
-    words = [row.condition, *row.notes]
-    if row.condition == "parked":
+def _state(row: Data) -> Text:
+    condition = (row["health"] or "running") if row["state"] == "running" else row["state"]
+    is_odd = not row["in_plan"] or condition == "starting" or DRIFT in row["notes"]
+    style = "red" if not row["well"] and condition != "starting" else "yellow" if is_odd else "green"
+    words = [condition, *row["notes"]]
+    if condition == "parked":
         words[:2] = [": ".join(words[:2])]
     return Text(", ".join(words), style, overflow="fold")
 
 
-def _restarts(row: Row) -> Text:
-    return Text(str(row.seen.restarts), "yellow" if row.seen.restarts else "dim") if row.seen else Text()
+def _restarts(row: Data) -> Text:
+    return Text("" if row["state"] == "missing" else str(row["restarts"]), "yellow" if row["restarts"] else "dim")
 
 
-def _memory(row: Row) -> Text:
-    if row.seen is None or row.seen.memory_mib is None:
-        return Text()
-    used, limit = row.seen.memory_mib, row.seen.limit_mib or row.seen.wanted_mib
-    if not limit:
-        return Text(f"{used:.0f}")
-    share = used / limit
-    style = "red" if share > 0.95 else "yellow" if share > 0.85 else ""  # noqa: PLR2004 - shares of the limit
+def _memory(row: Data) -> Text:
+    used, limit = row["memory_mib"], row["memory_limit_mib"]
+    if used is None or not limit:
+        return Text("" if used is None else f"{used:.0f}")
+    style = "red" if used > 0.95 * limit else "yellow" if used > 0.85 * limit else ""
     return Text(f"{used:.0f} of {limit:.0f}", style)
 
 
-def _slots(busy: int | None, slots: int | None) -> Text:
+def _slots(row: Data) -> Text:
+    busy, slots = row["slots_busy"], row["slots"]
     if not slots:
         return Text()
     if busy is None:
@@ -327,67 +212,34 @@ def _slots(busy: int | None, slots: int | None) -> Text:
     return Text(f"{busy} of {slots}", "yellow" if busy >= slots else "")
 
 
-def _cards_table(cards: Iterable[SeenCard]) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("GPU", justify="right")
-    for name in ("card", "memory, GiB", "busy", "°C"):
-        table.add_column(name, justify="left" if name in ("card", "memory, GiB") else "right", no_wrap=True)
+def _cards_table(cards: Iterable[Data]) -> RenderableType:
+    table = new_table(">GPU", "!card", "!memory, GiB", ">!busy", ">!°C")
     for card in cards:
-        busy = f"{card.use_percent} %" if card.use_percent is not None else ""
-        heat = str(card.celsius) if card.celsius is not None else ""
-        table.add_row(str(card.index + 1), card.name, _card_memory(card), busy, heat)
+        used, total, use, heat = (card[key] for key in ("memory_mib", "memory_total_mib", "use_percent", "celsius"))
+        memory = gib(total) if used is None else f"{bar(used, total)} {gib(used)} of {gib(total)}"
+        busy = "" if use is None else f"{use} %"
+        table.add_row(str(card["number"]), card["name"], memory, busy, "" if heat is None else str(heat))
     return table
 
 
-def _card_memory(card: SeenCard) -> str:
-    if card.used_mib is None:
-        return gib(card.total_mib)
-    return f"{bar(card.used_mib, card.total_mib)} {gib(card.used_mib)} of {gib(card.total_mib)}"
-
-
-def _nodes_table(nodes: Iterable[NodeStatus]) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for name in ("node", "state", "slots", "address", "pool"):
-        table.add_column(name)
+def _nodes_table(nodes: Iterable[Data]) -> RenderableType:
+    table = new_table("node", "state", "slots", "address", "pool")
     for node in nodes:
-        state = Text(node.state or "unknown", "green" if node.state == "up" else "yellow" if node.state else "dim")
-        table.add_row(node.name, state, _slots(node.slots_busy, node.slots), node.address, node.pool)
+        style = {"up": "green", None: "dim"}.get(node["state"], "yellow")
+        table.add_row(
+            node["name"], Text(node["state"] or "unknown", style), _slots(node), node["address"], node["pool"]
+        )
     return table
-
-
-def natural(name: str) -> list[tuple[int, str]]:
-    """For sorting: `gpu-10` comes after `gpu-9`."""
-    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]
-
-
-def duration(seconds: float | None) -> str:
-    """`12 s`, `5 min`, `3 h 12 min`, `4 d 2 h`; empty for None."""
-    if seconds is None:
-        return ""
-    if seconds < MINUTE_S:
-        return f"{seconds:.0f} s"
-    if seconds < HOUR_S:
-        return f"{seconds // MINUTE_S:.0f} min"
-    if seconds < DAY_S:
-        return f"{seconds // HOUR_S:.0f} h {seconds % HOUR_S // MINUTE_S:.0f} min"
-    return f"{seconds // DAY_S:.0f} d {seconds % DAY_S // HOUR_S:.0f} h"
-
-
-def show_status(plan: Plan, hosts: Sequence[ComposeHost], console: Console) -> bool:
-    """Prints the status once; whether all is well."""
-    status = farm_status(plan, hosts)
-    console.print(status_view(status))
-    return status.is_well
 
 
 def watch_status(plan: Plan, hosts: Sequence[ComposeHost], console: Console, every_s: float) -> bool:
     """Redraws the status until Ctrl-C, or prints it again without a terminal; whether all was well at the end."""
-    seen: list[FarmStatus] = []
+    seen: Data = {"well": False}
 
     def views() -> Iterator[RenderableType]:
         while True:
-            seen[:] = [farm_status(plan, hosts)]
-            yield status_view(seen[0]) if console.is_terminal else Group(status_view(seen[0]), Text())
+            seen.update(farm_status(plan, hosts))
+            yield status_view(seen) if console.is_terminal else Group(status_view(seen), Text())
 
     redraw(console, views(), every_s)
-    return bool(seen) and seen[0].is_well
+    return bool(seen["well"])

@@ -1,0 +1,87 @@
+# shellcheck shell=sh disable=SC2154
+# What doctor asks a host besides its containers; the checks read the sections. Given are the rendered `folder`, the
+# `models` folder and its `files`, the paths of what is `private`, digests (`sums`) of the files on the operator's machine
+# when that is another one, and the container of the gateway (`litellm`). What cannot be found out stays empty.
+
+section info
+docker info --format '{{json .}}' 2>/dev/null
+
+# The user, the groups of the session, and those from the next login on.
+section user
+id -un
+id -nG
+id -nG "$(id -un)"
+
+section cpu
+uname -m
+getconf _NPROCESSORS_ONLN || echo 0
+grep -m 1 -i '^flags' /proc/cpuinfo
+
+section ram
+cat /proc/meminfo
+
+section addresses
+PATH=$PATH:/usr/sbin:/sbin ip -j address 2>/dev/null
+
+section listeners
+ss -H -l -t -n -p 2>/dev/null
+
+section published
+docker ps --format '{{.Names}} {{.Ports}}' 2>/dev/null
+
+# Free space of the nearest folder that exists.
+room() {
+    place=$2
+    until [ -e "$place" ] || [ "$place" = / ] || [ "$place" = . ]; do place=$(dirname "$place"); done
+    echo "$1 $(df -P -k "$place" | tail -n 1)"
+}
+section disks
+room rendering "$folder"
+room models "$models"
+root=$(docker info --format '{{.DockerRootDir}}' 2>/dev/null)
+[ -d "$root" ] && room engine "$root"
+
+section time-service
+timedatectl show --property NTPSynchronized --value 2>/dev/null || chronyc -n tracking 2>/dev/null
+
+section modes
+(
+    cd "$folder" 2>/dev/null && eval "set -- $private" && stat -c '%a %n' "$@" 2>/dev/null
+)
+
+section same
+[ -z "$sums" ] || (
+    cd "$folder" 2>/dev/null && printf '%s\n' "$sums" | sha256sum -c 2>/dev/null
+)
+
+# Mode, size and the first four bytes (in hexadecimal) of the folder and of every model file.
+section models
+(
+    cd "$models" 2>/dev/null || exit
+    stat -L -c '%a %s - %n' .
+    eval "set -- $files"
+    for file; do
+        [ -e "$file" ] || continue
+        magic=$(head -c 4 "$file" | od -A n -t x1 | tr -d ' ')
+        echo "$(stat -L -c '%a %s' "$file") ${magic:--} $file"
+    done
+)
+
+section hook
+PATH=$PATH:/usr/local/bin:/usr/bin command -v nvidia-container-runtime-hook
+
+# Through which AMD and Intel cards are reached, with the number of the group that owns each.
+section devices
+stat -L -c '%n %g' /dev/kfd /dev/dri/render* 2>/dev/null
+
+# Both, since each of them may be closed to this user.
+section xids
+(journalctl -k -b -q --no-pager; dmesg) 2>/dev/null | grep -o 'NVRM: Xid .*' | sort -u | tail -n 50
+
+section litellm
+[ -z "$litellm" ] || docker exec "$litellm" python3 -c \
+    "import importlib.metadata as m; print(m.version('litellm'))" 2>/dev/null
+
+# The last one: it is compared with the time at which the answer is here.
+section clock
+date +%s.%N
