@@ -202,7 +202,7 @@ def _of_weights(host: ComposeHost) -> Figures:
     return {
         "corral_weights_verified": {(row.model, row.file): row.state == "verified" for row in known},
         "corral_weights_checked_timestamp_seconds": {
-            (row.model, row.file): last[1] for row, last in read if last is not None
+            (row.model, row.file): last[1] for row, last in read if last and last[1] is not None
         },
     }
 
