@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.text import Text
 
 from corral.cli.context import JsonOption, SiteOptions, print_json, shared, talk, tell_figures
 from corral.cli.show import page
@@ -77,7 +76,7 @@ def restore(
         print_json(found.manifest.model_dump(mode="json"))
         return
     page().print(ops.listing(found))
-    talk.print(Text(ops.summary(found)))
+    talk.print(ops.summary(found))
 
 
 @app.command()

@@ -62,7 +62,7 @@ def save(
         files[contents.SECRETS] = seal(packed(secrets or {"sa/.env": ENV}), sealed.passphrase)
     with making.draft_folder(folder, "farm") as parts:
         for name, data in files.items():
-            parts.add_file(name, data)
+            parts.add(name, data)
         manifest = Manifest(
             format="corral-backup/3", corral="0", site="farm", made=datetime(2026, 1, 2, tzinfo=UTC), hosts=("sa",),
             has_secrets=sealed is not None, secret_names={}, images={}, states=(),
@@ -115,7 +115,7 @@ def test_an_archive_of_the_first_format_comes_back_with_a_warning(
     with pytest.raises(UsageError, match="host sa: not here"):
         bring_back(OLD, tmp_path / "new")
     said = bring_back(OLD, tmp_path / "new", yes=True)
-    assert "NOT AUTHENTICATED: whoever could write to the file may have changed it" in said
+    assert "NOT AUTHENTICATED: a program that could write to the file may have changed it" in said
     assert b"LITELLM_MASTER_KEY=sk-0000" in (tmp_path / "new" / "compose" / "sa" / ".env").read_bytes()
 
 

@@ -8,13 +8,13 @@ it is: a load that was cut off goes on when it is run again.
 from __future__ import annotations
 
 import hashlib
-import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from tarfile import BLOCKSIZE, ReadError, TarInfo
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -22,43 +22,26 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from rich.text import Text
 
-from corral.build import Plan, build_plan
+from corral.build import Plan
 from corral.checks.policy import refuse_weak
 from corral.config.file_names import PathBelow
 from corral.config.inventory import Name, Word
-from corral.config.load import LOCKS, load_texts
+from corral.config.load import LOCKS
 from corral.config.messages import from_json
 from corral.errors import CorralError, UsageError, on_one_line
-from corral.files import write_atomically
-from corral.render.output import compare, write
 from corral.render.secrets import ENV_FILE
-from corral.render.tree import refuse_other_site, render
+from corral.render.tree import render
 from corral.runtime.hosts import CommandError, ComposeHost, compose_hosts
 from corral.runtime.interrupts import Interrupts
-from corral.verbs.archives import legacy
-from corral.verbs.archives.container import (
-    INVENTORY,
-    LARGEST_FILE,
-    LARGEST_MANIFEST,
-    LARGEST_SUMS,
-    MANIFEST,
-    SUMS,
-    Sha256,
-    StoredFile,
-    Strict,
-    amount,
-    options_of,
-    stored_files,
-    sums_of,
-)
+from corral.verbs.archives import container
+from corral.verbs.archives.container import CHUNK, INVENTORY, MANIFEST, SUMS, Sha256, Strict, amount
 from corral.verbs.archives.signing import signer_of
+from corral.verbs.archives.target import Target
 from corral.verbs.models.far_files import FarFolder
 from corral.verbs.up.survey import check_engine, image_ids
 
 SIGNATURE = "SHA256SUMS.sig"
 BLOBS = "blobs/sha256"
-PART = ".part"
-LARGEST_SIGNATURE = 64 << 10
 ImageId = Annotated[str, Field(pattern="^sha256:[0-9a-f]{64}$")]
 
 
@@ -78,11 +61,6 @@ class Image(Strict):
     """The blob that `docker load` reads: this image and others that the same hosts need."""
     files: Mapping[PathBelow, Sha256] = {}
     """Format 1: the files of that archive by name, each a blob."""
-
-    @property
-    def blobs(self) -> frozenset[str]:
-        """Every blob that it needs."""
-        return frozenset(self.files.values()) | ({self.archive} if self.archive else set())
 
 
 class ModelFile(Strict):
@@ -113,67 +91,83 @@ class Manifest(Strict):
     hosts: Mapping[Name, HostParts]
     images: tuple[Image, ...]
 
+    @property
+    def models(self) -> dict[str, ModelFile]:
+        """Every model file by its checksum."""
+        return {model.sha256: model for parts in self.hosts.values() for model in parts.models}
 
-@dataclass(frozen=True)
-class _Files:
-    """The files of a bundle, with the checksums that they have to have."""
 
+@dataclass(slots=True)
+class Stored:
+    """A file of a bundle: one of a folder, or a part of a tar file."""
+
+    name: str
     path: Path
-    stored: Mapping[str, StoredFile]
-    sums: Mapping[str, str]
+    size: int
+    start: int = 0
+    # What it has to have; empty as long as that is not known.
+    sha256: str = ""
 
-    def read(self, name: str, largest: int = LARGEST_FILE) -> bytes:
-        """A small file; raises CorralError when it is too large, or not what was checked before."""
-        if self.stored[name].size > largest:
-            raise CorralError(f"{self.path}: {name} is too large: more than {largest >> 20} MiB")
-        return b"".join(self.chunks(name))
-
-    def chunks(self, name: str) -> Iterator[bytes]:
-        """A file's content; raises CorralError before its last chunk when it is not what was checked before."""
-        total, last = hashlib.sha256(), b""
-        for chunk in self.stored[name].chunks():
-            total.update(chunk)
-            yield last
-            last = chunk
-        if total.hexdigest() != self.sums[name]:
-            words = f"{name} was changed while it was read; copy the bundle again, then run this again"
-            raise CorralError(f"{self.path}: {words}")
+    def chunks(self, skip: int = 0) -> Iterator[bytes]:
+        """Its content after the first `skip` bytes; all of it raises ReadError before its end if it is another one."""
+        total, last, left = hashlib.sha256(), b"", self.size - skip
+        with self.path.open("rb") as file:
+            file.seek(self.start + skip)
+            while chunk := file.read(max(0, min(CHUNK, left))):
+                left -= len(chunk)
+                total.update(chunk)
+                yield last
+                last = chunk
+        if self.sha256 and not skip and total.hexdigest() != self.sha256:
+            raise ReadError(f"{self.name} is not what {SUMS} says")
         yield last
 
-
-@dataclass(frozen=True)
-class Bundle(_Files):
-    """A bundle that is complete and as it was made."""
-
-    manifest: Manifest
-
-    def image_archive(self, image: Image) -> Stream:
-        """What `docker load` reads, checked as `chunks`."""
-        blob = f"{BLOBS}/{image.archive}"
-        return Stream(self.chunks(blob) if image.archive else legacy.image_archive(self, image.files))
+    def read(self, most: int = container.LARGEST_FILE) -> bytes:
+        """Its content, as `chunks`; raises ReadError when it is larger than `most` bytes."""
+        if self.size > most:
+            raise ReadError(f"{self.name} is too large: more than {amount(most)}")
+        return b"".join(self.chunks())
 
 
 class Stream:
-    """Chunks, as `ComposeHost.feed` reads them."""
+    """Chunks as a file that can be read from any place on."""
 
-    def __init__(self, chunks: Iterable[bytes]) -> None:
-        self._chunks = filter(None, chunks)
+    def __init__(self, chunks: Callable[[int], Iterator[bytes]]) -> None:
+        self._chunks_from = chunks
+        self.seek(0)
+
+    def seek(self, place: int) -> None:
+        """Go on at this byte."""
+        self._chunks = filter(None, self._chunks_from(place))
 
     def read(self, _count: int = -1) -> bytes:
         """The next chunk, whatever its length; none at the end."""
         return next(self._chunks, b"")
 
 
-class Content(Stream):
-    """What a stored file holds, read from any place on."""
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A bundle that is complete and as it was made."""
 
-    def __init__(self, file: StoredFile) -> None:
-        super().__init__(file.chunks())
-        self._file = file
+    path: Path
+    manifest: Manifest
+    stored: Mapping[str, Stored]
+    # The content of the inventory and its locks.
+    files: Mapping[str, bytes]
 
-    def seek(self, place: int) -> None:
-        """Go on at this byte."""
-        self._chunks = filter(None, self._file.chunks(place))
+    def image_archive(self, image: Image) -> Stream:
+        """What `docker load` reads."""
+        return Stream(self.stored[f"{BLOBS}/{image.archive}"].chunks if image.archive else partial(self._old, image))
+
+    def _old(self, image: Image, _skip: int) -> Iterator[bytes]:
+        """Format 1: the archive of an image, put together from its files."""
+        for name, sha256 in image.files.items():
+            blob, member = self.stored[f"{BLOBS}/{sha256}"], TarInfo(name)
+            member.size = blob.size
+            yield member.tobuf()
+            yield from blob.chunks()
+            yield bytes(-member.size % BLOCKSIZE)
+        yield bytes(2 * BLOCKSIZE)
 
 
 # Gets the list of checksums and its signature, if there is one; raises CorralError for a bundle that is not wanted.
@@ -191,76 +185,57 @@ def read_bundle(path: Path, vouch: Vouch, progress: Callable[[int], object] = la
     Raises:
         CorralError: it is damaged, not complete, or no bundle; the message says which file.
     """
-    with _explained(path):
-        stored = stored_files(path)
-        sums = _sums(path, stored, vouch)
-        damaged = [name for name, sha256 in sums.items() if _sha256(stored.get(name), progress) != sha256]
-        if damaged:
-            names = ", ".join(damaged[:4]) + (" …" if damaged[4:] else "")
-            raise CorralError(f"{path}: damaged: {names}; copy the bundle again, or make it again (it goes on)")
-        manifest = _manifest(path, _Files(path, stored, sums).read(MANIFEST, LARGEST_MANIFEST))
-    wanted = {sha256 for image in manifest.images for sha256 in image.blobs}
-    wanted |= {model.sha256 for parts in manifest.hosts.values() for model in parts.models}
-    lost = sorted(sha256 for sha256 in wanted if sums.get(f"{BLOBS}/{sha256}") != sha256)
-    if lost:
-        raise CorralError(f"{path}: damaged: {BLOBS}/{lost[0]} is not in {SUMS}")
-    return Bundle(path, stored, sums, manifest)
+    with _readable(path):
+        found = _stored(path)
+        if SUMS not in found:
+            words = "is not complete, or no bundle; run ./generate.py bundle again, it goes on where it stopped"
+            raise CorralError(f"{path}: has no {SUMS}: it {words}")
+        text = found[SUMS].read(container.LARGEST_MANIFEST)
+        sums = container.sums_of(text)
+        vouch(text, found[SIGNATURE].read() if SIGNATURE in found else None)
+        for name, sha256 in sums.items():
+            if name not in found:
+                raise ReadError(f"{name} is not in it")
+            found[name].sha256 = sha256
+            for chunk in found[name].chunks():
+                progress(len(chunk))
+        manifest = _manifest(found[MANIFEST].read(container.LARGEST_MANIFEST))
+        blobs = {sha256 for image in manifest.images for sha256 in (*image.files.values(), image.archive) if sha256}
+        for sha256 in blobs | manifest.models.keys():
+            if sums.get(f"{BLOBS}/{sha256}") != sha256:
+                raise ReadError(f"{BLOBS}/{sha256} is not in {SUMS}")
+        return Bundle(path, manifest, found, {name: found[name].read() for name in (INVENTORY, *LOCKS) if name in sums})
 
 
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turn what the disk or `tarfile` says of a bundle into a CorralError."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise CorralError(f"{path}: no such file or folder") from None
-    except OSError as error:
-        words = f"{error.filename or path}: cannot be read: {error.strerror or error}"
-        raise CorralError(f"{words}; run the same command again to go on") from None
-    except tarfile.TarError as error:
-        raise CorralError(f"{path}: is no bundle that corral made, or is damaged: {error}") from None
+def _readable(path: Path) -> AbstractContextManager[None]:
+    return container.readable(path, "bundle", "copy the bundle again, or make it again (it goes on)")
 
 
-def _sums(path: Path, stored: Mapping[str, StoredFile], vouch: Vouch) -> dict[str, str]:
-    """The checksum of every file, from a list that `vouch` accepts."""
-    if SUMS not in stored:
-        words = "is not complete, or no bundle; run ./generate.py bundle again, it goes on where it stopped"
-        raise CorralError(f"{path}: has no {SUMS}: it {words}")
-    text = b"".join(stored[SUMS].chunks(most=LARGEST_SUMS))
-    try:
-        sums = sums_of(text)
-    except ValueError as error:
-        raise CorralError(f"{path}: damaged: {error}") from None
-    vouch(text, b"".join(stored[SIGNATURE].chunks(most=LARGEST_SIGNATURE)) if SIGNATURE in stored else None)
-    return sums
+def _stored(path: Path) -> dict[str, Stored]:
+    """The files of a folder (links are left out) or of a tar file, by name."""
+    if path.is_dir():
+        files = [file for file in container.files_below(path) if not file.is_symlink()]
+        found = [Stored(str(file.relative_to(path)), file, file.stat().st_size) for file in files]
+    else:
+        with path.open("rb") as file:
+            found = [Stored(part.name, path, part.size, part.start) for part in container.members(file)]
+    return {item.name: item for item in found}
 
 
-def _sha256(file: StoredFile | None, progress: Callable[[int], object]) -> str:
-    """A file's checksum; empty when it is not there."""
-    total = hashlib.sha256()
-    for chunk in file.chunks() if file else ():
-        total.update(chunk)
-        progress(len(chunk))
-    return total.hexdigest() if file else ""
-
-
-def _manifest(path: Path, text: bytes) -> Manifest:
+def _manifest(text: bytes) -> Manifest:
     try:
         return from_json(Manifest, text)
     except ValueError as error:
-        raise CorralError(f"{path}: {MANIFEST} cannot be read ({error}); did a newer corral make it?") from None
+        raise ReadError(f"{MANIFEST} cannot be read ({error}), or a newer corral made it") from None
 
 
 # --- loading it ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(Target):
     """Where a bundle goes, and who has to have made it."""
 
-    inventory: Path
-    out: Path
-    hosts: frozenset[str] | None = None
     # File of allowed signers; None: unsigned bundles are accepted.
     signers: Path | None = None
 
@@ -273,18 +248,12 @@ def load(path: Path, talk: Console, wanted: Wanted) -> None:
         CorralError: the bundle is damaged, brings what its inventory does not ask for, or is not signed by an
             allowed signer (nothing was changed); or a host does not take something; run it again to go on.
     """
-    talk.print(Text(f"{path}: checking every file"))
-    bar = Progress(TextColumn("checked"), BarColumn(), DownloadColumn(), console=talk, transient=True)
-    with Interrupts(), _explained(path), bar if talk.is_terminal else nullcontext():
-        task = bar.add_task("checked", total=_total(path))
-        vouch = partial(_vouch, path, talk, wanted.signers)
-        bundle = read_bundle(path, vouch, lambda count: bar.advance(task, count))
-        if talk.is_terminal:
-            bar.stop()
-        talk.print(Text(_summary(bundle)))
-        plan = _plan(bundle, wanted)
-        hosts = _hosts(bundle, plan, wanted)
-        _refuse_unasked(bundle, plan, wanted)
+    with Interrupts(), _readable(path):
+        bundle = _checked(path, talk, wanted)
+        plan = wanted.plan_of(bundle.files)
+        names = wanted.hosts_of(bundle.manifest.hosts, "bundle")
+        _refuse_unasked(bundle, compose_hosts(plan, wanted.out, bundle.manifest.hosts))
+        hosts = compose_hosts(plan, wanted.out, names)
         for host in hosts:
             check_engine(host)
         _lay_out(bundle, plan, wanted, talk)
@@ -294,59 +263,44 @@ def load(path: Path, talk: Console, wanted: Wanted) -> None:
     talk.print(Text(_next(plan, wanted, hosts)))
 
 
+def _checked(path: Path, talk: Console, wanted: Wanted) -> Bundle:
+    talk.print(Text(f"{path}: checking every file"))
+    columns = TextColumn("checked"), BarColumn(), DownloadColumn()
+    with Progress(*columns, console=talk, transient=True, disable=not talk.is_terminal) as bar:
+        files = container.files_below(path) if path.is_dir() else [path]
+        task = bar.add_task("", total=sum(file.stat().st_size for file in files))
+        bundle = read_bundle(path, partial(_vouch, path, talk, wanted.signers), partial(bar.advance, task))
+    manifest = bundle.manifest
+    talk.print(
+        f"whole; site {manifest.site} ({', '.join(manifest.hosts)}), {len(manifest.images)} images, "
+        f"{len(manifest.models)} model files, made {manifest.made:%Y-%m-%d %H:%M:%S} UTC by corral {manifest.corral}",
+        markup=False,
+    )
+    return bundle
+
+
 def _vouch(path: Path, talk: Console, signers: Path | None, listed: bytes, signature: bytes | None) -> None:
     """Print who made the bundle; raises CorralError when no key in the file of signers made the signature."""
     if signers is None:
         digest = hashlib.sha256(listed).hexdigest()
         talk.print(Text(f"{path}: no signature is checked; sha256 of {SUMS}: {digest}", "yellow"))
-    elif signature is None:
+        return
+    if signature is None:
         words = "make it again with --sign KEYFILE; or, if its sha256 was compared with the maker's, load it --unsigned"
         raise CorralError(f"{path}: is not signed; nothing was changed: {words}")
-    else:
-        try:
-            talk.print(Text(f"{path}: signed by {on_one_line(signer_of(listed, signature, signers))}"))
-        except CorralError as error:
-            raise CorralError(f"{path}: nothing was changed: {error}") from None
-
-
-def _total(path: Path) -> int | None:
     try:
-        return sum(item.stat().st_size for item in path.rglob("*")) if path.is_dir() else path.stat().st_size
-    except OSError:
-        return None
+        talk.print(Text(f"{path}: signed by {on_one_line(signer_of(listed, signature, signers))}"))
+    except CorralError as error:
+        raise CorralError(f"{path}: nothing was changed: {error}") from None
 
 
-def _summary(bundle: Bundle) -> str:
-    manifest = bundle.manifest
-    models = {model.sha256 for parts in manifest.hosts.values() for model in parts.models}
-    return (
-        f"whole; site {manifest.site} ({', '.join(manifest.hosts)}), {len(manifest.images)} images, "
-        f"{len(models)} model files, made {manifest.made:%Y-%m-%d %H:%M:%S} UTC by corral {manifest.corral}"
-    )
-
-
-def _plan(bundle: Bundle, wanted: Wanted) -> Plan:
-    locks = {name: bundle.read(name) for name in LOCKS if name in bundle.sums}
-    return build_plan(load_texts(bundle.read(INVENTORY), locks, str(wanted.inventory)))
-
-
-def _hosts(bundle: Bundle, plan: Plan, wanted: Wanted) -> list[ComposeHost]:
-    known = bundle.manifest.hosts
-    unknown = sorted((wanted.hosts or frozenset()) - set(known))
-    if unknown:
-        raise UsageError(f'no host named "{unknown[0]}" in the bundle; there are {", ".join(known)}')
-    return compose_hosts(plan, wanted.out, wanted.hosts or set(known))
-
-
-def _refuse_unasked(bundle: Bundle, plan: Plan, wanted: Wanted) -> None:
+def _refuse_unasked(bundle: Bundle, hosts: Sequence[ComposeHost]) -> None:
     """Raise CorralError when a bundle brings an image or a model file that no service of its inventory reads."""
     manifest = bundle.manifest
     images = {name for image in manifest.images for name in image.references}
-    asked = {service.image for service in plan.contributions.services}
-    foreign = [f"the image {name}" for name in sorted(images - asked)]
-    for host in compose_hosts(plan, wanted.out, set(manifest.hosts)):
-        sources = host.model_sources
-        models = manifest.hosts[host.name].models
+    foreign = [f"the image {name}" for name in sorted(images - {s.image for host in hosts for s in host.services})]
+    for host in hosts:
+        sources, models = host.model_sources, manifest.hosts[host.name].models
         foreign += [f"{item.file} for {host.name}" for item in models if sources.get(item.file) != item.source]
     if foreign:
         raise CorralError(
@@ -355,75 +309,47 @@ def _refuse_unasked(bundle: Bundle, plan: Plan, wanted: Wanted) -> None:
         )
 
 
-# --- inventory and rendering -----------------------------------------------------------------------------------------
-
-
 def _lay_out(bundle: Bundle, plan: Plan, wanted: Wanted, talk: Console) -> None:
     """Inventory, locks, and the rendering as this kit makes it; what the bundle has rendered is for people to read."""
-    hosts, inventory = set(bundle.manifest.hosts), wanted.inventory
-    tree = {path: data for path, data in render(plan).items() if path.partition("/")[0] in hosts}
+    tree = {path: data for path, data in render(plan).items() if path.partition("/")[0] in bundle.manifest.hosts}
     refuse_weak(plan, tree)
-    places = {INVENTORY: inventory, **{name: inventory.parent / name for name in LOCKS}}
-    texts = {place: bundle.read(name) for name, place in places.items() if name in bundle.sums}
-    for place, data in texts.items():
-        if place.exists() and place.read_bytes() != data:
-            raise UsageError(
-                f"nothing was changed: {place} is another one than the bundle's; move it away, "
-                "or name other places: --inventory FILE --out FOLDER"
-            )
-    refuse_other_site(plan, wanted.out)
-    edited = [change.path for change in compare(tree, wanted.out, hosts) if change.action == "edited"]
-    if edited:
-        raise UsageError(f"nothing was changed: {wanted.out / edited[0]} was edited by hand; move it away")
-    try:
-        inventory.parent.mkdir(parents=True, exist_ok=True)
-        for place, data in texts.items():
-            write_atomically(place, data, 0o644)
-    except OSError as error:
-        raise CorralError(f"{error.filename or inventory}: cannot be written: {error.strerror}") from None
-    write(tree, wanted.out, hosts)
-    talk.print(Text(f"{inventory} and {len(tree)} rendered files are in place"))
+    conflicts = wanted.conflicts(plan, bundle.files, tree, {"edited"})
+    if conflicts:
+        words = "move that away, or name other places: --inventory FILE --out FOLDER"
+        raise UsageError(f"nothing was changed; the bundle has otherwise: {'; '.join(conflicts)}\n{words}")
+    wanted.fill(bundle.files, tree, talk, force=False)
 
 
-# --- images ----------------------------------------------------------------------------------------------------------
+# --- images and model files ------------------------------------------------------------------------------------------
 
 
 def _load_images(bundle: Bundle, host: ComposeHost, talk: Console) -> None:
     ids = set(bundle.manifest.hosts[host.name].images)
     wanted = [image for image in bundle.manifest.images if image.id in ids]
     there = image_ids(host, [name for image in wanted for name in image.references])
-    missing = []
+    missing = [image for image in wanted if {there[name] for name in image.references} != {image.id}]
     for image in wanted:
-        is_there = {there[name] for name in image.references} == {image.id}
-        talk.print(Text(f"{host.name}: {', '.join(image.references)}: {'is there' if is_there else 'loading'}"))
-        missing += [] if is_there else [image]
+        state = "loading" if image in missing else "is there"
+        talk.print(Text(f"{host.name}: {', '.join(image.references)}: {state}"))
     for image in {image.archive or image.id: image for image in missing}.values():
-        _load_archive(bundle, host, image)
+        try:
+            host.feed(["docker", "load", "--quiet"], bundle.image_archive(image))
+        except CommandError as error:
+            words = f"{', '.join(image.references)}: Docker does not take it: {error.done.words}"
+            raise CorralError(f"{host.name}: {words}") from None
     for image in missing:
         _tag(host, image)
-
-
-def _load_archive(bundle: Bundle, host: ComposeHost, image: Image) -> None:
-    try:
-        host.feed(["docker", "load", "--quiet"], bundle.image_archive(image))
-    except CommandError as error:
-        words = f"{host.name}: {', '.join(image.references)}: the engine does not take it: {error.done.words}"
-        raise CorralError(words) from None
 
 
 def _tag(host: ComposeHost, image: Image) -> None:
     for name in image.references:
         host.run(["docker", "tag", image.id, name], check=False)
-    other = {name: found for name, found in image_ids(host, image.references).items() if found != image.id}
-    if other:
-        name, found = next(iter(other.items()))
-        raise CorralError(
-            f"{host.name}: {name} has the id {found or 'of nothing'} after loading, not {image.id}; "
-            "do both engines keep images in the same way (docker info: containerd snapshotter)?"
-        )
-
-
-# --- model files -----------------------------------------------------------------------------------------------------
+    for name, found in image_ids(host, image.references).items():
+        if found != image.id:
+            raise CorralError(
+                f"{host.name}: {name} has the id {found or 'of nothing'} after loading, not {image.id}; "
+                "do both engines keep images in the same way (docker info: containerd snapshotter)?"
+            )
 
 
 def _copy_models(bundle: Bundle, host: ComposeHost, talk: Console) -> None:
@@ -436,17 +362,15 @@ def _copy_models(bundle: Bundle, host: ComposeHost, talk: Console) -> None:
         words = f"{amount(free)} free and {amount(needed)} are needed"
         raise CorralError(f"{host.name}: {host.models_folder}: the disk has {words}; no model file was copied")
     for model in models:
-        if model not in missing:
-            talk.print(Text(f"{host.name}: {model.file}: is there"))
-            continue
-        talk.print(Text(f"{host.name}: {model.file}: copying {amount(model.size)}"))
-        data = Content(bundle.stored[f"{BLOBS}/{model.sha256}"])
-        folder.send(data, model.file, model.size, model.sha256)
+        state = f"copying {amount(model.size)}" if model in missing else "is there"
+        talk.print(Text(f"{host.name}: {model.file}: {state}"))
+        if model in missing:
+            data = Stream(bundle.stored[f"{BLOBS}/{model.sha256}"].chunks)
+            folder.send(data, model.file, model.size, model.sha256)
 
 
 def _next(plan: Plan, wanted: Wanted, hosts: Sequence[ComposeHost]) -> str:
-    places = options_of(wanted.inventory, wanted.out)
+    places = container.options_of(wanted.inventory, wanted.out)
     names = [host.name for host in hosts if plan.secrets_of(host.name)]
-    if all((wanted.out / name / ENV_FILE).is_file() for name in names):
-        return f"next: ./generate.py up{places}"
-    return f"next: ./generate.py secrets init{places} && ./generate.py up{places}"
+    is_ready = all((wanted.out / name / ENV_FILE).is_file() for name in names)
+    return f"next: {'' if is_ready else f'./generate.py secrets init{places} && '}./generate.py up{places}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -21,22 +21,22 @@ from rich.text import Text
 
 from corral.build import Plan, build_plan
 from corral.checks.policy import refuse_weak
-from corral.config.load import LOCKS, load_inventory, load_texts
+from corral.config.load import load_inventory
 from corral.contributions import State
 from corral.errors import CorralError, UsageError, on_one_line
-from corral.files import write_atomically
-from corral.render.output import MANIFEST, compare, write
+from corral.render.output import MANIFEST
 from corral.render.secrets import ENV_FILE, FOLDER, initialise
-from corral.render.tree import refuse_other_site, render
+from corral.render.tree import render
 from corral.runtime.board import Board
 from corral.runtime.hosts import NOT_COPIED, CommandError, ComposeHost, compose_hosts
 from corral.runtime.interrupts import Interrupts
 from corral.runtime.lock import alone
-from corral.runtime.waiting import COMMAND_LIMIT_S
-from corral.verbs.archives.container import INVENTORY, amount, emptied, options_of, unpacked
+from corral.runtime.waiting import COMMAND_LIMIT_S, create, wait_well
+from corral.verbs.archives.backup import states_of, title
+from corral.verbs.archives.container import amount, explained, options_of, unpacked, work_folder
 from corral.verbs.archives.contents import RENDERING, SECRETS, Asking, Backup, read_backup
 from corral.verbs.archives.passphrase import find_passphrase, unseal
-from corral.verbs.archives.states import put_back, state_of_plan, title
+from corral.verbs.archives.target import Target, put
 from corral.verbs.up.survey import check_engine
 from corral.verbs.up.up import LOCK, Run, fetch_images, look
 
@@ -44,15 +44,13 @@ from corral.verbs.up.up import LOCK, Run, fetch_images, look
 STAGING = ".restore.part"
 # In the folder of renderings while a restore is not finished: of which backup, and which states are back.
 NOTE = ".restore.json"
+GO_ON = "run the same command again to go on"
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """Where a backup goes, and what a person said about it."""
+class Wanted(Target):
+    """Where a backup goes, and what the operator said about it."""
 
-    inventory: Path
-    out: Path
-    hosts: frozenset[str] | None = None
     passphrase_file: Path | None = None
     replace: bool = False
     yes: bool = False
@@ -66,7 +64,7 @@ class _Job:
     wanted: Wanted
     plan: Plan
     names: tuple[str, ...]
-    # Rendered files of the hosts, by path, without the kit's own records.
+    # Rendered files of the hosts, by path.
     tree: dict[str, bytes]
     # Files by path below the folder of renderings; none when the archive has none.
     secrets: dict[str, bytes]
@@ -79,7 +77,7 @@ class _Job:
 
     def states(self, host: ComposeHost) -> dict[str, State]:
         """What goes back on a host, by the archive's member."""
-        known = {(state.service, state.name): state for state in state_of_plan(host)}
+        known = {(state.service, state.name): state for state in states_of(host)}
         saved = [item for item in self.backup.manifest.states if item.host == host.name]
         return {item.member: known[item.service, item.name] for item in saved if (item.service, item.name) in known}
 
@@ -94,27 +92,29 @@ def listing(backup: Backup) -> Table:
     table.add_column("size", justify="right")
     table.add_column("sha256")
     manifest = backup.manifest
-    purposes = {item.member: f"{item.host}/{item.service}: {item.name} ({item.purpose})" for item in manifest.states}
+    titles = {item.member: f"{item.host}/{item.service}: {item.name} ({item.purpose})" for item in manifest.states}
     for host in manifest.hosts:
-        rendered = [item for name, item in manifest.members.items() if name.startswith(f"{RENDERING}{host}/")]
-        table.add_row(f"{host}: rendering, {len(rendered)} files", amount(sum(item.size for item in rendered)), "")
+        sizes = [item.size for name, item in manifest.members.items() if name.startswith(f"{RENDERING}{host}/")]
+        table.add_row(f"{host}: rendering, {len(sizes)} files", amount(sum(sizes)), "")
     for name, member in manifest.members.items():
         if not name.startswith(RENDERING):
-            words = purposes.get(name, "secrets, sealed" if name == SECRETS else name)
+            words = titles.get(name, "secrets, sealed" if name == SECRETS else name)
             table.add_row(Text(words), amount(member.size), member.sha256[:16])
     return table
 
 
-def summary(backup: Backup) -> str:
+def summary(backup: Backup) -> Text:
     """One line about a backup that is whole."""
     manifest = backup.manifest
     secrets = "with secrets" if manifest.has_secrets else "without secrets"
-    trust = "" if backup.is_authentic else "; NOT AUTHENTICATED: whoever could write to the file may have changed it"
-    hosts = ", ".join(manifest.hosts)
-    return (
-        f"{backup.path}: whole; site {manifest.site} ({hosts}), made {manifest.made:%Y-%m-%d %H:%M:%S} UTC "
-        f"by corral {manifest.corral}, {secrets}{trust}"
+    trust = (
+        "" if backup.is_authentic else "; NOT AUTHENTICATED: a program that could write to the file may have changed it"
     )
+    words = (
+        f"{backup.path}: whole; site {manifest.site} ({', '.join(manifest.hosts)}), made "
+        f"{manifest.made:%Y-%m-%d %H:%M:%S} UTC by corral {manifest.corral}, {secrets}{trust}"
+    )
+    return Text(words, "" if backup.is_authentic else "yellow")
 
 
 # --- restoring -------------------------------------------------------------------------------------------------------
@@ -136,19 +136,19 @@ def restore(path: Path, talk: Console, wanted: Wanted) -> None:
 
     with Interrupts(), _staging(wanted.out) as folder:
         backup = read_backup(path, ask, folder)
-        talk.print(Text(summary(backup), "" if backup.is_authentic else "yellow"))
+        talk.print(summary(backup))
         job = _job(backup, wanted, ask)
         hosts = job.hosts
-        if _states_that_are_back(job) is None and (found := _differences(job)):
+        done = _states_that_are_back(job)
+        if done is None and (found := _differences(job)):
             _agree(f"these places, images and addresses would be used:\n{_indented(found)}", wanted, talk)
         for host in hosts:  # only now: it may call them over ssh
             check_engine(host)
-        with alone(wanted.out / LOCK, "corral restore"):
-            done = _states_that_are_back(job)
+        with alone(wanted.out / LOCK, "corral restore"), explained(wanted.out, GO_ON):
             if done is None:
                 _make_room(job, hosts, talk)
             _note(job, done or [])
-            _lay_out_files(job, talk)
+            wanted.fill(backup.files, job.tree, talk, force=True)
             _lay_out_secrets(job, talk)
             with Board(talk) as board:
                 _put_states_back(job, hosts, board, done or [])
@@ -158,14 +158,8 @@ def restore(path: Path, talk: Console, wanted: Wanted) -> None:
 
 @contextmanager
 def _staging(out: Path) -> Iterator[Path]:
-    """A folder of our own below the renderings, gone afterwards; what a killed run left in it is cleared away."""
-    place = out / STAGING
     try:
-        place.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise CorralError(f"{place}: cannot be made: {error.strerror}; nothing was changed") from None
-    try:
-        with emptied(place):
+        with work_folder(out / STAGING, "nothing was changed") as place:
             yield place
     finally:
         with suppress(OSError):
@@ -173,26 +167,22 @@ def _staging(out: Path) -> Iterator[Path]:
 
 
 def _job(backup: Backup, wanted: Wanted, ask: Asking) -> _Job:
-    names = tuple(name for name in backup.manifest.hosts if wanted.hosts is None or name in wanted.hosts)
-    unknown = sorted((wanted.hosts or frozenset()) - set(backup.manifest.hosts))
-    if unknown:
-        raise UsageError(f'no host named "{unknown[0]}" in the backup; there are {", ".join(backup.manifest.hosts)}')
-    text = backup.files.get(INVENTORY)
-    if text is None:
-        raise CorralError(f"{backup.path}: has no inventory")
-    plan = build_plan(load_texts(text, backup.files, str(wanted.inventory)))
+    names = wanted.hosts_of(backup.manifest.hosts, "backup")
+    plan = wanted.plan_of(backup.files)
     secrets: dict[str, bytes] = {}
     if backup.manifest.has_secrets:
         if SECRETS not in backup.files:
             raise CorralError(f"{backup.path}: has no {SECRETS}")
         secrets = unpacked(unseal(backup.files[SECRETS], ask()))
-    tree = _of_hosts(backup.rendering, names)
+    rendering = {name: data for name, data in backup.files.items() if name.startswith(RENDERING)}
+    tree = {name.removeprefix(RENDERING): data for name, data in rendering.items()}
     _refuse_foreign(backup, tree, secrets)
+    tree = _of_hosts(tree, names)
     refuse_weak(plan, tree, is_of_plan=False)
     return _Job(backup, wanted, plan, names, tree, _of_hosts(secrets, names))
 
 
-def _refuse_foreign(backup: Backup, tree: Iterable[str], secrets: Iterable[str]) -> None:
+def _refuse_foreign(backup: Backup, tree: Collection[str], secrets: Collection[str]) -> None:
     """Raise CorralError when files have names that `backup` does not give to such files."""
     own = {ENV_FILE, FOLDER, *NOT_COPIED}
     foreign = [path for path in tree if path.partition("/")[2].partition("/")[0] in own]
@@ -220,17 +210,7 @@ def _states_that_are_back(job: _Job) -> list[str] | None:
 
 def _note(job: _Job, done: Sequence[str]) -> None:
     data = json.dumps({"backup": job.backup.mark, "done": list(done)}).encode() + b"\n"
-    _write(job.wanted.out / NOTE, data, 0o600)
-
-
-def _write(path: Path, data: bytes, mode: int) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, data, mode)
-    except OSError as error:
-        raise CorralError(
-            f"{error.filename or path}: cannot be written: {error.strerror}; run the same command again to go on"
-        ) from None
+    put(job.wanted.out / NOTE, data, 0o600)
 
 
 # --- an empty place --------------------------------------------------------------------------------------------------
@@ -238,25 +218,36 @@ def _write(path: Path, data: bytes, mode: int) -> None:
 
 def _make_room(job: _Job, hosts: Sequence[ComposeHost], talk: Console) -> None:
     """Empty the place if the operator asked for it; otherwise raise UsageError with what is there."""
-    volumes = {host.name: _volumes_in_the_way(host, job.states(host).values()) for host in hosts}
-    containers = {host.name: len(host.containers()) for host in hosts}
-    lost = [
-        *_files_in_the_way(job),
-        *(f"{name}: {count} containers of this site" for name, count in containers.items() if count),
-        *(f"{host}: volume {name}" for host, names in volumes.items() for name in names),
-    ]
+    lost, out = (
+        job.wanted.conflicts(job.plan, job.backup.files, job.tree, {"update", "edited", "remove"}),
+        job.wanted.out,
+    )
+    lost += [f"{out / path}, other secrets" for path, data in job.secrets.items() if _is_other(out / path, data)]
+    counts = {host: len(host.containers()) for host in hosts}
+    lost += [f"{host.name}: {count} containers of this site" for host, count in counts.items() if count]
+    volumes = [(host, name) for host in hosts for name in _volumes_in_the_way(host, job)]
+    lost += [f"{host.name}: volume {name}" for host, name in volumes]
     if lost and not job.wanted.replace:
         words = f"the place is not empty:\n{_indented(lost)}"
         raise UsageError(f"nothing was changed; {words}\nto replace all that, add --replace")
     if lost:
         _agree(f"this would be lost:\n{_indented(lost)}", job.wanted, talk)
-    for host in hosts:
-        if containers[host.name]:
-            talk.print(Text(f"{host.name}: stopping and removing {containers[host.name]} containers"))
+    for host, count in counts.items():
+        if count:
+            talk.print(Text(f"{host.name}: stopping and removing {count} containers"))
             command = ["docker", "compose", "--project-name", host.project, "down", "--remove-orphans"]
             host.run(command, limit_s=COMMAND_LIMIT_S)
-        for volume in volumes[host.name]:
-            host.run(["docker", "volume", "rm", volume])
+    for host, name in volumes:
+        host.run(["docker", "volume", "rm", name])
+
+
+def _is_other(path: Path, data: bytes) -> bool:
+    return path.exists() and path.read_bytes() != data
+
+
+def _volumes_in_the_way(host: ComposeHost, job: _Job) -> list[str]:
+    names = {f"{host.project}_{state.volume}" for state in job.states(host).values()}
+    return sorted(names & set(host.run(["docker", "volume", "ls", "--format", "{{.Name}}"]).out.split()))
 
 
 def _agree(words: str, wanted: Wanted, talk: Console) -> None:
@@ -277,23 +268,25 @@ def _differences(job: _Job) -> list[str]:
 
     Without one here, all of it, unless the archive is authenticated; what is not may also have another rendering.
     """
-    present = _present(job.wanted.inventory)
-    if present is None and job.backup.is_authentic:
+    here, there = _places_here(job.wanted.inventory), _places(job.plan)
+    if here is None and job.backup.is_authentic:
         return []
-    here, there = present or {}, _places(job.plan)
+    here = here or {}
     found = [
         f"{key}: {here.get(key, 'not here')} -> {there.get(key, 'not in the backup')}"
         for key in sorted(here.keys() | there.keys())
         if here.get(key) != there.get(key)
     ]
     if not job.backup.is_authentic:
-        made = _of_hosts(render(job.plan), job.names)
-        other = sorted(path for path, data in _own(job.tree).items() if made.get(path) != data)
-        found += [f"{path}: is not what this kit makes of the backup's inventory" for path in other]
+        made = render(job.plan)
+        other = (
+            path for path, data in job.tree.items() if made.get(path) != data and not path.endswith(f"/{MANIFEST}")
+        )
+        found += [f"{path}: is not what this kit makes of the backup's inventory" for path in sorted(other)]
     return found
 
 
-def _present(inventory: Path) -> dict[str, str] | None:
+def _places_here(inventory: Path) -> dict[str, str] | None:
     """The places of the inventory that is here; None when there is none, or none that can be read."""
     try:
         return _places(build_plan(load_inventory(inventory))) if inventory.exists() else None
@@ -303,12 +296,10 @@ def _present(inventory: Path) -> dict[str, str] | None:
 
 def _places(plan: Plan) -> dict[str, str]:
     """Everything in a plan that secrets and requests are sent to or run by."""
-    hosts = plan.inventory.hosts.items()
-    found = {
-        f"host {name}": f"address {host.address}, ssh {host.ssh or '-'}, folder {host.folder or '-'}"
-        for name, host in hosts
-    }
-    found |= {f"models of {name}": host.models_dir for name, host in hosts}
+    found = {}
+    for name, host in plan.inventory.hosts.items():
+        found[f"host {name}"] = f"address {host.address}, ssh {host.ssh or '-'}, folder {host.folder or '-'}"
+        found[f"models of {name}"] = host.models_dir
     found |= {f"node {name}": node.url or node.model for name, node in plan.inventory.nodes.items()}
     if plan.inventory.tracing is not None:
         found["traces"] = plan.inventory.tracing.url or plan.inventory.tracing.host or ""
@@ -316,51 +307,7 @@ def _places(plan: Plan) -> dict[str, str]:
     return found | {f"image {name.partition('@')[0]}": name for name in images}
 
 
-def _files_in_the_way(job: _Job) -> list[str]:
-    """Files that are there and are not what the backup has."""
-    found = []
-    out = job.wanted.out
-    found += [
-        f"{path}, another one" for path, data in _chosen_files(job) if path.exists() and path.read_bytes() != data
-    ]
-    refuse_other_site(job.plan, out)
-    changed = [item for item in compare(_own(job.tree), out, set(job.names)) if item.old not in {None, item.new}]
-    if changed:
-        found.append(f"{len(changed)} rendered files that differ, such as {out / changed[0].path}")
-    for path, data in job.secrets.items():
-        if (out / path).exists() and (out / path).read_bytes() != data:
-            found.append(f"{out / path}, other secrets")
-    return found
-
-
-def _chosen_files(job: _Job) -> list[tuple[Path, bytes]]:
-    """The inventory and the locks that belong to it, with their places."""
-    places = {INVENTORY: job.wanted.inventory, **{name: job.wanted.inventory.parent / name for name in LOCKS}}
-    return [(place, job.backup.files[name]) for name, place in places.items() if name in job.backup.files]
-
-
-def _own(tree: dict[str, bytes]) -> dict[str, bytes]:
-    return {path: data for path, data in tree.items() if path.rpartition("/")[2] != MANIFEST}
-
-
-def _volumes_in_the_way(host: ComposeHost, states: Iterable[State]) -> list[str]:
-    names = {f"{host.project}_{state.volume}" for state in states}
-    return sorted(names & set(host.run(["docker", "volume", "ls", "--format", "{{.Name}}"]).out.split()))
-
-
 # --- filling it ------------------------------------------------------------------------------------------------------
-
-
-def _lay_out_files(job: _Job, talk: Console) -> None:
-    inventory = job.wanted.inventory
-    for place, data in _chosen_files(job):
-        if not place.exists() or place.read_bytes() != data:
-            _write(place, data, 0o644)
-    write(_own(job.tree), job.wanted.out, set(job.names), force=True)
-    for path, data in job.tree.items():
-        if path.rpartition("/")[2] == MANIFEST:  # so that files that were edited by hand stay known as such
-            _write(job.wanted.out / path, data, 0o644)
-    talk.print(Text(f"{inventory} and {len(_own(job.tree))} rendered files are in place"))
 
 
 def _lay_out_secrets(job: _Job, talk: Console) -> None:
@@ -370,12 +317,12 @@ def _lay_out_secrets(job: _Job, talk: Console) -> None:
         folder = (out / path).parent
         if folder.name == FOLDER:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _write(out / path, data, 0o644 if folder.name == FOLDER else 0o600)
+        put(out / path, data, 0o644 if folder.name == FOLDER else 0o600)
+    needed = {name: plan.secrets_of(name) for name in plan.inventory.hosts if plan.secrets_of(name)}
     if not job.backup.manifest.has_secrets:
-        missing = [name for name in job.names if plan.secrets_of(name) and not (out / name / ENV_FILE).is_file()]
+        missing = [name for name in job.names if name in needed and not (out / name / ENV_FILE).is_file()]
         if missing:
             raise CorralError(_what_to_supply(job, missing))
-    needed = {name: plan.secrets_of(name) for name in plan.inventory.hosts if plan.secrets_of(name)}
     reports = initialise(needed, out, set(job.names))
     unknown = [f"{name} in {out / report.host / ENV_FILE}" for report in reports for name in report.missing]
     if unknown:
@@ -407,16 +354,27 @@ def _put_states_back(job: _Job, hosts: Sequence[ComposeHost], board: Board, done
     for host in run.hosts:
         for member, state in job.states(host).items():
             if member not in done:
-                _put_state_back(host, state, job.backup.states[member], board)
+                _put_back(host, state, job.backup.states[member], board)
                 done.append(member)
                 _note(job, done)
                 board.say(f"{title(state)}: is back")
 
 
-def _put_state_back(host: ComposeHost, state: State, path: Path, board: Board) -> None:
+def _put_back(host: ComposeHost, state: State, path: Path, board: Board) -> None:
+    """Restore a state into its service; raises CorralError when the service refuses it."""
     try:
+        if state.load:
+            create(host, [state.service])
+            wait_well(host, [item for item in host.services if item.name == state.service], board)
+        else:
+            host.compose("up", "--no-start", "--no-deps", "--no-build", "--pull", "never", state.service)
+        container = host.container_of(state.service)
+        if container is None:
+            raise CorralError(f"{title(state)}: the container of {state.service} is gone again")
+        into = ["docker", "exec", "--interactive", container.id, *state.load]
+        copy = ["docker", "cp", "--archive", "-", f"{container.id}:{state.path}"]
         with path.open("rb") as data:
-            put_back(host, state, data, board)
+            host.feed(into if state.load else copy, data)
     except CommandError as error:
         words = f"{title(state)}: is not back: {error.done.words}"
         raise CorralError(f"{words}\n  run the same command again when that is mended") from None
