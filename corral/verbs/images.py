@@ -16,13 +16,12 @@ from corral.config.image_lock import (
     ImageLock,
     LockedImage,
     image_lock_of,
-    image_lock_text,
     read_image_lock,
     write_image_lock,
 )
 from corral.errors import CorralError
 from corral.plan.own_image import has_backend, pictures_command
-from corral.runtime.hosts import ComposeHost, Done, compose_hosts
+from corral.runtime.hosts import ComposeHost, compose_hosts
 
 ASK_LIMIT_S = 120
 
@@ -51,7 +50,7 @@ def lock_images(plan: Plan, out: Path, talk: Console, *, update: bool = False) -
     for image, known in new.images.items():
         if known != old.images.get(image):
             talk.print(Text(f"{image}: {_words(known)}"))
-    if image_lock_text(new) != image_lock_text(old) or not path.exists():
+    if new != old or not path.exists():
         write_image_lock(path, new)
     talk.print(Text(f"{path}: {len(new.images)} images; use them with: ./generate.py render && ./generate.py up"))
 
@@ -62,22 +61,19 @@ def _content(image: str, hosts: list[ComposeHost]) -> LockedImage:
     asked = hosts[0].run(form, check=False, limit_s=ASK_LIMIT_S)
     if asked.code == 0:
         return LockedImage(digest=str(json.loads(asked.out)["digest"]))
-    held = [json.loads(done.out) for host in hosts if (done := _inspect(host, image)).code == 0]
+    inspect = ["docker", "image", "inspect", "--format", "{{json .}}", image]
+    held = [json.loads(done.out) for host in hosts if (done := host.run(inspect, check=False)).code == 0]
     if not held:
-        words = (asked.words.splitlines() or ["no answer"])[-1]
+        reason = (asked.words.splitlines() or ["no answer"])[-1]
         raise CorralError(
             f"{hosts[0].name}: the content of {image} is not known: no engine that needs it has it, and the registry "
-            f"says: {words}\n  nothing was written; bring the image there, or name another one in images:"
+            f"says: {reason}\n  nothing was written; bring the image there, or name another one in images:"
         )
     repository = image.rpartition(":")[0] + "@"
     digests = {name.partition("@")[2] for facts in held for name in facts["RepoDigests"] if name.startswith(repository)}
     if len(digests) == 1:
         return LockedImage(digest=digests.pop())
     return LockedImage(ids=tuple(sorted({str(facts["Id"]) for facts in held})))
-
-
-def _inspect(host: ComposeHost, image: str) -> Done:
-    return host.run(["docker", "image", "inspect", "--format", "{{json .}}", image], check=False)
 
 
 def _refuse_moved(old: ImageLock, new: ImageLock) -> None:
@@ -112,26 +108,20 @@ def check_ids(host: ComposeHost, plan: Plan, found: Iterable[tuple[str, str]]) -
             )
 
 
-def warnings(plan: Plan) -> list[str]:
-    """What of the images is left to chance: tags that may move, and backends that are fetched at the start."""
-    return [*_unlocked(plan), *_without_backend(plan)]
-
-
-def _unlocked(plan: Plan) -> Iterator[str]:
-    named = {item.image for item in plan.contributions.services if not plan.site.is_local(item.host)}
+def warnings(plan: Plan) -> Iterator[str]:
+    """What of the images may change: tags that can be moved, and backends that are fetched at the start."""
+    services = plan.contributions.services
+    named = {item.image for item in services if not plan.site.is_local(item.host)}
     loose = [image for image in named if not plan.image_lock.knows(image)]
     if loose:
         yield (
             f"{len(loose)} of {len(named)} images have no digest, such as {min(loose)}: a tag can be moved to other "
             "content; fix what they are now with: ./generate.py images lock [image-lock]"
         )
-
-
-def _without_backend(plan: Plan) -> Iterator[str]:
-    services = [item for item in plan.contributions.services if item.component == pictures.COMPONENT]
-    images = {image for item in services for image in (item.image, *variant_images(item))}
-    for image in sorted(image for image in images if not has_backend(image)):
-        yield (
-            f"{image} fetches its backend, code that is not checked, and has a network that leads out; put it into an "
-            f"image and name that in images: {pictures_command(image)} [image-backend]"
-        )
+    painters = [item for item in services if item.component == pictures.COMPONENT]
+    for image in sorted({image for item in painters for image in (item.image, *variant_images(item))}):
+        if not has_backend(image):
+            yield (
+                f"{image} fetches its backend, code that is not checked, and has a network that leads out; put it into "
+                f"an image and name that in images: {pictures_command(image)} [image-backend]"
+            )

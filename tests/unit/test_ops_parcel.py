@@ -11,16 +11,17 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 from pydantic import ValidationError
 from rich.console import Console
 
-from corral.build import build_plan
+from corral.build import Plan, build_plan
 from corral.cli import main
 from corral.config.load import validate
 from corral.config.model_lock import LockedFile
@@ -33,25 +34,85 @@ from corral.verbs.archives import load
 from corral.verbs.archives.bundle import BundleFolder
 from corral.verbs.archives.container import SUMS, members
 from corral.verbs.archives.load import SIGNATURE, Bundle, HostParts, Image, Manifest, ModelFile
+from corral.verbs.archives.target import Target
 
 ROOT = Path(__file__).resolve().parents[2]
 LAYER = b"".join(hashlib.sha256(b"%d" % number).digest() for number in range(3000))
 MODEL = b"GGUF" + LAYER[::-1]
 
 
+QUIET = Console(quiet=True)
+SITE = """\
+schema_version: 1
+name: site
+hosts: {sa: {address: 192.0.2.1, models_dir: /srv/models}}
+models: {m: {source: m.gguf, kind: chat, size_gib: 1}}
+pools: {chat: {model: m, on: {host: sa}}}
+gateway: {host: sa, database: false, cache: false}
+"""
+TWO_HOSTS = SITE.replace("/srv/models}", "/srv/models}, sb: {address: 192.0.2.2}").replace(
+    "on: {host: sa}", "on: [{host: sa}, {host: sb}]"
+)
+
+
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+SAVED: list[list[str]] = []
+
+
+class Shop(ComposeHost):
+    """A host whose engine has images, and gives archives of them."""
+
+    def run(self, words: Sequence[str], **_: Any) -> Done:
+        name = words[-1].partition("@")[0]
+        facts = {"Id": f"sha256:{sha256(name.encode())}", "Os": "linux", "Architecture": "amd64", "Size": 1}
+        return Done(0, json.dumps([facts]), "")
+
+    @contextlib.contextmanager
+    def stream(self, words: Sequence[str]) -> Iterator[IO[bytes]]:
+        SAVED.append(list(words))
+        yield io.BytesIO(" ".join(words).encode())
+
+
+@dataclass(frozen=True, slots=True)
+class File(ComposeHost):
+    """A host with one file, which every command prints."""
+
+    content: bytes = b""
+
+    @contextlib.contextmanager
+    def stream(self, words: Sequence[str]) -> Iterator[IO[bytes]]:
+        SAVED.append(list(words))
+        yield io.BytesIO(self.content[int(words[2]) - 1 if words[0] == "tail" else 0 :])
+
+
+def host(content: bytes) -> ComposeHost:
+    return File(plan_of(SITE), "sa", Path(), content=content)
+
+
+def plan_of(text: str) -> Plan:
+    return build_plan(validate(parse(text, "inventory.yaml")))
+
+
 def opened(path: Path) -> Bundle:
     """A bundle of any maker."""
-    return load.read_bundle(path, lambda _listed, _signature: None)
+    return load.read_bundle(path, QUIET, None)
+
+
+def manifest_of(images: tuple[Image, ...], models: tuple[ModelFile, ...]) -> Manifest:
+    parts = HostParts(images=tuple(image.id for image in images), models=models)
+    return Manifest(
+        format="corral-bundle/2", corral="0", site="site", made=datetime(2026, 1, 2, tzinfo=UTC), platform="",
+        hosts={"sa": parts}, images=images,
+    )  # fmt: skip
 
 
 def make(folder: Path, target: Path | None = None) -> Manifest:
     target_folder = BundleFolder(folder)
-    archive = target_folder.fetch(source(LAYER))
-    target_folder.fetch(source(MODEL), sha256(MODEL))
+    archive = target_folder.fetch(host(LAYER), ["docker", "save"])
+    target_folder.fetch(host(MODEL), "m.gguf", sha256(MODEL))
     target_folder.add("inventory.yaml", b"schema_version: 1\n")
     known = Image(
         id=f"sha256:{sha256(b'image')}",
@@ -62,26 +123,11 @@ def make(folder: Path, target: Path | None = None) -> Manifest:
         archive=archive,
     )
     model = ModelFile(file="m.gguf", source="m.gguf", sha256=sha256(MODEL), size=len(MODEL))
-    manifest = Manifest(
-        format="corral-bundle/2", corral="0", site="site", made=datetime(2026, 1, 2, tzinfo=UTC), platform="",
-        hosts={"sa": HostParts(images=(known.id,), models=(model,))}, images=(known,),
-    )  # fmt: skip
+    manifest = manifest_of((known,), (model,))
     target_folder.finish(manifest)
     if target:
         target_folder.finish_file(target)
     return manifest
-
-
-def source(
-    data: bytes, asked: list[int] | None = None
-) -> Callable[[int], contextlib.AbstractContextManager[IO[bytes]]]:
-    @contextlib.contextmanager
-    def start(count: int) -> Iterator[IO[bytes]]:
-        if asked is not None:
-            asked.append(count)
-        yield io.BytesIO(data[count:])
-
-    return start
 
 
 @pytest.fixture(params=["folder", "file"])
@@ -265,27 +311,14 @@ def test_a_bundle_without_end_is_refused_within_little_memory(tmp_path: Path) ->
 
 # --- who made it -----------------------------------------------------------------------------------------------------
 
-SITE = """\
-schema_version: 1
-name: site
-hosts: {sa: {address: 192.0.2.1, models_dir: /srv/models}}
-models: {m: {source: m.gguf, kind: chat, size_gib: 1}}
-pools: {chat: {model: m, on: {host: sa}}}
-gateway: {host: sa, database: false, cache: false}
-"""
-
 
 def make_site(folder: Path, model: str = "m.gguf", text: str = SITE, key: Path | None = None) -> str:
     """A bundle of a site without images; returns the checksum of its list."""
     target_folder = BundleFolder(folder)
-    target_folder.fetch(source(MODEL), sha256(MODEL))
+    target_folder.fetch(host(MODEL), "m.gguf", sha256(MODEL))
     target_folder.add("inventory.yaml", text.encode())
     models = (ModelFile(file=model, source=model, sha256=sha256(MODEL), size=len(MODEL)),)
-    manifest = Manifest(
-        format="corral-bundle/2", corral="0", site="site", made=datetime(2026, 1, 2, tzinfo=UTC), platform="",
-        hosts={"sa": HostParts(images=(), models=models)}, images=(),
-    )  # fmt: skip
-    return target_folder.finish(manifest, key)
+    return target_folder.finish(manifest_of((), models), key)
 
 
 @pytest.fixture
@@ -305,7 +338,7 @@ def loaded(bundle: Path, signers: Path | None, monkeypatch: pytest.MonkeyPatch) 
         patch.setattr(load, "_load_images", lambda *_: None)
         patch.setattr(load, "_copy_models", lambda *_: None)
         place = bundle.parent / "new"
-        load.load(bundle, talk, load.Wanted(place / "inventory.yaml", place / "compose", None, signers))
+        load.load(bundle, talk, Target(place / "inventory.yaml", place / "compose"), signers)
     return talk.file.getvalue()  # type: ignore[attr-defined, no-any-return]
 
 
@@ -315,7 +348,7 @@ def test_a_signed_bundle_is_loaded_and_its_maker_named(
     make_site(tmp_path / "bundle", key=key)
     assert "signed by maker@example.com" in loaded(tmp_path / "bundle", tmp_path / "signers", monkeypatch)
     rendered = (tmp_path / "new" / "compose" / "sa" / "compose.yaml").read_bytes()
-    plan = build_plan(validate(parse(SITE, "inventory.yaml")))
+    plan = plan_of(SITE)
     assert rendered == render(plan)["sa/compose.yaml"]
 
 
@@ -328,7 +361,9 @@ def test_a_change_with_its_checksums_written_anew_does_not_pass_for_the_signed_b
     with pytest.raises(CorralError, match="is not signed; nothing was changed"):
         loaded(tmp_path / "bundle", tmp_path / "signers", monkeypatch)
     (tmp_path / "bundle" / SIGNATURE).write_bytes(signature)
-    with pytest.raises(CorralError, match=r"nothing was changed: the signature is of nobody in .*, or of another text"):
+    with pytest.raises(
+        CorralError, match=r"nothing was changed: no key in .* made the signature, or it is of another text"
+    ):
         loaded(tmp_path / "bundle", tmp_path / "signers", monkeypatch)
     assert not (tmp_path / "new").exists()
 
@@ -340,11 +375,11 @@ def test_a_signature_of_somebody_else_or_for_something_else_does_not_count(
     words = ["ssh-keygen", "-q", "-Y", "sign", "-f", str(key), "-n", "file", str(tmp_path / "bundle" / SUMS)]
     (tmp_path / "bundle" / SIGNATURE).unlink()
     subprocess.run(words, check=True, stderr=subprocess.DEVNULL)
-    with pytest.raises(CorralError, match="the signature is of nobody in"):
+    with pytest.raises(CorralError, match="made the signature, or it is of another text"):
         loaded(tmp_path / "bundle", tmp_path / "signers", monkeypatch)
     (tmp_path / "signers").write_text("")
     make_site(tmp_path / "bundle", key=key)
-    with pytest.raises(CorralError, match="the signature is of nobody in"):
+    with pytest.raises(CorralError, match="made the signature, or it is of another text"):
         loaded(tmp_path / "bundle", tmp_path / "signers", monkeypatch)
 
 
@@ -412,9 +447,9 @@ def test_a_model_file_goes_on_where_it_stopped(tmp_path: Path) -> None:
     draft = target_folder.blob(sha256(MODEL)).with_name(f"{sha256(MODEL)}.part")
     draft.parent.mkdir(parents=True)
     draft.write_bytes(MODEL[:70_000])
-    asked: list[int] = []
-    target_folder.fetch(source(MODEL, asked), sha256(MODEL))
-    assert asked == [70_000]
+    SAVED.clear()
+    target_folder.fetch(host(MODEL), "m.gguf", sha256(MODEL))
+    assert SAVED == [["tail", "-c", "+70001", "m.gguf"]]
     assert target_folder.blob(sha256(MODEL)).read_bytes() == MODEL
     assert not draft.exists()
 
@@ -426,10 +461,10 @@ def test_a_draft_of_something_else_does_not_stay(tmp_path: Path, wrong: bytes) -
     draft.parent.mkdir(parents=True)
     draft.write_bytes(wrong)
     with contextlib.suppress(CorralError):
-        target_folder.fetch(source(MODEL), sha256(MODEL))
+        target_folder.fetch(host(MODEL), "m.gguf", sha256(MODEL))
     assert not draft.exists()
     if not target_folder.has(sha256(MODEL)):
-        target_folder.fetch(source(MODEL), sha256(MODEL))
+        target_folder.fetch(host(MODEL), "m.gguf", sha256(MODEL))
     assert target_folder.blob(sha256(MODEL)).read_bytes() == MODEL
 
 
@@ -444,41 +479,21 @@ def test_what_is_left_over_goes_and_what_is_not_ours_stays(tmp_path: Path) -> No
     assert own.exists()
 
 
-class Shop(ComposeHost):
-    """A host whose engine has images, and gives archives of them."""
-
-    def run(self, words: Sequence[str], **_: object) -> Done:
-        name = words[-1].partition("@")[0]
-        facts = {"Id": f"sha256:{sha256(name.encode())}", "Os": "linux", "Architecture": "amd64", "Size": 1}
-        return Done(0, json.dumps([facts]), "")
-
-    @contextlib.contextmanager
-    def stream(self, words: Sequence[str]) -> Iterator[IO[bytes]]:
-        SAVED.append(list(words))
-        yield io.BytesIO(" ".join(words).encode())
-
-
-SAVED: list[list[str]] = []
-QUIET = Console(quiet=True)
-TWO_HOSTS = SITE.replace("models_dir: /srv/models}", "models_dir: /srv/models}, sb: {address: 192.0.2.2}").replace(
-    "on: {host: sa}", "on: [{host: sa}, {host: sb}]"
-)
-
-
 def test_images_that_the_same_hosts_need_are_saved_at_once_and_never_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(making, "_models", lambda *_: [])
-    plan = build_plan(validate(parse(TWO_HOSTS, "inventory.yaml")))
-    held = making._held([Shop(plan, name, tmp_path) for name in ("sa", "sb")], QUIET)
-    groups = held.groups()
+    plan = plan_of(TWO_HOSTS)
+    hosts = [Shop(plan, name, tmp_path) for name in ("sa", "sb")]
+    wanted = making._gather(plan, hosts, QUIET, is_with_kit=False)
+    groups = making._groups(wanted)
     assert groups.keys() == {("sa",), ("sa", "sb")}
     SAVED.clear()
     for _ in range(2):
         target_folder = BundleFolder(tmp_path)
-        made = making._add_images(target_folder, held, QUIET)
-        assert {image.id for image in made} == held.images.keys()
-        assert all(target_folder.has(image.archive or "") for image in made)
+        made = making._add_images(target_folder, wanted, hosts, QUIET)
+        assert {image.id for image in made.images} == {image.id for image in wanted.images}
+        assert all(target_folder.has(image.archive or "") for image in made.images)
     assert sorted(words[2:] for words in SAVED) == sorted([image.id for image in images] for images in groups.values())
 
 
@@ -498,7 +513,7 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_fetched(
     usage = shutil.disk_usage(tmp_path)._replace(free=2 << 30)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
     with pytest.raises(CorralError, match=r"2\.0 GiB free and at least 3\.0 GiB are needed"):
-        making._check_space(BundleFolder(tmp_path), making._Held([], {}, {}, {"sa": [model]}), 1)
+        making._check_space(BundleFolder(tmp_path), manifest_of((), (model,)), 1)
 
 
 def test_a_model_in_parts_is_all_of_its_parts() -> None:
@@ -507,6 +522,6 @@ def test_a_model_in_parts_is_all_of_its_parts() -> None:
         "models: {m: {source: big-00001-of-00003.gguf, kind: chat, size_gib: 1}}\n"
         "pools: {chat: {model: m, on: {host: sa}}}\ngateway: {host: sa}\n"
     )
-    plan = build_plan(validate(parse(text, "inventory.yaml")))
+    plan = plan_of(text)
     host = ComposeHost(plan, "sa", Path("out"))
     assert list(host.model_sources) == [f"big-0000{number}-of-00003.gguf" for number in (1, 2, 3)]

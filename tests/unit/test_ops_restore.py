@@ -6,6 +6,7 @@ import hashlib
 import io
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,9 @@ from corral.verbs.archives import contents
 from corral.verbs.archives import passphrase as sealing
 from corral.verbs.archives.container import INVENTORY, packed
 from corral.verbs.archives.contents import Manifest, Sealing
-from corral.verbs.archives.passphrase import VARIABLE, seal
-from corral.verbs.archives.restore import Wanted, restore
+from corral.verbs.archives.passphrase import VARIABLE, find_passphrase, seal
+from corral.verbs.archives.restore import restore
+from corral.verbs.archives.target import Target
 
 OLD = Path(__file__).resolve().parents[1] / "backups" / "format-1.tar.gz"
 PASSPHRASE = "open sesame, slowly"
@@ -74,7 +76,8 @@ def save(
 def bring_back(path: Path, folder: Path, *, yes: bool = False, replace: bool = False) -> str:
     """All that `restore` says."""
     talk = Console(file=io.StringIO(), width=200)
-    restore(path, talk, Wanted(folder / "inventory.yaml", folder / "compose", replace=replace, yes=yes))
+    ask = partial(find_passphrase, None, is_new=False)
+    restore(path, talk, Target(folder / "inventory.yaml", folder / "compose"), ask, replace=replace, yes=yes)
     return talk.file.getvalue()  # type: ignore[attr-defined, no-any-return]
 
 

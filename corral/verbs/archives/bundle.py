@@ -15,13 +15,10 @@ import shutil
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -37,7 +34,7 @@ from corral.render.tree import render
 from corral.runtime.hosts import ComposeHost, compose_hosts
 from corral.runtime.interrupts import Interrupts
 from corral.verbs.archives import container
-from corral.verbs.archives.container import CHUNK, INVENTORY, SUMS, amount, files_below
+from corral.verbs.archives.container import INVENTORY, SUMS, amount, files_below, receive
 from corral.verbs.archives.load import BLOBS, SIGNATURE, HostParts, Image, Manifest, ModelFile
 from corral.verbs.archives.signing import sign
 from corral.verbs.models.far_files import FarFolder
@@ -85,29 +82,25 @@ class BundleFolder(container.ArchiveFolder):
         sha256 = path.read_text(errors="replace").strip() if path.is_file() else ""
         return sha256 if is_file_name(sha256) and self.has(sha256) else ""
 
-    def fetch(self, start: Callable[[int], AbstractContextManager[IO[bytes]]], sha256: str = "") -> str:
-        """Take in a blob; returns its checksum.
+    def fetch(self, host: ComposeHost, source: str | Sequence[str], sha256: str = "") -> str:
+        """Take in a blob from a host; returns its checksum.
 
         Args:
-            start: opens it at a number of bytes.
-            sha256: its checksum, where that is known: then it goes on where an earlier run stopped.
+            host: where it is.
+            source: a file there, or a command that prints it.
+            sha256: the checksum of a file: then it goes on where an earlier run stopped.
 
         Raises:
             CorralError: it has another checksum; the next run begins anew.
         """
         draft = self.blob(f"{sha256 or 'new'}.part")
         draft.parent.mkdir(parents=True, exist_ok=True)
-        if not sha256:
-            draft.unlink(missing_ok=True)
-        with draft.open("a+b") as file, start(file.tell()) as data:
+        with draft.open("a+b" if sha256 else "w+b") as file:
+            words = ["tail", "-c", f"+{file.tell() + 1}", source] if isinstance(source, str) else source
             file.seek(0)
-            total = hashlib.file_digest(file, "sha256")
-            while chunk := data.read(CHUNK):
-                total.update(chunk)
-                file.write(chunk)
-            file.flush()
+            with host.stream(words) as data:
+                found = receive(data, file, hashlib.file_digest(file, "sha256")).sha256
             os.fsync(file.fileno())
-        found = total.hexdigest()
         if found != (sha256 or found):
             draft.unlink()
             words = "is not what was announced; was it changed meanwhile? Run the same command again"
@@ -142,26 +135,6 @@ class BundleFolder(container.ArchiveFolder):
 
 
 # --- the verb --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Held:
-    """What the hosts have of what a bundle takes."""
-
-    hosts: Sequence[ComposeHost]
-    # Every image once, by id, with its references on all hosts.
-    images: Mapping[str, Image]
-    # Ids of the images by host.
-    ids: Mapping[str, Sequence[str]]
-    # Model files by host.
-    models: Mapping[str, Sequence[ModelFile]]
-
-    def groups(self) -> dict[tuple[str, ...], list[Image]]:
-        """The images that the same hosts need, by the names of these hosts."""
-        found: dict[tuple[str, ...], list[Image]] = defaultdict(list)
-        for image in self.images.values():
-            found[tuple(host for host, ids in self.ids.items() if image.id in ids)].append(image)
-        return found
 
 
 def bundle(  # noqa: PLR0913 - keyword arguments, an option each
@@ -201,18 +174,18 @@ def bundle(  # noqa: PLR0913 - keyword arguments, an option each
         with locked(folder):
             (folder / SUMS).unlink(missing_ok=True)  # from here on it is not complete
             target = BundleFolder(folder)
-            held = _held(chosen, talk)
-            _check_space(target, held, 2 if is_file else 1)
-            images = _add_images(target, held, talk)
-            _add_models(target, held, talk)
-            _add_site(target, plan, held)
+            wanted = _gather(plan, chosen, talk, is_with_kit=with_kit)
+            _check_space(target, wanted, 2 if is_file else 1)
+            made = _add_images(target, wanted, chosen, talk)
+            _add_models(target, made, chosen, talk)
+            _add_site(target, plan, made)
             if with_kit:
                 _add_kit(target, talk)
-            digest = target.finish(_manifest(plan, held, images, is_with_kit=with_kit), key)
+            digest = target.finish(made, key)
         if is_file:
             target.finish_file(to)
     size = sum(path.stat().st_size for path in ([to] if is_file else files_below(to)))
-    count = f"{len(images)} images, {sum(map(len, held.models.values()))} model files"
+    count = f"{len(made.images)} images, {len(made.models)} model files"
     talk.print(Text(f"{to}: complete, {count}, {amount(size)}; sha256 of {SUMS}: {digest}"))
     trust = "--signer ALLOWED-SIGNERS" if key else "--unsigned, once that sha256 was compared"
     talk.print(Text(f"carry it over, then: ./generate.py bundle load {to.name} {trust}"))
@@ -229,21 +202,27 @@ def _check_place(to: Path, folder: Path) -> None:
 # --- what there is to take -------------------------------------------------------------------------------------------
 
 
-def _held(hosts: Sequence[ComposeHost], talk: Console) -> _Held:
+def _gather(plan: Plan, hosts: Sequence[ComposeHost], talk: Console, *, is_with_kit: bool) -> Manifest:
+    """What the bundle is of: every image once, by its id and with its references on all hosts, and the model files."""
     images: dict[str, Image] = {}
-    ids: dict[str, dict[str, None]] = {host.name: {} for host in hosts}
+    parts: dict[str, HostParts] = {}
     for host in hosts:
-        for name in sorted({service.image for service in host.services}):
-            image = _image(host, name, talk)
-            known = images[image.id].references if image.id in images else ()
-            references = tuple(sorted({name.partition("@")[0], *known}))
-            images[image.id] = image.model_copy(update={"references": references})
-            ids[host.name][image.id] = None
-    return _Held(
-        hosts,
-        images,
-        {name: tuple(found) for name, found in ids.items()},
-        {host.name: _models(host, talk) for host in hosts},
+        found = [_image(host, name, talk) for name in sorted({service.image for service in host.services})]
+        for image in found:
+            known = images.get(image.id, image)
+            references = tuple(sorted({*known.references, *image.references}))
+            images[image.id] = known.model_copy(update={"references": references})
+        ids = dict.fromkeys(image.id for image in found)
+        parts[host.name] = HostParts(images=tuple(ids), models=tuple(_models(host, talk)))
+    version = ".".join(platform.python_version_tuple()[:2])
+    return Manifest(
+        format="corral-bundle/2",
+        corral=__version__,
+        site=plan.inventory.name,
+        made=datetime.now(UTC).replace(microsecond=0),
+        platform=f"{platform.system()} {platform.machine()}, Python {version}" if is_with_kit else "",
+        hosts=parts,
+        images=tuple(images.values()),
     )
 
 
@@ -252,14 +231,12 @@ def _image(host: ComposeHost, name: str, talk: Console) -> Image:
     done = host.run(["docker", "image", "inspect", name], check=False)
     if done.code != 0:
         talk.print(Text(f"{host.name}: fetching {name}"))
-        pulled = host.run(["docker", "pull", "--quiet", name], check=False, limit_s=PULL_LIMIT_S)
-        if pulled.code != 0:
-            raise CorralError(f"{host.name}: the image {name} is not there and cannot be fetched: {pulled.words}")
+        host.run(["docker", "pull", "--quiet", name], limit_s=PULL_LIMIT_S)
         done = host.run(["docker", "image", "inspect", name])
     facts: dict[str, Any] = json.loads(done.out)[0]
     return Image(
         id=str(facts["Id"]),
-        references=(),
+        references=(name.partition("@")[0],),
         digests=tuple(sorted(facts.get("RepoDigests") or [])),
         platform=f"{facts['Os']}/{facts['Architecture']}",
         size=int(facts["Size"]),
@@ -283,13 +260,20 @@ def _models(host: ComposeHost, talk: Console) -> list[ModelFile]:
     ]
 
 
-def _check_space(target: BundleFolder, held: _Held, times: int) -> None:
+def _groups(wanted: Manifest) -> dict[tuple[str, ...], list[Image]]:
+    """The images that the same hosts need, by the names of these hosts."""
+    found: dict[tuple[str, ...], list[Image]] = defaultdict(list)
+    for image in wanted.images:
+        found[tuple(host for host, parts in wanted.hosts.items() if image.id in parts.images)].append(image)
+    return found
+
+
+def _check_space(target: BundleFolder, wanted: Manifest, times: int) -> None:
     """Raise CorralError when the disk is certainly too small."""
-    groups = [images for images in held.groups().values() if not target.recorded(_record(images))]
-    sizes = {model.sha256: model.size for found in held.models.values() for model in found}
-    models = sum(size for sha256, size in sizes.items() if not target.has(sha256, size))
-    # Of the images of a group all but the largest may share all layers with it.
-    needed = times * (models + sum(max(image.size for image in images) for images in groups))
+    missing = [images for images in _groups(wanted).values() if not target.recorded(_record(images))]
+    needed = sum(model.size for model in wanted.models.values() if not target.has(model.sha256, model.size))
+    needed += sum(max(image.size for image in images) for images in missing)  # the others may share all its layers
+    needed *= times
     free = shutil.disk_usage(target.folder).free
     if needed > free:
         raise CorralError(
@@ -307,47 +291,42 @@ def _record(images: Iterable[Image]) -> str:
     return f"{RECORDS}/{hashlib.sha256(ids.encode()).hexdigest()[:16]}"
 
 
-def _add_images(target: BundleFolder, held: _Held, talk: Console) -> list[Image]:
+def _add_images(target: BundleFolder, wanted: Manifest, hosts: Sequence[ComposeHost], talk: Console) -> Manifest:
     """Add one `docker save` for all images that the same hosts need, which stores layers that they share once."""
-    hosts = {host.name: host for host in held.hosts}
-    added = []
-    for names, images in held.groups().items():
+    by_name = {host.name: host for host in hosts}
+    added: list[Image] = []
+    for names, images in _groups(wanted).items():
         sha256 = target.recorded(_record(images))
         if not sha256:
             for image in images:
                 size = f"{amount(image.size)} with shared layers"
                 talk.print(Text(f"{names[0]}: {', '.join(image.references)} ({size})"))
-            words = ["docker", "save", *(image.id for image in images)]
-            sha256 = target.fetch(lambda _count, host=hosts[names[0]], words=words: host.stream(words))  # type: ignore[misc]
+            sha256 = target.fetch(by_name[names[0]], ["docker", "save", *(image.id for image in images)])
         target.add(_record(images), f"{sha256}\n".encode(), 0o644)
         added += [image.model_copy(update={"archive": sha256}) for image in images]
-    return added
+    return wanted.model_copy(update={"images": tuple(added)})
 
 
-def _add_models(target: BundleFolder, held: _Held, talk: Console) -> None:
-    for host in held.hosts:
-        for model in held.models[host.name]:
+def _add_models(target: BundleFolder, wanted: Manifest, hosts: Sequence[ComposeHost], talk: Console) -> None:
+    for host in hosts:
+        for model in wanted.hosts[host.name].models:
             if not target.has(model.sha256, model.size):
                 talk.print(Text(f"{host.name}: {model.file} ({amount(model.size)})"))
-                target.fetch(partial(_tail, host, f"{host.models_folder}/{model.file}"), model.sha256)
+                target.fetch(host, f"{host.models_folder}/{model.file}", model.sha256)
 
 
-def _tail(host: ComposeHost, path: str, count: int) -> AbstractContextManager[IO[bytes]]:
-    return host.stream(["tail", "-c", f"+{count + 1}", path])
-
-
-def _add_site(target: BundleFolder, plan: Plan, held: _Held) -> None:
+def _add_site(target: BundleFolder, plan: Plan, wanted: Manifest) -> None:
     """The inventory with its locks, and the rendering that they give: engines without a registry know no digests."""
     source = Path(plan.source_file)
     ids: dict[str, list[str]] = defaultdict(list)
-    for image in held.images.values():
+    for image in wanted.images:
         for name in image.references:
             ids[name].append(image.id)
     lock = ImageLock(images={name: LockedImage(ids=tuple(sorted(found))) for name, found in ids.items()})
     locks = {**locks_beside(source), IMAGE_LOCK: image_lock_text(lock).encode()}
     rendered = render(build_plan(load_texts(source.read_bytes(), locks, str(source))))
     files = {INVENTORY: source.read_bytes(), **locks, "README.txt": README.read_bytes()}
-    files |= {f"compose/{path}": data for path, data in rendered.items() if path.partition("/")[0] in held.ids}
+    files |= {f"compose/{path}": data for path, data in rendered.items() if path.partition("/")[0] in wanted.hosts}
     for name, data in files.items():
         target.add(name, data, 0o644)
 
@@ -373,17 +352,4 @@ def _add_kit(target: BundleFolder, talk: Console) -> None:
         raise CorralError(f"the kit's wheels cannot be fetched: {words}; without them: --without-kit")
     for path in sorted(wheels.glob("*.whl")):
         with path.open("rb") as file:
-            target.sums[f"wheels/{path.name}"] = container.receive(file).sha256
-
-
-def _manifest(plan: Plan, held: _Held, images: Sequence[Image], *, is_with_kit: bool) -> Manifest:
-    version = ".".join(platform.python_version_tuple()[:2])
-    return Manifest(
-        format="corral-bundle/2",
-        corral=__version__,
-        site=plan.inventory.name,
-        made=datetime.now(UTC).replace(microsecond=0),
-        platform=f"{platform.system()} {platform.machine()}, Python {version}" if is_with_kit else "",
-        hosts={name: HostParts(images=tuple(ids), models=tuple(held.models[name])) for name, ids in held.ids.items()},
-        images=tuple(images),
-    )
+            target.sums[f"wheels/{path.name}"] = hashlib.file_digest(file, "sha256").hexdigest()

@@ -78,9 +78,15 @@ def sums_of(text: bytes) -> dict[str, str]:
     return found
 
 
-def receive(stream: IO[bytes], file: IO[bytes] | None = None) -> Member:
-    """Read a stream to its end, and write it into a file, if there is one; returns its size and checksum."""
-    total, size = hashlib.sha256(), 0
+def receive(stream: IO[bytes], file: IO[bytes] | None = None, total: hashlib._Hash | None = None) -> Member:
+    """Read a stream to its end; returns its size and checksum.
+
+    Args:
+        stream: what is read.
+        file: what it is written into.
+        total: the checksum of what lies before it.
+    """
+    total, size = total or hashlib.sha256(), 0
     while chunk := stream.read(CHUNK):
         total.update(chunk)
         size += len(chunk)
@@ -168,19 +174,12 @@ def packed(files: Mapping[str, bytes]) -> bytes:
 
 
 def unpacked(data: bytes) -> dict[str, bytes]:
-    """The files of an archive, by path; raises tarfile.TarError when `packed` did not make it, or it is too large."""
-    found: dict[str, bytes] = {}
-    room = LARGEST_FILES
+    """The files of an archive of our own, by path; raises tarfile.TarError when `packed` did not make it."""
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as zipped:
-            for part in members(zipped):
-                room -= part.size
-                if room < 0:
-                    raise tarfile.ReadError(f"its files are larger than {LARGEST_FILES >> 20} MiB together")
-                found[part.name] = part.data.read()
+            return {part.name: part.data.read() for part in members(zipped)}
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise tarfile.ReadError(str(error)) from None
-    return found
 
 
 # --- files on the disk -----------------------------------------------------------------------------------------------
@@ -220,11 +219,6 @@ class ArchiveFolder:
             member = receive(io.BytesIO(data) if isinstance(data, bytes) else data, file)
         self.sums[name] = member.sha256
         return member.size
-
-    def add_sums(self) -> str:
-        """Write the list of the checksums of all files so far; returns its own checksum."""
-        self.add(SUMS, sums_text(self.sums))
-        return self.sums[SUMS]
 
     def pack(self, file: IO[bytes] | gzip.GzipFile, *first: str) -> None:
         """Write the archive: the files of these names first."""

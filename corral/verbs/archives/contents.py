@@ -18,6 +18,7 @@ from tarfile import ReadError
 from typing import IO, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, FailFast
+from rich.text import Text
 
 from corral.config.file_names import PathBelow
 from corral.config.inventory import Name
@@ -102,10 +103,10 @@ def write_archive(target: Path, parts: ArchiveFolder, manifest: Manifest, sealin
         CorralError: the target has come into being meanwhile.
     """
     parts.add(MANIFEST, manifest.model_dump_json(indent=1, exclude={"members"}).encode() + b"\n")
-    mark = parts.add_sums()
+    parts.add(SUMS, container.sums_text(parts.sums))
     first = [SUMS]
     if sealing is not None and sealing.is_plain:
-        parts.add(SEAL, seal(mark.encode(), sealing.passphrase))
+        parts.add(SEAL, seal(parts.sums[SUMS].encode(), sealing.passphrase))
         first.append(SEAL)
     draft, sealed = parts.folder / ".archive", parts.folder / ".archive.sealed"
     with new_file(draft) as file, gzip.GzipFile("", "wb", SPEED_NOT_SIZE, file, mtime=0) as zipped:
@@ -148,6 +149,17 @@ class Backup:
     # Bytes of further files that are read into memory.
     room: int = container.LARGEST_FILES
     manifest: Manifest = field(init=False)
+
+    def summary(self) -> Text:
+        """One line about what is whole."""
+        manifest = self.manifest
+        secrets = "with secrets" if manifest.has_secrets else "without secrets"
+        trust = "; NOT AUTHENTICATED: a program that could write to the file may have changed it"
+        message = (
+            f"{self.path}: whole; site {manifest.site} ({', '.join(manifest.hosts)}), made "
+            f"{manifest.made:%Y-%m-%d %H:%M:%S} UTC by corral {manifest.corral}, {secrets}"
+        )
+        return Text(message) if self.is_authentic else Text(f"{message}{trust}", "yellow")
 
 
 def read_backup(path: Path, ask: Asking, folder: Path | None = None) -> Backup:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -31,7 +30,7 @@ from corral.config.messages import from_json
 from corral.errors import CorralError, UsageError, on_one_line
 from corral.render.secrets import ENV_FILE
 from corral.render.tree import render
-from corral.runtime.hosts import CommandError, ComposeHost, compose_hosts
+from corral.runtime.hosts import ComposeHost, compose_hosts
 from corral.runtime.interrupts import Interrupts
 from corral.verbs.archives import container
 from corral.verbs.archives.container import CHUNK, INVENTORY, MANIFEST, SUMS, Sha256, Strict, amount
@@ -42,6 +41,8 @@ from corral.verbs.up.survey import check_engine, image_ids
 
 SIGNATURE = "SHA256SUMS.sig"
 BLOBS = "blobs/sha256"
+# What a bundle is called in messages, and what helps when it is damaged.
+KIND = ("bundle", "copy the bundle again, or make it again (it goes on)")
 ImageId = Annotated[str, Field(pattern="^sha256:[0-9a-f]{64}$")]
 
 
@@ -170,45 +171,38 @@ class Bundle:
         yield bytes(2 * BLOCKSIZE)
 
 
-# Gets the list of checksums and its signature, if there is one; raises CorralError for a bundle that is not wanted.
-Vouch = Callable[[bytes, bytes | None], None]
-
-
-def read_bundle(path: Path, vouch: Vouch, progress: Callable[[int], object] = lambda _count: None) -> Bundle:
-    """The bundle in a folder or file, every byte of it checked.
+def read_bundle(path: Path, talk: Console, signers: Path | None) -> Bundle:
+    """The bundle in a folder or file, every byte of it checked; prints who made it.
 
     Args:
         path: what `bundle` made.
-        vouch: asked first whether the list of checksums is authentic.
-        progress: gets every number of bytes that was checked.
+        talk: where progress goes.
+        signers: file of allowed signers; None: unsigned bundles are accepted.
 
     Raises:
-        CorralError: it is damaged, not complete, or no bundle; the message says which file.
+        CorralError: it is not signed by an allowed signer, damaged, not complete, or no bundle.
     """
-    with _readable(path):
+    talk.print(Text(f"{path}: checking every file"))
+    columns = TextColumn("checked"), BarColumn(), DownloadColumn()
+    bar = Progress(*columns, console=talk, transient=True, disable=not talk.is_terminal)
+    with container.readable(path, *KIND), bar:
         found = _stored(path)
         if SUMS not in found:
             words = "is not complete, or no bundle; run ./generate.py bundle again, it goes on where it stopped"
             raise CorralError(f"{path}: has no {SUMS}: it {words}")
         text = found[SUMS].read(container.LARGEST_MANIFEST)
         sums = container.sums_of(text)
-        vouch(text, found[SIGNATURE].read() if SIGNATURE in found else None)
+        talk.print(_maker(path, text, found.get(SIGNATURE), signers))
+        task = bar.add_task("", total=sum(file.size for file in found.values()))
         for name, sha256 in sums.items():
             if name not in found:
                 raise ReadError(f"{name} is not in it")
             found[name].sha256 = sha256
             for chunk in found[name].chunks():
-                progress(len(chunk))
-        manifest = _manifest(found[MANIFEST].read(container.LARGEST_MANIFEST))
-        blobs = {sha256 for image in manifest.images for sha256 in (*image.files.values(), image.archive) if sha256}
-        for sha256 in blobs | manifest.models.keys():
-            if sums.get(f"{BLOBS}/{sha256}") != sha256:
-                raise ReadError(f"{BLOBS}/{sha256} is not in {SUMS}")
-        return Bundle(path, manifest, found, {name: found[name].read() for name in (INVENTORY, *LOCKS) if name in sums})
-
-
-def _readable(path: Path) -> AbstractContextManager[None]:
-    return container.readable(path, "bundle", "copy the bundle again, or make it again (it goes on)")
+                bar.advance(task, len(chunk))
+        manifest = _manifest(found[MANIFEST].read(container.LARGEST_MANIFEST), sums)
+        files = {name: found[name].read() for name in (INVENTORY, *LOCKS) if name in sums}
+    return Bundle(path, manifest, found, files)
 
 
 def _stored(path: Path) -> dict[str, Stored]:
@@ -222,76 +216,70 @@ def _stored(path: Path) -> dict[str, Stored]:
     return {item.name: item for item in found}
 
 
-def _manifest(text: bytes) -> Manifest:
+def _maker(path: Path, listed: bytes, signature: Stored | None, signers: Path | None) -> Text:
+    """Who made a bundle; raises CorralError when no key in the file of signers made the signature."""
+    if signers is None:
+        digest = hashlib.sha256(listed).hexdigest()
+        return Text(f"{path}: no signature is checked; sha256 of {SUMS}: {digest}", "yellow")
+    if signature is None:
+        words = "make it again with --sign KEYFILE; or, if its sha256 was compared with the maker's, load it --unsigned"
+        raise CorralError(f"{path}: is not signed; nothing was changed: {words}")
     try:
-        return from_json(Manifest, text)
+        return Text(f"{path}: signed by {on_one_line(signer_of(listed, signature.read(), signers))}")
+    except CorralError as error:
+        raise CorralError(f"{path}: nothing was changed: {error}") from None
+
+
+def _manifest(text: bytes, sums: Mapping[str, str]) -> Manifest:
+    try:
+        manifest = from_json(Manifest, text)
     except ValueError as error:
         raise ReadError(f"{MANIFEST} cannot be read ({error}), or a newer corral made it") from None
+    blobs = {sha256 for image in manifest.images for sha256 in (*image.files.values(), image.archive) if sha256}
+    for sha256 in blobs | manifest.models.keys():
+        if sums.get(f"{BLOBS}/{sha256}") != sha256:
+            raise ReadError(f"{BLOBS}/{sha256} is not in {SUMS}")
+    return manifest
 
 
 # --- loading it ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted(Target):
-    """Where a bundle goes, and who has to have made it."""
-
-    # File of allowed signers; None: unsigned bundles are accepted.
-    signers: Path | None = None
-
-
-def load(path: Path, talk: Console, wanted: Wanted) -> None:
+def load(path: Path, talk: Console, target: Target, signers: Path | None) -> None:
     """Bring what a bundle holds to its hosts, and print the next command.
+
+    Args:
+        path: what `bundle` made.
+        talk: where progress goes.
+        target: where it goes.
+        signers: file of allowed signers, one of whom has to have made it; None: unsigned bundles are accepted.
 
     Raises:
         UsageError: the place has another inventory or rendering; nothing was changed.
         CorralError: the bundle is damaged, brings what its inventory does not ask for, or is not signed by an
             allowed signer (nothing was changed); or a host does not take something; run it again to go on.
     """
-    with Interrupts(), _readable(path):
-        bundle = _checked(path, talk, wanted)
-        plan = wanted.plan_of(bundle.files)
-        names = wanted.hosts_of(bundle.manifest.hosts, "bundle")
-        _refuse_unasked(bundle, compose_hosts(plan, wanted.out, bundle.manifest.hosts))
-        hosts = compose_hosts(plan, wanted.out, names)
+    with Interrupts(), container.readable(path, *KIND):
+        bundle = read_bundle(path, talk, signers)
+        talk.print(_summary(bundle.manifest))
+        plan = target.plan_of(bundle.files)
+        names = target.hosts_of(bundle.manifest.hosts, "bundle")
+        _refuse_unasked(bundle, compose_hosts(plan, target.out, bundle.manifest.hosts))
+        hosts = compose_hosts(plan, target.out, names)
         for host in hosts:
             check_engine(host)
-        _lay_out(bundle, plan, wanted, talk)
+        _lay_out(bundle, plan, target, talk)
         for host in hosts:
             _load_images(bundle, host, talk)
             _copy_models(bundle, host, talk)
-    talk.print(Text(_next(plan, wanted, hosts)))
+    talk.print(Text(_next(plan, target, hosts)))
 
 
-def _checked(path: Path, talk: Console, wanted: Wanted) -> Bundle:
-    talk.print(Text(f"{path}: checking every file"))
-    columns = TextColumn("checked"), BarColumn(), DownloadColumn()
-    with Progress(*columns, console=talk, transient=True, disable=not talk.is_terminal) as bar:
-        files = container.files_below(path) if path.is_dir() else [path]
-        task = bar.add_task("", total=sum(file.stat().st_size for file in files))
-        bundle = read_bundle(path, partial(_vouch, path, talk, wanted.signers), partial(bar.advance, task))
-    manifest = bundle.manifest
-    talk.print(
+def _summary(manifest: Manifest) -> Text:
+    return Text(
         f"whole; site {manifest.site} ({', '.join(manifest.hosts)}), {len(manifest.images)} images, "
-        f"{len(manifest.models)} model files, made {manifest.made:%Y-%m-%d %H:%M:%S} UTC by corral {manifest.corral}",
-        markup=False,
+        f"{len(manifest.models)} model files, made {manifest.made:%Y-%m-%d %H:%M:%S} UTC by corral {manifest.corral}"
     )
-    return bundle
-
-
-def _vouch(path: Path, talk: Console, signers: Path | None, listed: bytes, signature: bytes | None) -> None:
-    """Print who made the bundle; raises CorralError when no key in the file of signers made the signature."""
-    if signers is None:
-        digest = hashlib.sha256(listed).hexdigest()
-        talk.print(Text(f"{path}: no signature is checked; sha256 of {SUMS}: {digest}", "yellow"))
-        return
-    if signature is None:
-        words = "make it again with --sign KEYFILE; or, if its sha256 was compared with the maker's, load it --unsigned"
-        raise CorralError(f"{path}: is not signed; nothing was changed: {words}")
-    try:
-        talk.print(Text(f"{path}: signed by {on_one_line(signer_of(listed, signature, signers))}"))
-    except CorralError as error:
-        raise CorralError(f"{path}: nothing was changed: {error}") from None
 
 
 def _refuse_unasked(bundle: Bundle, hosts: Sequence[ComposeHost]) -> None:
@@ -309,15 +297,15 @@ def _refuse_unasked(bundle: Bundle, hosts: Sequence[ComposeHost]) -> None:
         )
 
 
-def _lay_out(bundle: Bundle, plan: Plan, wanted: Wanted, talk: Console) -> None:
+def _lay_out(bundle: Bundle, plan: Plan, target: Target, talk: Console) -> None:
     """Inventory, locks, and the rendering as this kit makes it; what the bundle has rendered is for people to read."""
     tree = {path: data for path, data in render(plan).items() if path.partition("/")[0] in bundle.manifest.hosts}
     refuse_weak(plan, tree)
-    conflicts = wanted.conflicts(plan, bundle.files, tree, {"edited"})
+    conflicts = target.conflicts(plan, bundle.files, tree, {"edited"})
     if conflicts:
         words = "move that away, or name other places: --inventory FILE --out FOLDER"
         raise UsageError(f"nothing was changed; the bundle has otherwise: {'; '.join(conflicts)}\n{words}")
-    wanted.fill(bundle.files, tree, talk, force=False)
+    target.fill(bundle.files, tree, talk, force=False)
 
 
 # --- images and model files ------------------------------------------------------------------------------------------
@@ -332,11 +320,7 @@ def _load_images(bundle: Bundle, host: ComposeHost, talk: Console) -> None:
         state = "loading" if image in missing else "is there"
         talk.print(Text(f"{host.name}: {', '.join(image.references)}: {state}"))
     for image in {image.archive or image.id: image for image in missing}.values():
-        try:
-            host.feed(["docker", "load", "--quiet"], bundle.image_archive(image))
-        except CommandError as error:
-            words = f"{', '.join(image.references)}: Docker does not take it: {error.done.words}"
-            raise CorralError(f"{host.name}: {words}") from None
+        host.feed(["docker", "load", "--quiet"], bundle.image_archive(image))
     for image in missing:
         _tag(host, image)
 
@@ -369,8 +353,8 @@ def _copy_models(bundle: Bundle, host: ComposeHost, talk: Console) -> None:
             folder.send(data, model.file, model.size, model.sha256)
 
 
-def _next(plan: Plan, wanted: Wanted, hosts: Sequence[ComposeHost]) -> str:
-    places = container.options_of(wanted.inventory, wanted.out)
+def _next(plan: Plan, target: Target, hosts: Sequence[ComposeHost]) -> str:
+    places = container.options_of(target.inventory, target.out)
     names = [host.name for host in hosts if plan.secrets_of(host.name)]
-    is_ready = all((wanted.out / name / ENV_FILE).is_file() for name in names)
+    is_ready = all((target.out / name / ENV_FILE).is_file() for name in names)
     return f"next: {'' if is_ready else f'./generate.py secrets init{places} && '}./generate.py up{places}"

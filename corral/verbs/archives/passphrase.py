@@ -167,10 +167,8 @@ def made_up() -> str:
 def _first_line(file: Path) -> str:
     try:
         return (file.read_text(encoding="utf-8").splitlines() or [""])[0]
-    except UnicodeDecodeError:
-        raise UsageError(f"{file}: not UTF-8 text") from None
-    except OSError as error:
-        raise UsageError(f"{file}: cannot be read: {error.strerror}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file}: cannot be read: {getattr(error, 'strerror', 'not UTF-8 text')}") from None
 
 
 def _asked(*, is_new: bool) -> str:

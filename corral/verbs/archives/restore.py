@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from corral.build import Plan, build_plan
@@ -24,7 +21,6 @@ from corral.checks.policy import refuse_weak
 from corral.config.load import load_inventory
 from corral.contributions import State
 from corral.errors import CorralError, UsageError, on_one_line
-from corral.render.output import MANIFEST
 from corral.render.secrets import ENV_FILE, FOLDER, initialise
 from corral.render.tree import render
 from corral.runtime.board import Board
@@ -33,10 +29,10 @@ from corral.runtime.interrupts import Interrupts
 from corral.runtime.lock import alone
 from corral.runtime.waiting import COMMAND_LIMIT_S, create, wait_well
 from corral.verbs.archives.backup import states_of, title
-from corral.verbs.archives.container import amount, explained, options_of, unpacked, work_folder
+from corral.verbs.archives.container import explained, options_of, unpacked, work_folder
 from corral.verbs.archives.contents import RENDERING, SECRETS, Asking, Backup, read_backup
-from corral.verbs.archives.passphrase import find_passphrase, unseal
-from corral.verbs.archives.target import Target, put
+from corral.verbs.archives.passphrase import unseal
+from corral.verbs.archives.target import Target, put, without_records
 from corral.verbs.up.survey import check_engine
 from corral.verbs.up.up import LOCK, Run, fetch_images, look
 
@@ -44,16 +40,6 @@ from corral.verbs.up.up import LOCK, Run, fetch_images, look
 STAGING = ".restore.part"
 # In the folder of renderings while a restore is not finished: of which backup, and which states are back.
 NOTE = ".restore.json"
-GO_ON = "run the same command again to go on"
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted(Target):
-    """Where a backup goes, and what the operator said about it."""
-
-    passphrase_file: Path | None = None
-    replace: bool = False
-    yes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +47,7 @@ class _Job:
     """A restore at work."""
 
     backup: Backup
-    wanted: Wanted
+    target: Target
     plan: Plan
     names: tuple[str, ...]
     # Rendered files of the hosts, by path.
@@ -73,7 +59,7 @@ class _Job:
     def hosts(self) -> list[ComposeHost]:
         """Hosts that get something back into their containers or volumes."""
         busy = [name for name in self.names if self.plan.services_of(name) and not self.plan.site.is_local(name)]
-        return compose_hosts(self.plan, self.wanted.out, busy) if busy else []
+        return compose_hosts(self.plan, self.target.out, busy) if busy else []
 
     def states(self, host: ComposeHost) -> dict[str, State]:
         """What goes back on a host, by the archive's member."""
@@ -82,46 +68,21 @@ class _Job:
         return {item.member: known[item.service, item.name] for item in saved if (item.service, item.name) in known}
 
 
-# --- looking ---------------------------------------------------------------------------------------------------------
-
-
-def listing(backup: Backup) -> Table:
-    """What is in a backup, as a table."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("what")
-    table.add_column("size", justify="right")
-    table.add_column("sha256")
-    manifest = backup.manifest
-    titles = {item.member: f"{item.host}/{item.service}: {item.name} ({item.purpose})" for item in manifest.states}
-    for host in manifest.hosts:
-        sizes = [item.size for name, item in manifest.members.items() if name.startswith(f"{RENDERING}{host}/")]
-        table.add_row(f"{host}: rendering, {len(sizes)} files", amount(sum(sizes)), "")
-    for name, member in manifest.members.items():
-        if not name.startswith(RENDERING):
-            words = titles.get(name, "secrets, sealed" if name == SECRETS else name)
-            table.add_row(Text(words), amount(member.size), member.sha256[:16])
-    return table
-
-
-def summary(backup: Backup) -> Text:
-    """One line about a backup that is whole."""
-    manifest = backup.manifest
-    secrets = "with secrets" if manifest.has_secrets else "without secrets"
-    trust = (
-        "" if backup.is_authentic else "; NOT AUTHENTICATED: a program that could write to the file may have changed it"
-    )
-    words = (
-        f"{backup.path}: whole; site {manifest.site} ({', '.join(manifest.hosts)}), made "
-        f"{manifest.made:%Y-%m-%d %H:%M:%S} UTC by corral {manifest.corral}, {secrets}{trust}"
-    )
-    return Text(words, "" if backup.is_authentic else "yellow")
-
-
 # --- restoring -------------------------------------------------------------------------------------------------------
 
 
-def restore(path: Path, talk: Console, wanted: Wanted) -> None:
+def restore(
+    path: Path, talk: Console, target: Target, ask: Asking, *, replace: bool = False, yes: bool = False
+) -> None:
     """Bring back what a backup holds.
+
+    Args:
+        path: what `backup` made.
+        talk: where progress and questions go.
+        target: where it goes.
+        ask: gets the passphrase.
+        replace: whether what is there may go.
+        yes: the operator's answer to every question.
 
     Raises:
         WrongPassphraseError: it does not open; nothing was changed.
@@ -129,57 +90,51 @@ def restore(path: Path, talk: Console, wanted: Wanted) -> None:
             authenticated and names any; the message says which.
         CorralError: the archive is damaged, or something is left for a person to do; the message says what.
     """
-
-    @cache
-    def ask() -> str:
-        return find_passphrase(wanted.passphrase_file, is_new=False)
-
-    with Interrupts(), _staging(wanted.out) as folder:
+    ask = cache(ask)
+    with (
+        Interrupts(),
+        alone(target.out / LOCK, "corral restore"),
+        work_folder(target.out / STAGING, "nothing was changed") as folder,
+    ):
         backup = read_backup(path, ask, folder)
-        talk.print(summary(backup))
-        job = _job(backup, wanted, ask)
+        talk.print(backup.summary())
+        job = _job(backup, target, ask)
         hosts = job.hosts
         done = _states_that_are_back(job)
         if done is None and (found := _differences(job)):
-            _agree(f"these places, images and addresses would be used:\n{_indented(found)}", wanted, talk)
+            _agree("these places, images and addresses would be used", found, talk, yes=yes)
         for host in hosts:  # only now: it may call them over ssh
             check_engine(host)
-        with alone(wanted.out / LOCK, "corral restore"), explained(wanted.out, GO_ON):
-            if done is None:
-                _make_room(job, hosts, talk)
-            _note(job, done or [])
-            wanted.fill(backup.files, job.tree, talk, force=True)
-            _lay_out_secrets(job, talk)
-            with Board(talk) as board:
-                _put_states_back(job, hosts, board, done or [])
-            (wanted.out / NOTE).unlink()
-    talk.print(Text(f"restored; next: ./generate.py up{options_of(wanted.inventory, wanted.out)}"))
+        if done is None:
+            _make_room(job, hosts, talk, replace=replace, yes=yes)
+        with explained(target.out, "run the same command again to go on"):
+            _fill(job, hosts, talk, done or [])
+    talk.print(Text(f"restored; next: ./generate.py up{options_of(target.inventory, target.out)}"))
 
 
-@contextmanager
-def _staging(out: Path) -> Iterator[Path]:
-    try:
-        with work_folder(out / STAGING, "nothing was changed") as place:
-            yield place
-    finally:
-        with suppress(OSError):
-            out.rmdir()  # if nothing was laid out
+def _fill(job: _Job, hosts: Sequence[ComposeHost], talk: Console, done: list[str]) -> None:
+    """Bring everything back but the states in `done`; the folder of renderings says how far that is."""
+    _note(job, done)
+    job.target.fill(job.backup.files, job.tree, talk, force=True)
+    _lay_out_secrets(job, talk)
+    with Board(talk) as board:
+        _put_states_back(job, hosts, board, done)
+    (job.target.out / NOTE).unlink()
 
 
-def _job(backup: Backup, wanted: Wanted, ask: Asking) -> _Job:
-    names = wanted.hosts_of(backup.manifest.hosts, "backup")
-    plan = wanted.plan_of(backup.files)
+def _job(backup: Backup, target: Target, ask: Asking) -> _Job:
+    names = target.hosts_of(backup.manifest.hosts, "backup")
+    plan = target.plan_of(backup.files)
     secrets: dict[str, bytes] = {}
     if backup.manifest.has_secrets:
         if SECRETS not in backup.files:
             raise CorralError(f"{backup.path}: has no {SECRETS}")
         secrets = unpacked(unseal(backup.files[SECRETS], ask()))
-    rendering = {name: data for name, data in backup.files.items() if name.startswith(RENDERING)}
-    tree = {name.removeprefix(RENDERING): data for name, data in rendering.items()}
+    tree = {name.removeprefix(RENDERING): data for name, data in backup.files.items() if name.startswith(RENDERING)}
     _refuse_foreign(backup, tree, secrets)
     tree = _of_hosts(tree, names)
     refuse_weak(plan, tree, is_of_plan=False)
-    return _Job(backup, wanted, plan, names, tree, _of_hosts(secrets, names))
+    return _Job(backup, target, plan, names, tree, _of_hosts(secrets, names))
 
 
 def _refuse_foreign(backup: Backup, tree: Collection[str], secrets: Collection[str]) -> None:
@@ -201,7 +156,7 @@ def _of_hosts(files: Mapping[str, bytes], names: Collection[str]) -> dict[str, b
 def _states_that_are_back(job: _Job) -> list[str] | None:
     """Members that an unfinished restore of this backup has put back; None when there is no such restore."""
     try:
-        note = json.loads((job.wanted.out / NOTE).read_bytes())
+        note = json.loads((job.target.out / NOTE).read_bytes())
     except (FileNotFoundError, ValueError):
         return None
     is_ours = isinstance(note, dict) and note.get("backup") == job.backup.mark
@@ -210,39 +165,32 @@ def _states_that_are_back(job: _Job) -> list[str] | None:
 
 def _note(job: _Job, done: Sequence[str]) -> None:
     data = json.dumps({"backup": job.backup.mark, "done": list(done)}).encode() + b"\n"
-    put(job.wanted.out / NOTE, data, 0o600)
+    put(job.target.out / NOTE, data, 0o600)
 
 
 # --- an empty place --------------------------------------------------------------------------------------------------
 
 
-def _make_room(job: _Job, hosts: Sequence[ComposeHost], talk: Console) -> None:
+def _make_room(job: _Job, hosts: Sequence[ComposeHost], talk: Console, *, replace: bool, yes: bool) -> None:
     """Empty the place if the operator asked for it; otherwise raise UsageError with what is there."""
-    lost, out = (
-        job.wanted.conflicts(job.plan, job.backup.files, job.tree, {"update", "edited", "remove"}),
-        job.wanted.out,
-    )
-    lost += [f"{out / path}, other secrets" for path, data in job.secrets.items() if _is_other(out / path, data)]
-    counts = {host: len(host.containers()) for host in hosts}
-    lost += [f"{host.name}: {count} containers of this site" for host, count in counts.items() if count]
+    counts = {host: count for host in hosts if (count := len(host.containers()))}
+    lost = job.target.conflicts(job.plan, job.backup.files, job.tree, {"update", "edited", "remove"})
+    secrets = [(job.target.out / path, data) for path, data in job.secrets.items()]
+    lost += [f"{path}, other secrets" for path, data in secrets if path.exists() and path.read_bytes() != data]
+    lost += [f"{host.name}: {count} containers of this site" for host, count in counts.items()]
     volumes = [(host, name) for host in hosts for name in _volumes_in_the_way(host, job)]
     lost += [f"{host.name}: volume {name}" for host, name in volumes]
-    if lost and not job.wanted.replace:
-        words = f"the place is not empty:\n{_indented(lost)}"
-        raise UsageError(f"nothing was changed; {words}\nto replace all that, add --replace")
+    if lost and not replace:
+        message = _list("nothing was changed; the place is not empty", lost)
+        raise UsageError(f"{message}\nto replace all that, add --replace")
     if lost:
-        _agree(f"this would be lost:\n{_indented(lost)}", job.wanted, talk)
+        _agree("this would be lost", lost, talk, yes=yes)
     for host, count in counts.items():
-        if count:
-            talk.print(Text(f"{host.name}: stopping and removing {count} containers"))
-            command = ["docker", "compose", "--project-name", host.project, "down", "--remove-orphans"]
-            host.run(command, limit_s=COMMAND_LIMIT_S)
+        talk.print(Text(f"{host.name}: stopping and removing {count} containers"))
+        command = ["docker", "compose", "--project-name", host.project, "down", "--remove-orphans"]
+        host.run(command, limit_s=COMMAND_LIMIT_S)
     for host, name in volumes:
         host.run(["docker", "volume", "rm", name])
-
-
-def _is_other(path: Path, data: bytes) -> bool:
-    return path.exists() and path.read_bytes() != data
 
 
 def _volumes_in_the_way(host: ComposeHost, job: _Job) -> list[str]:
@@ -250,17 +198,18 @@ def _volumes_in_the_way(host: ComposeHost, job: _Job) -> list[str]:
     return sorted(names & set(host.run(["docker", "volume", "ls", "--format", "{{.Name}}"]).out.split()))
 
 
-def _agree(words: str, wanted: Wanted, talk: Console) -> None:
+def _agree(what: str, lines: Sequence[str], talk: Console, *, yes: bool) -> None:
     """Print what would happen; raises UsageError unless the operator agrees."""
-    if not wanted.yes and not sys.stdin.isatty():
-        raise UsageError(f"nothing was changed; {words}\nif that is meant, add --yes")
-    talk.print(Text(words, "yellow"))
-    if not wanted.yes and input("go on? Write yes: ").strip() != "yes":
+    message = _list(what, lines)
+    if not yes and not sys.stdin.isatty():
+        raise UsageError(f"nothing was changed; {message}\nif that is meant, add --yes")
+    talk.print(Text(message, "yellow"))
+    if not yes and input("go on? Write yes: ").strip() != "yes":
         raise UsageError("nothing was changed")
 
 
-def _indented(lines: Sequence[str]) -> str:
-    return "\n".join(f"  {on_one_line(line)}" for line in lines)
+def _list(what: str, lines: Sequence[str]) -> str:
+    return "\n".join([f"{what}:", *(f"  {on_one_line(line)}" for line in lines)])
 
 
 def _differences(job: _Job) -> list[str]:
@@ -268,7 +217,7 @@ def _differences(job: _Job) -> list[str]:
 
     Without one here, all of it, unless the archive is authenticated; what is not may also have another rendering.
     """
-    here, there = _places_here(job.wanted.inventory), _places(job.plan)
+    here, there = _places_here(job.target.inventory), _places(job.plan)
     if here is None and job.backup.is_authentic:
         return []
     here = here or {}
@@ -279,9 +228,7 @@ def _differences(job: _Job) -> list[str]:
     ]
     if not job.backup.is_authentic:
         made = render(job.plan)
-        other = (
-            path for path, data in job.tree.items() if made.get(path) != data and not path.endswith(f"/{MANIFEST}")
-        )
+        other = (path for path, data in without_records(job.tree).items() if made.get(path) != data)
         found += [f"{path}: is not what this kit makes of the backup's inventory" for path in sorted(other)]
     return found
 
@@ -312,11 +259,10 @@ def _places(plan: Plan) -> dict[str, str]:
 
 def _lay_out_secrets(job: _Job, talk: Console) -> None:
     """Write the secrets; raises CorralError with the values that the operator has to supply."""
-    out, plan = job.wanted.out, job.plan
+    out, plan = job.target.out, job.plan
     for path, data in job.secrets.items():
         folder = (out / path).parent
-        if folder.name == FOLDER:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700 if folder.name == FOLDER else 0o777, parents=True, exist_ok=True)
         put(out / path, data, 0o644 if folder.name == FOLDER else 0o600)
     needed = {name: plan.secrets_of(name) for name in plan.inventory.hosts if plan.secrets_of(name)}
     if not job.backup.manifest.has_secrets:
@@ -326,28 +272,23 @@ def _lay_out_secrets(job: _Job, talk: Console) -> None:
     reports = initialise(needed, out, set(job.names))
     unknown = [f"{name} in {out / report.host / ENV_FILE}" for report in reports for name in report.missing]
     if unknown:
-        words = ", ".join(unknown)
-        raise CorralError(f"these values only you know; write them, then run the same command again: {words}")
+        message = "these values only you know; write them, then run the same command again"
+        raise CorralError(f"{message}: {', '.join(unknown)}")
     talk.print(Text(f"secrets of {', '.join(job.names)} are in place"))
 
 
 def _what_to_supply(job: _Job, hosts: Sequence[str]) -> str:
-    lines = [
-        "the backup has no secrets; inventory and rendering are in place, data is not yet",
-        "write NAME=value into",
-    ]
+    lines = ["the backup has no secrets; inventory and rendering are in place, data is not yet; write NAME=value into"]
     for name in hosts:
-        lines.append(f"  {job.wanted.out / name / ENV_FILE}:")
         stored = [secret for secret in job.plan.secrets_of(name) if secret.is_stored]
-        lines += [f"    {secret.name}  ({secret.purpose})" for secret in stored]
+        lines += [f"  {job.target.out / name / ENV_FILE}:", *(f"    {item.name}  ({item.purpose})" for item in stored)]
     lines.append("what you do not have any more: ./generate.py secrets init makes new values (docs/backup.md says what")
-    lines.append("is lost with the old ones); then run the same command again")
-    return "\n".join(lines)
+    return "\n".join([*lines, "is lost with the old ones); then run the same command again"])
 
 
 def _put_states_back(job: _Job, hosts: Sequence[ComposeHost], board: Board, done: list[str]) -> None:
     """Put every state back that is not in `done`, and note each one on the disk."""
-    run = Run(job.plan, job.wanted.out, list(hosts), board)
+    run = Run(job.plan, job.target.out, list(hosts), board)
     if hosts:
         look(run)
         fetch_images(run)
@@ -376,5 +317,5 @@ def _put_back(host: ComposeHost, state: State, path: Path, board: Board) -> None
         with path.open("rb") as data:
             host.feed(into if state.load else copy, data)
     except CommandError as error:
-        words = f"{title(state)}: is not back: {error.done.words}"
-        raise CorralError(f"{words}\n  run the same command again when that is mended") from None
+        message = f"{title(state)}: is not back: {error.done.words}"
+        raise CorralError(f"{message}\n  run the same command again when that is mended") from None

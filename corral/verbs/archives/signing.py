@@ -34,19 +34,19 @@ def signer_of(text: bytes, signature: bytes, allowed: Path) -> str:
     """
     if not allowed.is_file():
         raise UsageError(f"{allowed}: no such file; its lines are: NAME ssh-ed25519 AAAA…")
-    words = f"the signature is of nobody in {allowed}, or of another text"
+    failure = f"no key in {allowed} made the signature, or it is of another text"
     with TemporaryDirectory() as folder:
         file = Path(folder) / "signature"
         file.write_bytes(signature)
-        found = _keygen(["find-principals", "-s", str(file), "-f", str(allowed)], b"", words)
+        found = _keygen(["find-principals", "-s", str(file), "-f", str(allowed)], b"", failure)
         name = (found.decode(errors="replace").splitlines() or [""])[0]
-        _keygen(["verify", "-f", str(allowed), "-I", name, "-n", NAMESPACE, "-s", str(file)], text, words)
+        _keygen(["verify", "-f", str(allowed), "-I", name, "-n", NAMESPACE, "-s", str(file)], text, failure)
     return name
 
 
-def _keygen(words: Sequence[str], given: bytes, failure: str) -> bytes:
+def _keygen(arguments: Sequence[str], text: bytes, failure: str) -> bytes:
     try:
-        done = subprocess.run(["ssh-keygen", "-Y", *words], input=given, capture_output=True, check=False)
+        done = subprocess.run(["ssh-keygen", "-Y", *arguments], input=text, capture_output=True, check=False)
     except FileNotFoundError:
         raise CorralError("ssh-keygen is not installed on this machine; it belongs to the OpenSSH client") from None
     if done.returncode != 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,14 +23,15 @@ class Target:
 
     inventory: Path
     out: Path
-    hosts: frozenset[str] | None = None
+    # Those that were named; all of the archive when absent.
+    hosts: Sequence[str] | None = None
 
     def hosts_of(self, known: Iterable[str], kind: str) -> tuple[str, ...]:
         """The hosts of an archive that are meant; raises UsageError when it does not have one of them."""
-        unknown = sorted((self.hosts or frozenset()) - set(known))
+        unknown = sorted(set(self.hosts or ()) - set(known))
         if unknown:
             raise UsageError(f'no host named "{unknown[0]}" in the {kind}; there are {", ".join(known)}')
-        return tuple(name for name in known if self.hosts is None or name in self.hosts)
+        return tuple(name for name in known if not self.hosts or name in self.hosts)
 
     def plan_of(self, files: Mapping[str, bytes]) -> Plan:
         """The plan of an archive's inventory and locks."""
@@ -59,9 +60,7 @@ class Target:
         refuse_other_site(plan, self.out)
         texts = self._texts(files).items()
         found = [f"{place}, another one" for place, data in texts if place.exists() and place.read_bytes() != data]
-        changed = [
-            item for item in compare(_without_records(tree), self.out, _hosts_in(tree)) if item.action in actions
-        ]
+        changed = [item for item in compare(without_records(tree), self.out, _hosts_in(tree)) if item.action in actions]
         if changed:
             found.append(f"{len(changed)} rendered files that differ, such as {self.out / changed[0].path}")
         return found
@@ -72,10 +71,10 @@ class Target:
             records = {self.out / path: data for path, data in tree.items() if path.endswith(f"/{MANIFEST}")}
             for place, data in self._texts(files).items():
                 put(place, data)
-            write(_without_records(tree), self.out, _hosts_in(tree), force=force)
+            write(without_records(tree), self.out, _hosts_in(tree), force=force)
             for place, data in records.items():  # so that files that were edited by hand stay known as such
                 put(place, data)
-        talk.print(Text(f"{self.inventory} and {len(_without_records(tree))} rendered files are in place"))
+        talk.print(Text(f"{self.inventory} and {len(without_records(tree))} rendered files are in place"))
 
 
 def put(place: Path, data: bytes, mode: int = 0o644) -> None:
@@ -90,5 +89,6 @@ def _hosts_in(tree: Iterable[str]) -> set[str]:
     return {path.partition("/")[0] for path in tree}
 
 
-def _without_records(tree: Mapping[str, bytes]) -> dict[str, bytes]:
+def without_records(tree: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The rendered files alone, without the manifests that the kit keeps of them."""
     return {path: data for path, data in tree.items() if not path.endswith(f"/{MANIFEST}")}
