@@ -19,15 +19,16 @@ from typing import Any
 import pytest
 
 from corral.errors import CorralError
-from corral.verbs.archives import backup as making
 from corral.verbs.archives import contents
 from corral.verbs.archives import passphrase as sealing
 from corral.verbs.archives.container import (
     INVENTORY,
     MANIFEST,
     SUMS,
+    ArchiveFolder,
     sums_text,
     unpacked,
+    work_folder,
 )
 from corral.verbs.archives.contents import SEAL, Backup, Manifest, SavedState, Sealing
 from corral.verbs.archives.passphrase import WrongPassphraseError
@@ -60,7 +61,8 @@ def make(
     folder: Path, files: Mapping[str, bytes] = FILES, *, name: str = "a.tar.gz", seal: Sealing | None = None
 ) -> Path:
     target = folder / name
-    with making.draft_folder(folder, "site") as parts:
+    with work_folder(folder / ".part", "no backup") as place:
+        parts = ArchiveFolder(place)
         for path, data in {**files, MEMBER: STATE}.items():
             parts.add(path, data)
         contents.write_archive(target, parts, manifest(), seal)
@@ -376,7 +378,7 @@ def manifest_text(**changes: Any) -> bytes:
 
 
 def test_what_a_killed_run_left_is_cleared_away_and_is_no_backup(tmp_path: Path) -> None:
-    left = tmp_path / ".site.backup.part"
+    left = tmp_path / ".part"
     left.mkdir()
     (left / "rendering").mkdir()
     (left / "rendering" / "0").write_bytes(b"half of it")
@@ -387,8 +389,8 @@ def test_what_a_killed_run_left_is_cleared_away_and_is_no_backup(tmp_path: Path)
 
 def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
     def interrupted() -> None:
-        with making.draft_folder(tmp_path, "site") as parts:
-            parts.add("a/0", b"x")
+        with work_folder(tmp_path / ".part", "no backup") as place:
+            ArchiveFolder(place).add("a/0", b"x")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -398,9 +400,9 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
 
 def test_two_backups_of_a_site_do_not_mix(tmp_path: Path) -> None:
     with (
-        making.draft_folder(tmp_path, "site"),
+        work_folder(tmp_path / ".part", "there is no backup of this run"),
         pytest.raises(CorralError, match="another corral is writing here"),
-        making.draft_folder(tmp_path, "site"),
+        work_folder(tmp_path / ".part", "there is no backup of this run"),
     ):
         pass
 
@@ -417,7 +419,7 @@ def test_a_file_that_is_there_stays(tmp_path: Path) -> None:
 def test_a_full_disk_is_named(tmp_path: Path) -> None:
     with (
         pytest.raises(CorralError, match=r"No space left on device; there is no backup of this run"),
-        making.draft_folder(tmp_path, "site"),
+        work_folder(tmp_path / ".part", "there is no backup of this run"),
         Path("/dev/full").open("wb", buffering=0) as file,
     ):
         file.write(b"x")

@@ -16,10 +16,9 @@ from corral.build import build_plan
 from corral.config.load import load_texts
 from corral.errors import CorralError, UsageError
 from corral.render.tree import render
-from corral.verbs.archives import backup as making
 from corral.verbs.archives import contents
 from corral.verbs.archives import passphrase as sealing
-from corral.verbs.archives.container import INVENTORY, packed
+from corral.verbs.archives.container import INVENTORY, ArchiveFolder, packed, work_folder
 from corral.verbs.archives.contents import Manifest, Sealing
 from corral.verbs.archives.passphrase import VARIABLE, find_passphrase, seal
 from corral.verbs.archives.restore import restore
@@ -62,7 +61,8 @@ def save(
     files = {INVENTORY: text.encode(), **{f"rendering/{path}": data for path, data in tree.items()}, **(more or {})}
     if sealed:
         files[contents.SECRETS] = seal(packed(secrets or {"sa/.env": ENV}), sealed.passphrase)
-    with making.draft_folder(folder, "farm") as parts:
+    with work_folder(folder / ".part", "no backup") as place:
+        parts = ArchiveFolder(place)
         for name, data in files.items():
             parts.add(name, data)
         manifest = Manifest(

@@ -7,7 +7,6 @@ itself (`docker cp`), so that an image needs no tools for it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -46,17 +45,6 @@ docker cp --archive "$id:$path/." -
 """
 
 
-@contextmanager
-def draft_folder(folder: Path, site: str) -> Iterator[ArchiveFolder]:
-    """A folder for files beside the archive's place, removed at the end.
-
-    Raises:
-        CorralError: it cannot be written to, or another run is at work in it.
-    """
-    with work_folder(folder / f".{site}.backup.part", "there is no backup of this run") as place:
-        yield ArchiveFolder(place)
-
-
 def backup(
     plan: Plan,
     out: Path,
@@ -91,8 +79,9 @@ def backup(
     with (
         Interrupts(),
         alone(out / LOCK, "corral backup"),
-        draft_folder(target.absolute().parent, site) as parts,
+        work_folder(target.absolute().parent / f".{site}.backup.part", "there is no backup of this run") as folder,
     ):
+        parts = ArchiveFolder(folder)
         _add_site(parts, plan, out, chosen)
         if sealing is not None:
             parts.add(SECRETS, seal(packed(_secret_files(plan, out, chosen)), sealing.passphrase))

@@ -35,14 +35,12 @@ from corral.runtime.hosts import ComposeHost, compose_hosts
 from corral.runtime.interrupts import Interrupts
 from corral.verbs.archives import container
 from corral.verbs.archives.container import INVENTORY, SUMS, amount, files_below, receive
-from corral.verbs.archives.load import BLOBS, SIGNATURE, HostParts, Image, Manifest, ModelFile
-from corral.verbs.archives.signing import sign
+from corral.verbs.archives.load import BLOBS, SIGNATURE, HostParts, Image, Manifest, ModelFile, sign
 from corral.verbs.models.far_files import FarFolder
 from corral.verbs.up.survey import check_engine
 from corral.verbs.up.up import PULL_LIMIT_S, check_rendering
 
 ROOT = Path(__file__).resolve().parents[3]
-README = ROOT / "templates" / "_bundle" / "README.txt"
 # The parts of the checkout that are needed to run it elsewhere.
 KIT = (
     "generate.py", "corral", "templates", "gpu-server", "haproxy", "langfuse", "litellm", "monitoring", "load-tests",
@@ -51,8 +49,6 @@ KIT = (
     "requirements.in", "requirements.txt", "requirements-dev.in", "requirements-dev.txt", "requirements-uv.in",
     "requirements-uv.txt",
 )  # fmt: skip
-LOCKS = ("requirements.txt", "requirements-dev.txt", "requirements-uv.txt")
-GO_ON = "the bundle is not complete, run the same command again to go on"
 RECORDS = "images"
 # Folders that hold nothing but the bundle's files.
 OWN = ("blobs", "compose", RECORDS, "kit", "wheels")
@@ -169,7 +165,7 @@ def bundle(  # noqa: PLR0913 - keyword arguments, an option each
     check_rendering(plan, out, {host.name for host in chosen})
     for host in chosen:
         check_engine(host)
-    with Interrupts(), container.explained(to, GO_ON):
+    with Interrupts(), container.explained(to, "the bundle is not complete, run the same command again to go on"):
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder):
             (folder / SUMS).unlink(missing_ok=True)  # from here on it is not complete
@@ -325,7 +321,11 @@ def _add_site(target: BundleFolder, plan: Plan, wanted: Manifest) -> None:
     lock = ImageLock(images={name: LockedImage(ids=tuple(sorted(found))) for name, found in ids.items()})
     locks = {**locks_beside(source), IMAGE_LOCK: image_lock_text(lock).encode()}
     rendered = render(build_plan(load_texts(source.read_bytes(), locks, str(source))))
-    files = {INVENTORY: source.read_bytes(), **locks, "README.txt": README.read_bytes()}
+    files = {
+        INVENTORY: source.read_bytes(),
+        **locks,
+        "README.txt": (ROOT / "templates/_bundle/README.txt").read_bytes(),
+    }
     files |= {f"compose/{path}": data for path, data in rendered.items() if path.partition("/")[0] in wanted.hosts}
     for name, data in files.items():
         target.add(name, data, 0o644)
@@ -339,7 +339,9 @@ def _add_kit(target: BundleFolder, talk: Console) -> None:
             target.add(f"kit/{path.relative_to(ROOT)}", path.read_bytes(), mode)
     talk.print(Text("the kit's Python wheels"))
     wheels = target.folder / "wheels"
-    locks = [word for lock in LOCKS for word in ("--requirement", str(ROOT / lock))]
+    locks = [
+        f"--requirement={ROOT / name}" for name in KIT if name.startswith("requirements") and name.endswith(".txt")
+    ]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--only-binary"]
     done = subprocess.run(
         [*command, ":all:", "--require-hashes", "--no-deps", "--dest", str(wheels), *locks],

@@ -28,6 +28,7 @@ from typing import IO, Annotated, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from corral.config.file_names import is_below
+from corral.config.messages import Checked, from_json
 from corral.errors import CorralError
 from corral.files import draft_of
 from corral.render.output import locked
@@ -93,6 +94,16 @@ def receive(stream: IO[bytes], file: IO[bytes] | None = None, total: hashlib._Ha
         if file is not None:
             file.write(chunk)
     return Member(sha256=total.hexdigest(), size=size)
+
+
+def parsed(model: type[Checked], text: bytes) -> Checked:
+    """A manifest of this type; raises tarfile.ReadError when it cannot be read."""
+    if len(text) > LARGEST_MANIFEST:
+        raise tarfile.ReadError("its manifest has no end")
+    try:
+        return from_json(model, text)
+    except ValueError as error:
+        raise tarfile.ReadError(f"its manifest cannot be read ({error}), or a newer corral made it") from None
 
 
 # --- tar files -------------------------------------------------------------------------------------------------------
@@ -260,8 +271,8 @@ def explained(place: Path, remedy: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        words = f"{error.filename or place}: cannot be written: {error.strerror}"
-        raise CorralError(f"{words}; {remedy}") from None
+        message = f"{error.filename or place}: cannot be written: {error.strerror}"
+        raise CorralError(f"{message}; {remedy}") from None
 
 
 @contextmanager
@@ -274,8 +285,8 @@ def readable(path: Path, kind: str, remedy: str) -> Iterator[None]:
     except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError) as error:
         raise CorralError(f"{path}: damaged, or no {kind} that corral made: {error}; {remedy}") from None
     except OSError as error:
-        words = f"{error.filename or path}: cannot be read: {error.strerror or error}"
-        raise CorralError(f"{words}; then run the same command again") from None
+        message = f"{error.filename or path}: cannot be read: {error.strerror or error}"
+        raise CorralError(f"{message}; then run the same command again") from None
 
 
 # --- messages --------------------------------------------------------------------------------------------------------

@@ -22,7 +22,6 @@ from rich.text import Text
 
 from corral.config.file_names import PathBelow
 from corral.config.inventory import Name
-from corral.config.messages import from_json
 from corral.errors import CorralError
 from corral.verbs.archives import container
 from corral.verbs.archives.container import MANIFEST, SUMS, ArchiveFolder, Member, Part, Strict, new_file, receive
@@ -127,10 +126,6 @@ def write_archive(target: Path, parts: ArchiveFolder, manifest: Manifest, sealin
 # --- reading one -----------------------------------------------------------------------------------------------------
 
 
-# Gets the passphrase, when an archive wants one.
-Asking = Callable[[], str]
-
-
 @dataclass(slots=True)
 class Backup:
     """An archive, of which every byte is checked while it is read."""
@@ -162,7 +157,7 @@ class Backup:
         return Text(message) if self.is_authentic else Text(f"{message}{trust}", "yellow")
 
 
-def read_backup(path: Path, ask: Asking, folder: Path | None = None) -> Backup:
+def read_backup(path: Path, ask: Callable[[], str], folder: Path | None = None) -> Backup:
     """The backup in a file, every byte of it checked.
 
     Args:
@@ -186,7 +181,7 @@ def read_backup(path: Path, ask: Asking, folder: Path | None = None) -> Backup:
     return backup
 
 
-def _read(backup: Backup, file: IO[bytes], ask: Asking, folder: Path | None) -> None:
+def _read(backup: Backup, file: IO[bytes], ask: Callable[[], str], folder: Path | None) -> None:
     with gzip.GzipFile(fileobj=file) as zipped:
         parts = container.members(zipped)
         _take_list(backup, next(parts, None))
@@ -213,7 +208,7 @@ def _take_list(backup: Backup, part: Part | None) -> None:
         return
     backup.members[MANIFEST] = Member(sha256=backup.mark, size=part.size)
     backup.files[MANIFEST] = text
-    listed = {name: member.sha256 for name, member in _manifest(backup).members.items()}
+    listed = {name: member.sha256 for name, member in container.parsed(Manifest, text).members.items()}
     backup.sums = listed | {OLD_END: hashlib.sha256(f"{backup.mark}\n".encode()).hexdigest()}
 
 
@@ -249,20 +244,10 @@ def _take_state(backup: Backup, part: Part, folder: Path | None) -> Member:
 
 def _whole_manifest(backup: Backup) -> Manifest:
     """The manifest with all members; raises ReadError when one that it or the list of checksums has is not there."""
-    manifest = _manifest(backup)
+    manifest = container.parsed(Manifest, backup.files.get(MANIFEST, b""))
     states = {name for name in backup.members if name.startswith(STATES)}
     lost = (backup.sums.keys() - backup.members.keys()) | ({state.member for state in manifest.states} - states)
     if lost:
         raise ReadError(f"{min(lost)} is not in it")
     members = {name: member for name, member in backup.members.items() if name not in {MANIFEST, OLD_END}}
     return manifest.model_copy(update={"members": members})
-
-
-def _manifest(backup: Backup) -> Manifest:
-    text = backup.files.get(MANIFEST, b"")
-    if len(text) > container.LARGEST_MANIFEST:
-        raise ReadError("its manifest has no end")
-    try:
-        return from_json(Manifest, text)
-    except ValueError as error:
-        raise ReadError(f"its manifest cannot be read ({error}), or a newer corral made it") from None

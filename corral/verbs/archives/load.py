@@ -8,12 +8,14 @@ it is: a load that was cut off goes on when it is run again.
 from __future__ import annotations
 
 import hashlib
+import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from tarfile import BLOCKSIZE, ReadError, TarInfo
+from tempfile import TemporaryDirectory
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -26,7 +28,6 @@ from corral.checks.policy import refuse_weak
 from corral.config.file_names import PathBelow
 from corral.config.inventory import Name, Word
 from corral.config.load import LOCKS
-from corral.config.messages import from_json
 from corral.errors import CorralError, UsageError, on_one_line
 from corral.render.secrets import ENV_FILE
 from corral.render.tree import render
@@ -34,7 +35,6 @@ from corral.runtime.hosts import ComposeHost, compose_hosts
 from corral.runtime.interrupts import Interrupts
 from corral.verbs.archives import container
 from corral.verbs.archives.container import CHUNK, INVENTORY, MANIFEST, SUMS, Sha256, Strict, amount
-from corral.verbs.archives.signing import signer_of
 from corral.verbs.archives.target import Target
 from corral.verbs.models.far_files import FarFolder
 from corral.verbs.up.survey import check_engine, image_ids
@@ -43,6 +43,8 @@ SIGNATURE = "SHA256SUMS.sig"
 BLOBS = "blobs/sha256"
 # What a bundle is called in messages, and what helps when it is damaged.
 KIND = ("bundle", "copy the bundle again, or make it again (it goes on)")
+# Purpose of a signature; one that was made for another purpose is refused.
+NAMESPACE = "corral-bundle"
 ImageId = Annotated[str, Field(pattern="^sha256:[0-9a-f]{64}$")]
 
 
@@ -123,10 +125,10 @@ class Stored:
             raise ReadError(f"{self.name} is not what {SUMS} says")
         yield last
 
-    def read(self, most: int = container.LARGEST_FILE) -> bytes:
-        """Its content, as `chunks`; raises ReadError when it is larger than `most` bytes."""
-        if self.size > most:
-            raise ReadError(f"{self.name} is too large: more than {amount(most)}")
+    def read(self) -> bytes:
+        """Its content, as `chunks`; raises ReadError when it is too large."""
+        if self.size > container.LARGEST_FILE:
+            raise ReadError(f"{self.name} is too large: more than {amount(container.LARGEST_FILE)}")
         return b"".join(self.chunks())
 
 
@@ -188,9 +190,9 @@ def read_bundle(path: Path, talk: Console, signers: Path | None) -> Bundle:
     with container.readable(path, *KIND), bar:
         found = _stored(path)
         if SUMS not in found:
-            words = "is not complete, or no bundle; run ./generate.py bundle again, it goes on where it stopped"
-            raise CorralError(f"{path}: has no {SUMS}: it {words}")
-        text = found[SUMS].read(container.LARGEST_MANIFEST)
+            remedy = "run ./generate.py bundle again, it goes on where it stopped"
+            raise CorralError(f"{path}: has no {SUMS}: it is not complete, or no bundle; {remedy}")
+        text = found[SUMS].read()
         sums = container.sums_of(text)
         talk.print(_maker(path, text, found.get(SIGNATURE), signers))
         task = bar.add_task("", total=sum(file.size for file in found.values()))
@@ -200,7 +202,7 @@ def read_bundle(path: Path, talk: Console, signers: Path | None) -> Bundle:
             found[name].sha256 = sha256
             for chunk in found[name].chunks():
                 bar.advance(task, len(chunk))
-        manifest = _manifest(found[MANIFEST].read(container.LARGEST_MANIFEST), sums)
+        manifest = _manifest(found[MANIFEST].read(), sums)
         files = {name: found[name].read() for name in (INVENTORY, *LOCKS) if name in sums}
     return Bundle(path, manifest, found, files)
 
@@ -222,8 +224,10 @@ def _maker(path: Path, listed: bytes, signature: Stored | None, signers: Path | 
         digest = hashlib.sha256(listed).hexdigest()
         return Text(f"{path}: no signature is checked; sha256 of {SUMS}: {digest}", "yellow")
     if signature is None:
-        words = "make it again with --sign KEYFILE; or, if its sha256 was compared with the maker's, load it --unsigned"
-        raise CorralError(f"{path}: is not signed; nothing was changed: {words}")
+        remedy = (
+            "make it again with --sign KEYFILE; or, if its sha256 was compared with the maker's, load it --unsigned"
+        )
+        raise CorralError(f"{path}: is not signed; nothing was changed: {remedy}")
     try:
         return Text(f"{path}: signed by {on_one_line(signer_of(listed, signature.read(), signers))}")
     except CorralError as error:
@@ -231,15 +235,58 @@ def _maker(path: Path, listed: bytes, signature: Stored | None, signers: Path | 
 
 
 def _manifest(text: bytes, sums: Mapping[str, str]) -> Manifest:
-    try:
-        manifest = from_json(Manifest, text)
-    except ValueError as error:
-        raise ReadError(f"{MANIFEST} cannot be read ({error}), or a newer corral made it") from None
+    """The manifest; raises ReadError when it names a blob that is not there."""
+    manifest = container.parsed(Manifest, text)
     blobs = {sha256 for image in manifest.images for sha256 in (*image.files.values(), image.archive) if sha256}
     for sha256 in blobs | manifest.models.keys():
         if sums.get(f"{BLOBS}/{sha256}") != sha256:
             raise ReadError(f"{BLOBS}/{sha256} is not in {SUMS}")
     return manifest
+
+
+# --- who made it: signatures by OpenSSH's `ssh-keygen -Y`, whose keys people have for ssh ----------------------------
+
+
+def sign(text: bytes, key: Path) -> bytes:
+    """The signature of a text by a private ssh key (or by the agent's, if the file is its public half).
+
+    Raises:
+        UsageError: there is no such key file.
+        CorralError: ssh-keygen does not sign with it; the message has its words.
+    """
+    if not key.is_file():
+        raise UsageError(f"{key}: no such file; name an ssh key: --sign ~/.ssh/id_ed25519")
+    return _keygen(["sign", "-q", "-f", str(key), "-n", NAMESPACE], text, f"{key}: cannot sign with it")
+
+
+def signer_of(text: bytes, signature: bytes, allowed: Path) -> str:
+    """Who signed a text, by the name in a file of allowed signers (see `man ssh-keygen`).
+
+    Raises:
+        UsageError: there is no such file.
+        CorralError: no key in that file signed this text; the message has ssh-keygen's words.
+    """
+    if not allowed.is_file():
+        raise UsageError(f"{allowed}: no such file; its lines are: NAME ssh-ed25519 AAAA…")
+    failure = f"no key in {allowed} made the signature, or it is of another text"
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "signature"
+        file.write_bytes(signature)
+        found = _keygen(["find-principals", "-s", str(file), "-f", str(allowed)], b"", failure)
+        name = (found.decode(errors="replace").splitlines() or [""])[0]
+        _keygen(["verify", "-f", str(allowed), "-I", name, "-n", NAMESPACE, "-s", str(file)], text, failure)
+    return name
+
+
+def _keygen(arguments: Sequence[str], text: bytes, failure: str) -> bytes:
+    try:
+        done = subprocess.run(["ssh-keygen", "-Y", *arguments], input=text, capture_output=True, check=False)
+    except FileNotFoundError:
+        raise CorralError("ssh-keygen is not installed on this machine; it belongs to the OpenSSH client") from None
+    if done.returncode != 0:
+        said = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines() or ["no answer"]
+        raise CorralError(f"{failure}: {said[-1]}")
+    return done.stdout
 
 
 # --- loading it ------------------------------------------------------------------------------------------------------
@@ -303,8 +350,8 @@ def _lay_out(bundle: Bundle, plan: Plan, target: Target, talk: Console) -> None:
     refuse_weak(plan, tree)
     conflicts = target.conflicts(plan, bundle.files, tree, {"edited"})
     if conflicts:
-        words = "move that away, or name other places: --inventory FILE --out FOLDER"
-        raise UsageError(f"nothing was changed; the bundle has otherwise: {'; '.join(conflicts)}\n{words}")
+        remedy = "move that away, or name other places: --inventory FILE --out FOLDER"
+        raise UsageError(f"nothing was changed; the bundle differs from: {'; '.join(conflicts)}\n{remedy}")
     target.fill(bundle.files, tree, talk, force=False)
 
 
@@ -343,8 +390,8 @@ def _copy_models(bundle: Bundle, host: ComposeHost, talk: Console) -> None:
     needed = sum(model.size for model in missing)
     free = folder.free() if missing else None
     if free is not None and needed > free:
-        words = f"{amount(free)} free and {amount(needed)} are needed"
-        raise CorralError(f"{host.name}: {host.models_folder}: the disk has {words}; no model file was copied")
+        message = f"the disk has {amount(free)} free and {amount(needed)} are needed; no model file was copied"
+        raise CorralError(f"{host.name}: {host.models_folder}: {message}")
     for model in models:
         state = f"copying {amount(model.size)}" if model in missing else "is there"
         talk.print(Text(f"{host.name}: {model.file}: {state}"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -30,7 +30,7 @@ from corral.runtime.lock import alone
 from corral.runtime.waiting import COMMAND_LIMIT_S, create, wait_well
 from corral.verbs.archives.backup import states_of, title
 from corral.verbs.archives.container import explained, options_of, unpacked, work_folder
-from corral.verbs.archives.contents import RENDERING, SECRETS, Asking, Backup, read_backup
+from corral.verbs.archives.contents import RENDERING, SECRETS, Backup, read_backup
 from corral.verbs.archives.passphrase import unseal
 from corral.verbs.archives.target import Target, put, without_records
 from corral.verbs.up.survey import check_engine
@@ -55,12 +55,6 @@ class _Job:
     # Files by path below the folder of renderings; none when the archive has none.
     secrets: dict[str, bytes]
 
-    @property
-    def hosts(self) -> list[ComposeHost]:
-        """Hosts that get something back into their containers or volumes."""
-        busy = [name for name in self.names if self.plan.services_of(name) and not self.plan.site.is_local(name)]
-        return compose_hosts(self.plan, self.target.out, busy) if busy else []
-
     def states(self, host: ComposeHost) -> dict[str, State]:
         """What goes back on a host, by the archive's member."""
         known = {(state.service, state.name): state for state in states_of(host)}
@@ -72,7 +66,7 @@ class _Job:
 
 
 def restore(
-    path: Path, talk: Console, target: Target, ask: Asking, *, replace: bool = False, yes: bool = False
+    path: Path, talk: Console, target: Target, ask: Callable[[], str], *, replace: bool = False, yes: bool = False
 ) -> None:
     """Bring back what a backup holds.
 
@@ -99,7 +93,8 @@ def restore(
         backup = read_backup(path, ask, folder)
         talk.print(backup.summary())
         job = _job(backup, target, ask)
-        hosts = job.hosts
+        busy = [name for name in job.names if job.plan.services_of(name) and not job.plan.site.is_local(name)]
+        hosts = compose_hosts(job.plan, target.out, busy) if busy else []
         done = _states_that_are_back(job)
         if done is None and (found := _differences(job)):
             _agree("these places, images and addresses would be used", found, talk, yes=yes)
@@ -122,7 +117,7 @@ def _fill(job: _Job, hosts: Sequence[ComposeHost], talk: Console, done: list[str
     (job.target.out / NOTE).unlink()
 
 
-def _job(backup: Backup, target: Target, ask: Asking) -> _Job:
+def _job(backup: Backup, target: Target, ask: Callable[[], str]) -> _Job:
     names = target.hosts_of(backup.manifest.hosts, "backup")
     plan = target.plan_of(backup.files)
     secrets: dict[str, bytes] = {}

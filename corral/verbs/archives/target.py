@@ -12,9 +12,10 @@ from rich.text import Text
 from corral.build import Plan, build_plan
 from corral.config.load import LOCKS, load_texts
 from corral.errors import CorralError, UsageError
+from corral.files import write_atomically
 from corral.render.output import MANIFEST, Action, compare, write
 from corral.render.tree import refuse_other_site
-from corral.verbs.archives.container import INVENTORY, explained, new_file
+from corral.verbs.archives.container import INVENTORY, explained
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +81,8 @@ class Target:
 def put(place: Path, data: bytes, mode: int = 0o644) -> None:
     """Write a file, unless it is as it should be."""
     if not place.is_file() or place.read_bytes() != data:
-        with new_file(place, mode) as file:
-            file.write(data)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(place, data, mode)
 
 
 def _hosts_in(tree: Iterable[str]) -> set[str]:
