@@ -49,7 +49,7 @@ def lock_images(plan: Plan, out: Path, talk: Console, *, update: bool = False) -
         _refuse_moved(old, new)
     for image, known in new.images.items():
         if known != old.images.get(image):
-            talk.print(Text(f"{image}: {_words(known)}"))
+            talk.print(Text(f"{image}: {_shown(known)}"))
     if new != old or not path.exists():
         write_image_lock(path, new)
     talk.print(Text(f"{path}: {len(new.images)} images; use them with: ./generate.py render && ./generate.py up"))
@@ -78,7 +78,7 @@ def _content(image: str, hosts: list[ComposeHost]) -> LockedImage:
 
 def _refuse_moved(old: ImageLock, new: ImageLock) -> None:
     moved = [
-        f"{image}: is {_words(known)} now, and {_words(before)} in {IMAGE_LOCK}"
+        f"{image}: is {_shown(known)} now, and {_shown(before)} in {IMAGE_LOCK}"
         for image, known in new.images.items()
         if (before := old.images.get(image)) is not None and before != known
     ]
@@ -89,7 +89,7 @@ def _refuse_moved(old: ImageLock, new: ImageLock) -> None:
         )
 
 
-def _words(known: LockedImage) -> str:
+def _shown(known: LockedImage) -> str:
     return known.digest or f"the engine's {', '.join(known.ids)}"
 
 

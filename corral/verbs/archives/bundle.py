@@ -92,15 +92,15 @@ class BundleFolder(container.ArchiveFolder):
         draft = self.blob(f"{sha256 or 'new'}.part")
         draft.parent.mkdir(parents=True, exist_ok=True)
         with draft.open("a+b" if sha256 else "w+b") as file:
-            words = ["tail", "-c", f"+{file.tell() + 1}", source] if isinstance(source, str) else source
+            command = ["tail", "-c", f"+{file.tell() + 1}", source] if isinstance(source, str) else source
             file.seek(0)
-            with host.stream(words) as data:
+            with host.stream(command) as data:
                 found = receive(data, file, hashlib.file_digest(file, "sha256")).sha256
             os.fsync(file.fileno())
         if found != (sha256 or found):
             draft.unlink()
-            words = "is not what was announced; was it changed meanwhile? Run the same command again"
-            raise CorralError(f"{self.blob(sha256)}: {words}")
+            message = "is not what was announced; was it changed meanwhile? Run the same command again"
+            raise CorralError(f"{self.blob(sha256)}: {message}")
         draft.replace(self.blob(found))
         self.sums[f"{BLOBS}/{found}"] = found
         return found
@@ -350,8 +350,8 @@ def _add_kit(target: BundleFolder, talk: Console) -> None:
         check=False,
     )
     if done.returncode != 0:
-        words = (done.stderr.strip().splitlines() or ["no answer"])[-1]
-        raise CorralError(f"the kit's wheels cannot be fetched: {words}; without them: --without-kit")
+        reason = (done.stderr.strip().splitlines() or ["no answer"])[-1]
+        raise CorralError(f"the kit's wheels cannot be fetched: {reason}; without them: --without-kit")
     for path in sorted(wheels.glob("*.whl")):
         with path.open("rb") as file:
             target.sums[f"wheels/{path.name}"] = hashlib.file_digest(file, "sha256").hexdigest()

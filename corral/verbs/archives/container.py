@@ -1,7 +1,7 @@
 """What backups and bundles have in common: files and `SHA256SUMS`, which lists the checksum of each of them.
 
 A bundle is a folder of these files, or a tar file of it; a backup is a compressed tar file, encrypted as a whole
-(`passphrase`). `SHA256SUMS` is the first member of a tar file; whatever vouches for it vouches for every file.
+(`passphrase`). `SHA256SUMS` is the first member of a tar file; what authenticates it authenticates every file.
 
 `tarfile` keeps every header, and reads extended headers and sparse maps of any length into memory. Archives may come
 from an attacker, so what it reads between two files is bounded here.
@@ -299,7 +299,7 @@ def options_of(inventory: Path, out: Path) -> str:
 
 
 def amount(size: float) -> str:
-    """A number of bytes in words: `3.4 MiB`."""
+    """A number of bytes for people: `3.4 MiB`."""
     for unit in ("bytes", "KiB", "MiB"):
         if size < 1024:  # noqa: PLR2004 - units of a power of two
             return f"{size:.{int(unit != 'bytes')}f} {unit}"

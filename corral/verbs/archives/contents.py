@@ -235,8 +235,8 @@ def _take_state(backup: Backup, part: Part, folder: Path | None) -> Member:
     if folder is None:
         return receive(part.data)
     if part.size > shutil.disk_usage(folder).free:
-        words = f"{part.name} in it takes {container.amount(part.size)}, which {folder} has not free"
-        raise CorralError(f"{backup.path}: {words}; nothing was changed")
+        message = f"{part.name} in it takes {container.amount(part.size)}, which {folder} has not free"
+        raise CorralError(f"{backup.path}: {message}; nothing was changed")
     place = backup.states[part.name] = folder / str(len(backup.states))
     with new_file(place) as file:
         return receive(part.data, file)

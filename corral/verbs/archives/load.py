@@ -35,7 +35,7 @@ from corral.runtime.hosts import ComposeHost, compose_hosts
 from corral.runtime.interrupts import Interrupts
 from corral.verbs.archives import container
 from corral.verbs.archives.container import CHUNK, INVENTORY, MANIFEST, SUMS, Sha256, Strict, amount
-from corral.verbs.archives.target import Target
+from corral.verbs.archives.target import Site, Target
 from corral.verbs.models.far_files import FarFolder
 from corral.verbs.up.survey import check_engine, image_ids
 
@@ -252,7 +252,7 @@ def sign(text: bytes, key: Path) -> bytes:
 
     Raises:
         UsageError: there is no such key file.
-        CorralError: ssh-keygen does not sign with it; the message has its words.
+        CorralError: ssh-keygen does not sign with it; the message has its reason.
     """
     if not key.is_file():
         raise UsageError(f"{key}: no such file; name an ssh key: --sign ~/.ssh/id_ed25519")
@@ -264,7 +264,7 @@ def signer_of(text: bytes, signature: bytes, allowed: Path) -> str:
 
     Raises:
         UsageError: there is no such file.
-        CorralError: no key in that file signed this text; the message has ssh-keygen's words.
+        CorralError: no key in that file signed this text; the message has ssh-keygen's reason.
     """
     if not allowed.is_file():
         raise UsageError(f"{allowed}: no such file; its lines are: NAME ssh-ed25519 AAAA…")
@@ -346,13 +346,15 @@ def _refuse_unasked(bundle: Bundle, hosts: Sequence[ComposeHost]) -> None:
 
 def _lay_out(bundle: Bundle, plan: Plan, target: Target, talk: Console) -> None:
     """Inventory, locks, and the rendering as this kit makes it; what the bundle has rendered is for people to read."""
-    tree = {path: data for path, data in render(plan).items() if path.partition("/")[0] in bundle.manifest.hosts}
+    hosts = tuple(bundle.manifest.hosts)
+    tree = {path: data for path, data in render(plan).items() if path.partition("/")[0] in hosts}
     refuse_weak(plan, tree)
-    conflicts = target.conflicts(plan, bundle.files, tree, {"edited"})
+    site = Site(plan, bundle.files, hosts, tree, {})
+    conflicts = target.conflicts(site, {"edited"})
     if conflicts:
         remedy = "move that away, or name other places: --inventory FILE --out FOLDER"
         raise UsageError(f"nothing was changed; the bundle differs from: {'; '.join(conflicts)}\n{remedy}")
-    target.fill(bundle.files, tree, talk, force=False)
+    target.fill(site, talk, force=False)
 
 
 # --- images and model files ------------------------------------------------------------------------------------------

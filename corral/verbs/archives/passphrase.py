@@ -131,8 +131,8 @@ def decrypted(file: IO[bytes], passphrase: str) -> Iterator[IO[bytes]]:
         finally:
             failure = work.exception()
             if failure is not None and not isinstance(failure, BrokenPipeError):  # the block did not read to the end
-                words = f"damaged: it does not open to its end ({failure}); use another backup"
-                raise CorralError(f"{file.name}: {words}") from None
+                message = f"damaged: it does not open to its end ({failure}); use another backup"
+                raise CorralError(f"{file.name}: {message}") from None
 
 
 # --- the passphrase --------------------------------------------------------------------------------------------------
@@ -154,8 +154,8 @@ def find_passphrase(file: Path | None, *, is_new: bool) -> str:
         others = f" (such as {made_up()}), or leave the secrets out: --without-secrets" if is_new else ""
         raise UsageError(f"a passphrase is needed: set {VARIABLE}, or name a file: --passphrase-file FILE{others}")
     if is_new and len(passphrase) < SHORTEST:
-        words = f"a passphrase has at least {SHORTEST} characters; {where} has {len(passphrase)}"
-        raise UsageError(f"{words}; a random one: {made_up()}")
+        message = f"a passphrase has at least {SHORTEST} characters; {where} has {len(passphrase)}"
+        raise UsageError(f"{message}; a random one: {made_up()}")
     return passphrase
 
 

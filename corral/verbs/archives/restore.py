@@ -21,6 +21,7 @@ from corral.checks.policy import refuse_weak
 from corral.config.load import load_inventory
 from corral.contributions import State
 from corral.errors import CorralError, UsageError, on_one_line
+from corral.render.output import MANIFEST
 from corral.render.secrets import ENV_FILE, FOLDER, initialise
 from corral.render.tree import render
 from corral.runtime.board import Board
@@ -32,7 +33,7 @@ from corral.verbs.archives.backup import states_of, title
 from corral.verbs.archives.container import explained, options_of, unpacked, work_folder
 from corral.verbs.archives.contents import RENDERING, SECRETS, Backup, read_backup
 from corral.verbs.archives.passphrase import unseal
-from corral.verbs.archives.target import Target, put, without_records
+from corral.verbs.archives.target import Site, Target, put
 from corral.verbs.up.survey import check_engine
 from corral.verbs.up.up import LOCK, Run, fetch_images, look
 
@@ -43,15 +44,11 @@ NOTE = ".restore.json"
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
+class _Job(Site):
     """A restore at work."""
 
     backup: Backup
     target: Target
-    plan: Plan
-    names: tuple[str, ...]
-    # Rendered files of the hosts, by path.
-    tree: dict[str, bytes]
     # Files by path below the folder of renderings; none when the archive has none.
     secrets: dict[str, bytes]
 
@@ -93,7 +90,7 @@ def restore(
         backup = read_backup(path, ask, folder)
         talk.print(backup.summary())
         job = _job(backup, target, ask)
-        busy = [name for name in job.names if job.plan.services_of(name) and not job.plan.site.is_local(name)]
+        busy = [name for name in job.hosts if job.plan.services_of(name) and not job.plan.site.is_local(name)]
         hosts = compose_hosts(job.plan, target.out, busy) if busy else []
         done = _states_that_are_back(job)
         if done is None and (found := _differences(job)):
@@ -110,7 +107,7 @@ def restore(
 def _fill(job: _Job, hosts: Sequence[ComposeHost], talk: Console, done: list[str]) -> None:
     """Bring everything back but the states in `done`; the folder of renderings says how far that is."""
     _note(job, done)
-    job.target.fill(job.backup.files, job.tree, talk, force=True)
+    job.target.fill(job, talk, force=True)
     _lay_out_secrets(job, talk)
     with Board(talk) as board:
         _put_states_back(job, hosts, board, done)
@@ -118,7 +115,7 @@ def _fill(job: _Job, hosts: Sequence[ComposeHost], talk: Console, done: list[str
 
 
 def _job(backup: Backup, target: Target, ask: Callable[[], str]) -> _Job:
-    names = target.hosts_of(backup.manifest.hosts, "backup")
+    hosts = target.hosts_of(backup.manifest.hosts, "backup")
     plan = target.plan_of(backup.files)
     secrets: dict[str, bytes] = {}
     if backup.manifest.has_secrets:
@@ -127,9 +124,10 @@ def _job(backup: Backup, target: Target, ask: Callable[[], str]) -> _Job:
         secrets = unpacked(unseal(backup.files[SECRETS], ask()))
     tree = {name.removeprefix(RENDERING): data for name, data in backup.files.items() if name.startswith(RENDERING)}
     _refuse_foreign(backup, tree, secrets)
-    tree = _of_hosts(tree, names)
+    tree = _of_hosts(tree, hosts)
+    manifests = {path: tree.pop(path) for host in hosts if (path := f"{host}/{MANIFEST}") in tree}
     refuse_weak(plan, tree, is_of_plan=False)
-    return _Job(backup, target, plan, names, tree, _of_hosts(secrets, names))
+    return _Job(plan, backup.files, hosts, tree, manifests, backup, target, _of_hosts(secrets, hosts))
 
 
 def _refuse_foreign(backup: Backup, tree: Collection[str], secrets: Collection[str]) -> None:
@@ -169,7 +167,7 @@ def _note(job: _Job, done: Sequence[str]) -> None:
 def _make_room(job: _Job, hosts: Sequence[ComposeHost], talk: Console, *, replace: bool, yes: bool) -> None:
     """Empty the place if the operator asked for it; otherwise raise UsageError with what is there."""
     counts = {host: count for host in hosts if (count := len(host.containers()))}
-    lost = job.target.conflicts(job.plan, job.backup.files, job.tree, {"update", "edited", "remove"})
+    lost = job.target.conflicts(job, {"update", "edited", "remove"})
     secrets = [(job.target.out / path, data) for path, data in job.secrets.items()]
     lost += [f"{path}, other secrets" for path, data in secrets if path.exists() and path.read_bytes() != data]
     lost += [f"{host.name}: {count} containers of this site" for host, count in counts.items()]
@@ -223,7 +221,7 @@ def _differences(job: _Job) -> list[str]:
     ]
     if not job.backup.is_authentic:
         made = render(job.plan)
-        other = (path for path, data in without_records(job.tree).items() if made.get(path) != data)
+        other = (path for path, data in job.tree.items() if made.get(path) != data)
         found += [f"{path}: is not what this kit makes of the backup's inventory" for path in sorted(other)]
     return found
 
@@ -261,15 +259,15 @@ def _lay_out_secrets(job: _Job, talk: Console) -> None:
         put(out / path, data, 0o644 if folder.name == FOLDER else 0o600)
     needed = {name: plan.secrets_of(name) for name in plan.inventory.hosts if plan.secrets_of(name)}
     if not job.backup.manifest.has_secrets:
-        missing = [name for name in job.names if name in needed and not (out / name / ENV_FILE).is_file()]
+        missing = [name for name in job.hosts if name in needed and not (out / name / ENV_FILE).is_file()]
         if missing:
             raise CorralError(_what_to_supply(job, missing))
-    reports = initialise(needed, out, set(job.names))
+    reports = initialise(needed, out, set(job.hosts))
     unknown = [f"{name} in {out / report.host / ENV_FILE}" for report in reports for name in report.missing]
     if unknown:
         message = "these values only you know; write them, then run the same command again"
         raise CorralError(f"{message}: {', '.join(unknown)}")
-    talk.print(Text(f"secrets of {', '.join(job.names)} are in place"))
+    talk.print(Text(f"secrets of {', '.join(job.hosts)} are in place"))
 
 
 def _what_to_supply(job: _Job, hosts: Sequence[str]) -> str:
