@@ -21,15 +21,7 @@ import pytest
 from corral.errors import CorralError
 from corral.verbs.archives import contents
 from corral.verbs.archives import passphrase as sealing
-from corral.verbs.archives.container import (
-    INVENTORY,
-    MANIFEST,
-    SUMS,
-    ArchiveFolder,
-    sums_text,
-    unpacked,
-    work_folder,
-)
+from corral.verbs.archives.container import INVENTORY, MANIFEST, SUMS, ArchiveFolder, sums_text, unpacked, work_folder
 from corral.verbs.archives.contents import SEAL, Backup, Manifest, SavedState, Sealing
 from corral.verbs.archives.passphrase import WrongPassphraseError
 
