@@ -96,6 +96,7 @@ class BundleFolder(container.ArchiveFolder):
             file.seek(0)
             with host.stream(command) as data:
                 found = receive(data, file, hashlib.file_digest(file, "sha256")).sha256
+            file.flush()
             os.fsync(file.fileno())
         if found != (sha256 or found):
             draft.unlink()
