@@ -167,14 +167,15 @@ def _add_states(parts: ArchiveFolder, host: ComposeHost, talk: Console) -> Itera
 def _save_command(host: ComposeHost, state: State) -> list[str]:
     """The command on the host that prints a state; raises CorralError when there is nothing to take it from."""
     container = host.container_of(state.service)
-    remedy = f"start it first: ./generate.py up --host {host.name}"
-    if container is None:
-        raise CorralError(f"{title(state)} cannot be saved: {state.service} has no container; {remedy}")
-    if not state.dump:
-        return ["sh", "-c", COPY, "sh", container.id, state.path]
-    if not container.is_running:
-        raise CorralError(f"{title(state)} cannot be saved: {state.service} does not run ({container.state}); {remedy}")
-    return ["docker", "exec", container.id, *state.dump]
+    if container is None or (state.dump and not container.is_running):
+        reason = f"does not run ({container.state})" if container else "has no container"
+        remedy = f"start it first: ./generate.py up --host {host.name}"
+        raise CorralError(f"{title(state)} cannot be saved: {state.service} {reason}; {remedy}")
+    return (
+        ["docker", "exec", container.id, *state.dump]
+        if state.dump
+        else ["sh", "-c", COPY, "sh", container.id, state.path]
+    )
 
 
 def _report(plan: Plan, target: Path, chosen: Sequence[str], talk: Console, sealing: Sealing | None) -> None:

@@ -94,6 +94,13 @@ class Manifest(Strict):
     hosts: Mapping[Name, HostParts]
     images: tuple[Image, ...]
 
+    def summary(self) -> Text:
+        """One line about what is whole."""
+        return Text(
+            f"whole; site {self.site} ({', '.join(self.hosts)}), {len(self.images)} images, {len(self.models)} model "
+            f"files, made {self.made:%Y-%m-%d %H:%M:%S} UTC by corral {self.corral}"
+        )
+
     @property
     def models(self) -> dict[str, ModelFile]:
         """Every model file by its checksum."""
@@ -176,10 +183,7 @@ class Bundle:
 def read_bundle(path: Path, talk: Console, signers: Path | None) -> Bundle:
     """The bundle in a folder or file, every byte of it checked; prints who made it.
 
-    Args:
-        path: what `bundle` made.
-        talk: where progress goes.
-        signers: file of allowed signers; None: unsigned bundles are accepted.
+    `signers` is a file of allowed signers, one of whom has to have signed it; without it, it may be unsigned.
 
     Raises:
         CorralError: it is not signed by an allowed signer, damaged, not complete, or no bundle.
@@ -228,10 +232,7 @@ def _maker(path: Path, listed: bytes, signature: Stored | None, signers: Path | 
             "make it again with --sign KEYFILE; or, if its sha256 was compared with the maker's, load it --unsigned"
         )
         raise CorralError(f"{path}: is not signed; nothing was changed: {remedy}")
-    try:
-        return Text(f"{path}: signed by {on_one_line(signer_of(listed, signature.read(), signers))}")
-    except CorralError as error:
-        raise CorralError(f"{path}: nothing was changed: {error}") from None
+    return Text(f"{path}: signed by {on_one_line(signer_of(listed, signature.read(), signers))}")
 
 
 def _manifest(text: bytes, sums: Mapping[str, str]) -> Manifest:
@@ -268,7 +269,7 @@ def signer_of(text: bytes, signature: bytes, allowed: Path) -> str:
     """
     if not allowed.is_file():
         raise UsageError(f"{allowed}: no such file; its lines are: NAME ssh-ed25519 AAAA…")
-    failure = f"no key in {allowed} made the signature, or it is of another text"
+    failure = f"nothing was changed: no key in {allowed} made the signature, or it is of another text"
     with TemporaryDirectory() as folder:
         file = Path(folder) / "signature"
         file.write_bytes(signature)
@@ -293,13 +294,7 @@ def _keygen(arguments: Sequence[str], text: bytes, failure: str) -> bytes:
 
 
 def load(path: Path, talk: Console, target: Target, signers: Path | None) -> None:
-    """Bring what a bundle holds to its hosts, and print the next command.
-
-    Args:
-        path: what `bundle` made.
-        talk: where progress goes.
-        target: where it goes.
-        signers: file of allowed signers, one of whom has to have made it; None: unsigned bundles are accepted.
+    """Bring what a bundle holds to its hosts, and print the next command; `signers` as for `read_bundle`.
 
     Raises:
         UsageError: the place has another inventory or rendering; nothing was changed.
@@ -308,7 +303,7 @@ def load(path: Path, talk: Console, target: Target, signers: Path | None) -> Non
     """
     with Interrupts(), container.readable(path, *KIND):
         bundle = read_bundle(path, talk, signers)
-        talk.print(_summary(bundle.manifest))
+        talk.print(bundle.manifest.summary())
         plan = target.plan_of(bundle.files)
         names = target.hosts_of(bundle.manifest.hosts, "bundle")
         _refuse_unasked(bundle, compose_hosts(plan, target.out, bundle.manifest.hosts))
@@ -320,13 +315,6 @@ def load(path: Path, talk: Console, target: Target, signers: Path | None) -> Non
             _load_images(bundle, host, talk)
             _copy_models(bundle, host, talk)
     talk.print(Text(_next(plan, target, hosts)))
-
-
-def _summary(manifest: Manifest) -> Text:
-    return Text(
-        f"whole; site {manifest.site} ({', '.join(manifest.hosts)}), {len(manifest.images)} images, "
-        f"{len(manifest.models)} model files, made {manifest.made:%Y-%m-%d %H:%M:%S} UTC by corral {manifest.corral}"
-    )
 
 
 def _refuse_unasked(bundle: Bundle, hosts: Sequence[ComposeHost]) -> None:
