@@ -166,11 +166,11 @@ def _note(job: _Job, done: Sequence[str]) -> None:
 
 def _make_room(job: _Job, hosts: Sequence[ComposeHost], talk: Console, *, replace: bool, yes: bool) -> None:
     """Empty the place if the operator asked for it; otherwise raise UsageError with what is there."""
-    counts = {host: count for host in hosts if (count := len(host.containers()))}
+    counts = [(host, count) for host in hosts if (count := len(host.containers()))]
     lost = job.target.conflicts(job, {"update", "edited", "remove"})
     secrets = [(job.target.out / path, data) for path, data in job.secrets.items()]
     lost += [f"{path}, other secrets" for path, data in secrets if path.exists() and path.read_bytes() != data]
-    lost += [f"{host.name}: {count} containers of this site" for host, count in counts.items()]
+    lost += [f"{host.name}: {count} containers of this site" for host, count in counts]
     volumes = [(host, name) for host in hosts for name in _volumes_in_the_way(host, job)]
     lost += [f"{host.name}: volume {name}" for host, name in volumes]
     if lost and not replace:
@@ -178,7 +178,7 @@ def _make_room(job: _Job, hosts: Sequence[ComposeHost], talk: Console, *, replac
         raise UsageError(f"{message}\nto replace all that, add --replace")
     if lost:
         _agree("this would be lost", lost, talk, yes=yes)
-    for host, count in counts.items():
+    for host, count in counts:
         talk.print(Text(f"{host.name}: stopping and removing {count} containers"))
         command = ["docker", "compose", "--project-name", host.project, "down", "--remove-orphans"]
         host.run(command, limit_s=COMMAND_LIMIT_S)
