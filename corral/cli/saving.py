@@ -5,14 +5,18 @@ from __future__ import annotations
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.table import Table
 from rich.text import Text
 
 from corral.cli.context import JsonOption, SiteOptions, print_json, shared, talk, tell_figures
-from corral.cli.show import page
+from corral.cli.show import new_table, page
 from corral.errors import UsageError
+
+if TYPE_CHECKING:
+    from corral.verbs.archives.contents import Manifest
 
 app = typer.Typer()
 PassphraseOption = Annotated[
@@ -62,22 +66,40 @@ def restore(
     as_json: JsonOption = False,
 ) -> None:
     """Bring back what a backup holds on an empty machine; afterwards `up` starts it."""
-    from corral.verbs.archives import restore as ops
     from corral.verbs.archives.contents import read_backup
     from corral.verbs.archives.passphrase import find_passphrase
+    from corral.verbs.archives.restore import restore as bring_back
+    from corral.verbs.archives.target import Target
 
     if as_json and not only_list:
         raise UsageError("--json goes with --list")
+    ask = partial(find_passphrase, passphrase_file, is_new=False)
     if not only_list:
-        hosts = frozenset(site.host) if site.host else None
-        ops.restore(file, talk, ops.Wanted(site.inventory, site.out, hosts, passphrase_file, replace, yes))
+        bring_back(file, talk, Target(site.inventory, site.out, site.host), ask, replace=replace, yes=yes)
         return
-    found = read_backup(file, partial(find_passphrase, passphrase_file, is_new=False))
+    found = read_backup(file, ask)
     if as_json:
         print_json(found.manifest.model_dump(mode="json"))
-        return
-    page().print(ops.listing(found))
-    talk.print(Text(ops.summary(found)))
+    else:
+        page().print(_listing(found.manifest))
+        talk.print(found.summary())
+
+
+def _listing(manifest: Manifest) -> Table:
+    """What is in a backup."""
+    from corral.verbs.archives.container import amount
+    from corral.verbs.archives.contents import RENDERING, SECRETS
+
+    table = new_table("what", "size", "sha256")
+    for host in manifest.hosts:
+        sizes = [item.size for name, item in manifest.members.items() if name.startswith(f"{RENDERING}{host}/")]
+        table.add_row(f"{host}: rendering, {len(sizes)} files", amount(sum(sizes)), "")
+    titles = {item.member: f"{item.host}/{item.service}: {item.name} ({item.purpose})" for item in manifest.states}
+    for name, member in manifest.members.items():
+        if not name.startswith(RENDERING):
+            title = titles.get(name, "secrets, sealed" if name == SECRETS else name)
+            table.add_row(Text(title), amount(member.size), member.sha256[:16])
+    return table
 
 
 @app.command()
@@ -95,8 +117,9 @@ def bundle(
     unsigned: Annotated[bool, typer.Option("--unsigned", help="With load: accept an unsigned bundle.")] = False,
 ) -> None:
     """Collect images, model files, rendering and the kit for hosts without internet; `bundle load PATH` over there."""
-    from corral.verbs.archives import bundle as making
-    from corral.verbs.archives import load as unbundle
+    from corral.verbs.archives.bundle import bundle as save
+    from corral.verbs.archives.load import load as bring
+    from corral.verbs.archives.target import Target
 
     if (load, path is None, to is None) == ("load", False, True):
         if (signer is None) != unsigned:
@@ -104,10 +127,9 @@ def bundle(
                 "say who has to have made it: --signer FILE (allowed signers: NAME ssh-ed25519 AAAA…), or --unsigned, "
                 "once the sha256 that bundle printed was compared with sha256sum SHA256SUMS"
             )
-        hosts = frozenset(site.host) if site.host else None
-        unbundle.load(path or Path(), talk, unbundle.Wanted(site.inventory, site.out, hosts, signer))
+        bring(path or Path(), talk, Target(site.inventory, site.out, site.host), signer)
         return
     if load or to is None:
         raise UsageError("say where to: bundle --to FOLDER (or FILE.tar); or on the other side: bundle load PATH")
     found = site.plan()
-    making.bundle(found, site.out, talk, hosts=site.hosts(found), to=to, with_kit=not without_kit, key=sign)
+    save(found, site.out, talk, hosts=site.hosts(found), to=to, with_kit=not without_kit, key=sign)

@@ -340,10 +340,10 @@ def _packed(folder: Path) -> bytes:
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for path in sorted(folder.iterdir()):
             if path.name not in NOT_COPIED:
-                archive.add(path, arcname=path.name, filter=_without_owner)
+                archive.add(path, arcname=path.name, filter=without_owner)
     return buffer.getvalue()
 
 
-def _without_owner(member: tarfile.TarInfo) -> tarfile.TarInfo:
+def without_owner(member: tarfile.TarInfo) -> tarfile.TarInfo:
     """A member that belongs to root and that only its owner may write: user numbers mean other people elsewhere."""
     return member.replace(uid=0, gid=0, uname="", gname="", mode=member.mode & 0o755, deep=False)

@@ -16,12 +16,11 @@ from corral.config.image_lock import (
     ImageLock,
     LockedImage,
     image_lock_of,
-    image_lock_text,
     read_image_lock,
     write_image_lock,
 )
 from corral.errors import CorralError
-from corral.runtime.hosts import ComposeHost, Done, compose_hosts
+from corral.runtime.hosts import ComposeHost, compose_hosts
 
 ASK_LIMIT_S = 120
 
@@ -49,8 +48,8 @@ def lock_images(plan: Plan, out: Path, talk: Console, *, update: bool = False) -
         _refuse_moved(old, new)
     for image, known in new.images.items():
         if known != old.images.get(image):
-            talk.print(Text(f"{image}: {_words(known)}"))
-    if image_lock_text(new) != image_lock_text(old) or not path.exists():
+            talk.print(Text(f"{image}: {_shown(known)}"))
+    if new != old or not path.exists():
         write_image_lock(path, new)
     talk.print(Text(f"{path}: {len(new.images)} images; use them with: ./generate.py render && ./generate.py up"))
 
@@ -61,12 +60,13 @@ def _content(image: str, hosts: list[ComposeHost]) -> LockedImage:
     asked = hosts[0].run(form, check=False, limit_s=ASK_LIMIT_S)
     if asked.code == 0:
         return LockedImage(digest=str(json.loads(asked.out)["digest"]))
-    held = [json.loads(done.out) for host in hosts if (done := _inspect(host, image)).code == 0]
+    inspect = ["docker", "image", "inspect", "--format", "{{json .}}", image]
+    held = [json.loads(done.out) for host in hosts if (done := host.run(inspect, check=False)).code == 0]
     if not held:
-        words = (asked.words.splitlines() or ["no answer"])[-1]
+        reason = (asked.words.splitlines() or ["no answer"])[-1]
         raise CorralError(
             f"{hosts[0].name}: the content of {image} is not known: no engine that needs it has it, and the registry "
-            f"says: {words}\n  nothing was written; bring the image there, or name another one in images:"
+            f"says: {reason}\n  nothing was written; bring the image there, or name another one in images:"
         )
     repository = image.rpartition(":")[0] + "@"
     digests = {name.partition("@")[2] for facts in held for name in facts["RepoDigests"] if name.startswith(repository)}
@@ -75,13 +75,9 @@ def _content(image: str, hosts: list[ComposeHost]) -> LockedImage:
     return LockedImage(ids=tuple(sorted({str(facts["Id"]) for facts in held})))
 
 
-def _inspect(host: ComposeHost, image: str) -> Done:
-    return host.run(["docker", "image", "inspect", "--format", "{{json .}}", image], check=False)
-
-
 def _refuse_moved(old: ImageLock, new: ImageLock) -> None:
     moved = [
-        f"{image}: is {_words(known)} now, and {_words(before)} in {IMAGE_LOCK}"
+        f"{image}: is {_shown(known)} now, and {_shown(before)} in {IMAGE_LOCK}"
         for image, known in new.images.items()
         if (before := old.images.get(image)) is not None and before != known
     ]
@@ -92,7 +88,7 @@ def _refuse_moved(old: ImageLock, new: ImageLock) -> None:
         )
 
 
-def _words(known: LockedImage) -> str:
+def _shown(known: LockedImage) -> str:
     return known.digest or f"the engine's {', '.join(known.ids)}"
 
 
@@ -111,32 +107,20 @@ def check_ids(host: ComposeHost, plan: Plan, found: Iterable[tuple[str, str]]) -
             )
 
 
-def warnings(plan: Plan) -> list[str]:
-    """What of the images is left to chance: tags that may move, and backends that are fetched at the start."""
-    return [*_unlocked(plan), *_without_backend(plan)]
-
-
-def _unlocked(plan: Plan) -> Iterator[str]:
-    named = {item.image for item in plan.contributions.services if not plan.site.is_local(item.host)}
+def warnings(plan: Plan) -> Iterator[str]:
+    """What of the images may change: tags that can be moved, and backends that are fetched at the start."""
+    services = plan.contributions.services
+    named = {item.image for item in services if not plan.site.is_local(item.host)}
     loose = [image for image in named if not plan.image_lock.knows(image)]
     if loose:
         yield (
             f"{len(loose)} of {len(named)} images have no digest, such as {min(loose)}: a tag can be moved to other "
             "content; fix what they are now with: ./generate.py images lock [image-lock]"
         )
-
-
-def _without_backend(plan: Plan) -> Iterator[str]:
     for name, found in components():
-        images = {
-            image
-            for service in plan.contributions.services
-            if service.component == name
-            for image in (service.image, *variant_images(service))
-        }
-        for image in sorted(images):
-            remedy = found.complete_image(image) if hasattr(found, "complete_image") else ""
-            if remedy:
+        mine = (item for item in services if item.component == name and hasattr(found, "complete_image"))
+        for image in sorted({image for item in mine for image in (item.image, *variant_images(item))}):
+            if remedy := found.complete_image(image):
                 yield (
                     f"{image} fetches its backend, code that is not checked, and has a network that leads out; put it "
                     f"into an image and name that in images: {remedy} [image-backend]"

@@ -244,7 +244,7 @@ def test_an_existing_file_and_a_short_passphrase_are_refused_before_anything_is_
     said = saved.place.corral("backup", "--to", str(saved.archive), code=1)
     assert "is there already; name another file" in said
     said = saved.place.corral("backup", code=2, CORRAL_PASSPHRASE="short")
-    assert "at least 12 signs" in said
+    assert "at least 12 characters" in said
 
 
 # --- bad weather -----------------------------------------------------------------------------------------------------

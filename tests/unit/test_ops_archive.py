@@ -19,17 +19,9 @@ from typing import Any
 import pytest
 
 from corral.errors import CorralError
-from corral.verbs.archives import backup as making
-from corral.verbs.archives import contents, legacy
+from corral.verbs.archives import contents
 from corral.verbs.archives import passphrase as sealing
-from corral.verbs.archives.container import (
-    INVENTORY,
-    MANIFEST,
-    SUMS,
-    explained,
-    sums_text,
-    unpacked,
-)
+from corral.verbs.archives.container import INVENTORY, MANIFEST, SUMS, ArchiveFolder, sums_text, unpacked, work_folder
 from corral.verbs.archives.contents import SEAL, Backup, Manifest, SavedState, Sealing
 from corral.verbs.archives.passphrase import WrongPassphraseError
 
@@ -61,9 +53,10 @@ def make(
     folder: Path, files: Mapping[str, bytes] = FILES, *, name: str = "a.tar.gz", seal: Sealing | None = None
 ) -> Path:
     target = folder / name
-    with making.draft_folder(folder, "site") as parts:
+    with work_folder(folder / ".part", "no backup") as place:
+        parts = ArchiveFolder(place)
         for path, data in {**files, MEMBER: STATE}.items():
-            parts.add_file(path, data)
+            parts.add(path, data)
         contents.write_archive(target, parts, manifest(), seal)
     return target
 
@@ -108,8 +101,7 @@ def test_what_was_written_is_read_and_the_file_is_its_owners_alone(tmp_path: Pat
     backup = read_backup(path, staging)
     assert backup.is_authentic == (seal is not None)
     assert path.stat().st_mode & 0o777 == 0o600
-    assert dict(backup.files) == FILES
-    assert backup.rendering == {"sa/compose.yaml": b"services: {}\n"}
+    assert backup.files.items() >= FILES.items()
     assert {name: state.read_bytes() for name, state in backup.states.items()} == {MEMBER: STATE}
     assert set(backup.manifest.members) == {*FILES, MEMBER}
     assert sorted(item.name for item in tmp_path.iterdir()) == [path.name, "staging"]
@@ -145,24 +137,24 @@ def test_what_was_cut_off_is_no_backup(tmp_path: Path, share: float, seal: Seali
     path = make(tmp_path, seal=seal)
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(CorralError, match=r"damaged|is no backup|does not know"):
+    with pytest.raises(CorralError, match=r"damaged|does not know"):
         read_backup(path)
 
 
 def test_a_well_packed_archive_without_a_member_or_with_others_is_damaged(tmp_path: Path) -> None:
     members = read_members(make(tmp_path))
-    with pytest.raises(CorralError, match=f"damaged: {MEMBER} is not in it"):
+    with pytest.raises(CorralError, match=f"damaged.*: {MEMBER} is not in it"):
         read_backup(forge(tmp_path / "b.tar.gz", members[:-1]))
-    with pytest.raises(CorralError, match="extra is not in its manifest"):
+    with pytest.raises(CorralError, match="extra is not what its list of checksums says"):
         read_backup(forge(tmp_path / "c.tar.gz", [*members, ("extra", b"x")]))
     with pytest.raises(CorralError, match=f"{MEMBER} is in it twice"):
         read_backup(forge(tmp_path / "d.tar.gz", [*members, members[-1]]))
-    with pytest.raises(CorralError, match=f"{MEMBER} is not what it was"):
+    with pytest.raises(CorralError, match=f"{MEMBER} is not what its list of checksums says"):
         read_backup(forge(tmp_path / "e.tar.gz", [*members[:-1], (MEMBER, STATE[::-1])]))
 
 
 def test_a_state_that_the_manifest_names_is_in_the_archive(tmp_path: Path) -> None:
-    with pytest.raises(CorralError, match=f"damaged: {MEMBER} is not in it"):
+    with pytest.raises(CorralError, match=f"damaged.*: {MEMBER} is not in it"):
         read_backup(forge(tmp_path / "a.tar.gz", listed({MANIFEST: manifest_text()})))
 
 
@@ -251,8 +243,8 @@ def test_an_old_archive_whose_manifest_was_written_anew_is_found(tmp_path: Path)
     changed[MANIFEST] = changed[MANIFEST].replace(b': "site"', b': "evil"')
     with pytest.raises(CorralError, match="not the one that was sealed"):
         read_backup(forge(tmp_path / "a.tar.gz", list(changed.items())))
-    del changed[legacy.SEAL]
-    with pytest.raises(CorralError, match=f"{legacy.END} is not what it was"):
+    del changed[contents.OLD_SEAL]
+    with pytest.raises(CorralError, match=f"{contents.OLD_END} is not what its list"):
         read_backup(forge(tmp_path / "b.tar.gz", list(changed.items())))
 
 
@@ -266,7 +258,7 @@ def bombs(folder: Path) -> Iterator[tuple[Path, str]]:
     yield zipped(folder / "sum", [headed(SUMS, len(sums)) + padded(sums) + many[0], *many[1:]]), "files are too large"
     one = headed(SUMS, len(sums)) + padded(sums) + headed("rendering/sa/0", 40 * ZEROS)
     yield zipped(folder / "one", [one], 40), "its files are too large"
-    yield zipped(folder / "list", [headed(SUMS, 40 * ZEROS)], 40), "its list of checksums has no end"
+    yield zipped(folder / "list", [headed(SUMS, 40 * ZEROS)], 40), "SHA256SUMS is not as it was made"
     yield zipped(folder / "manifest", [headed(MANIFEST, 40 * ZEROS)], 40), "its manifest has no end"
     text = b'{"states": [' + b"{}," * ((8 << 20) // 3 - 20) + b"{}]}"
     yield forge(folder / "states", [(MANIFEST, text)]), "its manifest cannot be read"
@@ -351,28 +343,20 @@ def test_data_that_the_disk_does_not_hold_is_refused_before_it_is_unpacked(
     assert not list((tmp_path / "staging").iterdir())
 
 
-@pytest.mark.parametrize(
-    ("data", "words"),
-    [
-        (b"", "is no backup that corral made"),
-        (b"hello", "is no backup that corral made"),
-        (gzip.compress(b"hello" * 400, mtime=0), "damaged"),
-    ],
-    ids=["empty", "text", "cut"],
-)
-def test_another_file_is_no_backup(tmp_path: Path, data: bytes, words: str) -> None:
+@pytest.mark.parametrize("data", [b"", b"hello", gzip.compress(b"hello" * 400, mtime=0)], ids=["empty", "text", "gz"])
+def test_another_file_is_no_backup(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "other"
     path.write_bytes(data)
-    with pytest.raises(CorralError, match=words):
+    with pytest.raises(CorralError, match="other: damaged, or no backup that corral made"):
         read_backup(path)
 
 
 def test_other_archives_and_missing_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(CorralError, match="is no backup that corral made"):
+    with pytest.raises(CorralError, match="no backup that corral made: it does not begin with SHA256SUMS"):
         read_backup(forge(tmp_path / "x.tar.gz", [("holiday.txt", b"sun")]))
     with pytest.raises(CorralError, match=r"manifest cannot be read \(format"):
         read_backup(forge(tmp_path / "y.tar.gz", [(MANIFEST, manifest_text(format="corral-backup/9"))]))
-    with pytest.raises(CorralError, match="gone: no such file"):
+    with pytest.raises(CorralError, match="gone: no such file or folder"):
         read_backup(tmp_path / "gone")
     with pytest.raises(CorralError, match="cannot be read: Is a directory"):
         read_backup(tmp_path)
@@ -386,7 +370,7 @@ def manifest_text(**changes: Any) -> bytes:
 
 
 def test_what_a_killed_run_left_is_cleared_away_and_is_no_backup(tmp_path: Path) -> None:
-    left = tmp_path / ".site.backup.part"
+    left = tmp_path / ".part"
     left.mkdir()
     (left / "rendering").mkdir()
     (left / "rendering" / "0").write_bytes(b"half of it")
@@ -397,8 +381,8 @@ def test_what_a_killed_run_left_is_cleared_away_and_is_no_backup(tmp_path: Path)
 
 def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
     def interrupted() -> None:
-        with making.draft_folder(tmp_path, "site") as parts:
-            parts.add_file("a/0", b"x")
+        with work_folder(tmp_path / ".part", "no backup") as place:
+            ArchiveFolder(place).add("a/0", b"x")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -408,9 +392,9 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
 
 def test_two_backups_of_a_site_do_not_mix(tmp_path: Path) -> None:
     with (
-        making.draft_folder(tmp_path, "site"),
+        work_folder(tmp_path / ".part", "there is no backup of this run"),
         pytest.raises(CorralError, match="another corral is writing here"),
-        making.draft_folder(tmp_path, "site"),
+        work_folder(tmp_path / ".part", "there is no backup of this run"),
     ):
         pass
 
@@ -424,10 +408,10 @@ def test_a_file_that_is_there_stays(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has /dev/full")  # noqa: PTH110
-def test_a_full_disk_is_named() -> None:
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
     with (
         pytest.raises(CorralError, match=r"No space left on device; there is no backup of this run"),
-        explained(Path("/dev/full"), making.NOT_MADE),
+        work_folder(tmp_path / ".part", "there is no backup of this run"),
         Path("/dev/full").open("wb", buffering=0) as file,
     ):
         file.write(b"x")

@@ -6,6 +6,7 @@ import hashlib
 import io
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,13 @@ from corral.build import build_plan
 from corral.config.load import load_texts
 from corral.errors import CorralError, UsageError
 from corral.render.tree import render
-from corral.verbs.archives import backup as making
 from corral.verbs.archives import contents
 from corral.verbs.archives import passphrase as sealing
-from corral.verbs.archives.container import INVENTORY, packed
+from corral.verbs.archives.container import INVENTORY, ArchiveFolder, packed, work_folder
 from corral.verbs.archives.contents import Manifest, Sealing
-from corral.verbs.archives.passphrase import VARIABLE, seal
-from corral.verbs.archives.restore import Wanted, restore
+from corral.verbs.archives.passphrase import VARIABLE, find_passphrase, seal
+from corral.verbs.archives.restore import restore
+from corral.verbs.archives.target import Target
 
 OLD = Path(__file__).resolve().parents[1] / "backups" / "format-1.tar.gz"
 PASSPHRASE = "open sesame, slowly"
@@ -60,9 +61,10 @@ def save(
     files = {INVENTORY: text.encode(), **{f"rendering/{path}": data for path, data in tree.items()}, **(more or {})}
     if sealed:
         files[contents.SECRETS] = seal(packed(secrets or {"sa/.env": ENV}), sealed.passphrase)
-    with making.draft_folder(folder, "farm") as parts:
+    with work_folder(folder / ".part", "no backup") as place:
+        parts = ArchiveFolder(place)
         for name, data in files.items():
-            parts.add_file(name, data)
+            parts.add(name, data)
         manifest = Manifest(
             format="corral-backup/3", corral="0", site="farm", made=datetime(2026, 1, 2, tzinfo=UTC), hosts=("sa",),
             has_secrets=sealed is not None, secret_names={}, images={}, states=(),
@@ -74,7 +76,8 @@ def save(
 def bring_back(path: Path, folder: Path, *, yes: bool = False, replace: bool = False) -> str:
     """All that `restore` says."""
     talk = Console(file=io.StringIO(), width=200)
-    restore(path, talk, Wanted(folder / "inventory.yaml", folder / "compose", replace=replace, yes=yes))
+    ask = partial(find_passphrase, None, is_new=False)
+    restore(path, talk, Target(folder / "inventory.yaml", folder / "compose"), ask, replace=replace, yes=yes)
     return talk.file.getvalue()  # type: ignore[attr-defined, no-any-return]
 
 
@@ -115,7 +118,7 @@ def test_an_archive_of_the_first_format_comes_back_with_a_warning(
     with pytest.raises(UsageError, match="host sa: not here"):
         bring_back(OLD, tmp_path / "new")
     said = bring_back(OLD, tmp_path / "new", yes=True)
-    assert "NOT AUTHENTICATED: whoever could write to the file may have changed it" in said
+    assert "NOT AUTHENTICATED: a program that could write to the file may have changed it" in said
     assert b"LITELLM_MASTER_KEY=sk-0000" in (tmp_path / "new" / "compose" / "sa" / ".env").read_bytes()
 
 

@@ -63,7 +63,11 @@ def test_passphrase_of_a_file_is_its_first_line_and_goes_before_the_environment(
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("short\n", "at least 12 signs"), ("eleven sign\n", r"at least 12 signs; .* has 11"), ("", "at least 12 signs")],
+    [
+        ("short\n", "at least 12 characters"),
+        ("eleven sign\n", r"at least 12 characters; .* has 11"),
+        ("", "at least 12 characters"),
+    ],
 )
 def test_a_new_passphrase_is_not_short(text: str, words: str, tmp_path: Path) -> None:
     file = tmp_path / "passphrase"

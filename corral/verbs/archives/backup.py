@@ -1,12 +1,12 @@
 """`backup`: what a site cannot make again, in one file: inventory, rendering, encrypted secrets, state of services.
 
-Model files and images are not in it: they are downloaded again, or come from a bundle.
+Model files and images are not in it: they are downloaded again, or come from a bundle. A volume is read by Docker
+itself (`docker cp`), so that an image needs no tools for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,42 +16,33 @@ from rich.text import Text
 from corral import __version__
 from corral.build import Plan
 from corral.config.load import locks_beside
+from corral.contributions import State
 from corral.errors import CorralError
 from corral.render.output import MANIFEST, refuse_unfinished
 from corral.render.secrets import ENV_FILE, FOLDER
 from corral.runtime.hosts import ComposeHost, compose_hosts
 from corral.runtime.interrupts import Interrupts
 from corral.runtime.lock import alone
-from corral.verbs.archives.container import (
-    INVENTORY,
-    ArchiveFolder,
-    amount,
-    emptied,
-    explained,
-    packed,
-)
+from corral.verbs.archives.container import INVENTORY, ArchiveFolder, amount, packed, work_folder
 from corral.verbs.archives.contents import RENDERING, SECRETS, STATES, Manifest, SavedState, Sealing, write_archive
 from corral.verbs.archives.passphrase import seal
-from corral.verbs.archives.states import state_of_plan, take_words, title
 from corral.verbs.up.history import files_on_disk, note_backup
 from corral.verbs.up.survey import check_engine, image_ids
 from corral.verbs.up.up import LOCK
 
-NOT_MADE = "there is no backup of this run"
-
-
-@contextmanager
-def draft_folder(folder: Path, site: str) -> Iterator[ArchiveFolder]:
-    """A folder for files beside the archive's place, removed at the end; what a killed run left in it is cleared.
-
-    Raises:
-        CorralError: it cannot be written to, or another run is at work in it.
-    """
-    place = folder / f".{site}.backup.part"
-    with explained(folder, NOT_MADE):
-        place.mkdir(mode=0o700, exist_ok=True)
-        with emptied(place):
-            yield ArchiveFolder(place)
+# Copies a folder of a paused container. It ends by itself when its reader is gone, and always ends the pause.
+COPY = """
+set -eu
+id=$1 path=$2 held=
+end() { [ -z "$held" ] || docker unpause "$id" >/dev/null; }
+trap end EXIT
+trap 'exit 1' HUP INT TERM
+if [ "$(docker inspect --format '{{.State.Running}} {{.State.Paused}}' "$id")" = "true false" ]; then
+    held=yes
+    docker pause "$id" >/dev/null
+fi
+docker cp --archive "$id:$path/." -
+"""
 
 
 def backup(
@@ -77,8 +68,8 @@ def backup(
         CorralError: something cannot be read or written; there is no archive then.
     """
     now = datetime.now(UTC).replace(microsecond=0)
-    ending = "backup" if sealing and not sealing.is_plain else "tar.gz"
-    target = to or Path(f"{plan.inventory.name}-{now:%Y%m%dT%H%M%SZ}.{ending}")
+    site = plan.inventory.name
+    target = to or Path(f"{site}-{now:%Y%m%dT%H%M%SZ}.{'backup' if sealing and not sealing.is_plain else 'tar.gz'}")
     _check_target(target)
     refuse_unfinished(out)
     chosen = [name for name in plan.inventory.hosts if hosts is None or name in set(hosts)]
@@ -88,30 +79,27 @@ def backup(
     with (
         Interrupts(),
         alone(out / LOCK, "corral backup"),
-        draft_folder(target.absolute().parent, plan.inventory.name) as parts,
+        work_folder(target.absolute().parent / f".{site}.backup.part", "there is no backup of this run") as folder,
     ):
-        parts.add_file(INVENTORY, Path(plan.source_file).read_bytes())
-        for name, data in locks_beside(Path(plan.source_file)).items():
-            parts.add_file(name, data)
-        _add_renderings(parts, plan, out, chosen)
+        parts = ArchiveFolder(folder)
+        _add_site(parts, plan, out, chosen)
         if sealing is not None:
-            parts.add_file(SECRETS, seal(packed(_secret_files(plan, out, chosen)), sealing.passphrase))
-            talk.print(f"secrets of {', '.join(chosen)}: sealed with the passphrase")
-        states = [state for host in running for state in _add_states(parts, host, talk)]
+            parts.add(SECRETS, seal(packed(_secret_files(plan, out, chosen)), sealing.passphrase))
+            talk.print(f"secrets of {', '.join(chosen)}: encrypted with the passphrase")
         manifest = Manifest(
             format="corral-backup/3",
             corral=__version__,
-            site=plan.inventory.name,
+            site=site,
             made=now,
             hosts=tuple(chosen),
             has_secrets=sealing is not None,
             secret_names={name: tuple(secret.name for secret in plan.secrets_of(name)) for name in chosen},
-            images={host.name: _images(host) for host in running},
-            states=tuple(states),
+            images={host.name: image_ids(host, {item.image for item in host.services}) for host in running},
+            states=tuple(saved for host in running for saved in _add_states(parts, host, talk)),
         )
         write_archive(target.absolute(), parts, manifest, sealing)
         note_backup(out, chosen, now.timestamp())
-    _say_end(plan, target, chosen, talk, sealing)
+    _report(plan, target, chosen, talk, sealing)
     return target
 
 
@@ -122,7 +110,11 @@ def _check_target(target: Path) -> None:
         raise CorralError(f"{target.parent}: no such folder; make it first")
 
 
-def _add_renderings(parts: ArchiveFolder, plan: Plan, out: Path, chosen: Sequence[str]) -> None:
+def _add_site(parts: ArchiveFolder, plan: Plan, out: Path, chosen: Sequence[str]) -> None:
+    """Add the inventory, its locks, and the renderings as they lie on the disk."""
+    source = Path(plan.source_file)
+    for name, data in {INVENTORY: source.read_bytes(), **locks_beside(source)}.items():
+        parts.add(name, data)
     for name in chosen:
         files = files_on_disk(out, name)
         if not files and plan.services_of(name):
@@ -130,7 +122,7 @@ def _add_renderings(parts: ArchiveFolder, plan: Plan, out: Path, chosen: Sequenc
         if files:
             files[MANIFEST] = (out / name / MANIFEST).read_bytes()
         for path, data in sorted(files.items()):
-            parts.add_file(f"{RENDERING}{name}/{path}", data)
+            parts.add(f"{RENDERING}{name}/{path}", data)
 
 
 def _secret_files(plan: Plan, out: Path, chosen: Sequence[str]) -> dict[str, bytes]:
@@ -151,32 +143,46 @@ def _secret_files(plan: Plan, out: Path, chosen: Sequence[str]) -> dict[str, byt
     return found
 
 
+def states_of(host: ComposeHost) -> list[State]:
+    """What of a host's services is worth keeping."""
+    return [state for state in host.plan.contributions.states if state.host == host.name]
+
+
+def title(state: State) -> str:
+    """`sa/postgres: database (keys, budgets and spend)`."""
+    return f"{state.host}/{state.service}: {state.name} ({state.purpose})"
+
+
 def _add_states(parts: ArchiveFolder, host: ComposeHost, talk: Console) -> Iterator[SavedState]:
-    images = {service.name: service.image for service in host.plan.services_of(host.name)}
-    for state in state_of_plan(host):
-        name = f"{STATES}{state.host}/{state.service}/{state.name}{'.dump' if state.dump else '.tar'}"
-        with host.stream(take_words(host, state)) as data:
-            size = parts.add_stream(name, data)
+    images = {service.name: service.image for service in host.services}
+    for state in states_of(host):
+        member = f"{STATES}{state.host}/{state.service}/{state.name}{'.dump' if state.dump else '.tar'}"
+        with host.stream(_save_command(host, state)) as data:
+            size = parts.add(member, data)
         talk.print(Text(f"{title(state)}: {amount(size)}"))
-        yield SavedState(
-            host=state.host,
-            service=state.service,
-            name=state.name,
-            purpose=state.purpose,
-            image=images[state.service],
-            member=name,
-        )
+        about = {name: getattr(state, name) for name in ("host", "service", "name", "purpose")}
+        yield SavedState(**about, image=images[state.service], member=member)
 
 
-def _images(host: ComposeHost) -> dict[str, str]:
-    return image_ids(host, {service.image for service in host.plan.services_of(host.name)})
+def _save_command(host: ComposeHost, state: State) -> list[str]:
+    """The command on the host that prints a state; raises CorralError when there is nothing to take it from."""
+    container = host.container_of(state.service)
+    if container is None or (state.dump and not container.is_running):
+        reason = f"does not run ({container.state})" if container else "has no container"
+        remedy = f"start it first: ./generate.py up --host {host.name}"
+        raise CorralError(f"{title(state)} cannot be saved: {state.service} {reason}; {remedy}")
+    return (
+        ["docker", "exec", container.id, *state.dump]
+        if state.dump
+        else ["sh", "-c", COPY, "sh", container.id, state.path]
+    )
 
 
-def _say_end(plan: Plan, target: Path, chosen: Sequence[str], talk: Console, sealing: Sealing | None) -> None:
+def _report(plan: Plan, target: Path, chosen: Sequence[str], talk: Console, sealing: Sealing | None) -> None:
     for name in chosen:
         if plan.site.is_local(name):
             talk.print(Text(f"{name}: runs no containers; its data folder is not in the backup", "yellow"))
-    keep = "without secrets; whoever can write to the file can change what it says"
+    keep = "without secrets; a program that can write to the file can change what it says"
     if sealing is not None:
         lost = "the secrets are lost" if sealing.is_plain else "all of it is lost"
         keep = f"keep the passphrase elsewhere: without it {lost}"

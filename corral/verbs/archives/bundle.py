@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from rich.text import Text
 
 from corral import __version__
 from corral.build import Plan, build_plan
+from corral.config.file_names import is_file_name
 from corral.config.image_lock import IMAGE_LOCK, ImageLock, LockedImage, image_lock_text
 from corral.config.load import load_texts, locks_beside
 from corral.errors import CorralError, UsageError
@@ -32,16 +33,14 @@ from corral.render.output import locked
 from corral.render.tree import render
 from corral.runtime.hosts import ComposeHost, compose_hosts
 from corral.runtime.interrupts import Interrupts
-from corral.verbs.archives.bundle_folder import RECORDS, BundleFolder
-from corral.verbs.archives.container import INVENTORY, SUMS, amount, explained, files_below
-from corral.verbs.archives.load import SIGNATURE, HostParts, Image, Manifest, ModelFile
-from corral.verbs.archives.signing import sign
+from corral.verbs.archives import container
+from corral.verbs.archives.container import INVENTORY, SUMS, amount, files_below, receive
+from corral.verbs.archives.load import BLOBS, SIGNATURE, HostParts, Image, Manifest, ModelFile, sign
 from corral.verbs.models.far_files import FarFolder
 from corral.verbs.up.survey import check_engine
 from corral.verbs.up.up import PULL_LIMIT_S, check_rendering
 
 ROOT = Path(__file__).resolve().parents[3]
-README = ROOT / "templates" / "_bundle" / "README.txt"
 # The parts of the checkout that are needed to run it elsewhere.
 KIT = (
     "generate.py", "corral", "templates", "gpu-server", "haproxy", "langfuse", "litellm", "monitoring", "load-tests",
@@ -50,30 +49,89 @@ KIT = (
     "requirements.in", "requirements.txt", "requirements-dev.in", "requirements-dev.txt", "requirements-uv.in",
     "requirements-uv.txt",
 )  # fmt: skip
-LOCKS = ("requirements.txt", "requirements-dev.txt", "requirements-uv.txt")
-GO_ON = "the bundle is not complete, run the same command again to go on"
+RECORDS = "images"
+# Folders that hold nothing but the bundle's files.
+OWN = ("blobs", "compose", RECORDS, "kit", "wheels")
 
 
-@dataclass(frozen=True, slots=True)
-class _Held:
-    """An image of a host's Docker engine."""
-
-    host: ComposeHost
-    image: Image
+# --- its folder ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Group:
-    """Images that the same hosts need: one `docker save`, which stores layers that they share once."""
+class BundleFolder(container.ArchiveFolder):
+    """A bundle that is being filled; blobs that are there already are not fetched again."""
 
-    host: ComposeHost
-    images: tuple[Image, ...]
+    def blob(self, sha256: str) -> Path:
+        """Where the content of that checksum lies, or will."""
+        return self.folder / BLOBS / sha256
 
-    @property
-    def record(self) -> str:
-        """The file of the bundle that says under which checksum the archive of these images lies."""
-        ids = "\n".join(sorted(image.id for image in self.images))
-        return f"{RECORDS}/{hashlib.sha256(ids.encode()).hexdigest()[:16]}"
+    def has(self, sha256: str, size: int | None = None) -> bool:
+        """Whether a blob is there, of that size if one is given; then it is part of the bundle."""
+        path = self.blob(sha256)
+        is_there = path.is_file() and size in {None, path.stat().st_size}
+        if is_there:
+            self.sums[f"{BLOBS}/{sha256}"] = sha256
+        return is_there
+
+    def recorded(self, name: str) -> str:
+        """The checksum that an earlier run noted in a file, if the blob is there; else an empty text."""
+        path = self.folder / name
+        sha256 = path.read_text(errors="replace").strip() if path.is_file() else ""
+        return sha256 if is_file_name(sha256) and self.has(sha256) else ""
+
+    def fetch(self, host: ComposeHost, source: str | Sequence[str], sha256: str = "") -> str:
+        """Take in a blob from a host; returns its checksum.
+
+        Args:
+            host: where it is.
+            source: a file there, or a command that prints it.
+            sha256: the checksum of a file: then it goes on where an earlier run stopped.
+
+        Raises:
+            CorralError: it has another checksum; the next run begins anew.
+        """
+        draft = self.blob(f"{sha256 or 'new'}.part")
+        draft.parent.mkdir(parents=True, exist_ok=True)
+        with draft.open("a+b" if sha256 else "w+b") as file:
+            command = ["tail", "-c", f"+{file.tell() + 1}", source] if isinstance(source, str) else source
+            file.seek(0)
+            with host.stream(command) as data:
+                found = receive(data, file, hashlib.file_digest(file, "sha256")).sha256
+            file.flush()
+            os.fsync(file.fileno())
+        if found != (sha256 or found):
+            draft.unlink()
+            message = "is not what was announced; was it changed meanwhile? Run the same command again"
+            raise CorralError(f"{self.blob(sha256)}: {message}")
+        draft.replace(self.blob(found))
+        self.sums[f"{BLOBS}/{found}"] = found
+        return found
+
+    def finish(self, manifest: Manifest, key: Path | None = None) -> str:
+        """Write the list of checksums, signed if there is a key; returns the list's own checksum.
+
+        From now on the bundle is complete. What earlier runs left over is deleted.
+        """
+        self.add(container.MANIFEST, manifest.model_dump_json(indent=1).encode() + b"\n", 0o644)
+        for path in [path for name in OWN for path in files_below(self.folder / name)]:
+            if str(path.relative_to(self.folder)) not in self.sums:
+                path.unlink()
+        listed = container.sums_text(self.sums)
+        (self.folder / SIGNATURE).unlink(missing_ok=True)
+        if key is not None:
+            self.add(SIGNATURE, sign(listed, key), 0o644)
+        self.add(SUMS, listed, 0o644)
+        container.sync_folder(self.folder)
+        return self.sums[SUMS]
+
+    def finish_file(self, target: Path) -> None:
+        """Turn the complete folder into one tar file; the folder goes when the file is on the disk."""
+        with container.new_file(target, 0o644) as file:
+            self.pack(file, SUMS)
+        container.sync_folder(target.parent)
+        shutil.rmtree(self.folder)
+
+
+# --- the verb --------------------------------------------------------------------------------------------------------
 
 
 def bundle(  # noqa: PLR0913 - keyword arguments, an option each
@@ -108,28 +166,23 @@ def bundle(  # noqa: PLR0913 - keyword arguments, an option each
     check_rendering(plan, out, {host.name for host in chosen})
     for host in chosen:
         check_engine(host)
-    with Interrupts(), explained(to, GO_ON):
+    with Interrupts(), container.explained(to, "the bundle is not complete, run the same command again to go on"):
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder):
-            for name in (SUMS, SIGNATURE):
-                (folder / name).unlink(missing_ok=True)  # from here on it is not complete
+            (folder / SUMS).unlink(missing_ok=True)  # from here on it is not complete
             target = BundleFolder(folder)
-            held = [image for host in chosen for image in _images(host, talk)]
-            models = {host.name: _models(host, talk) for host in chosen}
-            groups = _groups(held)
-            _check_space(target, groups, models, 2 if is_file else 1)
-            images = [image for group in groups for image in _add_images(target, group, talk)]
-            for host in chosen:
-                _add_models(target, host, models[host.name], talk)
-            _add_site(target, plan, {host.name for host in chosen}, held)
+            wanted = _gather(plan, chosen, talk, is_with_kit=with_kit)
+            _check_space(target, wanted, 2 if is_file else 1)
+            made = _add_images(target, wanted, chosen, talk)
+            _add_models(target, made, chosen, talk)
+            _add_site(target, plan, made)
             if with_kit:
                 _add_kit(target, talk)
-            made = _manifest(plan, held, images, models, is_with_kit=with_kit)
-            digest = target.finish(made, partial(sign, key=key) if key else None)
+            digest = target.finish(made, key)
         if is_file:
             target.finish_file(to)
-    size = to.stat().st_size if is_file else sum(path.stat().st_size for path in files_below(to))
-    count = f"{len(images)} images, {sum(map(len, models.values()))} model files"
+    size = sum(path.stat().st_size for path in ([to] if is_file else files_below(to)))
+    count = f"{len(made.images)} images, {len(made.models)} model files"
     talk.print(Text(f"{to}: complete, {count}, {amount(size)}; sha256 of {SUMS}: {digest}"))
     trust = "--signer ALLOWED-SIGNERS" if key else "--unsigned, once that sha256 was compared"
     talk.print(Text(f"carry it over, then: ./generate.py bundle load {to.name} {trust}"))
@@ -146,51 +199,45 @@ def _check_place(to: Path, folder: Path) -> None:
 # --- what there is to take -------------------------------------------------------------------------------------------
 
 
-def _images(host: ComposeHost, talk: Console) -> list[_Held]:
-    """The host's images, one entry for each id; fetched first where they are not there."""
-    references = sorted({service.image for service in host.plan.services_of(host.name)})
-    found: dict[str, list[tuple[str, dict[str, Any]]]] = {}
-    for name in references:
-        facts = _inspected(host, name, talk)
-        found.setdefault(str(facts["Id"]), []).append((name.partition("@")[0], facts))
-    return [_Held(host, _image([name for name, _ in entries], entries[0][1])) for entries in found.values()]
+def _gather(plan: Plan, hosts: Sequence[ComposeHost], talk: Console, *, is_with_kit: bool) -> Manifest:
+    """What the bundle is of: every image once, by its id and with its references on all hosts, and the model files."""
+    images: dict[str, Image] = {}
+    parts: dict[str, HostParts] = {}
+    for host in hosts:
+        found = [_image(host, name, talk) for name in sorted({service.image for service in host.services})]
+        for image in found:
+            known = images.get(image.id, image)
+            references = tuple(sorted({*known.references, *image.references}))
+            images[image.id] = known.model_copy(update={"references": references})
+        ids = dict.fromkeys(image.id for image in found)
+        parts[host.name] = HostParts(images=tuple(ids), models=tuple(_models(host, talk)))
+    version = ".".join(platform.python_version_tuple()[:2])
+    return Manifest(
+        format="corral-bundle/2",
+        corral=__version__,
+        site=plan.inventory.name,
+        made=datetime.now(UTC).replace(microsecond=0),
+        platform=f"{platform.system()} {platform.machine()}, Python {version}" if is_with_kit else "",
+        hosts=parts,
+        images=tuple(images.values()),
+    )
 
 
-def _inspected(host: ComposeHost, name: str, talk: Console) -> dict[str, Any]:
+def _image(host: ComposeHost, name: str, talk: Console) -> Image:
+    """What the host's engine says of an image, which is fetched first where it is not there."""
     done = host.run(["docker", "image", "inspect", name], check=False)
     if done.code != 0:
         talk.print(Text(f"{host.name}: fetching {name}"))
-        pulled = host.run(["docker", "pull", "--quiet", name], check=False, limit_s=PULL_LIMIT_S)
-        if pulled.code != 0:
-            raise CorralError(f"{host.name}: the image {name} is not there and cannot be fetched: {pulled.words}")
+        host.run(["docker", "pull", "--quiet", name], limit_s=PULL_LIMIT_S)
         done = host.run(["docker", "image", "inspect", name])
     facts: dict[str, Any] = json.loads(done.out)[0]
-    return facts
-
-
-def _image(references: Sequence[str], facts: Mapping[str, Any]) -> Image:
     return Image(
         id=str(facts["Id"]),
-        references=tuple(references),
+        references=(name.partition("@")[0],),
         digests=tuple(sorted(facts.get("RepoDigests") or [])),
         platform=f"{facts['Os']}/{facts['Architecture']}",
         size=int(facts["Size"]),
     )
-
-
-def _groups(held: Iterable[_Held]) -> list[_Group]:
-    """Every image once, with the references of every host, together with those that the same hosts need."""
-    users: dict[str, list[_Held]] = {}
-    for item in held:
-        users.setdefault(item.image.id, []).append(item)
-    groups: dict[tuple[str, ...], _Group] = {}
-    for items in users.values():
-        references = tuple(sorted({name for item in items for name in item.image.references}))
-        image = items[0].image.model_copy(update={"references": references})
-        hosts = tuple(item.host.name for item in items)
-        known = groups.get(hosts, _Group(items[0].host, ()))
-        groups[hosts] = replace(known, images=(*known.images, image))
-    return list(groups.values())
 
 
 def _models(host: ComposeHost, talk: Console) -> list[ModelFile]:
@@ -210,15 +257,20 @@ def _models(host: ComposeHost, talk: Console) -> list[ModelFile]:
     ]
 
 
-def _check_space(
-    target: BundleFolder, groups: Sequence[_Group], models: Mapping[str, list[ModelFile]], times: int
-) -> None:
+def _groups(wanted: Manifest) -> dict[tuple[str, ...], list[Image]]:
+    """The images that the same hosts need, by the names of these hosts."""
+    found: dict[tuple[str, ...], list[Image]] = defaultdict(list)
+    for image in wanted.images:
+        found[tuple(host for host, parts in wanted.hosts.items() if image.id in parts.images)].append(image)
+    return found
+
+
+def _check_space(target: BundleFolder, wanted: Manifest, times: int) -> None:
     """Raise CorralError when the disk is certainly too small."""
-    groups = [group for group in groups if not target.recorded(group.record)]
-    images = sum(max(image.size for image in group.images) for group in groups)  # the others may share all layers
-    files = {model.sha256: model.size for found in models.values() for model in found}
-    missing = {sha256: size for sha256, size in files.items() if not target.has(sha256, size)}
-    needed = times * (images + sum(missing.values()))
+    missing = [images for images in _groups(wanted).values() if not target.recorded(_record(images))]
+    needed = sum(model.size for model in wanted.models.values() if not target.has(model.sha256, model.size))
+    needed += sum(max(image.size for image in images) for images in missing)  # the others may share all its layers
+    needed *= times
     free = shutil.disk_usage(target.folder).free
     if needed > free:
         raise CorralError(
@@ -230,66 +282,67 @@ def _check_space(
 # --- taking it -------------------------------------------------------------------------------------------------------
 
 
-def _add_images(target: BundleFolder, group: _Group, talk: Console) -> list[Image]:
-    """The images of a group, whose archive is a blob of the bundle now."""
-    sha256 = target.recorded(group.record)
-    if not sha256:
-        for image in group.images:
-            size = f"{amount(image.size)} with shared layers"
-            talk.print(Text(f"{group.host.name}: {', '.join(image.references)} ({size})"))
-        words = ["docker", "save", *(image.id for image in group.images)]
-        sha256 = target.save_blob(partial(group.host.stream, words))
-    target.add_file(group.record, f"{sha256}\n".encode(), 0o644)
-    return [image.model_copy(update={"archive": sha256}) for image in group.images]
+def _record(images: Iterable[Image]) -> str:
+    """The file of the bundle that says under which checksum the archive of these images lies."""
+    ids = "\n".join(sorted(image.id for image in images))
+    return f"{RECORDS}/{hashlib.sha256(ids.encode()).hexdigest()[:16]}"
 
 
-def _add_models(target: BundleFolder, host: ComposeHost, models: Sequence[ModelFile], talk: Console) -> None:
-    for model in models:
-        if target.has(model.sha256, model.size):
-            continue
-        talk.print(Text(f"{host.name}: {model.file} ({amount(model.size)})"))
-        path = f"{host.models_folder}/{model.file}"
-        target.fetch_blob(
-            model.sha256,
-            model.size,
-            lambda count, path=path: host.stream(["tail", "-c", f"+{count + 1}", path]),  # type: ignore[misc]
-        )
+def _add_images(target: BundleFolder, wanted: Manifest, hosts: Sequence[ComposeHost], talk: Console) -> Manifest:
+    """Add one `docker save` for all images that the same hosts need, which stores layers that they share once."""
+    by_name = {host.name: host for host in hosts}
+    added: list[Image] = []
+    for names, images in _groups(wanted).items():
+        sha256 = target.recorded(_record(images))
+        if not sha256:
+            for image in images:
+                size = f"{amount(image.size)} with shared layers"
+                talk.print(Text(f"{names[0]}: {', '.join(image.references)} ({size})"))
+            sha256 = target.fetch(by_name[names[0]], ["docker", "save", *(image.id for image in images)])
+        target.add(_record(images), f"{sha256}\n".encode(), 0o644)
+        added += [image.model_copy(update={"archive": sha256}) for image in images]
+    return wanted.model_copy(update={"images": tuple(added)})
 
 
-def _add_site(target: BundleFolder, plan: Plan, hosts: set[str], held: Sequence[_Held]) -> None:
+def _add_models(target: BundleFolder, wanted: Manifest, hosts: Sequence[ComposeHost], talk: Console) -> None:
+    for host in hosts:
+        for model in wanted.hosts[host.name].models:
+            if not target.has(model.sha256, model.size):
+                talk.print(Text(f"{host.name}: {model.file} ({amount(model.size)})"))
+                target.fetch(host, f"{host.models_folder}/{model.file}", model.sha256)
+
+
+def _add_site(target: BundleFolder, plan: Plan, wanted: Manifest) -> None:
     """The inventory with its locks, and the rendering that they give: engines without a registry know no digests."""
     source = Path(plan.source_file)
-    locks = {**locks_beside(source), IMAGE_LOCK: image_lock_text(_ids_of(held)).encode()}
-    there = build_plan(load_texts(source.read_bytes(), locks, str(source)))
-    target.add_file(INVENTORY, source.read_bytes(), 0o644)
-    for name, data in locks.items():
-        target.add_file(name, data, 0o644)
-    for path, data in render(there).items():
-        if path.partition("/")[0] in hosts:
-            target.add_file(f"compose/{path}", data, 0o644)
-    target.add_file("README.txt", README.read_bytes(), 0o644)
-
-
-def _ids_of(held: Iterable[_Held]) -> ImageLock:
-    """The lock of a site whose images come from this bundle."""
-    ids: dict[str, set[str]] = {}
-    for item in held:
-        for name in item.image.references:
-            ids.setdefault(name, set()).add(item.image.id)
-    return ImageLock(images={name: LockedImage(ids=tuple(sorted(found))) for name, found in ids.items()})
+    ids: dict[str, list[str]] = defaultdict(list)
+    for image in wanted.images:
+        for name in image.references:
+            ids[name].append(image.id)
+    lock = ImageLock(images={name: LockedImage(ids=tuple(sorted(found))) for name, found in ids.items()})
+    locks = {**locks_beside(source), IMAGE_LOCK: image_lock_text(lock).encode()}
+    rendered = render(build_plan(load_texts(source.read_bytes(), locks, str(source))))
+    files = {
+        INVENTORY: source.read_bytes(),
+        **locks,
+        "README.txt": (ROOT / "templates/_bundle/README.txt").read_bytes(),
+    }
+    files |= {f"compose/{path}": data for path, data in rendered.items() if path.partition("/")[0] in wanted.hosts}
+    for name, data in files.items():
+        target.add(name, data, 0o644)
 
 
 def _add_kit(target: BundleFolder, talk: Console) -> None:
     """The kit's own files, and wheels of all that it needs, for this machine's system and Python."""
-    for name in KIT:
-        place = ROOT / name
-        for path in [place] if place.is_file() else files_below(place):
-            if "__pycache__" not in path.parts:
-                mode = 0o755 if path.stat().st_mode & 0o100 else 0o644
-                target.add_file(f"kit/{path.relative_to(ROOT)}", path.read_bytes(), mode)
+    for path in [path for name in KIT for path in files_below(ROOT / name) or [ROOT / name]]:
+        if "__pycache__" not in path.parts:
+            mode = 0o755 if path.stat().st_mode & 0o100 else 0o644
+            target.add(f"kit/{path.relative_to(ROOT)}", path.read_bytes(), mode)
     talk.print(Text("the kit's Python wheels"))
     wheels = target.folder / "wheels"
-    locks = [word for lock in LOCKS for word in ("--requirement", str(ROOT / lock))]
+    locks = [
+        f"--requirement={ROOT / name}" for name in KIT if name.startswith("requirements") and name.endswith(".txt")
+    ]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--only-binary"]
     done = subprocess.run(
         [*command, ":all:", "--require-hashes", "--no-deps", "--dest", str(wheels), *locks],
@@ -298,31 +351,8 @@ def _add_kit(target: BundleFolder, talk: Console) -> None:
         check=False,
     )
     if done.returncode != 0:
-        words = (done.stderr.strip().splitlines() or ["no answer"])[-1]
-        raise CorralError(f"the kit's wheels cannot be fetched: {words}; without them: --without-kit")
+        reason = (done.stderr.strip().splitlines() or ["no answer"])[-1]
+        raise CorralError(f"the kit's wheels cannot be fetched: {reason}; without them: --without-kit")
     for path in sorted(wheels.glob("*.whl")):
-        target.note(f"wheels/{path.name}")
-
-
-def _manifest(
-    plan: Plan,
-    held: Sequence[_Held],
-    images: Sequence[Image],
-    models: Mapping[str, list[ModelFile]],
-    *,
-    is_with_kit: bool,
-) -> Manifest:
-    version = ".".join(platform.python_version_tuple()[:2])
-    parts = {
-        name: HostParts(images=tuple(item.image.id for item in held if item.host.name == name), models=tuple(found))
-        for name, found in models.items()
-    }
-    return Manifest(
-        format="corral-bundle/2",
-        corral=__version__,
-        site=plan.inventory.name,
-        made=datetime.now(UTC).replace(microsecond=0),
-        platform=f"{platform.system()} {platform.machine()}, Python {version}" if is_with_kit else "",
-        hosts=parts,
-        images=tuple(images),
-    )
+        with path.open("rb") as file:
+            target.sums[f"wheels/{path.name}"] = hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,7 +1,7 @@
 """What backups and bundles have in common: files and `SHA256SUMS`, which lists the checksum of each of them.
 
 A bundle is a folder of these files, or a tar file of it; a backup is a compressed tar file, encrypted as a whole
-(`passphrase`). `SHA256SUMS` is the first member of a tar file; whatever vouches for it vouches for every file.
+(`passphrase`). `SHA256SUMS` is the first member of a tar file; what authenticates it authenticates every file.
 
 `tarfile` keeps every header, and reads extended headers and sparse maps of any length into memory. Archives may come
 from an attacker, so what it reads between two files is bounded here.
@@ -28,9 +28,11 @@ from typing import IO, Annotated, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from corral.config.file_names import is_below
+from corral.config.messages import Checked, from_json
 from corral.errors import CorralError
-from corral.files import write_file
+from corral.files import draft_of
 from corral.render.output import locked
+from corral.runtime.hosts import without_owner
 
 CHUNK = 1 << 20
 MOST_MEMBERS = 100_000
@@ -38,18 +40,14 @@ MOST_MEMBERS = 100_000
 LONGEST_HEADERS = 16 << 10
 # Bytes of a member; no disk holds as many.
 LARGEST = 1 << 60
-# Bytes of all files together that `unpacked` reads into memory.
-LARGEST_UNPACKED = 256 << 20
+# Bytes of a file that is read into memory, and of all such files of an archive together.
+LARGEST_FILE = 64 << 20
+LARGEST_FILES = 256 << 20
+LARGEST_MANIFEST = 8 << 20
 SUMS = "SHA256SUMS"
 MANIFEST = "manifest.json"
 INVENTORY = "inventory.yaml"
-LARGEST_SUMS = 16 << 20
-LARGEST_MANIFEST = 8 << 20
-# Bytes of a file that is read into memory.
-LARGEST_FILE = 64 << 20
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-UNITS = ("bytes", "KiB", "MiB", "GiB")
-STEP = 1024
 _SUM = re.compile(r"([0-9a-f]{64})  (.+)")
 
 
@@ -72,13 +70,40 @@ def sums_text(sums: Mapping[str, str]) -> bytes:
 
 
 def sums_of(text: bytes) -> dict[str, str]:
-    """Checksums by name; raises ValueError when `sums_text` did not make this."""
+    """Checksums by name; raises tarfile.ReadError when `sums_text` did not make this."""
     lines = text.decode("utf-8", errors="replace").splitlines() if text.count(b"\n") <= MOST_MEMBERS else []
     found = {match[2]: match[1] for line in lines if (match := _SUM.fullmatch(line))}
     is_whole = text.endswith(b"\n") and len(found) == len(lines)
     if not is_whole or MANIFEST not in found or not all(map(is_below, found)):
-        raise ValueError(f"{SUMS} is not as it was made")
+        raise tarfile.ReadError(f"{SUMS} is not as it was made")
     return found
+
+
+def receive(stream: IO[bytes], file: IO[bytes] | None = None, total: hashlib._Hash | None = None) -> Member:
+    """Read a stream to its end; returns its size and checksum.
+
+    Args:
+        stream: what is read.
+        file: what it is written into.
+        total: the checksum of what lies before it.
+    """
+    total, size = total or hashlib.sha256(), 0
+    while chunk := stream.read(CHUNK):
+        total.update(chunk)
+        size += len(chunk)
+        if file is not None:
+            file.write(chunk)
+    return Member(sha256=total.hexdigest(), size=size)
+
+
+def parsed(model: type[Checked], text: bytes) -> Checked:
+    """A manifest of this type; raises tarfile.ReadError when it cannot be read."""
+    if len(text) > LARGEST_MANIFEST:
+        raise tarfile.ReadError("its manifest has no end")
+    try:
+        return from_json(model, text)
+    except ValueError as error:
+        raise tarfile.ReadError(f"its manifest cannot be read ({error}), or a newer corral made it") from None
 
 
 # --- tar files -------------------------------------------------------------------------------------------------------
@@ -148,10 +173,6 @@ def _is_plain(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bool:
     return is_file and 0 <= info.size < LARGEST and is_below(info.name)
 
 
-def _without_owner(info: tarfile.TarInfo) -> tarfile.TarInfo:
-    return info.replace(uid=0, gid=0, uname="", gname="", mode=info.mode & 0o755, deep=False)
-
-
 def packed(files: Mapping[str, bytes]) -> bytes:
     """Files as a compressed archive; the same files give the same bytes."""
     buffer = io.BytesIO()
@@ -164,54 +185,15 @@ def packed(files: Mapping[str, bytes]) -> bytes:
 
 
 def unpacked(data: bytes) -> dict[str, bytes]:
-    """The files of an archive, by path; raises tarfile.TarError when `packed` did not make it, or it is too large."""
-    found: dict[str, bytes] = {}
-    room = LARGEST_UNPACKED
+    """The files of an archive of our own, by path; raises tarfile.TarError when `packed` did not make it."""
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as zipped:
-            for part in members(zipped):
-                room -= part.size
-                if room < 0:
-                    raise tarfile.ReadError(f"its files are larger than {LARGEST_UNPACKED >> 20} MiB together")
-                found[part.name] = part.data.read()
+            return {part.name: part.data.read() for part in members(zipped)}
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise tarfile.ReadError(str(error)) from None
-    return found
 
 
 # --- files on the disk -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class StoredFile:
-    """A file, or the part of a tar file that holds one."""
-
-    path: Path
-    size: int
-    start: int = 0
-
-    def chunks(self, skip: int = 0, most: int = LARGEST) -> Iterator[bytes]:
-        """Its content after the first `skip` bytes, `most` bytes of it at most."""
-        left = min(self.size - skip, most)
-        with self.path.open("rb") as file:
-            file.seek(self.start + skip)
-            while data := file.read(max(0, min(CHUNK, left))):
-                left -= len(data)
-                yield data
-
-
-def stored_files(path: Path) -> dict[str, StoredFile]:
-    """The files of a folder (links are left out) or of a tar file, by name.
-
-    Raises:
-        OSError: it cannot be read.
-        tarfile.TarError: it is neither a folder nor a tar file of regular files.
-    """
-    if path.is_dir():
-        files = [file for file in files_below(path) if not file.is_symlink()]
-        return {str(file.relative_to(path)): StoredFile(file, file.stat().st_size) for file in files}
-    with path.open("rb") as file:
-        return {part.name: StoredFile(path, part.size, part.start) for part in members(file)}
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -221,12 +203,17 @@ def files_below(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def new_file(path: Path) -> Iterator[IO[bytes]]:
-    """A new file that only its owner reads, which is on the disk at the end of the block."""
-    with open(path, "xb", opener=partial(os.open, mode=0o600)) as file:
+def new_file(path: Path, mode: int = 0o600) -> Iterator[IO[bytes]]:
+    """A file that gets its name at the end of the block, when it is on the disk."""
+    draft = draft_of(path)
+    draft.parent.mkdir(parents=True, exist_ok=True)
+    draft.unlink(missing_ok=True)
+    with open(draft, "xb", opener=partial(os.open, mode=mode)) as file:
+        os.fchmod(file.fileno(), mode)  # whatever the umask
         yield file
         file.flush()
         os.fsync(file.fileno())
+    draft.replace(path)
 
 
 @dataclass(slots=True)
@@ -234,40 +221,21 @@ class ArchiveFolder:
     """A folder that is filled with the files of an archive."""
 
     folder: Path
+    # The checksum of every file by name, as `SHA256SUMS` lists them.
     sums: dict[str, str] = field(default_factory=dict)
 
-    def add_file(self, name: str, data: bytes, mode: int = 0o600) -> None:
-        """Write a small file."""
-        path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, data, mode)
-        self.sums[name] = hashlib.sha256(data).hexdigest()
-
-    def add_stream(self, name: str, stream: IO[bytes]) -> int:
-        """Write a file of any size; returns its size."""
-        path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with new_file(path) as file:
-            member = receive(stream, file)
+    def add(self, name: str, data: bytes | IO[bytes], mode: int = 0o600) -> int:
+        """Write a file; returns its size in bytes."""
+        with new_file(self.folder / name, mode) as file:
+            member = receive(io.BytesIO(data) if isinstance(data, bytes) else data, file)
         self.sums[name] = member.sha256
         return member.size
 
-    def pack(self, file: IO[bytes] | gzip.GzipFile, *names: str) -> None:
+    def pack(self, file: IO[bytes] | gzip.GzipFile, *first: str) -> None:
         """Write the archive: the files of these names first."""
         with tarfile.open(fileobj=file, mode="w") as archive:
-            for name in (*names, *sorted(self.sums.keys() - set(names))):
-                archive.add(self.folder / name, name, recursive=False, filter=_without_owner)
-
-
-def receive(stream: IO[bytes], file: IO[bytes] | None = None) -> Member:
-    """Read a stream to its end, and write it into a file, if there is one; returns its size and checksum."""
-    total, size = hashlib.sha256(), 0
-    while chunk := stream.read(CHUNK):
-        total.update(chunk)
-        size += len(chunk)
-        if file is not None:
-            file.write(chunk)
-    return Member(sha256=total.hexdigest(), size=size)
+            for name in (*first, *sorted(self.sums.keys() - set(first))):
+                archive.add(self.folder / name, name, recursive=False, filter=without_owner)
 
 
 def sync_folder(folder: Path) -> None:
@@ -280,19 +248,21 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def emptied(place: Path) -> Iterator[None]:
-    """A folder for this run alone: what a killed run left in it goes at the start, the folder itself at the end.
+def work_folder(place: Path, remedy: str) -> Iterator[Path]:
+    """A folder for this run alone, gone at the end; what a killed run left in it goes at the start.
 
     Raises:
-        CorralError: another run is at work in it.
+        CorralError: it cannot be written, with this remedy, or another run is at work in it.
     """
-    with locked(place):
-        try:
-            for path in place.iterdir():
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-            yield
-        finally:
-            shutil.rmtree(place, ignore_errors=True)
+    with explained(place, remedy):
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with locked(place):
+            try:
+                for path in place.iterdir():
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+                yield place
+            finally:
+                shutil.rmtree(place, ignore_errors=True)
 
 
 @contextmanager
@@ -301,8 +271,25 @@ def explained(place: Path, remedy: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        words = f"{error.filename or place}: cannot be written: {error.strerror}"
-        raise CorralError(f"{words}; {remedy}") from None
+        message = f"{error.filename or place}: cannot be written: {error.strerror}"
+        raise CorralError(f"{message}; {remedy}") from None
+
+
+@contextmanager
+def readable(path: Path, kind: str, remedy: str) -> Iterator[None]:
+    """Turn what the disk, `gzip` or `tarfile` says of an archive into a CorralError with this remedy for damage."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise CorralError(f"{path}: no such file or folder") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError) as error:
+        raise CorralError(f"{path}: damaged, or no {kind} that corral made: {error}; {remedy}") from None
+    except OSError as error:
+        message = f"{error.filename or path}: cannot be read: {error.strerror or error}"
+        raise CorralError(f"{message}; then run the same command again") from None
+
+
+# --- messages --------------------------------------------------------------------------------------------------------
 
 
 def options_of(inventory: Path, out: Path) -> str:
@@ -312,8 +299,9 @@ def options_of(inventory: Path, out: Path) -> str:
 
 
 def amount(size: float) -> str:
-    """A number of bytes in words: `3.4 MiB`."""
-    unit = 0
-    while size >= STEP and unit < len(UNITS) - 1:
-        size, unit = size / STEP, unit + 1
-    return f"{size:.0f} {UNITS[unit]}" if unit == 0 else f"{size:.1f} {UNITS[unit]}"
+    """A number of bytes for people: `3.4 MiB`."""
+    for unit in ("bytes", "KiB", "MiB"):
+        if size < 1024:  # noqa: PLR2004 - units of a power of two
+            return f"{size:.{int(unit != 'bytes')}f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"

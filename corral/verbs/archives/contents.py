@@ -10,52 +10,33 @@ import gzip
 import hashlib
 import os
 import shutil
-import tarfile
-import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from tarfile import ReadError
 from typing import IO, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, FailFast
+from rich.text import Text
 
 from corral.config.file_names import PathBelow
 from corral.config.inventory import Name
-from corral.config.messages import from_json
 from corral.errors import CorralError
-from corral.verbs.archives import legacy
-from corral.verbs.archives.container import (
-    LARGEST_FILE,
-    LARGEST_MANIFEST,
-    MANIFEST,
-    MOST_MEMBERS,
-    SUMS,
-    ArchiveFolder,
-    Member,
-    Part,
-    Strict,
-    members,
-    new_file,
-    receive,
-    sums_of,
-    sums_text,
-    sync_folder,
-)
+from corral.verbs.archives import container
+from corral.verbs.archives.container import MANIFEST, SUMS, ArchiveFolder, Member, Part, Strict, new_file, receive
 from corral.verbs.archives.passphrase import MARK, MARKS, decrypted, encrypt, seal, unseal
 
 RENDERING = "rendering/"
 STATES = "states/"
 SECRETS = "secrets.sealed"
 SEAL = "SHA256SUMS.sealed"
-# Bytes of all files that are read into memory: everything but the states of services.
-LARGEST_FILES = 256 << 20
+# Of formats 1 and 2: the encrypted checksum of the manifest, and the last member, which has that checksum, too.
+OLD_SEAL, OLD_END = "manifest.sealed", "manifest.sha256"
 # Bytes after the last member: tar fills up its last record.
 LONGEST_END = 1 << 20
 LONGEST_SEAL = 64 << 10
 SPEED_NOT_SIZE = 6
-_LISTS = {SUMS: "list of checksums", MANIFEST: "manifest"}
 
 
 class SavedState(Strict):
@@ -71,8 +52,8 @@ class SavedState(Strict):
 
 def _few(value: Any) -> Any:
     """Refuse a mapping of too many members before each of them is looked at."""
-    if isinstance(value, Mapping) and len(value) > MOST_MEMBERS:
-        raise ValueError(f"has more than {MOST_MEMBERS} files")
+    if isinstance(value, Mapping) and len(value) > container.MOST_MEMBERS:
+        raise ValueError(f"has more than {container.MOST_MEMBERS} files")
     return value
 
 
@@ -93,26 +74,6 @@ class Manifest(Strict):
     states: Annotated[tuple[SavedState, ...], FailFast()]
     members: Annotated[Mapping[PathBelow, Member], BeforeValidator(_few)] = {}
     """Every file; added while an archive of format 3 is read."""
-
-
-@dataclass(frozen=True, slots=True)
-class Backup:
-    """An archive that is whole, and what is in it."""
-
-    path: Path
-    manifest: Manifest
-    # The checksum of the list of checksums: another backup has another one.
-    mark: str
-    # Whether all of it is authenticated by the passphrase.
-    is_authentic: bool
-    files: Mapping[str, bytes]
-    # Where the states of services were laid, by member.
-    states: Mapping[str, Path] = field(default_factory=dict)
-
-    @property
-    def rendering(self) -> dict[str, bytes]:
-        """The rendered tree by path, as `render` makes it."""
-        return {name.removeprefix(RENDERING): data for name, data in self.files.items() if name.startswith(RENDERING)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,12 +101,11 @@ def write_archive(target: Path, parts: ArchiveFolder, manifest: Manifest, sealin
         OSError: the disk refuses; the target is not there then.
         CorralError: the target has come into being meanwhile.
     """
-    parts.add_file(MANIFEST, manifest.model_dump_json(indent=1, exclude={"members"}).encode() + b"\n")
-    listed = sums_text(parts.sums)
-    parts.add_file(SUMS, listed)
+    parts.add(MANIFEST, manifest.model_dump_json(indent=1, exclude={"members"}).encode() + b"\n")
+    parts.add(SUMS, container.sums_text(parts.sums))
     first = [SUMS]
     if sealing is not None and sealing.is_plain:
-        parts.add_file(SEAL, seal(hashlib.sha256(listed).hexdigest().encode(), sealing.passphrase))
+        parts.add(SEAL, seal(parts.sums[SUMS].encode(), sealing.passphrase))
         first.append(SEAL)
     draft, sealed = parts.folder / ".archive", parts.folder / ".archive.sealed"
     with new_file(draft) as file, gzip.GzipFile("", "wb", SPEED_NOT_SIZE, file, mtime=0) as zipped:
@@ -160,17 +120,44 @@ def write_archive(target: Path, parts: ArchiveFolder, manifest: Manifest, sealin
         os.link(draft, target)  # unlike a renaming, never over a file that is there
     except FileExistsError:
         raise CorralError(f"{target}: is there already; name another file") from None
-    sync_folder(target.parent)
+    container.sync_folder(target.parent)
 
 
 # --- reading one -----------------------------------------------------------------------------------------------------
 
 
-# Gets the passphrase, when an archive wants one.
-Asking = Callable[[], str]
+@dataclass(slots=True)
+class Backup:
+    """An archive, of which every byte is checked while it is read."""
+
+    path: Path
+    # Whether all of it is authenticated by the passphrase.
+    is_authentic: bool = False
+    # The checksum of the list of checksums: another backup has another one.
+    mark: str = ""
+    sums: Mapping[str, str] = field(default_factory=dict)
+    members: dict[str, Member] = field(default_factory=dict)
+    # The content of all but the states of services.
+    files: dict[str, bytes] = field(default_factory=dict)
+    # Where the states of services were laid, by member.
+    states: dict[str, Path] = field(default_factory=dict)
+    # Bytes of further files that are read into memory.
+    room: int = container.LARGEST_FILES
+    manifest: Manifest = field(init=False)
+
+    def summary(self) -> Text:
+        """One line about what is whole."""
+        manifest = self.manifest
+        secrets = "with secrets" if manifest.has_secrets else "without secrets"
+        trust = "; NOT AUTHENTICATED: a program that could write to the file may have changed it"
+        message = (
+            f"{self.path}: whole; site {manifest.site} ({', '.join(manifest.hosts)}), made "
+            f"{manifest.made:%Y-%m-%d %H:%M:%S} UTC by corral {manifest.corral}, {secrets}"
+        )
+        return Text(message) if self.is_authentic else Text(f"{message}{trust}", "yellow")
 
 
-def read_backup(path: Path, ask: Asking, folder: Path | None = None) -> Backup:
+def read_backup(path: Path, ask: Callable[[], str], folder: Path | None = None) -> Backup:
     """The backup in a file, every byte of it checked.
 
     Args:
@@ -182,134 +169,85 @@ def read_backup(path: Path, ask: Asking, folder: Path | None = None) -> Backup:
         WrongPassphraseError: it does not open with this passphrase.
         CorralError: it is damaged, cut off, too large or no backup.
     """
-    with _in_plain_words(path), path.open("rb") as file:
-        if file.readline(len(MARK)) not in MARKS:
+    backup = Backup(path)
+    with container.readable(path, "backup", "use another backup"), path.open("rb") as file:
+        if file.readline(len(MARK)) in MARKS:
+            with decrypted(file, ask()) as inside:
+                _read(backup, inside, ask, folder)
+            backup.is_authentic = True
+        else:
             file.seek(0)
-            return _Reading(path, ask, folder).read(file)
-        with decrypted(file, ask()) as inside:
-            return _Reading(path, ask, folder, is_authentic=True).read(inside)
+            _read(backup, file, ask, folder)
+    return backup
 
 
-@dataclass(slots=True)
-class _Reading:
-    """An archive that is being read."""
-
-    path: Path
-    ask: Asking
-    folder: Path | None
-    is_authentic: bool = False
-    sums: Mapping[str, str] = field(default_factory=dict)
-    mark: str = ""
-    files: dict[str, bytes] = field(default_factory=dict)
-    states: dict[str, Path] = field(default_factory=dict)
-    members: dict[str, Member] = field(default_factory=dict)
-    room: int = LARGEST_FILES
-
-    def read(self, file: IO[bytes]) -> Backup:
-        """All of it, from its first to its last byte."""
-        with gzip.GzipFile(fileobj=file) as zipped:
-            if file.peek(1) == b"":  # type: ignore[attr-defined]
-                raise _foreign(self.path)
-            parts = members(zipped)
-            self._take_list(next(parts, None))
-            for part in parts:
-                self._take(part)
-            if len(zipped.read(LONGEST_END + 1)) > LONGEST_END:  # reading it checks the checksum of all
-                raise _damaged(self.path, "something follows its end")
-        return self._backup()
-
-    def _backup(self) -> Backup:
-        missing = sorted(self.sums.keys() - self.members.keys())
-        if missing:
-            raise _damaged(self.path, f"{missing[0]} is not in it")
-        manifest = self._parsed(self.files.pop(MANIFEST))
-        states = {name for name in self.members if name.startswith(STATES)}
-        lost = [state.member for state in manifest.states if state.member not in states]
-        if lost:
-            raise _damaged(self.path, f"{lost[0]} is not in it")
-        listed = {name: member for name, member in self.members.items() if name not in {MANIFEST, legacy.END}}
-        manifest = manifest.model_copy(update={"members": listed})
-        return Backup(self.path, manifest, self.mark, self.is_authentic, self.files, self.states)
-
-    def _take_list(self, part: Part | None) -> None:
-        """Read the first member, which has the checksums of all others."""
-        if part is None or part.name not in _LISTS:
-            raise _foreign(self.path)
-        if part.size > LARGEST_MANIFEST:
-            raise _damaged(self.path, f"its {_LISTS[part.name]} has no end")
-        text = part.data.read()
-        self.mark = hashlib.sha256(text).hexdigest()
-        if part.name == MANIFEST:
-            self.files[MANIFEST], self.members[MANIFEST] = text, Member(sha256=self.mark, size=len(text))
-            self.sums = legacy.backup_sums(self._parsed(text), self.mark)
-            return
-        try:
-            self.sums = sums_of(text)
-        except ValueError as error:
-            raise _damaged(self.path, str(error)) from None
-
-    def _parsed(self, text: bytes) -> Manifest:
-        if len(text) > LARGEST_MANIFEST:
-            raise _damaged(self.path, "its manifest has no end")
-        try:
-            return from_json(Manifest, text)
-        except ValueError as error:
-            words = f"its manifest cannot be read ({error}); it is damaged, or a newer corral made it"
-            raise CorralError(f"{self.path}: {words}") from None
-
-    def _take(self, part: Part) -> None:
-        """Check a member and keep it: in memory, or the state of a service in the folder."""
-        if part.name in {SEAL, legacy.SEAL} and not self.is_authentic:
-            if unseal(part.data.read(LONGEST_SEAL), self.ask()) != self.mark.encode():
-                raise _damaged(self.path, "its manifest is not the one that was sealed with the passphrase")
-            self.is_authentic = True
-            return
-        if part.name in self.members:
-            raise _damaged(self.path, f"{part.name} is in it twice")
-        if part.name not in self.sums:
-            raise _damaged(self.path, f"{part.name} is not in its manifest")
-        member = self._state(part) if part.name.startswith(STATES) else self._file(part)
-        if member.sha256 != self.sums[part.name]:
-            raise _damaged(self.path, f"{part.name} is not what it was when the backup was made")
-        self.members[part.name] = member
-
-    def _file(self, part: Part) -> Member:
-        self.room -= part.size
-        if part.size > LARGEST_FILE or self.room < 0:
-            words = f"at most {LARGEST_FILE >> 20} MiB each and {LARGEST_FILES >> 20} MiB together are read"
-            raise _damaged(self.path, f"its files are too large: {words}")
-        data = self.files[part.name] = part.data.read()
-        return Member(sha256=hashlib.sha256(data).hexdigest(), size=part.size)
-
-    def _state(self, part: Part) -> Member:
-        if self.folder is None:
-            return receive(part.data)
-        if part.size > shutil.disk_usage(self.folder).free:
-            words = f"{part.name} in it takes {part.size >> 20} MiB, which {self.folder} has not free"
-            raise CorralError(f"{self.path}: {words}; nothing was changed")
-        place = self.states[part.name] = self.folder / str(len(self.states))
-        with new_file(place) as file:
-            return receive(part.data, file)
+def _read(backup: Backup, file: IO[bytes], ask: Callable[[], str], folder: Path | None) -> None:
+    with gzip.GzipFile(fileobj=file) as zipped:
+        parts = container.members(zipped)
+        _take_list(backup, next(parts, None))
+        for part in parts:
+            if part.name in {SEAL, OLD_SEAL}:
+                if unseal(part.data.read(LONGEST_SEAL), ask()) != backup.mark.encode():
+                    raise ReadError("its list of checksums is not the one that was sealed with the passphrase")
+                backup.is_authentic = True
+            else:
+                _take(backup, part, folder)
+        if len(zipped.read(LONGEST_END + 1)) > LONGEST_END:  # reading it checks the checksum of all
+            raise ReadError("something follows its end")
+    backup.manifest = _whole_manifest(backup)
 
 
-@contextmanager
-def _in_plain_words(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError:
-        raise CorralError(f"{path}: no such file") from None
-    except gzip.BadGzipFile as error:
-        is_other = "Not a gzipped file" in str(error)
-        raise (_foreign(path) if is_other else _damaged(path, "its checksum is wrong")) from None
-    except (EOFError, zlib.error, tarfile.TarError) as error:
-        raise _damaged(path, "it was cut off" if isinstance(error, EOFError) else str(error)) from None
-    except OSError as error:
-        raise CorralError(f"{path}: cannot be read: {error.strerror or error}; nothing was changed") from None
+def _take_list(backup: Backup, part: Part | None) -> None:
+    """Read the first member, which has the checksums of all others."""
+    if part is None or part.name not in {SUMS, MANIFEST}:
+        raise ReadError(f"it does not begin with {SUMS}")
+    text = part.data.read(container.LARGEST_MANIFEST + 1)
+    backup.mark = hashlib.sha256(text).hexdigest()
+    if part.name == SUMS:
+        backup.sums = container.sums_of(text)
+        return
+    backup.members[MANIFEST] = Member(sha256=backup.mark, size=part.size)
+    backup.files[MANIFEST] = text
+    listed = {name: member.sha256 for name, member in container.parsed(Manifest, text).members.items()}
+    backup.sums = listed | {OLD_END: hashlib.sha256(f"{backup.mark}\n".encode()).hexdigest()}
 
 
-def _damaged(path: Path, why: str) -> CorralError:
-    return CorralError(f"{path}: damaged: {why}; use another backup")
+def _take(backup: Backup, part: Part, folder: Path | None) -> None:
+    """Check a member and keep it: in memory, or the state of a service in the folder."""
+    if part.name in backup.members:
+        raise ReadError(f"{part.name} is in it twice")
+    member = _take_state(backup, part, folder) if part.name.startswith(STATES) else _take_file(backup, part)
+    if backup.sums.get(part.name) != member.sha256:
+        raise ReadError(f"{part.name} is not what its list of checksums says")
+    backup.members[part.name] = member
 
 
-def _foreign(path: Path) -> CorralError:
-    return CorralError(f"{path}: is no backup that corral made")
+def _take_file(backup: Backup, part: Part) -> Member:
+    backup.room -= part.size
+    if part.size > container.LARGEST_FILE or backup.room < 0:
+        most = f"{container.LARGEST_FILE >> 20} MiB each and {container.LARGEST_FILES >> 20} MiB together"
+        raise ReadError(f"its files are too large: at most {most} are read")
+    data = backup.files[part.name] = part.data.read()
+    return Member(sha256=hashlib.sha256(data).hexdigest(), size=part.size)
+
+
+def _take_state(backup: Backup, part: Part, folder: Path | None) -> Member:
+    if folder is None:
+        return receive(part.data)
+    if part.size > shutil.disk_usage(folder).free:
+        message = f"{part.name} in it takes {container.amount(part.size)}, which {folder} has not free"
+        raise CorralError(f"{backup.path}: {message}; nothing was changed")
+    place = backup.states[part.name] = folder / str(len(backup.states))
+    with new_file(place) as file:
+        return receive(part.data, file)
+
+
+def _whole_manifest(backup: Backup) -> Manifest:
+    """The manifest with all members; raises ReadError when one that it or the list of checksums has is not there."""
+    manifest = container.parsed(Manifest, backup.files.get(MANIFEST, b""))
+    states = {name for name in backup.members if name.startswith(STATES)}
+    lost = (backup.sums.keys() - backup.members.keys()) | ({state.member for state in manifest.states} - states)
+    if lost:
+        raise ReadError(f"{min(lost)} is not in it")
+    members = {name: member for name, member in backup.members.items() if name not in {MANIFEST, OLD_END}}
+    return manifest.model_copy(update={"members": members})

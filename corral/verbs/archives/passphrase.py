@@ -7,13 +7,13 @@ with the passphrase: age encrypts and authenticates a stream in pieces, and a ne
 
 from __future__ import annotations
 
-import base64
 import errno
 import json
 import os
 import re
 import secrets
 import sys
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,8 +26,7 @@ VARIABLE = "CORRAL_PASSPHRASE"
 # Characters of a new passphrase, at least: an attacker who has the archive can try without limit.
 SHORTEST = 12
 # A generated passphrase: five groups of four out of 32 characters, which are 100 bits.
-GROUPS, SIGNS = 5, "abcdefghijkmnpqrstuvwxyz23456789"
-SALT_BYTES = 16
+GROUPS, CHARACTERS = 5, "abcdefghijkmnpqrstuvwxyz23456789"
 # Of scrypt, as a power of two: 128 MiB of memory and about half a second for each guess.
 COST = 17
 MARK = b"corral-backup/3 sealed\n"
@@ -38,7 +37,7 @@ _HEADER = re.compile(rb"corral-sealed/1 scrypt 2\^(1[4-9]|20) 8 1 ([A-Za-z0-9_-]
 
 
 class WrongPassphraseError(CorralError):
-    """What was sealed does not open with this passphrase."""
+    """The passphrase does not open what it is to open."""
 
 
 # --- small secrets ---------------------------------------------------------------------------------------------------
@@ -48,8 +47,8 @@ def seal(data: bytes, passphrase: str) -> bytes:
     """Encrypt and authenticate `data` with a key derived from the passphrase."""
     from cryptography.fernet import Fernet
 
-    salt = secrets.token_bytes(SALT_BYTES)
-    header = b"corral-sealed/1 scrypt 2^%d 8 1 %s\n" % (COST, base64.urlsafe_b64encode(salt))
+    salt = secrets.token_bytes(16)
+    header = b"corral-sealed/1 scrypt 2^%d 8 1 %s\n" % (COST, urlsafe_b64encode(salt))
     return header + Fernet(_key(passphrase, salt, COST)).encrypt(data) + b"\n"
 
 
@@ -68,7 +67,7 @@ def unseal(sealed: bytes, passphrase: str) -> bytes:
         raise CorralError("the secrets were sealed in a way that this version of corral does not know")
     try:
         salt, body = _decoded(match[2]), _decoded(token.strip())
-        return Fernet(_key(passphrase, salt, int(match[1]))).decrypt(base64.urlsafe_b64encode(body))
+        return Fernet(_key(passphrase, salt, int(match[1]))).decrypt(urlsafe_b64encode(body))
     except ValueError:
         raise CorralError("the sealed secrets are damaged: that is not what was written") from None
     except InvalidToken:
@@ -77,8 +76,8 @@ def unseal(sealed: bytes, passphrase: str) -> bytes:
 
 def _decoded(text: bytes) -> bytes:
     """Decode base64; ValueError when the text is not the canonical one, as after a change of unused bits."""
-    data = base64.urlsafe_b64decode(text)
-    if base64.urlsafe_b64encode(data) != text:
+    data = urlsafe_b64decode(text)
+    if urlsafe_b64encode(data) != text:
         raise ValueError("not as it was written")
     return data
 
@@ -86,7 +85,7 @@ def _decoded(text: bytes) -> bytes:
 def _key(passphrase: str, salt: bytes, cost: int) -> bytes:
     from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
-    return base64.urlsafe_b64encode(Scrypt(salt=salt, length=32, n=2**cost, r=8, p=1).derive(passphrase.encode()))
+    return urlsafe_b64encode(Scrypt(salt=salt, length=32, n=2**cost, r=8, p=1).derive(passphrase.encode()))
 
 
 # --- whole archives --------------------------------------------------------------------------------------------------
@@ -113,28 +112,27 @@ def decrypted(file: IO[bytes], passphrase: str) -> Iterator[IO[bytes]]:
         WrongPassphraseError: the passphrase is another one.
         CorralError: the file is damaged; raised at the end of the block, too, instead of what the block raises.
     """
+    from pyrage import decrypt_io
     from pyrage.x25519 import Identity
 
     key = json.loads(unseal(file.readline(LONGEST_LINE) + file.readline(LONGEST_LINE), passphrase))
     identity = Identity.from_str(key["identity"])
     source, sink = os.pipe()
+
+    def decrypt() -> None:
+        with os.fdopen(sink, "wb", 0) as writer:
+            decrypt_io(file, writer, [identity])
+
     with ThreadPoolExecutor(1) as pool:
-        work = pool.submit(_decrypt, file, sink, identity)
+        work = pool.submit(decrypt)
         try:
             with os.fdopen(source, "rb") as stream:
                 yield stream
         finally:
             failure = work.exception()
             if failure is not None and not isinstance(failure, BrokenPipeError):  # the block did not read to the end
-                words = f"damaged: it does not open to its end ({failure}); use another backup"
-                raise CorralError(f"{file.name}: {words}") from None
-
-
-def _decrypt(file: IO[bytes], sink: int, identity: object) -> None:
-    from pyrage import decrypt_io
-
-    with os.fdopen(sink, "wb", 0) as writer:
-        decrypt_io(file, writer, [identity])
+                message = f"damaged: it does not open to its end ({failure}); use another backup"
+                raise CorralError(f"{file.name}: {message}") from None
 
 
 # --- the passphrase --------------------------------------------------------------------------------------------------
@@ -153,26 +151,24 @@ def find_passphrase(file: Path | None, *, is_new: bool) -> str:
     elif sys.stdin.isatty():
         passphrase, where = _asked(is_new=is_new), "it"
     else:
-        way_out = f" (such as {made_up()}), or leave the secrets out: --without-secrets" if is_new else ""
-        raise UsageError(f"a passphrase is needed: set {VARIABLE}, or name a file: --passphrase-file FILE{way_out}")
+        others = f" (such as {made_up()}), or leave the secrets out: --without-secrets" if is_new else ""
+        raise UsageError(f"a passphrase is needed: set {VARIABLE}, or name a file: --passphrase-file FILE{others}")
     if is_new and len(passphrase) < SHORTEST:
-        words = f"a passphrase has at least {SHORTEST} signs; {where} has {len(passphrase)}"
-        raise UsageError(f"{words}; a random one: {made_up()}")
+        message = f"a passphrase has at least {SHORTEST} characters; {where} has {len(passphrase)}"
+        raise UsageError(f"{message}; a random one: {made_up()}")
     return passphrase
 
 
 def made_up() -> str:
     """A new random passphrase."""
-    return "-".join("".join(secrets.choice(SIGNS) for _ in range(4)) for _ in range(GROUPS))
+    return "-".join("".join(secrets.choice(CHARACTERS) for _ in range(4)) for _ in range(GROUPS))
 
 
 def _first_line(file: Path) -> str:
     try:
         return (file.read_text(encoding="utf-8").splitlines() or [""])[0]
-    except UnicodeDecodeError:
-        raise UsageError(f"{file}: not UTF-8 text") from None
-    except OSError as error:
-        raise UsageError(f"{file}: cannot be read: {error.strerror}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file}: cannot be read: {getattr(error, 'strerror', 'not UTF-8 text')}") from None
 
 
 def _asked(*, is_new: bool) -> str:

@@ -8,35 +8,32 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from corral.build import Plan, build_plan
 from corral.checks.policy import refuse_weak
-from corral.config.load import LOCKS, load_inventory, load_texts
+from corral.config.load import load_inventory
 from corral.contributions import State
 from corral.errors import CorralError, UsageError, on_one_line
-from corral.files import write_atomically
-from corral.render.output import MANIFEST, compare, write
+from corral.render.output import MANIFEST
 from corral.render.secrets import ENV_FILE, FOLDER, initialise
-from corral.render.tree import refuse_other_site, render
+from corral.render.tree import render
 from corral.runtime.board import Board
 from corral.runtime.hosts import NOT_COPIED, CommandError, ComposeHost, compose_hosts
 from corral.runtime.interrupts import Interrupts
 from corral.runtime.lock import alone
-from corral.runtime.waiting import COMMAND_LIMIT_S
-from corral.verbs.archives.container import INVENTORY, amount, emptied, options_of, unpacked
-from corral.verbs.archives.contents import RENDERING, SECRETS, Asking, Backup, read_backup
-from corral.verbs.archives.passphrase import find_passphrase, unseal
-from corral.verbs.archives.states import put_back, state_of_plan, title
+from corral.runtime.waiting import COMMAND_LIMIT_S, create, wait_well
+from corral.verbs.archives.backup import states_of, title
+from corral.verbs.archives.container import explained, options_of, unpacked, work_folder
+from corral.verbs.archives.contents import RENDERING, SECRETS, Backup, read_backup
+from corral.verbs.archives.passphrase import unseal
+from corral.verbs.archives.target import Site, Target, put
 from corral.verbs.up.survey import check_engine
 from corral.verbs.up.up import LOCK, Run, fetch_images, look
 
@@ -47,81 +44,36 @@ NOTE = ".restore.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """Where a backup goes, and what a person said about it."""
-
-    inventory: Path
-    out: Path
-    hosts: frozenset[str] | None = None
-    passphrase_file: Path | None = None
-    replace: bool = False
-    yes: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
+class _Job(Site):
     """A restore at work."""
 
     backup: Backup
-    wanted: Wanted
-    plan: Plan
-    names: tuple[str, ...]
-    # Rendered files of the hosts, by path, without the kit's own records.
-    tree: dict[str, bytes]
+    target: Target
     # Files by path below the folder of renderings; none when the archive has none.
     secrets: dict[str, bytes]
 
-    @property
-    def hosts(self) -> list[ComposeHost]:
-        """Hosts that get something back into their containers or volumes."""
-        busy = [name for name in self.names if self.plan.services_of(name) and not self.plan.site.is_local(name)]
-        return compose_hosts(self.plan, self.wanted.out, busy) if busy else []
-
     def states(self, host: ComposeHost) -> dict[str, State]:
         """What goes back on a host, by the archive's member."""
-        known = {(state.service, state.name): state for state in state_of_plan(host)}
+        known = {(state.service, state.name): state for state in states_of(host)}
         saved = [item for item in self.backup.manifest.states if item.host == host.name]
         return {item.member: known[item.service, item.name] for item in saved if (item.service, item.name) in known}
-
-
-# --- looking ---------------------------------------------------------------------------------------------------------
-
-
-def listing(backup: Backup) -> Table:
-    """What is in a backup, as a table."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("what")
-    table.add_column("size", justify="right")
-    table.add_column("sha256")
-    manifest = backup.manifest
-    purposes = {item.member: f"{item.host}/{item.service}: {item.name} ({item.purpose})" for item in manifest.states}
-    for host in manifest.hosts:
-        rendered = [item for name, item in manifest.members.items() if name.startswith(f"{RENDERING}{host}/")]
-        table.add_row(f"{host}: rendering, {len(rendered)} files", amount(sum(item.size for item in rendered)), "")
-    for name, member in manifest.members.items():
-        if not name.startswith(RENDERING):
-            words = purposes.get(name, "secrets, sealed" if name == SECRETS else name)
-            table.add_row(Text(words), amount(member.size), member.sha256[:16])
-    return table
-
-
-def summary(backup: Backup) -> str:
-    """One line about a backup that is whole."""
-    manifest = backup.manifest
-    secrets = "with secrets" if manifest.has_secrets else "without secrets"
-    trust = "" if backup.is_authentic else "; NOT AUTHENTICATED: whoever could write to the file may have changed it"
-    hosts = ", ".join(manifest.hosts)
-    return (
-        f"{backup.path}: whole; site {manifest.site} ({hosts}), made {manifest.made:%Y-%m-%d %H:%M:%S} UTC "
-        f"by corral {manifest.corral}, {secrets}{trust}"
-    )
 
 
 # --- restoring -------------------------------------------------------------------------------------------------------
 
 
-def restore(path: Path, talk: Console, wanted: Wanted) -> None:
+def restore(
+    path: Path, talk: Console, target: Target, ask: Callable[[], str], *, replace: bool = False, yes: bool = False
+) -> None:
     """Bring back what a backup holds.
+
+    Args:
+        path: what `backup` made.
+        talk: where progress and questions go.
+        target: where it goes.
+        ask: gets the passphrase.
+        replace: whether what is there may go.
+        yes: the operator's answer to every question.
 
     Raises:
         WrongPassphraseError: it does not open; nothing was changed.
@@ -129,70 +81,56 @@ def restore(path: Path, talk: Console, wanted: Wanted) -> None:
             authenticated and names any; the message says which.
         CorralError: the archive is damaged, or something is left for a person to do; the message says what.
     """
-
-    @cache
-    def ask() -> str:
-        return find_passphrase(wanted.passphrase_file, is_new=False)
-
-    with Interrupts(), _staging(wanted.out) as folder:
+    ask = cache(ask)
+    with (
+        Interrupts(),
+        alone(target.out / LOCK, "corral restore"),
+        work_folder(target.out / STAGING, "nothing was changed") as folder,
+    ):
         backup = read_backup(path, ask, folder)
-        talk.print(Text(summary(backup), "" if backup.is_authentic else "yellow"))
-        job = _job(backup, wanted, ask)
-        hosts = job.hosts
-        if _states_that_are_back(job) is None and (found := _differences(job)):
-            _agree(f"these places, images and addresses would be used:\n{_indented(found)}", wanted, talk)
+        talk.print(backup.summary())
+        job = _job(backup, target, ask)
+        busy = [name for name in job.hosts if job.plan.services_of(name) and not job.plan.site.is_local(name)]
+        hosts = compose_hosts(job.plan, target.out, busy) if busy else []
+        done = _states_that_are_back(job)
+        if done is None and (found := _differences(job)):
+            _agree("these places, images and addresses would be used", found, talk, yes=yes)
         for host in hosts:  # only now: it may call them over ssh
             check_engine(host)
-        with alone(wanted.out / LOCK, "corral restore"):
-            done = _states_that_are_back(job)
-            if done is None:
-                _make_room(job, hosts, talk)
-            _note(job, done or [])
-            _lay_out_files(job, talk)
-            _lay_out_secrets(job, talk)
-            with Board(talk) as board:
-                _put_states_back(job, hosts, board, done or [])
-            (wanted.out / NOTE).unlink()
-    talk.print(Text(f"restored; next: ./generate.py up{options_of(wanted.inventory, wanted.out)}"))
+        if done is None:
+            _make_room(job, hosts, talk, replace=replace, yes=yes)
+        with explained(target.out, "run the same command again to go on"):
+            _fill(job, hosts, talk, done or [])
+    talk.print(Text(f"restored; next: ./generate.py up{options_of(target.inventory, target.out)}"))
 
 
-@contextmanager
-def _staging(out: Path) -> Iterator[Path]:
-    """A folder of our own below the renderings, gone afterwards; what a killed run left in it is cleared away."""
-    place = out / STAGING
-    try:
-        place.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise CorralError(f"{place}: cannot be made: {error.strerror}; nothing was changed") from None
-    try:
-        with emptied(place):
-            yield place
-    finally:
-        with suppress(OSError):
-            out.rmdir()  # if nothing was laid out
+def _fill(job: _Job, hosts: Sequence[ComposeHost], talk: Console, done: list[str]) -> None:
+    """Bring everything back but the states in `done`; the folder of renderings says how far that is."""
+    _note(job, done)
+    job.target.fill(job, talk, force=True)
+    _lay_out_secrets(job, talk)
+    with Board(talk) as board:
+        _put_states_back(job, hosts, board, done)
+    (job.target.out / NOTE).unlink()
 
 
-def _job(backup: Backup, wanted: Wanted, ask: Asking) -> _Job:
-    names = tuple(name for name in backup.manifest.hosts if wanted.hosts is None or name in wanted.hosts)
-    unknown = sorted((wanted.hosts or frozenset()) - set(backup.manifest.hosts))
-    if unknown:
-        raise UsageError(f'no host named "{unknown[0]}" in the backup; there are {", ".join(backup.manifest.hosts)}')
-    text = backup.files.get(INVENTORY)
-    if text is None:
-        raise CorralError(f"{backup.path}: has no inventory")
-    plan = build_plan(load_texts(text, backup.files, str(wanted.inventory)))
+def _job(backup: Backup, target: Target, ask: Callable[[], str]) -> _Job:
+    hosts = target.hosts_of(backup.manifest.hosts, "backup")
+    plan = target.plan_of(backup.files)
     secrets: dict[str, bytes] = {}
     if backup.manifest.has_secrets:
         if SECRETS not in backup.files:
             raise CorralError(f"{backup.path}: has no {SECRETS}")
         secrets = unpacked(unseal(backup.files[SECRETS], ask()))
-    tree = _of_hosts(backup.rendering, names)
+    tree = {name.removeprefix(RENDERING): data for name, data in backup.files.items() if name.startswith(RENDERING)}
     _refuse_foreign(backup, tree, secrets)
+    tree = _of_hosts(tree, hosts)
+    manifests = {path: tree.pop(path) for host in hosts if (path := f"{host}/{MANIFEST}") in tree}
     refuse_weak(plan, tree, is_of_plan=False)
-    return _Job(backup, wanted, plan, names, tree, _of_hosts(secrets, names))
+    return _Job(plan, backup.files, hosts, tree, manifests, backup, target, _of_hosts(secrets, hosts))
 
 
-def _refuse_foreign(backup: Backup, tree: Iterable[str], secrets: Iterable[str]) -> None:
+def _refuse_foreign(backup: Backup, tree: Collection[str], secrets: Collection[str]) -> None:
     """Raise CorralError when files have names that `backup` does not give to such files."""
     own = {ENV_FILE, FOLDER, *NOT_COPIED}
     foreign = [path for path in tree if path.partition("/")[2].partition("/")[0] in own]
@@ -211,7 +149,7 @@ def _of_hosts(files: Mapping[str, bytes], names: Collection[str]) -> dict[str, b
 def _states_that_are_back(job: _Job) -> list[str] | None:
     """Members that an unfinished restore of this backup has put back; None when there is no such restore."""
     try:
-        note = json.loads((job.wanted.out / NOTE).read_bytes())
+        note = json.loads((job.target.out / NOTE).read_bytes())
     except (FileNotFoundError, ValueError):
         return None
     is_ours = isinstance(note, dict) and note.get("backup") == job.backup.mark
@@ -220,56 +158,51 @@ def _states_that_are_back(job: _Job) -> list[str] | None:
 
 def _note(job: _Job, done: Sequence[str]) -> None:
     data = json.dumps({"backup": job.backup.mark, "done": list(done)}).encode() + b"\n"
-    _write(job.wanted.out / NOTE, data, 0o600)
-
-
-def _write(path: Path, data: bytes, mode: int) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, data, mode)
-    except OSError as error:
-        raise CorralError(
-            f"{error.filename or path}: cannot be written: {error.strerror}; run the same command again to go on"
-        ) from None
+    put(job.target.out / NOTE, data, 0o600)
 
 
 # --- an empty place --------------------------------------------------------------------------------------------------
 
 
-def _make_room(job: _Job, hosts: Sequence[ComposeHost], talk: Console) -> None:
+def _make_room(job: _Job, hosts: Sequence[ComposeHost], talk: Console, *, replace: bool, yes: bool) -> None:
     """Empty the place if the operator asked for it; otherwise raise UsageError with what is there."""
-    volumes = {host.name: _volumes_in_the_way(host, job.states(host).values()) for host in hosts}
-    containers = {host.name: len(host.containers()) for host in hosts}
-    lost = [
-        *_files_in_the_way(job),
-        *(f"{name}: {count} containers of this site" for name, count in containers.items() if count),
-        *(f"{host}: volume {name}" for host, names in volumes.items() for name in names),
-    ]
-    if lost and not job.wanted.replace:
-        words = f"the place is not empty:\n{_indented(lost)}"
-        raise UsageError(f"nothing was changed; {words}\nto replace all that, add --replace")
+    counts = [(host, count) for host in hosts if (count := len(host.containers()))]
+    lost = job.target.conflicts(job, {"update", "edited", "remove"})
+    secrets = [(job.target.out / path, data) for path, data in job.secrets.items()]
+    lost += [f"{path}, other secrets" for path, data in secrets if path.exists() and path.read_bytes() != data]
+    lost += [f"{host.name}: {count} containers of this site" for host, count in counts]
+    volumes = [(host, name) for host in hosts for name in _volumes_in_the_way(host, job)]
+    lost += [f"{host.name}: volume {name}" for host, name in volumes]
+    if lost and not replace:
+        message = _list("nothing was changed; the place is not empty", lost)
+        raise UsageError(f"{message}\nto replace all that, add --replace")
     if lost:
-        _agree(f"this would be lost:\n{_indented(lost)}", job.wanted, talk)
-    for host in hosts:
-        if containers[host.name]:
-            talk.print(Text(f"{host.name}: stopping and removing {containers[host.name]} containers"))
-            command = ["docker", "compose", "--project-name", host.project, "down", "--remove-orphans"]
-            host.run(command, limit_s=COMMAND_LIMIT_S)
-        for volume in volumes[host.name]:
-            host.run(["docker", "volume", "rm", volume])
+        _agree("this would be lost", lost, talk, yes=yes)
+    for host, count in counts:
+        talk.print(Text(f"{host.name}: stopping and removing {count} containers"))
+        command = ["docker", "compose", "--project-name", host.project, "down", "--remove-orphans"]
+        host.run(command, limit_s=COMMAND_LIMIT_S)
+    for host, name in volumes:
+        host.run(["docker", "volume", "rm", name])
 
 
-def _agree(words: str, wanted: Wanted, talk: Console) -> None:
+def _volumes_in_the_way(host: ComposeHost, job: _Job) -> list[str]:
+    names = {f"{host.project}_{state.volume}" for state in job.states(host).values()}
+    return sorted(names & set(host.run(["docker", "volume", "ls", "--format", "{{.Name}}"]).out.split()))
+
+
+def _agree(what: str, lines: Sequence[str], talk: Console, *, yes: bool) -> None:
     """Print what would happen; raises UsageError unless the operator agrees."""
-    if not wanted.yes and not sys.stdin.isatty():
-        raise UsageError(f"nothing was changed; {words}\nif that is meant, add --yes")
-    talk.print(Text(words, "yellow"))
-    if not wanted.yes and input("go on? Write yes: ").strip() != "yes":
+    message = _list(what, lines)
+    if not yes and not sys.stdin.isatty():
+        raise UsageError(f"nothing was changed; {message}\nif that is meant, add --yes")
+    talk.print(Text(message, "yellow"))
+    if not yes and input("go on? Write yes: ").strip() != "yes":
         raise UsageError("nothing was changed")
 
 
-def _indented(lines: Sequence[str]) -> str:
-    return "\n".join(f"  {on_one_line(line)}" for line in lines)
+def _list(what: str, lines: Sequence[str]) -> str:
+    return "\n".join([f"{what}:", *(f"  {on_one_line(line)}" for line in lines)])
 
 
 def _differences(job: _Job) -> list[str]:
@@ -277,23 +210,23 @@ def _differences(job: _Job) -> list[str]:
 
     Without one here, all of it, unless the archive is authenticated; what is not may also have another rendering.
     """
-    present = _present(job.wanted.inventory)
-    if present is None and job.backup.is_authentic:
+    here, there = _places_here(job.target.inventory), _places(job.plan)
+    if here is None and job.backup.is_authentic:
         return []
-    here, there = present or {}, _places(job.plan)
+    here = here or {}
     found = [
         f"{key}: {here.get(key, 'not here')} -> {there.get(key, 'not in the backup')}"
         for key in sorted(here.keys() | there.keys())
         if here.get(key) != there.get(key)
     ]
     if not job.backup.is_authentic:
-        made = _of_hosts(render(job.plan), job.names)
-        other = sorted(path for path, data in _own(job.tree).items() if made.get(path) != data)
-        found += [f"{path}: is not what this kit makes of the backup's inventory" for path in other]
+        made = render(job.plan)
+        other = (path for path, data in job.tree.items() if made.get(path) != data)
+        found += [f"{path}: is not what this kit makes of the backup's inventory" for path in sorted(other)]
     return found
 
 
-def _present(inventory: Path) -> dict[str, str] | None:
+def _places_here(inventory: Path) -> dict[str, str] | None:
     """The places of the inventory that is here; None when there is none, or none that can be read."""
     try:
         return _places(build_plan(load_inventory(inventory))) if inventory.exists() else None
@@ -303,12 +236,10 @@ def _present(inventory: Path) -> dict[str, str] | None:
 
 def _places(plan: Plan) -> dict[str, str]:
     """Everything in a plan that secrets and requests are sent to or run by."""
-    hosts = plan.inventory.hosts.items()
-    found = {
-        f"host {name}": f"address {host.address}, ssh {host.ssh or '-'}, folder {host.folder or '-'}"
-        for name, host in hosts
-    }
-    found |= {f"models of {name}": host.models_dir for name, host in hosts}
+    found = {}
+    for name, host in plan.inventory.hosts.items():
+        found[f"host {name}"] = f"address {host.address}, ssh {host.ssh or '-'}, folder {host.folder or '-'}"
+        found[f"models of {name}"] = host.models_dir
     found |= {f"node {name}": node.url or node.model for name, node in plan.inventory.nodes.items()}
     if plan.inventory.tracing is not None:
         found["traces"] = plan.inventory.tracing.url or plan.inventory.tracing.host or ""
@@ -316,107 +247,68 @@ def _places(plan: Plan) -> dict[str, str]:
     return found | {f"image {name.partition('@')[0]}": name for name in images}
 
 
-def _files_in_the_way(job: _Job) -> list[str]:
-    """Files that are there and are not what the backup has."""
-    found = []
-    out = job.wanted.out
-    found += [
-        f"{path}, another one" for path, data in _chosen_files(job) if path.exists() and path.read_bytes() != data
-    ]
-    refuse_other_site(job.plan, out)
-    changed = [item for item in compare(_own(job.tree), out, set(job.names)) if item.old not in {None, item.new}]
-    if changed:
-        found.append(f"{len(changed)} rendered files that differ, such as {out / changed[0].path}")
-    for path, data in job.secrets.items():
-        if (out / path).exists() and (out / path).read_bytes() != data:
-            found.append(f"{out / path}, other secrets")
-    return found
-
-
-def _chosen_files(job: _Job) -> list[tuple[Path, bytes]]:
-    """The inventory and the locks that belong to it, with their places."""
-    places = {INVENTORY: job.wanted.inventory, **{name: job.wanted.inventory.parent / name for name in LOCKS}}
-    return [(place, job.backup.files[name]) for name, place in places.items() if name in job.backup.files]
-
-
-def _own(tree: dict[str, bytes]) -> dict[str, bytes]:
-    return {path: data for path, data in tree.items() if path.rpartition("/")[2] != MANIFEST}
-
-
-def _volumes_in_the_way(host: ComposeHost, states: Iterable[State]) -> list[str]:
-    names = {f"{host.project}_{state.volume}" for state in states}
-    return sorted(names & set(host.run(["docker", "volume", "ls", "--format", "{{.Name}}"]).out.split()))
-
-
 # --- filling it ------------------------------------------------------------------------------------------------------
-
-
-def _lay_out_files(job: _Job, talk: Console) -> None:
-    inventory = job.wanted.inventory
-    for place, data in _chosen_files(job):
-        if not place.exists() or place.read_bytes() != data:
-            _write(place, data, 0o644)
-    write(_own(job.tree), job.wanted.out, set(job.names), force=True)
-    for path, data in job.tree.items():
-        if path.rpartition("/")[2] == MANIFEST:  # so that files that were edited by hand stay known as such
-            _write(job.wanted.out / path, data, 0o644)
-    talk.print(Text(f"{inventory} and {len(_own(job.tree))} rendered files are in place"))
 
 
 def _lay_out_secrets(job: _Job, talk: Console) -> None:
     """Write the secrets; raises CorralError with the values that the operator has to supply."""
-    out, plan = job.wanted.out, job.plan
+    out, plan = job.target.out, job.plan
     for path, data in job.secrets.items():
         folder = (out / path).parent
-        if folder.name == FOLDER:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _write(out / path, data, 0o644 if folder.name == FOLDER else 0o600)
+        folder.mkdir(mode=0o700 if folder.name == FOLDER else 0o777, parents=True, exist_ok=True)
+        put(out / path, data, 0o644 if folder.name == FOLDER else 0o600)
+    needed = {name: plan.secrets_of(name) for name in plan.inventory.hosts if plan.secrets_of(name)}
     if not job.backup.manifest.has_secrets:
-        missing = [name for name in job.names if plan.secrets_of(name) and not (out / name / ENV_FILE).is_file()]
+        missing = [name for name in job.hosts if name in needed and not (out / name / ENV_FILE).is_file()]
         if missing:
             raise CorralError(_what_to_supply(job, missing))
-    needed = {name: plan.secrets_of(name) for name in plan.inventory.hosts if plan.secrets_of(name)}
-    reports = initialise(needed, out, set(job.names))
+    reports = initialise(needed, out, set(job.hosts))
     unknown = [f"{name} in {out / report.host / ENV_FILE}" for report in reports for name in report.missing]
     if unknown:
-        words = ", ".join(unknown)
-        raise CorralError(f"these values only you know; write them, then run the same command again: {words}")
-    talk.print(Text(f"secrets of {', '.join(job.names)} are in place"))
+        message = "these values only you know; write them, then run the same command again"
+        raise CorralError(f"{message}: {', '.join(unknown)}")
+    talk.print(Text(f"secrets of {', '.join(job.hosts)} are in place"))
 
 
 def _what_to_supply(job: _Job, hosts: Sequence[str]) -> str:
-    lines = [
-        "the backup has no secrets; inventory and rendering are in place, data is not yet",
-        "write NAME=value into",
-    ]
+    lines = ["the backup has no secrets; inventory and rendering are in place, data is not yet; write NAME=value into"]
     for name in hosts:
-        lines.append(f"  {job.wanted.out / name / ENV_FILE}:")
         stored = [secret for secret in job.plan.secrets_of(name) if secret.is_stored]
-        lines += [f"    {secret.name}  ({secret.purpose})" for secret in stored]
+        lines += [f"  {job.target.out / name / ENV_FILE}:", *(f"    {item.name}  ({item.purpose})" for item in stored)]
     lines.append("what you do not have any more: ./generate.py secrets init makes new values (docs/backup.md says what")
-    lines.append("is lost with the old ones); then run the same command again")
-    return "\n".join(lines)
+    return "\n".join([*lines, "is lost with the old ones); then run the same command again"])
 
 
 def _put_states_back(job: _Job, hosts: Sequence[ComposeHost], board: Board, done: list[str]) -> None:
     """Put every state back that is not in `done`, and note each one on the disk."""
-    run = Run(job.plan, job.wanted.out, list(hosts), board)
+    run = Run(job.plan, job.target.out, list(hosts), board)
     if hosts:
         look(run)
         fetch_images(run)
     for host in run.hosts:
         for member, state in job.states(host).items():
             if member not in done:
-                _put_state_back(host, state, job.backup.states[member], board)
+                _put_back(host, state, job.backup.states[member], board)
                 done.append(member)
                 _note(job, done)
                 board.say(f"{title(state)}: is back")
 
 
-def _put_state_back(host: ComposeHost, state: State, path: Path, board: Board) -> None:
+def _put_back(host: ComposeHost, state: State, path: Path, board: Board) -> None:
+    """Restore a state into its service; raises CorralError when the service refuses it."""
     try:
+        if state.load:
+            create(host, [state.service])
+            wait_well(host, [item for item in host.services if item.name == state.service], board)
+        else:
+            host.compose("up", "--no-start", "--no-deps", "--no-build", "--pull", "never", state.service)
+        container = host.container_of(state.service)
+        if container is None:
+            raise CorralError(f"{title(state)}: the container of {state.service} is gone again")
+        into = ["docker", "exec", "--interactive", container.id, *state.load]
+        copy = ["docker", "cp", "--archive", "-", f"{container.id}:{state.path}"]
         with path.open("rb") as data:
-            put_back(host, state, data, board)
+            host.feed(into if state.load else copy, data)
     except CommandError as error:
-        words = f"{title(state)}: is not back: {error.done.words}"
-        raise CorralError(f"{words}\n  run the same command again when that is mended") from None
+        message = f"{title(state)}: is not back: {error.done.words}"
+        raise CorralError(f"{message}\n  run the same command again when that is mended") from None
