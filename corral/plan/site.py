@@ -38,7 +38,7 @@ KIND_DEFAULTS: dict[str, dict[str, Any]] = {
     "rerank": {"slots": 4, "cache_ram_mib": 0, "cache_reuse": 0},
     "image": {"slots": 1, "memory_mib": 4096, "start_timeout_s": 1800},
 }
-# What vLLM gets where the inventory says nothing: 001-11, and host memory for the weights' way to the card.
+# Defaults of vLLM; the host memory is for loading the weights into the card.
 VLLM_DEFAULTS: dict[str, Any] = {
     "slots": 16, "memory_mib": 8192, "start_timeout_s": 1800,
     "gpu_memory_fraction": 0.9, "adapters_at_once": 1, "adapter_rank": 64,

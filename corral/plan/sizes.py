@@ -31,7 +31,7 @@ CACHE_BYTES = {
     "f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 1.0625, "q5_1": 0.75, "q5_0": 0.6875,
     "iq4_nl": 0.5625, "q4_1": 0.625, "q4_0": 0.5625,
 }  # fmt: skip
-# CUDA context and compute buffers; measured by seed 004's operators on 8 GB Pascal cards.
+# CUDA context and compute buffers; measured on 8 GB Pascal cards.
 OVERHEAD_MIB = {"chat": 550, "embedding": 150, "rerank": 150, "image": 800}
 
 _PARAMETERS = re.compile(r"(?<![a-z0-9.])(?:(\d{1,3})x)?(\d{1,4}(?:\.\d{1,2})?)([bm])(?![a-z0-9])", re.IGNORECASE)

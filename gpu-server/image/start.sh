@@ -29,8 +29,8 @@ fi
 LOCALAI_API_KEY=$(cat "$CORRAL_API_KEY_FILE")
 export LOCALAI_API_KEY
 
-# Weights are loaded by the first picture, for which nobody should have to wait (004-50). `$$` is the server,
-# from `exec` on: when it ends, so does the waiting. The key goes by a file descriptor, out of the list of processes.
+# The first image loads the weights, so it is generated before client requests. `$$` is the server,
+# from `exec` on: when it ends, the loop ends too. A file descriptor passes the key, so no process list shows it.
 first_picture() {
     url=http://localhost:${LOCALAI_ADDRESS##*:}
     until curl -fsS -o /dev/null "$url/readyz" 2>/dev/null; do

@@ -52,7 +52,7 @@ WRITES = "LocalAI's Python backends write beside their code and into their user'
 KEPT = {"configuration": "settings made in LocalAI", "data": "what LocalAI keeps of its use"}
 VOLUMES = {"backends": "/backends", "configuration": "/configuration", "data": "/data"}
 GENERATED = "/tmp/generated/content"  # noqa: S108 - a path in the container, gone when it stops
-# What loads the model into the card before anybody asks: as large as seed 004's pictures (004-50), with one step.
+# Request that loads the model into the card before the first client request: a small image with one step.
 FIRST_PICTURE = {"prompt": "a lighthouse", "size": "512x512", "step": 1}
 DOWNLOADS = "LocalAI's own image fetches its backend when it first starts"
 MODELS = "/models"

@@ -375,7 +375,7 @@ def _router(site: Site) -> dict[str, Any]:
 
 
 def _busy_is_no_failure() -> dict[str, Any]:
-    """A refusal for lack of slots is neither retried nor counted against a replica (004-F4)."""
+    """A refusal for lack of slots is neither retried nor counted against a replica."""
     return {
         "retry_policy": {"RateLimitErrorRetries": 0, "TimeoutErrorRetries": 0},
         "allowed_fails_policy": {"RateLimitErrorAllowedFails": 1_000_000, "TimeoutErrorAllowedFails": 1_000_000},

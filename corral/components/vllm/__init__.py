@@ -1,4 +1,4 @@
-"""Chat servers with vLLM: one for each replica, on one NVIDIA card or split over several (001-11)."""
+"""Chat servers with vLLM: one for each replica, on one NVIDIA card or split over several."""
 
 from __future__ import annotations
 
