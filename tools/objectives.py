@@ -25,8 +25,8 @@ HEAD = """\
 # Made by tools/objectives.py; write it again with `make rules`.
 #
 # Objectives of pools (`objective` in the inventory) and their burn rates. `pool:bad:ratio_<window>` is the share of
-# requests that violate the objective: `availability` (failed, or refused without a free slot), `first_token` and `answer`
-# (too slow).
+# requests that violate the objective: `availability` (failed, or refused without a free slot), `first_token` and
+# `answer` (too slow).
 # Alerts use a long and a short window, so that they fire in time and end soon after the problem.
 groups:
   - name: objectives
