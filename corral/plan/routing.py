@@ -10,7 +10,7 @@ from typing import Any
 from corral.config.client_names import aliases_of
 from corral.config.inventory import Inventory, Tier
 
-# What tiers of these names are by themselves, after seed 000; the inventory overrides every part.
+# Defaults of tiers with these names; the inventory overrides every part.
 TIERS: dict[str, dict[str, Any]] = {
     "medium": {
         "words": (
