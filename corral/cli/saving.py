@@ -12,8 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from corral.cli.context import JsonOption, SiteOptions, print_json, shared, talk, tell_figures
-from corral.cli.show import new_table, page
+from corral.cli.show import page
 from corral.errors import UsageError
+from corral.tables import new_table
 
 if TYPE_CHECKING:
     from corral.verbs.archives.contents import Manifest

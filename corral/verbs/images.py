@@ -118,7 +118,9 @@ def warnings(plan: Plan) -> Iterator[str]:
             "content; fix what they are now with: ./generate.py images lock [image-lock]"
         )
     for name, found in components():
-        mine = (item for item in services if item.component == name and hasattr(found, "complete_image"))
+        if not hasattr(found, "complete_image"):
+            continue
+        mine = [item for item in services if item.component == name]
         for image in sorted({image for item in mine for image in (item.image, *variant_images(item))}):
             if remedy := found.complete_image(image):
                 yield (

@@ -68,8 +68,8 @@ class Shop(ComposeHost):
 
     content: bytes = b""
 
-    def run(self, words: Sequence[str], **_: Any) -> Done:
-        name = words[-1].partition("@")[0]
+    def run(self, command: Sequence[str], **_: Any) -> Done:
+        name = command[-1].partition("@")[0]
         facts = {"Id": f"sha256:{sha256(name.encode())}", "Os": "linux", "Architecture": "amd64", "Size": 1}
         return Done(0, json.dumps([facts]), "")
 

@@ -31,9 +31,9 @@ from corral.runtime.board import Board, wait_all
 from corral.runtime.interrupts import Interrupts
 from corral.runtime.lock import alone
 from corral.runtime.supervisor import LocalHost, Status, taken_ports
+from corral.units import duration
 from corral.verbs.demo.probe import client, embed, import_client, stream_chat
 from corral.verbs.models.weights import canonical, find_weights
-from corral.verbs.status.status import duration
 
 INVENTORY = ROOT / "inventories" / "demo.yaml"
 FOLDER = ROOT / ".corral" / "demo"

@@ -25,7 +25,7 @@ from rich.text import Text
 from corral.build import Plan
 from corral.components.llama import API_KEY
 from corral.errors import CorralError, UsageError, did_you_mean
-from corral.gateway.fronts import gateway_publish_address
+from corral.gateway.frontends import gateway_publish_address
 from corral.plan.site import Replica
 from corral.render.secrets import ENV_FILE, read_env
 from corral.runtime.board import Board

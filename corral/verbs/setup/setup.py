@@ -21,7 +21,7 @@ from corral.render.secrets import ENV_FILE, initialise, read_env
 from corral.render.secrets import FOLDER as SECRETS_FOLDER
 from corral.render.tree import Tree
 from corral.runtime.hosts import CommandError, ComposeHost
-from corral.verbs.doctor.engine import COMPOSE_FLOOR, ENGINE_FLOOR
+from corral.verbs.doctor.machine import COMPOSE_FLOOR, ENGINE_FLOOR
 from corral.verbs.setup import machine
 from corral.verbs.setup.machine import Look
 from corral.verbs.setup.units import UNITS_FOLDER, install_units, look_at_units, unit_files
