@@ -10,7 +10,7 @@ from corral.cli.show import by_host
 from corral.config.client_names import aliases_of
 from corral.contributions import Service
 from corral.plan.site import Replica, claimed_mib
-from corral.whatif import fingerprint as measured
+from corral.whatif import measured
 
 
 def plan_as_data(plan: Plan, hosts: set[str] | None = None) -> dict[str, Any]:
