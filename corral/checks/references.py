@@ -100,7 +100,8 @@ def _model_of(inventory: Inventory, pool: str) -> Model | None:
 
 def _pools_and_places(inventory: Inventory) -> Findings:
     for name, pool in inventory.pools.items():
-        path, kinds = ("pools", name), sorted(kinds_of(inventory, name))
+        path: KeyPath = ("pools", name)
+        kinds = sorted(kinds_of(inventory, name))
         yield from _known("model-exists", "model", pool.model, (*path, "model"), inventory.models)
         has_replicas = any(place.host for place in pool.on)
         yield from _broken(path, (pool.model is None and has_replicas, "model-exists/missing", ""))
