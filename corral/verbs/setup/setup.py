@@ -21,7 +21,7 @@ from corral.errors import CorralError
 from corral.render.output import compare, write
 from corral.render.secrets import ENV_FILE, initialise, read_env
 from corral.render.secrets import FOLDER as SECRETS_FOLDER
-from corral.render.tree import ROOT, Tree, figure_units, told_by, unit_names
+from corral.render.tree import ROOT, Tree, figure_units, metrics_hosts, unit_names
 from corral.runtime.hosts import CommandError, ComposeHost
 from corral.verbs.setup.machine import Look, Machine
 from corral.verbs.up.up import up
@@ -200,7 +200,7 @@ def _enabled_units(host: ComposeHost) -> list[str]:
 def _figures_drop_in(host: ComposeHost) -> str:
     """Who writes figures, and with which kit and inventory; only for this machine, the kit is nowhere else."""
     paths = ["--inventory", str(Path(host.plan.source_file).resolve()), "--out", str(host.out.resolve())]
-    hosts = [word for name in told_by(host.plan, host.name) for word in ("--host", name)]
+    hosts = [word for name in metrics_hosts(host.plan, host.name) for word in ("--host", name)]
     command = [sys.executable, str(ROOT / "generate.py"), "figures", "--scheduled", *paths, *hosts]
     user = host.run(["id", "-un"]).out.strip()
     return f"[Service]\nUser={user}\nExecStart=\nExecStart={' '.join(map(_systemd_word, command))}\n"
