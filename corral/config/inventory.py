@@ -728,7 +728,7 @@ class Auto(Section):
 
 
 class Entrance(Section):
-    """A restricted endpoint, with TLS and narrower limits, for clients outside the farm, beside the gateway's own port."""
+    """A restricted endpoint, with TLS and narrower limits, for clients outside the farm, beside the gateway's port."""
 
     port: PortNumber = 443
     """Port on the gateway's host."""
