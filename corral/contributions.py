@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from posixpath import normpath
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 # Folders of the host that nothing is to have as a whole; one below them may be meant.
 SYSTEM_ROOTS = ("/", "/home", "/root", "/var", "/var/lib")
@@ -48,7 +49,7 @@ class Port:
 
     number: int
     publish: str = ""
-    # What keeps strangers out: a key, a password, loopback, or the stated reason why it is open.
+    # What guards it: a key, a password, loopback, or the stated reason why it is open.
     protection: str = ""
 
 
@@ -133,8 +134,6 @@ class Service:
     cpu_variant: CpuVariant | None = None
     user: str = ""
     read_only: bool = True
-    cap_add: tuple[str, ...] = ()
-    pid_host: bool = False
     mlock: bool = False
     threads: int = 0
     # CPU shares (relative weight); they matter only under contention.
@@ -196,7 +195,6 @@ class Backend:
     scheme: Literal["http", "https"] = "http"
     protocol: Literal["openai", "ollama", "cloud"] = "openai"
     secret: str = ""
-    tier: str = ""
     # Whether the kit starts it; a node is asked for its health less often.
     is_ours: bool = True
     cost: Cost | None = None
@@ -216,21 +214,19 @@ class Backend:
 class Route:
     """How the gateway reaches a pool, or one replica of it, through whatever stands in between."""
 
-    pool: str
+    # Stands for all replicas behind the route.
+    backend: Backend
     name: str
-    kind: str
+    # Empty for cloud models, whose provider LiteLLM knows.
     url: str
-    upstream_model: str
-    protocol: Literal["openai", "ollama", "cloud"] = "openai"
-    secret: str = ""
     slots: int = 1
-    cost: Cost | None = None
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    hides_thoughts: bool = False
-    cache_field: str = ""
-    adapters: Mapping[str, Any] = field(default_factory=dict)
     # Whether the pool has further routes, among which the gateway has to choose by what the balancer knows.
     has_siblings: bool = False
+
+    @property
+    def pool(self) -> str:
+        """The pool whose requests it takes."""
+        return self.backend.pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +287,7 @@ class Fact:
 
 @dataclass(frozen=True, slots=True)
 class Dashboard:
-    """A page of figures for Grafana: a file below monitoring/dashboards."""
+    """A dashboard for Grafana: a file below monitoring/dashboards."""
 
     asset: str
 
@@ -361,7 +357,7 @@ class Store:
     secret: str
     user: str = ""
     database: str = ""
-    # The user who reads figures and nothing else.
+    # The user that may read statistics only.
     monitor: str = ""
     # Name of the secret with that user's password; empty: the site has no exporter for it.
     monitor_password: str = ""
@@ -404,23 +400,9 @@ class State:
 
 
 Contribution = (
-    Service
-    | Backend
-    | Route
-    | Door
-    | SlotFigures
-    | ScrapeTarget
-    | Secret
-    | Store
-    | File
-    | Rules
-    | Fact
-    | Dashboard
-    | AlertSink
-    | DataSource
-    | State
-    | TraceReceiver
-)
+    Service | Backend | Route | Door | SlotFigures | ScrapeTarget | Secret | Store | File | Rules | Fact | Dashboard
+    | AlertSink | DataSource | State | TraceReceiver
+)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -446,10 +428,10 @@ class Contributions:
 
     def add(self, item: Contribution) -> None:
         """Puts a contribution where consumers of its kind look."""
-        lists: dict[type, list[Any]] = {
-            Service: self.services, Backend: self.backends, Route: self.routes, Door: self.doors,
-            SlotFigures: self.slot_figures, ScrapeTarget: self.targets, Secret: self.secrets, Store: self.stores,
-            File: self.files, Rules: self.rules, Fact: self.facts, Dashboard: self.dashboards, AlertSink: self.sinks,
-            DataSource: self.sources, State: self.states, TraceReceiver: self.trace_receivers,
-        }  # fmt: skip
-        lists[type(item)].append(item)
+        getattr(self, _lists()[type(item)]).append(item)
+
+
+@cache
+def _lists() -> Mapping[type, str]:
+    """By kind of contribution, the name of its list."""
+    return {get_args(hint)[0]: name for name, hint in get_type_hints(Contributions).items()}

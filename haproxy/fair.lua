@@ -66,7 +66,7 @@ local function mine_of(txn)
     return txn.f:sc2_conn_cur() or 1
 end
 
--- For hold.lua: whether this request may wait where so many wait already.
+-- For request_gate.lua: whether this request may wait where so many wait already.
 function corral_may_wait(txn, name, queued, depth)
     local consumer, known = known_of(txn, name)
     return queued < depth or is_within_share(name, consumer, known.weight, mine_of(txn), queued, depth)

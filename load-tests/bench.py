@@ -22,7 +22,7 @@ from corral.cli.context import JsonOption, SiteOptions, exit_code_of, plain, pri
 from corral.whatif.measured import bench_folder
 from target import Target
 
-app = verbs("Load, measured capacity, limits from it.")
+app = verbs("Send load, measure capacity, derive limits.")
 
 DirectOption = Annotated[bool, typer.Option("--direct", help="Straight at the replicas, past the gateway.")]
 TokensOption = Annotated[int | None, typer.Option("--max-tokens", min=1, help="Longest answer.")]

@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 
 from corral.checks.policy import RULES as POLICY_RULES
 from corral.checks.references import RULES as REFERENCE_RULES
-from corral.checks.rules import PLAN_RULES, WARNINGS
+from corral.checks.registry import Stage, checks
 from corral.config.inventory import Inventory
 from corral.errors import Level
 
@@ -88,9 +88,10 @@ def _type(kind: object) -> str:
 
 RULES_HEAD = """# Every rule
 
-Made from `corral/checks/references.yaml` and `corral/checks/rules.py`; `pytest tests/rules --update-golden` writes it
-again. `./generate.py check` applies all rules; a problem ends with the rule's id in brackets. `tests/rules/<id>` has an
-inventory that keeps the rule and one that breaks it. An error stops rendering, what is questionable is a warning.
+Made from `corral/checks/references.yaml`, `corral/checks/rules.py` and `rules.py` of components;
+`pytest tests/rules --update-golden` writes it again. `./generate.py check` applies all rules; a problem ends with the
+rule's id in brackets. `tests/rules/<id>` has an inventory that keeps the rule and one that breaks it. An error stops
+rendering, what is questionable is a warning.
 """
 
 
@@ -99,19 +100,26 @@ def rules_reference() -> str:
     return "\n".join(
         [
             RULES_HEAD,
-            *_rule_table("In the inventory", REFERENCE_RULES),
+            *_rule_table("In the inventory", _levels(REFERENCE_RULES) | _registered("inventory")),
             "",
-            *_rule_table("In the plan made from it", {rule: check.__doc__ or "" for rule, check in PLAN_RULES.items()}),
+            *_rule_table("In the plan made from it", _registered("plan")),
             "",
         ]
     )
 
 
-def _rule_table(title: str, rules: Mapping[str, str]) -> Iterator[str]:
+def _levels(demands: Mapping[str, str]) -> dict[str, tuple[str, Level]]:
+    return {rule: (demand, "error") for rule, demand in demands.items()}
+
+
+def _registered(stage: Stage) -> dict[str, tuple[str, Level]]:
+    return {rule: (item.demand, item.level) for rule, item in sorted(checks(stage).items())}
+
+
+def _rule_table(title: str, rules: Mapping[str, tuple[str, Level]]) -> Iterator[str]:
     yield from (f"## {title}", "", "| rule | breaking it is | what it demands |", "|---|---|---|")
-    for rule, demand in rules.items():
-        level = "questionable" if rule in WARNINGS else "an error"
-        yield f"| `{rule}` | {level} | {' '.join(demand.split())} |"
+    for rule, (demand, level) in rules.items():
+        yield f"| `{rule}` | {_weight(level)} | {' '.join(demand.split())} |"
 
 
 POLICY_HEAD = """# The security baseline, rule by rule

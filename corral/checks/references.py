@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from corral.checks.registry import findings
 from corral.config.client_names import kind_of, kinds_of, routed_names
 from corral.config.file_names import is_file_name
 from corral.config.inventory import Inventory, Kind, Model, Placement, ServerSettings, Tier, file_of
@@ -33,12 +34,6 @@ QUANTIZED = {"q8_0", "q5_1", "q5_0", "iq4_nl", "q4_1", "q4_0"}
 # Endings of files that PyTorch and others run when they read them.
 PICKLED = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle", ".joblib", ".npy", ".npz")
 SOURCES = "write hf:owner/repo/file.gguf, https://…, file:/folder/file.gguf or a file name"
-# Keys of `engine` that mean something to vLLM.
-VLLM_HAS = frozenset(
-    {"slots", "memory_mib", "memory_swap_mib", "start_timeout_s", "gpu_memory_fraction", "adapters_at_once",
-     "adapter_rank", "image", "extra_args", "environment"}
-)  # fmt: skip
-VLLM_ALONE = frozenset({"gpu_memory_fraction", "adapters_at_once", "adapter_rank"})
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _LOOPBACK = re.compile(r"http://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?/")
 
@@ -49,7 +44,8 @@ Row = tuple[object, str, str]
 
 def check_references(inventory: Inventory) -> list[Finding]:
     """Every name in the inventory that leads nowhere, and what else must hold before a site can be resolved."""
-    return [finding for check in CHECKS for finding in check(inventory)]
+    own = [finding for check in CHECKS for finding in check(inventory)]
+    return [*own, *findings("inventory", inventory)]
 
 
 def _finding(text: str, path: KeyPath, **values: object) -> Finding:
@@ -145,11 +141,12 @@ def _gpus(inventory: Inventory, place: Placement, path: KeyPath) -> Findings:
 def _place_on_local_host(inventory: Inventory, pool: str, place: Placement, path: KeyPath) -> Findings:
     model, host = _model_of(inventory, pool), inventory.hosts.get(place.host or "")
     if host is not None and host.runtime == "local":
+        server = model.served_by if model else None
         yield from _broken(
             path,
-            (model and model.kind == "image", "local-runtime/image", ""),
-            (model and model.server == "vllm", "local-runtime/vllm", ""),
+            (server and not server.is_local, "local-runtime/docker", ""),
             (place.gpus, "local-runtime/gpus", "gpus"),
+            server=server and server.title,
         )
 
 
@@ -177,6 +174,7 @@ def _shared_places(inventory: Inventory) -> Findings:
 def _shared_place(inventory: Inventory, pool: str, place: Placement, path: KeyPath) -> Findings:
     """What is wrong with a place on a shared server by itself."""
     host, model = inventory.hosts.get(place.host or ""), _model_of(inventory, pool)
+    server = model.served_by if model else None
     return _first(
         (*path, "shared"),
         (place.auto, "shared-place/auto", ""),
@@ -184,8 +182,8 @@ def _shared_place(inventory: Inventory, pool: str, place: Placement, path: KeyPa
         (host and place.shared not in host.shared, "shared-place/unknown", ""),
         (host and host.runtime == "local", "shared-place/local", ""),
         (place.replicas or len(place.gpus or ()) > place.gpus_per_replica, "shared-place/several", ""),
-        (model and model.kind == "image", "shared-place/image", ""),
-        (model and model.server == "vllm", "shared-place/vllm", ""),
+        (server and not server.is_shareable, "shared-place/alone", ""),
+        server=server and server.title,
         host=place.host, shared=place.shared, near=did_you_mean(place.shared or "", host.shared if host else ()),
     )  # fmt: skip
 
@@ -437,22 +435,19 @@ def _models(inventory: Inventory) -> Findings:
     first: dict[str, tuple[str, str]] = {}
     for name, model in inventory.models.items():
         path: KeyPath = ("models", name)
-        is_chat, is_vllm = model.kind == "chat", model.server == "vllm"
-        has_other_count = not model.is_llama or len(model.sources) > len(_sources(model))
+        is_chat, reads_files = model.kind == "chat", model.served_by.reads_files
+        has_other_count = not reads_files or len(model.sources) > len(_sources(model))
         yield from _broken(
             path,
             (model.sha256 and has_other_count, "model-source/checksum", "sha256"),
             (model.revision and not model.source.startswith("hf:"), "model-source/revision", "source"),
             (model.projector is not None and not is_chat, "projector-kind/kind", "projector"),
             (model.adapters and not is_chat, "adapter/kind", "adapters"),
-            (is_vllm and not is_chat, "vllm-model/kind", "server"),
-            (is_vllm and model.projector is not None, "vllm-model/projector", "projector"),
-            (is_vllm and model.draft is not None, "vllm-model/draft", "draft"),
             kind=model.kind,
         )
         for key, source in _sources(model):
             yield from _source(model, source, (*path, key))
-            other, origin = first.setdefault(file_of(source), (name, source)) if model.is_llama else (name, source)
+            other, origin = first.setdefault(file_of(source), (name, source)) if reads_files else (name, source)
             is_taken = origin != source
             yield from _broken(path, (is_taken, "model-file/taken", key), file=file_of(source), other=other)
         yield from _repository(model, path)
@@ -471,8 +466,7 @@ def _source(model: Model, source: str, path: KeyPath) -> Findings:
     """What is wrong with one source of a model."""
     scheme, colon, rest = source.partition(":") if ":" in source else ("", "", source)
     parts, file = rest.split("/"), file_of(source)
-    is_vllm = model.server == "vllm"
-    is_file = model.kind != "image" and not is_vllm
+    is_file = model.served_by.reads_files
     is_open = source.startswith("http://") and not _LOOPBACK.match(source)
     yield from _first(
         path,
@@ -488,8 +482,6 @@ def _source(model: Model, source: str, path: KeyPath) -> Findings:
         (is_file and is_open and not model.sha256_of(source), "model-source/http", ""),
         scheme=scheme, sources=SOURCES, form="hf:owner/repo/file.gguf" if is_file else "hf:owner/repo",
     )  # fmt: skip
-    is_no_repository = not _is_repository(source) or source.endswith(".gguf")
-    yield from _broken(path, (is_vllm and is_no_repository, "vllm-model/file", ""))
 
 
 def _is_repository(source: str) -> bool:
@@ -518,7 +510,6 @@ def _adapters(model: Model, path: KeyPath) -> Findings:
             (index in again, "adapter/twice", "source"),
             ({",", ":"} & set(file_of(adapter.source)), "adapter/sign", "source"),
             (adapter.revision and not adapter.source.startswith("hf:"), "adapter/revision", "source"),
-            (model.server == "vllm" and adapter.scale != 1, "vllm-model/scale", "scale"),
             other=model.adapters[again.get(index, 0)].name,
         )
 
@@ -532,8 +523,8 @@ def _draft(inventory: Inventory, name: str, model: Model, draft: str) -> Finding
     yield from _first(
         (*path, "model"),
         (draft == name, "draft-model/itself", ""),
-        (other and other.server == "vllm", "draft-model/vllm", ""),
         (other and other.kind != "chat", "draft-model/other", ""),
+        (other and not other.served_by.reads_files, "draft-model/no-file", ""),
         name=name,
         draft=draft,
         other=other and other.kind,
@@ -545,11 +536,11 @@ def _settings_of_servers(inventory: Inventory) -> Findings:
         pools = {key: pool for key, pool in inventory.pools.items() if pool.model == name}
         said: list[tuple[KeyPath, ServerSettings]] = [(("models", name, "engine"), model.engine)]
         said += [(("pools", key, "engine"), pool.engine) for key, pool in pools.items()]
-        server = "vLLM" if model.server == "vllm" else "LocalAI" if model.kind == "image" else "llama.cpp"
+        server = model.served_by
         for path, engine in said:
             told = {key for key, value in engine if value is not None}
-            for key in sorted(told - VLLM_HAS if server == "vLLM" else told & VLLM_ALONE):
-                yield _finding("vllm-setting/unknown", (*path, key), server=server, key=key)
+            for key in sorted(told - server.settings):
+                yield _finding("vllm-setting/unknown", (*path, key), server=server.title, key=key)
 
 
 # --- secrets ---------------------------------------------------------------------------------------------------------

@@ -1,72 +1,41 @@
 """What must hold once a site is resolved; what must hold before that is in `references`.
 
 Each rule's docstring says what it demands; `docs/reference/rules.md` is made from them, `tests/rules` has a pair of
-inventories for each.
+inventories for each. Rules about one component alone are in its folder.
 """
 
 from __future__ import annotations
 
 import ipaddress
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
 
-from corral.components import image_keys, vllm
-from corral.components.llama import arguments, is_pinned, server_settings
-from corral.components.llama.flags import preset_troubles, troubles
-from corral.components.nodes import CACHE_FIELDS, WITHOUT_THINKING
-from corral.components.vllm import flags as vllm_flags
+from corral.checks.registry import check
+from corral.components import component, components, image_keys
+from corral.components.serving import engine_key, one_of_each_sort
 from corral.config.inventory import Consumer, Inventory
 from corral.contributions import Contributions, Service
-from corral.errors import KeyPath, Problem, did_you_mean
+from corral.errors import Finding, KeyPath, did_you_mean
 from corral.plan.advice import what_fits
 from corral.plan.cards import VRAM_RESERVE_MIB
 from corral.plan.devices import CUDA13_FLOOR, VENDORS
 from corral.plan.memory import MIB
 from corral.plan.own_image import CUDA11_FLOOR, CUDA12_FLOOR, build_command, is_own
-from corral.plan.routing import has_private_cache, pools_behind
-from corral.plan.settings import WHOLE_INPUT, engine_place
+from corral.plan.routing import pools_behind
 from corral.plan.site import Card, Replica, Site
 
+components()  # with their rules
 # Host memory of one server besides its buffers: program, tokenizer, threads.
 PROGRAM_MIB = 150
 # More threads than this for each core cost more than they bring.
 THREADS_PER_CORE = 8
-# Tokens by which vocabularies may differ (llama.cpp's SPEC_VOCAB_MAX_SIZE_DIFFERENCE): padding of the larger one.
-DRAFT_SLACK = 128
-# Compute capability for which vLLM's images have code.
-VLLM_FLOOR = (7, 5)
 LAST_PORT = 65535
 # Longest name of a host in DNS; other containers find a service by its name.
 LABEL_LENGTH = 63
 CUDA13_WORDS = ("cuda13", "cuda-13", "cuda:13", "cu13")
 STOCK_CUDA = "ggml-org/llama.cpp:server-cuda"
-LOCALAI_CPU = "localai-cpu"
 # How many of several equal things a message names.
 TOLD = 5
-
-PlanRule = Callable[[Site, Contributions], Iterator[Problem]]
-PLAN_RULES: dict[str, PlanRule] = {}
-# Rules whose breaking is questionable, not wrong.
-WARNINGS: set[str] = set()
-
-
-def _plan(rule: str, *, is_warning: bool = False) -> Callable[[PlanRule], PlanRule]:
-    def register(check: PlanRule) -> PlanRule:
-        PLAN_RULES[rule] = check
-        WARNINGS.update([rule] if is_warning else [])
-        return check
-
-    return register
-
-
-def check_plan(site: Site, contributions: Contributions) -> list[Problem]:
-    """Every rule that the resolved site breaks, errors and warnings."""
-    return [
-        replace(problem, rule=rule, level="warning" if rule in WARNINGS else "error")
-        for rule, check in PLAN_RULES.items()
-        for problem in check(site, contributions)
-    ]
 
 
 def _by_host(found: Contributions) -> dict[str, list[Service]]:
@@ -81,49 +50,11 @@ def _pools_of_services(site: Site) -> dict[tuple[str, str], str]:
     return {(replica.host, replica.service): replica.pool for replica in site.replicas}
 
 
-def _one_of_each_sort(site: Site) -> Iterator[Replica]:
-    """One replica of every pool on every kind of card: the others are set alike."""
-    yield from {(replica.pool, _card(replica)): replica for replica in reversed(site.replicas)}.values()
-
-
-def _card(replica: Replica) -> str:
-    return replica.cards[0].card if replica.cards else ""
-
-
-def _engine_place(site: Site, replica: Replica, key: str) -> KeyPath:
-    return engine_place(site.inventory, replica.pool, _card(replica), key)
-
-
-# --- models that draft ------------------------------------------------------------------------------------------------
-
-
-@_plan("draft-vocabulary")
-def _draft_vocabulary(site: Site, _found: Contributions) -> Iterator[Problem]:
-    """A model and the one that drafts for it have the same vocabulary; llama-server leaves any other draft unused."""
-    for name, model in site.inventory.models.items():
-        draft = site.inventory.models.get(model.draft.model) if model.draft else None
-        if model.draft is None or draft is None:
-            continue
-        ours, other = (site.lock.get(item.key(item.sources[0])) for item in (model, draft))
-        if not (ours and ours.gguf and other and other.gguf):
-            continue
-        if abs(ours.gguf.vocabulary - other.gguf.vocabulary) > DRAFT_SLACK:
-            words = f"{name} knows {ours.gguf.vocabulary} tokens, {model.draft.model} {other.gguf.vocabulary}"
-        elif ours.gguf.vocabulary == other.gguf.vocabulary and ours.gguf.tokens != other.gguf.tokens:
-            if not (ours.gguf.tokens and other.gguf.tokens):
-                continue
-            words = f"{name} and {model.draft.model} know equally many tokens, but not the same"
-        else:
-            continue
-        hint = "take a small model of the same family; llama-server would load this one and not use it"
-        yield Problem(words, ("models", name, "draft", "model"), hint)
-
-
 # --- ports, names, addresses -----------------------------------------------------------------------------------------
 
 
-@_plan("port-unique")
-def _port_unique(site: Site, found: Contributions) -> Iterator[Problem]:
+@check("plan", "port-unique")
+def _port_unique(site: Site, found: Contributions) -> Iterator[Finding]:
     """A port of an address belongs to one service (on a local host every port, elsewhere the published ones)."""
     owners: dict[tuple[str, str, int], list[str]] = defaultdict(list)
     for service in found.services:
@@ -145,7 +76,7 @@ def _port_unique(site: Site, found: Contributions) -> Iterator[Problem]:
             pool, path = "", ("hosts", host, "shared", shared, "port")
         size = sum(replica.pool == pool for replica in site.replicas) if pool else 1
         hint = f"set {'ports' if pool else path[-1]}: {_free_port(found, number, size)}, which is free"
-        yield Problem(f"port {number} of {host} is wanted by {' and '.join(names)}{more}", path, hint)
+        yield Finding(f"port {number} of {host} is wanted by {' and '.join(names)}{more}", path, hint)
 
 
 def _place_of_port(inventory: Inventory, number: int) -> KeyPath:
@@ -165,8 +96,8 @@ def _free_port(found: Contributions, number: int, count: int) -> int:
     return number
 
 
-@_plan("port-range")
-def _port_range(site: Site, _found: Contributions) -> Iterator[Problem]:
+@check("plan", "port-range")
+def _port_range(site: Site, _found: Contributions) -> Iterator[Finding]:
     """The ports of a pool's replicas end before 65536."""
     highest: dict[str, int] = {}
     for replica in site.replicas:
@@ -174,11 +105,11 @@ def _port_range(site: Site, _found: Contributions) -> Iterator[Problem]:
     for pool, port in highest.items():
         if port > LAST_PORT:
             words = f"the ports of the replicas run up to {port}; {LAST_PORT} is the last"
-            yield Problem(words, ("pools", pool, "ports"), f"start at {port - LAST_PORT} less")
+            yield Finding(words, ("pools", pool, "ports"), f"start at {port - LAST_PORT} less")
 
 
-@_plan("port-protected")
-def _port_protected(site: Site, found: Contributions) -> Iterator[Problem]:
+@check("plan", "port-protected")
+def _port_protected(site: Site, found: Contributions) -> Iterator[Finding]:
     """A published port has a key or password in front, or a stated reason why it needs none."""
     pools = _pools_of_services(site)
     for service in found.services:
@@ -187,11 +118,11 @@ def _port_protected(site: Site, found: Contributions) -> Iterator[Problem]:
                 words = f"{service.name} publishes port {port.number} on {port.publish} with nothing in front"
                 pool = pools.get((service.host, service.name))
                 path = ("pools", pool) if pool else ("hosts", service.host)
-                yield Problem(words, path, f"its component ({service.component}) has to say what protects it")
+                yield Finding(words, path, f"its component ({service.component}) has to say what protects it")
 
 
-@_plan("name-unique")
-def _name_unique(site: Site, found: Contributions) -> Iterator[Problem]:
+@check("plan", "name-unique")
+def _name_unique(site: Site, found: Contributions) -> Iterator[Finding]:
     """Services of a host, containers of the farm, and what the gateway calls have names of their own."""
     pools = _pools_of_services(site)
     told: set[str] = set()
@@ -200,7 +131,7 @@ def _name_unique(site: Site, found: Contributions) -> Iterator[Problem]:
             told.add(f"{host}-{name}")
             pool = pools.get((host, name))
             path = ("pools", pool, "short" if site.inventory.pools[pool].short else "on") if pool else ("hosts", host)
-            yield Problem(
+            yield Finding(
                 f"{times} services of {host} are called {name}", path, "give the pools different short: names"
             )
     backends: dict[str, str] = {}
@@ -208,14 +139,14 @@ def _name_unique(site: Site, found: Contributions) -> Iterator[Problem]:
         other = backends.setdefault(backend.name, backend.pool)
         if other != backend.pool and backend.name not in told:
             words = f"{other} and {backend.pool} both have a server called {backend.name}"
-            yield Problem(words, ("pools", backend.pool), "rename the node, or give one pool a short: name")
+            yield Finding(words, ("pools", backend.pool), "rename the node, or give one pool a short: name")
     for name, times in Counter(route.name for route in found.routes).items():
         if times > 1 and name not in backends and name not in told:
-            yield Problem(f"{times} deployments are called {name}", ("pools", name), "rename the pool")
+            yield Finding(f"{times} deployments are called {name}", ("pools", name), "rename the pool")
 
 
-@_plan("name-length")
-def _name_length(site: Site, _found: Contributions) -> Iterator[Problem]:
+@check("plan", "name-length")
+def _name_length(site: Site, _found: Contributions) -> Iterator[Finding]:
     """A replica's service has a name of at most 63 characters, so that DNS can find it."""
     longest: dict[str, str] = {}
     for replica in site.replicas:
@@ -223,22 +154,22 @@ def _name_length(site: Site, _found: Contributions) -> Iterator[Problem]:
     for pool, name in longest.items():
         if len(name) > LABEL_LENGTH:
             words = f"the service name {name} has {len(name)} characters; {LABEL_LENGTH} are possible"
-            yield Problem(words, ("pools", pool, "short"), "set short: to a shorter name")
+            yield Finding(words, ("pools", pool, "short"), "set short: to a shorter name")
 
 
-@_plan("address-distinct")
-def _address_distinct(site: Site, found: Contributions) -> Iterator[Problem]:
+@check("plan", "address-distinct")
+def _address_distinct(site: Site, found: Contributions) -> Iterator[Finding]:
     """Hosts on which something runs have addresses of their own."""
     first: dict[str, str] = {}
     for name in sorted({service.host for service in found.services}):
         other = first.setdefault(site.host(name).address, name)
         if other != name:
             words = f"{name} has the address of {other}, {site.host(name).address}"
-            yield Problem(words, ("hosts", name, "address"), "give each host its own")
+            yield Finding(words, ("hosts", name, "address"), "give each host its own")
 
 
-@_plan("address-reachable")
-def _address_reachable(site: Site, found: Contributions) -> Iterator[Problem]:
+@check("plan", "address-reachable")
+def _address_reachable(site: Site, found: Contributions) -> Iterator[Finding]:
     """The gateway and the monitoring reach what they call on other hosts: not on loopback, not on a local host."""
     gateway, monitoring, tracing = site.inventory.gateway, site.inventory.monitoring, site.inventory.tracing
     wanted = {(backend.endpoint.host, gateway.host) for backend in found.backends}
@@ -249,17 +180,17 @@ def _address_reachable(site: Site, found: Contributions) -> Iterator[Problem]:
             continue
         if site.is_local(host):
             words = f"{reader} cannot reach {host}, whose programs listen on loopback only"
-            yield Problem(words, ("hosts", host, "runtime"), f"use runtime: compose, or put everything on {host}")
+            yield Finding(words, ("hosts", host, "runtime"), f"use runtime: compose, or put everything on {host}")
         elif ipaddress.ip_address(site.host(host).address).is_loopback:
             words = f"{reader} cannot reach {host} at {site.host(host).address}"
-            yield Problem(words, ("hosts", host, "address"), f"set the address of {host} in your network")
+            yield Finding(words, ("hosts", host, "address"), f"set the address of {host} in your network")
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
-@_plan("vram")
-def _vram(site: Site, found: Contributions) -> Iterator[Problem]:
+@check("plan", "vram")
+def _vram(site: Site, found: Contributions) -> Iterator[Finding]:
     """All servers of a card fit into its memory, with 256 MiB to spare."""
     tenants: dict[tuple[str, int], list[tuple[str, int]]] = defaultdict(list)
     for service in found.services:
@@ -283,7 +214,7 @@ def _vram(site: Site, found: Contributions) -> Iterator[Problem]:
         ]
         shared = next((name for name, _ in reversed(tenants[host, numbers[0]]) if name in site.host(host).shared), "")
         path = ("hosts", host, "shared", shared) if shared else ("pools", who[-1], "on")
-        yield Problem(words, path, what_fits(site, here, wanted - room))
+        yield Finding(words, path, what_fits(site, here, wanted - room))
 
 
 def _turns(site: Site, host: str, service: str) -> str:
@@ -296,8 +227,8 @@ def _turns(site: Site, host: str, service: str) -> str:
     return f" = {parts}, the largest {min(shared.loaded, len(members))} of {len(members)}"
 
 
-@_plan("host-ram")
-def _host_ram(site: Site, found: Contributions) -> Iterator[Problem]:
+@check("plan", "host-ram")
+def _host_ram(site: Site, found: Contributions) -> Iterator[Finding]:
     """The memory limits of a host's containers add up to no more than its RAM less `os_reserve_gib`."""
     services = _by_host(found)
     for name, host in site.inventory.hosts.items():
@@ -310,24 +241,24 @@ def _host_ram(site: Site, found: Contributions) -> Iterator[Problem]:
             largest = sorted(limits, key=lambda item: (-item[0], item[1]))[:TOLD]
             words = f"{name} lacks {wanted - room} MiB: {room} are free, the containers may take {wanted}"
             hint = "lower memory_mib; the largest: " + ", ".join(f"{service} {mib}" for mib, service in largest)
-            yield Problem(words, ("hosts", name, "ram_gib"), hint)
+            yield Finding(words, ("hosts", name, "ram_gib"), hint)
 
 
-@_plan("cache-ram")
-def _cache_ram(site: Site, _found: Contributions) -> Iterator[Problem]:
+@check("plan", "cache-ram")
+def _cache_ram(site: Site, _found: Contributions) -> Iterator[Finding]:
     """The prompt cache in host memory is smaller than its container."""
-    for replica in _one_of_each_sort(site):
+    for replica in one_of_each_sort(site):
         if replica.cache_ram_mib >= replica.memory_mib:
             size, room = replica.cache_ram_mib, replica.memory_mib
             words = f"a prompt cache of {size} MiB does not fit into a container of {room} MiB"
-            place = _engine_place(site, replica, "cache_ram_mib")
-            yield Problem(words, place, "lower cache_ram_mib or raise memory_mib")
+            place = engine_key(site, replica, "cache_ram_mib")
+            yield Finding(words, place, "lower cache_ram_mib or raise memory_mib")
 
 
-@_plan("server-ram")
-def _server_ram(site: Site, _found: Contributions) -> Iterator[Problem]:
+@check("plan", "server-ram")
+def _server_ram(site: Site, _found: Contributions) -> Iterator[Finding]:
     """A server's container holds what its model file says it takes in host memory, and its prompt cache."""
-    for replica in _one_of_each_sort(site):
+    for replica in one_of_each_sort(site):
         if replica.memory is None:
             continue
         wanted = (
@@ -339,35 +270,35 @@ def _server_ram(site: Site, _found: Contributions) -> Iterator[Problem]:
                 f"the server needs {wanted} MiB of host memory ({parts}), its container may take {replica.memory_mib}"
             )
             hint = "raise memory_mib, or lower cache_ram_mib, slots or the context"
-            yield Problem(words, _engine_place(site, replica, "memory_mib"), hint)
+            yield Finding(words, engine_key(site, replica, "memory_mib"), hint)
 
 
-@_plan("swap")
-def _swap(site: Site, _found: Contributions) -> Iterator[Problem]:
+@check("plan", "swap")
+def _swap(site: Site, _found: Contributions) -> Iterator[Finding]:
     """The limit of memory and swap together is not below that of memory alone."""
-    for replica in _one_of_each_sort(site):
+    for replica in one_of_each_sort(site):
         swap = replica.engine.memory_swap_mib
         if swap is not None and swap < replica.memory_mib:
             words = f"memory and swap together ({swap} MiB) are less than memory alone ({replica.memory_mib} MiB)"
-            yield Problem(words, _engine_place(site, replica, "memory_swap_mib"), "it is the sum of both")
+            yield Finding(words, engine_key(site, replica, "memory_swap_mib"), "it is the sum of both")
 
 
 # --- processors and cards --------------------------------------------------------------------------------------------
 
 
-@_plan("threads", is_warning=True)
-def _threads(site: Site, found: Contributions) -> Iterator[Problem]:
+@check("plan", "threads", level="warning")
+def _threads(site: Site, found: Contributions) -> Iterator[Finding]:
     """The servers of a host start at most eight threads for each core."""
     services = _by_host(found)
     for name, host in site.inventory.hosts.items():
         wanted = sum(service.threads for service in services[name])
         if host.cpu.cores and wanted > THREADS_PER_CORE * host.cpu.cores:
             words = f"the servers of {name} start {wanted} threads on {host.cpu.cores} cores"
-            yield Problem(words, ("hosts", name, "cpu", "cores"), "lower engine.threads")
+            yield Finding(words, ("hosts", name, "cpu", "cores"), "lower engine.threads")
 
 
-@_plan("card-pinned", is_warning=True)
-def _card_pinned(site: Site, _found: Contributions) -> Iterator[Problem]:
+@check("plan", "card-pinned", level="warning")
+def _card_pinned(site: Site, _found: Contributions) -> Iterator[Finding]:
     """Where a host has several kinds of NVIDIA cards, each has a UUID or PCI slot: a reboot may change their order."""
     for host, cards in site.cards.items():
         ours = [card for card in cards if card.vendor == "nvidia"]
@@ -375,21 +306,21 @@ def _card_pinned(site: Site, _found: Contributions) -> Iterator[Problem]:
         if by_index and len({card.card for card in ours}) > 1:
             words = f"GPU {', '.join(by_index)} of {host} {'is' if len(by_index) == 1 else 'are'} known by index only"
             hint = "give each its uuid, as `nvidia-smi -L` prints it: their order can change, and they are not alike"
-            yield Problem(words, ("hosts", host, "gpus"), hint)
+            yield Finding(words, ("hosts", host, "gpus"), hint)
 
 
-@_plan("one-vendor")
-def _one_vendor(site: Site, _found: Contributions) -> Iterator[Problem]:
+@check("plan", "one-vendor")
+def _one_vendor(site: Site, _found: Contributions) -> Iterator[Finding]:
     """The cards over which one replica is split come from one vendor."""
     for replica in site.replicas:
         vendors = sorted({card.vendor for card in replica.cards})
         if len(vendors) > 1:
             words = f"{replica.service} is split over cards of {' and '.join(vendors)}"
-            yield Problem(words, ("pools", replica.pool, "on"), "no image knows both; group equal cards")
+            yield Finding(words, ("pools", replica.pool, "on"), "no image knows both; group equal cards")
 
 
-@_plan("backend-fits")
-def _backend_fits(site: Site, _found: Contributions) -> Iterator[Problem]:
+@check("plan", "backend-fits")
+def _backend_fits(site: Site, _found: Contributions) -> Iterator[Finding]:
     """A build of llama.cpp runs on cards of the makers that it is for; none is for a replica on the processor."""
     for replica in site.replicas:
         wanted, vendor = replica.engine.backend, replica.cards[0].vendor if replica.cards else ""
@@ -399,11 +330,11 @@ def _backend_fits(site: Site, _found: Contributions) -> Iterator[Problem]:
             )
             fitting = [backend for backend, vendors in VENDORS.items() if vendor in vendors]
             hint = f"remove it, or use {' or '.join(fitting)}" if fitting else "remove it"
-            yield Problem(words, _engine_place(site, replica, "backend"), hint)
+            yield Finding(words, engine_key(site, replica, "backend"), hint)
 
 
-@_plan("device-groups")
-def _device_groups(site: Site, _found: Contributions) -> Iterator[Problem]:
+@check("plan", "device-groups")
+def _device_groups(site: Site, _found: Contributions) -> Iterator[Finding]:
     """Containers with AMD or Intel cards know the groups that may open the device files."""
     for name, cards in site.cards.items():
         host = site.host(name)
@@ -413,11 +344,11 @@ def _device_groups(site: Site, _found: Contributions) -> Iterator[Problem]:
             hint = (
                 "write what `stat -c %g /dev/kfd /dev/dri/render*` prints there, for instance device_groups: [44, 105]"
             )
-            yield Problem(words, ("hosts", name, "gpus"), hint)
+            yield Finding(words, ("hosts", name, "gpus"), hint)
 
 
-@_plan("cuda-image")
-def _cuda_image(site: Site, found: Contributions) -> Iterator[Problem]:
+@check("plan", "cuda-image")
+def _cuda_image(site: Site, found: Contributions) -> Iterator[Finding]:
     """The image has code for the card: CUDA 13 from Turing on (compute capability 7.5), stock CUDA 12 from 5.0 on."""
     replicas = {(replica.host, replica.service): replica for replica in site.replicas}
     for service in found.services:
@@ -425,23 +356,23 @@ def _cuda_image(site: Site, found: Contributions) -> Iterator[Problem]:
         if replica is None:
             continue
         for card in replica.cards:
-            problem = _card_without_code(card, service.image, is_llama=replica.weights.is_llama)
+            problem = _card_without_code(card, service.image, has_own_build=replica.weights.served_by.has_own_build)
             if problem:
-                yield Problem(problem[0], _place_of_image(site, replica, service.image), problem[1])
+                yield Finding(problem[0], _place_of_image(site, replica, service.image), problem[1])
                 break
 
 
-def _card_without_code(card: Card, image: str, *, is_llama: bool) -> tuple[str, str] | None:
+def _card_without_code(card: Card, image: str, *, has_own_build: bool) -> tuple[str, str] | None:
     """What is wrong with the image for the card, and what to do; None when nothing is known to be."""
     capability = card.compute_capability
     if not capability or is_own(image):
         return None
     who = f"{card.card} has compute capability {'.'.join(map(str, capability))}"
     own = f"make your own engine.image: {build_command(capability)}"
-    if capability < CUDA12_FLOOR and is_llama and (_is_cuda13(image) or STOCK_CUDA in image):
+    if capability < CUDA12_FLOOR and has_own_build and (_is_cuda13(image) or STOCK_CUDA in image):
         return f"{who}, for which no stock image has code", own if capability >= CUDA11_FLOOR else "take it out"
     if capability < CUDA13_FLOOR and _is_cuda13(image):
-        return f"{who}, which CUDA 13 does not know", f"use a CUDA 12 image{f', or {own}' if is_llama else ''}"
+        return f"{who}, which CUDA 13 does not know", f"use a CUDA 12 image{f', or {own}' if has_own_build else ''}"
     return None
 
 
@@ -451,189 +382,98 @@ def _is_cuda13(image: str) -> bool:
 
 def _place_of_image(site: Site, replica: Replica, image: str) -> KeyPath:
     if replica.engine.image:
-        return _engine_place(site, replica, "image")
+        return engine_key(site, replica, "image")
     return next((("images", key) for key, value in site.inventory.images.items() if value == image), ("images",))
-
-
-@_plan("vllm-card")
-def _vllm_card(site: Site, _found: Contributions) -> Iterator[Problem]:
-    """A vLLM server is on NVIDIA cards that vLLM has code for, and its weights are smaller than its share of them."""
-    for replica in _one_of_each_sort(site):
-        if replica.weights.server != "vllm":
-            continue
-        old = next((card for card in replica.cards if (card.compute_capability or VLLM_FLOOR) < VLLM_FLOOR), None)
-        weights_mib = round((replica.weights.size_gib or 0) * 1024)
-        path: KeyPath = ("pools", replica.pool, "on")
-        if not replica.cards or any(card.vendor != "nvidia" for card in replica.cards):
-            hint = "name cards of NVIDIA, or serve a GGUF file with llama.cpp: remove server: vllm"
-            yield Problem("vLLM runs on NVIDIA cards only here", path, hint)
-        elif old is not None:
-            words = f"{old.card} has compute capability {'.'.join(map(str, old.compute_capability or ()))}"
-            least = ".".join(map(str, VLLM_FLOOR))
-            yield Problem(f"{words}, and vLLM wants {least}", path, "serve a GGUF file with llama.cpp there")
-        elif weights_mib > replica.vram_mib:
-            words = f"the weights take {weights_mib} MiB, and vLLM's share of its cards is {replica.vram_mib}"
-            yield Problem(words, path, "split it over more cards (gpus_per_replica), or raise gpu_memory_fraction")
-
-
-@_plan("no-avx")
-def _no_avx(site: Site, _found: Contributions) -> Iterator[Problem]:
-    """LocalAI on the CPU needs AVX; llama.cpp's images bring code for processors without it."""
-    for replica in _one_of_each_sort(site):
-        is_stock = replica.kind == "image" and not replica.engine.image and LOCALAI_CPU not in site.inventory.images
-        if is_stock and not replica.cards and not site.host(replica.host).cpu.avx:
-            hint = (
-                "put it on a card, or set engine.image to a LocalAI built for this processor "
-                f"(llama.cpp is built for it by: {build_command()}; that draws no pictures)"
-            )
-            yield Problem(f"{replica.host} has no AVX, which LocalAI needs", ("pools", replica.pool, "on"), hint)
-
-
-@_plan("whole-input", is_warning=True)
-def _whole_input(site: Site, _found: Contributions) -> Iterator[Problem]:
-    """An embedding or rerank server takes a whole input in one physical batch; longer inputs are refused."""
-    for replica in _one_of_each_sort(site):
-        batch = min(replica.engine.ubatch or 0, replica.engine.batch or 0)
-        if replica.kind in WHOLE_INPUT and batch < replica.weights.context:
-            key = "ubatch" if batch == replica.engine.ubatch else "batch"
-            words = f"inputs of more than {batch} tokens are refused, although the context is {replica.weights.context}"
-            place = _engine_place(site, replica, key)
-            yield Problem(words, place, "raise batch and ubatch to the context")
 
 
 # --- settings that would do nothing, or not what they say ------------------------------------------------------------
 
 
-@_plan("server-flag")
-def _server_flag(site: Site, _found: Contributions) -> Iterator[Problem]:
-    """Words in `extra_args` are flags that the pinned llama-server or vLLM has, and that the kit does not set."""
-    for replica in _one_of_each_sort(site):
-        words = replica.engine.extra_args or ()
-        if replica.kind == "image" or not words:
-            continue
-        place = _engine_place(site, replica, "extra_args")
-        if replica.weights.server == "vllm":
-            rendered = vllm.arguments(site, replica)[: -len(words)]
-            found = vllm_flags.troubles(words, rendered=rendered, is_pinned=vllm.is_pinned(site, replica))
-        else:
-            rendered = arguments(site, replica)[: -len(words)]
-            found = troubles(words, rendered=rendered, is_pinned=is_pinned(site, replica))
-        for trouble in found:
-            yield Problem(trouble.message, (*place, trouble.number), trouble.hint)
+@check("plan", "server-flag")
+def _server_flag(site: Site, _found: Contributions) -> Iterator[Finding]:
+    """Words in `extra_args` are flags that the pinned server has, and that the kit does not set."""
+    for replica in one_of_each_sort(site):
+        look = getattr(component(replica.weights.served_by.component), "extra_args_troubles", None)
+        place = engine_key(site, replica, "extra_args")
+        for trouble in look(site, replica) if look and replica.engine.extra_args else ():
+            yield Finding(trouble.message, (*place, trouble.number), trouble.hint)
 
 
-@_plan("shared-flag")
-def _shared_flag(site: Site, _found: Contributions) -> Iterator[Problem]:
-    """Words in `extra_args` of a pool on a shared server can stand in its file: flags with one value, each once."""
-    for replica in _one_of_each_sort(site):
-        words = replica.engine.extra_args or ()
-        if replica.shared is None or not words:
-            continue
-        for trouble in preset_troubles(words):
-            hint = f"remove it, or give {replica.pool} a server of its own"
-            yield Problem(trouble, _engine_place(site, replica, "extra_args"), hint)
-
-
-@_plan("shared-alike")
-def _shared_alike(site: Site, _found: Contributions) -> Iterator[Problem]:
-    """Pools on a shared server agree on what is its own: image, environment, locked memory."""
-    first: dict[tuple[str, str], Replica] = {}
-    for replica in site.replicas:
-        if replica.shared is None:
-            continue
-        other = first.setdefault((replica.host, replica.service), replica)
-        ours, theirs = server_settings(site, replica), server_settings(site, other)
-        for key in (key for key in ours if ours[key] != theirs[key]):
-            words = f"{replica.pool} and {other.pool} are on one server, {replica.service}, and differ in {key}"
-            hint = "say the same for both, or give one a server of its own"
-            yield Problem(words, _engine_place(site, replica, key), hint)
-
-
-@_plan("image-known")
-def _image_known(site: Site, _found: Contributions) -> Iterator[Problem]:
+@check("plan", "image-known")
+def _image_known(site: Site, _found: Contributions) -> Iterator[Finding]:
     """Every key of `images` is the name of an image that the kit uses."""
     known = image_keys()
     for key in site.inventory.images:
         if key not in known:
-            yield Problem(f'no image is called "{key}"', ("images", key), did_you_mean(key, known))
+            yield Finding(f'no image is called "{key}"', ("images", key), did_you_mean(key, known))
 
 
-@_plan("host-used", is_warning=True)
-def _host_used(site: Site, found: Contributions) -> Iterator[Problem]:
+@check("plan", "host-used", level="warning")
+def _host_used(site: Site, found: Contributions) -> Iterator[Finding]:
     """Something runs on every host."""
     busy = {service.host for service in found.services}
     for name in site.inventory.hosts:
         if name not in busy:
             hint = "place a pool there or remove the host"
-            yield Problem(f"nothing runs on {name}", ("hosts", name), hint)
+            yield Finding(f"nothing runs on {name}", ("hosts", name), hint)
 
 
-@_plan("model-used", is_warning=True)
-def _model_used(site: Site, _found: Contributions) -> Iterator[Problem]:
+@check("plan", "model-used", level="warning")
+def _model_used(site: Site, _found: Contributions) -> Iterator[Finding]:
     """A pool serves every model, or it drafts for another one."""
     used = {pool.model for pool in site.inventory.pools.values()}
     used |= {model.draft.model for model in site.inventory.models.values() if model.draft}
     for name in site.inventory.models:
         if name not in used:
             hint = "remove it or name it in a pool"
-            yield Problem(f"no pool uses the model {name}", ("models", name), hint)
+            yield Finding(f"no pool uses the model {name}", ("models", name), hint)
 
 
-@_plan("node-used", is_warning=True)
-def _node_used(site: Site, _found: Contributions) -> Iterator[Problem]:
-    """A pool uses every node."""
-    used = {place.node for pool in site.inventory.pools.values() for place in pool.on}
-    for name in site.inventory.nodes:
-        if name not in used:
-            hint = "remove it or name it in a pool"
-            yield Problem(f"no pool uses the node {name}", ("nodes", name), hint)
-
-
-@_plan("card-used", is_warning=True)
-def _card_used(site: Site, _found: Contributions) -> Iterator[Problem]:
+@check("plan", "card-used", level="warning")
+def _card_used(site: Site, _found: Contributions) -> Iterator[Finding]:
     """Every kind of card in `cards` is in a host."""
     used = {card.card for cards in site.cards.values() for card in cards}
     for name in site.inventory.cards:
         if name not in used:
             near = did_you_mean(name, used)
             hint = near if near.startswith("did") else "remove it, or name it in hosts.….gpus"
-            yield Problem(f"no host has the card {name}", ("cards", name), hint)
+            yield Finding(f"no host has the card {name}", ("cards", name), hint)
 
 
-@_plan("direct-mode", is_warning=True)
-def _direct_mode(site: Site, _found: Contributions) -> Iterator[Problem]:
-    """The balancing keeps queues bounded, slots sacred, and knows which are free; `direct` does not."""
+@check("plan", "direct-mode", level="warning")
+def _direct_mode(site: Site, _found: Contributions) -> Iterator[Finding]:
+    """`balancing` is not `direct`, which bounds no queue and limits no replica to its slots."""
     gateway = site.inventory.gateway
     if gateway.balancing != "direct":
         return
     words = "balancing: direct has no bounded queue and no slot guarantee: a busy replica queues without end"
-    yield Problem(words, ("gateway", "balancing"), "use slots where HAProxy can run")
+    yield Finding(words, ("gateway", "balancing"), "use slots where HAProxy can run")
     for index, tier in enumerate(gateway.auto.tiers if gateway.auto else ()):
         if tier.spill:
             path: KeyPath = ("gateway", "auto", "tiers", index, "spill")
-            yield Problem("balancing: direct does not track free slots", path, "remove it, or use slots")
+            yield Finding("balancing: direct does not track free slots", path, "remove it, or use slots")
     for name, pool in site.inventory.pools.items():
         if pool.background:
             words = "balancing: direct has no queue, so no request overtakes another"
-            yield Problem(words, ("pools", name, "background"), "make them aliases, or use slots")
+            yield Finding(words, ("pools", name, "background"), "make them aliases, or use slots")
 
 
-@_plan("limit-share", is_warning=True)
-def _limit_share(site: Site, found: Contributions) -> Iterator[Problem]:
+@check("plan", "limit-share", level="warning")
+def _limit_share(site: Site, found: Contributions) -> Iterator[Finding]:
     """A pool with limits is one deployment, so that the limit is counted in one place."""
     deployments = Counter(route.pool for route in found.routes)
     for name, pool in site.inventory.pools.items():
         if (pool.limits.rpm or pool.limits.tpm) and deployments[name] > 1:
             words = f"the limit is shared out among {deployments[name]} deployments, each refuses beyond its share"
             hint = "balancing: slots with replicas of one sort counts exactly"
-            yield Problem(words, ("pools", name, "limits"), hint)
+            yield Finding(words, ("pools", name, "limits"), hint)
 
 
 # --- consumers -------------------------------------------------------------------------------------------------------
 
 
-@_plan("consumer-limits", is_warning=True)
-def _consumer_limits(site: Site, published: Contributions) -> Iterator[Problem]:
+@check("plan", "consumer-limits", level="warning")
+def _consumer_limits(site: Site, published: Contributions) -> Iterator[Finding]:
     """A consumer's limits are not above what all its pools take together: such a limit never limits."""
     for name, consumer in site.inventory.consumers.items():
         pools = _pools_of(site, consumer)
@@ -642,11 +482,11 @@ def _consumer_limits(site: Site, published: Contributions) -> Iterator[Problem]:
             most = [getattr(site.inventory.pools[pool].limits, what) for pool in pools]
             if limit and all(most) and limit > sum(most):
                 words = f"{limit} {least} are more than the {sum(most)} that its pools take together"
-                yield Problem(words, ("consumers", name, "limits", what), f"set it to {sum(most)} or less")
+                yield Finding(words, ("consumers", name, "limits", what), f"set it to {sum(most)} or less")
         room = _room(site, published, pools)
         if consumer.limits.parallel and room and consumer.limits.parallel > room:
             words = f"{consumer.limits.parallel} requests at a time are more than the {room} that its pools take"
-            yield Problem(words, ("consumers", name, "limits", "parallel"), f"set it to {room} or less")
+            yield Finding(words, ("consumers", name, "limits", "parallel"), f"set it to {room} or less")
 
 
 def _pools_of(site: Site, consumer: Consumer) -> tuple[str, ...]:
@@ -663,41 +503,13 @@ def _room(site: Site, published: Contributions, pools: Iterable[str]) -> int:
     return slots + sum((site.inventory.pools[pool].queue or site.inventory.gateway.queue).depth for pool in pools)
 
 
-@_plan("budget-counts", is_warning=True)
-def _budget_counts(site: Site, published: Contributions) -> Iterator[Problem]:
+@check("plan", "budget-counts", level="warning")
+def _budget_counts(site: Site, published: Contributions) -> Iterator[Finding]:
     """A consumer with a budget has a pool whose tokens cost something."""
     paid = {backend.pool for backend in published.backends if backend.protocol == "cloud"}
     paid |= {name for name, pool in site.inventory.pools.items() if pool.price}
-    paid |= {route.pool for route in published.routes if route.cost}
+    paid |= {route.pool for route in published.routes if route.backend.cost}
     for name, consumer in site.inventory.consumers.items():
         if consumer.budget and not paid & set(_pools_of(site, consumer)):
             words = "this budget is never reached: tokens of its pools cost nothing"
-            yield Problem(words, ("consumers", name, "budget"), "give its pools a price, or limit requests and tokens")
-
-
-@_plan("cache-private", is_warning=True)
-def _cache_private(site: Site, _found: Contributions) -> Iterator[Problem]:
-    """Where several keys may open a chat pool, each of its nodes can keep the cached prompts of one key from others."""
-    for name, pool in site.inventory.pools.items():
-        if not has_private_cache(site.inventory, name):
-            continue
-        for placement in pool.on:
-            node = site.inventory.nodes.get(placement.node or "")
-            if node is None or node.kind != "chat" or node.engine in (*CACHE_FIELDS, "cloud"):
-                continue
-            words = f"{placement.node} ({node.engine}) has one prompt cache for all keys of the pool"
-            hint = "turn prompt caching off there and write cache: shared here, or open the pool to one key"
-            yield Problem(words, ("pools", name), hint)
-
-
-@_plan("thinking-off", is_warning=True)
-def _thinking_off(site: Site, _found: Contributions) -> Iterator[Problem]:
-    """`thinking: off` stands where the server can be told not to think; elsewhere thoughts are only taken out."""
-    for name, pool in site.inventory.pools.items():
-        for placement in pool.on:
-            node = site.inventory.nodes.get(placement.node or "")
-            if node is None or (node.thinking or pool.thinking) != "off" or node.engine in WITHOUT_THINKING:
-                continue
-            path = ("nodes", placement.node or "") if node.thinking else ("pools", name)
-            words = f"requests cannot turn thinking off at {node.engine} nodes ({placement.node}); it still takes time"
-            yield Problem(words, (*path, "thinking"), "turn it off there and write thinking: hidden here")
+            yield Finding(words, ("consumers", name, "budget"), "give its pools a price, or limit requests and tokens")

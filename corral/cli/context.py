@@ -1,4 +1,4 @@
-"""What verbs share: options, the plan, where they print, and how errors end them."""
+"""What all verbs share: options, the plan, consoles, and the exit code of an error."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.text import Text
-from typer.models import ArgumentInfo
 
 from corral.build import Plan, build_plan
 from corral.config.inventory import Inventory
@@ -58,7 +57,7 @@ class SiteOptions:
         return plan
 
     def hosts(self, found: Plan | Inventory) -> set[str] | None:
-        """The hosts named by --host; None: all. Raises UsageError for one that the inventory does not have."""
+        """The hosts named by --host; None: all. Raises UsageError for an unknown one."""
         known = (found.inventory if isinstance(found, Plan) else found).hosts
         for name in self.host or []:
             if name not in known:
@@ -67,7 +66,7 @@ class SiteOptions:
 
 
 def shared(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Gives a verb these options of SHARED, in front of its own; it gets them as its parameter `site`."""
+    """Gives a verb these options of SHARED; it gets them as its first parameter, a SiteOptions."""
 
     def decorate(verb: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(verb)
@@ -75,23 +74,16 @@ def shared(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
             return verb(SiteOptions(**{name: given.pop(name) for name in names}), **given)
 
         own = list(inspect.signature(verb, eval_str=True).parameters.values())[1:]
-        first = next((at for at, item in enumerate(own) if not _is_argument(item)), len(own))
-        parameters = [*own[:first], *map(_shared_parameter, names), *own[first:]]
-        keyword = [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in parameters]
-        run.__signature__ = inspect.Signature(keyword)  # type: ignore[attr-defined]
-        run.__annotations__ = {item.name: item.annotation for item in keyword}
+        options = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=SHARED[name][1], annotation=SHARED[name][0])
+            for name in names
+        ]
+        parameters = [*options, *(item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in own)]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {item.name: item.annotation for item in parameters}
         return run
 
     return decorate
-
-
-def _is_argument(parameter: inspect.Parameter) -> bool:
-    return any(isinstance(item, ArgumentInfo) for item in getattr(parameter.annotation, "__metadata__", ()))
-
-
-def _shared_parameter(name: str) -> inspect.Parameter:
-    annotation, default = SHARED[name]
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def verbs(help_text: str) -> typer.Typer:
@@ -103,7 +95,7 @@ def verbs(help_text: str) -> typer.Typer:
 
 
 def exit_code_of(application: typer.Typer, arguments: list[str] | None = None, program: str | None = None) -> int:
-    """Runs these verbs and returns the exit code; errors are printed here and nowhere else."""
+    """Runs these verbs, prints errors, and returns the exit code."""
     try:
         code = application(arguments, prog_name=program, standalone_mode=False)
     except SiteError as error:
@@ -126,25 +118,25 @@ def exit_code_of(application: typer.Typer, arguments: list[str] | None = None, p
 
 
 def plain() -> Console:
-    """Standard output, one line as one line."""
+    """Standard output without wrapping of lines."""
     return Console(highlight=False, soft_wrap=True)
 
 
 def print_json(data: object) -> None:
-    """Data for programs, on standard output."""
+    """Prints data for programs on standard output."""
     sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
 
 
 def tell_figures(site: SiteOptions, hosts: Iterable[str] | None) -> None:
-    """Writes the figures anew after a verb that changed them, where there are some; the verb's success stays."""
+    """Refreshes the metrics files after a verb that changed them, where they exist; failure is only a warning."""
     from corral.verbs.status.figures import FOLDER, figures_hosts, write_figures
 
     try:
         plan = build_plan(load_inventory(site.inventory))
         chosen = [item for item in figures_hosts(plan, site.out, hosts) if (item.rendered / FOLDER).is_dir()]
     except CorralError:
-        return  # no such figures in this site
+        return  # this site has no metrics files
     try:
         write_figures(plan, chosen)
     except CorralError as error:
-        talk.print(Text(f"figures were not written: {error}", style="yellow"))
+        talk.print(Text(f"metrics were not written: {error}", style="yellow"))

@@ -1,4 +1,4 @@
-"""Pages in a Grafana that runs."""
+"""Dashboards in a Grafana that runs."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import typer
 
 from corral.cli.context import JsonOption, SiteOptions, print_json, shared, verbs
 
-app = verbs("Pages in a Grafana that runs.")
+app = verbs("Dashboards in a Grafana that runs.")
 
 
 @app.command("push")
 @shared("inventory")
 def grafana_push(
     site: SiteOptions,
-    url: Annotated[str, typer.Option("--url", help="Grafana's address; the site's own has the pages already.")],
+    url: Annotated[str, typer.Option("--url", help="Address of that Grafana; the site's own has the dashboards.")],
     folder: Annotated[str, typer.Option("--folder", help="Folder in Grafana; the site's name if absent.")] = "",
     source: Annotated[str, typer.Option("--source", help="Name or uid of the Prometheus in that Grafana.")] = "",
     token_file: Annotated[
@@ -25,13 +25,11 @@ def grafana_push(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Put the site's pages into a Grafana that runs already, over those of an earlier push; prints their addresses."""
-    from corral.verbs import grafana as ops
+    """Write the site's dashboards into another Grafana, over those of an earlier push; prints their addresses."""
+    from corral.verbs.grafana import Grafana, push
 
-    plan = site.plan()
-    found = ops.push(plan, ops.Grafana(ops.find_door(url, token_file)), folder, source)
+    found = push(site.plan(), Grafana(url, token_file), folder, source)
     if as_json:
         print_json(found)
-        return
-    for address in found.values():
-        sys.stdout.write(f"{address}\n")
+    else:
+        sys.stdout.writelines(f"{address}\n" for address in found.values())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from datetime import timedelta
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -22,42 +24,42 @@ def keys_sync(
     as_json: JsonOption = False,
 ) -> None:
     """Make the gateway's keys agree with the inventory's consumers; new keys go into files, never on the screen."""
-    from corral.verbs.keys import keys
+    from corral.verbs.keys import keys, show
 
-    found = site.plan()
-    steps = keys.sync(found, site.out, dry_run=dry_run, adopted=adopt or [])
+    plan = site.plan()
+    changes = keys.sync(plan, site.out, dry_run=dry_run, adopted=adopt or [])
     if as_json:
-        print_json(keys.steps_as_data(found, site.out, steps))
+        print_json(show.changes_as_data(plan, site.out, changes))
     else:
-        keys.show_steps(found, site.out, steps, plain(), talk)
-    keys.conclude(steps, dry_run=dry_run)
+        show.show_changes(plan, site.out, changes, plain(), talk)
+    keys.conclude(changes, dry_run=dry_run)
 
 
 @app.command("ls")
 @shared("inventory", "out")
 def keys_ls(site: SiteOptions, as_json: JsonOption = False) -> None:
-    """Show every key of the gateway: whose, what it opens, its limits, what it has spent, until when."""
-    from corral.verbs.keys import keys
+    """Show every key of the gateway: its owner, pools, limits, spending and expiry."""
+    from corral.verbs.keys import keys, show
 
     plan = site.plan()
     found = keys.listed(plan, site.out)
     if as_json:
-        print_json([item.data() for item in found])
+        print_json(found)
     else:
-        keys.show_keys(plan, found, Console(highlight=False))
+        show.show_keys(plan, found, Console(highlight=False))
 
 
 @app.command("spend")
 @shared("inventory", "out")
 def keys_spend(site: SiteOptions, as_json: JsonOption = False) -> None:
     """Show what every key has spent in its period, the highest first."""
-    from corral.verbs.keys import keys
+    from corral.verbs.keys import keys, show
 
     found = keys.by_spend(keys.listed(site.plan(), site.out))
     if as_json:
-        print_json([{key: item.data()[key] for key in ("name", "spend_usd", "budget")} for item in found])
+        print_json([{name: row[name] for name in ("name", "spend_usd", "budget")} for row in found])
     else:
-        keys.show_spend(found, Console(highlight=False))
+        show.show_spend(found, Console(highlight=False))
 
 
 @app.command("create")
@@ -69,23 +71,19 @@ def keys_create(
     rpm: Annotated[int | None, typer.Option("--rpm", help="Requests per minute.")] = None,
     tpm: Annotated[int | None, typer.Option("--tpm", help="Tokens per minute.")] = None,
     parallel: Annotated[int | None, typer.Option("--parallel", help="Requests at the same time.")] = None,
-    max_usd: Annotated[float | None, typer.Option("--max-usd", help="What it may spend.")] = None,
-    period: Annotated[str | None, typer.Option("--period", help="Spending counts anew after it, such as 30d.")] = None,
+    max_usd: Annotated[float | None, typer.Option("--max-usd", help="Budget in US dollars.")] = None,
+    period: Annotated[str | None, typer.Option("--period", help="Spending resets after it, such as 30d.")] = None,
     expires: Annotated[str | None, typer.Option("--expires", help="Day or moment, such as 2027-01-31.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a key by hand, for a while: what is to last belongs into the inventory. Prints the file that it is in."""
+    """Make a temporary key by hand; a lasting one belongs in the inventory. Prints the key's file."""
     from corral.verbs.keys import keys
 
+    limits = _given(rpm=rpm, tpm=tpm, parallel=parallel)
+    budget = _given(max_usd=max_usd, period=period)
     found = site.plan()
-    limits = {"rpm": rpm, "tpm": tpm, "parallel": parallel}
-    budget = {"max_usd": max_usd, "period": period}
-    given = {"pools": pool, "limits": limits, "budget": budget, "expires": expires}
-    path = keys.create(found, site.out, name, keys.checked_consumer(name, given))
-    if as_json:
-        print_json({"name": name, "file": str(path)})
-    else:
-        sys.stdout.write(f"{path}\n")
+    consumer = keys.checked_consumer(name, {"pools": pool, "limits": limits, "budget": budget, "expires": expires})
+    _print_file(name, keys.create(found, site.out, name, consumer), as_json=as_json)
 
 
 @app.command("revoke")
@@ -97,7 +95,7 @@ def keys_revoke(site: SiteOptions, names: Annotated[list[str], typer.Argument(he
     again = keys.revoke(site.plan(), site.out, names)
     talk.print(f"revoked: {', '.join(names)}")
     if again:
-        talk.print(f"in the inventory still, so the next keys sync makes new ones: {', '.join(again)}", style="yellow")
+        talk.print(f"still in the inventory, so the next keys sync makes new ones: {', '.join(again)}", style="yellow")
 
 
 @app.command("rotate")
@@ -110,12 +108,18 @@ def keys_rotate(
     ] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Put a new key in the place of one, with its settings and spending. Prints the file that it is in."""
-    from datetime import timedelta
-
+    """Replace a key by a new one with its settings and spending. Prints the key's file."""
     from corral.verbs.keys import keys
 
     path = keys.rotate(site.plan(), site.out, name, keep=timedelta(hours=keep_hours))
+    _print_file(name, path, as_json=as_json)
+
+
+def _given(**options: object) -> dict[str, object]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _print_file(name: str, path: Path, *, as_json: bool) -> None:
     if as_json:
         print_json({"name": name, "file": str(path)})
     else:

@@ -1,4 +1,4 @@
-"""All verbs, put together."""
+"""The command line with all verbs."""
 
 from __future__ import annotations
 
@@ -9,21 +9,18 @@ from typing import Annotated
 import typer
 
 from corral import __version__
-from corral.cli import grafana, images, keys, models, rendering, running, saving, secrets, watching
+from corral.cli import grafana, keys, models, rendering, running, saving, watching
 from corral.cli.context import exit_code_of, verbs
 from corral.render.tree import ROOT
 
 app = verbs("corral: one inventory, a whole local GPU inference farm.")
 for group in (rendering, running, saving, watching):
     app.add_typer(group.app)
-for name, commands in (
-    ("secrets", secrets.app),
-    ("keys", keys.app),
-    ("models", models.app),
-    ("images", images.app),
-    ("grafana", grafana.app),
-):
-    app.add_typer(commands, name=name)
+app.add_typer(rendering.secrets, name="secrets")
+app.add_typer(keys.app, name="keys")
+app.add_typer(models.app, name="models")
+app.add_typer(rendering.images, name="images")
+app.add_typer(grafana.app, name="grafana")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -49,6 +46,6 @@ def _common(
 @app.command(add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_extra_args": True,
                                                        "allow_interspersed_args": False})  # fmt: skip
 def bench(context: typer.Context) -> None:
-    """Load, measured capacity, limits from it."""
-    # A program of its own: what sends load is no part of what runs a farm.
+    """Send load, measure capacity, derive limits."""
+    # A separate program: running a farm needs no load generator.
     os.execv(sys.executable, [sys.executable, str(ROOT / "load-tests" / "bench.py"), *context.args])  # noqa: S606

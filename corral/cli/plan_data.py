@@ -6,24 +6,20 @@ from dataclasses import asdict
 from typing import Any
 
 from corral.build import Plan
-from corral.cli.show import by_host
 from corral.config.client_names import aliases_of
 from corral.contributions import Service
 from corral.plan.site import Replica, claimed_mib
 from corral.whatif import measured
 
+CARD_FIELDS = ("number", "card", "device", "pinned_by", "vram_mib")
+
 
 def plan_as_data(plan: Plan, hosts: set[str] | None = None) -> dict[str, Any]:
     """The plan as plain data: hosts with cards and services, pools with their backends."""
-    services = by_host(plan)
     return {
         "name": plan.inventory.name,
         "balancing": plan.inventory.gateway.balancing,
-        "hosts": {
-            name: _host_data(plan, name, services[name])
-            for name in plan.inventory.hosts
-            if hosts is None or name in hosts
-        },
+        "hosts": {name: _host_data(plan, name) for name in plan.inventory.hosts if hosts is None or name in hosts},
         "pools": {name: _pool_data(plan, name) for name in plan.inventory.pools},
         "auto": _auto_data(plan),
         "warnings": [str(warning) for warning in plan.warnings],
@@ -38,21 +34,13 @@ def _auto_data(plan: Plan) -> dict[str, Any] | None:
     return {"names": [auto.name, *auto.aliases], "tiers": tiers}
 
 
-def _host_data(plan: Plan, name: str, services: list[Service]) -> dict[str, Any]:
+def _host_data(plan: Plan, name: str) -> dict[str, Any]:
     host = plan.site.host(name)
+    services = plan.services_of(name)
     return {
         "address": host.address,
         "runtime": host.runtime,
-        "gpus": [
-            {
-                "number": card.number,
-                "card": card.card,
-                "device": card.device,
-                "pinned_by": card.pinned_by,
-                "vram_mib": card.vram_mib,
-            }
-            for card in plan.site.cards[name]
-        ],
+        "gpus": [{field: getattr(card, field) for field in CARD_FIELDS} for card in plan.site.cards[name]],
         "services": [_service_data(service, plan.site.members(name, service.name)) for service in services],
     }
 

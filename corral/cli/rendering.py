@@ -1,4 +1,4 @@
-"""What needs no running farm: check, plan, diff, render, schema."""
+"""What needs no running farm: check, plan, diff, render, schema, secrets init, images lock."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import difflib
 import os
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -13,19 +14,23 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from corral.build import Plan
+from corral.build import Plan, build_plan
 from corral.checks.policy import check_tree, refuse_weak, weak_words
-from corral.cli.context import INVENTORY, OUT, JsonOption, SiteOptions, plain, print_json, shared, talk
+from corral.cli.context import INVENTORY, OUT, JsonOption, SiteOptions, plain, print_json, shared, talk, verbs
 from corral.cli.plan_data import plan_as_data
 from corral.cli.show import page, show_plan
 from corral.cli.what_if import show_changed
+from corral.config.image_lock import ImageLock
 from corral.config.schema import schema_text
 from corral.errors import CorralError, DriftError
 from corral.render.output import Change, compare, write
+from corral.render.secrets import initialise
 from corral.render.tree import refuse_other_site
 from corral.render.tree import render as render_plan
 
 app = typer.Typer()
+secrets = verbs("Keys and passwords of the hosts.")
+images = verbs("Digests of the images.")
 SHOWN_ACTIONS = {"create": "green", "update": "yellow", "remove": "red", "edited": "bold red", "identical": "dim"}
 
 
@@ -97,7 +102,7 @@ def diff(site: SiteOptions) -> None:
 def render(
     site: SiteOptions,
     force: Annotated[
-        bool, typer.Option("--force", help="Overwrite files that were edited by hand, and write what weakens a host.")
+        bool, typer.Option("--force", help="Overwrite files that were edited by hand, and ignore security errors.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only problems.")] = False,
 ) -> None:
@@ -110,7 +115,7 @@ def render(
 
 
 def write_rendering(found: Plan, out: Path, hosts: set[str] | None, *, force: bool = False, quiet: bool = True) -> None:
-    """Writes what a plan renders; raises CorralError when files that were edited by hand stay."""
+    """Writes the rendering of a plan; raises CorralError when files that were edited by hand stay."""
     refuse_other_site(found, out)
     tree = render_plan(found)
     if not force:
@@ -128,7 +133,7 @@ def write_rendering(found: Plan, out: Path, hosts: set[str] | None, *, force: bo
 
 
 def _next_command(found: Plan, out: Path, hosts: set[str] | None) -> str:
-    """What a person types next."""
+    """The next command to type."""
     names = [name for name in found.inventory.hosts if (hosts is None or name in hosts) and found.services_of(name)]
     if any(not (out / name / "secrets" / secret.name).exists() for name in names for secret in found.secrets_of(name)):
         return f"next: ./generate.py secrets init{_options(found, out)}"
@@ -149,6 +154,35 @@ def _options(found: Plan, out: Path) -> str:
 def schema() -> None:
     """Print the JSON Schema of the inventory."""
     sys.stdout.write(schema_text())
+
+
+@secrets.command("init")
+@shared("inventory", "out", "host")
+def secrets_init(site: SiteOptions) -> None:
+    """Add what is missing to the hosts' secrets (mode 0600); never changes what is there."""
+    found = site.plan()
+    hosts = site.hosts(found)
+    needed = {name: wanted for name in found.inventory.hosts if (wanted := found.secrets_of(name))}
+    missing = []
+    for report in initialise(needed, site.out, hosts):
+        file = f"{site.out}/{report.host}/.env"
+        made = ", ".join(report.made) or "nothing new"
+        talk.print(f"{file}: {made}" + (f"; kept {len(report.kept)}" if report.kept else ""))
+        missing += [f"{name} in {file}" for name in report.missing]
+    if missing:
+        raise CorralError("these values only you know; write them, then run this again: " + ", ".join(missing))
+
+
+@images.command("lock")
+@shared("inventory", "out")
+def images_lock(
+    site: SiteOptions,
+    update: Annotated[bool, typer.Option("--update", help="Accept other digests for locked images.")] = False,
+) -> None:
+    """Ask the registries for the digests of all images, and write images.lock.json, which the plan then uses."""
+    from corral.verbs.images import lock_images
+
+    lock_images(build_plan(replace(site.loaded(), image_lock=ImageLock())), site.out, talk, update=update)
 
 
 def _print_difference(console: Console, change: Change) -> None:

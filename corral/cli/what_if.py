@@ -11,8 +11,9 @@ from rich.table import Table
 
 from corral.build import Plan
 from corral.cli.context import print_json
-from corral.cli.show import new_table, page
+from corral.cli.show import page
 from corral.errors import UsageError
+from corral.tables import new_table
 
 if TYPE_CHECKING:
     from corral.whatif.cases import Result

@@ -1,19 +1,21 @@
-"""One module per component. Each says in `STAGE` when it is asked and in `contribute` what it adds to the plan.
+"""One folder per component. Each says in `STAGE` when it is asked and in `contribute` what it adds to the plan.
 
-A module is found by being here; nothing else names it. Earlier stages' contributions are there to be read. What depends
-on the site alone and is wanted by an earlier stage, a module may say in `announce`, which is asked before all stages.
+A component is found by being here, or in an installed package that says so (corral/declarations.py); nothing else
+names it. Earlier stages' contributions are there to be read. What depends on the site alone and is wanted by an earlier
+stage, a component may say in `announce`, which is asked before all stages. Beside it, `component.yaml` has what is
+data, and `rules.py` the rules that are about the component alone.
 """
 
 from __future__ import annotations
 
 import importlib
-import pkgutil
 from collections.abc import Iterable
 from enum import IntEnum
 from functools import cache
 from typing import Protocol, cast
 
 from corral.contributions import Contribution, Contributions
+from corral.declarations import declaration, packages
 from corral.plan.site import Site
 
 
@@ -39,10 +41,18 @@ class Component(Protocol):
 
 @cache
 def components() -> tuple[tuple[str, Component], ...]:
-    """Every component with its name, in the order of stages and then names."""
-    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
-    found = [(name, cast(Component, importlib.import_module(f"{__name__}.{name}"))) for name in names]
+    """Every component with its name, in the order of stages and then names; their rules are registered."""
+    found = [(name, component(name)) for name in sorted(packages())]
     return tuple(sorted(found, key=lambda item: (item[1].STAGE, item[0])))
+
+
+@cache
+def component(name: str) -> Component:
+    """The component of that name; its rules are registered."""
+    module, folder = packages()[name]
+    if (folder / "rules.py").exists():
+        importlib.import_module(f"{module}.rules")
+    return cast(Component, importlib.import_module(module))
 
 
 def gather(site: Site) -> Contributions:
@@ -70,7 +80,9 @@ def _nothing(_site: Site) -> Iterable[Contribution]:
 def image_keys() -> frozenset[str]:
     """Names under which `images` of an inventory can replace a component's own image."""
     keys: set[str] = set()
-    for _, component in components():
-        keys |= set(getattr(component, "IMAGES", ()))
-        keys |= {getattr(component, "COMPONENT", "")} if hasattr(component, "IMAGE") else set()
+    for name, found in components():
+        described = declaration(name).get("services", {})
+        keys |= {fields.get("image_key", key) for key, fields in described.items() if "image" in fields}
+        keys |= set(getattr(found, "IMAGES", ()))
+        keys |= {found.COMPONENT} if hasattr(found, "IMAGE") and hasattr(found, "COMPONENT") else set()
     return frozenset(keys)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import (
     AfterValidator,
@@ -26,6 +26,7 @@ from pydantic import (
 
 from corral.config.source import plain_yaml
 from corral.contributions import SYSTEM_ROOTS, is_system_folder, plain_path
+from corral.declarations import USUAL, InferenceServer, server_of, servers
 from corral.errors import shown
 
 SCHEMA_VERSION = 1
@@ -180,6 +181,10 @@ PortNumber = Annotated[int, Field(ge=1, le=LAST_PORT)]
 Mib = Annotated[int, Field(ge=16, le=64 * TIB_MIB)]
 Gib = Annotated[float, Field(gt=0, le=65536)]
 Kind = Literal["chat", "embedding", "rerank", "image"]
+if TYPE_CHECKING:
+    ServerName = str
+else:
+    ServerName = Literal[tuple(item.name for item in servers() if item.name)]
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "iq4_nl", "q4_1", "q4_0"]
 Thinking = Literal["off", "hidden", "shown"]
 # Lists are read as tuples; everything else has to be of its own type.
@@ -404,9 +409,9 @@ class Model(Section):
     """Checksum of the file that `source` names; `models pull` takes no other. Needed for `http://`."""
     kind: Kind
     """What it does: chat, embedding, rerank or image."""
-    server: Literal["llama.cpp", "vllm"] = "llama.cpp"
+    server: ServerName = USUAL
     """What serves it: llama.cpp from a GGUF file, or vLLM, on NVIDIA cards, from a repository such as
-    `hf:owner/repo` or a folder in the models folder; LocalAI serves image models."""
+    `hf:owner/repo` or a folder in the models folder; LocalAI serves image models. Installed packages may add others."""
     context: int = Field(4096, ge=32, le=16_777_216)
     """Tokens that one request may use, prompt and answer together; every slot gets that much."""
     size_gib: Gib | None = None
@@ -429,18 +434,20 @@ class Model(Section):
     """Settings of servers with this model."""
 
     @property
-    def is_llama(self) -> bool:
-        """Whether llama-server serves it, from GGUF files; other servers read whole repositories."""
-        return self.kind != "image" and self.server == "llama.cpp"
+    def served_by(self) -> InferenceServer:
+        """What serves it: the server that it names, or the usual one for its kind."""
+        return server_of(self.kind, self.server)
 
     @property
     def repositories(self) -> tuple[str, ...]:
         """The sources that are whole repositories, of which `models pull` makes folders."""
-        return () if self.is_llama else tuple(source for source in self.sources if source.startswith("hf:"))
+        if self.served_by.reads_files:
+            return ()
+        return tuple(source for source in self.sources if source.startswith("hf:"))
 
     @property
     def folders(self) -> tuple[str, ...]:
-        """Names in a models folder of what vLLM and LocalAI read, in the order of `sources`."""
+        """Names in a models folder of what such a server reads, in the order of `sources`."""
         return tuple(self.folder(source) for source in self.sources)
 
     def folder(self, source: str) -> str:

@@ -21,7 +21,7 @@ WHOLE_INPUT = ("embedding", "rerank")
 def merged_engine(inventory: Inventory, pool: str, card: str) -> ServerSettings:
     """Engine settings of a pool on a kind of card: kind, card, model and pool have their say, in that order."""
     weights = inventory.models[inventory.pools[pool].model or ""]
-    merged = DEFAULTS["all"] | DEFAULTS[weights.kind] | (DEFAULTS["vllm"] if weights.server == "vllm" else {})
+    merged: dict[str, Any] = {**DEFAULTS["all"], **DEFAULTS[weights.kind], **weights.served_by.defaults}
     if weights.kind in WHOLE_INPUT:
         merged |= {"batch": max(merged["batch"], weights.context), "ubatch": max(merged["ubatch"], weights.context)}
     for _, level in _engine_levels(inventory, pool, card):
@@ -70,7 +70,7 @@ def memory_of_replica(
 
 
 def _memory_of_model(weights: Model, lock: ModelLock, engine: ServerSettings, cards: int) -> Memory | None:
-    gguf = gguf_of(weights, lock) if weights.is_llama else None
+    gguf = gguf_of(weights, lock) if weights.served_by.reads_files else None
     if gguf is None:
         return None
     use = Use(

@@ -141,6 +141,12 @@ class Site:
         """Whether the host runs processes instead of containers."""
         return self.host(host).runtime == "local"
 
+    @property
+    def has_store_exporters(self) -> bool:
+        """Whether Prometheus reads metrics of the gateway's database and cache."""
+        monitoring = self.inventory.monitoring
+        return monitoring is not None and monitoring.store_exporters
+
     def address(self, endpoint: Endpoint, seen_from: str) -> str:
         """`name:port` under which a program on host `seen_from` reaches an endpoint; on another host its edge."""
         if endpoint.address:
@@ -289,7 +295,7 @@ def _as_set(inventory: Inventory, lock: ModelLock, name: str, card: str, cards: 
     engine, draft = merged_engine(inventory, name, card), draft_of(inventory, weights)
     memory = memory_of_replica(weights, lock, engine, cards, draft)
     vram = engine.vram_mib if engine.vram_mib is not None else needed_mib(weights, engine, memory, draft, cards)
-    if weights.server == "vllm":
+    if weights.served_by.takes_share:
         facts = card_facts(card, inventory.cards.get(card))
         vram = round((facts.vram_gib if facts else 0) * 1024 * (engine.gpu_memory_fraction or 0)) * cards
     limit = engine.memory_mib or host_mib(weights, engine, memory, draft, is_on_gpu=cards > 0)
@@ -317,7 +323,7 @@ def _files(lock: ModelLock, weights: Model) -> dict[str, str]:
 
     Of a repository those that the lock knows; before it was pulled, the folder that they will be in.
     """
-    if not weights.is_llama:
+    if not weights.served_by.reads_files:
         return {file: name for source in weights.repositories for file, name in _members(lock, weights, source)}
     known = {source: lock.get(weights.key(source)) for source in weights.sources}
     return {taken.file if taken else file_of(source): source for source, taken in known.items()}
@@ -378,8 +384,8 @@ def _in_place(inventory: Inventory, replica: Replica, placement: Placement, copy
 
 def _own_share_mib(replica: Replica) -> int:
     """MiB on its cards of a server that takes a share of each, whatever it needs; 0 for others."""
-    fraction = replica.engine.gpu_memory_fraction or 0
-    return sum(round(card.vram_mib * fraction) for card in replica.cards) if replica.weights.server == "vllm" else 0
+    fraction = replica.engine.gpu_memory_fraction or 0 if replica.weights.served_by.takes_share else 0
+    return sum(round(card.vram_mib * fraction) for card in replica.cards)
 
 
 def _service_name(short: str, first: int, copy: int, *, has_gpus: bool) -> str:

@@ -14,16 +14,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PrefixLoader, StrictUndefined
 
 from corral.build import Plan
 from corral.components import edge
 from corral.contributions import File, Secret, Service
+from corral.declarations import packages, shipped
 from corral.errors import CorralError
 from corral.plan.networks import WAY_OUT, aliases, networks, outer_network
 from corral.plan.site import HERE, bracketed
 
 ROOT = Path(__file__).resolve().parents[2]
+TEMPLATES = ROOT / "templates"
 Tree = dict[str, bytes]
 OfHost = TypeVar("OfHost", Service, File, Secret)
 POWER_UNIT = "corral-gpu-power.service"
@@ -78,7 +80,9 @@ class _Host:
 
     def render(self, template: str, mark: str = "#", source: str = "", **values: object) -> bytes:
         """A template's text; `source` names the file to edit when it is not the template itself."""
-        header = self.header(f"templates/{source or template}", mark)
+        named = source or template
+        is_shared = (TEMPLATES / named).exists()
+        header = self.header(f"templates/{named}" if is_shared else named, mark)
         return environment().get_template(template).render(header=header, **values).encode()
 
 
@@ -115,7 +119,7 @@ def _file(host: _Host, file: File) -> bytes:
 
 def _asset(host: _Host, path: str) -> bytes:
     """A shipped file with the header below its `#!` line, if it is of a kind that has comments."""
-    data = (ROOT / path).read_bytes()
+    data = shipped(path).read_bytes()
     mark = COMMENT_OF.get(Path(path).suffix)
     if mark is None:
         return data
@@ -322,8 +326,9 @@ def supervisor_environment(values: Mapping[str, str]) -> str:
 @cache
 def environment() -> Environment:
     """The template environment: strict, and with quoting done in one place."""
+    own = {name: FileSystemLoader(package.folder) for name, package in packages().items()}
     made = Environment(  # noqa: S701 - configuration files, not HTML
-        loader=FileSystemLoader(ROOT / "templates"),
+        loader=ChoiceLoader([FileSystemLoader(TEMPLATES), PrefixLoader(own)]),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
 
-from corral.components import llama
 from corral.contributions import Service
+from corral.declarations import Place, cause_rows, servers
 from corral.plan.own_image import build_command, tag
 from corral.runtime.docker import Container
 
@@ -33,8 +32,6 @@ EXIT_REMEDIES = {
         f"{build_command()}, then set engine.image: {tag()}"
     ),
 }
-# Who said the words: a container or Docker about it, a program of a `local` host, or the command `docker` about Docker.
-Place = Literal["container", "process", "docker"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +107,6 @@ CAUSES = (
         "process",
     ),
     _cause(
-        r"failed to load model|unknown model architecture|error loading model|cannot serve",
-        "llama.cpp cannot load this model file",
-        "it is damaged, or of a kind that this version does not know",
-        "process",
-    ),
-    _cause(
         r"could not select device driver|unresolvable CDI devices|unknown or invalid runtime",
         "the engine cannot hand out GPUs",
         "install nvidia-container-toolkit, run nvidia-ctk runtime configure --runtime=docker, restart docker",
@@ -159,16 +150,7 @@ CAUSES = (
         "./generate.py render",
         "container",
     ),
-    _cause(
-        r"failed to open GGUF file|gguf_init_from_file.*(no such file|failed to open)",
-        "its model file cannot be opened",
-        "put the file into the host's models_dir, readable for everybody",
-    ),
-    _cause(
-        r"invalid magic|not within the file bounds|failed to read (key-values|tensor)|failed to load GGUF",
-        "its model file is damaged or not complete",
-        "fetch the file again",
-    ),
+    *(_cause(row.says, row.means, row.remedy, *([row.of] if row.of else [])) for row in cause_rows()),
     _cause(
         r"unsupported toolchain|CUDA driver version is insufficient",
         "the NVIDIA driver is too old for the image",
@@ -299,9 +281,8 @@ def _ended(container: Container, words: str) -> str:
 
 
 def _memory_remedy(service: Service | None) -> str:
-    if service is not None and service.component == llama.COMPONENT:
-        return "raise memory_mib or lower cache_ram_mib"
-    return "raise its memory_mib"
+    known = {item.component: item.memory_remedy for item in servers()}
+    return known.get(service.component if service else "", "raise its memory_mib")
 
 
 def last_line(log: str) -> str:

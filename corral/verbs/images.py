@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from corral.build import Plan, variant_images
-from corral.components import image as pictures
+from corral.components import components
 from corral.config.image_lock import (
     IMAGE_LOCK,
     ImageLock,
@@ -21,7 +21,6 @@ from corral.config.image_lock import (
     write_image_lock,
 )
 from corral.errors import CorralError
-from corral.plan.own_image import has_backend, pictures_command
 from corral.runtime.hosts import ComposeHost, Done, compose_hosts
 
 ASK_LIMIT_S = 120
@@ -128,10 +127,17 @@ def _unlocked(plan: Plan) -> Iterator[str]:
 
 
 def _without_backend(plan: Plan) -> Iterator[str]:
-    services = [item for item in plan.contributions.services if item.component == pictures.COMPONENT]
-    images = {image for item in services for image in (item.image, *variant_images(item))}
-    for image in sorted(image for image in images if not has_backend(image)):
-        yield (
-            f"{image} fetches its backend, code that is not checked, and has a network that leads out; put it into an "
-            f"image and name that in images: {pictures_command(image)} [image-backend]"
-        )
+    for name, found in components():
+        images = {
+            image
+            for service in plan.contributions.services
+            if service.component == name
+            for image in (service.image, *variant_images(service))
+        }
+        for image in sorted(images):
+            remedy = found.complete_image(image) if hasattr(found, "complete_image") else ""
+            if remedy:
+                yield (
+                    f"{image} fetches its backend, code that is not checked, and has a network that leads out; put it "
+                    f"into an image and name that in images: {remedy} [image-backend]"
+                )

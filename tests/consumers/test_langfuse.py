@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from corral.components.langfuse import START
 from corral.contributions import Service
 from corral.plan.networks import networks
 from corral.render.secrets import initialise
@@ -18,6 +17,7 @@ from tests.trees import plan_of, services_of, tree_of
 
 ROOT = Path(__file__).resolve().parents[2]
 CASE = "traced"
+START = "/etc/corral/start.sh"
 HOST = "box"
 NAMES = Path(__file__).with_name("langfuse_variables.txt")
 # Variables that start.sh and Node read.

@@ -159,7 +159,7 @@ def expected(service: Service) -> dict[str, Any]:
         "pids": service.pids,
         "user": service.user,
         "read only": service.read_only,
-        "capabilities": (["ALL"], service.cap_add),
+        "capabilities": (["ALL"], ()),
         "security": ["no-new-privileges:true"],
         "init": True,
         "restart": "unless-stopped",
@@ -170,7 +170,7 @@ def expected(service: Service) -> dict[str, Any]:
         "devices": [(device, device, "rwm") for device in service.devices],
         "groups": list(map(str, service.groups)),
         "memlock": {"soft": -1, "hard": -1} if service.mlock else None,
-        "pid": "host" if service.pid_host else "",
+        "pid": "",
     }
 
 

@@ -11,7 +11,7 @@ import yaml
 from corral.checks import references
 from corral.checks.references import RULES as REFERENCE_RULES
 from corral.checks.references import check_references
-from corral.checks.rules import PLAN_RULES, check_plan
+from corral.checks.registry import checks, findings
 from corral.components import gather
 from corral.config.inventory import Inventory
 from corral.config.load import load_inventory
@@ -21,7 +21,8 @@ from corral.plan.site import resolve
 from tests.reference import rules_reference
 
 HERE = Path(__file__).parent
-RULES = sorted({**REFERENCE_RULES, **PLAN_RULES})
+LOOKS = {**checks("inventory"), **checks("plan")}
+RULES = sorted({*REFERENCE_RULES, *LOOKS})
 
 
 def problems_in(path: Path) -> list[Problem]:
@@ -32,7 +33,7 @@ def problems_in(path: Path) -> list[Problem]:
         site = resolve(loaded.inventory, loaded.lock)
         contributions = gather(site)
         _add_services(loaded.inventory, contributions)
-        found = check_plan(site, contributions)
+        found = findings("plan", site, contributions)
     return [loaded.source.locate(problem) for problem in found]
 
 
@@ -63,7 +64,7 @@ def test_every_fixture_belongs_to_a_rule() -> None:
 
 
 def test_every_rule_says_what_it_demands() -> None:
-    for demand in (*REFERENCE_RULES.values(), *((check.__doc__ or "").strip() for check in PLAN_RULES.values())):
+    for demand in (*REFERENCE_RULES.values(), *(look.demand for look in LOOKS.values())):
         assert demand.endswith("."), demand
 
 
@@ -81,7 +82,3 @@ def test_the_page_of_rules_is_fresh(*, update_golden: bool) -> None:
         page.write_text(rules_reference())
 
     assert page.read_text() == rules_reference(), "write it again with: pytest tests/rules --update-golden"
-
-
-def test_a_rule_of_each_name_is_there_once() -> None:
-    assert not REFERENCE_RULES.keys() & PLAN_RULES.keys()

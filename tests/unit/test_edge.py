@@ -58,10 +58,10 @@ def test_services_publish_nothing_for_other_hosts(plan: Plan) -> None:
 def test_the_gateway_gets_servers_and_prometheus_gets_metrics(plan: Plan) -> None:
     doors = {door.service: door for door in doors_of(plan.site, plan.contributions, "big.iron")}
     assert set(doors) == {"chat-1", "turns", "node-exporter"}
-    assert doors["chat-1"].gateway == {"/v1/", "/health"}
-    assert doors["turns"].gateway == {"/v1/", "/health", "/models", "/models/load", "/models/unload"}
-    assert {door.monitoring for door in doors.values()} == {frozenset({"/metrics"})}
-    assert doors["node-exporter"].gateway == frozenset()
+    assert doors["chat-1"].paths["gateway"] == {"/v1/", "/health"}
+    assert doors["turns"].paths["gateway"] == {"/v1/", "/health", "/models", "/models/load", "/models/unload"}
+    assert {door.paths["monitoring"] for door in doors.values()} == {frozenset({"/metrics"})}
+    assert "gateway" not in doors["node-exporter"].paths
     near = {door.service for door in doors_of(plan.site, plan.contributions, "gate")}
     assert {"haproxy", "litellm", "node-exporter"} <= near
 

@@ -18,21 +18,22 @@ from corral.gateway.keys import (
     MANAGED,
     METRICS_NAME,
     NO_MODELS,
-    Found,
-    Step,
-    Wanted,
+    KeyChange,
+    KeySpec,
+    StoredKey,
     body_of,
     compare,
-    found_of,
     hash_of,
     moment,
+    stored_key,
     wanted_keys,
     wanted_of,
     words_of,
 )
 from corral.gateway.routes import CONSUMER_ROUTES
+from corral.verbs.keys.files import KeyFiles
 from corral.verbs.keys.gateway import GatewayKeys
-from corral.verbs.keys.keys import KeyFiles, Keyring, _finish_rotation, checked_consumer
+from corral.verbs.keys.keys import Keyring, _finish_rotation, checked_consumer
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 VALUE = "sk-a-value-that-is-in-the-file"
@@ -55,14 +56,14 @@ def consumer(**settings: Any) -> Consumer:
     return Consumer.model_validate(settings)
 
 
-def made(want: Wanted, value: str = VALUE, **changes: Any) -> Found:
+def made(want: KeySpec, value: str = VALUE, **changes: Any) -> StoredKey:
     """A key as LiteLLM lists it after it was made as wanted."""
     row = {"token": hash_of(value), "key_alias": want.name, **want.settings}
     row |= {"expires": want.expires.isoformat() if want.expires else None}
-    return found_of(row | changes)
+    return stored_key(row | changes)
 
 
-def actions(steps: list[Step]) -> dict[str, str]:
+def actions(steps: list[KeyChange]) -> dict[str, str]:
     return {step.name: step.action for step in steps}
 
 
@@ -183,9 +184,9 @@ def test_what_differs_is_updated_and_nothing_else(field: str, value: Any, words:
 
 
 def test_only_keys_of_ours_are_revoked() -> None:
-    gone = made(Wanted("gone", {"metadata": MANAGED}), "sk-gone")
-    by_hand = made(Wanted("by-hand", {"metadata": {"note": "mine"}}), "sk-by-hand")
-    nameless = found_of({"token": hash_of("sk-nameless"), "metadata": None})
+    gone = made(KeySpec("gone", {"metadata": MANAGED}), "sk-gone")
+    by_hand = made(KeySpec("by-hand", {"metadata": {"note": "mine"}}), "sk-by-hand")
+    nameless = stored_key({"token": hash_of("sk-nameless"), "metadata": None})
     steps = compare([WANT], [gone, by_hand, nameless], {}, NOW)
     assert actions(steps) == {"VISTA": "create", "gone": "revoke"}
     assert steps[-1].token == hash_of("sk-gone")
@@ -230,8 +231,8 @@ def test_a_replaced_key_goes_when_its_time_is_over() -> None:
 def test_files_are_the_owners_alone_and_hold_the_key_and_nothing_else(tmp_path: Path) -> None:
     files = KeyFiles(tmp_path / "keys")
     assert files.values() == {}
-    files.write("VISTA", VALUE)
-    files.begin("VISTA", "sk-next")
+    files.write(files.path("VISTA"), VALUE)
+    files.write(files.next_path("VISTA"), "sk-next")
     assert files.values() == {"VISTA": VALUE}
     assert files.begun() == {"VISTA": "sk-next"}
     assert files.path("VISTA").read_bytes() == VALUE.encode()
@@ -244,7 +245,7 @@ def test_files_are_the_owners_alone_and_hold_the_key_and_nothing_else(tmp_path: 
 def test_a_link_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "keys").symlink_to(tmp_path)
     with pytest.raises(CorralError, match="symbolic link"):
-        KeyFiles(tmp_path / "keys").write("VISTA", VALUE)
+        KeyFiles(tmp_path / "keys").write(tmp_path / "keys" / "VISTA", VALUE)
 
 
 # --- rotation, killed after every request to LiteLLM
@@ -261,8 +262,8 @@ class LiteLlm(GatewayKeys):
         self.rows = rows
         self.calls = calls
 
-    def all(self) -> list[Found]:
-        return [found_of(row) for row in self.rows]
+    def all(self) -> list[StoredKey]:
+        return [stored_key(row) for row in self.rows]
 
     def create(self, value: str, body: Mapping[str, Any]) -> None:
         assert body["key_alias"] not in {row["key_alias"] for row in self.rows}, "names are unique"
@@ -273,8 +274,8 @@ class LiteLlm(GatewayKeys):
         next(row for row in self.rows if row["token"] == token).update(body)
         self._count()
 
-    def delete(self, tokens: Any) -> None:
-        self.rows[:] = [row for row in self.rows if row["token"] not in set(tokens)]
+    def delete(self, token: str) -> None:
+        self.rows[:] = [row for row in self.rows if row["token"] != token]
         self._count()
 
     def _count(self) -> None:
@@ -287,8 +288,8 @@ class LiteLlm(GatewayKeys):
 def test_a_rotation_killed_anywhere_is_ended_by_the_next_run(calls: int, tmp_path: Path) -> None:
     row = {"token": hash_of("sk-old"), "key_alias": "VISTA", "rpm_limit": 9, "spend": 1.5, "metadata": {"note": "x"}}
     files = KeyFiles(tmp_path / "keys")
-    files.write("VISTA", "sk-old")
-    files.begin("VISTA", "sk-new")
+    files.write(files.path("VISTA"), "sk-old")
+    files.write(files.next_path("VISTA"), "sk-new")
     rows = [row]
     path = tmp_path / "inventory.yaml"
     path.write_text(yaml.safe_dump(inventory_with().model_dump(mode="json", exclude_unset=True)), encoding="utf-8")
@@ -299,7 +300,8 @@ def test_a_rotation_killed_anywhere_is_ended_by_the_next_run(calls: int, tmp_pat
     if files.begun():
         _finish_rotation(keyring, "VISTA", "sk-new", timedelta(0))
     left = compare([], keyring.gateway.all(), files.values(), NOW)
-    keyring.gateway.delete([step.token for step in left])
+    for step in left:
+        keyring.gateway.delete(step.token)
     assert files.values() == {"VISTA": "sk-new"}
     (found,) = rows
     assert (found["token"], found["rpm_limit"], found["spend"]) == (hash_of("sk-new"), 9, 1.5)

@@ -96,7 +96,7 @@ def test_a_component_or_exporter_of_several_hosts_is_all_of_them(plan: Plan) -> 
         (["pod:3"], None, "nothing runs on GPU 3 of pod"),
         (["gpu 7"], None, "there is no GPU 7; pea has 1 to 2, pod has 1 to 3"),
         (["pea:9"], None, "there is no GPU 9; pea has 1 to 2"),
-        (["mac"], None, '"mac" is a node: it is used, but not run by the kit; look there'),
+        (["mac"], None, '"mac" is a node: the farm uses it, but the kit does not run it; look on its machine'),
         (["pea-gpu-3"], None, 'nothing is called "pea-gpu-3"; did you mean "pea-gpu-2" or "pea-gpu-1"?'),
         (["litelm"], None, 'nothing is called "litelm"; did you mean "litellm" or "desk-litellm"?'),
         (["litellm"], ["pea"], '"litellm" is not on the hosts named with --host'),

@@ -6,30 +6,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from corral.components import Stage
+from corral.components.declared import service
 from corral.config.inventory import Monitoring, Receiver
-from corral.contributions import (
-    AlertSink,
-    ConfigMount,
-    Contribution,
-    Contributions,
-    Endpoint,
-    File,
-    Health,
-    Port,
-    ScrapeTarget,
-    Secret,
-    Service,
-)
+from corral.contributions import AlertSink, Contribution, Contributions, Endpoint, File, ScrapeTarget, Secret
+from corral.declarations import declaration
 from corral.plan.site import Site
 
 STAGE = Stage.GATEWAY
 COMPONENT = "alertmanager"
-IMAGE = "prom/alertmanager:v0.33.0"
-CONFIG = "/etc/alertmanager/alertmanager.yml"
-DATA = "/alertmanager"
-NOBODY = "nobody"
-TELLS = "it tells people outside"
-NO_PASSWORD = "loopback: Alertmanager has no password of its own"  # noqa: S105 - a reason
 WATCHDOG_REPEAT = "5m"
 SUBJECT = "[{{ .Status | toUpper }}] {{ .CommonLabels.alertname }}"
 TEXT = (
@@ -56,34 +40,18 @@ def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
     )  # fmt: skip
     yield AlertSink(endpoint)
     yield ScrapeTarget(COMPONENT, endpoint, {"host": host, "role": "monitoring"})
-    yield _service(site, monitoring)
+    receivers = tuple(sorted({item.secret for item in monitoring.receivers if item.secret}))
+    yield service(site, host, COMPONENT, port=monitoring.alertmanager_port, receivers=receivers)
 
 
 def configuration(site: Site, monitoring: Monitoring) -> dict[str, Any]:
-    """Alertmanager's configuration: every receiver gets its severities; the greater trouble silences the smaller."""
+    """Alertmanager's configuration: every receiver gets its severities."""
+    common, receivers = declaration(COMPONENT), monitoring.receivers
+    nobody = {"name": common["route"]["receiver"]}
     return {
-        "route": {
-            "receiver": NOBODY,
-            "group_by": ["alertname", "host", "pool"],
-            "group_wait": "30s",
-            "group_interval": "5m",
-            "repeat_interval": "12h",
-            "routes": [route for receiver in monitoring.receivers for route in _routes(receiver)],
-        },
-        "inhibit_rules": [
-            {
-                "source_matchers": ['severity="critical"'],
-                "target_matchers": ['severity="warning"'],
-                "equal": ["about", "host", "gpu", "pool", "replica", "mountpoint", "objective"],
-            },
-            {"source_matchers": ['alertname="PoolDown"'], "target_matchers": ['about="replica"'], "equal": ["pool"]},
-            {
-                "source_matchers": ['alertname="HostDown"'],
-                "target_matchers": ['alertname!="HostDown"', 'severity=~"critical|warning"'],
-                "equal": ["host"],
-            },
-        ],
-        "receivers": [{"name": NOBODY}, *(_receiver(site, monitoring.host, item) for item in monitoring.receivers)],
+        "route": {**common["route"], "routes": [route for receiver in receivers for route in _routes(receiver)]},
+        "inhibit_rules": common["inhibit_rules"],
+        "receivers": [nobody, *(_receiver(site, monitoring.host, item) for item in receivers)],
     }
 
 
@@ -120,32 +88,3 @@ def _receiver(site: Site, host: str, receiver: Receiver) -> dict[str, Any]:
 def _secret_file(site: Site, host: str, name: str) -> str:
     """The path of a secret's file; a relative one counts from the host's folder, where supervisord starts programs."""
     return f"secrets/{name}" if site.is_local(host) else site.secret_path(host, name)
-
-
-def _service(site: Site, monitoring: Monitoring) -> Service:
-    host, port = monitoring.host, monitoring.alertmanager_port
-    is_local = site.is_local(host)
-    return Service(
-        host=host,
-        component=COMPONENT,
-        name=COMPONENT,
-        role="monitoring",
-        image=site.image(COMPONENT, IMAGE),
-        program="prometheus-alertmanager",
-        args=(
-            f"--config.file={site.config_path(host, COMPONENT, 'alertmanager.yml', CONFIG)}",
-            f"--storage.path={site.data_path(host, COMPONENT, DATA)}",
-            f"--web.listen-address={'127.0.0.1' if is_local else ''}:{port}",
-            "--cluster.listen-address=",
-        ),
-        health=Health.by_wget(port, "/-/ready"),
-        memory_mib=128,
-        secrets=tuple(sorted({item.secret for item in monitoring.receivers if item.secret})),
-        ports=(Port(port, "127.0.0.1", NO_PASSWORD),),
-        volumes=(("alerts", DATA),),
-        configs=(ConfigMount("alertmanager.yml", CONFIG),),
-        network="alerts",
-        user="65534:65534",
-        cpu_weight=256,
-        exceptions={"way-out": TELLS},
-    )

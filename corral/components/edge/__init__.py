@@ -7,29 +7,17 @@ the first part of the path.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from corral.components import Stage
-from corral.contributions import (
-    ConfigMount,
-    Contribution,
-    Contributions,
-    Endpoint,
-    File,
-    Health,
-    Port,
-    Secret,
-    Service,
-)
+from corral.components.declared import service
+from corral.contributions import Contribution, Contributions, Endpoint, File, Secret
 from corral.plan.site import Site
 
 STAGE = Stage.MONITORING
 COMPONENT = "edge"
-IMAGE = "haproxy:3.2.26"
-FOLDER = "/usr/local/etc/haproxy"
-CONFIG = f"{FOLDER}/haproxy.cfg"
 # Port of HAProxy's runtime API, on the container's own loopback address.
 CONTROL_PORT = 9999
 AUTHORITY, CERTIFICATE, KEYS = "EDGE_AUTHORITY", "EDGE_CERTIFICATE", "EDGE_KEYS"
@@ -37,7 +25,6 @@ Caller = Literal["gateway", "monitoring"]
 CLIENTS: dict[Caller, str] = {"gateway": "GATEWAY_CERTIFICATE", "monitoring": "MONITORING_CERTIFICATE"}
 # Secrets that are issued anew from time to time.
 CERTIFICATES = frozenset({AUTHORITY, CERTIFICATE, *CLIENTS.values()})
-PROTECTION = "client certificates of the site's own authority"
 # Connections of one address beyond a request for every slot: health checks, metrics, requests that a client left.
 SPARE_CONNECTIONS = 256
 # What a busy TLS connection takes, and HAProxy without any.
@@ -54,9 +41,8 @@ class Door:
     port: int
     secret: str = ""
     slots: int = 0
-    # Paths; one that ends in `/` stands for everything below it.
-    gateway: frozenset[str] = field(default_factory=frozenset)
-    monitoring: frozenset[str] = field(default_factory=frozenset)
+    # By caller; a path that ends in `/` stands for everything below it.
+    paths: Mapping[Caller, frozenset[str]] = field(default_factory=dict)
 
 
 def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
@@ -70,54 +56,46 @@ def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
 def doors_of(site: Site, published: Contributions, host: str) -> list[Door]:
     """The services of a host that other hosts call, by name."""
     found: dict[str, Door] = {}
-    callers = (_of_backends, _of_targets, _of_receivers)
-    for door in (door for doors in callers for door in doors(site, published, host)):
-        known = found.get(door.service)
-        found[door.service] = _both(known, door) if known else door
+    monitoring = site.inventory.monitoring
+    readers = {"gateway": site.inventory.gateway.host, "monitoring": monitoring.host if monitoring else host}
+    for caller, endpoint, door in _calls(site, published):
+        if endpoint is None or endpoint.host != host or not site.is_behind_edge(endpoint, readers[caller]):
+            continue
+        known = found.get(endpoint.service, Door(endpoint.service, endpoint.port))
+        if known.port != endpoint.port:
+            raise ValueError(f"{endpoint.service} is called at two ports, {known.port} and {endpoint.port}")
+        paths = {**known.paths, caller: known.paths.get(caller, frozenset()) | door.paths[caller]}
+        secret, slots = known.secret or door.secret, known.slots + door.slots
+        found[endpoint.service] = replace(known, secret=secret, slots=slots, paths=paths)
     return [found[name] for name in sorted(found)]
 
 
-def _of_backends(site: Site, published: Contributions, host: str) -> Iterator[Door]:
+def _calls(site: Site, published: Contributions) -> Iterator[tuple[Caller, Endpoint | None, Door]]:
+    """Who calls what, and what of it."""
     for backend in published.backends:
-        endpoint = backend.endpoint
-        if endpoint.host == host and site.is_behind_edge(endpoint, site.inventory.gateway.host):
-            is_shared = any(item.shared for item in site.members(host, endpoint.service))
-            paths = {f"{backend.api_path}/", backend.health_path, *(MODELS if is_shared else ())}
-            yield Door(endpoint.service, endpoint.port, backend.secret, backend.slots, gateway=frozenset(paths))
-
-
-def _of_targets(site: Site, published: Contributions, host: str) -> Iterator[Door]:
-    monitoring = site.inventory.monitoring
+        is_shared = any(item.shared for item in site.members(backend.endpoint.host, backend.endpoint.service))
+        paths = {f"{backend.api_path}/", backend.health_path, *(MODELS if is_shared else ())}
+        yield "gateway", backend.endpoint, _door("gateway", paths, backend.secret, backend.slots)
     for target in published.targets:
-        endpoint = target.endpoint
-        if monitoring and endpoint.host == host and site.is_behind_edge(endpoint, monitoring.host):
-            paths = frozenset({target.path.rstrip("/"), target.path})
-            yield Door(endpoint.service, endpoint.port, target.secret, monitoring=paths)
-
-
-def _of_receivers(site: Site, published: Contributions, host: str) -> Iterator[Door]:
+        paths = {target.path.rstrip("/"), target.path}
+        yield "monitoring", target.endpoint, _door("monitoring", paths, target.secret)
     for receiver in published.trace_receivers:
-        endpoint = receiver.endpoint
-        if endpoint and endpoint.host == host and site.is_behind_edge(endpoint, site.inventory.gateway.host):
-            path = f"/{receiver.url.partition('://')[2].partition('/')[2].partition('/')[2]}/"
-            yield Door(endpoint.service, endpoint.port, gateway=frozenset({path}))
+        path = f"/{receiver.url.partition('://')[2].partition('/')[2].partition('/')[2]}/"
+        yield "gateway", receiver.endpoint, _door("gateway", {path})
 
 
-def _both(one: Door, other: Door) -> Door:
-    if one.port != other.port:
-        raise ValueError(f"{one.service} is called at two ports, {one.port} and {other.port}")
-    return replace(
-        one,
-        secret=one.secret or other.secret,
-        slots=one.slots + other.slots,
-        gateway=one.gateway | other.gateway,
-        monitoring=one.monitoring | other.monitoring,
-    )
+def _door(caller: Caller, paths: set[str], secret: str = "", slots: int = 0) -> Door:
+    return Door("", 0, secret, slots, {caller: frozenset(paths)})
 
 
 def server_name(endpoint: Endpoint) -> str:
     """The name that a caller asks for in TLS; the host's certificate is good for `*.HOST`."""
     return f"{endpoint.service.replace('.', '+')}.{endpoint.host}"
+
+
+def is_called(site: Site, endpoints: Iterable[Endpoint], host: str) -> bool:
+    """Whether one of these is on another host of the site than `host`, behind its edge."""
+    return any(site.is_behind_edge(endpoint, host) for endpoint in endpoints)
 
 
 def client_secrets(host: str, caller: Caller) -> Iterator[Secret]:
@@ -143,7 +121,15 @@ def _edge(site: Site, host: str, doors: list[Door]) -> Iterator[Contribution]:
     connections = SPARE_CONNECTIONS + 2 * sum(door.slots for door in doors)
     values = _values(site, host, doors, connections)
     yield File(host, COMPONENT, "haproxy.cfg", template="edge/haproxy.cfg.j2", values=values)
-    yield _service(site, host, doors, has_keys=bool(keys), connections=connections)
+    yield service(
+        site,
+        host,
+        COMPONENT,
+        port=site.inventory.gateway.edge_port,
+        memory_mib=BASE_MIB + 4 * connections * CONNECTION_KIB // 1024,
+        keys=(KEYS,) if keys else (),
+        calls=tuple(Endpoint(door.port, host, door.service) for door in doors),
+    )
 
 
 def _values(site: Site, host: str, doors: list[Door], connections: int) -> dict[str, Any]:
@@ -165,13 +151,12 @@ def control_port(site: Site) -> int:
 
 
 def _door_values(host: str, door: Door) -> dict[str, Any]:
-    paths: dict[Caller, frozenset[str]] = {"gateway": door.gateway, "monitoring": door.monitoring}
     return {
         "service": door.service,
         "server_name": server_name(Endpoint(door.port, host, door.service)),
         "address": f"{door.service}:{door.port}",
         "secret": door.secret,
-        "callers": [{"name": name, **_sorted_paths(allowed)} for name, allowed in paths.items() if allowed],
+        "callers": [{"name": name, **_sorted_paths(allowed)} for name, allowed in sorted(door.paths.items())],
     }
 
 
@@ -187,27 +172,3 @@ def _patience_s(site: Site) -> int:
     """Seconds that the slowest answer may take; the balancer decides before that."""
     gateway = site.inventory.gateway
     return max(gateway.timeout_s, *(pool.timeout_s or 0 for pool in site.inventory.pools.values())) + 60
-
-
-def _service(site: Site, host: str, doors: list[Door], *, has_keys: bool, connections: int) -> Service:
-    port = site.inventory.gateway.edge_port
-    return Service(
-        host=host,
-        component=COMPONENT,
-        name=COMPONENT,
-        role=COMPONENT,
-        image=site.image("haproxy", IMAGE),
-        program="haproxy",
-        args=("haproxy", "-W", "-db", "-f", CONFIG),
-        health=Health(port, "", ("bash", "-c", f"exec 3<>/dev/tcp/127.0.0.1/{port}")),
-        memory_mib=BASE_MIB + 4 * connections * CONNECTION_KIB // 1024,
-        secrets=(AUTHORITY, CERTIFICATE, *((KEYS,) if has_keys else ())),
-        ports=(Port(port, site.host(host).address, PROTECTION),),
-        configs=(ConfigMount("haproxy.cfg", ""),),
-        mounts=((f"./{COMPONENT}", FOLDER),),
-        calls=tuple(Endpoint(door.port, host, door.service) for door in doors),
-        user="99:99",
-        cpu_weight=2048,
-        stop_signal="SIGUSR1",
-        stop_grace_s=3,
-    )

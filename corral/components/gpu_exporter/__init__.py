@@ -5,33 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from corral.components import Stage
+from corral.components.declared import service
 from corral.config.inventory import Monitoring
-from corral.contributions import (
-    Contribution,
-    Contributions,
-    Dashboard,
-    Endpoint,
-    Fact,
-    GpuClaim,
-    Health,
-    Port,
-    Rules,
-    ScrapeTarget,
-    Service,
-)
-from corral.plan.networks import FIGURES
+from corral.contributions import Contribution, Contributions, Dashboard, Endpoint, Fact, GpuClaim, Rules, ScrapeTarget
 from corral.plan.site import Card, Site
 
 STAGE = Stage.BALANCER
 COMPONENT = "gpu-exporter"
-# The NVML flavour of the first also counts the driver's errors (Xid).
-IMAGES = {
-    "gpu-exporter": "utkuozdemir/nvidia_gpu_exporter:1.14.0-nvml",
-    "dcgm-exporter": "nvcr.io/nvidia/k8s/dcgm-exporter:4.5.3-4.8.2-distroless",
-}
+# Programs by kind; what is scraped is called like the program.
 KINDS = {"nvidia": "gpu-exporter", "dcgm": "dcgm-exporter"}
 RULES = {"nvidia": "monitoring/rules/gpu_nvidia.yml", "dcgm": "monitoring/rules/gpu_dcgm.yml"}
-OPEN = "figures of the cards without secrets"
 
 
 def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
@@ -50,7 +33,8 @@ def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
         yield from (fact for card in cards for fact in _facts(site, monitoring, card))
         endpoint = Endpoint(monitoring.gpu_exporter_port, host, COMPONENT)
         yield ScrapeTarget(KINDS[kind], endpoint, {"host": host, "role": "gpu"})
-        yield _service(site, monitoring, kind, cards)
+        gpus = tuple(GpuClaim(card.number, card.device, 0) for card in cards)
+        yield service(site, host, "gpu_exporter", KINDS[kind], port=monitoring.gpu_exporter_port, gpus=gpus)
 
 
 def _facts(site: Site, monitoring: Monitoring, card: Card) -> Iterator[Fact]:
@@ -73,26 +57,3 @@ def _identity(card: Card) -> dict[str, str]:
         domain, _, slot = card.device.partition(":")
         return {"pci_bus_id": f"{domain:0>8}:{slot}".upper()}
     return {"index": card.device}
-
-
-def _service(site: Site, monitoring: Monitoring, kind: str, cards: list[Card]) -> Service:
-    host, port = cards[0].host, monitoring.gpu_exporter_port
-    key = KINDS[kind]
-    option = "--web.listen-address" if kind == "nvidia" else "--address"
-    return Service(
-        host=host,
-        component="gpu_exporter" if kind == "nvidia" else "dcgm_exporter",
-        name=COMPONENT,
-        role="exporter",
-        image=site.image(key, IMAGES[key]),
-        program=key,
-        args=(f"{option}=:{port}",),
-        health=Health(port, "/", ("nvidia-smi", "-L")),
-        memory_mib=192 if kind == "nvidia" else 512,
-        environment={"NVIDIA_DRIVER_CAPABILITIES": "utility"},
-        ports=(Port(port, site.publish_address(host), OPEN),),
-        gpus=tuple(GpuClaim(card.number, card.device, 0) for card in cards),
-        network=FIGURES,
-        user="65534:65534",
-        cpu_weight=256,
-    )

@@ -8,24 +8,22 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import PurePosixPath
 from typing import Any
 
 from corral.components import Stage, edge, litellm
+from corral.components.declared import service
 from corral.config.inventory import Entrance
 from corral.contributions import (
     Backend,
-    ConfigMount,
     Contribution,
     Contributions,
     Dashboard,
     Door,
     Endpoint,
     File,
-    Health,
-    Port,
     Relabel,
     Route,
     Rules,
@@ -35,73 +33,44 @@ from corral.contributions import (
     SlotFigures,
     is_system_folder,
 )
-from corral.gateway.door import FULL, named_doors
-from corral.gateway.fronts import LARGE_KIB, MOST_ADMINS, fronts, gateway_publish_address
+from corral.declarations import declaration
+from corral.gateway.frontends import FULL, LARGE_KIB, MOST_ADMINS, fronts, gateway_publish_address, named_doors
 from corral.gateway.routes import AZURE_PREFIX, MODEL_ROUTES, READ_ROUTES
 from corral.plan.networks import INSIDE, OUTSIDE, alias
 from corral.plan.site import Site
 
 STAGE = Stage.BALANCER
 COMPONENT = "haproxy"
-IMAGE = edge.IMAGE
 FOLDER = "/usr/local/etc/haproxy"
 CONFIG = f"{FOLDER}/haproxy.cfg"
 RENDERED = ("haproxy.cfg", "farm.lua")
-ASSETS = ("hold.lua", "blame.lua", "fair.lua", "health.lua", "credentials.lua")
+ASSETS = ("request_gate.lua", "outlier_ejection.lua", "fair.lua", "health.lua", "credentials.lua")
 # For sites with shared servers.
-SHARED_ASSETS = ("turns.lua", "models.lua")
+SHARED_ASSETS = ("fair_swapping.lua", "models.lua")
 # For sites whose entrance has a certificate.
-CERTIFICATE_ASSETS = ("renew.lua",)
+CERTIFICATE_ASSETS = ("certificate_reload.lua",)
 CERTIFICATES = "/etc/corral/certificates"
 CERTIFICATE_THERE = "the certificate is kept in that folder; nothing beside it is mounted, and nothing can be written"
 GUARDED = "a key, one list of routes, limits for each address"
-# Headers by which a client may name its conversation, first match wins.
-SESSION_HEADERS = ("x-litellm-session-id", "x-session-id", "litellm_session_id")
-# Beginnings of headers that LiteLLM or the kit obeys: a client's own are removed.
-CONTROL_HEADERS = (
-    "x-litellm-", "litellm", "x-corral-", "langfuse", "x-forwarded-", "forwarded", "x-real-ip", "x-mcp-",
-    "custom-llm-provider",
-)  # fmt: skip
-# Wrong keys that an address may try in a minute; then unknown ones are refused without asking LiteLLM.
-WRONG_KEYS = 20
-# Unknown keys that LiteLLM is asked about in ten seconds for one address, behind which may be a whole office.
-UNKNOWN_KEYS_OF_ADDRESS_10S = 50
-# The same for all addresses together: a fifth of LiteLLM's core.
-UNKNOWN_KEYS_10S = 150
 # Memory of the tables of addresses and keys, when full.
 TABLES_MIB = 24
 # Where the servers' states are kept over a reload; gone with the container, so that a new one looks for itself.
 STATE_FILE = "/tmp/servers.state"  # noqa: S108 - a path in the container
 # Relative to the host's folder, in which supervisord starts every program.
 LOCAL_SOCKET = "unix@logs/haproxy.sock mode 600"
-# The backend through which a worker that a reload replaced hands requests on; its server is no replica.
-SUCCESSOR = "Successor"
 # The backend with LiteLLM, for requests that are not refused at the door.
 BEHIND_THE_DOOR = "Gateway"
-# The secret by which HAProxy knows who may change the models of shared servers.
+# The secret that authorizes changes of the models on shared servers.
 MODELS_KEY = "MODELS_KEY"
 # Where HAProxy says how many slots of every pool are free; no pool's path is of one part only.
 SLOTS_PATH = "/slots"
 CONTROL_PORTS = (9999, 9998, 9997)
-# A stopping HAProxy refuses new requests, and idle connections of the gateway keep it alive: the gap is this long.
-STOP_GRACE_S = 3
 # Connections of clients that are always taken; idle ones are closed after 75 s.
 FEWEST_CLIENTS = 2048
 # What a busy connection takes (two buffers and its own state), and HAProxy without any.
 CONNECTION_KIB, BASE_MIB = 40, 96
 # A refused client is told to wait this fraction of the pool's queue timeout.
 RETRY_AFTER_SHARE = 12
-
-MESSAGES = {"messages": [{"role": "user", "content": "hi"}]}
-# By protocol and kind: path and body of the smallest request that a sound server answers, for suspect replicas.
-PROBES: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {
-    ("openai", "chat"): ("/chat/completions", MESSAGES | {"max_tokens": 1}),
-    ("openai", "embedding"): ("/embeddings", {"input": "hi"}),
-    ("openai", "rerank"): ("/rerank", {"query": "hi", "documents": ["hi"]}),
-    ("openai", "image"): ("/images/generations", {"prompt": "hi", "size": "64x64", "step": 1}),
-    ("ollama", "chat"): ("/api/chat", MESSAGES | {"stream": False, "options": {"num_predict": 1, "max_tokens": 1}}),
-    ("ollama", "embedding"): ("/api/embed", {"input": "hi"}),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +86,11 @@ class Group:
         """Stands for what all of them share."""
         return self.backends[0]
 
+    @property
+    def slots(self) -> int:
+        """Requests that they work on at the same time."""
+        return sum(backend.slots for backend in self.backends)
+
 
 def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
     """The balancer with its configuration, and a route for every pool (or replica) through it."""
@@ -124,7 +98,9 @@ def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
     is_direct = gateway.balancing == "direct"
     past = [backend for backend in published.backends if is_direct or backend.protocol == "cloud"]
     groups = list(grouped([backend for backend in published.backends if backend not in past]))
-    yield from (_direct_route(site, backend) for backend in past)
+    for backend in past:
+        url = "" if backend.protocol == "cloud" else _url(backend, site.address(backend.endpoint, gateway.host))
+        yield Route(backend, backend.name, url, backend.slots)
     if not is_direct or gateway.entrance is not None:
         yield from _balancer(site, groups, {backend.pool for backend in past})
 
@@ -162,9 +138,8 @@ def _balancer(site: Site, groups: list[Group], cloud: set[str]) -> Iterator[Cont
     yield from (File(gateway.host, COMPONENT, name, asset=f"haproxy/{name}") for name in assets)
     yield _service(site, groups, values["most_connections"], (*RENDERED, *assets))
     if values["shared"]:
-        yield Secret(
-            MODELS_KEY, gateway.host, "opens /models/load, unload and swap", template="Bearer {LLAMA_API_KEY}\n"
-        )
+        key = f"Bearer {{{values['shared'][0]['secret']}}}\n"
+        yield Secret(MODELS_KEY, gateway.host, "opens /models/load, unload and swap", template=key)
     if _calls_edges(site, groups):
         yield from edge.client_secrets(gateway.host, "gateway")
     yield Door(Endpoint(gateway.port, gateway.host, COMPONENT))
@@ -175,23 +150,25 @@ def _balancer(site: Site, groups: list[Group], cloud: set[str]) -> Iterator[Cont
     base = f"http://{site.address(entry, gateway.host)}"
     if _has_spill(site):
         yield SlotFigures(f"{base}{SLOTS_PATH}")
+    yield from _routes(groups, base, is_by_pool=gateway.balancing == "slots")
+
+
+def _routes(groups: list[Group], base: str, *, is_by_pool: bool) -> Iterator[Route]:
+    """A route for every group, or for every replica of it."""
     per_pool = Counter(group.pool for group in groups)
     for group in groups:
-        has_siblings = per_pool[group.pool] > 1
-        if gateway.balancing == "slots":
-            slots = sum(backend.slots for backend in group.backends)
-            yield replace(_route(group.first, group.name, f"{base}/{group.name}/any", slots), has_siblings=has_siblings)
-        else:
-            yield from (
-                replace(
-                    _route(item, item.name, f"{base}/{group.name}/{item.name}", item.slots), has_siblings=has_siblings
-                )
-                for item in group.backends
-            )
+        named = (
+            [(group.first, group.name, "any", group.slots)]
+            if is_by_pool
+            else [(item, item.name, item.name, item.slots) for item in group.backends]
+        )
+        for backend, name, part, slots in named:
+            url = f"{base}/{group.name}/{part}{backend.api_path}"
+            yield Route(backend, name, url, slots, has_siblings=per_pool[group.pool] > 1)
 
 
 def _relabel(groups: list[Group], doors: list[dict[str, Any]]) -> tuple[Relabel, ...]:
-    """HAProxy's own words for a pool and its replicas as everybody else calls them."""
+    """Labels `pool` and `replica` for HAProxy's own `proxy` and `server`."""
     pools: dict[str, list[str]] = {}
     for group in groups:
         pools.setdefault(group.pool, []).append(group.name)
@@ -201,78 +178,41 @@ def _relabel(groups: list[Group], doors: list[dict[str, Any]]) -> tuple[Relabel,
     return (*named, Relabel("server", (), "replica"))
 
 
-def _route(backend: Backend, name: str, base: str, slots: int) -> Route:
-    return Route(
-        backend.pool,
-        name,
-        backend.kind,
-        f"{base}{backend.api_path}",
-        backend.upstream_model,
-        backend.protocol,
-        backend.secret,
-        slots,
-        backend.cost,
-        backend.parameters,
-        backend.hides_thoughts,
-        backend.cache_field,
-        backend.adapters,
-    )
-
-
-def _direct_route(site: Site, backend: Backend) -> Route:
-    if backend.protocol == "cloud":
-        return Route(
-            backend.pool, backend.name, backend.kind, "", backend.upstream_model, "cloud", backend.secret,
-            backend.slots, backend.cost,
-        )  # fmt: skip
-    address = site.address(backend.endpoint, site.inventory.gateway.host)
-    return _route(backend, backend.name, f"{backend.scheme}://{address}", backend.slots)
+def _url(backend: Backend, address: str) -> str:
+    return f"{backend.scheme}://{address}{backend.api_path}"
 
 
 def _service(site: Site, groups: list[Group], most_connections: int, files: tuple[str, ...]) -> Service:
     gateway = site.inventory.gateway
-    path = site.config_path(gateway.host, COMPONENT, "haproxy.cfg", CONFIG)
     endpoints = [backend.endpoint for group in groups for backend in group.backends]
     is_far = any(site.is_outside(endpoint, gateway.host) for endpoint in endpoints)
     mounts = _mounts(site)
-    return Service(
-        host=gateway.host,
-        component=COMPONENT,
-        name=COMPONENT,
-        role="balancer",
-        image=site.image(COMPONENT, IMAGE),
-        program="haproxy",
-        args=("haproxy", "-W", "-db", "-f", path) if not site.is_local(gateway.host) else ("-W", "-db", "-f", path),
-        health=Health(gateway.stats_port, "/healthz", _health_command(gateway.stats_port)),
+    keys = (edge.AUTHORITY, edge.CLIENTS["gateway"]) if _calls_edges(site, groups) else ()
+    is_mounted = any(is_system_folder(folder) for folder, _ in mounts)
+    return service(
+        site,
+        gateway.host,
+        COMPONENT,
+        port=gateway.port,
+        admin_port=gateway.admin_port,
+        balancer_port=gateway.balancer_port,
+        stats_port=gateway.stats_port,
+        inside=gateway_publish_address(site),
+        entrance=_entrance_port(site),
+        program=() if site.is_local(gateway.host) else ("haproxy",),
         memory_mib=BASE_MIB + TABLES_MIB + most_connections * CONNECTION_KIB // 1024,
-        secrets=(
-            *((edge.AUTHORITY, edge.CLIENTS["gateway"]) if _calls_edges(site, groups) else ()),
-            *((MODELS_KEY,) if any(_shared(site, groups)) else ()),
-        ),
-        ports=(
-            Port(gateway.port, gateway_publish_address(site), GUARDED),
-            Port(gateway.admin_port, "127.0.0.1", "loopback, and the master key"),
-            *_entrance_port(site),
-            Port(gateway.balancer_port, site.publish_address(gateway.host), "loopback"),
-            Port(gateway.stats_port, site.publish_address(gateway.host), "loopback"),
-        ),
-        configs=tuple(ConfigMount(name, "") for name in files),
+        keys=(*keys, *((MODELS_KEY,) if any(_shared(site, groups)) else ())),
+        files=tuple((name, "") for name in files),
         mounts=mounts,
-        network=litellm.NETWORK,
         calls=(*endpoints, Endpoint(gateway.litellm_port, gateway.host, litellm.COMPONENT)),
-        is_picky=True,
-        user="99:99",
-        cpu_weight=2048,
-        stop_signal="SIGUSR1",
-        stop_grace_s=STOP_GRACE_S,
         exceptions=({"way-out": "it calls servers on other machines"} if is_far else {})
-        | ({"host-mount": CERTIFICATE_THERE} if any(is_system_folder(folder) for folder, _ in mounts) else {}),
+        | ({"host-mount": CERTIFICATE_THERE} if is_mounted else {}),
     )
 
 
-def _entrance_port(site: Site) -> tuple[Port, ...]:
+def _entrance_port(site: Site) -> tuple[tuple[int, str, str], ...]:
     entrance = site.inventory.gateway.entrance
-    return (Port(entrance.port, site.host(site.inventory.gateway.host).address, GUARDED),) if entrance else ()
+    return ((entrance.port, site.host(site.inventory.gateway.host).address, GUARDED),) if entrance else ()
 
 
 def _mounts(site: Site) -> tuple[tuple[str, str], ...]:
@@ -280,10 +220,10 @@ def _mounts(site: Site) -> tuple[tuple[str, str], ...]:
     if site.is_local(gateway.host):
         return ()
     entrance = gateway.entrance
-    folder = (
-        ((str(PurePosixPath(entrance.certificate).parent), CERTIFICATES),) if entrance and entrance.certificate else ()
-    )
-    return ((f"./{COMPONENT}", FOLDER), *folder)
+    own = (f"./{COMPONENT}", FOLDER)
+    if entrance is None or not entrance.certificate:
+        return (own,)
+    return own, (str(PurePosixPath(entrance.certificate).parent), CERTIFICATES)
 
 
 def _certificate(entrance: Entrance | None, *, is_local: bool) -> str:
@@ -300,14 +240,8 @@ def _secret_file(site: Site, name: str) -> str:
 
 def _calls_edges(site: Site, groups: list[Group]) -> bool:
     """Whether replicas are on other hosts of the site."""
-    here = site.inventory.gateway.host
-    return any(site.is_behind_edge(backend.endpoint, here) for group in groups for backend in group.backends)
-
-
-def _health_command(port: int) -> tuple[str, ...]:
-    """The image has bash but neither curl nor wget."""
-    request = r"printf 'GET /healthz HTTP/1.0\r\n\r\n' >&3"
-    return "bash", "-c", f"exec 3<>/dev/tcp/127.0.0.1/{port}; {request}; head -1 <&3 | grep -q ' 200'"
+    endpoints = [backend.endpoint for group in groups for backend in group.backends]
+    return edge.is_called(site, endpoints, site.inventory.gateway.host)
 
 
 def _has_spill(site: Site) -> bool:
@@ -340,7 +274,7 @@ def _values(site: Site, groups: list[Group], cloud: set[str]) -> dict[str, Any]:
     return {
         "entry": _own_addresses(site, INSIDE, gateway.balancer_port),
         "entrance_certificate": certificate,
-        "most_connections": 2 * sum(front.most_clients for front in inward) + MOST_ADMINS + FEWEST_CLIENTS // 8,
+        "most_connections": 2 * sum(front["most_clients"] for front in inward) + MOST_ADMINS + FEWEST_CLIENTS // 8,
         "model_routes": " ".join(MODEL_ROUTES),
         "read_routes": " ".join(READ_ROUTES),
         "short_routes": " ".join(
@@ -348,11 +282,7 @@ def _values(site: Site, groups: list[Group], cloud: set[str]) -> dict[str, Any]:
         ),
         "served": ", ".join((*MODEL_ROUTES, *READ_ROUTES)),
         "azure_prefix": AZURE_PREFIX,
-        "session_headers": SESSION_HEADERS,
-        "control_headers": CONTROL_HEADERS,
-        "wrong_keys": WRONG_KEYS,
-        "unknown_keys_10s": UNKNOWN_KEYS_10S,
-        "unknown_keys_of_address_10s": UNKNOWN_KEYS_OF_ADDRESS_10S,
+        **declaration(COMPONENT)["settings"],
         "large_body": LARGE_KIB * 1024,
         "door": {
             "fronts": inward,
@@ -365,7 +295,6 @@ def _values(site: Site, groups: list[Group], cloud: set[str]) -> dict[str, Any]:
             "patience_s": litellm.patience_s(site),
             "address": site.address(Endpoint(gateway.litellm_port, gateway.host, litellm.COMPONENT), gateway.host),
         },
-        "successor": SUCCESSOR,
         "successor_address": f"127.0.0.1:{gateway.balancer_port}",
         "figures": f"{bind}:{gateway.stats_port}",
         "has_docker_dns": not is_local,
@@ -395,33 +324,19 @@ def _own_addresses(site: Site, side: str, port: int) -> str:
 
 def _most_clients(groups: list[Group], depths: dict[str, int]) -> int:
     """Connections of clients at once: twice what the farm can hold, for those that are idle or refused."""
-    slots = sum(backend.slots for group in groups for backend in group.backends)
-    return max(FEWEST_CLIENTS, 2 * (slots + sum(depths.values())))
+    return max(FEWEST_CLIENTS, 2 * (sum(group.slots for group in groups) + sum(depths.values())))
 
 
 def _depths(site: Site, groups: list[Group]) -> dict[str, int]:
     """Requests that may wait for each group: the pool's queue, shared out by slots where a pool has several groups."""
-    pools: dict[str, list[Group]] = {}
-    for group in groups:
-        pools.setdefault(group.pool, []).append(group)
-    return {
-        group.name: share
-        for pool, members in pools.items()
-        for group, share in zip(
-            members,
-            _shares(
-                (site.inventory.pools[pool].queue or site.inventory.gateway.queue).depth,
-                [sum(backend.slots for backend in group.backends) for group in members],
-            ),
-            strict=True,
-        )
-    }
-
-
-def _shares(total: int, weights: list[int]) -> list[int]:
-    """Whole numbers in proportion to the weights, which add up to the total."""
-    bounds = [total * part // sum(weights) for part in accumulate(weights, initial=0)]
-    return [end - start for start, end in pairwise(bounds)]
+    found: dict[str, int] = {}
+    for name in dict.fromkeys(group.pool for group in groups):
+        members = [group for group in groups if group.pool == name]
+        depth = (site.inventory.pools[name].queue or site.inventory.gateway.queue).depth
+        parts = list(accumulate((group.slots for group in members), initial=0))
+        bounds = pairwise(depth * part // parts[-1] for part in parts)
+        found |= {group.name: end - start for group, (start, end) in zip(members, bounds, strict=True)}
+    return found
 
 
 def _group_values(site: Site, group: Group, depth: int) -> dict[str, Any]:
@@ -451,9 +366,10 @@ def _group_values(site: Site, group: Group, depth: int) -> dict[str, Any]:
 
 def _probe(backend: Backend) -> dict[str, str]:
     """Path and body, as a Lua string, of the smallest request that any sound server of this kind answers."""
-    path, fields = PROBES.get((backend.protocol, backend.kind)) or PROBES["openai", backend.kind]
-    body = json.dumps({"model": backend.upstream_model, **fields})
-    return {"path": f"{backend.api_path}{path}", "body_text": json.dumps(body)}
+    known = declaration(COMPONENT)["probes"]
+    probe = known.get(backend.protocol, {}).get(backend.kind) or known["openai"][backend.kind]
+    body = json.dumps({"model": backend.upstream_model, **probe["body"]})
+    return {"path": f"{backend.api_path}{probe['path']}", "body_text": json.dumps(body)}
 
 
 def _shared(site: Site, groups: list[Group]) -> Iterator[dict[str, Any]]:
@@ -478,6 +394,7 @@ def _shared(site: Site, groups: list[Group]) -> Iterator[dict[str, Any]]:
             "address": site.address(endpoint, gateway.host),
             "edge_name": edge.server_name(endpoint) if is_far else "",
             "host": endpoint.host,
+            "secret": found[0][1].secret,
             "loaded": shared.loaded,
             "turn_s": shared.turn_s,
             "members": [

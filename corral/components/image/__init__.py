@@ -7,86 +7,41 @@ from collections.abc import Iterator
 from typing import Any
 
 from corral.components import Stage
-from corral.components.llama import facts_of, keys_for, labels_of, published_at
+from corral.components.serving import keys_for, replicas_of, served, server
 from corral.config.inventory import Model
-from corral.contributions import (
-    Backend,
-    ConfigMount,
-    Contribution,
-    Contributions,
-    CpuVariant,
-    Endpoint,
-    File,
-    Health,
-    Port,
-    Rules,
-    ScrapeTarget,
-    Service,
-    State,
-)
-from corral.plan.devices import access, backend_of, claims
-from corral.plan.own_image import has_backend
+from corral.contributions import ConfigMount, Contribution, Contributions, CpuVariant, File, Rules, Service, State
+from corral.declarations import declaration
+from corral.plan.devices import backend_of
+from corral.plan.own_image import has_backend, pictures_command
 from corral.plan.site import Replica, Site, memory_on_cpu_mib
 
 STAGE = Stage.BACKENDS
 COMPONENT = "image"
 API_KEY = "LOCALAI_API_KEY"
-IMAGES = {
-    "localai-cuda12": "localai/localai:v4.9.0-gpu-nvidia-cuda-12",
-    "localai-cuda13": "localai/localai:v4.9.0-gpu-nvidia-cuda-13",
-    "localai-rocm": "localai/localai:v4.9.0-gpu-hipblas",
-    "localai-intel": "localai/localai:v4.9.0-gpu-intel",
-    "localai-cpu": "localai/localai:v4.9.0",
-}
-# LocalAI's names of its backends; with plain `diffusers` it chooses itself: Intel's was renamed between versions.
-BACKENDS = {
-    "localai-cuda12": "cuda12-diffusers",
-    "localai-cuda13": "cuda13-diffusers",
-    "localai-rocm": "rocm-diffusers",
-    "localai-intel": "diffusers",
-    "localai-cpu": "cpu-diffusers",
-}
-ROOT = "LocalAI's image has no other user, and its volumes belong to root"
-WRITES = "LocalAI's Python backends write beside their code and into their user's home"
+IMAGES: dict[str, str] = declaration(COMPONENT)["images"]
+BACKENDS: dict[str, str] = declaration(COMPONENT)["backends"]
 # Volumes worth a backup, and why; what is in the others is downloaded again.
 KEPT = {"configuration": "settings made in LocalAI", "data": "what LocalAI keeps of its use"}
-VOLUMES = {"backends": "/backends", "configuration": "/configuration", "data": "/data"}
-GENERATED = "/tmp/generated/content"  # noqa: S108 - a path in the container, gone when it stops
-# What loads the model into the card before anybody asks: as large as seed 004's pictures (004-50), with one step.
+# Loads the model into the card at the start: as large as usual pictures, with one step.
 FIRST_PICTURE = {"prompt": "a lighthouse", "size": "512x512", "step": 1}
 DOWNLOADS = "LocalAI's own image fetches its backend when it first starts"
-MODELS = "/models"
 WEIGHTS = "/weights"
-# Where LocalAI looks for backends that its image brings.
-BUILT_IN = "/var/lib/local-ai/backends"
 
 
 def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
     """A service with its model file and start script, and a backend, for every image replica."""
-    replicas = [replica for replica in site.replicas if replica.kind == "image"]
+    replicas = replicas_of(site, COMPONENT)
     yield from keys_for(site, replicas, API_KEY, "opens the image servers for the gateway and Prometheus")
     if replicas:
         yield Rules("monitoring/rules/localai.yml")
     for replica in replicas:
-        endpoint = Endpoint(replica.port, replica.host, replica.service)
         yield from _files(replica)
         yield _service(site, replica)
         for name, purpose in KEPT.items():
-            volume = f"{replica.service}-{name}"
-            yield State(replica.host, replica.service, name, purpose, volume, VOLUMES[name])
-        yield Backend(
-            replica.pool,
-            replica.container,
-            replica.kind,
-            endpoint,
-            replica.slots,
-            replica.pool,
-            "/readyz",
-            secret=API_KEY,
-            parameters={"response_format": "b64_json"},  # LocalAI's default is an address that only its own host knows
-        )
-        yield ScrapeTarget("localai", endpoint, labels_of(replica), secret=API_KEY)
-        yield from facts_of(replica)
+            yield State(replica.host, replica.service, name, purpose, f"{replica.service}-{name}", f"/{name}")
+        # LocalAI's default for pictures is an address that only its own host knows.
+        own = {"response_format": "b64_json"}
+        yield from served(replica, "/readyz", API_KEY, "localai", parameters=own)
 
 
 def _image_key(replica: Replica) -> str:
@@ -98,47 +53,41 @@ def _image_key(replica: Replica) -> str:
 
 
 def _files(replica: Replica) -> Iterator[File]:
-    yield File(
-        replica.host,
-        COMPONENT,
-        f"{replica.service}.yaml",
-        data=_model(replica, is_on_gpu=bool(replica.cards)),
-        note=f"LocalAI's model file of {replica.service}",
-    )
+    name = replica.service
+    sorts = [(f"{name}.yaml", bool(replica.cards), f"LocalAI's model file of {name}")]
     if replica.cards:
-        yield File(
-            replica.host,
-            COMPONENT,
-            f"{replica.service}.cpu.yaml",
-            data=_model(replica, is_on_gpu=False),
-            note=f"LocalAI's model file of {replica.service} on a machine without cards",
-        )
+        sorts.append((f"{name}.cpu.yaml", False, f"LocalAI's model file of {name} on a machine without cards"))
+    for file, is_on_gpu, note in sorts:
+        yield File(replica.host, COMPONENT, file, data=_model(replica, is_on_gpu=is_on_gpu), note=note)
     yield File(replica.host, COMPONENT, "start.sh", asset="gpu-server/image/start.sh")
 
 
 def _model(replica: Replica, *, is_on_gpu: bool) -> dict[str, Any]:
     """LocalAI's model file."""
     weights = replica.weights
-    diffusers = {
-        "cuda": is_on_gpu,
-        "pipeline_type": weights.pipeline or "StableDiffusionXLPipeline",
-        "scheduler_type": weights.scheduler or "k_dpmpp_2m",
-    }
-    model: dict[str, Any] = {
+    return {
         "name": replica.pool,
         "backend": weights.backend or "diffusers",
         "parameters": {"model": _model_of(weights)},
         "f16": is_on_gpu,
         "step": weights.steps or 20,
-        "diffusers": diffusers,
+        "diffusers": {
+            "cuda": is_on_gpu,
+            "pipeline_type": weights.pipeline or "StableDiffusionXLPipeline",
+            "scheduler_type": weights.scheduler or "k_dpmpp_2m",
+        },
     }
-    return model
 
 
 def image_of(site: Site, replica: Replica) -> str:
     """The image that a replica runs."""
     key = _image_key(replica)
     return replica.engine.image or site.image(key, IMAGES[key])
+
+
+def complete_image(image: str) -> str:
+    """What to type to put into an image what it would fetch when it starts; empty when it has all."""
+    return "" if has_backend(image) else pictures_command(image)
 
 
 def _model_of(weights: Model) -> str:
@@ -148,76 +97,26 @@ def _model_of(weights: Model) -> str:
 
 
 def _service(site: Site, replica: Replica) -> Service:
-    engine, cards = replica.engine, access(site, replica)
-    image = image_of(site, replica)
-    variant = _cpu_variant(site, replica)
+    image, variant = image_of(site, replica), _cpu_variant(site, replica)
     is_complete = has_backend(image) and (variant is None or has_backend(variant.image))
-    return Service(
-        host=replica.host,
-        component=COMPONENT,
-        name=replica.service,
-        container=replica.container,
-        role=replica.kind,
-        image=image,
-        program="local-ai",
-        entrypoint=("/bin/sh", site.config_path(replica.host, COMPONENT, "start.sh", "/etc/corral/start.sh")),
-        health=Health(
-            replica.port,
-            "/readyz",
-            ("curl", "-fsS", f"http://localhost:{replica.port}/readyz"),
-            engine.start_timeout_s or 1800,
-        ),
-        memory_mib=replica.memory_mib,
-        memory_swap_mib=engine.memory_swap_mib or 0,
-        environment={
-            "CORRAL_BACKEND": "" if has_backend(image) else BACKENDS[_image_key(replica)],
-            "CORRAL_MODEL_FILE": f"{replica.service}.yaml",
-            **_weights(replica),
-            "CORRAL_FIRST_PICTURE": json.dumps({"model": replica.pool, **FIRST_PICTURE}),
-            "CORRAL_API_KEY_FILE": site.secret_path(replica.host, API_KEY),
-            "LOCALAI_ADDRESS": f":{replica.port}",
-            "LOCALAI_MODELS_PATH": MODELS,
-            "LOCALAI_BACKENDS_PATH": "/backends",
-            "LOCALAI_BACKENDS_SYSTEM_PATH": BUILT_IN,
-            "LOCALAI_GENERATED_CONTENT_PATH": GENERATED,
-            "LOCALAI_THREADS": str(engine.threads or 2),
-            "LOCALAI_MAX_ACTIVE_BACKENDS": "1",
-            **cards.environment,
-            **(engine.environment or {}),
-        },
-        secrets=(API_KEY,),
-        ports=(Port(replica.port, published_at(site, replica), "the key LOCALAI_API_KEY"),),
-        configs=(
-            ConfigMount("start.sh", "/etc/corral/start.sh"),
-            ConfigMount(f"{replica.service}.yaml", f"/etc/corral/{replica.service}.yaml"),
-        ),
-        mounts=((site.host(replica.host).models_dir, WEIGHTS),),
-        volumes=tuple((f"{replica.service}-{name}", path) for name, path in VOLUMES.items()),
-        tmpfs=("/tmp:size=64m", f"{MODELS}:size=16m"),  # noqa: S108 - paths in the container
-        network="servers-image",
-        gpus=claims(replica),
-        devices=cards.devices,
-        groups=cards.groups,
-        cpu_variant=variant,
-        read_only=False,
-        pids=1024,
-        exceptions={
-            "non-root": ROOT,
-            "read-only": WRITES,
-            **({} if is_complete else {"way-out": DOWNLOADS}),
-            **cards.exceptions,
-        },
+    environment = {"CORRAL_BACKEND": "" if has_backend(image) else BACKENDS[_image_key(replica)], **_weights(replica)}
+    return server(
+        site,
+        replica,
+        {"image": image, "cpu_variant": variant},
+        environment=environment,
+        first_picture=json.dumps({"model": replica.pool, **FIRST_PICTURE}),
+        threads=str(replica.engine.threads or 2),
+        way_out={} if is_complete else {"way-out": DOWNLOADS},
     )
 
 
 def _weights(replica: Replica) -> dict[str, str]:
     """Where the weights lie: for a repository what makes a Hub cache of the folder that `models pull` filled."""
     weights = replica.weights
-    offline = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": f"{MODELS}/.hub"}
     if weights.source not in weights.repositories:
-        return offline
+        return {}
     return {
-        **offline,
         "CORRAL_REPOSITORY": weights.source.removeprefix("hf:"),
         "CORRAL_WEIGHTS": f"{WEIGHTS}/{weights.folder(weights.source)}",
     }

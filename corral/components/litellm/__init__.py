@@ -7,17 +7,16 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from corral.components import Stage, edge
+from corral.components.declared import filled, service
 from corral.config.client_names import all_aliases
-from corral.config.inventory import Auto, Gateway, Pool, TokenLimits
+from corral.config.inventory import Auto, Gateway, TokenLimits
 from corral.contributions import (
-    ConfigMount,
+    Backend,
     Contribution,
     Contributions,
     Dashboard,
     Endpoint,
     File,
-    Health,
-    Port,
     Relabel,
     Route,
     Rules,
@@ -27,28 +26,23 @@ from corral.contributions import (
     Store,
     TraceReceiver,
 )
-from corral.gateway.fronts import gateway_publish_address
+from corral.declarations import declaration
+from corral.gateway.frontends import gateway_publish_address
 from corral.plan.routing import SECTIONS, chains, has_routing, tier_settings
 from corral.plan.site import Site
 
 STAGE = Stage.GATEWAY
 COMPONENT = "litellm"
-# Of LiteLLM and the balancer, who call each other.
-NETWORK = "gateway"
-IMAGE = "ghcr.io/berriai/litellm:v1.106.2"
 MASTER_KEY = "LITELLM_MASTER_KEY"
 SALT_KEY = "LITELLM_SALT_KEY"
 METRICS_KEY = "LITELLM_METRICS_KEY"
-FILES = {
-    "corral_access.py": ("litellm/corral_access.py", "/etc/corral/corral_access.py"),
-    "corral_gateway.py": ("litellm/corral_gateway.py", "/etc/corral/corral_gateway.py"),
-    "corral_limits.py": ("litellm/corral_limits.py", "/etc/corral/corral_limits.py"),
-    "corral_interfaces.py": ("litellm/corral_interfaces.py", "/etc/corral/corral_interfaces.py"),
-    "start.sh": ("litellm/start.sh", "/etc/corral/start.sh"),
-}
-ROUTING_FILES = {"corral_routing.py": ("litellm/corral_routing.py", "/etc/corral/corral_routing.py")}
-ROUTING = "/etc/corral/routing.yaml"
-LIMITS = "/etc/corral/limits.yaml"
+DATA = declaration(COMPONENT)
+IMAGE: str = DATA["services"][COMPONENT]["image"]
+FREE: dict[str, float] = DATA["free"]
+DIRECT_CALLS: dict[str, str] = DATA["direct_calls"]
+METRICS: list[str] = DATA["metrics"]
+# Shipped files beside the configuration, below /etc/corral in the container.
+FILES = ("corral_access.py", "corral_gateway.py", "corral_limits.py", "corral_interfaces.py", "start.sh")
 # Begins the variables with the keys of pools' servers: LiteLLM takes a provider's usual variable for any request.
 CLOUD_KEY = "CORRAL_KEY_"
 # How many times LiteLLM holds a body in memory while it works on it, at most.
@@ -57,86 +51,24 @@ BODY_COPIES = 6
 OWN_MIB = 1100
 # Callbacks beside the gateway's own, each on sites that have a route which needs it.
 CALLBACKS: dict[str, Callable[[Route], bool]] = {
-    "corral_adapters": lambda route: bool(route.adapters),
-    "corral_cache": lambda route: bool(route.cache_field),
+    "corral_adapters": lambda route: bool(route.backend.adapters),
+    "corral_cache": lambda route: bool(route.backend.cache_field),
     "corral_groups": lambda route: route.has_siblings,
-    "corral_ollama": lambda route: route.protocol == "ollama" and route.kind == "chat",
-    "corral_thinking": lambda route: route.hides_thoughts,
+    "corral_ollama": lambda route: route.backend.protocol == "ollama" and route.backend.kind == "chat",
+    "corral_thinking": lambda route: route.backend.hides_thoughts,
 }
 # The callback of sites with tracing.
 TRACES = "corral_traces"
-CONFIG = "/etc/corral/config.yaml"
-MODES = {"chat": "chat", "embedding": "embedding", "rerank": "rerank", "image": "image_generation"}
-PROVIDERS = {
-    ("openai", "image"): "hosted_vllm",  # `openai` refuses response_format and style for models it does not know
-    ("openai", "rerank"): "hosted_vllm",
-    ("ollama", "chat"): "ollama_chat",
-    ("ollama", "embedding"): "ollama",
-}
-# What LiteLLM would otherwise drop or send elsewhere: bodies pass unchanged (B7), to chat/completions.
-PASSED_ON: dict[str, dict[str, Any]] = {
-    "chat": {"allowed_openai_params": ["user", "verbosity"], "use_chat_completions_api": True},
-    "embedding": {"allowed_openai_params": ["user", "dimensions"]},
-}
-# LiteLLM would send `/v1/messages` with `thinking` to a server's `/v1/responses`, which it has only at OpenAI.
-NO_RESPONSES = {"supports_reasoning": False}
-# Set where the inventory has no price: LiteLLM would search its list for one, which takes 4 ms a request.
-FREE = dict.fromkeys(
-    ("input_cost_per_token", "output_cost_per_token", "cache_creation_input_token_cost", "cache_read_input_token_cost"),
-    0.0,
-)
-# Upstream's own; since 1.94 its image keeps the database client's engine where every user can run it.
-USER = "65532:65532"
 CLOUD = "it calls cloud providers"
 FAR = "it calls servers on other machines"
 TRACED = "it sends traces to another machine"
 EXTRA = "`gateway.extra` may name something on another machine"
-# Where the program may write when its root is read-only: paths in the container, gone when it stops.
-WRITABLE = {"HOME": "/tmp", "XDG_CACHE_HOME": "/tmp/cache", "LITELLM_MIGRATION_DIR": "/tmp/migrations"}  # noqa: S108
-# Seconds; upstream's own have nothing between 10 and 30.
-BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
-# Labels of LiteLLM's figures that strangers choose, or that say nothing here.
-UNBOUNDED_LABELS = ("client_ip", "end_user", "user_agent", "user_email", "org_id", "org_alias")
-# Figures that rules and pages look at. LiteLLM would keep some seventy, with a series for every key and model.
-METRICS = (
-    "litellm_api_key_max_budget_metric",
-    "litellm_api_key_rate_limit_allowed_metric",
-    "litellm_api_key_rate_limit_used_metric",
-    "litellm_callback_logging_failures_metric",
-    "litellm_deployment_latency_per_output_token",
-    "litellm_in_flight_requests",
-    "litellm_input_cached_tokens_metric",
-    "litellm_input_tokens_metric",
-    "litellm_llm_api_time_to_first_token_metric",
-    "litellm_output_tokens_metric",
-    "litellm_overhead_latency_metric",
-    "litellm_proxy_failed_requests_metric",
-    "litellm_proxy_total_requests_metric",
-    "litellm_remaining_api_key_budget_metric",
-    "litellm_request_total_latency_metric",
-    "litellm_spend_metric",
-    "litellm_total_tokens_metric",
-)
-# Requests of which HAProxy has written a line; a second one of LiteLLM's costs more than all of HAProxy's work.
-LOGGED_AT_THE_DOOR = (
-    "/v1/chat/completions", "/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/messages", "/v1/rerank",
-    "/v1/responses", "/health/liveliness",
-)  # fmt: skip
-# LiteLLM calls OpenAI's protocol as it does all others, not through OpenAI's library, which is more work.
-#
-# It also asks once more when a connection is reset. HAProxy resets none that it has taken a request on; a replica that
-# dies does, so in `direct` LiteLLM goes on using the library.
-DIRECT_CALLS = {"EXPERIMENTAL_OPENAI_BASE_LLM_HTTP_HANDLER": "true"}
-# LiteLLM's pages about itself, where clients reach it without HAProxy; behind it they are on the operator's port.
-NO_PAGES = {"NO_DOCS": "True", "NO_OPENAPI": "True", "NO_REDOC": "True"}
-# How long LiteLLM keeps a connection without requests. HAProxy closes it first, within seconds.
-IDLE_S = 120
 # The gateway waits this much longer than queue and answer together may take, so that HAProxy decides.
 SPARE_TIME_S = 60
 
 
 def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
-    """The gateway, its configuration, its keys and its figures."""
+    """The gateway, its configuration, its keys and its metrics."""
     host = site.inventory.gateway.host
     secrets = _needed_secrets(published)
     yield Secret(MASTER_KEY, host, "opens everything on the gateway; for the operator only", "sk")
@@ -146,10 +78,9 @@ def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
         host, COMPONENT, "config.yaml", data=configuration(site, published), extra=site.inventory.gateway.extra,
         note="pools and limits come from the plan; add your own settings through `gateway.extra`",
     )  # fmt: skip
-    yield from (File(host, COMPONENT, name, asset=asset) for name, (asset, _) in _files(published).items())
+    yield from (File(host, COMPONENT, name, asset=f"litellm/{name}") for name in _files(site, published))
     yield File(host, COMPONENT, "limits.yaml", data={"pools": limits(site, published)}, note="read by corral_limits.py")
     if has_routing(site.inventory):
-        yield from (File(host, COMPONENT, name, asset=asset) for name, (asset, _) in ROUTING_FILES.items())
         yield File(host, COMPONENT, "routing.yaml", data=routing(site, published), note="read by corral_routing.py")
     yield _service(site, published, secrets)
     if _has_far_receiver(site, published):
@@ -162,10 +93,10 @@ def _callbacks(published: Contributions) -> list[str]:
     return [*needed, *([TRACES] if published.trace_receivers else [])]
 
 
-def _files(published: Contributions) -> dict[str, tuple[str, str]]:
-    """Files beside the configuration: the asset of each and its path in the container."""
-    further = {f"{name}.py": (f"litellm/{name}.py", f"/etc/corral/{name}.py") for name in _callbacks(published)}
-    return FILES | further
+def _files(site: Site, published: Contributions) -> list[str]:
+    """Shipped files beside the configuration."""
+    names = [*FILES, *(f"{name}.py" for name in _callbacks(published))]
+    return [*names, *(["corral_routing.py"] if has_routing(site.inventory) else [])]
 
 
 def _scraped(site: Site, published: Contributions) -> Iterator[Contribution]:
@@ -191,7 +122,7 @@ def own_endpoint(site: Site, published: Contributions) -> Endpoint:
 
 
 def _relabel(routes: list[Route]) -> tuple[Relabel, ...]:
-    """LiteLLM's own word for a deployment as everybody else calls its pool."""
+    """The label `pool` for LiteLLM's own `model_id`."""
     pools: dict[str, list[str]] = {}
     for route in routes:
         pools.setdefault(route.pool, []).append(route.name)
@@ -204,12 +135,12 @@ def _buckets(site: Site) -> list[float]:
     own = [pool.objective for pool in site.inventory.pools.values() if pool.objective]
     objectives = [*own, *([monitoring.objective] if monitoring else [])]
     ends = {float(end) for item in objectives for end in (item.first_token_s, item.answer_s)}
-    return sorted({*BUCKETS, *ends})
+    return sorted({*DATA["buckets"], *ends})
 
 
 def _server_keys(published: Contributions) -> tuple[str, ...]:
     """Names of the secrets with which LiteLLM calls pools' servers."""
-    return tuple(sorted({route.secret for route in published.routes if route.secret}))
+    return tuple(sorted({route.backend.secret for route in published.routes if route.backend.secret}))
 
 
 def _needed_secrets(published: Contributions) -> tuple[str, ...]:
@@ -221,8 +152,8 @@ def _needed_secrets(published: Contributions) -> tuple[str, ...]:
 
 def limits(site: Site, published: Contributions) -> dict[str, dict[str, int]]:
     """What one request may ask of each pool, as corral_limits.py reads it."""
-    kinds = {route.pool: route.kind for route in published.routes}
-    cloud = {route.pool for route in published.routes if route.protocol == "cloud"}
+    kinds = {route.pool: route.backend.kind for route in published.routes}
+    cloud = {route.pool for route in published.routes if route.backend.protocol == "cloud"}
     return {pool: _request_limits(site, pool, kind, is_cloud=pool in cloud) for pool, kind in kinds.items()}
 
 
@@ -253,49 +184,28 @@ def configuration(site: Site, published: Contributions) -> dict[str, Any]:
     slots: Counter[str] = Counter()
     for route in published.routes:
         slots[route.pool] += route.slots
-    caches = [store for store in published.stores if store.kind == "cache"]
-    general: dict[str, Any] = {
-        "master_key": f"os.environ/{MASTER_KEY}",
-        "cancel_on_disconnect": True,
-        "trusted_proxy_ranges": [],
-    } | _cache(site, caches)
-    if any(store.kind == "database" for store in published.stores):
-        general |= {
-            "database_url": "os.environ/DATABASE_URL",
-            "database_connection_pool_limit": 10,
-            "proxy_batch_write_at": 10,
-        }
-    if any(chains(site.inventory, section) for section in SECTIONS):
-        general["enforce_fallback_model_access"] = True  # a key reaches nothing that it may not call itself
+    has_database = any(store.kind == "database" for store in published.stores)
+    has_fallbacks = any(chains(site.inventory, section) for section in SECTIONS)
     deployments = [_deployment(site, route, slots[route.pool]) for route in published.routes]
     if gateway.auto is not None:
         deployments.append(_auto(gateway.auto, deployments))
-    callbacks = ["corral_routing.corral_routing"] if has_routing(site.inventory) else []
-    return {
-        "model_list": deployments,
-        "router_settings": _router(site),
-        "litellm_settings": {
-            "callbacks": [
-                "corral_access.corral_access",  # before the pool is chosen: what the client named is what is checked
-                *callbacks,
-                "corral_limits.corral_limits",
-                "corral_gateway.corral_gateway",
-                "corral_interfaces.corral_interfaces",
-                *(f"{name}.{name}" for name in _callbacks(published)),
-                "prometheus",
-            ],
-            "disable_hf_tokenizer_download": True,  # it would stop all requests for as long as that takes
-            "drop_params": False,
-            "json_logs": True,
-            "prometheus_exclude_labels": list(UNBOUNDED_LABELS),
-            "prometheus_latency_buckets": _buckets(site),
-            "prometheus_metrics_config": [{"group": "corral", "metrics": list(METRICS)}],
-            "request_timeout": patience_s(site),
-            "require_auth_for_metrics_endpoint": True,
-            "use_chat_completions_url_for_anthropic_messages": True,  # by way of /v1/responses plain texts are lost
-        },
-        "general_settings": general | ({"store_prompts_in_spend_logs": False} if gateway.database else {}),
+    routing_callback = ("corral_routing.corral_routing",) if has_routing(site.inventory) else ()
+    values = {
+        "deployments": deployments,
+        "router": _router(site),
+        "routing": routing_callback,
+        "callbacks": tuple(f"{name}.{name}" for name in _callbacks(published)),
+        "buckets": _buckets(site),
+        "metrics": METRICS,
+        "patience_s": patience_s(site),
+        "cache": _cache(site, published),
+        "database_url": "os.environ/DATABASE_URL" if has_database else None,
+        "database_connections": 10 if has_database else None,
+        "database_write_s": 10 if has_database else None,
+        "has_fallbacks": has_fallbacks or None,
+        "keeps_prompts": False if gateway.database else None,
     }
+    return dict(filled(DATA["configuration"], values))
 
 
 def _auto(auto: Auto, deployments: list[dict[str, Any]]) -> dict[str, Any]:
@@ -354,13 +264,7 @@ def _router(site: Site) -> dict[str, Any]:
     if any(pool.limits.rpm or pool.limits.tpm for pool in site.inventory.pools.values()):
         checks.append("enforce_model_rate_limits")
     if gateway.balancing == "direct":
-        router |= {
-            "routing_strategy": "simple-shuffle",
-            "num_retries": 2,  # each draws lots again, and may meet the same replica
-            "allowed_fails": 2,
-            "cooldown_time": 10,
-            **_busy_is_no_failure(),
-        }
+        router |= DATA["direct_router"]
     else:
         router |= {"routing_strategy": "least-busy", "disable_cooldowns": True}
     if gateway.balancing != "slots":  # there HAProxy knows which replica answered a conversation last
@@ -374,145 +278,100 @@ def _router(site: Site) -> dict[str, Any]:
     )
 
 
-def _busy_is_no_failure() -> dict[str, Any]:
-    """A refusal for lack of slots is neither retried nor counted against a replica (004-F4)."""
-    return {
-        "retry_policy": {"RateLimitErrorRetries": 0, "TimeoutErrorRetries": 0},
-        "allowed_fails_policy": {"RateLimitErrorAllowedFails": 1_000_000, "TimeoutErrorAllowedFails": 1_000_000},
-    }
-
-
-def _cache(site: Site, caches: list[Store]) -> dict[str, Any]:
-    if not caches:
-        return {}
-    address, _, port = site.address(caches[0].endpoint, site.inventory.gateway.host).rpartition(":")
-    store = caches[0]
-    login = {"username": store.user, "password": f"os.environ/{store.secret}"}
-    return {"coordination_redis": {"host": address, "port": int(port), **login}}
+def _cache(site: Site, published: Contributions) -> dict[str, Any] | None:
+    """Where its processes share counters; None without a cache."""
+    for store in published.stores:
+        if store.kind == "cache":
+            address, _, port = site.address(store.endpoint, site.inventory.gateway.host).rpartition(":")
+            login = {"username": store.user, "password": f"os.environ/{store.secret}"}
+            return {"host": address, "port": int(port), **login}
+    return None
 
 
 def _deployment(site: Site, route: Route, pool_slots: int) -> dict[str, Any]:
-    """One entry of LiteLLM's model list."""
-    pool = site.inventory.pools[route.pool]
-    params: dict[str, Any] = {"model": _model_name(route)}
-    if route.url:
-        params["api_base"] = route.url
-    params |= {"api_key": f"os.environ/{CLOUD_KEY}{route.secret}" if route.secret else "none", "max_retries": 0}
-    params |= _price(pool)
-    if pool.timeout_s:
-        params["timeout"] = pool.timeout_s + (pool.queue or site.inventory.gateway.queue).timeout_s
-    if route.protocol == "openai":
-        params |= PASSED_ON.get(route.kind, {})
-    params |= {**route.parameters, **_cost(route)}
-    info: dict[str, Any] = {"id": route.name, "mode": MODES[route.kind]}
-    is_priced = pool.price is not None or route.cost is not None or route.protocol == "cloud"
-    info |= FREE if route.kind in ("chat", "embedding") and not is_priced else {}
-    info |= NO_RESPONSES if (route.protocol, route.kind) == ("openai", "chat") else {}
-    info |= {"thinking": "hidden"} if route.hides_thoughts else {}
-    info |= {"cache_field": route.cache_field} if route.cache_field else {}
-    info |= {"adapters": dict(route.adapters)} if route.adapters else {}
-    info |= _limits(pool, route.slots / pool_slots)
-    return {"model_name": route.pool, "litellm_params": params, "model_info": info}
-
-
-def _price(pool: Pool) -> dict[str, float]:
-    """What a token costs, in US dollars; empty where LiteLLM's own figures hold."""
-    if pool.price is None:
-        return {}
-    return {
-        "input_cost_per_token": pool.price.input_usd_per_million / 1_000_000,
-        "output_cost_per_token": pool.price.output_usd_per_million / 1_000_000,
+    """One entry of LiteLLM's model list; where a pool has several, each has its share of the limits by slots."""
+    pool, backend, share = site.inventory.pools[route.pool], route.backend, route.slots / pool_slots
+    price, is_openai = pool.price, backend.protocol == "openai"
+    is_priced = price is not None or backend.cost is not None or backend.protocol == "cloud"
+    queue = pool.queue or site.inventory.gateway.queue
+    values = {
+        "pool": route.pool,
+        "name": route.name,
+        "model": _model_name(route),
+        "url": route.url or None,
+        "key": f"os.environ/{CLOUD_KEY}{backend.secret}" if backend.secret else "none",
+        "input_usd": price.input_usd_per_million / 1_000_000 if price else None,
+        "output_usd": price.output_usd_per_million / 1_000_000 if price else None,
+        "timeout_s": pool.timeout_s + queue.timeout_s if pool.timeout_s else None,
+        "passed_on": DATA["passed_on"].get(backend.kind, {}) if is_openai else {},
+        "parameters": backend.parameters,
+        "cost": _cost(backend),
+        "mode": DATA["modes"][backend.kind],
+        "free": FREE if backend.kind in ("chat", "embedding") and not is_priced else {},
+        "supports_reasoning": False if is_openai and backend.kind == "chat" else None,
+        "thinking": "hidden" if backend.hides_thoughts else None,
+        "cache_field": backend.cache_field or None,
+        "adapters": dict(backend.adapters) or None,
+        "rpm": max(1, round(pool.limits.rpm * share)) if pool.limits.rpm else None,
+        "tpm": max(1, round(pool.limits.tpm * share)) if pool.limits.tpm else None,
     }
+    return dict(filled(DATA["deployment"], values))
 
 
-def _cost(route: Route) -> dict[str, Any]:
+def _cost(backend: Backend) -> dict[str, Any]:
     """What LiteLLM counts spend with, and where it stops asking; it keeps the count in the cache."""
-    if route.cost is None:
+    cost = backend.cost
+    if cost is None:
         return {}
-    price = {"input_cost_per_token": route.cost.input_usd, "output_cost_per_token": route.cost.output_usd}
-    if route.cost.budget_usd is None:
-        return price
-    return price | {"max_budget": route.cost.budget_usd, "budget_duration": route.cost.period}
+    price = {"input_cost_per_token": cost.input_usd, "output_cost_per_token": cost.output_usd}
+    budget = {"max_budget": cost.budget_usd, "budget_duration": cost.period}
+    return price if cost.budget_usd is None else price | budget
 
 
 def _model_name(route: Route) -> str:
     """LiteLLM's name of a model: the provider decides the protocol."""
-    if route.protocol == "cloud":
-        return route.upstream_model
-    return f"{PROVIDERS.get((route.protocol, route.kind), 'openai')}/{route.upstream_model}"
-
-
-def _limits(pool: Pool, share: float) -> dict[str, int]:
-    """The pool's limits; where a pool has several deployments, each has its share by slots."""
-    return {
-        name: max(1, round(limit * share))
-        for name, limit in (("rpm", pool.limits.rpm), ("tpm", pool.limits.tpm))
-        if limit
-    }
+    if route.backend.protocol == "cloud":
+        return route.backend.upstream_model
+    provider = DATA["providers"].get(route.backend.protocol, {}).get(route.backend.kind, "openai")
+    return f"{provider}/{route.backend.upstream_model}"
 
 
 def _service(site: Site, published: Contributions, secrets: tuple[str, ...]) -> Service:
     gateway = site.inventory.gateway
     is_local = site.is_local(gateway.host)
-    config = site.config_path(gateway.host, COMPONENT, "config.yaml", CONFIG)
     port = own_endpoint(site, published).port
     address = site.publish_address(gateway.host) if published.doors else gateway_publish_address(site)
-    live = f"http://127.0.0.1:{port}/health/liveliness"
     stores = {store.endpoint.service for store in published.stores}
-    return Service(
-        host=gateway.host,
-        component=COMPONENT,
-        name=COMPONENT,
-        role="gateway",
-        image=site.image(COMPONENT, IMAGE),
-        program="litellm",
-        entrypoint=(
-            "sh" if is_local else "/bin/sh",
-            site.config_path(gateway.host, COMPONENT, "start.sh", FILES["start.sh"][1]),
-        ),
-        args=("--config", config, "--host", "127.0.0.1" if is_local else "0.0.0.0", "--port", str(port)),  # noqa: S104
-        health=Health(
-            port,
-            "/health/liveliness",
-            ("python3", "-c", f"import urllib.request as u; u.urlopen('{live}', timeout=3)"),
-            180,
-        ),
+    environment = {
+        **({} if is_local else DATA["writable"]),
+        **DATA["behind_the_door" if published.doors else "no_pages"],
+        **(DIRECT_CALLS if gateway.balancing != "direct" else {}),
+    }
+    routing_file = ["routing.yaml"] if has_routing(site.inventory) else []
+    files = (*_files(site, published), *routing_file)
+    return service(
+        site,
+        gateway.host,
+        COMPONENT,
+        port=port,
+        bind="127.0.0.1" if is_local else "0.0.0.0",  # noqa: S104 - inside the container's own network
+        open_on=address,
         memory_mib=gateway.memory_mib,
-        environment={
-            "CHECKPOINT_DISABLE": "1",
-            "CORRAL_SECRETS": " ".join(secrets),
-            "CORRAL_SERVER_KEYS": " ".join(_server_keys(published)),
-            "CORRAL_SECRETS_DIR": site.secret_path(gateway.host, "").rstrip("/"),
-            **({"CORRAL_UNKNOWN_MODEL": gateway.unknown_model} if gateway.unknown_model else {}),
-            **({} if is_local else WRITABLE),
-            **(_behind_a_door() if published.doors else NO_PAGES),
-            **(DIRECT_CALLS if gateway.balancing != "direct" else {}),
-            "LITELLM_LOCAL_MODEL_COST_MAP": "True",
-            "LITELLM_MODE": "PRODUCTION",
-            "PROMETHEUS_DISABLE_CREATED_SERIES": "True",
-            **_tracing(site, published),
-        },
-        secrets=tuple(sorted({*secrets, *_server_keys(published), *_certificates(site, published)})),
-        ports=(Port(port, address, "LiteLLM's keys"),),
-        configs=(
-            ConfigMount("config.yaml", CONFIG),
-            ConfigMount("limits.yaml", LIMITS),
-            *(ConfigMount(name, target) for name, (_, target) in _files(published).items()),
-            *(_routing_mounts() if has_routing(site.inventory) else ()),
-        ),
-        network=NETWORK,
+        names=" ".join(secrets),
+        server_keys=" ".join(_server_keys(published)),
+        unknown_model=gateway.unknown_model or None,
+        environment=environment,
+        **_tracing(site, published),
+        keys=tuple(sorted({*secrets, *_server_keys(published), *_certificates(site, published)})),
+        files=tuple((name, f"/etc/corral/{name}") for name in files),
         calls=tuple(_calls(published)),
-        user=USER,
-        cpu_weight=2048,
-        pids=512,
-        stop_grace_s=30,
         after=tuple((name, "service_healthy") for name in sorted(stores)),
         exceptions=_way_out(site, published),
     )
 
 
 def _calls(published: Contributions) -> Iterator[Endpoint]:
-    """Everything that the gateway calls: the balancer or else the servers, its stores, and who gets traces."""
+    """Everything that the gateway calls: the balancer or else the servers, its stores, and the receivers of traces."""
     yield from (door.endpoint for door in published.doors)
     if not published.doors:
         yield from (backend.endpoint for backend in published.backends)
@@ -520,61 +379,32 @@ def _calls(published: Contributions) -> Iterator[Endpoint]:
     yield from (receiver.endpoint for receiver in published.trace_receivers if receiver.endpoint)
 
 
-def _behind_a_door() -> dict[str, str]:
-    return {
-        "KEEPALIVE_TIMEOUT": str(IDLE_S),
-        "LITELLM_DISABLE_ACCESS_LOG_PATHS": ",".join(LOGGED_AT_THE_DOOR),
-    }
-
-
 def _has_far_receiver(site: Site, published: Contributions) -> bool:
     """Whether traces go to another host of the site."""
-    here = site.inventory.gateway.host
-    endpoints = (receiver.endpoint for receiver in published.trace_receivers)
-    return any(endpoint is not None and site.is_behind_edge(endpoint, here) for endpoint in endpoints)
+    endpoints = [receiver.endpoint for receiver in published.trace_receivers if receiver.endpoint]
+    return edge.is_called(site, endpoints, site.inventory.gateway.host)
 
 
 def _certificates(site: Site, published: Contributions) -> tuple[str, ...]:
     return (edge.AUTHORITY, edge.CLIENTS["gateway"]) if _has_far_receiver(site, published) else ()
 
 
-def _edge_files(site: Site, published: Contributions) -> dict[str, str]:
-    """Where the library that sends traces finds its certificate for another host's edge."""
-    names = _certificates(site, published)
-    if not names:
-        return {}
-    authority, own = (site.secret_path(site.inventory.gateway.host, name) for name in names)
-    return {
-        "OTEL_EXPORTER_OTLP_CERTIFICATE": authority,
-        "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE": own,
-        "OTEL_EXPORTER_OTLP_CLIENT_KEY": own,
-    }
-
-
-def _tracing(site: Site, published: Contributions) -> dict[str, str]:
+def _tracing(site: Site, published: Contributions) -> dict[str, str | None]:
     """Settings of LiteLLM's OpenTelemetry callback, and of the library that sends for it."""
-    tracing = site.inventory.tracing
+    tracing, host = site.inventory.tracing, site.inventory.gateway.host
+    names = ("traces_url", "traces_protocol", "traces_content", "traces_name", "authority", "certificate")
     if tracing is None or not published.trace_receivers:
-        return {}
-    return {
-        "OTEL_EXPORTER_OTLP_ENDPOINT": published.trace_receivers[0].url,
-        "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
-        # Clients can talk LiteLLM out of `turn_off_message_logging` with a header, but not out of this.
-        "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT": "SPAN_ONLY" if tracing.prompts else "NO_CONTENT",
-        "OTEL_SERVICE_NAME": site.inventory.name,
-        **_edge_files(site, published),
-    }
-
-
-def _routing_mounts() -> Iterator[ConfigMount]:
-    yield from (ConfigMount(name, target) for name, (_, target) in ROUTING_FILES.items())
-    yield ConfigMount("routing.yaml", ROUTING)
+        return dict.fromkeys(names)
+    own = [site.secret_path(host, name) for name in _certificates(site, published)]
+    content = "SPAN_ONLY" if tracing.prompts else "NO_CONTENT"
+    url = published.trace_receivers[0].url
+    return dict(zip(names, (url, "http/protobuf", content, site.inventory.name, *(own or (None, None))), strict=True))
 
 
 def _way_out(site: Site, published: Contributions) -> dict[str, str]:
     """Why the gateway may call beyond its host; empty when everything that it calls is on it."""
     gateway = site.inventory.gateway
-    if any(route.protocol == "cloud" for route in published.routes):
+    if any(route.backend.protocol == "cloud" for route in published.routes):
         return {"way-out": CLOUD}
     far = [backend for backend in published.backends if site.is_outside(backend.endpoint, gateway.host)]
     if far and gateway.balancing == "direct":

@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from corral.components import Stage
-from corral.components.llama.flags import settings
+from corral.components.flags import Trouble
+from corral.components.llama import flags
+from corral.components.serving import has_private_cache, keys_for, replicas_of, served, server
 from corral.config.client_names import adapter_name
 from corral.config.inventory import Thinking, file_of
-from corral.contributions import (
-    Backend,
-    ConfigMount,
-    Contribution,
-    Contributions,
-    CpuVariant,
-    Endpoint,
-    Fact,
-    File,
-    Health,
-    Port,
-    Rules,
-    ScrapeTarget,
-    Secret,
-    Service,
-)
-from corral.plan import routing
-from corral.plan.devices import access, backend_of, claims, compiles_first
+from corral.contributions import ConfigMount, Contribution, Contributions, CpuVariant, File, Rules, Service
+from corral.declarations import declaration
+from corral.plan.devices import backend_of, compiles_first
 from corral.plan.own_image import BUILD
 from corral.plan.site import Replica, Site, claimed_mib, memory_on_cpu_mib
 from corral.plan.sizes import worst
@@ -36,18 +23,7 @@ STAGE = Stage.BACKENDS
 COMPONENT = "llama"
 API_KEY = "LLAMA_API_KEY"
 
-# Upstream's own tags by build number; CUDA 12 means 12.8, which still knows Maxwell, Pascal and Volta.
-IMAGES = {
-    "llama-cpu": "ghcr.io/ggml-org/llama.cpp:server-b11347",
-    "llama-cuda12": "ghcr.io/ggml-org/llama.cpp:server-cuda-b11347",
-    "llama-cuda13": "ghcr.io/ggml-org/llama.cpp:server-cuda13-b11347",
-    "llama-rocm": "ghcr.io/ggml-org/llama.cpp:server-rocm-b11347",
-    "llama-vulkan": "ghcr.io/ggml-org/llama.cpp:server-vulkan-b11347",
-    "llama-intel": "ghcr.io/ggml-org/llama.cpp:server-intel-b11347",
-}
-
-# On SIGTERM a busy llama-server neither finishes its answers nor exits; a longer grace period is useless.
-STOP_GRACE_S = 2
+IMAGES: dict[str, str] = declaration(COMPONENT)["images"]
 # The watchdog, and where it counts: every user may write there, and a new volume takes that over from the image.
 START, STATE = "/etc/corral/start.sh", "/var/tmp"  # noqa: S108 - a path in the container
 COUNTS = "llama-restarts"
@@ -57,26 +33,19 @@ LONG_BATCH_S = 900
 PRESETS = "/etc/corral/models.ini"
 # What a shared server is told itself; it gives its models names, addresses and what they have in common.
 OF_THE_SERVER = ("--alias", "--host", "--port", "--api-key-file", "--offline", "--metrics")
-# Prometheus asks a shared server for a model's figures without making it load that model.
+# Prometheus asks a shared server for a model's metrics without making it load that model.
 ASKED_FOR = {"__param_autoload": "false"}
-# HTTP threads of a shared server besides one for each request: for health, figures and who waits for a model.
+# HTTP threads of a shared server besides one for each request: for health, metrics and requests that wait for a model.
 SPARE_THREADS = 8
-# By itself llama-server puts thoughts into `reasoning_content`.
-THINKING_WORDS: dict[Thinking, list[str]] = {
-    "hidden": [],
-    "off": ["--reasoning", "off"],
-    "shown": ["--reasoning-format", "none"],
-}
 
 
 def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
     """A service, a backend and a scrape target for every replica, and the key that protects them."""
-    replicas = [replica for replica in site.replicas if replica.weights.is_llama]
+    replicas = replicas_of(site, COMPONENT)
     yield from keys_for(site, replicas, API_KEY, "opens the inference servers for the gateway and Prometheus")
     if replicas:
         yield Rules("monitoring/rules/llama.yml")
     for replica in replicas:
-        endpoint = Endpoint(replica.port, replica.host, replica.service)
         members = site.members(replica.host, replica.service) if replica.shared else (replica,)
         if replica is members[0]:
             yield _service(site, replica) if not replica.shared else _shared_service(site, members)
@@ -84,71 +53,57 @@ def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
                 yield _presets(site, members)
             if not site.is_local(replica.host):
                 yield File(replica.host, COMPONENT, "start.sh", asset="gpu-server/llama/start.sh")
-        yield Backend(
-            replica.pool,
-            replica.container,
-            replica.kind,
-            endpoint,
-            replica.slots,
-            replica.pool,
+        yield from served(
+            replica,
             "/health",
-            secret=API_KEY,
+            API_KEY,
+            "llama-shared" if replica.shared else "llama",
             hides_thoughts=_leaves_thoughts(site, replica),
             cache_field="cache_prompt" if has_private_cache(site, replica) else "",
             adapters={
                 adapter_name(replica.pool, adapter): {"lora": [{"id": number, "scale": adapter.scale}]}
                 for number, adapter in enumerate(replica.weights.adapters)
             },
+            scrape_labels=ASKED_FOR | {"__param_model": replica.pool} if replica.shared else {},
         )
-        job, asked = ("llama-shared", ASKED_FOR | {"__param_model": replica.pool}) if replica.shared else ("llama", {})
-        yield ScrapeTarget(job, endpoint, labels_of(replica) | asked, secret=API_KEY)
-        yield from facts_of(replica)
 
 
-def _sight(site: Site, replica: Replica) -> list[str]:
-    """Options of a model that sees."""
-    projector = replica.weights.projector
-    return ["--mmproj", site.model_path(replica.host, file_of(projector))] if projector else []
+def extra_args_troubles(site: Site, replica: Replica) -> Iterator[Trouble]:
+    """What is wrong with a replica's `extra_args`."""
+    words = replica.engine.extra_args or ()
+    rendered = arguments(site, replica)[: -len(words)]
+    return flags.troubles(words, rendered=rendered, is_pinned=BUILD in _image(site, replica))
 
 
-def _adapting(site: Site, replica: Replica) -> list[str]:
-    """Options of a model with adapters: loaded, and used only by requests that name one.
+def _adapters(site: Site, replica: Replica) -> str:
+    """The adapters as `--lora-scaled` has them: loaded, and used only by requests that name one.
 
     `--lora-init-without-apply` sounds like it and is not: requests that name no adapter then get all of them.
     """
-    adapters = replica.weights.adapters
-    if not adapters:
-        return []
     known = {source: file for file, source in replica.files.items()}
-    paths = [site.model_path(replica.host, known[adapter.source]) for adapter in adapters]
-    return ["--lora-scaled", ",".join(f"{path}:0" for path in paths)]
+    paths = (site.model_path(replica.host, known[adapter.source]) for adapter in replica.weights.adapters)
+    return ",".join(f"{path}:0" for path in paths)
 
 
-def _drafting(site: Site, replica: Replica) -> list[Any]:
+def _drafting(site: Site, replica: Replica) -> dict[str, Any]:
     """Options of a model for which a small one drafts; without --spec-type the small one would only take memory."""
     draft = replica.weights.draft
     if draft is None:
-        return []
-    words: list[Any] = [
-        "--spec-type", "draft-simple",
-        "--spec-draft-model", site.model_path(replica.host, replica.draft_file),
-        "--spec-draft-type-k", replica.engine.cache_type,
-        "--spec-draft-type-v", replica.engine.cache_type,
-        "--spec-draft-ngl", draft.gpu_layers if replica.cards else 0,
-    ]  # fmt: skip
-    words += ["--spec-draft-n-max", draft.tokens_max] if draft.tokens_max is not None else []
-    words += ["--spec-draft-n-min", draft.tokens_min] if draft.tokens_min is not None else []
-    words += ["--spec-draft-p-min", draft.probability_min] if draft.probability_min is not None else []
-    return words
+        return {}
+    return {
+        "--spec-type": "draft-simple",
+        "--spec-draft-model": site.model_path(replica.host, replica.draft_file),
+        "--spec-draft-type-k": replica.engine.cache_type,
+        "--spec-draft-type-v": replica.engine.cache_type,
+        "--spec-draft-ngl": draft.gpu_layers if replica.cards else 0,
+        "--spec-draft-n-max": draft.tokens_max,
+        "--spec-draft-n-min": draft.tokens_min,
+        "--spec-draft-p-min": draft.probability_min,
+    }
 
 
 def _thinking(site: Site, replica: Replica) -> Thinking:
     return site.inventory.pools[replica.pool].thinking or "hidden"
-
-
-def has_private_cache(site: Site, replica: Replica) -> bool:
-    """Whether a chat server must not use for one key what it computed for another."""
-    return replica.kind == "chat" and routing.has_private_cache(site.inventory, replica.pool)
 
 
 def _leaves_thoughts(site: Site, replica: Replica) -> bool:
@@ -156,72 +111,16 @@ def _leaves_thoughts(site: Site, replica: Replica) -> bool:
     return replica.kind == "chat" and _thinking(site, replica) != "shown" and not replica.engine.jinja
 
 
-def labels_of(replica: Replica) -> dict[str, str]:
-    """Labels by which figures of a replica are found."""
-    labels = {
-        "host": replica.host,
-        "pool": replica.pool,
-        "model": replica.model,
-        "replica": replica.container,
-        "role": replica.kind,
-    }
-    if replica.cards:
-        labels |= {"gpu": ",".join(str(card.number) for card in replica.cards), "card": replica.cards[0].card}
-    return labels
-
-
-def facts_of(replica: Replica) -> Iterator[Fact]:
-    """What a replica has, and how long it may take to load."""
-    labels = labels_of(replica)
-    yield Fact("inventory:replica_slots", replica.slots, labels)
-    yield Fact("inventory:replica_start_seconds", replica.start_timeout_s, labels)
-
-
-def keys_for(site: Site, replicas: Sequence[Replica], name: str, purpose: str) -> Iterator[Secret]:
-    """The key of these servers on every host that has some, another one on each; the gateway's host always has one."""
-    for host in sorted({replica.host for replica in replicas} | ({site.inventory.gateway.host} if replicas else set())):
-        yield Secret(name, host, purpose, "hex", is_per_host=True)
-
-
-def published_at(site: Site, replica: Replica) -> str:
-    """Address that a replica's port is bound to: loopback if the port is named; empty: inside the farm only."""
-    return "127.0.0.1" if replica.is_port_explicit else site.publish_address(replica.host)
-
-
 def _service(site: Site, replica: Replica) -> Service:
-    engine, cards = replica.engine, access(site, replica)
-    service = Service(
-        host=replica.host,
-        component=COMPONENT,
-        name=replica.service,
-        container=replica.container,
-        role=replica.kind,
-        image=_image(site, replica),
-        program="llama-server",
-        args=arguments(site, replica),
-        health=Health(
-            replica.port,
-            "/health",
-            ("curl", "-fsS", f"http://localhost:{replica.port}/health"),
-            replica.start_timeout_s,
-        ),
-        memory_mib=replica.memory_mib,
-        memory_swap_mib=engine.memory_swap_mib or 0,
-        environment={**cards.environment, **(engine.environment or {})},
-        secrets=(API_KEY,),
-        ports=(Port(replica.port, published_at(site, replica), "the key LLAMA_API_KEY"),),
-        mounts=((site.host(replica.host).models_dir, "/models"),),
-        network="servers-llama",
-        gpus=claims(replica),
-        devices=cards.devices,
-        groups=cards.groups,
-        cpu_variant=_cpu_variant(site, replica),
-        user="65534:65534",
-        mlock=bool(engine.mlock),
-        stop_grace_s=STOP_GRACE_S,
-        threads=engine.threads or 0,
-        exceptions=cards.exceptions,
-    )
+    engine = replica.engine
+    fields = {
+        "image": _image(site, replica),
+        "args": arguments(site, replica),
+        "cpu_variant": _cpu_variant(site, replica),
+        "mlock": bool(engine.mlock),
+        "threads": engine.threads or 0,
+    }
+    service = server(site, replica, fields)
     return service if site.is_local(replica.host) else _watched(service, replica)
 
 
@@ -252,17 +151,17 @@ def _shared_service(site: Site, members: Sequence[Replica]) -> Service:
 def shared_arguments(site: Site, members: Sequence[Replica]) -> tuple[str, ...]:
     """Command line of a server that several pools share: no model, and how many of its presets it may hold."""
     first, shared = members[0], members[0].shared
-    words = [
-        "--models-preset", PRESETS,
-        "--models-max", shared.loaded if shared else len(members),
-        "--host", "0.0.0.0",  # noqa: S104 - inside the container's own network
-        "--port", first.port,
-        "--api-key-file", site.secret_path(first.host, API_KEY),
-        "--threads-http", sum(item.slots for item in members) + SPARE_THREADS,
-        "--offline",
-        "--metrics",
-    ]  # fmt: skip
-    return tuple(map(str, words))
+    options = {
+        "--models-preset": PRESETS,
+        "--models-max": shared.loaded if shared else len(members),
+        "--host": "0.0.0.0",  # noqa: S104 - inside the container's own network
+        "--port": first.port,
+        "--api-key-file": site.secret_path(first.host, API_KEY),
+        "--threads-http": sum(item.slots for item in members) + SPARE_THREADS,
+        "--offline": True,
+        "--metrics": True,
+    }
+    return tuple(_words(options))
 
 
 def server_settings(site: Site, replica: Replica) -> dict[str, object]:
@@ -280,23 +179,17 @@ def preset_file(service: str) -> str:
     return f"{service}.ini"
 
 
-def preset_words(site: Site, replica: Replica) -> list[str]:
-    """Flags of one model of a shared server, as they would stand on a command line of its own."""
-    found: list[str] = []
-    words = iter(arguments(site, replica))
-    for word in words:
-        if word not in OF_THE_SERVER:
-            found.append(word)
-        elif word not in ("--offline", "--metrics"):
-            next(words)
-    return found
-
-
 def _presets(site: Site, members: Sequence[Replica]) -> File:
-    models = [{"name": item.pool, "settings": list(settings(preset_words(site, item)))} for item in members]
     first = members[0]
+    models = [{"name": item.pool, "settings": _preset(site, item)} for item in members]
     values = {"loaded": first.shared.loaded if first.shared else 0, "models": models}
     return File(first.host, COMPONENT, preset_file(first.service), template="llama/models.ini.j2", values=values)
+
+
+def _preset(site: Site, replica: Replica) -> list[tuple[str, str]]:
+    """Settings of one model of a shared server."""
+    own = {name: value for name, value in options(site, replica).items() if name not in OF_THE_SERVER}
+    return list(flags.settings([*_words(own), *(replica.engine.extra_args or ())]))
 
 
 def _watched(service: Service, replica: Replica) -> Service:
@@ -340,58 +233,62 @@ def _cpu_variant(site: Site, replica: Replica) -> CpuVariant | None:
     return CpuVariant(site.image("llama-cpu", IMAGES["llama-cpu"]), memory_mib)
 
 
-def is_pinned(site: Site, replica: Replica) -> bool:
-    """Whether a replica runs the build of llama.cpp that the kit pins, whose flags are known."""
-    return BUILD in _image(site, replica)
-
-
 def _image(site: Site, replica: Replica) -> str:
-    if replica.engine.image:
-        return replica.engine.image
-    key = image_key(replica)
-    return site.image(key, IMAGES[key])
-
-
-def image_key(replica: Replica) -> str:
-    """Key of the image that suits the replica's card."""
-    return f"llama-{backend_of(replica)}"
+    """The site's own image, else the one that suits the replica's card."""
+    key = f"llama-{backend_of(replica)}"
+    return replica.engine.image or site.image(key, IMAGES[key])
 
 
 def arguments(site: Site, replica: Replica) -> tuple[str, ...]:
-    """llama-server's command line. Everything that it would choose by itself is said: port, slots, cache, fit."""
-    engine = replica.engine
-    is_local = site.is_local(replica.host)
-    words = [
-        "--model", site.model_path(replica.host, replica.file),
-        "--alias", replica.pool,
-        "--host", "127.0.0.1" if is_local else "0.0.0.0",  # noqa: S104 - inside the container's own network
-        "--port", replica.port,
-        "--api-key-file", site.secret_path(replica.host, API_KEY),
-        "--ctx-size", replica.context,
-        "--parallel", replica.slots,
-        "--batch-size", engine.batch,
-        "--ubatch-size", min(engine.ubatch or 512, engine.batch or 2048),
-        "--flash-attn", engine.flash_attention,
-        "--cache-type-k", engine.cache_type,
-        "--cache-type-v", engine.cache_type,
-        "--cache-ram", replica.cache_ram_mib,
-        "--fit", "off",
-        "--offline",
-        "--metrics",
-    ]  # fmt: skip
-    words += ["--n-gpu-layers", engine.gpu_layers] if replica.cards else ["--n-gpu-layers", 0]
-    words += ["--threads", engine.threads] if engine.threads else []
-    is_private = has_private_cache(site, replica)
-    words += ["--no-cache-prompt"] if is_private else []
-    words += ["--cache-reuse", engine.cache_reuse] if engine.cache_reuse and not is_private else []
-    words += ["--load-mode", "mmap+mlock"] if engine.mlock else []
-    words += ["--sleep-idle-seconds", engine.sleep_idle_s] if engine.sleep_idle_s else []
-    words += ["--jinja" if engine.jinja else "--no-jinja"] if replica.kind == "chat" else []
-    words += {"embedding": ["--embeddings"], "rerank": ["--reranking"]}.get(replica.kind, [])
-    words += ["--pooling", engine.pooling] if engine.pooling else []
-    words += ["--split-mode", engine.split_mode or "layer"] if len(replica.cards) > 1 else []
-    words += _sight(site, replica)
-    words += _adapting(site, replica)
-    words += _drafting(site, replica)
-    words += THINKING_WORDS[_thinking(site, replica)] if replica.kind == "chat" else []
-    return (*map(str, words), *(engine.extra_args or ()))
+    """llama-server's command line."""
+    return (*_words(options(site, replica)), *(replica.engine.extra_args or ()))
+
+
+def _words(told: Mapping[str, Any]) -> Iterator[str]:
+    """Options as words: one that is True is a switch, one that is None or False is left out."""
+    for name, value in told.items():
+        if value is not None and value is not False:
+            yield from (name,) if value is True else (name, str(value))
+
+
+def options(site: Site, replica: Replica) -> dict[str, Any]:
+    """llama-server's options. Everything that it would choose by itself is said: port, slots, cache, fit."""
+    engine, projector, host = replica.engine, replica.weights.projector, replica.host
+    is_private, is_chat = has_private_cache(site, replica), replica.kind == "chat"
+    thinking = _thinking(site, replica) if is_chat else ""
+    return {
+        "--model": site.model_path(host, replica.file),
+        "--alias": replica.pool,
+        "--host": "127.0.0.1" if site.is_local(host) else "0.0.0.0",  # noqa: S104 - in the container's own network
+        "--port": replica.port,
+        "--api-key-file": site.secret_path(host, API_KEY),
+        "--ctx-size": replica.context,
+        "--parallel": replica.slots,
+        "--batch-size": engine.batch,
+        "--ubatch-size": min(engine.ubatch or 512, engine.batch or 2048),
+        "--flash-attn": engine.flash_attention,
+        "--cache-type-k": engine.cache_type,
+        "--cache-type-v": engine.cache_type,
+        "--cache-ram": replica.cache_ram_mib,
+        "--fit": "off",
+        "--offline": True,
+        "--metrics": True,
+        "--n-gpu-layers": engine.gpu_layers if replica.cards else 0,
+        "--threads": engine.threads,
+        "--no-cache-prompt": is_private,
+        "--cache-reuse": None if is_private else engine.cache_reuse or None,
+        "--load-mode": "mmap+mlock" if engine.mlock else None,
+        "--sleep-idle-seconds": engine.sleep_idle_s,
+        "--jinja": is_chat and bool(engine.jinja),
+        "--no-jinja": is_chat and not engine.jinja,
+        "--embeddings": replica.kind == "embedding",
+        "--reranking": replica.kind == "rerank",
+        "--pooling": engine.pooling,
+        "--split-mode": (engine.split_mode or "layer") if len(replica.cards) > 1 else None,
+        "--mmproj": site.model_path(host, file_of(projector)) if projector else None,
+        "--lora-scaled": _adapters(site, replica) or None,
+        **_drafting(site, replica),
+        # By itself llama-server puts thoughts into `reasoning_content`.
+        "--reasoning": "off" if thinking == "off" else None,
+        "--reasoning-format": "none" if thinking == "shown" else None,
+    }

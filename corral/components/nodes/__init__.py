@@ -19,29 +19,18 @@ from corral.contributions import (
     ScrapeTarget,
     Secret,
 )
+from corral.declarations import declaration
 from corral.plan.routing import has_private_cache
 from corral.plan.site import Site, node_endpoint
 
 STAGE = Stage.BACKENDS
 
-# A path of each engine that answers without doing inference.
-HEALTH_PATH = {
-    "openai": "/v1/models", "llama.cpp": "/health", "mlx": "/health", "ollama": "/api/tags",
-    "inferrlm": "/api/tags", "vllm": "/health", "lmstudio": "/v1/models", "cloud": "",
-}  # fmt: skip
 # After which the cost of a node counts from zero again, where the inventory does not say.
 BUDGET_PERIOD = "30d"
 OLLAMA_LIKE = {"ollama", "inferrlm"}
-# How a request tells an engine not to think; the others can be told in their own settings only.
-WITHOUT_THINKING: dict[str, dict[str, Any]] = {
-    "llama.cpp": {"chat_template_kwargs": {"enable_thinking": False}},
-    "mlx": {"chat_template_kwargs": {"enable_thinking": False}},
-    "vllm": {"chat_template_kwargs": {"enable_thinking": False}},
-    "ollama": {"think": False},
-}
-
-# Body field by which an engine keeps the cache of prompts private; the others have none.
-CACHE_FIELDS = {"llama.cpp": "cache_prompt", "vllm": "cache_salt"}
+DATA = declaration("nodes")
+WITHOUT_THINKING: dict[str, dict[str, Any]] = DATA["without_thinking"]
+CACHE_FIELDS: dict[str, str] = DATA["cache_fields"]
 
 
 def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
@@ -53,53 +42,39 @@ def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
                 backend = _backend(pool_name, placement.node, node, node.thinking or pool.thinking or "hidden")
                 is_private = node.kind == "chat" and has_private_cache(site.inventory, pool_name)
                 yield replace(backend, cache_field=CACHE_FIELDS.get(node.engine, "") if is_private else "")
-                yield from _figures(pool_name, placement.node, node)
+                yield from _metrics(pool_name, placement.node, node)
                 if node.api_key:
                     yield Secret(
                         node.api_key, site.inventory.gateway.host, f"key of the node {placement.node}", "given"
                     )
 
 
-def _figures(pool: str, name: str, node: Node) -> Iterator[Contribution]:
-    """What a node has, and where an engine that always has figures without a key is asked for them."""
+def _metrics(pool: str, name: str, node: Node) -> Iterator[Contribution]:
+    """What a node has, and a scrape target for servers whose metrics need no key."""
     labels = {"host": name, "pool": pool, "model": node.model, "replica": name, "role": node.kind}
     yield Fact("inventory:replica_slots", node.slots, labels)
-    if node.engine == "vllm":
-        yield Rules("monitoring/rules/vllm.yml")
+    if node.engine in DATA["open_metrics"]:
+        yield Rules(DATA["open_metrics"][node.engine])
         scheme: Literal["http", "https"] = "https" if (node.url or "").startswith("https:") else "http"
-        yield ScrapeTarget("vllm", node_endpoint(node), labels, scheme=scheme)
+        yield ScrapeTarget(node.engine, node_endpoint(node), labels, scheme=scheme)
 
 
 def _backend(pool: str, name: str, node: Node, thinking: Thinking) -> Backend:
-    secret = node.api_key or ""
-    if node.engine == "cloud":
-        return Backend(
-            pool,
-            name,
-            node.kind,
-            Endpoint(443),
-            node.slots,
-            node.model,
-            "",
-            protocol="cloud",
-            secret=secret,
-            is_ours=False,
-            cost=_cost(node),
-        )
     scheme, _, rest = (node.url or "").partition("://")
     path = rest.partition("/")[2].rstrip("/").removesuffix("v1").rstrip("/")
     folder = f"/{path}" if path else ""
-    is_ollama = node.engine in OLLAMA_LIKE
+    is_ollama, is_cloud = node.engine in OLLAMA_LIKE, node.engine == "cloud"
+    is_chat = node.kind == "chat" and not is_cloud
+    health = "" if is_cloud else node.health or folder + DATA["health_path"][node.engine]
     return Backend(
-        pool, name, node.kind, node_endpoint(node), node.slots, node.model,
-        node.health or folder + HEALTH_PATH[node.engine],
+        pool, name, node.kind, Endpoint(443) if is_cloud else node_endpoint(node), node.slots, node.model, health,
         api_path=folder + ("" if is_ollama else "/v1"),
         scheme="https" if scheme == "https" else "http",
-        protocol="ollama" if is_ollama else "openai",
-        secret=secret, tier=node.tier or "", is_ours=False, cost=_cost(node),
+        protocol="cloud" if is_cloud else "ollama" if is_ollama else "openai",
+        secret=node.api_key or "", is_ours=False, cost=_cost(node),
         key_header=node.key_header or "",
-        parameters=_parameters(node, thinking) if node.kind == "chat" else {},
-        hides_thoughts=node.kind == "chat" and thinking != "shown",
+        parameters=_parameters(node, thinking) if is_chat else {},
+        hides_thoughts=is_chat and thinking != "shown",
     )  # fmt: skip
 
 

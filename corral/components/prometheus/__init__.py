@@ -1,23 +1,19 @@
-"""Prometheus: reads everybody's figures, on the monitoring host and where a host wants a Prometheus of its own.
+"""Prometheus: scrapes metrics, on the monitoring host and on hosts with a Prometheus of their own.
 
 The farm's Prometheus also has the rules: recording rules that bring engines and exporters to common names, alerts, and
-the inventory's figures that both compare with.
+the values of the inventory that both compare with.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-import yaml
-
 from corral.components import Stage, edge
-from corral.config.inventory import Monitoring, Objective, Thresholds
+from corral.components.declared import filled, service
+from corral.config.inventory import Monitoring, Objective
 from corral.contributions import (
-    ConfigMount,
     Contribution,
     Contributions,
     Dashboard,
@@ -25,31 +21,23 @@ from corral.contributions import (
     Endpoint,
     Fact,
     File,
-    Health,
-    Port,
     Relabel,
     ScrapeTarget,
     Service,
 )
+from corral.declarations import declaration, read_yaml, shipped
 from corral.plan.networks import INSIDE, OUTSIDE, alias
 from corral.plan.site import Site, bracketed
 
 STAGE = Stage.MONITORING
 COMPONENT = "prometheus"
-# Of the only ones who may ask it: it has no password.
-NETWORK = "monitoring"
-IMAGE = "prom/prometheus:v3.5.3"
-ROOT = Path(__file__).resolve().parents[3]
 FOLDER = "/etc/prometheus"
-CONFIG = f"{FOLDER}/prometheus.yml"
-DATA = "/prometheus"
 FACTS = "inventory.yml"
 RULES = "monitoring/rules/"
 OWN_RULES = (f"{RULES}farm.yml", f"{RULES}monitoring.yml")
 RUNBOOKS = "docs/runbooks"
 FAR = "it reads figures on other machines"
 EXTRA = "`monitoring.extra` may name something on another machine"
-NO_PASSWORD = "loopback: Prometheus has no password of its own"  # noqa: S105 - a reason
 MIB_OF_GIB = 1024
 # Ending of the name of a job whose targets are on other hosts of the site; their label `job` has no such ending.
 FAR_JOB = "-elsewhere"
@@ -58,7 +46,7 @@ _TIMES = (("first_token", "first_token_s"), ("answer", "answer_s"))
 
 
 def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
-    """The farm's Prometheus with its rules, and one for each host that keeps its own figures."""
+    """The farm's Prometheus with its rules, and one for each host that keeps its own metrics."""
     monitoring = site.inventory.monitoring
     if monitoring is None:
         return
@@ -69,7 +57,7 @@ def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
     yield DataSource(COMPONENT, own)
     yield Dashboard("monitoring/dashboards/farm.json")
     targets = [*published.targets, itself]
-    rules = _rule_files(site, monitoring, published)
+    rules = list(_rule_files(site, monitoring, published))
     yield from rules
     yield from _instance(site, monitoring.host, monitoring.port, targets, [file.path for file in rules], published)
     for host, port in monitoring.local.items():
@@ -93,7 +81,7 @@ def _instance(
 
 def _calls_edges(site: Site, host: str, targets: list[ScrapeTarget]) -> bool:
     """Whether targets are on other hosts of the site."""
-    return any(site.is_behind_edge(target.endpoint, host) for target in targets)
+    return edge.is_called(site, [target.endpoint for target in targets], host)
 
 
 def _secrets(site: Site, host: str, targets: list[ScrapeTarget]) -> tuple[str, ...]:
@@ -124,21 +112,15 @@ def configuration(
         labels = dict(target.labels) | ({"__scheme__": "https"} if target.scheme == "https" else {})
         labels |= _edge_labels(site, target) if is_far else {}
         job["static_configs"].append({"targets": [site.address(target.endpoint, host)], "labels": labels})
-    interval = f"{_monitoring(site).scrape_interval_s}s"
-    made: dict[str, Any] = {
-        "global": {
-            "scrape_interval": interval,
-            "evaluation_interval": interval,
-            "external_labels": {"site": site.inventory.name},
-        },
-        "scrape_configs": list(jobs.values()),
+    sinks = [site.address(sink.endpoint, host) for sink in published.sinks]
+    values = {
+        "interval": f"{_monitoring(site).scrape_interval_s}s",
+        "site": site.inventory.name,
+        "jobs": list(jobs.values()),
+        "rules": [name if site.is_local(host) else f"{FOLDER}/{name}" for name in rules] or None,
+        "alerting": {"alertmanagers": [{"static_configs": [{"targets": sinks}]}]} if sinks else None,
     }
-    if rules:
-        made["rule_files"] = [name if site.is_local(host) else f"{FOLDER}/{name}" for name in rules]
-    if published.sinks:
-        addresses = [site.address(sink.endpoint, host) for sink in published.sinks]
-        made["alerting"] = {"alertmanagers": [{"static_configs": [{"targets": addresses}]}]}
-    return made
+    return dict(filled(declaration(COMPONENT)["configuration"], values))
 
 
 def _edge_labels(site: Site, target: ScrapeTarget) -> dict[str, str]:
@@ -193,43 +175,27 @@ def _secret_file(site: Site, host: str, name: str) -> str:
 # --- rules -----------------------------------------------------------------------------------------------------------
 
 
-def _rule_files(site: Site, monitoring: Monitoring, published: Contributions) -> list[File]:
-    assets = dict.fromkeys([*(rules.asset for rules in published.rules), *OWN_RULES])
-    facts = _facts([*_own_facts(site, monitoring), *published.facts])
+def _rule_files(site: Site, monitoring: Monitoring, published: Contributions) -> Iterator[File]:
+    facts = [_series(fact) for fact in (*_own_facts(site, monitoring), *published.facts)]
+    known = {"groups": [{"name": "inventory", "rules": facts}]}
+    note = "what the inventory says, for rules to compare with"
+    yield File(monitoring.host, COMPONENT, f"rules/{FACTS}", data=known, note=note)
     runbooks = (monitoring.runbooks or RUNBOOKS).rstrip("/")
-    known = {FACTS: {"groups": [{"name": "inventory", "rules": facts}]}}
-    notes = {FACTS: "what the inventory says, for rules to compare with"}
-    for asset in sorted(assets):
-        name = asset.removeprefix(RULES)
-        known[name] = with_runbooks(asset, runbooks)
-        notes[name] = f"{asset} with the addresses of the runbooks"
-    host = monitoring.host
-    return [File(host, COMPONENT, f"rules/{name}", data=data, note=notes[name]) for name, data in known.items()]
+    for asset in sorted({*(rules.asset for rules in published.rules), *OWN_RULES}):
+        note = f"{asset} with the addresses of the runbooks"
+        path = f"rules/{asset.removeprefix(RULES)}"
+        yield File(monitoring.host, COMPONENT, path, data=with_runbooks(asset, runbooks), note=note)
 
 
-def _facts(facts: Iterable[Fact]) -> list[dict[str, Any]]:
-    return [
-        {"record": fact.name, "expr": f"vector({fact.value:g})"}
-        | ({"labels": dict(fact.labels)} if fact.labels else {})
-        for fact in facts
-    ]
-
-
-@cache
-def _shipped(asset: str) -> dict[str, Any]:
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    loaded: dict[str, Any] = yaml.load((ROOT / asset).read_text(encoding="utf-8"), loader)  # noqa: S506 - a safe one
-    return loaded
+def _series(fact: Fact) -> dict[str, Any]:
+    labels = {"labels": dict(fact.labels)} if fact.labels else {}
+    return {"record": fact.name, "expr": f"vector({fact.value:g})"} | labels
 
 
 def with_runbooks(asset: str, base: str) -> dict[str, Any]:
     """A shipped file of rules in which every alert says where its runbook lies."""
-    return {"groups": [group | {"rules": [_told(rule, base) for rule in group["rules"]]} for group in _groups(asset)]}
-
-
-def _groups(asset: str) -> list[dict[str, Any]]:
-    groups: list[dict[str, Any]] = _shipped(asset)["groups"]
-    return groups
+    groups = read_yaml(shipped(asset))["groups"]
+    return {"groups": [group | {"rules": [_told(rule, base) for rule in group["rules"]]} for group in groups]}
 
 
 def _told(rule: dict[str, Any], base: str) -> dict[str, Any]:
@@ -240,18 +206,14 @@ def _told(rule: dict[str, Any], base: str) -> dict[str, Any]:
 
 def _own_facts(site: Site, monitoring: Monitoring) -> Iterator[Fact]:
     """Thresholds, and what every pool has and is expected to do."""
-    yield from _thresholds(monitoring.thresholds)
+    for name, value in monitoring.thresholds:
+        if name not in OF_EACH_CARD:
+            ratio = value / 100 if name.endswith("_percent") else value
+            yield Fact(f"threshold:{name.removesuffix('_percent')}", ratio)
     for name, pool in site.inventory.pools.items():
         queue = pool.queue or site.inventory.gateway.queue
         yield Fact("inventory:pool_queue_depth", queue.depth, {"pool": name})
         yield from objective_facts(name, pool.objective or monitoring.objective)
-
-
-def _thresholds(thresholds: Thresholds) -> Iterator[Fact]:
-    for name, value in thresholds:
-        if name not in OF_EACH_CARD:
-            ratio = value / 100 if name.endswith("_percent") else value
-            yield Fact(f"threshold:{name.removesuffix('_percent')}", ratio)
 
 
 def objective_facts(pool: str, objective: Objective) -> Iterator[Fact]:
@@ -279,32 +241,16 @@ def _service(
 ) -> Service:
     monitoring = _monitoring(site)
     is_far = any(site.is_outside(target.endpoint, host) for target in targets)
-    size = round(monitoring.retention_gib * MIB_OF_GIB)
-    return Service(
-        host=host,
-        component=COMPONENT,
-        name=COMPONENT,
-        role="monitoring",
-        image=site.image(COMPONENT, IMAGE),
-        program="prometheus",
-        args=(
-            f"--config.file={site.config_path(host, COMPONENT, 'prometheus.yml', CONFIG)}",
-            f"--storage.tsdb.path={site.data_path(host, COMPONENT, DATA)}",
-            f"--storage.tsdb.retention.time={monitoring.retention_days}d",
-            f"--storage.tsdb.retention.size={size}MB",
-            *_listening(site, host, port),
-        ),
-        health=Health.by_wget(port, "/-/ready"),
-        memory_mib=512,
-        secrets=_secrets(site, host, targets),
-        ports=(Port(port, "127.0.0.1", NO_PASSWORD),),
-        volumes=(("metrics", DATA),),
-        configs=(ConfigMount("prometheus.yml", CONFIG), *(ConfigMount(name, f"{FOLDER}/{name}") for name in rules)),
-        network=NETWORK,
+    return service(
+        site,
+        host,
+        COMPONENT,
+        port=port,
+        days=monitoring.retention_days,
+        mb=round(monitoring.retention_gib * MIB_OF_GIB),
+        listening=tuple(_listening(site, host, port)),
+        keys=_secrets(site, host, targets),
+        rules=tuple((name, f"{FOLDER}/{name}") for name in rules),
         calls=(*(target.endpoint for target in targets), *sinks),
-        is_picky=True,
-        user="65534:65534",
-        cpu_weight=256,
-        stop_grace_s=30,
         exceptions={"way-out": FAR if is_far else EXTRA} if is_far or monitoring.extra else {},
     )

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from corral.components import Stage, postgres
-from corral.contributions import Contribution, Contributions, Endpoint, File, Health, Port, Secret, Service, Store
+from corral.components import Stage
+from corral.components.declared import service
+from corral.contributions import Contribution, Contributions, Endpoint, File, Secret, Store
 from corral.plan.site import Site
 
 STAGE = Stage.BALANCER
 COMPONENT = "valkey"
-IMAGE = "valkey/valkey:9.1.2"
 PASSWORD = "VALKEY_PASSWORD"  # noqa: S105 - the secret's name
 MONITOR_PASSWORD = "VALKEY_EXPORTER_PASSWORD"  # noqa: S105 - the secret's name
 USERS = "VALKEY_USERS"
 ROLE, MONITOR = "litellm", "exporter"
 # LiteLLM's: it counts with scripts, which ask for the time, and sends messages. Its keys have no common beginning.
 RIGHTS = "~* &* +@all -@admin -@dangerous -function -script +script|load +script|exists +info"
-# The exporter's: figures, and no key at all.
+# The exporter's: statistics, and no key at all.
 MONITOR_RIGHTS = "+@connection -@admin -@dangerous +info +slowlog|len +slowlog|get +latency|latest +latency|histogram"
 
 
@@ -29,54 +29,19 @@ def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
     endpoint = Endpoint(gateway.cache_port, gateway.host, COMPONENT)
     yield Secret(PASSWORD, gateway.host, "password of the gateway's shared counters")
     users = f"user default off\nuser {ROLE} on #{{{PASSWORD}:sha256}} {RIGHTS}\n"
-    monitor_password = MONITOR_PASSWORD if postgres.has_exporters(site) else ""
+    monitor_password = MONITOR_PASSWORD if site.has_store_exporters else ""
     if monitor_password:
         yield Secret(monitor_password, gateway.host, "password of Valkey's exporter")
         users += f"user {MONITOR} on #{{{monitor_password}:sha256}} {MONITOR_RIGHTS}\n"
     yield Secret(USERS, gateway.host, "Valkey's users file", template=users)
     yield Store("cache", endpoint, PASSWORD, ROLE, monitor=MONITOR, monitor_password=monitor_password)
-    yield _service(site)
+    start = ("sh", site.config_path(gateway.host, COMPONENT, "start.sh", ""))
+    yield service(
+        site,
+        gateway.host,
+        COMPONENT,
+        port=gateway.cache_port,
+        start=start if site.is_local(gateway.host) else ("valkey-server",),
+    )
     if site.is_local(gateway.host):
         yield File(gateway.host, COMPONENT, "start.sh", asset="litellm/valkey-local.sh")
-
-
-def _service(site: Site) -> Service:
-    gateway = site.inventory.gateway
-    is_local = site.is_local(gateway.host)
-    return Service(
-        host=gateway.host,
-        component=COMPONENT,
-        name=COMPONENT,
-        role="cache",
-        image=site.image(COMPONENT, IMAGE),
-        program="valkey-server",
-        entrypoint=("sh", site.config_path(gateway.host, COMPONENT, "start.sh", ""))
-        if is_local
-        else ("valkey-server",),
-        args=(
-            "--port",
-            str(gateway.cache_port),
-            "--bind",
-            "127.0.0.1" if is_local else "*",
-            "--aclfile",
-            site.secret_path(gateway.host, USERS),
-            "--save",
-            "",
-            "--appendonly",
-            "no",
-            "--maxmemory",
-            "128mb",
-            "--maxmemory-policy",
-            "volatile-lru",
-        ),
-        health=Health(
-            gateway.cache_port, "", ("sh", "-c", f"valkey-cli -p {gateway.cache_port} ping | grep -qE 'PONG|NOAUTH'")
-        ),
-        memory_mib=192,
-        secrets=(USERS,),
-        ports=(Port(gateway.cache_port, site.publish_address(gateway.host), "a password, on loopback"),),
-        tmpfs=("/data:size=16m",),
-        network="cache",
-        user="999:999",
-        cpu_weight=2048,
-    )

@@ -1,6 +1,6 @@
 """Words for vLLM's command line that people write themselves (`extra_args`): known, and not the kit's own to say.
 
-`vllm_flags.yaml` has the flags of its own parser.
+`flags.yaml` has the flags of its own parser, `component.yaml` those that the kit sets.
 """
 
 from __future__ import annotations
@@ -9,34 +9,19 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-import yaml
-
-from corral.components.llama.flags import LEAVE, Trouble
+from corral.components.flags import LEAVE, Trouble, own_words
+from corral.declarations import read_yaml
 from corral.errors import did_you_mean, shown
 
 TABLE = Path(__file__).with_suffix(".yaml")
-# What the kit says itself, and the key that decides it.
-SET = {
-    "--model": "write source: of the model",
-    "--revision": "write revision: of the model",
-    "--served-model-name": "write aliases: of the pool",
-    "--host": "write address: of the host",
-    "--port": "write ports: of the pool",
-    "--api-key": f"{LEAVE}: `secrets init` makes VLLM_API_KEY",
-    "--max-model-len": "write context: of the model",
-    "--max-num-seqs": "write slots: in engine",
-    "--tensor-parallel-size": "write gpus_per_replica: where the pool is",
-    "--gpu-memory-utilization": "write gpu_memory_fraction: in engine",
-    "--enable-lora --lora-modules": "write adapters: of the model",
-    "--max-loras": "write adapters_at_once: in engine",
-    "--max-lora-rank": "write adapter_rank: in engine",
-}
+ALL = "corral/components/vllm/flags.yaml has all that it knows"
+SET = own_words("vllm")["set"]
 
 
 @cache
 def table() -> Mapping[str, tuple[str, ...]]:
     """All names of a flag of the pinned vLLM, by every one of them."""
-    data = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
+    data = read_yaml(TABLE)
     flags = [tuple(names.split()) for title in ("switches", "values", "lists") for names in data[title]]
     return {name: names for names in flags for name in names}
 
@@ -73,7 +58,5 @@ def troubles(words: Sequence[str], *, rendered: Collection[str] = (), is_pinned:
             yield Trouble(number, f"{name} is set by the kit", "remove it, or the key that sets it")
         elif name and name not in known and is_pinned:
             near = did_you_mean(name, known)
-            hint = (
-                near if near.startswith("did") else f"{LEAVE}; corral/components/vllm/flags.yaml has all that it knows"
-            )
+            hint = near if near.startswith("did") else f"{LEAVE}; {ALL}"
             yield Trouble(number, f"vLLM has no flag {shown(name)}", hint)

@@ -176,7 +176,7 @@ def wanted_files(
 
 def _files_of(weights: Model, lock: ModelLock) -> Iterator[Wanted]:
     """A model's own files, or those that its repositories have by the lock."""
-    for source in weights.sources if weights.is_llama else ():
+    for source in weights.sources if weights.served_by.reads_files else ():
         sha256 = weights.sha256_of(source)
         yield Wanted(weights.key(source), source, weights.revision_of(source), (), (), sha256)
     for source in weights.repositories:
@@ -358,7 +358,7 @@ def pull(shelf: Shelf, choice: Choice) -> None:
 
 def _say_skipped(shelf: Shelf, choice: Choice) -> None:
     for name, weights in shelf.site.inventory.models.items():
-        if weights.is_llama or (choice.names and name not in choice.names):
+        if weights.served_by.reads_files or (choice.names and name not in choice.names):
             continue
         for source in weights.sources:
             if source not in weights.repositories:

@@ -134,7 +134,7 @@ class Place:
 def places_of(plan: Plan, out: Path, hosts: Iterable[str] | None = None) -> list[Place]:
     """Every replica of a llama-server on the plan's Compose hosts."""
     known = {host.name: host for host in compose_hosts(plan, out, hosts)}
-    replicas = [item for item in plan.site.replicas if item.weights.is_llama]
+    replicas = [item for item in plan.site.replicas if item.weights.served_by.is_shareable]
     return [Place(known[item.host], item) for item in replicas if item.host in known]
 
 

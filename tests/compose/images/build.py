@@ -47,7 +47,7 @@ ENGINE_VARIABLE = "PRISMA_QUERY_ENGINE_BINARY"
 BUILD_ARGUMENTS = ("PRISMA_VERSION", "PRISMA_EXPECTED_ENGINE_VERSION")
 BUILD_LIMIT_S = 600
 # Components that run another one's image.
-TARGET_OF = {"edge": "haproxy"}
+TARGET_OF = {"edge": "haproxy", "toy": "vllm"}
 LOCK = Path(tempfile.gettempdir()) / f"corral-stand-ins-{os.getuid()}.lock"
 
 

@@ -1,8 +1,9 @@
 -- Pools that share a server take turns. llama-server gives a model's place away only once nobody asks for that model, so a
 -- pool that always has a request would keep all others out until they time out.
 --
--- hold.lua asks: a request waits while others have all the places, or while another pool has waited for longer; and a pool
--- at work gives way to one that has waited for a turn's time. `corral_shared` is set by farm.lua, which is rendered.
+-- request_gate.lua asks: a request waits while others have all the places, or while another pool has waited for longer;
+-- and a pool at work gives way to one that has waited for a turn's time. farm.lua, which is rendered, sets
+-- `corral_shared`.
 
 local PASSED_MS = 500  -- HAProxy counts a request a moment after it was let through
 

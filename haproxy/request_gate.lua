@@ -1,5 +1,5 @@
 -- Lets requests wait in front of a pool while `./generate.py up` changes the only server of it, or all of them; while a
--- model of a shared server is swapped; and until it is the pool's turn there (turns.lua).
+-- model of a shared server is swapped; and until it is the pool's turn there (fair_swapping.lua).
 --
 -- In a backend: http-request lua.hold DEPTH SECONDS; it sets txn.refused for those that cannot wait any longer.
 -- On the runtime API: `corral hold POOL SECONDS` and `corral release POOL`.
