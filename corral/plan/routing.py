@@ -12,7 +12,7 @@ from corral.config.client_names import aliases_of
 from corral.config.inventory import Inventory, Tier
 from corral.config.source import plain_yaml
 
-# What tiers of these names are by themselves; the inventory overrides every part.
+# Defaults of tiers with these names; the inventory overrides every part.
 TIERS: dict[str, dict[str, Any]] = plain_yaml(Path(__file__).with_name("tiers.yaml").read_bytes())
 CONDITIONS = ("words", "words_beyond", "characters_beyond", "messages_beyond")
 SECTIONS = ("fallback", "context_fallback")

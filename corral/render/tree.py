@@ -275,7 +275,7 @@ def _host_folder(folder: str) -> str:
 
 
 def _labels(plan: Plan, service: Service, content: Mapping[str, bytes]) -> list[str]:
-    """Labels by which the kit finds its containers; the hash makes `up -d` notice a changed configuration (004-29)."""
+    """Labels by which the kit finds its containers; the hash makes `up -d` notice a changed configuration."""
     labels = {"corral.site": plan.inventory.name, "corral.role": service.role or service.component}
     if service.configs:
         digest = hashlib.sha256()
