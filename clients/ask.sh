@@ -1,10 +1,10 @@
 #!/bin/sh
-# One chat request to the farm, its body in a file; the answer goes to the standard output. Refused, it comes back when
-# it is told to, a random while later, and not for ever. Many, but never more than 3 at once:
+# Sends one chat request with the body in a file, and prints the answer. After a refusal it waits for `Retry-After` plus a
+# random delay and retries, for a limited time. To send many, at most 3 at once:
 #
 #     printf '%s\n' questions/*.json | xargs -n 1 -P 3 clients/ask.sh
 #
-# docs/clients.md says why it is like this.
+# docs/clients.md has the reasons.
 set -eu
 [ $# = 1 ] || { echo "usage: ask.sh BODY.json" >&2; exit 2; }
 : "${OPENAI_BASE_URL:?is the address of the gateway, with /v1}" "${OPENAI_API_KEY:?is your key}"

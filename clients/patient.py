@@ -1,11 +1,11 @@
-"""A client that a busy farm can live with: so many requests at once, back when it is told to, and not for ever.
+"""A client for a busy farm: limits its concurrent requests, honours `Retry-After`, and limits its retries.
 
-Copy this file; it needs nothing but the package `openai`. As a program it asks one question a line, and answers in
-the same order:
+Copy this file; it needs only the package `openai`. As a program it sends one question per line and prints the answers
+in the same order:
 
     python clients/patient.py chat --in-flight 3 < questions.txt
 
-docs/clients.md says why it is like this.
+docs/clients.md has the reasons.
 """
 
 from __future__ import annotations

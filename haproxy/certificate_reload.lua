@@ -1,5 +1,5 @@
--- Takes over a renewed certificate within seconds, without a restart and without a word to anybody:
--- a renewal only has to write the file. Its path is in the environment that `setenv` makes.
+-- Loads a renewed certificate within seconds, without a restart: a renewal only has to replace the file.
+-- `setenv` in haproxy.cfg sets its path.
 
 local PERIOD_MS = 5000
 
@@ -16,7 +16,7 @@ local function read()
     return text
 end
 
--- A file that is still being written, or whose key does not fit, is refused by HAProxy; the old one stays in use.
+-- HAProxy rejects an incomplete file or one with the wrong key; the old certificate stays in use.
 local function take_over(text)
     local is_taken, problem = pcall(CertCache.set, { filename = path, crt = text })
     if is_taken then

@@ -1,11 +1,10 @@
--- Pools that share a server take turns. llama-server gives a model's place away only once nobody asks for that model, so a
--- pool that always has a request would keep all others out until they time out.
+-- Pools that share a server take turns. llama-server evicts a model only while it has no requests, so a pool with constant
+-- requests would block all others until they time out.
 --
--- request_gate.lua asks: a request waits while others have all the places, or while another pool has waited for longer;
--- and a pool at work gives way to one that has waited for a turn's time. farm.lua, which is rendered, sets
--- `corral_shared`.
+-- request_gate.lua calls this: a request waits while other pools occupy all places, or while another pool has waited longer;
+-- and an active pool yields to a pool that has waited for `turn_s`. farm.lua, which is rendered, sets `corral_shared`.
 
-local PASSED_MS = 500  -- HAProxy counts a request a moment after it was let through
+local PASSED_MS = 500  -- HAProxy counts a request shortly after its admission
 
 local server_of = {}
 local passed = {}
@@ -22,7 +21,7 @@ local function is_at_work(txn, member)
         or corral_now_ms() - (passed[member.name] or 0) < PASSED_MS
 end
 
--- Whether the pool has a place, how many others have one, and since when the first of those that have none waits.
+-- Whether the pool has a place, how many others have one, and since when the longest-waiting pool without one waits.
 local function look(txn, server, name)
     local is_mine, others, first = false, 0, nil
     for _, member in ipairs(server.members) do

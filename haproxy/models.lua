@@ -1,12 +1,12 @@
 -- POST /models/load, /models/unload and /models/swap with {"model": POOL} (swap, load: and "instead_of": OTHER), for pools
--- that share a server: what llama-server's own addresses do, but answers in flight end first, new requests wait
--- meanwhile, and a model that does not load leaves the one that was there.
+-- that share a server. Unlike llama-server's own endpoints, they let answers in flight finish first, hold new requests, and
+-- keep the previous model if the new one does not load.
 --
--- The request needs the key of the servers on the gateway's host; HAProxy compares it before this script runs. A client
--- that disconnects in the middle leaves it at what was done until then. `corral_shared` is set by farm.lua, which is rendered.
+-- The request needs the key of the servers on the gateway's host; HAProxy compares it before this script runs. If the client
+-- disconnects, the change stops where it is. farm.lua, which is rendered, sets `corral_shared`.
 
 local POLL_MS = 500
-local HOLD_S = 5        -- renewed while it is needed, so that a change that was killed holds no request
+local HOLD_S = 5        -- renewed while needed, so that an interrupted change holds no requests
 local UNLOAD_MS = 60000
 local IN_MEMORY = { loaded = true, sleeping = true, loading = true }
 local READY = { loaded = true, sleeping = true }
@@ -26,7 +26,7 @@ local function refuse(applet, status, words)
     reply(applet, status, string.format('{"error":{"message":%s,"type":"%s","code":%d}}', corral_quoted(words), kind, status))
 end
 
--- Every shared server on which the pool's model is, with that pool's place.
+-- Every shared server with the pool's model, and the pool's entry there.
 local function places_of(name)
     local found = {}
     for _, server in ipairs(corral_shared) do
@@ -43,7 +43,7 @@ local function figures(member)
     return core.backends[member.name].servers[member.server]:get_stats()
 end
 
--- --- what the server says -------------------------------------------------------------------------------------------
+-- --- state of the server --------------------------------------------------------------------------------------------
 
 local function ask(job, method, path, name)
     local base = job.server.via ~= "" and job.server.via  -- on another host: through HAProxy, which has the certificate
@@ -80,9 +80,9 @@ local function state_of(job, name)
     return found and found[name] or "unknown"
 end
 
--- --- changing it ----------------------------------------------------------------------------------------------------
+-- --- changes --------------------------------------------------------------------------------------------------------
 
--- Until something is so, or for so long; new requests to these pools wait meanwhile.
+-- Waits for the condition, up to `limit_ms`; holds new requests to these pools meanwhile.
 local function wait(job, limit_ms, is_so)
     local last = corral_now_ms() + limit_ms
     while true do
@@ -106,11 +106,11 @@ local function unload(job, name)
     end)
 end
 
--- Whether it is in memory in the end; not when its process ended, or not in its time.
+-- Whether the model is in memory; false if its process ended or it timed out.
 local function load(job, member)
     local status, body = ask(job, "POST", "/models/load", member.pool)
     local state = state_of(job, member.pool)
-    if status ~= 200 and not IN_MEMORY[state] then  -- a request may have made it load already
+    if status ~= 200 and not IN_MEMORY[state] then  -- a request may have started the loading already
         return false, job.json:json_query(body, "$.error.message") or "it was refused"
     end
     wait(job, member.start_s * 1000, function()
@@ -135,7 +135,7 @@ local function member_of(server, name)
     end
 end
 
--- The model in memory that HAProxy has sent nothing for the longest time, if there is no room beside it.
+-- The least recently used model in memory according to HAProxy; nil if there is room for another.
 local function least_recent(job, found)
     local count, oldest, idle_s = 0, nil, -1
     for _, member in ipairs(job.server.members) do

@@ -1,13 +1,13 @@
-"""The LiteLLM callback that keeps the prompt caches of servers apart by key.
+"""LiteLLM callback: separates the prompt caches of servers by key.
 
-A server that continues a prompt from what it computed for another key tells, by its speed and by `cached_tokens`, which
-beginnings the other key has sent. The `model_info` of a deployment names the field of its requests that prevents it:
-`cache_prompt` (llama-server: false, so that nothing is reused) or `cache_salt` (vLLM: only requests with the same salt
-share a prefix; each key has its own). What a client says in these fields does not count.
+A server that reuses a cached prompt of another key reveals, by its speed and by `cached_tokens`, the beginnings of
+prompts that the other key has sent. The `model_info` of a deployment names the request field that prevents this:
+`cache_prompt` (llama-server: false disables reuse) or `cache_salt` (vLLM: only requests with the same salt share a
+prefix; each key has its own). The client's values of these fields are ignored.
 
 LiteLLM loads this file from beside its `config.yaml`, and only on sites with such a pool.
 """
-# ruff: noqa: ARG002 - the hooks' parameters are LiteLLM's, which passes them by name
+# ruff: noqa: ARG002 - LiteLLM passes the parameters of hooks by name
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class CorralCache(CustomLogger):
     async def async_pre_call_hook(
         self, user_api_key_dict: object, cache: object, data: dict[str, Any], call_type: str
     ) -> dict[str, Any]:
-        """Returns the request as it is; keeps the key, as LiteLLM names it."""
+        """Returns the request unchanged; stores LiteLLM's hash of the key."""
         _key.set(str(getattr(user_api_key_dict, "api_key", None) or ""))
         return data
 
     async def async_pre_call_deployment_hook(self, kwargs: dict[str, Any], call_type: object) -> dict[str, Any] | None:
-        """Returns the request with the field of its deployment, or None, by which LiteLLM sends it as it is."""
+        """Returns the request with the field of its deployment, or None for no change."""
         name = field_of(kwargs)
         if not name:
             return None
@@ -46,12 +46,12 @@ class CorralCache(CustomLogger):
 
 
 def salt_of(key: str) -> str:
-    """Returns the salt of a key: always the same, and of no use for finding the key or its hash."""
+    """Returns the salt of a key: always the same, and not reversible to the key or its hash."""
     return hashlib.sha256(f"corral cache {key}".encode()).hexdigest()[:SALT_LENGTH]
 
 
 def field_of(request: Mapping[str, Any]) -> str:
-    """The field that the deployment which a request goes to needs; empty for none."""
+    """The field that the request's deployment needs; empty for none."""
     for place in (request, *(request.get(name) or {} for name in ("metadata", "litellm_metadata"))):
         info = place.get("model_info") if isinstance(place, Mapping) else None
         if isinstance(info, Mapping) and info.get("cache_field"):

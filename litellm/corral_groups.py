@@ -1,12 +1,12 @@
-"""A LiteLLM callback that chooses among unlike servers of one pool by what the balancer knows of them.
+"""LiteLLM callback: chooses among different servers of one pool by the balancer's state.
 
-Servers that need different requests (another protocol, model name or key) cannot stand behind one address, so LiteLLM
-chooses among them. LiteLLM does not know which are up and which are busy; HAProxy does, and tells it for each request:
-one that is up and has a free slot, in turn; when all are busy, the one with the shortest queue.
+HAProxy cannot balance servers that need different requests (another protocol, model name or key), so LiteLLM chooses
+among them. For each request it gets their state from HAProxy and takes the healthy ones with a free slot in turn; if
+all are busy, the one with the shortest queue.
 
 LiteLLM loads this file from beside its `config.yaml`, and only on sites with such a pool.
 """
-# ruff: noqa: ARG002 - the hooks' parameters are LiteLLM's, which passes them by name
+# ruff: noqa: ARG002 - LiteLLM passes the parameters of hooks by name
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from litellm.integrations.custom_logger import CustomLogger
 
 STATE_PATH = "/-/groups"
 ANSWER_WITHIN_S = 2.0
-# So long a request needs at most from here to HAProxy: HAProxy's figures do not count it yet.
+# Longest time of a request from here to HAProxy; until then HAProxy does not count it.
 UNDER_WAY_S = 0.1
 
 
 class Group(NamedTuple):
-    """What HAProxy says of one group of servers."""
+    """HAProxy's state of one group of servers."""
 
     # Servers that are up.
     servers: int
@@ -53,7 +53,7 @@ class CorralGroups(CustomLogger):
         request_kwargs: dict[str, Any] | None = None,
         parent_otel_span: object = None,
     ) -> list[Any]:
-        """Returns the deployments of the group whose turn it is; all of them where there is nothing to choose.
+        """Returns the deployments of the chosen group; all of them if there is no choice.
 
         A cloud model beside servers of the site's own is used when none of these is up.
         """
@@ -80,7 +80,7 @@ class CorralGroups(CustomLogger):
         return {name: Group(*figures) for name, figures in response.raise_for_status().json().items()}
 
     def _recent(self) -> Counter[str]:
-        """Requests that were sent off a moment ago, by group."""
+        """Requests that were sent just now, by group."""
         now = time.monotonic()
         while self._under_way and now - self._under_way[0][0] > UNDER_WAY_S:
             self._under_way.popleft()
@@ -97,7 +97,7 @@ def choose(groups: Mapping[str, Group], under_way: Mapping[str, int], *, turn: i
 
 
 def group_of(deployment: Mapping[str, Any]) -> str:
-    """The group that a deployment's address names; empty for one that is not behind the balancer."""
+    """The group in a deployment's address; empty for one that is not behind the balancer."""
     address = urlsplit(str(_parameters(deployment).get("api_base") or ""))
     parts = address.path.split("/")
     return parts[1] if len(parts) > 2 else ""  # noqa: PLR2004 - /<group>/<replica>/…

@@ -1,8 +1,8 @@
-"""How LiteLLM reads Ollama's protocol on a corral site: `/api/chat` of Ollama, and of InferrLM, which is nearly that.
+"""LiteLLM's client for Ollama's `/api/chat`, extended for InferrLM's dialect of it.
 
-LiteLLM's own reader looks for `<think>` in each piece of a stream by itself, so that a tag cut in two turns the rest of
-the answer into thoughts; and it fails on InferrLM, whose text stands in `response` instead of `message.content`. This
-one leaves the text as it is: taking thoughts out is corral_thinking's work. All else is LiteLLM's.
+LiteLLM's own parser looks for `<think>` in each chunk of a stream separately, so a split tag turns the rest of the
+answer into thinking; and it fails on InferrLM, whose text is in `response` instead of `message.content`. This one does
+not change the text: corral_thinking removes thinking. Everything else is LiteLLM's code.
 
 LiteLLM loads this file from beside its `config.yaml`, and only on sites with such a node.
 """
@@ -22,15 +22,15 @@ from litellm.llms.ollama.common_utils import OllamaError
 from litellm.types.utils import ModelResponseStream
 
 BROKEN = 500
-# Options that InferrLM calls otherwise than Ollama; it knows these names only.
+# InferrLM's names of Ollama's options.
 INFERRLM_NAMES = {"num_predict": "max_tokens"}
 
 
 class CorralOllamaChat(OllamaChatConfig):
-    """LiteLLM's Ollama protocol with answers of both dialects, and the text of each as it was sent."""
+    """LiteLLM's Ollama protocol with answers of both dialects and unchanged texts."""
 
     def transform_request(self, *args: Any, **arguments: Any) -> dict[str, Any]:
-        """Returns Ollama's request, with the options under InferrLM's names as well; Ollama ignores those."""
+        """Returns Ollama's request, with the options also under InferrLM's names, which Ollama ignores."""
         request: dict[str, Any] = super().transform_request(*args, **arguments)
         options = request["options"]
         dialect = options.pop("dialect", "ollama")
@@ -39,9 +39,9 @@ class CorralOllamaChat(OllamaChatConfig):
         return request
 
     def transform_response(self, model: str, raw_response: httpx.Response, *args: Any, **arguments: Any) -> Any:
-        """Returns LiteLLM's answer with the node's headers; what it separated is in `reasoning_content`."""
+        """Returns LiteLLM's answer with the node's headers; separated thinking is in `reasoning_content`."""
         answer = ollama_form(raw_response.json())
-        answer["message"].setdefault("thinking", None)  # LiteLLM looks for thoughts in the text only without this key
+        answer["message"].setdefault("thinking", None)  # without this key LiteLLM searches the text for thinking
         normal = httpx.Response(raw_response.status_code, headers={}, content=json.dumps(answer).encode())
         response = super().transform_response(model, normal, *args, **arguments)
         response._hidden_params["additional_headers"] = process_response_headers(raw_response.headers)  # noqa: SLF001
@@ -56,7 +56,7 @@ class Lines(OllamaChatCompletionResponseIterator):
     """Reads a stream of JSON lines."""
 
     def chunk_parser(self, chunk: dict[str, Any]) -> ModelResponseStream:
-        """Returns one line as a piece of the answer; OllamaError where the node says that it failed midway."""
+        """Returns one line as a chunk of the answer; raises OllamaError if the node reports a failure."""
         line = ollama_form(chunk)
         text = line["message"].pop("content", None)
         piece = super().chunk_parser(line)
@@ -65,7 +65,7 @@ class Lines(OllamaChatCompletionResponseIterator):
 
 
 def ollama_form(answer: Mapping[str, Any]) -> dict[str, Any]:
-    """An answer, or one line of it, with its text in `message.content`, whichever dialect it is in."""
+    """An answer, or one line of it, with its text in `message.content`, for both dialects."""
     if answer.get("error"):
         raise OllamaError(status_code=BROKEN, message=str(answer["error"]), headers={})
     message = dict(answer.get("message") or {"role": "assistant", "content": answer.get("response", "")})
@@ -74,5 +74,5 @@ def ollama_form(answer: Mapping[str, Any]) -> dict[str, Any]:
 
 litellm.OllamaChatConfig = CorralOllamaChat  # type: ignore[misc, assignment]
 
-# What LiteLLM wants to find in a file that it loads as a callback; it does nothing.
+# LiteLLM requires a callback in this file; this one does nothing.
 corral_ollama = CustomLogger()

@@ -1,10 +1,10 @@
-"""The LiteLLM callback that chooses a pool for requests that name none, and says which pool answered.
+"""LiteLLM callback: chooses a pool for requests to `auto`, and reports which pool answered.
 
-LiteLLM loads this file from beside its `config.yaml`; what it does is in `routing.yaml` there, rendered from the
-inventory. It adds no request to any model: difficulty is judged by words and lengths, room by asking HAProxy.
+LiteLLM loads this file from beside its `config.yaml`; its settings are in `routing.yaml` there, rendered from the
+inventory. It calls no model: words and lengths determine the difficulty, HAProxy reports free slots.
 """
-# ruff: noqa: ARG002 - the hooks' parameters are LiteLLM's, which passes them by name
-# No postponed annotations: LiteLLM loads this file without registering the module, which dataclasses would look up.
+# ruff: noqa: ARG002 - LiteLLM passes the parameters of hooks by name
+# No postponed annotations: LiteLLM loads this file without registering its module, which dataclasses would need.
 
 import json
 import logging
@@ -36,18 +36,18 @@ CONVERSATIONS = frozenset(
 CLASS_HEADER = "x-corral-class"
 TIER_HEADER = "x-corral-tier"
 POOL_HEADER = "x-corral-pool"
-# What a picture or another part without text counts for.
+# Characters for which an image or another part without text counts.
 OTHER_PART_CHARACTERS = 100
 FIGURES_TIMEOUT_S = 0.5
-# How long a request counts as not yet arrived at HAProxy when nothing more is heard of it: its client has left.
+# Time after which a request no longer counts as on its way to HAProxy: its client has disconnected.
 ON_ITS_WAY_S = 5.0
-# The request itself is wrong; the client is told so, whatever pool could be asked instead.
+# Errors of the request itself, for which there is no fallback.
 CLIENT_ERRORS = frozenset({400, 401, 403, 404, 405, 413, 415, 422})
-# Scripts that do not put spaces between words.
+# Scripts without spaces between words.
 IDEOGRAPHS = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]")
 
 log = logging.getLogger("corral.routing")
-if not log.handlers:  # beside LiteLLM's own lines of JSON, whatever its level
+if not log.handlers:  # beside LiteLLM's own JSON lines, whatever its level
     log.addHandler(logging.StreamHandler())
     log.setLevel(logging.INFO)
     log.propagate = False
@@ -73,7 +73,7 @@ class Tier:
         return re.compile("|".join(whole), re.IGNORECASE) if self.words else None
 
     def fits(self, text: str, characters: int, messages: int) -> bool:
-        """Whether a request with this last message, and so much altogether, is at least of this tier."""
+        """Whether a request with this last message and total length is at least of this tier."""
         if self.characters_beyond is not None and characters > self.characters_beyond:
             return True
         if self.messages_beyond is not None and messages > self.messages_beyond:
@@ -85,19 +85,19 @@ class Tier:
 
 @dataclass(frozen=True)
 class Room:
-    """What HAProxy has left of a pool."""
+    """A pool's room according to HAProxy."""
 
-    # Slots that nothing runs in.
+    # Free slots.
     free: int
     waiting: int
-    # How many may wait.
+    # Queue depth.
     depth: int
     is_up: bool
 
 
 @dataclass(eq=False)
 class Decision:
-    """What was decided for one request."""
+    """The decision for one request."""
 
     tier: str = ""
     pool: str = ""
@@ -108,7 +108,7 @@ _decision: ContextVar[Decision | None] = ContextVar("corral_decision", default=N
 
 
 class Rooms:
-    """How much room every pool has: HAProxy's own figures, less what has been sent and not arrived there yet."""
+    """The room of every pool: HAProxy's numbers minus requests that have not arrived there yet."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -116,7 +116,7 @@ class Rooms:
         self._on_its_way: dict[Decision, tuple[str, float]] = {}
 
     async def ask(self) -> dict[str, Room]:
-        """Room by pool; nothing when HAProxy does not say."""
+        """Room by pool; empty if HAProxy does not answer."""
         if not self._url:
             return {}
         self._client = self._client or httpx.AsyncClient(timeout=FIGURES_TIMEOUT_S, trust_env=False)
@@ -129,7 +129,7 @@ class Rooms:
         return {pool: self._room(pool, groups) for pool, groups in pools.items()}
 
     def _room(self, pool: str, groups: Mapping[str, list[int]]) -> Room:
-        """Pools of unlike replicas have several groups; each says: free slots, waiting, may wait, servers up."""
+        """A pool has one or more groups, each with: free slots, waiting requests, queue depth, servers up."""
         free, waiting, depth, up = (sum(column) for column in zip(*groups.values(), strict=True))
         now = time.monotonic()
         coming = sum(1 for name, since in self._on_its_way.values() if name == pool and now - since < ON_ITS_WAY_S)
@@ -144,7 +144,7 @@ class Rooms:
         self._on_its_way[decision] = (decision.pool, now)
 
     def arrived(self, decision: Decision) -> None:
-        """From now on HAProxy counts it itself."""
+        """The request has arrived: HAProxy counts it from now on."""
         self._on_its_way.pop(decision, None)
 
 
@@ -165,7 +165,7 @@ class CorralRouting(CustomLogger):
     async def async_pre_call_hook(
         self, user_api_key_dict: object, cache: object, data: dict[str, Any], call_type: str
     ) -> dict[str, Any]:
-        """Returns the request with a pool instead of `auto`, and with what its name says about it."""
+        """Returns the request with a pool instead of `auto`, and with the settings of its model name."""
         decision = Decision()
         _decision.set(decision)
         if call_type in CONVERSATIONS:
@@ -191,7 +191,7 @@ class CorralRouting(CustomLogger):
         call_type: object,
         fallback_depth: int | None = None,
     ) -> None:
-        """Nobody is asked instead after a client's own mistake; LiteLLM would ask after any failure."""
+        """Disables fallbacks after client errors; LiteLLM would fall back after any failure."""
         decision = _decision.get()
         if decision is None or getattr(exception, "status_code", None) not in CLIENT_ERRORS:
             return
@@ -206,7 +206,7 @@ class CorralRouting(CustomLogger):
         user_api_key_dict: object,
         traceback_str: str | None = None,
     ) -> None:
-        """The request will not be sent any more, whoever refused it."""
+        """The request was refused and will not be sent."""
         decision = _decision.get()
         if decision is not None:
             self._rooms.arrived(decision)
@@ -219,7 +219,7 @@ class CorralRouting(CustomLogger):
         request_headers: dict[str, str] | None = None,
         litellm_call_info: dict[str, object] | None = None,
     ) -> dict[str, str]:
-        """Returns the headers that tell a client which tier its request was of, and which pool answered."""
+        """Returns the client's headers with the tier of its request and the pool that answered."""
         decision = _decision.get()
         deployment = str((litellm_call_info or {}).get("model_id") or "")
         pool = self._pools.get(deployment, "")
@@ -242,14 +242,14 @@ class CorralRouting(CustomLogger):
         return next((tier for tier in hardest_first if tier.fits(text, characters, messages)), self._tiers[0])
 
     async def _pool_with_room(self, tier: Tier) -> str:
-        """The tier's pool; when it is full the first with a free slot, else the first where one may wait."""
+        """The tier's pool; if it is full, the first with a free slot, else the first with room in its queue."""
         pools = (tier.pool, *tier.spill)
         if len(pools) == 1:
             return tier.pool
         rooms = await self._rooms.ask()
         if not rooms:
             return tier.pool
-        unbounded = Room(1, 0, 0, is_up=True)  # a cloud provider has no slots of its own
+        unbounded = Room(1, 0, 0, is_up=True)  # a cloud provider has no slots
         known = {pool: rooms.get(pool, unbounded) for pool in pools}
         free = (pool for pool in pools if known[pool].is_up and known[pool].free > 0)
         waits = (pool for pool in pools if known[pool].is_up and known[pool].waiting < known[pool].depth)
@@ -270,7 +270,7 @@ def measure(data: Mapping[str, Any]) -> tuple[str, int, int]:
 
 
 def _messages(data: Mapping[str, Any]) -> Iterator[tuple[object, object]]:
-    """Role and content of every message; a prompt or an input is one message of the user."""
+    """Role and content of every message; a prompt or an input counts as one message of the user."""
     found = next((data[name] for name in ("messages", "input", "prompt") if data.get(name)), None)
     if isinstance(found, str):
         yield "user", found
@@ -282,7 +282,7 @@ def _messages(data: Mapping[str, Any]) -> Iterator[tuple[object, object]]:
 
 
 def _text(content: object) -> tuple[str, int]:
-    """The text of a message, and how many characters it counts for."""
+    """The text of a message, and its length in characters."""
     if isinstance(content, str):
         return content, len(content)
     parts = content if isinstance(content, list) else []
@@ -297,7 +297,7 @@ def _tier(settings: Mapping[str, Any]) -> Tier:
 
 
 def _settings() -> Mapping[str, Any]:
-    """What is beside this file; it is not there when the file is only looked at."""
+    """The settings beside this file; empty outside a rendered site."""
     path = Path(__file__).with_name("routing.yaml")
     if not path.is_file():
         return {}

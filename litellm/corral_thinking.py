@@ -1,13 +1,13 @@
-"""A LiteLLM callback that keeps a model's thoughts out of its answers.
+"""LiteLLM callback: removes a model's thinking from its answers.
 
-Some servers answer with what the model thinks in front, as `<think>…</think>`. For deployments whose `model_info` says
-`thinking: hidden` this takes the tags and what is between them out of plain and of streamed answers.
-What a server separates by itself stays where it is, in `reasoning_content`. A client that wants to see the answer as
-the server wrote it sends `x-corral-thinking: show`.
+Some servers return the model's thinking in front of the answer, as `<think>…</think>`. For deployments with `thinking:
+hidden` in `model_info`, this removes the tags and the text between them from plain and streamed answers. Thinking that
+the server separates itself stays in `reasoning_content`. With the header `x-corral-thinking: show` a client gets the
+unchanged answer.
 
 LiteLLM loads this file from beside its `config.yaml`, and only on sites with a server that needs it.
 """
-# ruff: noqa: ARG002 - the hooks' parameters are LiteLLM's, which passes them by name
+# ruff: noqa: ARG002 - LiteLLM passes the parameters of hooks by name
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TAG = re.compile("|".join(TAGS))
 
 
 class ThoughtFilter:
-    """One answer without its thoughts, however it is cut into pieces.
+    """Filters the thinking out of one answer, in chunks of any size.
 
     Thoughts may be nested; one that is never closed reaches to the end. A closing tag without its opening one is left
     out alone. White space between thoughts and the beginning of the answer goes with them.
@@ -37,20 +37,20 @@ class ThoughtFilter:
 
     def __init__(self) -> None:
         self._depth = 0
-        # The end of what came, if it could be the beginning of a tag.
+        # The end of the received text, if it may be the beginning of a tag.
         self._held = ""
         self._has_spoken = False
         self._is_after_thought = False
-        # The event of the last piece, for formats that need a further one for the rest.
+        # The event of the last chunk, for formats that need another one for the rest.
         self.last_event: Any = None
 
     @property
     def is_idle(self) -> bool:
-        """Whether a piece without `<` would come out as it is."""
+        """Whether a chunk without `<` would be returned unchanged."""
         return not (self._depth or self._held or self._is_after_thought)
 
     def feed(self, piece: str) -> str:
-        """What of the answer so far is certain to be said and was not returned before."""
+        """The part of the answer that is certain and was not returned before."""
         text, self._held = self._held + piece, ""
         said: list[str] = []
         place = 0
@@ -72,7 +72,7 @@ class ThoughtFilter:
         return "".join(said)
 
     def finish(self) -> str:
-        """The rest of the answer, once nothing follows: a tag that was only begun is none."""
+        """The rest at the end of the answer: an incomplete tag is text."""
         held, self._held = self._held, ""
         return self._say(held)
 
@@ -94,7 +94,7 @@ class ThoughtFilter:
 
 
 def without_thoughts(text: str) -> str:
-    """A whole answer without its thoughts.
+    """A whole answer without its thinking.
 
     What stands before a closing tag without its opening one was a thought as well: the chat template may have opened
     it, or LiteLLM, which takes a thought at the beginning of a plain answer into `reasoning_content` up to the first
@@ -106,7 +106,7 @@ def without_thoughts(text: str) -> str:
 
 
 def _end_of_opened(text: str) -> int:
-    """Where the text begins that follows the last closing tag without its opening one; 0 when there is none."""
+    """Where the text after the last closing tag without an opening one begins; 0 if there is none."""
     depth, end = 0, 0
     for tag in TAG.finditer(text):
         depth += 1 if tag[0] in OPENING else -1
@@ -121,11 +121,11 @@ class CorralThinking(CustomLogger):
     def async_post_call_streaming_iterator_hook(
         self, user_api_key_dict: object, response: AsyncIterator[Any], request_data: dict[str, Any]
     ) -> AsyncIterator[Any]:
-        """Returns the stream itself where nothing is to be hidden, so that other pools pay nothing for each piece."""
+        """Returns the stream itself if nothing is hidden, so that other pools have no cost per chunk."""
         return _filtered(response) if hides(request_data) else response
 
     async def async_post_call_success_hook(self, data: dict[str, Any], user_api_key_dict: object, response: Any) -> Any:
-        """Returns a plain answer without thoughts, or None, by which LiteLLM keeps it as it is."""
+        """Returns a plain answer without thinking, or None for no change."""
         if not hides(data):
             return None
         for owner, key in _texts(response):
@@ -134,7 +134,7 @@ class CorralThinking(CustomLogger):
 
 
 def hides(request_data: Mapping[str, Any]) -> bool:
-    """Whether the deployment that answers hides thoughts and the client did not ask for them."""
+    """Whether the deployment hides thinking and the client did not ask for it."""
     info: object = None
     for name in ("metadata", "litellm_metadata"):
         metadata = request_data.get(name)
@@ -152,7 +152,7 @@ def hides(request_data: Mapping[str, Any]) -> bool:
 
 
 async def _filtered(response: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    """The stream with every text filtered, in the format of whichever of LiteLLM's interfaces it is for."""
+    """The stream with every text filtered, in the format of the client's interface."""
     filters: defaultdict[object, ThoughtFilter] = defaultdict(ThoughtFilter)
     last = None
     async for chunk in response:
@@ -170,7 +170,7 @@ async def _filtered(response: AsyncIterator[Any]) -> AsyncIterator[Any]:
 
 
 def _filtered_chunk(chunk: Any, filters: Mapping[object, ThoughtFilter]) -> Any:
-    """The chunk itself where nothing in it changes; otherwise a copy, since LiteLLM keeps the chunk for its figures."""
+    """The chunk itself if nothing changes; otherwise a copy, because LiteLLM keeps the chunk for its statistics."""
     changed: dict[object, str] = {}
     for choice in chunk.choices:
         owner, key = _owner_of_text(choice)
@@ -201,7 +201,7 @@ def _owner_of_text(choice: Any) -> tuple[Any, str]:
 
 
 def _filtered_frames(frames: bytes | str, filters: Mapping[object, ThoughtFilter]) -> bytes | str:
-    """Server-sent events of Anthropic's format, which come as written text."""
+    """Server-sent events of Anthropic's format, which arrive as text."""
     text = frames.decode() if isinstance(frames, bytes) else frames
     if "content_block" not in text:
         return frames
@@ -223,7 +223,7 @@ def _filtered_frame(frame: str, filters: Mapping[object, ThoughtFilter]) -> str:
 
 
 def _filtered_events(event: Any, filters: Mapping[object, ThoughtFilter]) -> list[Any]:
-    """Events of OpenAI's responses; those that end a text repeat the whole of it."""
+    """Events of OpenAI's responses; events at the end of a text repeat the whole text."""
     kind = _kind(event)
     thoughts = filters[_get_any(event, "output_index"), _get_any(event, "content_index")]
     if kind == "response.output_text.delta":
@@ -247,7 +247,7 @@ def _kind(event: Any) -> str:
 
 
 def _texts(response: Any) -> list[tuple[Any, str]]:
-    """Where the texts of a whole answer stand: the owner of each and its key."""
+    """Where the texts of a whole answer are: the owner and the key of each."""
     found: list[tuple[Any, str]] = []
     for choice in _get_any(response, "choices") or []:
         message = getattr(choice, "message", None)

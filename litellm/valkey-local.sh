@@ -1,4 +1,4 @@
 #!/bin/sh
-# Valkey for a host without Docker, or Redis, whichever is installed: the same program under two names.
+# Starts Valkey or Redis, whichever is installed, on a host without Docker; both are compatible.
 set -eu
 exec "$(command -v valkey-server || command -v redis-server)" "$@"

@@ -66,16 +66,16 @@ P50 = "10,10"
 FARM = Page(
     "corral-farm",
     "Farm",
-    "Is it well, who is busy, what waits, what hurts",
+    "Health, load, queues and problems of the farm",
     {
-        "Is it well?": [
+        "Health": [
             number(
-                "Alerts that fire", "Critical and warning; each has a runbook.", "none",
+                "Firing alerts", "Critical and warning; each has a runbook.", "none",
                 Query('count(ALERTS{alertstate="firing", severity=~"critical|warning"}) or vector(0)', "alerts"),
                 steps=SOME_IS_BAD,
             ),
             number(
-                "Programs not answering", "Targets that Prometheus cannot read.", "none",
+                "Targets down", "Targets that Prometheus cannot scrape.", "none",
                 Query("count(up == 0) or vector(0)", "targets down"), steps=SOME_IS_BAD,
             ),
             number(
@@ -83,117 +83,117 @@ FARM = Page(
                 Query("count(pool:replicas_routable == 0) or vector(0)", "pools down"), steps=SOME_IS_BAD,
             ),
             number(
-                "Replicas in use", "Share of all replicas to which the balancer sends requests.", "percentunit",
+                "Replicas in use", "Share of replicas to which the balancer sends requests.", "percentunit",
                 Query("sum(pool:replicas_routable) / sum(pool:replicas)", "in use"), steps=LESS_IS_BAD,
             ),
             number(
-                "Requests that fail", "Over five minutes, all pools; mistakes of clients do not count.", "percentunit",
+                "Failed requests", "Share over five minutes, all pools, without client errors.", "percentunit",
                 Query("sum(pool:failures:rate5m) / sum(pool:requests:rate5m)", "failing"), steps=FAILING,
             ),
             number(
-                "Cards seen", "Cards that the driver shows; see also how many the inventory has.", "none",
+                "GPUs found", "GPUs that the driver lists, to compare with the inventory.", "none",
                 Query(
                     "count(group by (host, gpu) (gpu:info)) or 0 * count(up)", "cards"
                 ), steps=LESS_IS_BAD,
             ),
         ],
-        "Who is busy?": [
+        "Load": [
             bars(
-                "Slots in use", "Requests at work for each slot of a pool; at 100 % the next one waits.", "percentunit",
+                "Slots in use", "Running requests per slot of a pool; at 100 % new requests wait.", "percentunit",
                 Query("pool:busy:ratio", "{{pool}}"), steps=BUSY,
             ),
             lines(
-                "Requests", "Requests per second of each pool, five minutes' average.", "reqps",
+                "Requests", "Requests per second of each pool, averaged over five minutes.", "reqps",
                 Query("pool:requests:rate5m", "{{pool}}"), is_stacked=True,
             ),
             lines(
-                "Tokens written", "Tokens per second of each pool's answers.", TOKENS,
+                "Generated tokens", "Generated tokens per second of each pool.", TOKENS,
                 Query("pool:generated_tokens:rate5m", "{{pool}}"), is_stacked=True,
             ),
             bars(
-                "Busiest keys", "Requests per second of the ten keys that ask most.", "reqps",
+                "Busiest keys", "Requests per second of the ten busiest keys.", "reqps",
                 Query("topk(10, sum by (api_key_alias) (key:requests:rate5m))", "{{api_key_alias}}"),
             ),
             lines(
-                "Busy replicas", "Requests at work for each slot of a replica.", "percentunit",
+                "Busy replicas", "Running requests per slot of a replica.", "percentunit",
                 Query("replica:busy:ratio", "{{replica}}"), top=1, width=16,
             ),
         ],
-        "What waits?": [
+        "Queues": [
             lines(
-                "Queue", "Requests in the balancer that wait for a slot.", "none", Query("pool:queue", "{{pool}}"),
+                "Queue", "Requests that wait in the balancer for a slot.", "none", Query("pool:queue", "{{pool}}"),
             ),
             lines(
                 "Time in the queue", "Average over the last 1024 requests.", "s",
                 Query("pool:queue_time:seconds", "{{pool}}"),
             ),
             lines(
-                "Refused for want of a slot", "Requests per second that waited as long as they may, in vain.", "reqps",
+                "Refused without a free slot", "Requests per second: full queue, or timeout in the queue.", "reqps",
                 Query("pool:refused:rate5m", "{{pool}}"),
             ),
         ],
-        "What hurts?": [
+        "Problems": [
             table(
-                "What fires now", ("One line per alert; Watchdog always fires and shows that alerts work.", "none"),
+                "Alerts", ("One line per firing alert; Watchdog always fires and shows that alerting works.", "none"),
                 Query('ALERTS{alertstate="firing"}', ""),
                 {"alertname": "Alert", "severity": "Severity", "host": "Host", "pool": "Pool", "replica": "Replica"},
                 words={"1": "fires"},
             ),
             lines(
-                "Requests that fail", "Share of each pool; above the lines it breaks what clients were promised.",
+                "Failed requests", "Share of each pool; above the lines it violates the objective.",
                 "percentunit", Query("pool:failures:ratio5m", "{{pool}}"), width=12, steps=FAILING,
             ),
             lines(
-                "First token", "Of 20 streamed answers 19 begin within this time.", "s",
+                "First token", "95th percentile of the time to the first token of streamed answers.", "s",
                 Query("pool:first_token:p95_5m", "{{pool}}"),
             ),
             lines(
-                "Hottest card", "Of each host, and what its kind of card may have at most.", "celsius",
+                "Hottest GPU", "Of each host, and the limit of its kind of GPU.", "celsius",
                 Query("max by (host) (gpu:temperature:celsius)", "{{host}}"),
                 Query("min by (host) (threshold:gpu_hot_celsius)", "{{host}}: limit", dashes=P50), low=20,
             ),
             bars(
-                "Disk left", "The fullest disk of each host.", "percentunit",
+                "Free disk space", "The fullest disk of each host.", "percentunit",
                 Query("min by (host) (host:disk_free:ratio)", "{{host}}"), steps=LEFT,
             ),
         ],
-        "Is it as the inventory says?": [
+        "Agreement with the inventory": [
             table(
-                "Rendering of each host", ("Its hash, and that of the inventory, as of the last look.", "none"),
+                "Rendering of each host", ("Hashes of rendering and inventory at the last check.", "none"),
                 Query("corral_rendering_info", ""),
                 {"host": "Host", "hash": "Rendering", "inventory": "Inventory", "version": "Kit"},
                 words={"1": "known"},
             ),
             states(
-                "Drift", "Whether inventory, rendering, its copy on a far host, and containers agree.",
+                "Drift", "Whether inventory, rendering, its copy on a remote host, and containers agree.",
                 Query("host:drift", "{{host}}: {{kind}}"), steps=SOME_IS_BAD, words={"0": "agrees", "1": "DIFFERS"},
             ),
             number(
-                "Containers not well", "Planned, and missing, stopped, or failing their health check.", "none",
+                "Unhealthy containers", "Planned containers that are missing, stopped, or unhealthy.", "none",
                 Query("count(container:healthy == 0) or 0 * count(container:healthy)", "containers"), steps=SOME_IS_BAD,
             ),
             number(
-                "Restarts", "By the engine, in half an hour, all containers.", "none",
+                "Restarts", "Restarts by Docker in half an hour, all containers.", "none",
                 Query("sum(container:restarts:increase30m)", "restarts"), steps=SOME_IS_BAD,
             ),
             number(
-                "Model files that are wrong", "Missing, cut off or damaged.", "none",
+                "Damaged model files", "Missing, truncated or damaged files.", "none",
                 Query("count(host:weights_verified == 0) or 0 * count(host:drift)", "files"), steps=SOME_IS_BAD,
             ),
             number(
-                "Model files read", "Read to the last byte since they last changed, and as pinned.", "none",
+                "Verified model files", "Files whose pinned checksum was verified since their last change.", "none",
                 Query("count(host:weights_verified == 1) or 0 * count(host:drift)", "files"),
             ),
             number(
-                "Oldest backup", "Of the hosts of which there is one.", "s",
+                "Oldest backup", "Age of the oldest backup of a host.", "s",
                 Query("max(host:backup_age:seconds)", "age"),
             ),
             number(
-                "Oldest look", "When the kit last wrote what this row says; a timer does it every minute.", "s",
+                "Age of these metrics", "Time since the kit last wrote them; a timer does it every minute.", "s",
                 Query("max(host:figures_age:seconds)", "age"),
             ),
             bars(
-                "Memory of containers", "Of what each may use; the ten fullest.", "percentunit",
+                "Memory of containers", "Share of the memory limit; the ten fullest containers.", "percentunit",
                 Query("topk(10, container:memory:ratio)", "{{container}}"), steps=FILL,
             ),
         ],
@@ -203,47 +203,47 @@ FARM = Page(
 CARDS = Page(
     "corral-gpu",
     "GPU",
-    "Heat, memory, power and errors of every card",
+    "Temperature, memory, power and errors of every GPU",
     {
         "Now": [
             number(
-                "Hottest card", "Degrees of the hottest of the chosen cards.", "celsius",
+                "Hottest GPU", "Temperature of the hottest selected GPU.", "celsius",
                 Query(f"topk(1, gpu:temperature:celsius{{{ON_GPU}}})", CARD),
             ),
             number(
-                "Fullest memory", "A card above 95 % may fail its next allocation.", "percentunit",
+                "Fullest memory", "Above 95 % the next allocation may fail.", "percentunit",
                 Query(f"topk(1, gpu:memory_used:bytes{{{ON_GPU}}} / gpu:memory_total:bytes{{{ON_GPU}}})", CARD),
                 steps=CARD_FILL,
             ),
-            number("Power", "Of all chosen cards.", "watt", Query(f"sum(gpu:power:watts{{{ON_GPU}}})", "together")),
+            number("Power", "Sum of the selected GPUs.", "watt", Query(f"sum(gpu:power:watts{{{ON_GPU}}})", "total")),
             number(
-                "Slowed by heat or supply", "Cards that protect themselves; a power limit is no such thing.", "none",
+                "Throttled GPUs", "By temperature or power supply; power limits do not count.", "none",
                 Query(f'count(gpu:throttled{{{ON_GPU}, reason!="power limit"}} > 0) or vector(0)', "cards"),
                 steps=SOME_IS_BAD,
             ),
             number(
-                "Driver errors (Xid)", "Cards with one in the last hour.", "none",
+                "Driver errors (Xid)", "GPUs with an error in the last hour.", "none",
                 Query(f"count(gpu:xid_recent{{{ON_GPU}}} > 0) or vector(0)", "cards"), steps=SOME_IS_BAD,
             ),
             number(
-                "Exporter", "Whether the cards of every host can be read.", "none",
+                "Exporter", "Whether the exporter of every host can read its GPUs.", "none",
                 Query(f"min(gpu:exporter_works{{{ON_HOST}}})", "figures"), steps=LESS_IS_BAD,
                 words={"0": "BLIND", "1": "works"},
             ),
         ],
-        "Work": [
+        "Load": [
             lines(
-                "Utilization", "Share of the time in which a card computed anything at all.", "percentunit",
+                "Utilization", "Share of time in which the GPU was busy.", "percentunit",
                 Query(f"gpu:utilization:ratio{{{ON_GPU}}}", CARD), top=1, width=12,
             ),
             lines(
-                "Memory in use", "Of the card's memory; weights and context are taken when a model starts.",
+                "Memory in use", "Share of the GPU's memory; a server allocates weights and context at start.",
                 "percentunit",
                 Query(f"gpu:memory_used:bytes{{{ON_GPU}}} / gpu:memory_total:bytes{{{ON_GPU}}}", CARD), top=1,
                 steps=CARD_FILL, width=12,
             ),
             lines(
-                "Tokens written", "Tokens per second of the models on a card.", TOKENS,
+                "Generated tokens", "Generated tokens per second of the models on a GPU.", TOKENS,
                 Query(
                     f"sum by (host, gpu) (replica:generated_tokens:rate5m{{{ON_GPU}}})", CARD
                 ), width=12,
@@ -253,29 +253,29 @@ CARDS = Page(
                 Query(f"sum by (host, gpu) (replica:in_flight{{{ON_GPU}}})", CARD), width=12,
             ),
         ],
-        "Heat and power": [
+        "Temperature and power": [
             lines(
-                "Temperature", "The dashed lines are what the inventory allows this kind of card.", "celsius",
+                "Temperature", "Dashed: thresholds of the inventory for this kind of GPU.", "celsius",
                 Query(f"gpu:temperature:celsius{{{ON_GPU}}}", CARD),
                 Query(f"min by (card) (threshold:gpu_warm_celsius{{{ON_GPU}}})", "{{card}}: warm", dashes="4,6"),
                 Query(f"min by (card) (threshold:gpu_hot_celsius{{{ON_GPU}}})", "{{card}}: hot", dashes=P50),
                 low=20, width=12,
             ),
             lines(
-                "Power", "The dashed line is the limit that the card keeps to.", "watt",
+                "Power", "Dashed: the power limit of the GPU.", "watt",
                 Query(f"gpu:power:watts{{{ON_GPU}}}", CARD),
                 Query(f"max by (card) (gpu:power_limit:watts{{{ON_GPU}}})", "{{card}}: limit", dashes=P50),
                 width=12,
             ),
             lines(
-                "Fans", "Of their full speed.", "percentunit", Query(f"gpu:fan:ratio{{{ON_GPU}}}", CARD), top=1,
+                "Fans", "Share of the maximum speed.", "percentunit", Query(f"gpu:fan:ratio{{{ON_GPU}}}", CARD), top=1,
                 width=12,
             ),
             lines("Clock", "Of the multiprocessors.", "hertz", Query(f"gpu:clock:hertz{{{ON_GPU}}}", CARD), width=12),
         ],
-        "Trouble": [
+        "Errors": [
             states(
-                "Slowed down", "Why a card computes more slowly than it could. A power limit is the owner's wish.",
+                "Throttling", "Reasons for a reduced clock. A power limit is intended.",
                 Query(
                     f'sum by (host, gpu) (gpu:throttled{{reason="power limit", {ON_GPU}}} '
                     f'or 2 * gpu:throttled{{reason="power supply", {ON_GPU}}} '
@@ -284,17 +284,17 @@ CARDS = Page(
                 words=WHY_SLOW, steps=((None, FINE), (1, PLAIN), (2, LOOK), (4, BAD)),
             ),
             lines(
-                "PCIe lanes", "Fewer than usual under load: riser or slot; models load slowly.", "none",
+                "PCIe lanes", "Fewer lanes than usual under load: check riser and slot; models load slowly.", "none",
                 Query(f"gpu:pcie_width:lanes{{{ON_GPU}}}", CARD), width=12,
             ),
             table(
-                "Errors of the driver", ("1: within the last hour. What to do: runbook GpuXid.", "none"),
+                "Driver errors", ("1: within the last hour; see the runbook GpuXid.", "none"),
                 Query(f"gpu:xid_recent{{{ON_GPU}}}", ""),
                 {"host": "Host", "gpu": "Card", "card": "Kind", "xid": "Xid"},
                 words={"0": "over", "1": "recent"},
             ),
             table(
-                "What the driver wants", ("0: nothing.", "none"), Query(f"gpu:recovery_action{{{ON_GPU}}}", ""),
+                "Recovery action", ("0: none.", "none"), Query(f"gpu:recovery_action{{{ON_GPU}}}", ""),
                 {"host": "Host", "gpu": "Card", "card": "Kind"},
                 words={"0": "nothing", "1": "reset", "2": "reboot", "3": "drain", "4": "drain, reset"},
             ),
@@ -306,23 +306,23 @@ CARDS = Page(
 MODELS = Page(
     "corral-pool",
     "Model and pool",
-    "How fast the answers of a pool are, how good its share-out, how full it is",
+    "Latency, load and balance of a pool",
     {
-        "Time": [
+        "Latency": [
             lines(
-                "First token", "Time until a streamed answer begins: half of them (dashed), 19 of 20.", "s",
+                "First token", "Time to the first token of streamed answers: p50 (dashed) and p95.", "s",
                 Query(f"pool:first_token:p95_5m{{{ON_POOL}}}", "{{pool}} p95"),
                 Query(f"pool:first_token:p50_5m{{{ON_POOL}}}", "{{pool}} p50", dashes=P50), width=12,
             ),
             lines(
-                "Whole answer", "From the request to the last token: half of them (dashed), 19 of 20.", "s",
+                "Whole answer", "From the request to the last token: p50 (dashed) and p95.", "s",
                 Query(f"pool:answer:p95_5m{{{ON_POOL}}}", "{{pool}} p95"),
                 Query(f"pool:answer:p50_5m{{{ON_POOL}}}", "{{pool}} p50", dashes=P50), width=12,
             ),
         ],
-        "What was promised": [
+        "Objectives": [
             lines(
-                "Goodput", "Answers per second that came in time; dashed: all requests.", "reqps",
+                "Goodput", "Answers per second within the objective; dashed: all requests.", "reqps",
                 Query(
                     f'(pool:total:increase_5m{{objective="answer", {ON_POOL}}} - '
                     f'pool:bad:increase_5m{{objective="answer", {ON_POOL}}}) / 300', "{{pool}} in time",
@@ -331,7 +331,7 @@ MODELS = Page(
             ),
             lines(
                 "Use of the error budget",
-                "1: it lasts just as long as it should; 14.4 raises a critical alert.", "none",
+                "1: the error budget lasts exactly one month; 14.4 raises a critical alert.", "none",
                 Query(
                     f"pool:bad:ratio_1h{{{ON_POOL}}} / on (pool, objective) objective:error_budget",
                     "{{pool}} {{objective}}",
@@ -339,42 +339,42 @@ MODELS = Page(
                 steps=BURN, width=12,
             ),
             lines(
-                "Requests that fail", "For reasons that are not the client's.", "percentunit",
+                "Failed requests", "Share of failed requests, without client errors.", "percentunit",
                 Query(f"pool:failures:ratio5m{{{ON_POOL}}}", "{{pool}}"), steps=FAILING, width=12,
             ),
             lines(
-                "Refused for want of a slot, or above a limit", "Dashed: above a limit of the key or the pool.",
+                "Refused requests", "Without a free slot; dashed: above a limit of the key or the pool.",
                 "reqps", Query(f"pool:refused:rate5m{{{ON_POOL}}}", "{{pool}} no slot"),
                 Query(f"pool:limited:rate5m{{{ON_POOL}}}", "{{pool}} limit", dashes=P50), width=12,
             ),
         ],
-        "Room": [
+        "Capacity": [
             lines(
                 "Queue", "Requests that wait for a slot.", "none", Query(f"pool:queue{{{ON_POOL}}}", "{{pool}}"),
                 width=12,
             ),
             lines(
-                "Slots", "Requests at work, and slots (dashed).", "none",
-                Query(f"pool:in_flight{{{ON_POOL}}}", "{{pool}} at work"),
+                "Slots", "Running requests, and slots (dashed).", "none",
+                Query(f"pool:in_flight{{{ON_POOL}}}", "{{pool}} running"),
                 Query(f"pool:slots{{{ON_POOL}}}", "{{pool}} slots", dashes=P50), width=12,
             ),
         ],
         "Tokens": [
             lines(
-                "Tokens", "Read (dashed) and written, per second.", TOKENS,
-                Query(f"pool:generated_tokens:rate5m{{{ON_POOL}}}", "{{pool}} written"),
-                Query(f"pool:prompt_tokens:rate5m{{{ON_POOL}}}", "{{pool}} read", dashes=P50), width=12,
+                "Tokens", "Prompt tokens (dashed) and generated tokens, per second.", TOKENS,
+                Query(f"pool:generated_tokens:rate5m{{{ON_POOL}}}", "{{pool}} generated"),
+                Query(f"pool:prompt_tokens:rate5m{{{ON_POOL}}}", "{{pool}} prompt", dashes=P50), width=12,
             ),
             lines(
-                "Time per token", "Mean time from one token of an answer to the next.", "s",
+                "Time per token", "Mean time between two tokens of an answer.", "s",
                 Query(f"pool:time_per_token:mean5m{{{ON_POOL}}}", "{{pool}}"), width=12,
             ),
             lines(
-                "Speed of a replica", "Tokens per second while it writes.", TOKENS,
+                "Speed of a replica", "Tokens per second of generation time.", TOKENS,
                 Query(f"replica:generation_speed:rate5m{{{ON_POOL}}}", "{{replica}}"), width=12,
             ),
             lines(
-                "Cache hits", "Share of the prompt tokens that a replica still knew.", "percentunit",
+                "Cache hits", "Share of prompt tokens that were in a replica's cache.", "percentunit",
                 Query(
                     f"replica:cached_tokens:rate5m{{{ON_POOL}}} / "
                     f"(replica:cached_tokens:rate5m{{{ON_POOL}}} + replica:prompt_tokens:rate5m{{{ON_POOL}}} > 0)",
@@ -382,13 +382,13 @@ MODELS = Page(
                 ), top=1, width=12,
             ),
         ],
-        "Share-out": [
+        "Balance": [
             lines(
-                "Requests for each slot", "Equal lines: equal shares.", "reqps",
+                "Requests per slot", "Equal lines mean equal load.", "reqps",
                 Query(f"replica:requests:rate5m{{{ON_POOL}}} / replica:slots{{{ON_POOL}}}", "{{replica}}"), width=12,
             ),
             lines(
-                "Imbalance", "The busiest replica against the mean; 1 is even.", "none",
+                "Imbalance", "Load of the busiest replica relative to the mean; 1 is balanced.", "none",
                 Query(f"pool:imbalance:ratio{{{ON_POOL}}}", "{{pool}}"), steps=SHARE, width=12,
             ),
             states(
@@ -403,16 +403,16 @@ MODELS = Page(
 KEYS = Page(
     "corral-keys",
     "Keys",
-    "What every key uses, what it is refused, what it costs",
+    "Usage, refusals and costs of every key",
     {
         "Limits": [
             bars(
-                "Use of the limits", "Of what a key may ask in a minute; at 100 % it is refused.", "percentunit",
+                "Use of the limits", "Share of the limit per minute; at 100 % requests are refused.", "percentunit",
                 Query(f"key:limit_used:ratio{{{OF_KEY}}}", "{{api_key_alias}} {{rate_limit_type}}"), width=12,
                 steps=FILL,
             ),
             bars(
-                "Budget left", "Of keys that have a budget.", "percentunit",
+                "Budget left", "Remaining share of the budget of each key.", "percentunit",
                 Query(f"key:budget_left:ratio{{{OF_KEY}}}", "{{api_key_alias}}"), width=12, steps=LEFT,
             ),
         ],
@@ -422,7 +422,7 @@ KEYS = Page(
                 Query(f"sum by (api_key_alias) (key:requests:rate5m{{{OF_KEY}}})", "{{api_key_alias}}"),
             ),
             lines(
-                "Refused", "Above a limit or a budget (429), per second.", "reqps",
+                "Refused", "Requests above a limit or budget (429), per second.", "reqps",
                 Query(
                     f'sum by (api_key_alias) (key:requests:rate5m{{status_code="429", {OF_KEY}}}) '
                     f"or 0 * sum by (api_key_alias) (key:requests:rate5m{{{OF_KEY}}})", "{{api_key_alias}}",
@@ -436,9 +436,9 @@ KEYS = Page(
                 ),
             ),
         ],
-        "Tokens and spend": [
+        "Tokens and spending": [
             lines(
-                "Tokens", "Read and written, per second.", TOKENS,
+                "Tokens", "Prompt and generated tokens, per second.", TOKENS,
                 Query(f"sum by (api_key_alias) (key:tokens:rate5m{{{OF_KEY}}})", "{{api_key_alias}}"),
                 width=12, is_stacked=True,
             ),
@@ -447,7 +447,7 @@ KEYS = Page(
                 Query(f"key:tokens:rate5m{{{OF_KEY}}}", "{{api_key_alias}} → {{pool}}"), width=12,
             ),
             lines(
-                "Spend", "US dollars since the gateway started; local models cost what the inventory says.",
+                "Spend", "US dollars since the gateway started; prices of local models come from the inventory.",
                 "currencyUSD", Query(f"key:spend:total{{{OF_KEY}}}", "{{api_key_alias}}"), width=12,
             ),
             table(
@@ -463,7 +463,7 @@ KEYS = Page(
 GATEWAY = Page(
     "corral-gateway",
     "Gateway and balancer",
-    "LiteLLM, HAProxy and the stores behind them",
+    "LiteLLM, HAProxy and their stores",
     {
         "Gateway": [
             lines(
@@ -473,19 +473,19 @@ GATEWAY = Page(
             ),
             lines("Requests at work", "In all its processes.", "none", Query("gateway:in_flight", "{{host}}")),
             lines(
-                "Time of its own", "What the gateway adds to 19 of 20 requests.", "s",
+                "Overhead", "95th percentile of the time that the gateway adds to a request.", "s",
                 Query("pool:overhead:p95_5m", "{{pool}}"),
             ),
             lines(
-                "Memory", "Of the gateway's process; it should not grow for ever.", "bytes",
+                "Memory", "Memory of the gateway's process; constant growth indicates a leak.", "bytes",
                 Query('process_resident_memory_bytes{role="gateway"}', "{{host}}"),
             ),
             lines(
-                "Processor", "Cores that the gateway uses.", "none",
+                "Processor", "CPU cores that the gateway uses.", "none",
                 Query(f'rate(process_cpu_seconds_total{{role="gateway"}}[{RATE}])', "{{host}} cores"),
             ),
             states(
-                "Programs", "Whether gateway and balancer answer Prometheus, over time.",
+                "Programs", "Whether gateway and balancer answer Prometheus.",
                 Query('up{role=~"gateway|balancer"}', "{{job}} on {{host}}"), words=UP_DOWN, width=8,
                 steps=LESS_IS_BAD,
             ),
@@ -496,11 +496,11 @@ GATEWAY = Page(
                 words=UP_DOWN, steps=LESS_IS_BAD,
             ),
             lines(
-                "Sessions", "Requests at work in each pool, and in its queue (dashed).", "none",
+                "Sessions", "Running requests of each pool, and queued ones (dashed).", "none",
                 Query("pool:in_flight", "{{pool}}"), Query("pool:queue", "{{pool}} waits", dashes=P50), width=12,
             ),
             lines(
-                "Answer time", "Of a replica, average of its last 1024 requests.", "s",
+                "Answer time", "Mean of a replica's last 1024 requests.", "s",
                 Query("replica:answer_time:seconds", "{{replica}}"), width=12,
             ),
             lines(
@@ -508,21 +508,21 @@ GATEWAY = Page(
                 Query("replica:errors:rate5m", "{{replica}}"), width=12,
             ),
             lines(
-                "Health checks", "Time that a replica takes for one.", "s",
+                "Health checks", "Duration of a replica's health check.", "s",
                 Query('haproxy_server_check_duration_seconds{pool!=""}', "{{server}}"),
             ),
             lines(
-                "Tried again", "Requests sent once more, per second: the first replica did not take them.", "reqps",
+                "Retries", "Requests per second that moved to another replica without being started.", "reqps",
                 Query(f"sum by (proxy) (rate(haproxy_backend_retry_warnings_total[{RATE}]))", "{{proxy}}"),
             ),
             lines(
-                "Clients gone", "Clients that left before their answer, per second.", "reqps",
+                "Client aborts", "Clients per second that disconnected before their answer.", "reqps",
                 Query(f"sum by (proxy) (rate(haproxy_backend_client_aborts_total[{RATE}]))", "{{proxy}}"),
             ),
         ],
         "Stores": [
             lines(
-                "Database connections", "Share of those that PostgreSQL allows.", "percentunit",
+                "Database connections", "Share of PostgreSQL's maximum.", "percentunit",
                 Query("database:connections:ratio", "{{host}}"), top=1, steps=FILL,
             ),
             lines("Database size", "By database.", "bytes", Query("database:size:bytes", "{{host}} {{datname}}")),
@@ -530,12 +530,12 @@ GATEWAY = Page(
                 "Database transactions", "Per second.", "ops", Query("database:transactions:rate5m", "{{host}}"),
             ),
             lines(
-                "Counters: memory", "Share of what Valkey may have; full, it forgets limits.", "percentunit",
+                "Counters: memory", "Share of Valkey's limit; when full, it evicts counters.", "percentunit",
                 Query("cache:memory:ratio", "{{host}}"), top=1, steps=FILL,
             ),
             lines("Counters: commands", "Per second.", "ops", Query("cache:commands:rate5m", "{{host}}")),
             lines(
-                "Counters thrown away", "In 15 minutes, for want of memory.", "none",
+                "Evicted counters", "Evictions in 15 minutes because of missing memory.", "none",
                 Query("cache:evicted:increase15m", "{{host}}"),
             ),
         ],
@@ -547,17 +547,17 @@ HOSTS = Page(
     "Host",
     "Processors, memory, disks, network and clocks of the machines",
     {
-        "Work": [
+        "Load": [
             lines(
-                "Processors", "Share of the time in which they were busy.", "percentunit",
+                "Processors", "Share of time in which they were busy.", "percentunit",
                 Query(f"host:cpu:ratio{{{ON_HOST}}}", "{{host}}"), top=1, steps=FILL,
             ),
             lines(
-                "Load per core", "Programs that run or wait, for each core.", "none",
+                "Load per core", "Running or waiting threads per core.", "none",
                 Query(f"host:load_per_core{{{ON_HOST}}}", "{{host}}"),
             ),
             lines(
-                "Waiting", "Share of the time in which some program waited for this.", "percentunit",
+                "Pressure", "Share of time in which a program waited for the resource.", "percentunit",
                 Query(f"rate(node_pressure_cpu_waiting_seconds_total{{{ON_HOST}}}[{RATE}])", "{{host}} processor"),
                 Query(f"rate(node_pressure_io_waiting_seconds_total{{{ON_HOST}}}[{RATE}])", "{{host}} disk",
                       dashes=P50),
@@ -567,12 +567,12 @@ HOSTS = Page(
         ],
         "Memory": [
             lines(
-                "Memory", "In use; dashed: what there is.", "bytes",
+                "Memory", "Used memory; dashed: total.", "bytes",
                 Query(f"host:memory_used:bytes{{{ON_HOST}}}", "{{host}}"),
                 Query(f"host:memory_total:bytes{{{ON_HOST}}}", "{{host}} has", dashes=P50), width=16,
             ),
             number(
-                "Ended for want of memory", "Programs that the kernel ended in the last hour.", "none",
+                "Out-of-memory kills", "Processes that the kernel killed in the last hour.", "none",
                 Query(f"sum(increase(node_vmstat_oom_kill{{{ON_HOST}}}[1h]))", "programs"), width=8, steps=SOME_IS_BAD,
             ),
         ],
@@ -582,7 +582,7 @@ HOSTS = Page(
                 Query(f"host:disk_free:ratio{{{ON_HOST}}}", "{{host}} {{mountpoint}}"), steps=LEFT,
             ),
             lines(
-                "Disk busy", "Share of the time in which the busiest disk worked.", "percentunit",
+                "Disk busy", "Share of time in which the busiest disk was active.", "percentunit",
                 Query(f"host:disk_busy:ratio{{{ON_HOST}}}", "{{host}}"), top=1,
             ),
             lines(
@@ -590,13 +590,13 @@ HOSTS = Page(
                 Query(f"host:network:rate5m{{{ON_HOST}}}", "{{host}} {{direction}}"),
             ),
         ],
-        "Heat and clock": [
+        "Temperature and clock": [
             lines(
                 "Hottest sensor", "Cards left out.", "celsius",
                 Query(f"host:temperature:celsius{{{ON_HOST}}}", "{{host}}"), low=20, width=12,
             ),
             lines(
-                "Clock", "How far it is before (above 0) or behind the time servers.", "s",
+                "Clock", "Offset from the time servers; above 0: ahead.", "s",
                 Query(f"node_timex_offset_seconds{{{ON_HOST}}}", "{{host}}"), low=0, width=12,
             ),
         ],
@@ -612,7 +612,7 @@ JOBS = Page(
         "Not yet": [
             words_only(
                 "Nothing to see yet",
-                "The kit has no batch jobs with figures of their own yet. What a job asks of the gateway is on "
+                "The kit has no batch jobs with metrics of their own yet. Requests of a job are on "
                 "[Keys](/d/corral-keys), under the job's key.",
             )
         ]

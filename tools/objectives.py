@@ -24,10 +24,10 @@ OWN_FAULT = "40[013457]|413|415|422|429|499"
 HEAD = """\
 # Made by tools/objectives.py; write it again with `make rules`.
 #
-# What clients of a pool may expect (`objective` in the inventory), and how fast that is used up.
-# `pool:bad:ratio_<window>` is the share of requests that fell short; `availability`: failed or refused for want of a
-# slot; `first_token`, `answer`: not in time. Alerts look at a long and a short window, so that they come when it
-# matters and go when it is over.
+# Objectives of pools (`objective` in the inventory) and their burn rates. `pool:bad:ratio_<window>` is the share of
+# requests that violate the objective: `availability` (failed, or refused without a free slot), `first_token` and
+# `answer` (too slow).
+# Alerts use a long and a short window, so that they fire in time and end soon after the problem.
 groups:
   - name: objectives
     rules:
@@ -42,8 +42,8 @@ def main() -> None:
 def text() -> str:
     """The file."""
     recorded = "".join(rule for window in WINDOWS for rule in _recorded(window))
-    fast = _alert("ObjectiveBurnsFast", FAST, "critical", "in a day or two")
-    slow = _alert("ObjectiveBurnsSlow", SLOW, "warning", "before the month is over")
+    fast = _alert("ObjectiveBurnsFast", FAST, "critical", "in one or two days")
+    slow = _alert("ObjectiveBurnsSlow", SLOW, "warning", "before the month ends")
     return f"{HEAD}{recorded}\n  - name: objectives_alerts\n    rules:\n{fast}{slow}"
 
 
@@ -85,9 +85,9 @@ def _alert(name: str, windows: tuple[tuple[float, str, str], ...], severity: str
     return (
         f"      - alert: {name}\n        expr: |\n          {expression}\n"
         f"        labels: {{severity: {severity}, about: objective}}\n        annotations:\n"
-        "          summary: '{{ $labels.pool }}: too many requests fall short ({{ $labels.objective }})'\n"
-        "          description: '{{ $value | humanizePercentage }} of the requests; at this rate the budget of a month"
-        f" is gone {when}.'\n"
+        "          summary: '{{ $labels.pool }}: too many requests violate the objective ({{ $labels.objective }})'\n"
+        "          description: '{{ $value | humanizePercentage }} of the requests; at this rate the monthly error"
+        f" budget is used up {when}.'\n"
     )
 
 

@@ -141,12 +141,11 @@ def _gpus(inventory: Inventory, place: Placement, path: KeyPath) -> Findings:
 def _place_on_local_host(inventory: Inventory, pool: str, place: Placement, path: KeyPath) -> Findings:
     model, host = _model_of(inventory, pool), inventory.hosts.get(place.host or "")
     if host is not None and host.runtime == "local":
-        server = model.served_by if model else None
         yield from _broken(
             path,
-            (server and not server.is_local, "local-runtime/docker", ""),
+            (model and not model.served_by.is_local, "local-runtime/docker", ""),
             (place.gpus, "local-runtime/gpus", "gpus"),
-            server=server and server.title,
+            server=model and model.served_by.title,
         )
 
 
@@ -174,7 +173,6 @@ def _shared_places(inventory: Inventory) -> Findings:
 def _shared_place(inventory: Inventory, pool: str, place: Placement, path: KeyPath) -> Findings:
     """What is wrong with a place on a shared server by itself."""
     host, model = inventory.hosts.get(place.host or ""), _model_of(inventory, pool)
-    server = model.served_by if model else None
     return _first(
         (*path, "shared"),
         (place.auto, "shared-place/auto", ""),
@@ -182,9 +180,9 @@ def _shared_place(inventory: Inventory, pool: str, place: Placement, path: KeyPa
         (host and place.shared not in host.shared, "shared-place/unknown", ""),
         (host and host.runtime == "local", "shared-place/local", ""),
         (place.replicas or len(place.gpus or ()) > place.gpus_per_replica, "shared-place/several", ""),
-        (server and not server.is_shareable, "shared-place/alone", ""),
-        server=server and server.title,
+        (model and not model.served_by.is_shareable, "shared-place/alone", ""),
         host=place.host, shared=place.shared, near=did_you_mean(place.shared or "", host.shared if host else ()),
+        server=model and model.served_by.title,
     )  # fmt: skip
 
 
@@ -435,8 +433,8 @@ def _models(inventory: Inventory) -> Findings:
     first: dict[str, tuple[str, str]] = {}
     for name, model in inventory.models.items():
         path: KeyPath = ("models", name)
-        is_chat, reads_files = model.kind == "chat", model.served_by.reads_files
-        has_other_count = not reads_files or len(model.sources) > len(_sources(model))
+        is_chat, is_files = model.kind == "chat", model.served_by.reads_files
+        has_other_count = not is_files or len(model.sources) > len(_sources(model))
         yield from _broken(
             path,
             (model.sha256 and has_other_count, "model-source/checksum", "sha256"),
@@ -447,7 +445,7 @@ def _models(inventory: Inventory) -> Findings:
         )
         for key, source in _sources(model):
             yield from _source(model, source, (*path, key))
-            other, origin = first.setdefault(file_of(source), (name, source)) if reads_files else (name, source)
+            other, origin = first.setdefault(file_of(source), (name, source)) if is_files else (name, source)
             is_taken = origin != source
             yield from _broken(path, (is_taken, "model-file/taken", key), file=file_of(source), other=other)
         yield from _repository(model, path)

@@ -1,4 +1,4 @@
-"""Model files, and which of them are in memory."""
+"""Verbs for model files and models in memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from corral.errors import UsageError
 if TYPE_CHECKING:
     from corral.verbs.models.models import Shelf
 
-app = verbs("Model files: fetch, check, describe.")
+app = verbs("Model files: download, verify, load.")
 NamesArgument = Annotated[list[str] | None, typer.Argument(help="Models; all if none.")]
 PoolsArgument = Annotated[list[str], typer.Argument(help="Pools.")]
 
@@ -37,14 +37,14 @@ def models_pull(
     site: SiteOptions,
     names: NamesArgument = None,
     offline: Annotated[
-        Path | None, typer.Option("--from", help="Take files from this folder, not the network.")
+        Path | None, typer.Option("--from", help="Take files from this folder instead of the network.")
     ] = None,
-    fallback: Annotated[str, typer.Option("--fallback", help="Quantization to take where there is no other.")] = "",
-    update: Annotated[bool, typer.Option("--update", help="Take and pin what the sources have now.")] = False,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, max=16, help="Files at the same time.")] = 3,
-    store: Annotated[Path | None, typer.Option("--store", help="Folder here for files of hosts behind ssh.")] = None,
+    fallback: Annotated[str, typer.Option("--fallback", help="Quantization to use if the file is missing.")] = "",
+    update: Annotated[bool, typer.Option("--update", help="Accept and pin the sources' current content.")] = False,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, max=16, help="Concurrent downloads.")] = 3,
+    store: Annotated[Path | None, typer.Option("--store", help="Local folder for files of hosts behind ssh.")] = None,
 ) -> None:
-    """Fetch what is missing into the hosts' models folders, check it, and pin it in models.lock.json."""
+    """Download missing files into the hosts' models folders, verify them, and pin them in models.lock.json."""
     from corral.verbs.models.models import Choice, pull
 
     if offline is not None and not offline.is_dir():
@@ -58,7 +58,7 @@ def models_pull(
 @app.command("inspect")
 @shared("inventory", "out")
 def models_inspect(site: SiteOptions, names: NamesArgument = None) -> None:
-    """Read what the model files say of themselves, without fetching them, so that `plan` knows what they need."""
+    """Read the metadata of model files without downloading them, so that `plan` can compute their memory."""
     from corral.verbs.models.models import inspect
 
     inspect(_shelf(site)[0], names or ())
@@ -67,7 +67,7 @@ def models_inspect(site: SiteOptions, names: NamesArgument = None) -> None:
 @app.command("verify")
 @shared("inventory", "out", "host")
 def models_verify(site: SiteOptions, names: NamesArgument = None, as_json: JsonOption = False) -> int:
-    """Read every model file from the first to the last byte; exit code 1 when one is not the pinned one."""
+    """Verify the checksum of every model file; exit code 1 if one is not the pinned one."""
     from corral.verbs.models.models import verify
     from corral.verbs.models.models_show import as_data, show_verdict
 
@@ -84,7 +84,7 @@ def models_verify(site: SiteOptions, names: NamesArgument = None, as_json: JsonO
 @app.command("ls")
 @shared("inventory", "out", "host")
 def models_ls(site: SiteOptions, names: NamesArgument = None, as_json: JsonOption = False) -> None:
-    """Show every model file: size, quantization, context, checksum, who uses it."""
+    """List model files with size, quantization, context, checksum and users."""
     from corral.verbs.models.models import rows
     from corral.verbs.models.models_show import as_data, show_rows
 
@@ -99,7 +99,7 @@ def models_ls(site: SiteOptions, names: NamesArgument = None, as_json: JsonOptio
 @app.command("ps")
 @shared("inventory", "out", "host")
 def models_ps(site: SiteOptions, as_json: JsonOption = False) -> None:
-    """Show which pools' models are in memory, and how much each takes."""
+    """List models in memory, with the memory of each."""
     from corral.verbs.models import serving
 
     plan = site.plan()
@@ -114,14 +114,14 @@ def models_ps(site: SiteOptions, as_json: JsonOption = False) -> None:
 @app.command("load")
 @shared("inventory", "out", "host")
 def models_load(site: SiteOptions, pools: PoolsArgument) -> None:
-    """Bring models into memory; on a full shared server the least recently used goes, after its answers have ended."""
+    """Load models into memory; a full shared server evicts the least recently used one after its answers have ended."""
     _serve(site, load=pools)
 
 
 @app.command("unload")
 @shared("inventory", "out", "host")
 def models_unload(site: SiteOptions, pools: PoolsArgument) -> None:
-    """Take models out of memory after their answers have ended; a shared server loads what is asked for again."""
+    """Unload models after their answers have ended; a shared server reloads them on request."""
     _serve(site, unload=pools)
 
 
@@ -129,10 +129,10 @@ def models_unload(site: SiteOptions, pools: PoolsArgument) -> None:
 @shared("inventory", "out", "host")
 def models_swap(
     site: SiteOptions,
-    pool: Annotated[str, typer.Argument(help="The pool whose model comes.")],
-    instead_of: Annotated[str, typer.Option("--instead-of", help="The pool whose model goes.")] = "",
+    pool: Annotated[str, typer.Argument(help="Pool whose model is loaded.")],
+    instead_of: Annotated[str, typer.Option("--instead-of", help="Pool whose model is evicted.")] = "",
 ) -> None:
-    """Put one model of a shared server in the place of another; when it does not load, the other is back."""
+    """Replace one model of a shared server by another; if it does not load, the old one is restored."""
     _serve(site, load=[pool], instead_of=instead_of)
 
 

@@ -1,4 +1,4 @@
-"""What starts, changes and stops a farm."""
+"""Verbs that start, change and stop a farm."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from corral.errors import UsageError
 from corral.render.tree import render as render_plan
 
 app = typer.Typer()
-TimeoutOption = Annotated[float | None, typer.Option("--timeout", min=1, help="Seconds that a service may take.")]
+TimeoutOption = Annotated[
+    float | None, typer.Option("--timeout", min=1, help="Seconds for a service to become healthy.")
+]
 
 
 @app.command()
 def demo(
     model: Annotated[str | None, typer.Option("--model", help="A GGUF file, or hf:owner/repo/file.gguf.")] = None,
-    down: Annotated[bool, typer.Option("--down", help="Stop the demo and leave nothing behind.")] = False,
+    down: Annotated[bool, typer.Option("--down", help="Stop the demo and remove its files.")] = False,
 ) -> None:
     """Run the whole request path on this machine, without Docker, GPU or downloads."""
     from corral.verbs.demo.demo import down as stop_demo
@@ -37,12 +39,13 @@ def demo(
 def up(
     site: SiteOptions,
     timeout: Annotated[
-        float | None, typer.Option("--timeout", min=1, help="Seconds that a service may take; its own limit if absent.")
+        float | None,
+        typer.Option("--timeout", min=1, help="Seconds for a service to become healthy; default: its limit."),
     ] = None,
     render_first: Annotated[bool, typer.Option("--render", help="Write the rendering first.")] = False,
-    cpu: Annotated[bool, typer.Option("--cpu", help="No cards here: run what wants one on the processor.")] = False,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Without GPUs: run GPU services on the processor.")] = False,
 ) -> None:
-    """Start what is missing, change what is not as rendered, wait until all is well; replicas are drained first."""
+    """Start missing services, apply changes, and wait for health; replicas are drained first."""
     from corral.verbs.up.up import up as bring_up
 
     found = site.plan()
@@ -57,10 +60,10 @@ def up(
 @shared("inventory", "out", "host")
 def down(
     site: SiteOptions,
-    volumes: Annotated[bool, typer.Option("--volumes", help="Lose the data too: keys, spend, figures.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Yes, lose the data.")] = False,
+    volumes: Annotated[bool, typer.Option("--volumes", help="Delete the data too: keys, spending, metrics.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Confirm data loss.")] = False,
 ) -> None:
-    """Stop and remove containers and networks; data stays unless --volumes and --yes say otherwise."""
+    """Stop and remove containers and networks; keeps data unless you add --volumes --yes."""
     from corral.verbs.up.up import down as take_down
 
     found = site.plan()
@@ -71,10 +74,10 @@ def down(
 @shared("inventory", "out")
 def upgrade(
     site: SiteOptions,
-    to: Annotated[list[str] | None, typer.Option("--to", metavar="KEY=IMAGE", help="Another image for a key.")] = None,
+    to: Annotated[list[str] | None, typer.Option("--to", metavar="KEY=IMAGE", help="New image for a key.")] = None,
     timeout: TimeoutOption = None,
 ) -> None:
-    """Show every image from and to, try one replica of each pool first, then change the rest one at a time."""
+    """List old and new images, change one replica of each pool first, then the others one at a time."""
     from corral.verbs.up.upgrade import upgrade as change_images
 
     site.plan()
@@ -85,7 +88,7 @@ def upgrade(
 @app.command()
 @shared("inventory", "out", "host")
 def rollback(site: SiteOptions, timeout: TimeoutOption = None) -> None:
-    """Go back to the rendering that ran before, one service at a time."""
+    """Restore the previous rendering, one service at a time."""
     from corral.verbs.up.upgrade import rollback as go_back
 
     found = site.plan()
@@ -98,7 +101,7 @@ def rollback(site: SiteOptions, timeout: TimeoutOption = None) -> None:
 def restart(
     site: SiteOptions, names: Annotated[list[str], typer.Argument(help="Service, container, pool, model, host or GPU.")]
 ) -> None:
-    """Restart services one after the other; each is healthy again before the next."""
+    """Restart services one at a time; waits for health before the next."""
     from corral.runtime.hosts import compose_hosts
     from corral.verbs.names import services_named
     from corral.verbs.up.restart import restart as restart_services
@@ -113,10 +116,10 @@ def restart(
 @shared("inventory", "out", "host")
 def setup(
     site: SiteOptions,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only report what would be done.")] = False,
     units: Annotated[bool, typer.Option("--units", help="Install systemd units: start at boot, power limits.")] = False,
 ) -> None:
-    """Prepare a fresh host step by step and start it: says first what it will do; may be run again at any time."""
+    """Prepare a fresh host step by step and start it; reports its steps first, and can be run again at any time."""
     from corral.runtime.hosts import compose_hosts
     from corral.verbs.setup.setup import Setup
 

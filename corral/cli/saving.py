@@ -1,4 +1,4 @@
-"""What carries a site elsewhere: backup, restore, bundle."""
+"""Verbs for archives: backup, restore, bundle."""
 
 from __future__ import annotations
 
@@ -24,16 +24,14 @@ PassphraseOption = Annotated[
 @shared("inventory", "out", "host")
 def backup(
     site: SiteOptions,
-    to: Annotated[Path | None, typer.Option("--to", help="The file to make; SITE-DATE.backup here if absent.")] = None,
+    to: Annotated[Path | None, typer.Option("--to", help="File to write; SITE-DATE.backup here if absent.")] = None,
     without_secrets: Annotated[
-        bool, typer.Option("--without-secrets", help="Leave keys and passwords out, and seal nothing.")
+        bool, typer.Option("--without-secrets", help="Omit keys and passwords; do not encrypt.")
     ] = False,
-    plain: Annotated[
-        bool, typer.Option("--plain", help="Seal only the secrets: the rest stays readable without the passphrase.")
-    ] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Encrypt only the secrets.")] = False,
     passphrase_file: PassphraseOption = None,
 ) -> None:
-    """Save inventory, rendering, secrets and data of services in one sealed file; prints its name."""
+    """Save inventory, rendering, secrets and data of services in one encrypted file; prints its name."""
     from corral.verbs.archives.backup import backup as save
     from corral.verbs.archives.contents import Sealing
     from corral.verbs.archives.passphrase import find_passphrase
@@ -50,18 +48,16 @@ def backup(
 @shared("inventory", "out", "host")
 def restore(
     site: SiteOptions,
-    file: Annotated[Path, typer.Argument(help="What backup made.")],
+    file: Annotated[Path, typer.Argument(help="Archive that backup made.")],
     passphrase_file: PassphraseOption = None,
-    replace: Annotated[bool, typer.Option("--replace", help="The place is not empty: replace what is there.")] = False,
-    yes: Annotated[
-        bool, typer.Option("--yes", help="Yes, lose what is there, and use other places and images.")
-    ] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Overwrite an existing installation.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Confirm data loss and changed hosts or images.")] = False,
     only_list: Annotated[
-        bool, typer.Option("--list", help="Check every byte, show what is in it, change nothing.")
+        bool, typer.Option("--list", help="Verify the archive and list its content; change nothing.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Bring back what a backup holds on an empty machine; afterwards `up` starts it."""
+    """Restore a backup on an empty machine; `up` then starts it."""
     from corral.verbs.archives import restore as ops
     from corral.verbs.archives.contents import read_backup
     from corral.verbs.archives.passphrase import find_passphrase
@@ -84,17 +80,17 @@ def restore(
 @shared("inventory", "out", "host")
 def bundle(
     site: SiteOptions,
-    load: Annotated[str, typer.Argument(metavar="[load]", help="load PATH: the other side.")] = "",
+    load: Annotated[str, typer.Argument(metavar="[load]", help="load PATH: load a bundle.")] = "",
     path: Annotated[Path | None, typer.Argument(help="The bundle to load.")] = None,
-    to: Annotated[Path | None, typer.Option("--to", help="A folder, or FILE.tar, to make.")] = None,
-    without_kit: Annotated[bool, typer.Option("--without-kit", help="Leave the kit and its wheels out.")] = False,
+    to: Annotated[Path | None, typer.Option("--to", help="Folder, or FILE.tar, to write.")] = None,
+    without_kit: Annotated[bool, typer.Option("--without-kit", help="Omit the kit and its wheels.")] = False,
     sign: Annotated[Path | None, typer.Option("--sign", metavar="KEYFILE", help="Sign it with this ssh key.")] = None,
     signer: Annotated[
-        Path | None, typer.Option("--signer", help="With load: file of allowed signers, as ssh-keygen reads it.")
+        Path | None, typer.Option("--signer", help="With load: file of allowed signers (format of ssh-keygen).")
     ] = None,
     unsigned: Annotated[bool, typer.Option("--unsigned", help="With load: accept an unsigned bundle.")] = False,
 ) -> None:
-    """Collect images, model files, rendering and the kit for hosts without internet; `bundle load PATH` over there."""
+    """Collect images, model files, rendering and the kit for air-gapped hosts; `bundle load PATH` loads them."""
     from corral.verbs.archives import bundle as making
     from corral.verbs.archives import load as unbundle
 

@@ -1,4 +1,4 @@
-"""What shows a running farm."""
+"""Verbs that show a running farm."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ app = typer.Typer()
 @shared("inventory", "out", "host")
 def status(
     site: SiteOptions,
-    seconds: Annotated[float, typer.Argument(min=0.5, help="With --watch: seconds between two looks.")] = 2,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Look again and again until Ctrl-C.")] = False,
+    seconds: Annotated[float, typer.Argument(min=0.5, help="With --watch: seconds between updates.")] = 2,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Update until Ctrl-C.")] = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Show what runs, how well and how busy; exit code 1 when something of the plan is not well."""
+    """Show services, their health and load; exit code 1 if a service of the plan is not healthy."""
     from corral.runtime.hosts import compose_hosts
     from corral.verbs.status import status as ops
 
@@ -44,10 +44,10 @@ def status(
 def figures(
     site: SiteOptions,
     scheduled: Annotated[
-        bool, typer.Option("--scheduled", help="A timer calls: say nothing, and warn when it does not come again.")
+        bool, typer.Option("--scheduled", help="For timers: print nothing, and enable the alert for missed runs.")
     ] = False,
 ) -> None:
-    """Write what no exporter tells (drift, containers, weights, backups) where node-exporter reads it."""
+    """Write metrics that no exporter has (drift, containers, weights, backups) for node-exporter."""
     from corral.verbs.status.figures import figures_hosts, write_figures
 
     found = site.plan()
@@ -59,12 +59,12 @@ def figures(
 @shared("inventory", "out")
 def watch(
     site: SiteOptions,
-    seconds: Annotated[float, typer.Argument(min=0.5, help="Seconds between two looks.")] = 5,
-    count: Annotated[int, typer.Option("--count", "-n", min=0, help="Looks; 0 goes on until Ctrl-C.")] = 0,
-    csv_file: Annotated[Path | None, typer.Option("--csv", help="Append every figure to this file.")] = None,
+    seconds: Annotated[float, typer.Argument(min=0.5, help="Seconds between updates.")] = 5,
+    count: Annotated[int, typer.Option("--count", "-n", min=0, help="Number of updates; 0: until Ctrl-C.")] = 0,
+    csv_file: Annotated[Path | None, typer.Option("--csv", help="Append every value to this file.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what the farm does, from its Prometheus: pools, queues, tokens a second, cards and their temperature."""
+    """Show live metrics from Prometheus: pools, queues, tokens per second, cards and their temperature."""
     from corral.verbs.status import watch as ops
 
     ask = ops.asking(site.plan(), site.out)
@@ -79,11 +79,13 @@ def watch(
 def logs(
     site: SiteOptions,
     names: Annotated[list[str] | None, typer.Argument(help="Service, container, pool, host, GPU; all if none.")] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C.")] = False,
-    since: Annotated[str, typer.Option("--since", help="Not older than this: 10m, 2h, or a date.")] = "",
-    tail: Annotated[str, typer.Option("--tail", "-n", help="Last lines of each service; 100, or all since.")] = "",
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow until Ctrl-C.")] = False,
+    since: Annotated[str, typer.Option("--since", help="Oldest lines: 10m, 2h, or a date.")] = "",
+    tail: Annotated[
+        str, typer.Option("--tail", "-n", help="Last lines of each service; 100, or all with --since.")
+    ] = "",
 ) -> None:
-    """Show what services print, in the order of time, with the service's name in front."""
+    """Show logs of services, sorted by time, with the service's name in front."""
     from corral.runtime.hosts import compose_hosts
     from corral.verbs.names import services_named
     from corral.verbs.status.logs import TAIL, Wanted, show_logs
@@ -105,7 +107,7 @@ def doctor(
     ask: Annotated[bool, typer.Option("--ask", help="Also ask every pool a short question.")] = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Find what fails between client and card, and what helps; exit code 1 on errors."""
+    """Find faults between client and GPU, with remedies; exit code 1 on errors."""
     from corral.runtime.hosts import compose_hosts
     from corral.verbs.doctor.report import as_data, diagnose, show
 

@@ -1,12 +1,12 @@
 #!/bin/sh
-# LocalAI's start: puts the model file and the weights in place, hands over the key, and asks for a first picture as soon
-# as the server is ready. Without a backend in the image it installs one into its volume, once (several GB).
+# Starts LocalAI: links model file and weights, passes the key, and requests a first image as soon as the server is ready.
+# Without a backend in the image it installs one into its volume, once (several GB).
 set -eu
 PATH=$PATH:/ # where LocalAI's image has its program
 models=${LOCALAI_MODELS_PATH:-/models}
 cp "/etc/corral/$CORRAL_MODEL_FILE" "$models/$CORRAL_MODEL_FILE"
 
-# The folder with the weights as a cache of the Hugging Face Hub: read as usual, but nothing is asked of the network.
+# The folder with the weights in the layout of a Hugging Face Hub cache, for use without network.
 if [ -n "${CORRAL_REPOSITORY:-}" ]; then
     if [ ! -d "$CORRAL_WEIGHTS" ]; then
         echo "corral: $CORRAL_WEIGHTS is not there; fetch it with: ./generate.py models pull" >&2
@@ -29,8 +29,8 @@ fi
 LOCALAI_API_KEY=$(cat "$CORRAL_API_KEY_FILE")
 export LOCALAI_API_KEY
 
-# Weights are loaded by the first picture, for which nobody should have to wait (004-50). `$$` is the server,
-# from `exec` on: when it ends, so does the waiting. The key goes by a file descriptor, out of the list of processes.
+# The first image loads the weights, so it is generated before client requests. `$$` is the server,
+# from `exec` on: when it ends, the loop ends too. A file descriptor passes the key, so no process list shows it.
 first_picture() {
     url=http://localhost:${LOCALAI_ADDRESS##*:}
     until curl -fsS -o /dev/null "$url/readyz" 2>/dev/null; do

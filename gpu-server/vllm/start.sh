@@ -1,6 +1,6 @@
 #!/bin/sh
-# vLLM's start: it reads its key from its environment only. The key's file is a secret; a container's declared environment
-# would show the key in `docker inspect`, and a command line to everybody on the host.
+# Starts vLLM, which reads its key from the environment only. The key's file is a secret; a container's declared environment
+# would show the key in `docker inspect`, and a command line would show it to all users of the host.
 set -eu
 if [ ! -r "$CORRAL_API_KEY_FILE" ]; then
     echo "corral: the secret ${CORRAL_API_KEY_FILE##*/} is missing; run: ./generate.py secrets init" >&2

@@ -162,11 +162,11 @@ def test_the_linter_finds_what_is_wrong() -> None:
     assert found == [
         "can be edited in Grafana, where the next start would undo it",
         "gives a number to two panels",
-        "Alerts that fire: says too little about itself",
-        "Alerts that fire: uses ['x'], which nobody can choose",
-        "Alerts that fire: rate over 1m",
-        "Alerts that fire: colour alone says that a threshold is passed",
-        "Alerts that fire: looks at the counter litellm_requests_metric_total without rate",
+        "Firing alerts: says too little about itself",
+        "Firing alerts: uses ['x'], which nobody can choose",
+        "Firing alerts: rate over 1m",
+        "Firing alerts: colour alone says that a threshold is passed",
+        "Firing alerts: looks at the counter litellm_requests_metric_total without rate",
     ]
 
 
