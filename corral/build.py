@@ -12,7 +12,7 @@ from corral.config.image_lock import ImageLock
 from corral.config.inventory import Inventory
 from corral.config.load import Loaded
 from corral.contributions import Contributions, File, Secret, Service
-from corral.errors import Problem, SiteError, in_order
+from corral.errors import Finding, SiteError, in_order
 from corral.plan.site import Site, resolve
 
 
@@ -22,7 +22,7 @@ class Plan:
 
     site: Site
     contributions: Contributions
-    warnings: tuple[Problem, ...] = ()
+    warnings: tuple[Finding, ...] = ()
     source_file: str = ""
     image_lock: ImageLock = field(default_factory=ImageLock)
 

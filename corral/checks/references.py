@@ -1,7 +1,7 @@
 """What must hold in an inventory before it can be resolved: every name leads somewhere, every value suits its place.
 
-`references.yaml` says what each rule demands; docs/reference/rules.md is made from it, tests/rules has a pair of
-inventories for each.
+`references.yaml` says what each rule demands, what is told when it is broken, and the remedy; docs/reference/rules.md
+is made from it, tests/rules has a pair of inventories for each.
 """
 
 from __future__ import annotations
@@ -9,21 +9,23 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from corral.checks.registry import findings
 from corral.config.client_names import kind_of, kinds_of, routed_names
 from corral.config.file_names import is_file_name
-from corral.config.inventory import Inventory, Kind, Model, Node, Placement, ServerSettings, Tier, file_of
+from corral.config.inventory import Inventory, Kind, Model, Placement, ServerSettings, Tier, file_of
 from corral.config.source import plain_yaml
 from corral.errors import Finding, KeyPath, did_you_mean, dotted
 from corral.plan.cards import CATALOGUE, card_facts
 from corral.plan.routing import SECTIONS, pool_context, tier_settings
 from corral.plan.settings import engine_place, merged_engine
 
+_TEXTS: dict[str, dict[str, str]] = plain_yaml(Path(__file__).with_suffix(".yaml").read_bytes())
 # What each rule demands.
-RULES: dict[str, str] = plain_yaml(Path(__file__).with_suffix(".yaml").read_bytes())
+RULES = {rule: texts["demand"] for rule, texts in _TEXTS.items()}
 # What LiteLLM sells.
 PAID: dict[str, Any] = plain_yaml(Path(__file__).with_name("litellm_paid.yaml").read_bytes())
 # With this begin the names of keys that the kit makes for itself.
@@ -36,8 +38,8 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 _LOOPBACK = re.compile(r"http://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?/")
 
 Findings = Iterator[Finding]
-# Of several reasons the first that holds is told: whether it does, the message and the remedy.
-Reasons = Iterable[tuple[object, str, str]]
+# Whether a rule is broken, the rule with its text (`rule/text`), and the key below the path that is meant, if any.
+Row = tuple[object, str, str]
 
 
 def check_references(inventory: Inventory) -> list[Finding]:
@@ -46,11 +48,22 @@ def check_references(inventory: Inventory) -> list[Finding]:
     return [*own, *findings("inventory", inventory)]
 
 
-def _first(rule: str, path: KeyPath, reasons: Reasons) -> Findings:
-    """The first of the reasons that holds."""
-    found = next(((message, remedy) for holds, message, remedy in reasons if holds), None)
-    if found:
-        yield Finding(found[0], path, found[1], rule)
+def _finding(text: str, path: KeyPath, **values: object) -> Finding:
+    """A finding with a text of `references.yaml` (`rule/text`), filled with values."""
+    rule, _, key = text.partition("/")
+    message, _, remedy = _TEXTS[rule][key].partition(" → ")
+    return Finding(message.format_map(values), path, remedy.format_map(values), rule)
+
+
+def _broken(path: KeyPath, *rows: Row, **values: object) -> Findings:
+    for is_broken, text, key in rows:
+        if is_broken:
+            yield _finding(text, (*path, key) if key else path, **values)
+
+
+def _first(path: KeyPath, *rows: Row, **values: object) -> Findings:
+    """Like _broken, for reasons of which one is enough."""
+    return islice(_broken(path, *rows, **values), 1)
 
 
 def _known(rule: str, what: str, name: str | None, path: KeyPath, known: Iterable[str]) -> Findings:
@@ -83,14 +96,12 @@ def _model_of(inventory: Inventory, pool: str) -> Model | None:
 
 def _pools_and_places(inventory: Inventory) -> Findings:
     for name, pool in inventory.pools.items():
-        yield from _known("model-exists", "model", pool.model, ("pools", name, "model"), inventory.models)
-        if pool.model is None and any(placement.host for placement in pool.on):
-            remedy = "replicas on a host serve one of `models`"
-            yield Finding('"model" is missing', ("pools", name), remedy, "model-exists")
-        kinds = kinds_of(inventory, name)
-        if len(kinds) > 1:
-            words = f"replicas of different kinds: {', '.join(sorted(kinds))}"
-            yield Finding(words, ("pools", name, "on"), "make a pool for each kind", "kinds-agree")
+        path: KeyPath = ("pools", name)
+        kinds = sorted(kinds_of(inventory, name))
+        yield from _known("model-exists", "model", pool.model, (*path, "model"), inventory.models)
+        has_replicas = any(place.host for place in pool.on)
+        yield from _broken(path, (pool.model is None and has_replicas, "model-exists/missing", ""))
+        yield from _broken(path, (len(kinds) > 1, "kinds-agree/differ", "on"), kinds=", ".join(kinds))
     for pool_name, place, path in _places(inventory):
         yield from _place(inventory, place, path)
         yield from _gpus(inventory, place, path)
@@ -98,62 +109,44 @@ def _pools_and_places(inventory: Inventory) -> Findings:
 
 
 def _place(inventory: Inventory, place: Placement, path: KeyPath) -> Findings:
-    if place.auto:
-        yield from _auto_place(inventory, place, path)
-    elif place.host is None and place.node is None:
-        yield Finding("this place names neither a host nor a node", path, "add host: or node:", "place-exists")
-    if place.host is not None and place.node is not None:
-        yield Finding("this place names both a host and a node", path, "make two places of it", "place-exists")
+    has_host, has_node = place.host is not None, place.node is not None
+    candidates = [host for name, host in inventory.hosts.items() if place.host in (None, name)]
+    has_card = any(host.gpus and host.runtime == "compose" for host in candidates)
+    yield from _broken(
+        path,
+        (place.auto and (place.gpus is not None or has_node), "place-exists/auto-and-card", ""),
+        (place.auto and not has_card, "place-exists/no-card", ""),
+        (not (place.auto or has_host or has_node), "place-exists/nowhere", ""),
+        (has_host and has_node, "place-exists/both", ""),
+        (has_node and not has_host and (place.gpus or place.replicas), "place-exists/node-gpus", ""),
+    )
     yield from _known("place-exists", "host", place.host, (*path, "host"), inventory.hosts)
     yield from _known("place-exists", "node", place.node, (*path, "node"), inventory.nodes)
-    if place.node is not None and place.host is None and (place.gpus or place.replicas):
-        remedy = "its `slots` says how many requests it takes"
-        yield Finding("a node has no gpus and replicas of ours", path, remedy, "place-exists")
-
-
-def _auto_place(inventory: Inventory, place: Placement, path: KeyPath) -> Findings:
-    if place.gpus is not None or place.node is not None:
-        words = "auto chooses the card; this place names one already"
-        yield Finding(words, path, "remove auto, or gpus and node", "place-exists")
-    hosts = [host for name, host in inventory.hosts.items() if place.host in (None, name)]
-    if not any(host.gpus and host.runtime == "compose" for host in hosts):
-        remedy = "add hosts.….gpus, or write on: {host: …} for the CPU"
-        yield Finding("auto finds no card to choose from", path, remedy, "place-exists")
 
 
 def _gpus(inventory: Inventory, place: Placement, path: KeyPath) -> Findings:
-    host, each = inventory.hosts.get(place.host or ""), place.gpus_per_replica
-    if place.gpus is None and each > 1:
-        remedy = "add gpus: with their numbers"
-        yield Finding("gpus_per_replica needs gpus", (*path, "gpus_per_replica"), remedy, "gpu-exists")
-    if host is None or place.gpus is None:
+    gpus, each, host = place.gpus, place.gpus_per_replica, inventory.hosts.get(place.host or "")
+    yield from _broken(path, (gpus is None and each > 1, "gpu-exists/no-gpus", "gpus_per_replica"))
+    if host is None or gpus is None:
         return
-    has = f"{place.host} has {len(host.gpus) or 'none'}; GPUs count from 1"
-    for number, times in Counter(place.gpus).items():
-        if number > len(host.gpus):
-            yield Finding(f"there is no GPU {number}", (*path, "gpus"), has, "gpu-exists")
-        if times > 1:
-            remedy = "for several replicas on one card write replicas: N"
-            yield Finding(f"GPU {number} is named {times} times", (*path, "gpus"), remedy, "gpu-exists")
-    if len(place.gpus) % each:
-        words = f"{len(place.gpus)} GPUs cannot be shared out in groups of {each}"
-        yield Finding(words, (*path, "gpus_per_replica"), "name a multiple of it", "gpu-exists")
+    for number, times in Counter(gpus).items():
+        rows: list[Row] = [
+            (number > len(host.gpus), "gpu-exists/unknown", "gpus"),
+            (times > 1, "gpu-exists/twice", "gpus"),
+        ]
+        yield from _broken(path, *rows, number=number, times=times, host=place.host, count=len(host.gpus) or "none")
+    yield from _broken(path, (len(gpus) % each, "gpu-exists/groups", "gpus_per_replica"), count=len(gpus), each=each)
 
 
 def _place_on_local_host(inventory: Inventory, pool: str, place: Placement, path: KeyPath) -> Findings:
     model, host = _model_of(inventory, pool), inventory.hosts.get(place.host or "")
-    if host is None or host.runtime != "local":
-        return
-    if model is not None and not model.served_by.is_local:
-        yield Finding(
-            f"{model.served_by.title} needs Docker",
+    if host is not None and host.runtime == "local":
+        yield from _broken(
             path,
-            "put the pool on a host with runtime: compose",
-            "local-runtime",
+            (model and not model.served_by.is_local, "local-runtime/docker", ""),
+            (place.gpus, "local-runtime/gpus", "gpus"),
+            server=model and model.served_by.title,
         )
-    if place.gpus:
-        remedy = "use runtime: compose for GPUs, or replicas: N"
-        yield Finding("a local host's servers run on the CPU", (*path, "gpus"), remedy, "local-runtime")
 
 
 def _shared_places(inventory: Inventory) -> Findings:
@@ -163,41 +156,33 @@ def _shared_places(inventory: Inventory) -> Findings:
         if place.shared is None:
             continue
         key = (place.host or "", place.shared)
-        wrong = list(_first("shared-place", (*path, "shared"), _why_not_shared(inventory, name, place)))
         other, where = first.get(key, (name, place))
-        yield from wrong
-        if not wrong and (name, *key) in seen:
-            yield Finding(f"{name} is on {place.shared} twice", (*path, "shared"), "remove one", "shared-place")
-        elif not wrong and set(where.gpus or ()) != set(place.gpus or ()):
-            words = f"{place.shared} is one server: {other} puts it on {_cards_of(where)}, {name} on {_cards_of(place)}"
-            yield Finding(words, (*path, "gpus"), "name the same cards, or make two servers of it", "shared-place")
-        elif not wrong:
+        wrong = next(_shared_place(inventory, name, place, path), None)
+        if wrong:
+            yield wrong
+        elif (name, *key) in seen:
+            yield _finding("shared-place/twice", (*path, "shared"), name=name, shared=place.shared)
+        elif set(where.gpus or ()) != set(place.gpus or ()):
+            cards = {"theirs": _cards_of(where), "ours": _cards_of(place)}
+            yield _finding("shared-place/cards", (*path, "gpus"), shared=place.shared, other=other, name=name, **cards)
+        else:
             first.setdefault(key, (name, place))
         seen.add((name, *key))
 
 
-def _why_not_shared(inventory: Inventory, pool: str, place: Placement) -> Reasons:
-    """What may be wrong with a place on a shared server by itself."""
+def _shared_place(inventory: Inventory, pool: str, place: Placement, path: KeyPath) -> Findings:
+    """What is wrong with a place on a shared server by itself."""
     host, model = inventory.hosts.get(place.host or ""), _model_of(inventory, pool)
-    server = model.served_by if model else None
-    if host is not None and place.shared not in host.shared:
-        near = did_you_mean(place.shared or "", host.shared)
-        no_server = (
-            f'{place.host} shares no server named "{place.shared}"',
-            f"{near}; hosts.{place.host}.shared has them",
-        )
-    else:
-        no_server = "", ""
-    return (
-        (place.auto, "a shared server is on cards that you name", "name gpus:, and leave auto: out"),
-        (place.host is None, "a shared server is on a host", "add host:, and remove node:"),
-        (no_server[0], *no_server),
-        (host is not None and host.runtime == "local", "servers of a local host serve one model each",
-         "use runtime: compose, or servers of their own"),
-        (place.replicas or len(place.gpus or ()) > place.gpus_per_replica, f"{place.shared} is one server",
-         "name the cards of one replica, and remove replicas:"),
-        (server and not server.is_shareable, f"a server of {server.title if server else ''} serves one model",
-         "remove shared: here"),
+    return _first(
+        (*path, "shared"),
+        (place.auto, "shared-place/auto", ""),
+        (place.host is None, "shared-place/no-host", ""),
+        (host and place.shared not in host.shared, "shared-place/unknown", ""),
+        (host and host.runtime == "local", "shared-place/local", ""),
+        (place.replicas or len(place.gpus or ()) > place.gpus_per_replica, "shared-place/several", ""),
+        (model and not model.served_by.is_shareable, "shared-place/alone", ""),
+        host=place.host, shared=place.shared, near=did_you_mean(place.shared or "", host.shared if host else ()),
+        server=model and model.served_by.title,
     )  # fmt: skip
 
 
@@ -220,13 +205,10 @@ def _hosts_of_roles(inventory: Inventory) -> Findings:
     for name in monitoring.local if monitoring else ():
         path = ("monitoring", "local", name)
         yield from _known("role-host-exists", "host", name, path, inventory.hosts)
-        if name == roles["monitoring"] and name in inventory.hosts:
-            words = f"the farm's own Prometheus runs on {name} already"
-            yield Finding(words, path, "remove it; its port is monitoring.port", "role-host-exists")
+        is_own = name == roles["monitoring"] and name in inventory.hosts
+        yield from _broken(path, (is_own, "role-host-exists/own", ""), name=name)
     traced = inventory.hosts.get(roles["tracing"] or "")
-    if traced is not None and traced.runtime == "local":
-        remedy = "name a host with runtime: compose, or a url"
-        yield Finding("Langfuse needs Docker", ("tracing", "host"), remedy, "local-runtime")
+    yield from _broken(("tracing",), (traced and traced.runtime == "local", "local-runtime/langfuse", "host"))
 
 
 def _cards(inventory: Inventory) -> Findings:
@@ -236,13 +218,12 @@ def _cards(inventory: Inventory) -> Findings:
         for card, index in first.items():
             if card_facts(card, inventory.cards.get(card)) is None:
                 near = did_you_mean(card, [*CATALOGUE, *inventory.cards])
-                remedy = f"{near} Otherwise add" if near.startswith("did") else "add"
-                words = f'the card "{card}" is not in the catalogue'
-                yield Finding(words, (*path, index, "card"), f"{remedy} cards.{card}.vram_gib", "card-known")
+                near = f"{near} Otherwise add" if near.startswith("did") else "add"
+                yield _finding("card-known/unknown", (*path, index, "card"), card=card, near=near)
         for what in ("uuid", "pci"):
             for index, other in _repeated(str(getattr(gpu, what) or "").lower() for gpu in host.gpus):
-                words = f"GPU {index + 1} has the {what} of GPU {other + 1}"
-                yield Finding(words, (*path, index, what), "see nvidia-smi -L", "card-distinct")
+                values = {"number": index + 1, "other": other + 1}
+                yield _finding("card-distinct/twice", (*path, index, what), what=what, **values)
 
 
 def _far_servers(inventory: Inventory) -> Findings:
@@ -250,8 +231,7 @@ def _far_servers(inventory: Inventory) -> Findings:
     far = sorted({place.host for _, place, _ in _places(inventory) if place.host} - {gateway.host})
     if far and gateway.balancing == "direct":
         others = far[0] + (f" and {len(far) - 1} other hosts" if len(far) > 1 else "")
-        words = f"LiteLLM on {gateway.host} cannot call the servers of {others}: they admit client certificates only"
-        yield Finding(words, ("gateway", "balancing"), "use slots: HAProxy calls them over TLS", "direct-far")
+        yield _finding("direct-far/far", ("gateway", "balancing"), host=gateway.host, others=others)
 
 
 def _quantized_caches(inventory: Inventory) -> Findings:
@@ -263,8 +243,7 @@ def _quantized_caches(inventory: Inventory) -> Findings:
             if engine.cache_type in QUANTIZED and engine.flash_attention == "off":
                 off = engine_place(inventory, name, card, "flash_attention")
                 said = dotted(engine_place(inventory, name, card, "cache_type"))
-                words = f"a {engine.cache_type} cache ({said}) needs flash attention"
-                yield Finding(words, off, "set it to auto or on, or cache_type to f16", "flash-attention")
+                yield _finding("flash-attention/needed", off, cache_type=engine.cache_type, said=said)
 
 
 # --- names -----------------------------------------------------------------------------------------------------------
@@ -274,27 +253,25 @@ def _names(inventory: Inventory) -> Findings:
     owner: dict[str, str] = {}
     for alias, name, path in routed_names(inventory):
         other = owner.get(alias)
-        taken = f'the alias "{alias}" is here twice' if other == name else f'the alias "{alias}" belongs to {other}'
-        reasons = (
-            (alias in inventory.pools, f'the alias "{alias}" is the name of a pool', "choose another"),
-            (other, taken, "remove one" if other == name else "an alias leads to one pool"),
+        yield from _first(
+            path,
+            (alias in inventory.pools, "alias-unique/pool", ""),
+            (other == name, "alias-unique/twice", ""),
+            (other, "alias-unique/taken", ""),
+            alias=alias,
+            other=other,
         )
-        yield from _first("alias-unique", path, reasons)
         owner.setdefault(alias, name)
     first: dict[Kind | None, str] = {}
     for name, pool in inventory.pools.items():
-        editors = first.setdefault(kind_of(inventory, name), name) if pool.editor_names else name
-        if editors != name:
-            words = f"the names of editors lead to {editors} already"
-            remedy = "give this pool the aliases that you want"
-            yield Finding(words, ("pools", name, "editor_names"), remedy, "alias-unique")
+        other = first.setdefault(kind_of(inventory, name), name) if pool.editor_names else name
+        yield from _broken(("pools", name), (other != name, "alias-unique/editors", "editor_names"), other=other)
 
 
 def _receivers(inventory: Inventory) -> Findings:
-    receivers = inventory.monitoring.receivers if inventory.monitoring else ()
-    for index, _ in _repeated(["nobody", *(receiver.name for receiver in receivers)]):
-        words, path = f"there is another receiver called {receivers[index - 1].name}", ("monitoring", "receivers")
-        yield Finding(words, (*path, index - 1, "name"), "give each a name of its own", "receiver-unique")
+    names = ["nobody", *(item.name for item in (inventory.monitoring.receivers if inventory.monitoring else ()))]
+    for index, _ in _repeated(names):
+        yield _finding("receiver-unique/twice", ("monitoring", "receivers", index - 1, "name"), name=names[index])
 
 
 def _consumers(inventory: Inventory) -> Findings:
@@ -303,45 +280,35 @@ def _consumers(inventory: Inventory) -> Findings:
     path: KeyPath = ("gateway", "unknown_model")
     yield from _known("pool-exists", "pool", inventory.gateway.unknown_model, path, pools)
     for name, consumer in inventory.consumers.items():
-        opened, path = consumer.pools or (), ("consumers", name, "pools")
+        opened, path = consumer.pools or (), ("consumers", name)
         for index, pool in enumerate(opened):
-            yield from _known("pool-exists", "pool", pool, (*path, index), names)
+            yield from _known("pool-exists", "pool", pool, (*path, "pools", index), names)
         for index, _ in _repeated(pool if pool in names else "" for pool in opened):
-            yield Finding(f'the pool "{opened[index]}" is here twice', (*path, index), "remove one", "pool-exists")
-        if name.lower().startswith(OWN_PREFIX):
-            words = f"names with {OWN_PREFIX}… are the kit's own"
-            yield Finding(words, ("consumers", name), "choose another name", "consumer-name")
+            yield _finding("pool-exists/twice", (*path, "pools", index), pool=opened[index])
+        yield from _broken(path, (name.lower().startswith(OWN_PREFIX), "consumer-name/own", ""), prefix=OWN_PREFIX)
     consumers = list(inventory.consumers)
     for index, other in _repeated(name.lower() for name in consumers):
-        words = f'"{consumers[other]}" and "{consumers[index]}" differ by case alone'
-        remedy = "rename one; their keys lie in files of these names"
-        yield Finding(words, ("consumers", consumers[index]), remedy, "consumer-name")
-    if consumers and not inventory.gateway.database:
-        words, remedy = (
-            "consumers need a database, and there is none",
-            "set it to true; without it there is only the master key",
-        )
-        yield Finding(words, ("gateway", "database"), remedy, "consumer-database")
+        name = consumers[index]
+        yield _finding("consumer-name/case", ("consumers", name), name=name, other=consumers[other])
+    has_no_database = consumers and not inventory.gateway.database
+    yield from _broken(("gateway",), (has_no_database, "consumer-database/missing", "database"))
 
 
 def _paid_settings(inventory: Inventory) -> Findings:
     for name, consumer in inventory.consumers.items():
         for key in PAID["metadata"].keys() & consumer.metadata:
-            words = f"LiteLLM takes `{key}` of a key for a setting that needs its paid licence"
-            yield Finding(words, ("consumers", name, "metadata", key), PAID["metadata"][key], "paid-setting")
+            path: KeyPath = ("consumers", name, "metadata", key)
+            yield _finding("paid-setting/metadata", path, key=key, instead=PAID["metadata"][key])
     path, extra = ("gateway", "extra"), inventory.gateway.extra
     for section, settings in PAID["settings"].items():
         given = extra.get(section)
         for key in settings.keys() & given if isinstance(given, dict) else ():
-            words = f"`{key}` needs LiteLLM's paid licence"
-            yield Finding(words, (*path, section, key), settings[key], "paid-setting")
+            yield _finding("paid-setting/setting", (*path, section, key), key=key, instead=settings[key])
     own = extra.get("litellm_settings")
     callbacks = own.get("callbacks") if isinstance(own, dict) else None
     for index, callback in enumerate(callbacks if isinstance(callbacks, list) else []):
         if callback in PAID["callbacks"]:
-            words = f"the callback `{callback}` needs LiteLLM's paid licence"
-            remedy = "leave it out; a callback of your own may do the same"
-            yield Finding(words, (*path, "litellm_settings", "callbacks", index), remedy, "paid-setting")
+            yield _finding("paid-setting/callback", (*path, "litellm_settings", "callbacks", index), key=callback)
 
 
 # --- nodes -----------------------------------------------------------------------------------------------------------
@@ -349,56 +316,39 @@ def _paid_settings(inventory: Inventory) -> Findings:
 
 def _nodes(inventory: Inventory) -> Findings:
     for name, node in inventory.nodes.items():
-        path: KeyPath = ("nodes", name)
-        yield from _node_address(node, path)
-        if node.engine in ("ollama", "inferrlm") and node.kind not in ("chat", "embedding"):
-            words = f"{node.engine} has no {node.kind} requests"
-            yield Finding(words, (*path, "kind"), "use another engine for it", "node-kind")
-        if node.thinking is not None and node.kind != "chat":
-            yield Finding(f"{node.kind} models do not think", (*path, "thinking"), "remove it", "thinking-kind")
+        path, is_cloud, price = ("nodes", name), node.engine == "cloud", node.price
+        has_price = price and (price.input_usd_per_million or price.output_usd_per_million)
+        is_small = node.engine in ("ollama", "inferrlm")
+        yield from _broken(
+            path,
+            (is_cloud and node.url is not None, "node-address/cloud-url", "url"),
+            (is_cloud and "/" not in node.model, "node-address/no-provider", "model"),
+            (not is_cloud and node.url is None, "node-address/no-url", ""),
+            (is_small and node.kind not in ("chat", "embedding"), "node-kind/kind", "kind"),
+            (node.thinking is not None and node.kind != "chat", "thinking-kind/kind", "thinking"),
+            (node.budget and not has_price, "budget-price/missing", "budget"),
+            engine=node.engine,
+            kind=node.kind,
+        )
         if node.key_header is not None:
-            is_direct = inventory.gateway.balancing == "direct"
-            yield from _first("key-header", (*path, "key_header"), _why_no_header(node, is_direct=is_direct))
-        price = node.price
-        if node.budget and not (price and (price.input_usd_per_million or price.output_usd_per_million)):
-            remedy = "add price: {input_usd_per_million: …, output_usd_per_million: …}"
-            words = "without a price nothing of the budget is ever spent"
-            yield Finding(words, (*path, "budget"), remedy, "budget-price")
-
-
-def _node_address(node: Node, path: KeyPath) -> Findings:
-    is_cloud = node.engine == "cloud"
-    if is_cloud and node.url is not None:
-        remedy = "LiteLLM knows the provider's; a server of your own is engine: openai"
-        yield Finding("a cloud model has no url", (*path, "url"), remedy, "node-address")
-    if is_cloud and "/" not in node.model:
-        words = "a cloud model's name starts with its provider"
-        yield Finding(words, (*path, "model"), "for instance openai/gpt-4o-mini", "node-address")
-    if not is_cloud and node.url is None:
-        remedy = "the node's base address, such as http://192.0.2.7:8080"
-        yield Finding('"url" is missing', path, remedy, "node-address")
-
-
-def _why_no_header(node: Node, *, is_direct: bool) -> Reasons:
-    return (
-        (node.engine == "cloud", "a cloud model's key goes where its provider wants it", "remove it"),
-        (node.api_key is None, "there is no key for this header", "name the key's secret in api_key"),
-        (is_direct, "balancing: direct has no HAProxy, which would put the key there",
-         "use balancing: slots, or a node that takes Authorization: Bearer"),
-    )  # fmt: skip
+            yield from _first(
+                (*path, "key_header"),
+                (is_cloud, "key-header/cloud", ""),
+                (node.api_key is None, "key-header/no-key", ""),
+                (inventory.gateway.balancing == "direct", "key-header/direct", ""),
+            )
 
 
 def _nodes_of_pools(inventory: Inventory) -> Findings:
     places = list(_places(inventory))
     for index, other in _repeated(place.node for _, place, _ in places):
         (name, _, path), first = places[index], places[other][0]
-        words = f"the node is in the pool {first} already" if first != name else "the node is named twice"
-        yield Finding(words, (*path, "node"), "its slots count once; give the pool an alias instead", "node-once")
+        text = "node-once/taken" if first != name else "node-once/twice"
+        yield _finding(text, (*path, "node"), other=first)
     for name, pool in inventory.pools.items():
         model = _model_of(inventory, name)
         if pool.thinking is not None and model is not None and model.kind != "chat":
-            words = f"{model.kind} models do not think"
-            yield Finding(words, ("pools", name, "thinking"), "remove it", "thinking-kind")
+            yield _finding("thinking-kind/kind", ("pools", name, "thinking"), kind=model.kind)
 
 
 # --- routing ---------------------------------------------------------------------------------------------------------
@@ -411,16 +361,15 @@ def _tiers(inventory: Inventory) -> Findings:
         yield from _pools_of_tier(inventory, tier, path)
         settings = tier_settings(tier)
         takes = [name for name in settings if settings[name] not in (None, ()) and name != "words_beyond"]
-        if tier.name in [other.name for other in tiers[:index]]:
-            yield Finding(f"there are two tiers named {tier.name}", (*path, "name"), "rename one", "tier-known")
-        elif index == 0 and takes:
-            words = "the first tier takes what no other does; it has no words and lengths"
-            is_said = getattr(tier, takes[0]) is not None
-            remedy = f"remove {takes[0]}" if is_said else "put the easiest tier first"
-            yield Finding(words, path, remedy, "tier-known")
-        elif index > 0 and not takes:
-            remedy = "add words:, characters_beyond: or messages_beyond:"
-            yield Finding("this tier does not say what it takes", path, remedy, "tier-known")
+        is_said = any(getattr(tier, name) is not None for name in takes[:1])
+        yield from _first(
+            path,
+            (tier.name in [other.name for other in tiers[:index]], "tier-known/twice", "name"),
+            (index == 0 and takes, "tier-known/first", ""),
+            (index > 0 and not takes, "tier-known/empty", ""),
+            name=tier.name,
+            remedy=f"remove {takes[0]}" if is_said else "put the easiest tier first",
+        )
 
 
 def _pools_of_tier(inventory: Inventory, tier: Tier, path: KeyPath) -> Findings:
@@ -428,10 +377,10 @@ def _pools_of_tier(inventory: Inventory, tier: Tier, path: KeyPath) -> Findings:
     pools = (tier.pool, *tier.spill)
     for name, place in zip(pools, places, strict=True):
         yield from _known("tier-pool", "pool", name, place, inventory.pools)
-        if name in inventory.pools and set(kinds_of(inventory, name)) - {"chat"}:
-            yield Finding(f"the pool {name} has no chat", place, "difficulty is judged of chats only", "tier-pool")
+        has_other = name in inventory.pools and set(kinds_of(inventory, name)) - {"chat"}
+        yield from _broken(place, (has_other, "tier-pool/kind", ""), pool=name)
     for index, _ in _repeated(pools):
-        yield Finding(f"the pool {pools[index]} is in this tier already", places[index], "remove it here", "tier-pool")
+        yield _finding("tier-pool/twice", places[index], pool=pools[index])
 
 
 def _fallbacks(inventory: Inventory) -> Findings:
@@ -444,31 +393,28 @@ def _fallbacks(inventory: Inventory) -> Findings:
                 if other in inventory.pools:
                     yield from _fallback(inventory, name, other, (*path, index))
             for index, _ in _repeated(other if other in inventory.pools else "" for other in others):
-                yield Finding(f"{others[index]} is named twice", (*path, index), "remove one", "fallback-pool")
-        if pool.background and set(kinds_of(inventory, name)) - {"chat"}:
-            remedy = "make them aliases; such requests are short"
-            path = ("pools", name, "background")
-            yield Finding("only chats can wait for others", path, remedy, "background-chat")
+                yield _finding("fallback-pool/twice", (*path, index), other=others[index])
+        is_other = pool.background and set(kinds_of(inventory, name)) - {"chat"}
+        yield from _broken(("pools", name), (is_other, "background-chat/kind", "background"))
 
 
 def _fallback(inventory: Inventory, name: str, other: str, path: KeyPath) -> Findings:
     """What is wrong with one pool that is asked instead of another."""
+    names = {"name": name, "other": other}
     mine, theirs = (sorted(kinds_of(inventory, pool)) for pool in (name, other))
     if mine and theirs and mine != theirs:
-        words = f"{other} is a pool for {', '.join(theirs)}, {name} for {', '.join(mine)}"
-        yield Finding(words, path, "name a pool of the same kind", "fallback-pool")
+        yield _finding("fallback-pool/kind", path, mine=", ".join(mine), theirs=", ".join(theirs), **names)
     if path[2] == "context_fallback":
         contexts = {pool: pool_context(inventory, pool) for pool in (name, other)}
         unknown = [pool for pool, context in contexts.items() if context is None]
-        words = f"{other} takes {contexts[other]} tokens, no more than the {contexts[name]} of {name}"
-        reasons = (
-            (unknown, f"the context of {''.join(unknown[:1])} is not known", "give its nodes a context:"),
-            ((contexts[other] or 0) <= (contexts[name] or 0), words, "name a pool with a longer context"),
-        )
-        yield from _first("fallback-context", path, reasons)
+        yield from _first(
+            path,
+            (unknown, "fallback-context/unknown", ""),
+            ((contexts[other] or 0) <= (contexts[name] or 0), "fallback-context/shorter", ""),
+            pool="".join(unknown[:1]), mine=contexts[name], theirs=contexts[other], **names,
+        )  # fmt: skip
     elif name in _asked_in_turn(inventory, other):
-        words = f"{name} falls back to itself" if other == name else f"{other} falls back to {name} in turn"
-        yield Finding(words, path, "remove one of the two", "fallback-cycle")
+        yield _finding("fallback-cycle/itself" if other == name else "fallback-cycle/turn", path, **names)
 
 
 def _asked_in_turn(inventory: Inventory, pool: str) -> list[str]:
@@ -487,20 +433,25 @@ def _models(inventory: Inventory) -> Findings:
     first: dict[str, tuple[str, str]] = {}
     for name, model in inventory.models.items():
         path: KeyPath = ("models", name)
-        yield from _sources_of_model(model, path)
+        is_chat, is_files = model.kind == "chat", model.served_by.reads_files
+        has_other_count = not is_files or len(model.sources) > len(_sources(model))
+        yield from _broken(
+            path,
+            (model.sha256 and has_other_count, "model-source/checksum", "sha256"),
+            (model.revision and not model.source.startswith("hf:"), "model-source/revision", "source"),
+            (model.projector is not None and not is_chat, "projector-kind/kind", "projector"),
+            (model.adapters and not is_chat, "adapter/kind", "adapters"),
+            kind=model.kind,
+        )
+        for key, source in _sources(model):
+            yield from _source(model, source, (*path, key))
+            other, origin = first.setdefault(file_of(source), (name, source)) if is_files else (name, source)
+            is_taken = origin != source
+            yield from _broken(path, (is_taken, "model-file/taken", key), file=file_of(source), other=other)
         yield from _repository(model, path)
-        yield from _adapters(model, path)
-        if model.projector is not None and model.kind != "chat":
-            words = f"{model.kind} models do not read images"
-            yield Finding(words, (*path, "projector"), "remove it, or say kind: chat", "projector-kind")
+        yield from _adapters(model, (*path, "adapters"))
         if model.draft is not None:
             yield from _draft(inventory, name, model, model.draft.model)
-        for key, source in _sources(model) if model.served_by.reads_files else ():
-            other, origin = first.setdefault(file_of(source), (name, source))
-            if origin != source:
-                words = f'the file name "{file_of(source)}" is that of {other} as well'
-                remedy = "rename one file and give its new name as source"
-                yield Finding(words, (*path, key), remedy, "model-file")
 
 
 def _sources(model: Model) -> list[tuple[str, str]]:
@@ -509,51 +460,25 @@ def _sources(model: Model) -> list[tuple[str, str]]:
     return [*own, *(("adapters", adapter.source) for adapter in model.adapters)]
 
 
-def _sources_of_model(model: Model, path: KeyPath) -> Findings:
-    is_repository = not model.served_by.reads_files
-    for key, source in _sources(model):
-        reasons = _source_reasons(source, is_repository=is_repository)
-        reasons += () if is_repository else _file_reasons(source, model.sha256_of(source))
-        yield from _first("model-source", (*path, key), reasons)
-    if model.sha256 and (not model.served_by.reads_files or len(model.sources) > len(_sources(model))):
-        words = "a checksum is that of one file, and this model has another number of them"
-        yield Finding(words, (*path, "sha256"), "remove it; models pull pins every file", "model-source")
-    yield from _revision("model-source", model.revision, model.source, (*path, "source"))
-
-
-def _revision(rule: str, revision: str | None, source: str, path: KeyPath) -> Findings:
-    if revision and not source.startswith("hf:"):
-        remedy = "remove revision, or write hf:owner/repo/file.gguf"
-        yield Finding("only an hf: source has revisions", path, remedy, rule)
-
-
-def _source_reasons(source: str, *, is_repository: bool) -> tuple[tuple[object, str, str], ...]:
-    """What may be wrong with a source."""
-    scheme, colon, rest = source.rpartition(":") if ":" not in source else source.partition(":")
-    parts = rest.split("/")
-    least, form = (2, "hf:owner/repo") if is_repository else (3, "hf:owner/repo/file.gguf")
-    return (
-        (not colon and "/" in source, "a file name has no folder",
-         "put the file into the host's models folder, or set models_dir"),
-        (scheme not in ("", "hf", "https", "http", "file"), f'"{scheme}:" is not known', SOURCES),
-        ({"..", "."} & set(parts), "a source has no `..` and `.`", SOURCES),
-        (any(part.startswith("-") for part in parts), "a name in a source does not start with `-`", "rename it"),
-        (scheme == "file" and (parts[0] or not parts[-1]), "a file on this machine is named from / on",
-         "write file:/folder/file.gguf"),
-        (scheme == "hf" and (len(parts) < least or not all(parts)), "the file is missing", f"write {form}"),
-        (scheme in ("http", "https") and not file_of(source), "the file is missing", f"write {scheme}://host/…/file.gguf"),
-    )  # fmt: skip
-
-
-def _file_reasons(source: str, sha256: str) -> tuple[tuple[object, str, str], ...]:
-    """What may be wrong with the source of a file that llama-server reads."""
-    file = file_of(source)
-    return (
-        (not is_file_name(file), "this is no name of a file", SOURCES),
-        (file.lower().endswith(PICKLED), "llama-server reads GGUF files, and this kind of file may hold a program",
-         "convert it to .gguf, or take it from a repository that has one"),
-        (source.startswith("http://") and not _LOOPBACK.match(source) and not sha256,
-         "nothing protects a file on its way over http", "write https://, or add sha256: with the file's checksum"),
+def _source(model: Model, source: str, path: KeyPath) -> Findings:
+    """What is wrong with one source of a model."""
+    scheme, colon, rest = source.partition(":") if ":" in source else ("", "", source)
+    parts, file = rest.split("/"), file_of(source)
+    is_file = model.served_by.reads_files
+    is_open = source.startswith("http://") and not _LOOPBACK.match(source)
+    yield from _first(
+        path,
+        (not colon and "/" in source, "model-source/folder", ""),
+        (scheme not in ("", "hf", "https", "http", "file"), "model-source/scheme", ""),
+        ({"..", "."} & set(parts), "model-source/dots", ""),
+        (any(part.startswith("-") for part in parts), "model-source/dash", ""),
+        (scheme == "file" and (parts[0] or not parts[-1]), "model-source/relative", ""),
+        (scheme == "hf" and (len(parts) < (3 if is_file else 2) or not all(parts)), "model-source/hub", ""),
+        (scheme in ("http", "https") and not file, "model-source/web", ""),
+        (is_file and not is_file_name(file), "model-source/name", ""),
+        (is_file and file.lower().endswith(PICKLED), "model-source/pickle", ""),
+        (is_file and is_open and not model.sha256_of(source), "model-source/http", ""),
+        scheme=scheme, sources=SOURCES, form="hf:owner/repo/file.gguf" if is_file else "hf:owner/repo",
     )  # fmt: skip
 
 
@@ -565,31 +490,43 @@ def _is_repository(source: str) -> bool:
 
 def _repository(model: Model, path: KeyPath) -> Findings:
     if model.kind == "image" and not _is_repository(model.source):
-        remedy = "write hf:owner/repo and its commit, or the name of a folder in the models folder"
-        yield Finding("LocalAI reads a repository, not a file", (*path, "source"), remedy, "repository-commit")
+        yield _finding("repository-commit/file", (*path, "source"))
         return
     places = {adapter.source: ("adapters", index, "source") for index, adapter in enumerate(model.adapters)}
     for source in model.repositories:
         if not COMMIT.fullmatch(model.revision_of(source)):
-            words = f"{source} has no commit; its owner could change what runs here"
             page = f"https://huggingface.co/{source.removeprefix('hf:')}"
-            remedy = f"add revision: with the commit (git ls-remote {page} HEAD), then: ./generate.py models pull"
-            yield Finding(words, (*path, *places.get(source, ("source",))), remedy, "repository-commit")
+            place = (*path, *places.get(source, ("source",)))
+            yield _finding("repository-commit/missing", place, source=source, page=page)
 
 
 def _adapters(model: Model, path: KeyPath) -> Findings:
-    path = (*path, "adapters")
-    if model.adapters and model.kind != "chat":
-        words = f"{model.kind} models take no adapters"
-        yield Finding(words, path, "remove them, or say kind: chat", "adapter")
-    for index, other in _repeated(adapter.source for adapter in model.adapters):
-        words = f"{model.adapters[other].name} is the same file"
-        yield Finding(words, (*path, index, "source"), "give each its own, or remove one", "adapter")
+    again = dict(_repeated(adapter.source for adapter in model.adapters))
     for index, adapter in enumerate(model.adapters):
-        if {",", ":"} & set(file_of(adapter.source)):
-            words = "llama-server takes a comma or colon in this file's name for its end"
-            yield Finding(words, (*path, index, "source"), "rename the file", "adapter")
-        yield from _revision("adapter", adapter.revision, adapter.source, (*path, index, "source"))
+        yield from _broken(
+            (*path, index),
+            (index in again, "adapter/twice", "source"),
+            ({",", ":"} & set(file_of(adapter.source)), "adapter/sign", "source"),
+            (adapter.revision and not adapter.source.startswith("hf:"), "adapter/revision", "source"),
+            other=model.adapters[again.get(index, 0)].name,
+        )
+
+
+def _draft(inventory: Inventory, name: str, model: Model, draft: str) -> Findings:
+    path, other = ("models", name, "draft"), inventory.models.get(draft)
+    if model.kind != "chat":
+        yield _finding("draft-model/kind", path, kind=model.kind)
+        return
+    yield from _known("draft-model", "model", draft, (*path, "model"), inventory.models)
+    yield from _first(
+        (*path, "model"),
+        (draft == name, "draft-model/itself", ""),
+        (other and other.kind != "chat", "draft-model/other", ""),
+        (other and not other.served_by.reads_files, "draft-model/no-file", ""),
+        name=name,
+        draft=draft,
+        other=other and other.kind,
+    )
 
 
 def _settings_of_servers(inventory: Inventory) -> Findings:
@@ -601,26 +538,7 @@ def _settings_of_servers(inventory: Inventory) -> Findings:
         for path, engine in said:
             told = {key for key, value in engine if value is not None}
             for key in sorted(told - server.settings):
-                remedy = "remove it, or use the other server"
-                yield Finding(f"{server.title} has no {key}", (*path, key), remedy, "vllm-setting")
-
-
-def _draft(inventory: Inventory, name: str, model: Model, draft: str) -> Findings:
-    path: KeyPath = ("models", name, "draft")
-    other = inventory.models.get(draft)
-    if model.kind != "chat":
-        words = f"{model.kind} models have nothing to draft"
-        yield Finding(words, path, "remove it, or say kind: chat", "draft-model")
-        return
-    yield from _known("draft-model", "model", draft, (*path, "model"), inventory.models)
-    reasons = (
-        (draft == name, f"{name} cannot draft for itself", "name a smaller model of its family"),
-        (other and other.kind != "chat", f"{draft} is of kind {other and other.kind}, and cannot draft",
-         "name a chat model"),
-        (other and not other.served_by.reads_files, f"{draft} is no GGUF file, and cannot draft",
-         "name a model from a GGUF file"),
-    )  # fmt: skip
-    yield from _first("draft-model", (*path, "model"), reasons)
+                yield _finding("vllm-setting/unknown", (*path, key), server=server.title, key=key)
 
 
 # --- secrets ---------------------------------------------------------------------------------------------------------
@@ -645,8 +563,7 @@ def _secrets(inventory: Inventory) -> Findings:
     for path, value, before in _values(data, ()):
         text = "" if isinstance(value, bool | float) or _SECRET_NAME.fullmatch(str(value)) else str(value)
         if text and (SECRET_VALUE.search(text) or _is_meant_secret(path, text, before)):
-            remedy = "put the value into .env; only its name belongs here"
-            yield Finding("this looks like a secret", path, remedy, "no-secret")
+            yield _finding("no-secret/value", path)
 
 
 def _is_meant_secret(path: KeyPath, text: str, before: str) -> bool:

@@ -9,7 +9,7 @@ from corral.build import Plan
 from corral.config.client_names import aliases_of
 from corral.contributions import Service
 from corral.plan.site import Replica, claimed_mib
-from corral.whatif import fingerprint as measured
+from corral.whatif import measured
 
 CARD_FIELDS = ("number", "card", "device", "pinned_by", "vram_mib")
 

@@ -21,7 +21,7 @@ from corral.plan.routing import tier_settings
 from corral.plan.site import Replica, bracketed, claimed_mib
 from corral.tables import new_table
 from corral.units import bar, gib
-from corral.whatif import fingerprint as measured
+from corral.whatif import measured
 
 # Columns of tables that go into a file or a pipe, which have no width of their own.
 WIDE = 120

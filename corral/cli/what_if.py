@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def show_changed(found: Plan, words: list[str], hosts: set[str] | None, *, as_json: bool) -> None:
     """Simulates the farm as it is and with these changes, and prints both."""
     from corral.whatif import cases as whatif
-    from corral.whatif.answers import measured_answers
+    from corral.whatif.measured import measured_answers
 
     if hosts:
         raise UsageError("--what-if is for whole pools; leave --host out")

@@ -13,7 +13,7 @@ from corral.config.inventory import SCHEMA_VERSION, Inventory
 from corral.config.messages import problems_of
 from corral.config.model_lock import LOCK_FILE, ModelLock, lock_of, read_lock
 from corral.config.source import Source, parse, read_source
-from corral.errors import CorralError, Problem, SiteError, shown
+from corral.errors import CorralError, Finding, SiteError, shown
 
 START = "start from inventory.yaml"
 # Files beside the inventory that belong to it.
@@ -75,10 +75,10 @@ def load_texts(inventory: bytes, files: Mapping[str, bytes], name: str) -> Loade
 def validate(source: Source) -> Loaded:
     """Like load_inventory, from YAML that has been read."""
     if source.data is None:
-        raise SiteError([Problem("the file is empty", remedy=START, file=source.file)])
+        raise SiteError([Finding("the file is empty", remedy=START, file=source.file)])
     if not isinstance(source.data, dict):
         words = f"an inventory is a mapping (key: value), not {shown(source.data)}"
-        raise SiteError([source.locate(Problem(words, remedy=START))])
+        raise SiteError([source.locate(Finding(words, remedy=START))])
     _check_version(source)
     try:
         return Loaded(Inventory.model_validate(source.data), source)
@@ -95,9 +95,9 @@ def _check_version(source: Source) -> None:
     if version > SCHEMA_VERSION:
         words = f"this inventory is written for a newer corral (version {version}); "
         words, hint = words + f"this one knows up to {SCHEMA_VERSION}", "update corral"
-    raise SiteError([source.locate(Problem(words, ("schema_version",), hint))])
+    raise SiteError([source.locate(Finding(words, ("schema_version",), hint))])
 
 
-def _once(problems: Iterable[Problem]) -> Iterable[Problem]:
+def _once(problems: Iterable[Finding]) -> Iterable[Finding]:
     """Problems without those that say the same of the same place: equal cards are one line of the file."""
     return {(problem.line, problem.column, problem.message): problem for problem in problems}.values()

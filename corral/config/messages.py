@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from corral.config.inventory import PATTERNS, Inventory
-from corral.errors import KeyPath, Problem, did_you_mean, shown
+from corral.errors import Finding, KeyPath, did_you_mean, shown
 
 _PATTERNS = {pattern.expression: pattern for pattern in PATTERNS.values()}
 _WANTED = {
@@ -61,21 +61,21 @@ def from_json(model: type[Checked], text: bytes) -> Checked:
         raise ValueError(f"it: {error}") from None
 
 
-def problems_of(error: ValidationError) -> list[Problem]:
+def problems_of(error: ValidationError) -> list[Finding]:
     """Every problem that a validation found, with its path and remedy."""
     return [_problem(details) for details in error.errors(include_url=False)]
 
 
-def _problem(details: ErrorDetails) -> Problem:
+def _problem(details: ErrorDetails) -> Finding:
     path: KeyPath = tuple(details["loc"])
     if path and path[-1] == "[key]":
         path = path[:-1]
     if details["type"] == "extra_forbidden":
-        return Problem(f"unknown key {shown(path[-1])}", path, _where_it_belongs(path))
+        return Finding(f"unknown key {shown(path[-1])}", path, _where_it_belongs(path))
     if details["type"] == "missing":
-        return Problem(f'"{path[-1]}" is missing', path[:-1], _purpose(path))
-    message, hint = _about_value(details, path)
-    return Problem(message, path, hint)
+        return Finding(f'"{path[-1]}" is missing', path[:-1], _purpose(path))
+    message, remedy = _about_value(details, path)
+    return Finding(message, path, remedy)
 
 
 def _about_value(details: ErrorDetails, path: KeyPath) -> tuple[str, str]:

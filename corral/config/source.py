@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import yaml
 
@@ -249,48 +249,19 @@ def _place(event: yaml.Event) -> tuple[int, int]:
 # --- the parser's errors in plain words ------------------------------------------------------------------------------
 
 
-class _Words(NamedTuple):
-    """What the parser says, as a pattern, and what we say instead."""
-
-    pattern: str
-    message: str
-    hint: str
-    # Whether the place where the construct begins tells more than the place where the parser gave up.
-    is_at_start: bool = False
-
-
-_IN_PLAIN_WORDS = (
-    _Words("quoted scalar.*end of stream", "this quote is never closed", "close it", is_at_start=True),
-    _Words("unknown escape", "this escape is not known in double quotes", "double the backslash or use single quotes"),
-    _Words("flow sequence", 'expected "," or "]" here', 'the "[" of line {line} is still open'),
-    _Words("flow mapping", 'expected "," or "}" here', 'the "{" of line {line} is still open'),
-    _Words("simple key", 'a ":" is missing after this', "write key: value", is_at_start=True),
-    _Words("block collection", "this is no item of the list above", 'items start with "- ", all in one column'),
-    _Words("block mapping", "expected a key here", "check the indentation and the line above"),
-    _Words("mapping values are not", 'a ":" is not allowed here', "check the indentation, or put the text in quotes"),
-    _Words("sequence entries are not", 'a "- " is not allowed here', "start the list on a line of its own"),
-    _Words("tag handle|directive|incompatible", "tags and directives are not allowed", "remove it"),
-    _Words("scanning an (alias|anchor)", "a name is missing after this sign", "put a text in quotes", is_at_start=True),
-    _Words("document start", "this stands after the end of the document", "remove the line with `...`"),
-    _Words("block scalar", "this cannot follow `|` or `>`", "start the text on the next line"),
-    _Words("node content", "expected a value here", "put the text in quotes, or remove the sign"),
-    _Words("cannot start any token", "a value cannot start with this sign", "put the text in quotes"),
-    _Words("", "this cannot be read", "check the indentation and the quotes"),
-)
-
-
 def _in_plain_words(error: yaml.MarkedYAMLError, text: str, name: str) -> Finding:
-    """A parser's error as a problem that a person understands."""
+    """A parser's error as a finding that a person understands; `yaml_errors.yaml` has the words."""
     said = ", ".join(part for part in (error.context, error.problem) if part)
-    words = next(words for words in _IN_PLAIN_WORDS if re.search(words.pattern, said))
+    table = plain_yaml(Path(__file__).with_name("yaml_errors.yaml").read_bytes())
+    words = next(words for words in table if re.search(words["pattern"], said))
     first, last = error.context_mark or error.problem_mark, error.problem_mark or error.context_mark
-    mark = first if words.is_at_start else last
+    mark = first if words.get("is_at_start") else last
     line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-    message, hint = words.message, words.hint.replace("{line}", str(first.line + 1 if first else 1))
+    message, remedy = words["message"], words["remedy"].replace("{line}", str(first.line + 1 if first else 1))
     tab = _tab_in_indentation(text, line)
     if tab:
-        message, hint, column = "a tab in the indentation", "indent with spaces", tab
-    return Finding(f"not valid YAML: {message}", remedy=hint, file=name, line=line, column=column)
+        message, remedy, column = "a tab in the indentation", "indent with spaces", tab
+    return Finding(f"not valid YAML: {message}", remedy=remedy, file=name, line=line, column=column)
 
 
 def _tab_in_indentation(text: str, line: int) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
+from functools import partial
 
 from corral.plan.cards import VRAM_RESERVE_MIB
 from corral.plan.memory import CARD_MIB, MIB
@@ -50,35 +52,23 @@ def _room(site: Site, replica: Replica, lacking: int) -> int:
 
 
 def _changes(site: Site, replica: Replica, lacking: int) -> Iterator[str]:
-    room = _room(site, replica, lacking)
-    if replica.engine.cache_type in ("f16", "bf16", "f32") and _size(site, replica, cache_type="q8_0") <= room:
+    room, fits = _room(site, replica, lacking), partial(_size, site, replica)
+    if replica.engine.cache_type in ("f16", "bf16", "f32") and fits(cache_type="q8_0") <= room:
         yield f"{replica.pool} with cache_type: q8_0"
-    slots = next((n for n in range(replica.slots - 1, 0, -1) if _size(site, replica, slots=n) <= room), 0)
+    slots = bisect_right(range(1, replica.slots), room, key=lambda count: fits(slots=count))
     if slots:
         yield f"{replica.pool} with slots: {slots}"
-    most = (replica.weights.context - 1) // STEP
-    context = _largest(site, replica, most, room)
+    steps = range(1, (replica.weights.context - 1) // STEP + 1)
+    context = STEP * bisect_right(steps, room, key=lambda count: fits(context=count * STEP))
     if context:
         yield f"models.{replica.model}.context: {context}"
     card = _other_card(site, replica)
     if card:
         yield f"{replica.pool} on GPU {card.number} of {card.host} ({card.card})"
-    for count in range(len(replica.cards) + 1, len(site.cards[replica.host]) + 1):
-        if _size(site, replica, cards=count) <= room:
-            yield f"{replica.pool} split with gpus_per_replica: {count}"
-            return
-
-
-def _largest(site: Site, replica: Replica, most: int, room: int) -> int:
-    """The largest multiple of STEP below the context that fits; 0 when none does."""
-    low, high = 0, most
-    while low < high:
-        middle = (low + high + 1) // 2
-        if _size(site, replica, context=middle * STEP) <= room:
-            low = middle
-        else:
-            high = middle - 1
-    return low * STEP
+    counts = range(len(replica.cards) + 1, len(site.cards[replica.host]) + 1)
+    split = next((count for count in counts if fits(cards=count) <= room), 0)
+    if split:
+        yield f"{replica.pool} split with gpus_per_replica: {split}"
 
 
 def _other_card(site: Site, replica: Replica) -> Card | None:
@@ -93,14 +83,11 @@ def _other_card(site: Site, replica: Replica) -> Card | None:
     return min(free, key=lambda card: (card.vram_mib, card.host, card.number), default=None)
 
 
-def _size(
-    site: Site, replica: Replica, *, cache_type: str = "", slots: int = 0, context: int = 0, cards: int = 0
-) -> int:
+def _size(site: Site, replica: Replica, *, context: int = 0, cards: int = 0, **settings: str | int) -> int:
     """MiB on each of its cards after a change."""
-    update = {name: value for name, value in (("cache_type", cache_type), ("slots", slots)) if value}
+    if replica.engine.vram_mib is not None:
+        return replica.vram_mib
     weights = replica.weights.model_copy(update={"context": context} if context else {})
     count = cards or len(replica.cards)
-    memory = memory_of_replica(weights, site.lock, replica.engine.model_copy(update=update), count, replica.draft)
-    if memory is None or replica.engine.vram_mib is not None:
-        return replica.vram_mib
-    return -(-memory.device // MIB) // count + CARD_MIB
+    memory = memory_of_replica(weights, site.lock, replica.engine.model_copy(update=settings), count, replica.draft)
+    return replica.vram_mib if memory is None else -(-memory.device // MIB) // count + CARD_MIB

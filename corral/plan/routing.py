@@ -5,32 +5,15 @@ Only facts about the inventory; `litellm/corral_routing.py` applies them to requ
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from corral.config.client_names import aliases_of
 from corral.config.inventory import Inventory, Tier
+from corral.config.source import plain_yaml
 
 # Defaults of tiers with these names; the inventory overrides every part.
-TIERS: dict[str, dict[str, Any]] = {
-    "medium": {
-        "words": (
-            "code", "compose", "convert", "create", "draft", "explain", "fix", "how do", "how does", "outline",
-            "rewrite", "solve", "summarise", "summarize", "summary", "translate", "why", "write",
-        ),
-        "characters_beyond": 400,
-        "messages_beyond": 4,
-    },
-    "complex": {
-        "words": (
-            "analyse", "analyze", "architecture", "compare", "comprehensive", "debug", "derive", "design", "evaluate",
-            "implement", "in depth", "in detail", "prove", "pros and cons", "refactor", "review", "step by step",
-            "trade-off", "tradeoff",
-        ),
-        "words_beyond": 8,
-        "characters_beyond": 1200,
-        "messages_beyond": 8,
-    },
-}  # fmt: skip
+TIERS: dict[str, dict[str, Any]] = plain_yaml(Path(__file__).with_name("tiers.yaml").read_bytes())
 CONDITIONS = ("words", "words_beyond", "characters_beyond", "messages_beyond")
 SECTIONS = ("fallback", "context_fallback")
 

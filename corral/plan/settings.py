@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from corral.config.inventory import Inventory, Model, ServerSettings
 from corral.config.model_lock import Gguf, ModelLock
+from corral.config.source import plain_yaml
 from corral.errors import KeyPath
 from corral.plan.memory import CARD_MIB, MIB, Memory, Use, memory_of
 from corral.plan.sizes import kv_cache_mib, replica_mib, weights_mib
 
-# How long a server may take to start, where the inventory does not say.
-START_TIMEOUT_S = 600
-KIND_DEFAULTS: dict[str, dict[str, Any]] = {
-    "chat": {"slots": 1, "cache_reuse": 256},
-    "embedding": {"slots": 4, "cache_ram_mib": 0, "cache_reuse": 0},
-    "rerank": {"slots": 4, "cache_ram_mib": 0, "cache_reuse": 0},
-    "image": {"slots": 1},
-}
+DEFAULTS: dict[str, dict[str, Any]] = plain_yaml(Path(__file__).with_suffix(".yaml").read_bytes())
 # Kinds whose server refuses an input that does not fit into one physical batch (`--ubatch-size`).
 WHOLE_INPUT = ("embedding", "rerank")
-COMMON_DEFAULTS: dict[str, Any] = {
-    "gpu_layers": "all", "batch": 2048, "ubatch": 512, "cache_type": "f16", "flash_attention": "auto",
-    "mlock": False, "jinja": True, "start_timeout_s": START_TIMEOUT_S,
-}  # fmt: skip
 
 
 def merged_engine(inventory: Inventory, pool: str, card: str) -> ServerSettings:
     """Engine settings of a pool on a kind of card: kind, card, model and pool have their say, in that order."""
     weights = inventory.models[inventory.pools[pool].model or ""]
-    merged: dict[str, Any] = {**COMMON_DEFAULTS, **KIND_DEFAULTS[weights.kind], **weights.served_by.defaults}
+    merged: dict[str, Any] = {**DEFAULTS["all"], **DEFAULTS[weights.kind], **weights.served_by.defaults}
     if weights.kind in WHOLE_INPUT:
         merged |= {"batch": max(merged["batch"], weights.context), "ubatch": max(merged["ubatch"], weights.context)}
     for _, level in _engine_levels(inventory, pool, card):

@@ -16,7 +16,7 @@ from corral.plan.cards import VRAM_RESERVE_MIB, CardFacts, card_facts, vram_mib
 from corral.plan.memory import Memory
 from corral.plan.placement import Room, placed
 from corral.plan.routing import has_private_cache
-from corral.plan.settings import START_TIMEOUT_S, draft_of, host_mib, memory_of_replica, merged_engine
+from corral.plan.settings import DEFAULTS, draft_of, host_mib, memory_of_replica, merged_engine
 from corral.plan.settings import vram_mib as needed_mib
 from corral.plan.sizes import worst
 
@@ -101,7 +101,7 @@ class Replica:
     @property
     def start_timeout_s(self) -> int:
         """How long it may take to start and to load."""
-        return self.engine.start_timeout_s or START_TIMEOUT_S
+        return self.engine.start_timeout_s or int(DEFAULTS["all"]["start_timeout_s"])
 
     @property
     def context(self) -> int:

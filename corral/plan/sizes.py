@@ -27,7 +27,7 @@ PROJECTOR_MIB = 1024
 ADAPTER_MIB = 128
 # Parameters of 8x7B are fewer than 56 billion: attention is there only once.
 EXPERTS_SHARE = 0.83
-# CUDA context and compute buffers; measured by seed 004's operators on 8 GB Pascal cards.
+# CUDA context and compute buffers; measured on 8 GB Pascal cards.
 OVERHEAD_MIB = {"chat": 550, "embedding": 150, "rerank": 150, "image": 800}
 
 _PARAMETERS = re.compile(r"(?<![a-z0-9.])(?:(\d{1,3})x)?(\d{1,4}(?:\.\d{1,2})?)([bm])(?![a-z0-9])", re.IGNORECASE)

@@ -7,6 +7,7 @@ issues can be issued again: a lost authority is replaced by a new one, and all h
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,12 +16,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    load_pem_private_key,
-)
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from corral.contributions import Secret
@@ -73,15 +69,12 @@ class Authority:
     def issue(self, secret: Secret) -> str:
         """A new key with its certificate, one after the other as PEM."""
         key = ec.generate_private_key(ec.SECP256R1())
-        use = x509.ExtendedKeyUsage([USES[secret.generate]])
-        names = x509.SubjectAlternativeName(list(map(_general_name, secret.names)))
-        certificate = (
-            _begun(_named(secret.names[0]), self.certificate.subject, key, VALID)
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(use, critical=True)
-            .add_extension(names, critical=False)
-            .sign(self.key, hashes.SHA256())
-        )
+        extensions = {
+            x509.BasicConstraints(ca=False, path_length=None): True,
+            x509.ExtendedKeyUsage([USES[secret.generate]]): True,
+            x509.SubjectAlternativeName(list(map(_general_name, secret.names))): False,
+        }
+        certificate = _signed(_named(secret.names[0]), key, VALID, extensions, self.certificate.subject, self.key)
         return certificate.public_bytes(Encoding.PEM).decode() + _pem_of(key)
 
 
@@ -144,28 +137,25 @@ def _new_authority() -> Authority:
         digital_signature=False, content_commitment=False, key_encipherment=False, data_encipherment=False,
         key_agreement=False, key_cert_sign=True, crl_sign=True, encipher_only=False, decipher_only=False,
     )  # fmt: skip
-    certificate = (
-        _begun(name, name, key, AUTHORITY_VALID)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(usage, critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    return Authority(certificate, key)
+    extensions = {x509.BasicConstraints(ca=True, path_length=0): True, usage: True}
+    return Authority(_signed(name, key, AUTHORITY_VALID, extensions, name, key), key)
 
 
-def _begun(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, valid: timedelta
-) -> x509.CertificateBuilder:
+def _signed(
+    subject: x509.Name,
+    key: ec.EllipticCurvePrivateKey,
+    valid: timedelta,
+    extensions: Mapping[x509.ExtensionType, bool],
+    issuer: x509.Name,
+    signer: ec.EllipticCurvePrivateKey,
+) -> x509.Certificate:
+    """A certificate for a key; `extensions` says which of them are critical."""
     now = datetime.now(UTC)
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - SKEW)
-        .not_valid_after(now + valid)
-    )
+    builder = x509.CertificateBuilder(issuer, subject, key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(now - SKEW).not_valid_after(now + valid)
+    for extension, is_critical in extensions.items():
+        builder = builder.add_extension(extension, critical=is_critical)
+    return builder.sign(signer, hashes.SHA256())
 
 
 def _named(name: str) -> x509.Name:

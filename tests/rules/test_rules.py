@@ -1,11 +1,14 @@
 """Every rule has an inventory that keeps it and one that breaks it and nothing else."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from corral.checks import references
 from corral.checks.references import RULES as REFERENCE_RULES
 from corral.checks.references import check_references
 from corral.checks.registry import checks, findings
@@ -63,6 +66,13 @@ def test_every_fixture_belongs_to_a_rule() -> None:
 def test_every_rule_says_what_it_demands() -> None:
     for demand in (*REFERENCE_RULES.values(), *(look.demand for look in LOOKS.values())):
         assert demand.endswith("."), demand
+
+
+def test_every_text_of_a_finding_is_used_and_known() -> None:
+    source = Path(references.__file__).read_text(encoding="utf-8")
+    texts = yaml.safe_load(Path(references.__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+    known = {f"{rule}/{key}" for rule, row in texts.items() for key in row if key != "demand"}
+    assert set(re.findall(r'"([a-z-]+/[a-z-]+)"', source)) == known
 
 
 def test_the_page_of_rules_is_fresh(*, update_golden: bool) -> None:

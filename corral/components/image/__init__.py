@@ -22,7 +22,7 @@ IMAGES: dict[str, str] = declaration(COMPONENT)["images"]
 BACKENDS: dict[str, str] = declaration(COMPONENT)["backends"]
 # Volumes worth a backup, and why; what is in the others is downloaded again.
 KEPT = {"configuration": "settings made in LocalAI", "data": "what LocalAI keeps of its use"}
-# Loads the model into the card at the start: as large as usual pictures, with one step.
+# Request that loads the model into the card before the first client request: a small image with one step.
 FIRST_PICTURE = {"prompt": "a lighthouse", "size": "512x512", "step": 1}
 DOWNLOADS = "LocalAI's own image fetches its backend when it first starts"
 WEIGHTS = "/weights"
