@@ -103,8 +103,8 @@ def shown(value: Any) -> str:
 
 
 def on_one_line(text: str) -> str:
-    """A text without signs that would break a line or steer a terminal."""
-    return "".join(sign if sign.isprintable() else f"\\u{ord(sign):04x}" for sign in text)
+    """The text with control characters escaped, so that it stays on one line and does not control the terminal."""
+    return "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in text)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -346,7 +346,7 @@ class Host(Section):
     ssh: Annotated[str, _text("ssh")] | None = None
     """How this machine reaches the host: `user@192.0.2.10` or a name from `~/.ssh/config`; absent: it is this one."""
     gpu_exporter: Literal["nvidia", "dcgm", "none"] | None = None
-    """Who reads this host's cards, when it differs from the monitoring's `gpu_exporter`."""
+    """Exporter for this host's cards, when it differs from the monitoring's `gpu_exporter`."""
     folder: Folder | None = None
     """Folder on a host reached by ssh, for its rendered files; absent: `corral/<site>/<host>` in the user's home."""
 
@@ -417,7 +417,7 @@ class Model(Section):
     size_gib: Gib | None = None
     """Size of the file in GiB, with the projector's and adapters'; estimated from its name when absent."""
     projector: Word | None = None
-    """Chat models that see: the file with which llama-server reads images (`--mmproj`), written like `source`."""
+    """Vision models: the file with which llama-server reads images (`--mmproj`), written like `source`."""
     adapters: Annotated[tuple[Adapter, ...], ANY_LIST] = ()
     """Chat models: LoRA adapters that all its servers load, each in force for requests to `<pool>:<name>` only."""
     draft: Draft | None = None
@@ -498,7 +498,7 @@ class GpuKind(Section):
     compute_capability: Capability | None = None
     """CUDA compute capability, for instance `6.1`."""
     vendor: Literal["nvidia", "amd", "intel"] | None = None
-    """Who made it; nvidia when neither the catalogue nor this says so."""
+    """Manufacturer; nvidia when neither the catalogue nor this says so."""
     warm_c: int | None = Field(None, ge=20, le=120)
     """Temperature in °C above which an alert warns; the monitoring's when absent."""
     hot_c: int | None = Field(None, ge=20, le=120)
@@ -670,7 +670,7 @@ class Pool(Section):
     aliases: Annotated[tuple[ModelName, ...], ANY_LIST] = ()
     """Further names under which clients may call the pool, in any case."""
     background: Annotated[tuple[ModelName, ...], ANY_LIST] = ()
-    """Names for work that can wait: of the requests in the queue, all others go first."""
+    """Low-priority aliases, queued behind all other requests."""
     editor_names: bool = False
     """Answer to names that editors and SDKs have built in, too, such as `gpt-4o`; docs/keys.md lists them."""
     price: Price | None = None
@@ -701,7 +701,7 @@ class Pool(Section):
 
 
 class Tier(Section):
-    """A level of difficulty: which requests are of it, and who answers them.
+    """A level of difficulty: which requests are of it, and which pool answers them.
 
     What is absent is taken from the tier of that name in the seed of this kit: `simple`, `medium` and `complex` are
     known.
@@ -735,7 +735,7 @@ class Auto(Section):
 
 
 class Entrance(Section):
-    """A guarded way in for clients beyond the farm, beside the gateway's own port, with TLS and narrower limits."""
+    """A restricted endpoint, with TLS and narrower limits, for clients outside the farm, beside the gateway's port."""
 
     port: PortNumber = 443
     """Port on the gateway's host."""
@@ -769,7 +769,7 @@ class Gateway(Section):
     unknown_model: Name | None = None
     """Pool that answers requests for models that do not exist; without it they get 404."""
     balancing: Literal["slots", "least-busy", "direct"] = "slots"
-    """Who chooses the replica: HAProxy by free slots, LiteLLM by load, or LiteLLM at random without HAProxy."""
+    """What chooses the replica: HAProxy by free slots, LiteLLM by load, or LiteLLM at random without HAProxy."""
     queue: Queue = Queue()
     """How requests wait when every slot of their pool is taken."""
     timeout_s: int = Field(300, ge=1, le=DAY_S)
@@ -799,7 +799,7 @@ class Gateway(Section):
     request: RequestLimits = RequestLimits()
     """What one request may ask for, for pools that do not say otherwise."""
     entrance: Entrance | None = None
-    """A guarded way in for clients beyond the farm, with TLS and CORS."""
+    """A restricted endpoint for clients outside the farm, with TLS and CORS."""
     extra: dict[str, Any] = Field(default_factory=dict)
     """Merged into LiteLLM's rendered `config.yaml`: any setting that this file does not know yet."""
 
@@ -843,14 +843,14 @@ class Receiver(Section):
     kind: Literal["slack", "email", "webhook", "ntfy"]
     """How: Slack, e-mail, any program that takes Alertmanager's webhook, or ntfy on a phone."""
     severities: Annotated[tuple[Severity, ...], ANY_LIST] = ("critical", "warning")
-    """Alerts that it gets: `critical` wakes a person, `warning` waits for the morning, `watchdog` comes for ever, so
+    """Alerts that it gets: `critical` needs action now, `warning` can wait for hours, `watchdog` always fires, so
     that an outside service notices when it stops."""
     secret: SecretName | None = None
     """Name of the secret: the address for Slack, webhook and ntfy (with topic), the password for e-mail."""
     channel: Line | None = None
     """Slack: the channel, for instance `#farm`; the address's own when absent."""
     to: Word | None = None
-    """E-mail: address of who is told."""
+    """E-mail: address of the recipient."""
     sender: Word | None = None
     """E-mail: address of the sender."""
     server: Word | None = None
@@ -858,7 +858,7 @@ class Receiver(Section):
     user: Word | None = None
     """E-mail: name of the account; its password is the secret."""
     repeat_h: float = Field(12.0, gt=0, le=720)
-    """Hours after which an alert that still holds is told again."""
+    """Hours after which an alert that still holds is sent again."""
 
     @model_validator(mode="after")
     def _is_complete(self) -> Self:
@@ -872,7 +872,7 @@ class Receiver(Section):
 
 
 class Thresholds(Section):
-    """Where figures start to be alerts."""
+    """Thresholds of the alerts."""
 
     gpu_warm_c: int = Field(80, ge=20, le=120)
     """Temperature of a card in °C that is a warning; `cards` may say otherwise for a kind of card."""
@@ -915,36 +915,36 @@ class Thresholds(Section):
 
 
 class Monitoring(Section):
-    """Prometheus with rules and alerts, the exporters, Grafana, and who is told."""
+    """Prometheus with rules and alerts, the exporters, Grafana, and the receivers of alerts."""
 
     host: Name
     """Host that runs the farm's Prometheus, Alertmanager and Grafana."""
     port: PortNumber = 9090
     """Port of Prometheus, bound to loopback: it has no password of its own."""
     receivers: Annotated[tuple[Receiver, ...], ANY_LIST] = ()
-    """Who is told about alerts; with at least one there is an Alertmanager."""
+    """Receivers of alerts; with at least one there is an Alertmanager."""
     alertmanager_port: PortNumber = 9093
     """Port of Alertmanager, bound to loopback: it has no password of its own."""
     objective: Objective = Objective()
     """What clients may expect of every pool that does not say otherwise."""
     thresholds: Thresholds = Thresholds()
-    """Where figures start to be alerts."""
+    """Thresholds of the alerts."""
     runbooks: Annotated[str, _text("url")] | None = None
     """Where people find the pages of docs/runbooks, as the start of an address; alerts link there."""
     gpu_exporter: Literal["nvidia", "dcgm", "none"] = "nvidia"
-    """Who reads the NVIDIA cards: nvidia_gpu_exporter (every card), dcgm-exporter (datacentre cards), or none."""
+    """Exporter for the NVIDIA cards: nvidia_gpu_exporter (every card), dcgm-exporter (datacentre cards), or none."""
     gpu_exporter_port: PortNumber = 9835
-    """Port of the cards' figures on every host that has cards."""
+    """Port of the cards' metrics on every host that has cards."""
     store_exporters: bool = True
-    """Figures of the gateway's PostgreSQL and Valkey."""
+    """Metrics of the gateway's PostgreSQL and Valkey."""
     database_exporter_port: PortNumber = 9187
-    """Port of PostgreSQL's figures; used inside the farm only, as long as the monitoring is on the gateway's host."""
+    """Port of PostgreSQL's metrics; used inside the farm only, as long as the monitoring is on the gateway's host."""
     cache_exporter_port: PortNumber = 9121
-    """Port of Valkey's figures; used inside the farm only, as long as the monitoring is on the gateway's host."""
+    """Port of Valkey's metrics; used inside the farm only, as long as the monitoring is on the gateway's host."""
     node_exporter_port: PortNumber = 9100
-    """Port of the machine figures on every host."""
+    """Port of the machine metrics on every host."""
     node_exporter: bool = True
-    """Machine figures (CPU, memory, disk) of every host."""
+    """Machine metrics (CPU, memory, disk) of every host."""
     grafana: bool = True
     """Grafana with the pages of monitoring/dashboards, beside Prometheus; not on a `local` host."""
     grafana_port: PortNumber = 3000
@@ -954,15 +954,15 @@ class Monitoring(Section):
     scrape_interval_s: int = Field(15, ge=1, le=300)
     """Seconds between two readings."""
     retention_days: int = Field(30, ge=1, le=36_500)
-    """Days that figures are kept."""
+    """Days that metrics are kept."""
     retention_gib: float = Field(10.0, ge=0.1, le=65536)
-    """Disk space in GiB that figures may take; the oldest go first."""
+    """Disk space in GiB that metrics may take; the oldest go first."""
     extra: dict[str, Any] = Field(default_factory=dict)
     """Merged into Prometheus' rendered configuration."""
 
 
 class Tracing(Section):
-    """Who gets a trace of every request: pool, model, key, times, tokens, cost. Prompts only if asked for."""
+    """Receiver of a trace of every request: pool, model, key, times, tokens, cost. Prompts only if asked for."""
 
     host: Name | None = None
     """Host that runs a Langfuse of the site's own; not a `local` one."""
@@ -1015,7 +1015,7 @@ class Inventory(Section):
     monitoring: Monitoring | None = None
     """Prometheus and the exporters; without this section there is no monitoring."""
     tracing: Tracing | None = None
-    """Who gets a trace of every request; without this section there are no traces."""
+    """Receiver of a trace of every request; without this section there are no traces."""
     images: dict[Name, Word] = Field(default_factory=dict)
     """Container images, instead of the pinned ones."""
 

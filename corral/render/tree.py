@@ -191,8 +191,8 @@ def figure_units(plan: Plan, host: str) -> list[str]:
     return [f"corral-{plan.inventory.name}-figures.{kind}" for kind in ("service", "timer")]
 
 
-def told_by(plan: Plan, host: str) -> list[str]:
-    """The hosts whose figures a host's timer writes: its own, and the first one those behind ssh."""
+def metrics_hosts(plan: Plan, host: str) -> list[str]:
+    """The hosts whose metrics the timer of a host writes: its own, and on the first host those behind ssh."""
     busy = {service.host for service in plan.contributions.services}
     compose = [name for name in plan.inventory.hosts if name in busy and not plan.site.is_local(name)]
     near = [name for name in compose if plan.site.host(name).ssh is None]
@@ -203,7 +203,7 @@ def told_by(plan: Plan, host: str) -> list[str]:
 def _units(host: _Host) -> Tree:
     """Units that start the project, set up the cards and write figures; they hold no secret and no path."""
     cards = [card for card in host.plan.site.cards[host.name] if card.vendor == "nvidia"]
-    units, told, site = unit_names(host.plan, host.name), told_by(host.plan, host.name), host.plan.inventory.name
+    units, told, site = unit_names(host.plan, host.name), metrics_hosts(host.plan, host.name), host.plan.inventory.name
     templates = dict.fromkeys(units[:-1], f"_runtime/{POWER_UNIT}.j2") | {units[-1]: "_runtime/corral.service.j2"}
     for name in figure_units(host.plan, host.name):
         templates[name] = f"_runtime/corral-figures.{name.rpartition('.')[2]}.j2"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from corral.plan.site import Card
-from corral.render.tree import POWER_UNIT, figure_units, render, told_by, unit_names
+from corral.render.tree import POWER_UNIT, figure_units, metrics_hosts, render, unit_names
 from tests.needs import program
 from tests.trees import CASES, each_case, hosts_of, plan_of, put, tree_of
 
@@ -166,9 +166,9 @@ def test_figures_are_written_where_the_kit_is_and_for_every_far_host_once(case: 
         (command,) = values(service, "ExecStart")
         words = shlex.split(command)
         assert words[:5] == ["/usr/bin/env", ".venv/bin/python", "generate.py", "figures", "--scheduled"]
-        assert words[6::2] == told_by(plan, host)
+        assert words[6::2] == metrics_hosts(plan, host)
         assert (values(timer, "OnCalendar"), values(timer, "WantedBy")) == (["minutely"], ["timers.target"])
-        told += told_by(plan, host)
+        told += metrics_hosts(plan, host)
     assert len(told) == len(set(told))
     if told:
         assert set(told) == set(hosts_of(case, "compose"))

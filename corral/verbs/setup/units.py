@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from corral.errors import CorralError
-from corral.render.tree import ROOT, Tree, figure_units, told_by, unit_names
+from corral.render.tree import ROOT, Tree, figure_units, metrics_hosts, unit_names
 from corral.runtime.hosts import CommandError, ComposeHost
 from corral.verbs.setup.machine import Look
 
@@ -76,7 +76,7 @@ def _is_enabled(host: ComposeHost, unit: str) -> bool:
 def _figures_drop_in(host: ComposeHost) -> str:
     """User, kit and inventory of the timer that writes metrics; only on this machine, which has the kit."""
     paths = ["--inventory", str(Path(host.plan.source_file).resolve()), "--out", str(host.out.resolve())]
-    hosts = [word for name in told_by(host.plan, host.name) for word in ("--host", name)]
+    hosts = [word for name in metrics_hosts(host.plan, host.name) for word in ("--host", name)]
     command = [sys.executable, str(ROOT / "generate.py"), "figures", "--scheduled", *paths, *hosts]
     user = host.run(["id", "-un"]).out.strip()
     return f"[Service]\nUser={user}\nExecStart=\nExecStart={' '.join(map(_systemd_word, command))}\n"
