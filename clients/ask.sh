@@ -15,7 +15,7 @@ trap 'exit 130' INT TERM
 end=$(($(date +%s) + ${PATIENCE_S:-900}))
 spread=1
 while :; do
-    # The key goes by the standard input: everybody on the machine can read a command line.
+    # Pass the key on standard input: all users of the machine can read a command line.
     status=$(printf 'header = "Authorization: Bearer %s"\n' "$OPENAI_API_KEY" |
         curl --config - --silent --show-error --connect-timeout 5 --max-time "${ANSWER_S:-600}" \
             --header 'Content-Type: application/json' --data-binary "@$1" \

@@ -76,8 +76,8 @@ DELAY_OR_DATE = re.compile(r"[\w,: .+-]{1,40}", re.ASCII)
 class ShortRefusals(logging.Filter):
     """Removes the traceback from a refusal's log record.
 
-    Refusing is what an overloaded farm does all the time; writing a traceback for each took as long as refusing, and
-    hid the errors that somebody should read.
+    An overloaded farm refuses constantly; a traceback for each refusal took as long as the refusal itself and hid
+    real errors.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -182,8 +182,8 @@ def _foreign(headers: object) -> dict[str, str]:
 def _correct_status(error: Exception, model: object) -> None:
     """Replaces LiteLLM's status by OpenAI's.
 
-    404 for an unknown model, 401 for an unknown key, 429 for a budget that is spent, 503 when nobody took the request:
-    on a connection that it has answered before, HAProxy says that by closing it.
+    404 for an unknown model, 401 for an unknown key, 429 for a budget that is spent, 503 when no server took the
+    request: on a reused connection, HAProxy signals that by closing it.
     """
     kind = str(getattr(error, "type", ""))
     if NOBODY_THERE.search(str(getattr(error, "message", ""))) and str(getattr(error, "status_code", "")) == "500":

@@ -124,7 +124,7 @@ class Rooms:
             answer = await self._client.get(self._url)
             pools: Mapping[str, Mapping[str, list[int]]] = answer.raise_for_status().json()
         except (httpx.HTTPError, ValueError) as error:
-            _say("WARNING", "nobody says which slots are free", url=self._url, error=repr(error))
+            _say("WARNING", "HAProxy does not report free slots", url=self._url, error=repr(error))
             return {}
         return {pool: self._room(pool, groups) for pool, groups in pools.items()}
 

@@ -1,4 +1,4 @@
-"""`bench apply`: measured limits as a change of the inventory; everything else in the file stays as it is."""
+"""`bench apply`: writes measured limits into the inventory and leaves the rest of the file unchanged."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BASES = ("safe", "n-1", "knee")
 
 
 def proposals(folder: Path, basis: str, *, with_tokens: bool = False) -> dict[str, dict[str, Any]]:
-    """What each pool of a run should say; raises CorralError for pools from which no limit can be derived.
+    """New settings of each pool of a run; raises CorralError for pools from which no limit can be derived.
 
     Args:
         folder: the run.
@@ -77,7 +77,7 @@ def _merge(there: Any, wanted: Mapping[str, Any]) -> None:
 
 
 def apply(inventory: Path, folder: Path, basis: str, *, with_tokens: bool, is_written: bool) -> str:
-    """The change as a diff; written when asked for, and only when the file stays a valid inventory."""
+    """The change as a diff; written on request, and only if the inventory stays valid."""
     from corral.config.load import validate
 
     old = inventory.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""`./generate.py bench VERB`: load with Locust, measured capacity, and limits that follow from it."""
+"""`./generate.py bench VERB`: load tests with Locust, capacity measurements, and limits derived from them."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from target import Target
 
 app = verbs("Send load, measure capacity, derive limits.")
 
-DirectOption = Annotated[bool, typer.Option("--direct", help="Straight at the replicas, past the gateway.")]
-TokensOption = Annotated[int | None, typer.Option("--max-tokens", min=1, help="Longest answer.")]
+DirectOption = Annotated[bool, typer.Option("--direct", help="Send to the replicas, not to the gateway.")]
+TokensOption = Annotated[int | None, typer.Option("--max-tokens", min=1, help="Maximum length of an answer.")]
 LongOption = Annotated[float | None, typer.Option("--long-share", min=0, max=1, help="Share of long prompts.")]
 PoolsOption = Annotated[list[str] | None, typer.Option("--pool", help="Only this pool; may be given several times.")]
 
@@ -38,18 +38,18 @@ def run_verb(
     pool: PoolsOption = None,
     direct: DirectOption = False,
     replica: Annotated[str, typer.Option("--replica", help="Only this replica, by its container's name.")] = "",
-    rate: Annotated[float | None, typer.Option("--rate", min=0.001, help="Requests a second (open loop).")] = None,
+    rate: Annotated[float | None, typer.Option("--rate", min=0.001, help="Requests per second (open loop).")] = None,
     users: Annotated[int | None, typer.Option("--users", min=1, help="Clients, or requests in a burst.")] = None,
     duration: Annotated[
         float | None, typer.Option("--duration", min=1, help="Seconds; the scenario's if absent.")
     ] = None,
     max_tokens: TokensOption = None,
     long_share: LongOption = None,
-    web: Annotated[str, typer.Option("--web", help="HOST:PORT of Locust's page; Ctrl-C ends it.")] = "",
-    to: Annotated[Path | None, typer.Option("--to", help="Folder for raw data and figures.")] = None,
+    web: Annotated[str, typer.Option("--web", help="HOST:PORT for Locust's web interface; stop with Ctrl-C.")] = "",
+    to: Annotated[Path | None, typer.Option("--to", help="Folder for raw data and results.")] = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Run one scenario with Locust; exit code 1 when the farm did not hold what the scenario promises."""
+    """Run one scenario with Locust; exit code 1 if the farm did not meet the scenario's criteria."""
     target = Target(site.plan(), site.out, direct, replica, max_tokens, long_share)
     data = run.run(target, run.Wanted(scenario, tuple(pool or ()), rate, users, duration, web, to), talk)
     if as_json:
@@ -68,22 +68,22 @@ def sweep_verb(
     site: SiteOptions,
     pool: PoolsOption = None,
     direct: DirectOption = False,
-    steps: Annotated[str, typer.Option("--steps", help="Rates, as shares of what the full pool answers.")] = (
+    steps: Annotated[str, typer.Option("--steps", help="Rates, relative to the full pool's throughput.")] = (
         "0.3,0.5,0.7,0.8,0.9,1.0,1.1,1.3"
     ),
-    step_s: Annotated[float, typer.Option("--step-s", min=1, help="Least seconds of a step.")] = 300,
-    step_requests: Annotated[int, typer.Option("--step-requests", min=1, help="Least requests of a step.")] = 100,
-    warm_s: Annotated[float, typer.Option("--warm-s", min=1, help="Seconds with every slot in use at first.")] = 60,
-    repeats: Annotated[int, typer.Option("--repeats", min=1, max=20, help="How often all steps are made.")] = 3,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer.")] = 128,
+    step_s: Annotated[float, typer.Option("--step-s", min=1, help="Minimum seconds of a step.")] = 300,
+    step_requests: Annotated[int, typer.Option("--step-requests", min=1, help="Minimum requests of a step.")] = 100,
+    warm_s: Annotated[float, typer.Option("--warm-s", min=1, help="Seconds of warm-up with all slots in use.")] = 60,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, max=20, help="Number of repeats of all steps.")] = 3,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Maximum length of an answer.")] = 128,
     long_share: LongOption = None,
     timeout: Annotated[
         float, typer.Option("--timeout", min=1, help="Seconds after which an answer is a failure.")
     ] = 120,
-    resume: Annotated[str, typer.Option("--resume", help="Go on with this run, as it was begun.")] = "",
+    resume: Annotated[str, typer.Option("--resume", help="Continue this run with its settings.")] = "",
     to: Annotated[Path | None, typer.Option("--to", help="Folder of the run.")] = None,
 ) -> None:
-    """Measure what every pool holds: knee, safe rate, N-1; prints the folder of the run with its report."""
+    """Measure the capacity of every pool: knee, safe rate, N-1; prints the folder with the report."""
     plan = site.plan()
     if resume:
         folder = sweep.find_run(plan, resume, is_whole=False)
@@ -102,7 +102,7 @@ def sweep_verb(
 @app.command("report")
 @shared("inventory")
 def report_verb(site: SiteOptions, run: RunOption = "") -> None:
-    """Write a run's report again: HTML, Markdown, CSV."""
+    """Regenerate the report of a run: HTML, Markdown, CSV."""
     for path in report.write_report(sweep.find_run(site.plan(), run)):
         sys.stdout.write(f"{path}\n")
 
@@ -115,7 +115,7 @@ def compare_verb(
     after: Annotated[str, typer.Argument(help="Name or folder of the later run; the newest if absent.")] = "",
     as_json: JsonOption = False,
 ) -> int:
-    """Compare two runs; exit code 1 when a pool holds less than before, beyond the noise."""
+    """Compare two runs; exit code 1 if a pool's capacity dropped by more than the noise."""
     plan = site.plan()
     found = compare.compare_runs(sweep.find_run(plan, before), sweep.find_run(plan, after))
     if as_json:
@@ -131,10 +131,10 @@ def apply_verb(
     site: SiteOptions,
     run: RunOption = "",
     basis: Annotated[str, typer.Option("--basis", help="safe, n-1 (a card may be lost) or knee.")] = "safe",
-    tokens: Annotated[bool, typer.Option("--tokens", help="Limit tokens a minute, too.")] = False,
+    tokens: Annotated[bool, typer.Option("--tokens", help="Also limit tokens per minute.")] = False,
     to_file: Annotated[bool, typer.Option("--write", help="Change the inventory.")] = False,
 ) -> None:
-    """Show the limits that a run measured as a change of the inventory; --write makes it."""
+    """Show the limits of a run as a diff of the inventory; --write applies it."""
     folder = sweep.find_run(site.plan(), run)
     sys.stdout.write(apply.apply(site.inventory, folder, basis, with_tokens=tokens, is_written=to_file))
     talk.print("next: ./generate.py up --render, then bench verify" if to_file else "--write makes this change")
@@ -147,11 +147,13 @@ def verify_verb(
     pool: PoolsOption = None,
     at_s: Annotated[float, typer.Option("--at-s", min=1, help="Seconds at the limit.")] = 60,
     above_s: Annotated[float, typer.Option("--above-s", min=1, help="Seconds at three times the limit.")] = 60,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer, as in the sweep.")] = 128,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", min=1, help="Maximum length of an answer, as in the sweep.")
+    ] = 128,
     long_share: LongOption = None,
-    to: Annotated[Path | None, typer.Option("--to", help="Folder for raw data and figures.")] = None,
+    to: Annotated[Path | None, typer.Option("--to", help="Folder for raw data and results.")] = None,
 ) -> int:
-    """Show that pools hold their objective at their limits and refuse cleanly above; exit code 1 when they do not."""
+    """Verify that pools meet their objective at their limits and answer 429 above; exit code 1 if not."""
     plan = site.plan()
     wanted = verify.Wanted(tuple(pool or ()), at_s, above_s, max_tokens)
     data = verify.verify(

@@ -1,4 +1,4 @@
-"""From the steps of a sweep to what a pool holds: knee, safe, N-1, slots, queue allowance, noise. Pure."""
+"""Capacity of a pool from the steps of a sweep: knee, safe, N-1, slots, queue allowance, noise. Pure."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """What a pool holds. Rates in requests a minute, with tokens a minute beside them."""
+    """Capacity of a pool. Rates in requests per minute and tokens per minute."""
 
     knee_rpm: float
     safe_rpm: float
@@ -50,7 +50,7 @@ class Capacity:
 
 
 def capacity_of(steps: Sequence[Step], slots: Sequence[int], objective: Objective) -> Capacity:
-    """The capacity that the steps of a pool show.
+    """The capacity of a pool from its steps.
 
     Args:
         steps: of all repeats; at least one.
@@ -80,7 +80,7 @@ def capacity_of(steps: Sequence[Step], slots: Sequence[int], objective: Objectiv
 
 
 def noise(rates: Sequence[float]) -> float:
-    """How far repeats are apart, in percent of their mean."""
+    """Spread of the repeats, in percent of their mean."""
     mean = sum(rates) / len(rates)
     return 100 * (max(rates) - min(rates)) / mean if mean else 0.0
 

@@ -1,4 +1,4 @@
-"""Points in the figures' own units, turned into coordinates of a picture; the template draws. Pure."""
+"""Converts data points into chart coordinates for the template. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Points = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One series, ready to be drawn."""
+    """One series in chart coordinates."""
 
     name: str
     colour: str
@@ -23,13 +23,13 @@ class Line:
 
     @property
     def path(self) -> str:
-        """For SVG's polyline."""
+        """The points for SVG's polyline."""
         return " ".join(f"{x},{y}" for x, y in self.points)
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A line chart: series, ticks with their places, and lines that mark something."""
+    """A line chart: series, ticks with their positions, and marker lines."""
 
     title: str
     x_title: str

@@ -1,4 +1,4 @@
-"""`bench compare`: two sweeps side by side; a change counts only beyond the noise of both."""
+"""`bench compare`: compares two sweeps; only changes beyond the noise of both count."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class Comparison:
 
     @property
     def words(self) -> str:
-        """For eyes."""
+        """For people."""
         rates = f"{self.before_rpm:.1f} -> {self.after_rpm:.1f} requests a minute at the knee"
         change = f"{self.change_percent:+.1f} %, noise {self.noise_percent:.1f} %"
         return f"{self.pool}: {rates} ({change}): {self.verdict}{f'; {self.note}' if self.note else ''}"
 
 
 def compare_runs(before: Path, after: Path) -> list[Comparison]:
-    """Every pool that both runs measured, by its knee."""
+    """Every pool of both runs, compared by its knee."""
     old, new = (json.loads((folder / RESULT_FILE).read_text())["pools"] for folder in (before, after))
     return [_compared(pool, old[pool], new[pool]) for pool in old if pool in new]
 

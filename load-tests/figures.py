@@ -1,4 +1,4 @@
-"""Requests in, figures out: percentiles, goodput, rates, and whether the queue grew. Pure.
+"""Statistics of a load: percentiles, goodput, rates, and whether the queue grew. Pure.
 
 docs/decisions/0014-measuring.md says what each figure means.
 """
@@ -24,7 +24,7 @@ LEAST_GROWTH = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What one load was like. Times in seconds, rates in requests (or tokens) a second."""
+    """Statistics of one load. Times in seconds, rates in requests (or tokens) per second."""
 
     requests: int
     answered: int
@@ -55,21 +55,21 @@ class Figures:
 
     @property
     def answered_percent(self) -> float:
-        """Answered requests in a hundred."""
+        """Share of answered requests, in percent."""
         return 100 * self.answered / self.requests if self.requests else 0.0
 
     @property
     def in_time_percent(self) -> float:
-        """Requests in a hundred that were answered in time, of those that were answered."""
+        """Share of answers in time, in percent of all answers."""
         return 100 * self.in_time / self.answered if self.answered else 0.0
 
     @property
     def refused(self) -> int:
-        """Requests that got 429."""
+        """Number of requests with 429."""
         return self.errors.get("refused", 0)
 
     def keeps(self, objective: Objective) -> bool:
-        """Whether the load was one that the farm can hold for ever within the objective."""
+        """Whether the farm can sustain the load within the objective."""
         return (
             not self.is_growing
             and not self.is_aborted
@@ -81,7 +81,7 @@ class Figures:
 def figures_of(
     rows: Sequence[Mapping[str, Any]], objective: Objective, lasts_s: float, *, is_aborted: bool = False
 ) -> Figures:
-    """The figures of a load.
+    """The statistics of a load.
 
     Args:
         rows: its requests, as load-tests/measured.py writes them.
@@ -110,13 +110,13 @@ def figures_of(
 
 
 def is_in_time(row: Mapping[str, Any], objective: Objective) -> bool:
-    """Whether an answer kept both times."""
+    """Whether an answer met both time limits."""
     first = row["ttft_s"] if row["ttft_s"] is not None else 0.0
     return bool(first <= objective.first_token_s and row["e2e_s"] <= objective.answer_s)
 
 
 def percentiles(values: Iterable[float]) -> dict[str, float]:
-    """Percentiles by name; empty when there is nothing to say. The nearest measured value, none in between."""
+    """Percentiles by name (nearest rank, not interpolated); empty without values."""
     ordered = sorted(values)
     if not ordered:
         return {}
@@ -124,7 +124,7 @@ def percentiles(values: Iterable[float]) -> dict[str, float]:
 
 
 def is_growing(rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether requests under way and the time to the first token both grew from start to end."""
+    """Whether running requests and the time to the first token both grew from start to end."""
     ordered = sorted((row for row in rows if not row["error"]), key=lambda row: row["due_at"])
     at = [row["due_at"] - ordered[0]["due_at"] for row in ordered]
     first = [row["ttft_s"] if row["ttft_s"] is not None else row["e2e_s"] for row in ordered]
@@ -132,7 +132,7 @@ def is_growing(rows: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def _grows(at: Sequence[float], values: Sequence[float]) -> bool:
-    """Whether a line through the points climbs significantly, and by something worth the name."""
+    """Whether a line through the points rises significantly and substantially."""
     count = len(at)
     if count < LEAST_FOR_SLOPE or len(set(at)) == 1 or not any(values):
         return False

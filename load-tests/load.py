@@ -1,4 +1,4 @@
-"""One load: Locust in a process of its own, from its settings to the rows that it wrote."""
+"""One load: runs Locust in a separate process and reads its rows."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LAST_LINES = 12
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What is to be sent."""
+    """The load to send."""
 
     tasks: Tasks
     loop: Loop
@@ -46,7 +46,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """All requests of a load as they were measured, and how it ended."""
+    """All measured requests of a load, and how it ended."""
 
     requests: list[dict[str, Any]]
     # Seconds in which requests were to be sent.
@@ -55,14 +55,14 @@ class Rows:
     is_aborted: bool
 
     def figures(self, objective: Objective, pool: str = "") -> Figures:
-        """The figures of all requests, or of those to one pool."""
+        """The statistics of all requests, or of those to one pool."""
         rows = [row for row in self.requests if pool in ("", row["pool"])]
         span = min(self.lasts_s, self.lasted_s) if self.is_aborted else self.lasts_s
         return figures_of(rows, objective, span, is_aborted=self.is_aborted)
 
 
 def run_load(load: Load, rows: Path, web: str = "") -> Rows:
-    """Sends the load and returns what was measured; the raw data is in `rows`, one JSON object a line.
+    """Sends the load and returns the measurements; the raw data is in `rows`, one JSON object per line.
 
     Args:
         load: what is sent.

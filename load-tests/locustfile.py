@@ -1,4 +1,4 @@
-"""Every scenario of `./generate.py bench`, for Locust: what to do is in the JSON file that CORRAL_LOAD names.
+"""Every scenario of `./generate.py bench`, for Locust; CORRAL_LOAD names the JSON file with the settings.
 
     CORRAL_LOAD=settings.json locust -f load-tests/locustfile.py --headless
 
@@ -34,7 +34,7 @@ PAUSE_S = 0.05
 
 @dataclass
 class Load:
-    """The load as a whole: its places, its counts, its file of raw data."""
+    """The whole load: its targets, its counts, its file of raw data."""
 
     chance: random.Random = field(default_factory=lambda: random.Random(SETTINGS["seed"]))  # noqa: S311 - no secret
     places: dict[str, list[Place]] = field(
@@ -49,23 +49,23 @@ class Load:
     failed: int = 0
 
     def begin(self) -> None:
-        """Opens the file of raw data, anew for each start on Locust's page."""
+        """Opens a new file of raw data for each start in Locust's web interface."""
         self.rows = Path(SETTINGS["rows"]).open("w", encoding="utf-8")  # noqa: SIM115 - closed by finish
         self.began = time.monotonic()
         self.sent = self.failed = 0
 
     @property
     def is_hopeless(self) -> bool:
-        """Whether too many requests failed to go on."""
+        """Whether the load must stop because too many requests failed."""
         budget = SETTINGS["error_budget"]
         return budget is not None and self.sent >= LEAST_JUDGED and self.failed > budget * self.sent
 
     def choose(self) -> dict[str, Any]:
-        """A task, by the weights."""
+        """A random task, by weight."""
         return self.chance.choices(SETTINGS["tasks"], [item["weight"] for item in SETTINGS["tasks"]])[0]
 
     def send(self, item: dict[str, Any], due: float, history: list[dict[str, str]]) -> bool:
-        """One request from due to written down; returns whether it was answered, and adds both sides to the history."""
+        """Sends and records one request; returns whether it was answered, and extends the history."""
         place = min(self.places[item["name"]], key=lambda one: one.in_flight / one.slots)
         text = prompt(item["prompt"], self.chance)
         history.append({"role": "user", "content": text})
@@ -90,7 +90,7 @@ class Load:
         return not found.error
 
     def finish(self) -> None:
-        """Ends the file of raw data."""
+        """Closes the file of raw data."""
         end = {"end": True, "aborted": self.is_hopeless, "lasted_s": time.monotonic() - self.began}
         self.rows.write(json.dumps(end) + "\n")
         self.rows.close()
@@ -110,10 +110,10 @@ def _finish(**_: Any) -> None:
 
 
 class Steps(LoadTestShape):
-    """How many clients there are at a time: the stages of the settings; one in an open loop."""
+    """The number of clients over time: the stages of the settings; one in an open loop."""
 
     def tick(self) -> tuple[int, float] | None:
-        """Users, and how many of them may come in a second; None ends the load."""
+        """Users and their spawn rate per second; None ends the load."""
         at, before = self.get_run_time(), 0.0
         if LOAD.is_hopeless:
             return None
@@ -132,7 +132,7 @@ class Client(User):
     abstract: ClassVar[bool] = not IS_CLOSED
 
     def on_start(self) -> None:
-        """Nothing was said yet."""
+        """Starts with an empty conversation."""
         self.history: list[dict[str, str]] = []
         self.chosen = LOAD.choose()
 
@@ -155,7 +155,7 @@ class Clock(User):
 
     @task
     def run_all(self) -> None:
-        """Everything, from the first stage to the last answer."""
+        """Runs all stages, and waits for the last answer."""
         under_way = Group()
         try:
             for at, count in _schedule():
@@ -171,7 +171,7 @@ class Clock(User):
 
 
 def _schedule() -> Iterator[tuple[float, int]]:
-    """When so many requests are due, in seconds from the start."""
+    """Due times of the requests, in seconds from the start."""
     start = 0.0
     for stage in SETTINGS["stages"]:
         end = start + stage["duration_s"]
@@ -183,7 +183,7 @@ def _schedule() -> Iterator[tuple[float, int]]:
 
 
 def _arrivals(start: float, end: float, first: float, last: float) -> Iterator[float]:
-    """A Poisson process whose rate goes in a line from first to last (requests a second)."""
+    """A Poisson process with a rate that changes linearly from first to last (requests per second)."""
     fastest = max(first, last)
     at = start
     while fastest > 0:
@@ -203,7 +203,7 @@ def _beats(start: float, end: float, every: float) -> Iterator[float]:
 
 
 def _tell_locust(found: Measured) -> None:
-    """What the page and the statistics of Locust show."""
+    """Reports a request to Locust's web interface and statistics."""
     failure = RuntimeError(f"{found.error}: {found.detail}") if found.error else None
     times = {"e2e": found.e2e_s, "ttft": found.ttft_s, "tpot": found.tpot_s}
     for kind, seconds in times.items():

@@ -1,4 +1,4 @@
-"""One request, measured as its user lives it: from the moment when it was due to the first and the last token.
+"""Measurement of one request from its due time to the first and the last token.
 
 Every time is in seconds. A stream that does not say why it ended is a failure, whatever came before.
 """
@@ -23,7 +23,7 @@ MOST_GAPS = 4096
 
 @dataclass
 class Measured:
-    """What one request was like."""
+    """Measurements of one request."""
 
     task: str
     pool: str
@@ -57,7 +57,7 @@ class Measured:
         return (self.e2e_s - self.ttft_s) / (self.tokens_out - 1)
 
     def row(self) -> dict[str, Any]:
-        """As it goes into the raw data."""
+        """The row of the raw data."""
         rounded = asdict(self)
         rounded["gaps_s"] = [round(gap, 6) for gap in self.gaps_s[:MOST_GAPS]]
         return {key: round(item, 6) if isinstance(item, float) else item for key, item in rounded.items()}
@@ -65,7 +65,7 @@ class Measured:
 
 @dataclass
 class Place:
-    """Where a request goes: the gateway, or one replica."""
+    """The target of a request: the gateway, or one replica."""
 
     name: str
     url: str
@@ -76,14 +76,14 @@ class Place:
 
 
 def place_of(one: Mapping[str, Any], environment: Mapping[str, str]) -> Place:
-    """The place that the settings describe, with its key from the environment."""
+    """The target in the settings, with its key from the environment."""
     key = environment.get(one["key"], "")
     header = {one["key_header"]: key} if one["key_header"] else {"Authorization": f"Bearer {key}"}
     return Place(one["name"], one["url"], one["model"], one["slots"], header if key else {})
 
 
 def open_session() -> requests.Session:
-    """A session for many requests at the same time, past any proxy that the environment names."""
+    """A session for many concurrent requests, without proxies of the environment."""
     session = requests.Session()
     session.trust_env = False
     adapter = requests.adapters.HTTPAdapter(pool_connections=64, pool_maxsize=MOST_CONNECTIONS)
@@ -93,7 +93,7 @@ def open_session() -> requests.Session:
 
 
 def body_of(kind: str, model: str, said: list[dict[str, str]], max_tokens: int) -> dict[str, Any]:
-    """What asks a pool of this kind: all that was said before for chat, else the last of it."""
+    """The body for a pool of this kind: the whole conversation for chat, else its last message."""
     if kind == "chat":
         usage = {"include_usage": True}
         return {
@@ -106,11 +106,11 @@ def body_of(kind: str, model: str, said: list[dict[str, str]], max_tokens: int) 
 
 
 class _BrokenStreamError(Exception):
-    """The answer came, and was no whole answer."""
+    """The answer was incomplete."""
 
 
 def ask(session: requests.Session, place: Place, found: Measured, body: dict[str, Any], timeout_s: float) -> str:
-    """Sends one request and writes down what happened; returns the answer's text."""
+    """Sends one request and records the result; returns the answer's text."""
     began = time.monotonic() - found.lag_s
     path = "chat/completions" if "messages" in body else "embeddings" if "input" in body else "images/generations"
     found.replica = place.name
@@ -147,7 +147,7 @@ def ask(session: requests.Session, place: Place, found: Measured, body: dict[str
 
 
 def _read_stream(answer: requests.Response, found: Measured, began: float, timeout_s: float) -> str:
-    """Reads server-sent events as they come."""
+    """Reads server-sent events as they arrive."""
     pieces: list[str] = []
     last, is_complete = 0.0, False
     # Without a chunk size, what has come is handed on at once; with one, first tokens wait for others.
@@ -184,7 +184,7 @@ def _read_stream(answer: requests.Response, found: Measured, began: float, timeo
 
 
 def _read_whole(answer: requests.Response, found: Measured) -> None:
-    """Reads an embedding or an image and looks whether it is one."""
+    """Reads and validates an embedding or an image."""
     data = answer.json()
     items = data.get("data") or []
     vector = items[0].get("embedding") if items else None

@@ -1,4 +1,4 @@
-"""The fixed mix of prompts: the same list of words for every user, another text for every request."""
+"""The fixed mix of prompts: the same word list for every user, a different text for every request."""
 
 import random
 
@@ -14,6 +14,6 @@ LENGTHS = {"short": 30, "long": 600}
 
 
 def prompt(length: str, chance: random.Random) -> str:
-    """A text of that length. Its first word is like no other's: no cache knows it."""
+    """A text of that length with a unique first word, so that no cache contains it."""
     words = chance.choices(WORDS, k=LENGTHS[length])
     return f"{chance.getrandbits(48):012x} Tell a story with these words: {' '.join(words)}."

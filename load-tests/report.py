@@ -1,4 +1,4 @@
-"""A sweep as a page for eyes (one HTML file, no other), as Markdown, and as CSV."""
+"""The report of a sweep as a single HTML file, as Markdown, and as CSV."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def _page(result: Mapping[str, Any], kind: str) -> str:
 
 
 def number(value: float | None, digits: int = 1) -> str:
-    """A figure as people write it; a dash when there is none."""
+    """A number for people; a dash if there is none."""
     return "-" if value is None else f"{value:,.{digits}f}".replace(",", "\u202f")
 
 
 def _values(name: str, item: Mapping[str, Any]) -> dict[str, Any]:
-    """What the templates see of a pool."""
+    """The values of a pool for the templates."""
     capacity, steps = item["capacity"], item["steps"]
     per_request = capacity["tokens_per_request"]
     rows = [("knee", "knee_rpm"), ("safe (80 %)", "safe_rpm"), ("N-1 (computed)", "survives_rpm")]
@@ -77,7 +77,7 @@ def _bars(shares: Counter[str]) -> list[tuple[str, int, float]]:
 
 
 def _charts(item: Mapping[str, Any]) -> list[Chart]:
-    """The pictures: times and answers against the rate, and what Prometheus saw."""
+    """The charts: times and answers by rate, and metrics from Prometheus."""
     steps, capacity, objective = item["steps"], item["capacity"], item["objective"]
     knee, safe = capacity["knee_rpm"], capacity["safe_rpm"]
     uprights = {"knee": knee, "safe": safe}

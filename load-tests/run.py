@@ -1,4 +1,4 @@
-"""`bench run`: one scenario, its figures, and whether it was what it promises."""
+"""`bench run`: runs one scenario and checks its criteria."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FIRST_S = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What the user asks for; None: what the scenario says."""
+    """The user's options; None: the scenario's default."""
 
     scenario: str
     pools: tuple[str, ...] = ()
@@ -38,7 +38,7 @@ class Wanted:
 
 
 def run(target: Target, wanted: Wanted, talk: Console) -> dict[str, Any]:
-    """Runs a scenario and returns its figures by pool; raises CorralError when it cannot start."""
+    """Runs a scenario and returns its statistics by pool; raises CorralError when it cannot start."""
     scenario = _scenario(wanted.scenario).lasting(wanted.duration_s)
     pools = chosen_pools(target.plan, wanted.pools, scenario.kinds)
     if target.replica:
@@ -64,7 +64,7 @@ def _scenario(name: str) -> Scenario:
 
 
 def _level(target: Target, scenario: Scenario, wanted: Wanted, pools: Iterable[str]) -> float:
-    """Requests a second, clients, or requests in one burst."""
+    """Requests per second, clients, or requests in one burst."""
     if scenario.loop != "open":
         slots = sum(_slots(target, pool) for pool in pools)
         return float(wanted.users or scenario.users or slots)
@@ -77,12 +77,12 @@ def _level(target: Target, scenario: Scenario, wanted: Wanted, pools: Iterable[s
 
 
 def _slots(target: Target, pool: str) -> int:
-    """Slots of the pool that are asked: all of them, or those of the chosen replica."""
+    """The slots under load: those of the pool, or of the chosen replica."""
     return sum(one.slots for one in backends_of(target.plan, pool) if target.replica in ("", one.name))
 
 
 def check_ways(tasks: Tasks) -> None:
-    """One small request on every way; raises CorralError with all that do not answer."""
+    """Sends one small request on every path; raises CorralError with all that fail."""
     ways = {(place["url"], place["model"]): (item["kind"], place) for item in tasks.tasks for place in item["places"]}
     found = [(way, _problem(*ways[way], tasks)) for way in ways if ways[way][0] != "image"]
     problems = [f"{model} at {url}: {problem}" for (url, model), problem in found if problem]
@@ -91,7 +91,7 @@ def check_ways(tasks: Tasks) -> None:
 
 
 def _problem(kind: str, where: dict[str, Any], tasks: Tasks) -> str:
-    """What is wrong with the answer to one small request; empty when nothing is."""
+    """The problem with the answer to one small request; empty for none."""
     found = Measured(kind, "")
     body = body_of(kind, where["model"], [{"role": "user", "content": "hi"}], 1)
     with open_session() as session:
@@ -114,7 +114,7 @@ def _told(target: Target, scenario: Scenario, pools: Iterable[str], found: Rows,
 
 
 def _broken(scenario: Scenario, by_pool: dict[str, Figures]) -> list[str]:
-    """What the scenario promises and the farm did not hold."""
+    """The criteria of the scenario that the farm did not meet."""
     sent, answered = sum(item.requests for item in by_pool.values()), sum(item.answered for item in by_pool.values())
     share = 100 * answered / sent if sent else 0.0
     words = [] if answered else ["no request was answered"]
@@ -132,7 +132,7 @@ def _broken(scenario: Scenario, by_pool: dict[str, Figures]) -> list[str]:
 
 
 def went_quiet(rows: Iterable[dict[str, Any]]) -> list[str]:
-    """Replicas that answered in the first half of a load and no more in the second."""
+    """Replicas that answered in the first half of a load but not in the second."""
     ordered = sorted((row for row in rows if not row["error"]), key=lambda row: float(row["due_at"]))
     half = len(ordered) // 2
     early, late = ({row["replica"] for row in part} for part in (ordered[:half], ordered[half:]))
@@ -140,7 +140,7 @@ def went_quiet(rows: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def show(data: dict[str, Any], console: Console) -> None:
-    """The figures of a run for eyes."""
+    """Prints the statistics of a run."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for title in (
         "pool",

@@ -1,4 +1,4 @@
-"""What can be asked of a farm: every scenario as data. Locust carries them out (load-tests/locustfile.py)."""
+"""Every scenario as data; load-tests/locustfile.py runs them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Loop = Literal["open", "closed", "burst"]
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A stretch of time: from one level to another; requests a second, clients, or requests in one burst."""
+    """A period that changes from one level to another; requests per second, clients, or requests in one burst."""
 
     duration_s: float
     to: float
@@ -21,7 +21,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A load. Levels are shares of what the user asks for (`--rate`, `--users`)."""
+    """A load. Levels are relative to the user's `--rate` or `--users`."""
 
     name: str
     words: str
@@ -46,7 +46,7 @@ class Scenario:
     p95_s: float = 0.0
 
     def lasting(self, seconds: float | None) -> Scenario:
-        """The same within another time."""
+        """The same load with another duration."""
         if seconds is None:
             return self
         share = seconds / sum(stage.duration_s for stage in self.stages)

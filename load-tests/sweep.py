@@ -1,4 +1,4 @@
-"""`bench sweep`: what every pool holds. Steps of rising rate, each a load of its own; an interrupted sweep goes on."""
+"""`bench sweep`: measures the capacity of every pool in steps of rising rate; an interrupted sweep can continue."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ MOST_SHARE = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """How a sweep is made."""
+    """Settings of a sweep."""
 
     pools: tuple[str, ...] = ()
     # Rates of the steps, as shares of what the full pool answered.
@@ -59,7 +59,7 @@ class Wanted:
 
 
 def parse_shares(text: str) -> tuple[float, ...]:
-    """Shares from `0.5,0.8,1.2`; raises UsageError for what is none."""
+    """Shares from `0.5,0.8,1.2`; raises UsageError for other text."""
     try:
         found = tuple(float(part) for part in text.split(","))
     except ValueError:
@@ -70,12 +70,12 @@ def parse_shares(text: str) -> tuple[float, ...]:
 
 
 def new_run() -> str:
-    """The name of a run that starts now."""
+    """The name of a new run."""
     return datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
 
 
 def find_run(plan: Plan, name: str, *, is_whole: bool = True) -> Path:
-    """The folder of a run: a path, a name, or the newest; raises UsageError when there is none."""
+    """The folder of a run by path or name, or the newest; raises UsageError if there is none."""
     wanted = RESULT_FILE if is_whole else RUN_FILE
     if name:
         folder = next((path for path in (Path(name), bench_folder(plan) / name) if (path / wanted).exists()), None)
@@ -89,7 +89,7 @@ def find_run(plan: Plan, name: str, *, is_whole: bool = True) -> Path:
 
 
 def sweep(target: Target, wanted: Wanted, folder: Path, talk: Console) -> dict[str, Any]:
-    """Measures, or goes on measuring, and returns the result as it stands in the folder's result.json.
+    """Starts or continues a measurement, and returns the content of the folder's result.json.
 
     Raises CorralError when the farm does not answer, or was changed since the run began.
     """
@@ -107,7 +107,7 @@ def sweep(target: Target, wanted: Wanted, folder: Path, talk: Console) -> dict[s
 
 
 def read_wanted(folder: Path) -> Wanted:
-    """How an earlier run is made."""
+    """Settings of an earlier run."""
     data = json.loads((folder / RUN_FILE).read_text())["wanted"]
     return Wanted(**data | {"pools": tuple(data["pools"]), "shares": tuple(data["shares"])})
 
@@ -145,7 +145,7 @@ def _measured(target: Target, wanted: Wanted, pool: str, folder: Path, talk: Con
 
 
 def _estimate(base: Load, wanted: Wanted, pool: str, folder: Path, slots: int) -> float:
-    """Answers a second with every slot in use. The first half warms up and does not count."""
+    """Answers per second with all slots in use. The first half is warm-up and does not count."""
     record = folder / pool / "full.json"
     if record.exists():
         return float(json.loads(record.read_text())["rate"])
@@ -162,7 +162,7 @@ def _estimate(base: Load, wanted: Wanted, pool: str, folder: Path, slots: int) -
 def _steps(  # noqa: PLR0913, PLR0917 - what a step needs to know
     target: Target, base: Load, wanted: Wanted, pool: str, folder: Path, estimate: float, talk: Console
 ) -> Iterator[Step]:
-    """Every step of every repeat; a repeat ends with the first that does not hold."""
+    """Runs every step of every repeat; a repeat ends with the first step that does not hold."""
     for repeat in range(1, wanted.repeats + 1):
         for share in sorted(wanted.shares):
             step = _step(target, base, wanted, pool, folder, (repeat, share, share * estimate))
@@ -195,7 +195,7 @@ def _step(target: Target, base: Load, wanted: Wanted, pool: str, folder: Path, a
 
 
 def hardware(plan: Plan, pool: str) -> str:
-    """What a pool runs on, in words."""
+    """Hardware and model of a pool, for people."""
     replicas = [replica for replica in plan.site.replicas if replica.pool == pool]
     nodes = sum(1 for item in plan.inventory.pools[pool].on if item.node)
     words = Counter(" + ".join(card.card for card in replica.cards) or "processor" for replica in replicas)

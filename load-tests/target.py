@@ -1,4 +1,4 @@
-"""What a load process is told: tasks, places and names of keys, all from the plan; values of keys go by environment."""
+"""Settings of a load process: tasks, targets and names of keys, from the plan; keys are in the environment."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LONG_SHARE = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Whom to ask: the gateway, or replicas themselves."""
+    """The targets: the gateway, or the replicas themselves."""
 
     plan: Plan
     out: Path
@@ -52,18 +52,18 @@ def backends_of(plan: Plan, pool: str) -> list[Backend]:
 
 
 def slots_of(plan: Plan, pool: str) -> int:
-    """Requests that the pool works on at the same time."""
+    """Concurrent requests of the pool."""
     return sum(backend.slots for backend in backends_of(plan, pool))
 
 
 def kind_of(plan: Plan, pool: str) -> str:
-    """What the pool does."""
+    """The kind of the pool."""
     found = backends_of(plan, pool)
     return found[0].kind if found else ""
 
 
 def objective_of(plan: Plan, pool: str) -> Objective:
-    """What clients of the pool may expect: its own objective, else the monitoring's, else the kit's."""
+    """The pool's objective, else the monitoring's, else the kit's."""
     monitoring = plan.inventory.monitoring
     return plan.inventory.pools[pool].objective or (monitoring.objective if monitoring else Objective())
 

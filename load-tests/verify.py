@@ -77,10 +77,10 @@ def judge(at: Figures, above: Figures, objective: Objective) -> Sequence[str]:
         told = ", ".join(f"{count} {kind}" for kind, count in others.items())
         words.append(f"above the limit requests failed instead of being refused: {told}")
     if not above.refused:
-        words.append("above the limit nobody was refused")
+        words.append("above the limit no request was refused")
     elif above.refused_saying_when < above.refused:
         silent = above.refused - above.refused_saying_when
-        words.append(f"above the limit {silent} refusals did not say when to come back")
+        words.append(f"above the limit {silent} refusals had no Retry-After")
     if above.in_time_percent < objective.in_time_percent:
         words.append(
             f"above the limit only {above.in_time_percent:.1f} % of the answers were in time, "

@@ -63,7 +63,7 @@ USERS = 4
 TURNS = 8
 START_LIMIT_S = 240
 OK, TOO_MANY = 200, 429
-# Stands for the time until a refusal where nobody was refused: the machine was too slow to overload anything.
+# Time until a refusal if there was none: the machine was too slow to cause an overload.
 NEVER_MS = 1e9
 ANSWER_LIMIT_S = 120
 TOKENS = 24
@@ -214,7 +214,7 @@ class Stack:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of the loopback address that nobody listens on."""
+    """Free ports of the loopback address."""
     listeners = [socket.socket() for _ in range(count)]
     try:
         for listener in listeners:

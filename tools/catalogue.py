@@ -1,6 +1,6 @@
 """monitoring/catalogue/*.json: the names and labels of figures that each program really has, read from the program.
 
-    python -m tools.catalogue            # starts the test farm, gives it work, reads everybody
+    python -m tools.catalogue            # starts the test farm, sends load, reads all targets
 
 What cannot run here (GPU exporters, LocalAI, vLLM) has a file that names the source it was taken from; those stay. So
 does `from_source` of a program that runs here: figures that only another machine or a rare event has.

@@ -111,7 +111,7 @@ def is_complete(root: Path) -> bool:
 
 
 def make_room(venv: Path) -> None:
-    """Removes an outdated or half-made environment of ours; refuses to touch one that somebody else made."""
+    """Removes an outdated or incomplete environment of the kit; refuses to remove any other."""
     if venv.is_symlink() or (venv.exists() and not (venv / OURS).exists() and any(venv.iterdir())):
         raise EnvironmentProblem(f"{venv} was not made by this kit; move it away, then run again: make env")
     if venv.exists():

@@ -14,7 +14,7 @@ WINDOWS = ("5m", "30m", "1h", "2h", "6h", "1d", "3d")
 # Times the budget's even use, long and short window: two per cent of a month's budget in an hour, five in six.
 FAST = ((14.4, "1h", "5m"), (6.0, "6h", "30m"))
 SLOW = ((3.0, "1d", "2h"), (1.0, "3d", "6h"))
-# Bad requests in the long window below which nobody is told: at night one failure may be a fifth of all.
+# Minimum of bad requests in the long window: at night one failure may be a fifth of all requests.
 LEAST_BAD = 5
 TIMES = {
     "first_token": "litellm_llm_api_time_to_first_token_metric",

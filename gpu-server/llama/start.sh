@@ -73,7 +73,7 @@ ask() {
     code=$(printf 'Authorization: Bearer %s' "$key" |
         curl -s -H @- -o "$CORRAL_TEMP_DIR/corral-figures" -w '%{http_code}' --max-time "$ASK_S" \
             "http://localhost:$port/metrics") || {
-        [ $? = 7 ] && return 1 # nobody listens yet
+        [ $? = 7 ] && return 1 # not listening yet
         return 2
     }
     case $code in

@@ -121,7 +121,10 @@ def test_every_other_byte_is_a_difference(old: bytes | None, new: bytes | None) 
 @pytest.mark.parametrize(
     ("change", "seen"),
     [
-        (lambda folder: swap(folder / "expected.txt", "= haproxy/fair.lua", "= haproxy/request_gate.lua"), "haproxy/fair.lua"),
+        (
+            lambda folder: swap(folder / "expected.txt", "= haproxy/fair.lua", "= haproxy/request_gate.lua"),
+            "haproxy/fair.lua",
+        ),
         (lambda folder: swap(folder / "expected.txt", "box/.gitignore\n", "box/compose.yaml\n"), "/.gitignore"),
         (lambda folder: swap(folder / "expected.txt", "gateway/.gitignore", "gateway/.other"), "gateway/.other"),
         (lambda folder: swap(folder / "expected/gateway/haproxy/haproxy.cfg.delta", "+", "+ "), "haproxy/haproxy.cfg"),
