@@ -20,8 +20,8 @@ REMOVED = "the argument has been removed."
 HEAD = """\
 # llama-server's command line, as llama.cpp's own parser has it: written by `make flags`, read by
 # corral/components/llama/flags.py.
-# Source: the help of the parser in the wheel xllamacpp {version}, the build after the images' (see IMAGES in
-# corral/components/llama/__init__.py). The wheel before them, 2026.9.11063, has the same ones but for --moe-cache-mib,
+# Source: the help of the parser in the wheel xllamacpp {version}, the build after the images' (see images in
+# corral/components/llama/component.yaml). The wheel before them, 2026.9.11063, has the same but for --moe-cache-mib,
 # --rpc and --spec-draft-sampling: whether the images' build has these three is not known; it has all others.
 """
 _CALL = r"""
