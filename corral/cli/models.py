@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,20 +15,28 @@ from corral.cli.context import JsonOption, SiteOptions, plain, print_json, share
 from corral.errors import UsageError
 
 if TYPE_CHECKING:
-    from corral.verbs.models.models import Shelf
+    from corral.verbs.models.models import SiteStore
 
 app = verbs("Model files: fetch, check, describe.")
 NamesArgument = Annotated[list[str] | None, typer.Argument(help="Models; all if none.")]
 PoolsArgument = Annotated[list[str], typer.Argument(help="Pools.")]
 
 
-def _shelf(options: SiteOptions) -> tuple[Shelf, set[str] | None]:
+def _store(options: SiteOptions) -> tuple[SiteStore, set[str] | None]:
     """All model files of a site, and the chosen hosts. A farm that does not fit yet has them, too."""
-    from corral.verbs.models.models import open_shelf
+    from corral.verbs.models.models import open_store
 
     site = load_site(options.loaded())
-    hosts = options.hosts(site.inventory)
-    return open_shelf(site, options.inventory, options.out, talk), hosts
+    return open_store(site, options.inventory, options.out, talk), options.hosts(site.inventory)
+
+
+def _print(
+    found: Sequence[Any], show: Callable[[Sequence[Any], Console], None], out: Console, *, as_json: bool
+) -> None:
+    if as_json:
+        print_json([asdict(item) for item in found])
+    else:
+        show(found, out)
 
 
 @app.command("pull")
@@ -49,9 +57,9 @@ def models_pull(
 
     if offline is not None and not offline.is_dir():
         raise UsageError(f"--from {offline}: there is no such folder")
-    shelf, hosts = _shelf(site)
+    files, hosts = _store(site)
     chosen = frozenset(hosts) if hosts else None
-    pull(shelf, Choice(tuple(names or ()), chosen, offline, fallback, update, jobs, store))
+    pull(files, Choice(tuple(names or ()), chosen, offline, fallback, update, jobs, store))
     tell_figures(site, hosts)
 
 
@@ -61,22 +69,19 @@ def models_inspect(site: SiteOptions, names: NamesArgument = None) -> None:
     """Read what the model files say of themselves, without fetching them, so that `plan` knows what they need."""
     from corral.verbs.models.models import inspect
 
-    inspect(_shelf(site)[0], names or ())
+    inspect(_store(site)[0], names or ())
 
 
 @app.command("verify")
 @shared("inventory", "out", "host")
 def models_verify(site: SiteOptions, names: NamesArgument = None, as_json: JsonOption = False) -> int:
     """Read every model file from the first to the last byte; exit code 1 when one is not the pinned one."""
-    from corral.verbs.models.models import verify
-    from corral.verbs.models.models_show import as_data, show_verdict
+    from corral.verbs.models.models import rows
+    from corral.verbs.models.models_show import show_verdict
 
-    shelf, hosts = _shelf(site)
-    found = verify(shelf, names or (), hosts)
-    if as_json:
-        print_json(as_data(found))
-    else:
-        show_verdict(found, plain())
+    store, hosts = _store(site)
+    found = [row for row in rows(store, names or (), hosts, reads=True) if row.host]
+    _print(found, show_verdict, plain(), as_json=as_json)
     tell_figures(site, hosts)
     return 0 if all(row.state == "verified" for row in found) else 1
 
@@ -86,14 +91,10 @@ def models_verify(site: SiteOptions, names: NamesArgument = None, as_json: JsonO
 def models_ls(site: SiteOptions, names: NamesArgument = None, as_json: JsonOption = False) -> None:
     """Show every model file: size, quantization, context, checksum, who uses it."""
     from corral.verbs.models.models import rows
-    from corral.verbs.models.models_show import as_data, show_rows
+    from corral.verbs.models.models_show import show_rows
 
-    shelf, hosts = _shelf(site)
-    found = rows(shelf, names or (), hosts)
-    if as_json:
-        print_json(as_data(found))
-    else:
-        show_rows(found, Console(highlight=False))
+    store, hosts = _store(site)
+    _print(rows(store, names or (), hosts), show_rows, Console(highlight=False), as_json=as_json)
 
 
 @app.command("ps")
@@ -105,10 +106,7 @@ def models_ps(site: SiteOptions, as_json: JsonOption = False) -> None:
     plan = site.plan()
     site.hosts(plan)
     found = serving.ps(serving.places_of(plan, site.out, site.host))
-    if as_json:
-        print_json([asdict(item) for item in found])
-    else:
-        serving.show(found, Console(highlight=False))
+    _print(found, serving.show, Console(highlight=False), as_json=as_json)
 
 
 @app.command("load")

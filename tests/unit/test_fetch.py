@@ -15,11 +15,11 @@ import pytest
 from corral.errors import CorralError
 from corral.verbs.models.fetch import (
     ChecksumError,
+    Content,
     FetchError,
     MissingError,
     Net,
     Origin,
-    Remote,
     fetch,
     look,
     note_of,
@@ -32,7 +32,7 @@ from tests.weight_server import Shop, weight_server
 
 CONTENT = random.Random(1).randbytes(3_000_000)  # noqa: S311 - the same in every run
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
-PINNED = Remote(len(CONTENT), SHA256)
+PINNED = Content(len(CONTENT), SHA256)
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def nothing_lies_there(target: Path) -> bool:
 def test_a_file_arrives_whole_and_gets_its_name_last(shop: Shop, net: Net, target: Path) -> None:
     shop.put("/m.bin", CONTENT)
     told: list[int] = []
-    found = fetch(at(shop), target, Remote(), net, told.append)
+    found = fetch(at(shop), target, Content(), net, lambda there, _size: told.append(there))
     assert (found.size, found.sha256) == (len(CONTENT), SHA256)
     assert told[-1] == len(CONTENT)
     assert told == sorted(told)
@@ -84,11 +84,11 @@ def test_a_broken_connection_goes_on_where_it_broke(shop: Shop, net: Net, target
 def test_a_later_run_goes_on_too(shop: Shop, net: Net, target: Path) -> None:
     file = shop.put("/m.bin", CONTENT, breaks_after=[1_000_000, 0, 0, 0, 0, 0])
     with pytest.raises(FetchError, match=r"broke off.*it goes on where it stopped"):
-        fetch(at(shop), target, Remote(), net)
+        fetch(at(shop), target, Content(), net)
     assert part_of(target).stat().st_size == 1_000_000
     assert not target.exists()
     file.breaks_after.clear()
-    assert fetch(at(shop), target, Remote(), net).sha256 == SHA256
+    assert fetch(at(shop), target, Content(), net).sha256 == SHA256
     assert shop.sent == len(CONTENT)
 
 
@@ -102,16 +102,16 @@ def test_what_a_killed_run_left_whole_is_not_fetched_again(shop: Shop, net: Net,
 
 def test_a_server_without_ranges_starts_again(shop: Shop, net: Net, target: Path) -> None:
     shop.put("/m.bin", CONTENT, has_ranges=False, breaks_after=[1_000_000])
-    assert fetch(at(shop), target, Remote(), net).sha256 == SHA256
+    assert fetch(at(shop), target, Content(), net).sha256 == SHA256
     assert shop.sent == 1_000_000 + len(CONTENT)
 
 
 def test_a_file_that_changed_in_between_is_not_mixed(shop: Shop, net: Net, target: Path) -> None:
     shop.put("/m.bin", bytes(len(CONTENT)), breaks_after=[1_000_000, 0, 0, 0, 0, 0])
     with pytest.raises(FetchError):
-        fetch(at(shop), target, Remote(), net)
+        fetch(at(shop), target, Content(), net)
     shop.put("/m.bin", CONTENT, etag='"two"')
-    assert fetch(at(shop), target, Remote(), net).sha256 == SHA256
+    assert fetch(at(shop), target, Content(), net).sha256 == SHA256
     assert [headers["if-range"] for _, headers in shop.seen if "if-range" in headers][-1] == '"one"'
 
 
@@ -119,9 +119,9 @@ def test_bytes_that_nobody_can_vouch_for_are_not_gone_on_with(shop: Shop, net: N
     """No strong ETag, no date, no checksum: the server may have other content by now."""
     shop.put("/m.bin", bytes(len(CONTENT)), etag='W/"weak"', breaks_after=[1_000_000, 0, 0, 0, 0, 0])
     with pytest.raises(FetchError):
-        fetch(at(shop), target, Remote(), net)
+        fetch(at(shop), target, Content(), net)
     shop.put("/m.bin", CONTENT, etag='W/"weak"')
-    assert fetch(at(shop), target, Remote(), net).sha256 == SHA256
+    assert fetch(at(shop), target, Content(), net).sha256 == SHA256
 
 
 def test_a_part_with_damage_inside_is_fetched_once_more(shop: Shop, net: Net, target: Path) -> None:
@@ -149,23 +149,23 @@ def test_a_wrong_length_leaves_nothing(shop: Shop, net: Net, target: Path) -> No
     assert nothing_lies_there(target)
     shop.put("/m.bin", CONTENT[:-4], says_length=False)
     with pytest.raises(FetchError, match="broke off after"):
-        fetch(at(shop), target, Remote(len(CONTENT)), net)
+        fetch(at(shop), target, Content(len(CONTENT)), net)
     assert not target.exists()
 
 
 def test_a_server_that_says_no_length_is_read_to_its_end(shop: Shop, net: Net, target: Path) -> None:
     shop.put("/m.bin", CONTENT, says_length=False, has_ranges=False)
-    assert look(at(shop), net) == Remote()
-    assert fetch(at(shop), target, Remote(), net).sha256 == SHA256
+    assert look(at(shop), net) == Content()
+    assert fetch(at(shop), target, Content(), net).sha256 == SHA256
 
 
 def test_more_than_is_there_was_asked_for(shop: Shop, net: Net, target: Path) -> None:
     """416: the file has become shorter than what is here."""
     shop.put("/m.bin", CONTENT, breaks_after=[2_000_000, 0, 0, 0, 0, 0])
     with pytest.raises(FetchError):
-        fetch(at(shop), target, Remote(), net)
+        fetch(at(shop), target, Content(), net)
     shop.put("/m.bin", CONTENT[:1_000_000])
-    assert fetch(at(shop), target, Remote(), net).size == 1_000_000
+    assert fetch(at(shop), target, Content(), net).size == 1_000_000
 
 
 def test_a_part_from_another_place_is_thrown_away(shop: Shop, net: Net, target: Path) -> None:
@@ -200,11 +200,11 @@ def test_two_processes_do_not_write_the_same_file(shop: Shop, net: Net, target: 
     pause = threading.Event()
     shop.put("/m.bin", CONTENT, pause=pause)
     begun = threading.Event()
-    first = threading.Thread(target=lambda: fetch(at(shop), target, PINNED, net, lambda _there: begun.set()))
+    first = threading.Thread(target=lambda: fetch(at(shop), target, PINNED, net, lambda _there, _size: begun.set()))
     first.start()
     try:
         assert begun.wait(30)
-        with pytest.raises(FetchError, match="another process is fetching it"):
+        with pytest.raises(CorralError, match="models pull is at work here already"):
             fetch(at(shop), target, PINNED, net)
     finally:
         pause.set()
@@ -216,7 +216,7 @@ def test_stopping_leaves_a_part_that_is_gone_on_with(shop: Shop, net: Net, targe
     shop.put("/m.bin", CONTENT)
     stopped = Net(net.client, pause_s=0.001)
     with pytest.raises(KeyboardInterrupt):
-        fetch(at(shop), target, PINNED, stopped, lambda _there: stopped.stop.set())
+        fetch(at(shop), target, PINNED, stopped, lambda _there, _size: stopped.stop.set())
     assert not target.exists()
     assert 0 < part_of(target).stat().st_size < len(CONTENT)
     assert fetch(at(shop), target, PINNED, net).sha256 == SHA256
@@ -229,7 +229,7 @@ def test_a_full_disk_is_an_error_with_words(shop: Shop, net: Net, target: Path) 
         fetch(at(shop), target, PINNED, net, _disk_full)
 
 
-def _disk_full(_there: int) -> None:
+def _disk_full(_there: int, _size: int) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
@@ -240,7 +240,7 @@ def test_a_hub_file_is_known_before_it_comes(shop: Shop, net: Net) -> None:
     shop.put_hub("o/r", "sub/m.gguf", CONTENT)
     origin = origin_of("hf:o/r/sub/m.gguf", "", {"HF_ENDPOINT": shop.address + "/"})
     assert origin is not None
-    assert look(origin, net) == Remote(len(CONTENT), SHA256, "1" * 40)
+    assert look(origin, net) == Content(len(CONTENT), SHA256, "1" * 40)
 
 
 def test_the_login_goes_to_the_hub_and_nowhere_else(shop: Shop, net: Net, target: Path) -> None:
@@ -292,7 +292,7 @@ def test_a_file_on_this_machine_is_copied(net: Net, target: Path, tmp_path: Path
     assert look(origin, net).size == len(CONTENT)
     assert fetch(origin, target, PINNED, net).sha256 == SHA256
     with pytest.raises(ChecksumError):
-        fetch(origin, target.with_name("n.bin"), Remote(5), net)
+        fetch(origin, target.with_name("n.bin"), Content(5), net)
     with pytest.raises(MissingError, match="no such file"):
         look(Origin("file:n", path=tmp_path / "n"), net)
 
@@ -300,7 +300,7 @@ def test_a_file_on_this_machine_is_copied(net: Net, target: Path, tmp_path: Path
 def test_the_note_holds_no_address_with_a_signature(shop: Shop, net: Net, target: Path) -> None:
     shop.put("/m.bin?signature=1", CONTENT)
     with pytest.raises(ChecksumError) as caught:
-        fetch(at(shop, "/m.bin?signature=1"), target, Remote(5), net)
+        fetch(at(shop, "/m.bin?signature=1"), target, Content(5), net)
     assert "signature" not in str(caught.value)
     assert nothing_lies_there(target)
 
@@ -314,5 +314,5 @@ def test_a_secure_source_that_leads_on_to_an_open_one_is_refused(target: Path) -
     with httpx.Client(transport=httpx.MockTransport(answer), follow_redirects=True) as client:
         source = "https://example.com/m.gguf"
         with pytest.raises(FetchError, match=r"leads on to mirror\.example\.com over http"):
-            fetch(Origin(source, source), target, Remote(), Net(client, pause_s=0.001))
+            fetch(Origin(source, source), target, Content(), Net(client, pause_s=0.001))
     assert not part_of(target).exists() or not part_of(target).stat().st_size

@@ -141,6 +141,9 @@ def test_another_content_at_the_source_is_refused_until_told(site: Site, made: M
     assert site("pull", "--update")[0] == 0
     assert (site.models / "embed.gguf").read_bytes() == made.chat
     assert site.lock.files[f"{site.shop.address}/embed.gguf"].sha256 == hashlib.sha256(made.chat).hexdigest()
+    site.shop.put("/embed.gguf", made.embed)
+    assert site("pull", "--update")[0] == 0
+    assert (site.models / "embed.gguf").read_bytes() == made.embed, "also in the place of a file that is as pinned"
 
 
 def test_verify_finds_one_flipped_bit_and_pull_repairs_it(site: Site, made: Made) -> None:
@@ -262,7 +265,7 @@ def test_a_disk_that_is_too_small_is_said_before_anything_comes(site: Site, monk
     code, _, err = site("pull")
     assert code == 1
     assert "GiB are missing; nothing was fetched" in err
-    assert "tiny-Q8_0.gguf" in err
+    assert "the largest is embed.gguf" in err
     assert not list(site.folder.glob("models/*"))
 
 

@@ -20,7 +20,7 @@ from corral.render.tree import render
 from corral.runtime.docker import Container
 from corral.runtime.hosts import ComposeHost
 from corral.runtime.observe import Snapshot
-from corral.verbs.models.models import STAMPS
+from corral.verbs.models.local_files import STAMPS
 from corral.verbs.status import figures
 from corral.verbs.status.figures import FILE, FOLDER, figures_hosts, look, text, write_figures
 from corral.verbs.up.history import last_backups, note_backup

@@ -1,3 +1,4 @@
+import struct
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
@@ -9,7 +10,8 @@ from corral.errors import CorralError
 from corral.verbs.models.weights import canonical, find_weights
 from tests.weight_server import Shop, weight_server
 
-CONTENT = b"GGUF" + bytes(range(256)) * 100
+# A header without keys and tensors, and some bytes more.
+CONTENT = struct.pack("<4sIQQ", b"GGUF", 3, 0, 0) + bytes(range(256)) * 100
 
 
 def talk() -> Console:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import IO, Protocol
 
+from corral.config.model_lock import LockedFile
 from corral.errors import CorralError
 from corral.runtime.hosts import CommandError, ComposeHost
+from corral.verbs.models.fetch import Net, Progress
 
 READ_LIMIT_S = 7200
 SPARE_KIB = 256 * 1024
@@ -22,7 +25,7 @@ while [ ! -d "$folder" ]; do
     *) folder=. ;;
   esac
 done
-df -Pk -- "$folder" | tail -n 1
+df -Pk -- "$folder" | { read -r _; read -r _ _ _ free _; echo "$free"; }
 """
 _SEND = 'umask 022; mkdir -p -- "$1" && cd "$1" && mkdir -p -- "$(dirname -- "$2")" && cat >>"$2"'
 _SETTLE = """
@@ -60,15 +63,26 @@ class FarFolder:
         words = self._ask(_SIZE, name).strip()
         return int(words) if words.isdecimal() else None
 
-    def checksum(self, name: str) -> str:
+    def last_read(self, _name: str) -> None:
+        """Nothing: what was read on a host is not noted there."""
+
+    def checksum(self, name: str, _net: Net | None = None, _progress: Progress | None = None) -> str:
         """The sha256 of a file, computed there; empty when it is not there."""
         return self._ask(_SUM, name, limit_s=READ_LIMIT_S).partition(" ")[0]
 
     def free(self) -> int | None:
         """Bytes that are free on its disk, all but a reserve; None when the host does not say."""
-        fields = self._ask(_ROOM, "").split()
-        is_told = len(fields) > 3 and fields[3].isdecimal()  # noqa: PLR2004 - the fourth column says what is free
-        return max(0, int(fields[3]) - SPARE_KIB) * 1024 if is_told else None
+        words = self._ask(_ROOM, "").strip()
+        return max(0, int(words) - SPARE_KIB) * 1024 if words.isdecimal() else None
+
+    def disk(self) -> tuple[str, int | None]:
+        """Which disk it is on, and how many bytes are free there, all but a reserve."""
+        return str(self), self.free()
+
+    def put(self, source: Path, known: LockedFile, net: Net, progress: Progress) -> None:
+        """Copies a file of this machine there; raises CorralError as `send` does."""
+        with source.open("rb") as file:
+            self.send(_Watched(file, known.size, net, progress), known.file, known.size, known.sha256)
 
     def send(self, data: Content, name: str, size: int, sha256: str) -> None:
         """Brings a file there, on from where an earlier call stopped; it gets its name after its checksum was right.
@@ -102,3 +116,22 @@ class FarFolder:
 
     def _ask(self, script: str, name: str, *, limit_s: float = 120) -> str:
         return self.host.run(["sh", "-c", script, "-", self.folder, name], limit_s=limit_s).out
+
+
+@dataclass(frozen=True, slots=True)
+class _Watched:
+    """A file whose reading is told, and ends when everything is to end."""
+
+    file: IO[bytes]
+    size: int
+    net: Net
+    progress: Progress
+
+    def seek(self, place: int) -> int:
+        return self.file.seek(place)
+
+    def read(self, count: int = -1) -> bytes:
+        self.net.check()
+        piece = self.file.read(count)
+        self.progress(self.file.tell(), self.size)
+        return piece

@@ -1,4 +1,4 @@
-"""One file from a server or a folder, so that it is whole or not there at all.
+"""Resumable download of one file, with a check of its length and checksum and an atomic rename.
 
 Bytes go into `<name>.part`, and a note beside it says what they belong to. A broken download goes on where it stopped
 if the server still has the same content; the file gets its name only after length and checksum were right and the
@@ -12,22 +12,20 @@ import json
 import os
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 from urllib.parse import quote, urlsplit
 
 import httpx
-from filelock import lock_descriptor
 
 from corral.errors import CorralError
 from corral.files import write_atomically
+from corral.runtime.lock import alone
 
-HUB = "hf:"
-FOLDER = "file:"
+HUB, FOLDER = "hf:", "file:"
 HUB_ENDPOINT = "https://huggingface.co"
 TOKEN = "HF_TOKEN"  # noqa: S105 - its name
 CHUNK = 1 << 20
@@ -37,10 +35,13 @@ ATTEMPTS = 5
 LONGEST_PAUSE_S = 30.0
 # Answers after which it is worth asking again.
 BUSY = (408, 425, 429, 500, 502, 503, 504)
-PARTIAL, GONE_RANGE = 206, 416
-_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+OK, PARTIAL, GONE_RANGE = 200, 206, 416
+_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_LOOPBACK = ("localhost", "127.0.0.1", "[::1]", "::1")
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+Found = TypeVar("Found")
+# Hears how many bytes are there, and how many it will be; 0: not known.
+Progress = Callable[[int, int], None]
 
 
 class FetchError(CorralError):
@@ -74,27 +75,24 @@ class Origin:
     path: Path | None = None
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
+    def __str__(self) -> str:
+        """The source as it may stand in a message: without query, which may hold a signature."""
+        return self.source.partition("?")[0]
+
 
 @dataclass(frozen=True, slots=True)
-class Remote:
-    """What a server says of a file before it is fetched."""
+class Content:
+    """What is known of a file's content."""
 
-    # Bytes; 0: it does not say.
+    # Bytes; 0: not known.
     size: int = 0
     sha256: str = ""
+    # Commit of the repository that it was taken from.
     commit: str = ""
 
-    def filled(self, other: Remote) -> Remote:
+    def filled(self, other: Content) -> Content:
         """The same, with what the other says where this one says nothing."""
-        return Remote(self.size or other.size, self.sha256 or other.sha256, self.commit or other.commit)
-
-
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """A file that has arrived."""
-
-    size: int
-    sha256: str
+        return Content(self.size or other.size, self.sha256 or other.sha256, self.commit or other.commit)
 
 
 @dataclass(slots=True)
@@ -132,25 +130,26 @@ def origin_of(source: str, revision: str, environment: Mapping[str, str]) -> Ori
     """
     if source.startswith(HUB):
         owner, repository, file = source.removeprefix(HUB).split("/", 2)
-        endpoint = (environment.get("HF_ENDPOINT") or HUB_ENDPOINT).rstrip("/")
+        endpoint, token = _hub(environment)
         url = f"{endpoint}/{owner}/{repository}/resolve/{quote(revision or 'main', safe='')}/{quote(file)}"
-        return Origin(source, url, headers=_login(endpoint, environment))
+        return Origin(source, url, headers={"Authorization": f"Bearer {token}"} if token else {})
     if source.startswith(FOLDER):
         return Origin(source, path=Path(source.removeprefix(FOLDER)))
     return Origin(source, source) if "://" in source else None
 
 
-def _login(endpoint: str, environment: Mapping[str, str]) -> dict[str, str]:
-    token = environment.get(TOKEN, "").strip()
+def _hub(environment: Mapping[str, str]) -> tuple[str, str]:
+    """Address of the Hub or its mirror, and the login that may be sent there; an empty one where it may not."""
+    endpoint = (environment.get("HF_ENDPOINT") or HUB_ENDPOINT).rstrip("/")
     parts = urlsplit(endpoint)
     is_safe = parts.scheme == "https" or parts.hostname in _LOOPBACK
-    return {"Authorization": f"Bearer {token}"} if token and is_safe else {}
+    return endpoint, environment.get(TOKEN, "").strip() if is_safe else ""
 
 
 def listing(
     source: str, revision: str, environment: Mapping[str, str], offline: Path | None = None
-) -> dict[str, tuple[int, str]]:
-    """Size in bytes and sha256 of every file of a repository at a commit, by path; no sha256 for small text files.
+) -> dict[str, Content]:
+    """Every file of a repository at a commit, by path; no sha256 for small text files.
 
     Args:
         source: `hf:owner/repo`.
@@ -163,100 +162,68 @@ def listing(
     """
     name = source.removeprefix(HUB)
     if offline is not None:
-        found = {path: offline / name / path for path in _paths_below(offline / name)}
+        folder = offline / name
+        found = [path for path in sorted(folder.rglob("*")) if path.is_file()]
         if not found:
-            raise MissingError(f"{source}: there are no files in {offline / name}")
-        return {path: (place.stat().st_size, "") for path, place in found.items()}
+            raise MissingError(f"{source}: there are no files in {folder}")
+        return {str(path.relative_to(folder)): Content(path.stat().st_size, "", revision) for path in found}
     from huggingface_hub import HfApi, RepoFile
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    endpoint = (environment.get("HF_ENDPOINT") or HUB_ENDPOINT).rstrip("/")
-    token = environment.get(TOKEN, "").strip() if _login(endpoint, environment) else ""
+    endpoint, token = _hub(environment)
     try:
         tree = list(HfApi(endpoint, token=token or False).list_repo_tree(name, revision=revision, recursive=True))
     except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError) as error:
         words = f"its files cannot be listed ({_first_line(error)}); is the commit right, and does HF_TOKEN open it?"
         raise FetchError(f"{source}: {words} Without network: --from DIR with {name} in it") from None
     files = [item for item in tree if isinstance(item, RepoFile)]
-    return {item.path: (item.size, item.lfs.sha256 if item.lfs else "") for item in files}
+    return {item.path: Content(item.size, item.lfs.sha256 if item.lfs else "", revision) for item in files}
 
 
-def _paths_below(folder: Path) -> list[str]:
-    return [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file()]
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What a source begins to send."""
+
+    said: Content
+    # Place in the file of the first byte that comes; -1: it has no bytes at the place that was asked for.
+    start: int
+    # Bytes of the whole file; 0: not known.
+    total: int
+    # The server's word for this content (a strong ETag, or the time of its last change), for `If-Range`.
+    validator: str
+    pieces: Iterator[bytes]
 
 
-def shown(origin: Origin) -> str:
-    """A source as it may stand in a message: without query, which may hold a signature."""
-    return origin.source.partition("?")[0]
-
-
-def look(origin: Origin, net: Net) -> Remote:
+def look(origin: Origin, net: Net) -> Content:
     """What the source says of the file: size, and checksum where it knows one; raises FetchError."""
-    if origin.path is not None:
-        return Remote(size=_local_size(origin))
-    for number in range(ATTEMPTS):
-        try:
-            with _answer(origin, net, {"Range": "bytes=0-0"}) as response:
-                return _remote(response)
-        except _Broken as broken:
-            _wait(net, number, broken, shown(origin))
-    raise AssertionError
 
+    def ask() -> Content:
+        with _asked(origin, net, {"Range": "bytes=0-0"}) as answer:
+            return answer.said
 
-def _local_size(origin: Origin) -> int:
-    path = origin.path or Path()
-    try:
-        if path.is_dir():
-            raise MissingError(f"{origin.source}: is a folder; name the file in it")
-        return path.stat().st_size
-    except FileNotFoundError:
-        raise MissingError(f"{origin.source}: there is no such file") from None
-    except OSError as error:
-        raise FetchError(f"{origin.source}: cannot be read: {error.strerror}") from None
+    return _patiently(origin, net, ask)
 
 
 @contextmanager
 def stream(origin: Origin, net: Net) -> Iterator[Callable[[int], bytes]]:
-    """The file's bytes from its beginning, as many as are asked for; raises FetchError."""
-    if origin.path is not None:
-        _local_size(origin)
-        with origin.path.open("rb") as file:
-            yield file.read
-        return
-    with _answer(origin, net, {"Range": "bytes=0-"}) as response:
-        pieces = response.iter_raw()
-        yield lambda _length: next(pieces, b"")
-
-
-def _remote(response: httpx.Response) -> Remote:
-    hops = [*response.history, response]
-    said = {name: hop.headers[name] for hop in reversed(hops) for name in hop.headers}
-    linked = said.get("x-linked-etag", "").removeprefix("W/").strip('"').lower()
-    size = said.get("x-linked-size", "")
-    return Remote(
-        size=int(size) if size.isdecimal() else _total(response),
-        sha256=linked if _SHA256.fullmatch(linked) else "",
-        commit=said.get("x-repo-commit", ""),
-    )
-
-
-def _total(response: httpx.Response) -> int:
-    """Bytes of the whole file; 0 when the server does not say."""
-    found = _RANGE.fullmatch(response.headers.get("content-range", ""))
-    if response.status_code == PARTIAL:
-        return int(found[3]) if found and found[3] != "*" else 0
-    length = response.headers.get("content-length", "")
-    return int(length) if length.isdecimal() else 0
+    """The file's bytes from its beginning, some with each call; raises FetchError."""
+    with _asked(origin, net, {"Range": "bytes=0-"}) as answer:
+        yield lambda _length: next(answer.pieces, b"")
 
 
 @contextmanager
-def _answer(origin: Origin, net: Net, headers: Mapping[str, str]) -> Iterator[httpx.Response]:
-    """The server's good answer; _Broken when another attempt is worth it, FetchError when none is."""
+def _asked(origin: Origin, net: Net, headers: Mapping[str, str]) -> Iterator[_Answer]:
+    """The source's good answer; _Broken when another attempt is worth it, FetchError when none is."""
     net.check()
+    if origin.path is not None:
+        with _opened(origin, origin.path) as file:
+            size = os.fstat(file.fileno()).st_size
+            yield _Answer(Content(size), 0, size, "", iter(lambda: file.read(CHUNK), b""))
+        return
     try:
         with net.client.stream("GET", origin.url, headers={**origin.headers, **headers}) as response:
             _refuse(origin, response)
-            yield response
+            yield _answer_of(response)
     except httpx.ConnectError as error:
         raise _Broken(f"cannot be reached ({_first_line(error)})") from None
     except httpx.TimeoutException:
@@ -264,7 +231,18 @@ def _answer(origin: Origin, net: Net, headers: Mapping[str, str]) -> Iterator[ht
     except httpx.TransportError as error:
         raise _Broken(f"broke off ({_first_line(error)})") from None
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise FetchError(f"{shown(origin)}: {_first_line(error)}") from None
+        raise FetchError(f"{origin}: {_first_line(error)}") from None
+
+
+def _opened(origin: Origin, path: Path) -> IO[bytes]:
+    try:
+        return path.open("rb")
+    except IsADirectoryError:
+        raise MissingError(f"{origin}: is a folder; name the file in it") from None
+    except FileNotFoundError:
+        raise MissingError(f"{origin}: there is no such file") from None
+    except OSError as error:
+        raise FetchError(f"{origin}: cannot be read: {error.strerror}") from None
 
 
 def _refuse(origin: Origin, response: httpx.Response) -> None:
@@ -272,57 +250,69 @@ def _refuse(origin: Origin, response: httpx.Response) -> None:
     open_hops = [hop.url for hop in (*response.history, response) if hop.url.scheme != "https"]
     if origin.url.startswith("https:") and open_hops:
         words = f"it leads on to {open_hops[0].host} over http, where nothing protects the file"
-        raise FetchError(f"{shown(origin)}: {words}; name a source that stays on https")
+        raise FetchError(f"{origin}: {words}; name a source that stays on https")
     if code in BUSY:
         after = response.headers.get("retry-after", "")
         raise _Broken(f"answers {code}", min(LONGEST_PAUSE_S, float(after)) if after.isdecimal() else 0.0)
     if code in (401, 403):
         words = "its owner wants a login: accept the terms on its page, then set HF_TOKEN"
-        raise MissingError(f"{shown(origin)}: {words if origin.source.startswith(HUB) else f'answers {code}'}")
+        raise MissingError(f"{origin}: {words if origin.source.startswith(HUB) else f'answers {code}'}")
     if code in (404, 410):
-        raise MissingError(f"{shown(origin)}: the source has no such file; its page has the names")
-    if code not in (200, PARTIAL, GONE_RANGE):
-        raise FetchError(f"{shown(origin)}: the server answers {code}")
+        raise MissingError(f"{origin}: the source has no such file; its page has the names")
+    if code not in (OK, PARTIAL, GONE_RANGE):
+        raise FetchError(f"{origin}: the server answers {code}")
+
+
+def _answer_of(response: httpx.Response) -> _Answer:
+    hops = [*response.history, response]
+    said = {name: hop.headers[name] for hop in reversed(hops) for name in hop.headers}
+    linked = said.get("x-linked-etag", "").removeprefix("W/").strip('"').lower()
+    own = response.headers
+    start, total = 0, own.get("content-length", "")
+    if response.status_code != OK:
+        found = _RANGE.fullmatch(own.get("content-range", ""))
+        start, total = (int(found[1]), found[2]) if found else (-1, "")
+    etag = own.get("etag", "")
+    return _Answer(
+        Content(
+            _number(said.get("x-linked-size", "")) or _number(total),
+            linked if _SHA256.fullmatch(linked) else "",
+            said.get("x-repo-commit", ""),
+        ),
+        start,
+        _number(total),
+        (not etag.startswith("W/") and etag) or own.get("last-modified", ""),
+        response.iter_raw(),
+    )
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isdecimal() else 0
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _wait(net: Net, number: int, broken: _Broken, name: str) -> None:
-    """Pauses before the next attempt; raises FetchError after the last one."""
-    if number + 1 >= ATTEMPTS:
-        raise FetchError(
-            f"{name}: {broken}; check the network (HTTPS_PROXY, HF_ENDPOINT), "
-            "or fetch it elsewhere and use --from DIR; run again, it goes on where it stopped"
-        )
-    pause = max(broken.pause_s, min(LONGEST_PAUSE_S, net.pause_s * 2**number))
-    end = time.monotonic() + pause
-    if net.stop.wait(max(0.0, end - time.monotonic())):
-        raise KeyboardInterrupt
+def _patiently(origin: Origin, net: Net, ask: Callable[[], Found], there: Callable[[], int] = lambda: 0) -> Found:
+    """Asks until there is an answer; raises FetchError after ATTEMPTS in a row that brought no further bytes."""
+    number, furthest = 0, there()
+    while True:
+        try:
+            return ask()
+        except _Broken as broken:
+            number = 0 if there() > furthest else number + 1
+            furthest = max(furthest, there())
+            if number + 1 >= ATTEMPTS:
+                raise FetchError(
+                    f"{origin}: {broken}; check the network (HTTPS_PROXY, HF_ENDPOINT), "
+                    "or fetch it elsewhere and use --from DIR; run again, it goes on where it stopped"
+                ) from None
+            if net.stop.wait(max(broken.pause_s, min(LONGEST_PAUSE_S, net.pause_s * 2**number))):
+                raise KeyboardInterrupt from None
 
 
 # --- fetching --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Note:
-    """What the bytes of an unfinished file belong to."""
-
-    source: str
-    size: int = 0
-    sha256: str = ""
-    # The server's word for this content (a strong ETag, or the time of its last change), for `If-Range`.
-    validator: str = ""
-
-    def fits(self, source: str, expected: Remote) -> bool:
-        """Whether bytes with this note can be the beginning of what is expected from the source."""
-        return (
-            self.source == source
-            and (not self.size or expected.size in {0, self.size})
-            and (not self.sha256 or expected.sha256 in {"", self.sha256})
-            and bool(self.validator or expected.sha256)
-        )
 
 
 def part_of(target: Path) -> Path:
@@ -336,8 +326,8 @@ def note_of(target: Path) -> Path:
 
 
 def fetch(
-    origin: Origin, target: Path, expected: Remote, net: Net, progress: Callable[[int], None] = lambda _bytes: None
-) -> Fetched:
+    origin: Origin, target: Path, expected: Content, net: Net, progress: Progress = lambda _there, _size: None
+) -> Content:
     """Fetches a file beside its target as `.part`; `settle` then gives it its name.
 
     Args:
@@ -353,18 +343,28 @@ def fetch(
         FetchError: it cannot be had now; a later call goes on where this one stopped.
         KeyboardInterrupt: `net.stop` was set.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with _own(part_of(target)) as part:
-        for is_last in (False, True):
-            run = _Transfer(origin, target, expected, net, progress, part)
+    part = part_of(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with alone(part.with_suffix(".part.lock"), "models pull"), part.open("a+b") as file:
             try:
-                had = run.take_back()
-                return _complete(run)
-            except ChecksumError:
-                run.restart()
-                if is_last or not had:  # bytes of an earlier run were mixed in: once more from the beginning
-                    raise
-    raise AssertionError
+                return _fetched(_Transfer(origin, target, expected, net, progress, file))
+            finally:
+                if not os.fstat(file.fileno()).st_size:
+                    part.unlink(missing_ok=True)
+    except OSError as error:
+        raise FetchError(f"{part}: cannot be written: {error.strerror}; run again, it goes on") from None
+
+
+def _fetched(run: _Transfer) -> Content:
+    had = run.take_back()
+    try:
+        return run.complete()
+    except ChecksumError:
+        run.restart()
+        if not had:
+            raise
+    return _fetched(run)  # bytes of an earlier run were mixed in: once more from the beginning
 
 
 def settle(target: Path) -> None:
@@ -373,34 +373,24 @@ def settle(target: Path) -> None:
     part.chmod(0o644)  # the server in its container is another user
     part.replace(target)
     note_of(target).unlink(missing_ok=True)
-    _sync_folder(target.parent)
-
-
-@contextmanager
-def _own(part: Path) -> Iterator[IO[bytes]]:
-    """The unfinished file, opened for this run alone; removed if it stays empty."""
-    try:
-        file = part.open("a+b")
-    except OSError as error:
-        raise FetchError(f"{part}: cannot be written: {error.strerror}") from None
-    with file:
-        if not lock_descriptor(file.fileno(), blocking=False):
-            raise FetchError(f"{part}: another process is fetching it; wait for it or end it")
-        try:
-            yield file
-        except OSError as error:
-            raise FetchError(f"{part}: cannot be written: {error.strerror}; run again, it goes on") from None
-        finally:
-            if os.fstat(file.fileno()).st_size == 0:
-                part.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(target.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def checksum(path: Path, net: Net, progress: Progress = lambda _there, _size: None) -> Content:
+    """Size and sha256 of a file; KeyboardInterrupt when everything is to end."""
+    digest, there = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        while piece := file.read(CHUNK):
+            net.check()
+            digest.update(piece)
+            there += len(piece)
+            progress(there, size)
+    return Content(there, digest.hexdigest())
 
 
 @dataclass(slots=True)
@@ -409,9 +399,9 @@ class _Transfer:
 
     origin: Origin
     target: Path
-    expected: Remote
+    expected: Content
     net: Net
-    progress: Callable[[int], None]
+    progress: Progress
     part: IO[bytes]
     there: int = 0
     # Bytes of the whole file; 0: not known.
@@ -429,126 +419,70 @@ class _Transfer:
     def take_back(self) -> bool:
         """Takes what an earlier run left into the checksum, if it can be the beginning of this file; whether it did."""
         had = os.fstat(self.part.fileno()).st_size
-        note = _note(self.target)
-        if not had or note is None or not note.fits(self.origin.source, self.expected) or 0 < self.expected.size < had:
+        if not had or 0 < self.expected.size < had or not self._is_vouched_for():
             self.restart()
             return False
-        self.validator = note.validator
         self.part.seek(0)
         while piece := self.part.read(CHUNK):
             self._count(piece)
         return True
 
-    def add(self, piece: bytes) -> None:
-        """Takes what has just come."""
-        self.part.write(piece)
-        self._count(piece)
+    def _is_vouched_for(self) -> bool:
+        """Whether the server or a checksum will tell if the bytes that are there are the beginning of this file."""
+        try:
+            source, sha256, self.validator = json.loads(note_of(self.target).read_text())
+        except (OSError, ValueError):
+            return False
+        is_same = source == self.origin.source and (not sha256 or self.expected.sha256 in ("", sha256))
+        return is_same and bool(self.validator or self.expected.sha256)
 
     def _count(self, piece: bytes) -> None:
         self.net.check()
         self.digest.update(piece)
         self.there += len(piece)
-        self.progress(self.there)
+        self.progress(self.there, self.size)
 
+    def complete(self) -> Content:
+        """Brings the file to its end and checks it."""
+        self.size = self.expected.size
+        if not self.size or self.there < self.size:
+            _patiently(self.origin, self.net, self._receive, lambda: self.there)
+        self.part.flush()
+        os.fsync(self.part.fileno())
+        if self.size and self.there != self.size:
+            raise ChecksumError(f"{self.origin}: has {self.there} bytes, not {self.size}; what was fetched is removed")
+        found, wanted = self.digest.hexdigest(), self.expected.sha256
+        if wanted and found != wanted:
+            words = f"sha256 is {found[:16]}…, expected {wanted[:16]}…: damaged on the way, or another file"
+            raise ChecksumError(f"{self.origin}: {words}; what was fetched is removed")
+        return Content(self.there, found)
 
-def _note(target: Path) -> _Note | None:
-    with suppress(OSError, ValueError, TypeError):
-        return _Note(**json.loads(note_of(target).read_text()))
-    return None
-
-
-def _complete(run: _Transfer) -> Fetched:
-    """Brings the file to its end and checks it."""
-    run.size = run.expected.size
-    if run.origin.path is not None:
-        _copy(run, run.origin.path)
-    else:
-        _download(run)
-    run.part.flush()
-    os.fsync(run.part.fileno())
-    name = shown(run.origin)
-    if run.size and run.there != run.size:
-        raise ChecksumError(f"{name}: has {run.there} bytes, not {run.size}; what was fetched is removed")
-    found = run.digest.hexdigest()
-    if run.expected.sha256 and found != run.expected.sha256:
-        words = f"sha256 is {found[:16]}…, expected {run.expected.sha256[:16]}…"
-        raise ChecksumError(f"{name}: {words}: damaged on the way, or another file; what was fetched is removed")
-    return Fetched(run.there, found)
-
-
-def _copy(run: _Transfer, path: Path) -> None:
-    run.size = _local_size(run.origin)
-    if run.expected.size and run.size != run.expected.size:
-        raise ChecksumError(f"{run.origin.source}: has {run.size} bytes, expected {run.expected.size}")
-    run.restart()
-    with path.open("rb") as file:
-        while piece := file.read(CHUNK):
-            run.add(piece)
-
-
-def _download(run: _Transfer) -> None:
-    number, furthest = 0, run.there
-    while not (run.size and run.there >= run.size):
+    def _receive(self) -> None:
+        """One request, from where the file ends; _Broken when it ends too early."""
+        headers = {"Range": f"bytes={self.there}-"} if self.there else {}
+        if self.there and self.validator:
+            headers["If-Range"] = self.validator
         try:
-            _receive(run)
-            return
-        except _Broken as broken:
-            number = 0 if run.there > furthest else number + 1
-            furthest = max(furthest, run.there)
-            run.part.flush()
-            _wait(run.net, number, broken, shown(run.origin))
+            with _asked(self.origin, self.net, headers) as answer:
+                self._begin(answer)
+                for piece in answer.pieces:
+                    self.part.write(piece)
+                    self._count(piece)
+        finally:
+            self.part.flush()
+        if self.size and self.there < self.size:
+            raise _Broken(f"broke off after {self.there} of {self.size} bytes")
 
-
-def _receive(run: _Transfer) -> None:
-    """One request, from where the file ends; _Broken when it ends too early."""
-    headers = {"Range": f"bytes={run.there}-"} if run.there else {}
-    if run.there and run.validator:
-        headers["If-Range"] = run.validator
-    with _answer(run.origin, run.net, headers) as response:
-        if response.status_code == GONE_RANGE:
-            run.restart()
-            raise _Broken("has another length than before")
-        _take_start(run, response)
-        for piece in response.iter_raw():
-            run.add(piece)
-    if run.size and run.there < run.size:
-        raise _Broken(f"broke off after {run.there} of {run.size} bytes")
-
-
-def _take_start(run: _Transfer, response: httpx.Response) -> None:
-    """Goes on where the answer begins: at the end of what is there, or at the beginning."""
-    found = _RANGE.fullmatch(response.headers.get("content-range", ""))
-    start = 0 if response.status_code != PARTIAL else int(found[1]) if found else -1
-    if start != run.there:
-        run.restart()
-        if start != 0:
-            raise _Broken("sends another part than was asked for")
-    total = _total(response)
-    if total and run.expected.size and total != run.expected.size:
-        raise ChecksumError(f"{shown(run.origin)}: the server has {total} bytes, expected {run.expected.size}")
-    if total and run.there and run.size and total != run.size:
-        run.restart()
-        raise _Broken("has another length than before")
-    run.size = run.expected.size or total
-    if not run.there:
-        etag = response.headers.get("etag", "")
-        run.validator = "" if etag.startswith("W/") else etag
-        run.validator = run.validator or response.headers.get("last-modified", "")
-        note = _Note(run.origin.source, run.size, run.expected.sha256, run.validator)
-        write_atomically(note_of(run.target), (json.dumps(asdict(note)) + "\n").encode(), 0o644)
-
-
-# --- checksums of files that are there -------------------------------------------------------------------------------
-
-
-def checksum(path: Path, net_stop: threading.Event, progress: Callable[[int], None] = lambda _bytes: None) -> Fetched:
-    """Size and sha256 of a file; KeyboardInterrupt when the event is set."""
-    digest, there = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while piece := file.read(CHUNK):
-            if net_stop.is_set():
-                raise KeyboardInterrupt
-            digest.update(piece)
-            there += len(piece)
-            progress(there)
-    return Fetched(there, digest.hexdigest())
+    def _begin(self, answer: _Answer) -> None:
+        """Goes on where the answer begins: at the end of what is there, or at the beginning."""
+        if answer.total and self.expected.size not in (0, answer.total):
+            raise ChecksumError(f"{self.origin}: has {answer.total} bytes, expected {self.expected.size}")
+        if answer.start != self.there or (self.size and answer.total not in (0, self.size)):
+            self.restart()
+            if answer.start != 0:
+                raise _Broken("sends another part than was asked for")
+        self.size = self.expected.size or answer.total
+        if not self.there:
+            self.validator = answer.validator
+            note = json.dumps([self.origin.source, self.expected.sha256, self.validator])
+            write_atomically(note_of(self.target), f"{note}\n".encode(), 0o644)

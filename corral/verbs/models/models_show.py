@@ -1,36 +1,26 @@
-"""Model files as a person and as a program read them."""
+"""Model files as a person reads them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from corral.verbs.models.models import Row
+from corral.verbs.models.models import Row, State
 
-STYLES = {
-    "verified": "green", "there": "", "not pinned": "yellow", "missing": "yellow",
-    "wrong size": "red", "damaged": "bold red", "unknown": "dim",
-}  # fmt: skip
-WORDS = {
-    "verified": "verified",
-    "there": "there, not verified since",
-    "not pinned": "there, not pinned",
-    "missing": "not there",
-    "wrong size": "wrong size",
-    "damaged": "DAMAGED",
-    "unknown": "no pool uses it",
-}
-REMEDY = {
-    "not pinned": "pin it with: ./generate.py models pull",
-    "missing": "fetch it with: ./generate.py models pull",
-    "wrong size": "fetch it again with: ./generate.py models pull",
-    "damaged": "fetch it again with: ./generate.py models pull; if it comes back, test the disk and the memory",
+AGAIN = "fetch it again with: ./generate.py models pull"
+# Words, style and remedy of each state.
+STATES: Mapping[State, tuple[str, str, str]] = {
+    "verified": ("verified", "green", ""),
+    "there": ("there, not verified since", "", ""),
+    "not pinned": ("there, not pinned", "yellow", "pin it with: ./generate.py models pull"),
+    "missing": ("not there", "yellow", "fetch it with: ./generate.py models pull"),
+    "wrong size": ("wrong size", "red", AGAIN),
+    "damaged": ("DAMAGED", "bold red", f"{AGAIN}; if it comes back, test the disk and the memory"),
+    "unknown": ("no pool uses it", "dim", ""),
 }
 
 
@@ -40,11 +30,11 @@ def show_rows(found: Sequence[Row], console: Console) -> None:
     for column in ("model and file", "GiB", "type", "context", "sha256", "used by"):
         table.add_column(column, justify="right" if column in ("GiB", "context") else "left", overflow="fold")
     for row in found:
-        context = f"{row.context}\nof {row.trained}" if row.trained else str(row.context)
-        state = Text(WORDS[row.state], STYLES[row.state])
+        words, style, _ = STATES[row.state]
         table.add_row(
             Text.assemble(row.model, "\n", (row.file, "dim")), f"{row.size / 2**30:.2f}" if row.size else "?",
-            row.quantization or "?", context, Text.assemble(row.sha256[:8] or "not known", "\n", state),
+            row.quantization or "?", f"{row.context}\nof {row.trained}" if row.trained else str(row.context),
+            Text.assemble(row.sha256[:8] or "not known", "\n", (words, style)),
             "\n".join(row.used_by) + (f" on {row.host}" if row.host else ""),
         )  # fmt: skip
     console.print(table)
@@ -53,12 +43,8 @@ def show_rows(found: Sequence[Row], console: Console) -> None:
 def show_verdict(found: Sequence[Row], console: Console) -> None:
     """Prints a line for every file that was read, and what helps where it is not as pinned."""
     for row in found:
-        line = Text.assemble((f"{WORDS[row.state]:<12}", STYLES[row.state]), f" {row.folder}/{row.file}")
-        console.print(line.append(f"; {REMEDY[row.state]}" if row.state in REMEDY else ""))
+        words, style, remedy = STATES[row.state]
+        line = Text.assemble((f"{words:<12}", style), f" {row.folder}/{row.file}", f"; {remedy}" if remedy else "")
+        console.print(line)
     good = sum(row.state == "verified" for row in found)
     console.print(f"{good} of {len(found)} files are as pinned, to the last bit")
-
-
-def as_data(found: Sequence[Row]) -> list[dict[str, Any]]:
-    """The same as plain data."""
-    return [asdict(row) for row in found]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
+from corral.config.model_lock import LOCK_FILE
 from corral.errors import CorralError, did_you_mean
 
 MAGIC = b"GGUF"
@@ -35,11 +36,6 @@ def find_weights(spec: str, talk: Console) -> Path:
     if _PART.search(spec):
         raise CorralError(f"{spec}: is one part of several; the demo takes a model in one file")
     path = _from_hub(spec, talk) if spec.startswith(HUB) else Path(canonical(spec))
-    _check(path)
-    return path
-
-
-def _check(path: Path) -> None:
     if path.is_dir():
         raise CorralError(f"{path}: is a folder; name the .gguf file in it{_near(path, '')}")
     try:
@@ -51,14 +47,12 @@ def _check(path: Path) -> None:
         raise CorralError(f"{path}: cannot be read: {error.strerror}") from None
     if start != MAGIC:
         raise CorralError(f"{path}: is not a GGUF file; llama.cpp reads no other format")
+    return path
 
 
 def _near(folder: Path, name: str) -> str:
     """What lies in the folder that may be meant; empty when nothing does."""
-    try:
-        names = [path.name for path in folder.iterdir() if path.suffix == ".gguf"]
-    except OSError:
-        return ""
+    names = [path.name for path in folder.glob("*.gguf")]
     return f"; {did_you_mean(name, names)}" if names else ""
 
 
@@ -78,31 +72,26 @@ def _from_hub(spec: str, talk: Console) -> Path:
 
 def _fetched(spec: str, repository: str, talk: Console) -> Path:
     """The file in the store, with its checksum beside it in the store's own lock."""
-    from corral.config.model_lock import LOCK_FILE, LockedFile, read_lock, write_lock
-    from corral.verbs.models import fetch
-    from corral.verbs.models.models import bars, default_store, remember, state_of
+    from corral.verbs.models import fetch, models
+    from corral.verbs.models.local_files import LocalFolder
 
-    folder = default_store(os.environ) / repository.replace("/", "--")
-    lock = read_lock(folder / LOCK_FILE)
-    target = folder / spec.rpartition("/")[2]
-    if state_of(target, lock.get(spec)) == "verified":
-        return target
+    folder = LocalFolder(models.default_store(os.environ) / repository.replace("/", "--"))
+    store = models.Store(lock_path=folder.path / LOCK_FILE, talk=talk)
+    name = store.known(spec).file
+    if models.state_of(folder, store.known(spec)) == "verified":
+        return folder.path / name
+    store.net.pause_s = FIRST_PAUSE_S
     origin = fetch.origin_of(spec, "", os.environ)
     assert origin is not None  # noqa: S101 - a Hub file has an address
-    with fetch.open_client() as client, bars(talk) as shown:
-        net = fetch.Net(client, pause_s=FIRST_PAUSE_S)
-        try:
-            said = fetch.look(origin, net)
-            talk.print(Text(f"fetching {spec} ({said.size / GIB:.1f} GiB) into {folder}"))
-            task = shown.add_task(target.name, total=said.size or None)
-            found = fetch.fetch(origin, target, said, net, lambda there: shown.update(task, completed=there))
-        except fetch.MissingError as error:
-            raise CorralError(f"{error}, or it is private (then set HF_TOKEN)") from None
-        except fetch.FetchError as error:
-            raise CorralError(f"{error}; or give a file: make demo MODEL=path/to/model.gguf") from None
-    _check(fetch.part_of(target))
-    known = LockedFile(file=target.name, size=found.size, sha256=found.sha256, commit=said.commit)
-    write_lock(folder / LOCK_FILE, lock.with_file(spec, known))
-    fetch.settle(target)
-    remember(target, found.sha256, threading.Lock())
-    return target
+    try:
+        said = fetch.look(origin, store.net)
+        talk.print(Text(f"fetching {spec} ({said.size / GIB:.1f} GiB) into {folder}"))
+        order = models.Order(spec, origin, said, folder, name)
+        _, problems = models.side_by_side(store, 1, {name: partial(models.fetch_order, store, order)})
+        for problem in problems:
+            raise problem
+    except fetch.MissingError as error:
+        raise CorralError(f"{error}, or it is private (then set HF_TOKEN)") from None
+    except fetch.FetchError as error:
+        raise CorralError(f"{error}; or give a file: make demo MODEL=path/to/model.gguf") from None
+    return folder.path / name

@@ -26,7 +26,8 @@ from corral.render.tree import Tree, render
 from corral.runtime.docker import MIB, Container
 from corral.runtime.hosts import ComposeHost, compose_hosts
 from corral.runtime.observe import Snapshot, observe_all
-from corral.verbs.models.models import Row, checked_at, open_shelf, rows
+from corral.verbs.models.local_files import LocalFolder
+from corral.verbs.models.models import Row, open_store, rows
 from corral.verbs.status.certificates import certificate_lines, understood_ends
 from corral.verbs.up.history import files_on_disk, last_backups, rendering_hash
 from corral.verbs.up.up import as_started
@@ -244,10 +245,11 @@ def _copied(host: ComposeHost) -> str:
 
 
 def _weights(host: ComposeHost) -> Iterator[WeightFigures]:
-    shelf = open_shelf(host.plan.site, Path(host.plan.source_file), host.out, Console(quiet=True))
-    for row in rows(shelf, hosts={host.name}):
+    store = open_store(host.plan.site, Path(host.plan.source_file), host.out, Console(quiet=True))
+    for row in rows(store, hosts={host.name}):
         if row.host == host.name:
-            yield WeightFigures(row.model, row.file, _is_right(row), None if host.ssh else checked_at(row))
+            last = None if host.ssh else LocalFolder(Path(row.folder)).last_read(row.file)
+            yield WeightFigures(row.model, row.file, _is_right(row), last[1] if last else None)
 
 
 def _certificates(host: ComposeHost) -> dict[str, datetime | None]:

@@ -1,0 +1,87 @@
+"""Model files in a folder of this machine, and the checksums that they had when they were last read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from corral.config.model_lock import LockedFile
+from corral.files import write_atomically
+from corral.verbs.models import fetch
+
+# File beside the models: size, time of the last change, checksum and time of the reading, by name.
+STAMPS = ".corral-verified.json"
+# Stays free on a disk that files are fetched to.
+SPARE_BYTES = 256 << 20
+_WRITING = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFolder:
+    """A models folder of this machine."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        """The folder as people find it."""
+        return str(self.path)
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; None when it is not there."""
+        path = self.path / name
+        return path.stat().st_size if path.is_file() else None
+
+    def last_read(self, name: str) -> tuple[str, float | None] | None:
+        """The checksum that a file had when it was read, and when that was; None if it has changed since."""
+        path = self.path / name
+        with suppress(OSError):
+            match _stamps(path.parent).get(path.name):
+                case [size, changed, str(sha256), *when] if [size, changed] == _stamp(path):
+                    return sha256, float(when[0]) if when else None
+        return None
+
+    def checksum(self, name: str, net: fetch.Net, progress: fetch.Progress) -> str:
+        """The sha256 of a file, read from its first to its last byte and remembered."""
+        found = fetch.checksum(self.path / name, net, progress).sha256
+        self.remember(name, found)
+        return found
+
+    def remember(self, name: str, sha256: str) -> None:
+        """Notes that a file was read and had this checksum."""
+        path = self.path / name
+        with _WRITING:
+            stamps = {**_stamps(path.parent), path.name: [*_stamp(path), sha256, round(time.time())]}
+            text = json.dumps(stamps, indent=1, sort_keys=True) + "\n"
+            write_atomically(path.parent / STAMPS, text.encode(), 0o644)
+
+    def disk(self) -> tuple[str, int]:
+        """Which disk it is on, and how many bytes are free there, all but a reserve."""
+        there = next(path for path in (self.path.absolute(), *self.path.absolute().parents) if path.exists())
+        return str(there.stat().st_dev), max(0, shutil.disk_usage(there).free - SPARE_BYTES)
+
+    def put(self, source: Path, known: LockedFile, net: fetch.Net, progress: fetch.Progress) -> None:
+        """Copies a file here, checked as a download is; raises FetchError."""
+        target = self.path / known.file
+        fetch.fetch(
+            fetch.Origin(str(source), path=source), target, fetch.Content(known.size, known.sha256), net, progress
+        )
+        fetch.settle(target)
+        self.remember(known.file, known.sha256)
+
+
+def _stamps(folder: Path) -> dict[str, Any]:
+    with suppress(OSError, ValueError):
+        found = json.loads((folder / STAMPS).read_text())
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def _stamp(path: Path) -> list[int]:
+    facts = path.stat()
+    return [facts.st_size, facts.st_mtime_ns]
