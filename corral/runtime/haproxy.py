@@ -9,7 +9,6 @@ In a container the API listens on the container's own loopback address; it is as
 from __future__ import annotations
 
 import csv
-import math
 import re
 import socket
 import time
@@ -134,11 +133,6 @@ class Balancer:
     def servers(self) -> dict[str, Server]:
         """Every replica by the name that the balancer knows it by (the container's)."""
         return parse_servers(self.ask(*STATES))
-
-    def idle_seconds(self) -> dict[str, float]:
-        """Seconds since each replica was last sent a request, by the balancer's name for it; without end if never."""
-        rows = csv.DictReader(_table(self.ask("show stat").splitlines()))
-        return {row["svname"]: _since(row["lastsess"]) for row in rows if row["svname"] not in NO_SERVERS}
 
     def command(self, line: str) -> None:
         """Says something that has no answer; raises BalancerError when it is refused."""
@@ -273,10 +267,6 @@ def parse_servers(text: str) -> dict[str, Server]:
         for state in states
         if not state["be_name"][:1].isupper()  # no pool's name begins so
     }
-
-
-def _since(text: str) -> float:
-    return float(text) if text.isdecimal() else math.inf
 
 
 def _table(lines: Sequence[str]) -> list[str]:

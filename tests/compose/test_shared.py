@@ -128,7 +128,7 @@ def test_the_command_line_swaps_after_the_stream_in_flight_has_ended(site: UpSit
         streaming = pool.submit(stream, site)
         wait_until(lambda: is_streaming(site, router), 30, "a stream in flight")
         words = site.corral("models", "swap", "quick")
-        assert "waits for its answers to end" in words
+        assert "waits for answers in flight to end" in words
         assert streaming.done(), "it was swapped while it answered"
         assert streamed_text(streaming.result().text) == SLOW
     assert in_memory(site) == {"quick"}
@@ -149,14 +149,12 @@ def test_a_swap_that_fails_brings_back_what_ran(site: UpSite) -> None:
 
     words = site.corral("models", "swap", "broken", "--instead-of", "slow", code=1)
 
-    assert "broken (ua/turns) does not load" in words
-    assert "slow (ua/turns) is in memory again, as before" in words
+    assert "broken does not load" in words
+    assert "slow is in memory again, as before" in words
     assert in_memory(site) == {"slow"}
     assert states(site)["broken"] == "failed"
     assert site.client.chat_text("slow") == SLOW
-    assert "not in memory on turns, which holds slow" in site.corral(
-        "models", "swap", "broken", "--instead-of", "quick", code=2
-    )
+    assert "quick is not in memory there" in site.corral("models", "swap", "broken", "--instead-of", "quick", code=2)
 
 
 def test_what_a_model_takes_is_told_and_given_back(site: UpSite) -> None:

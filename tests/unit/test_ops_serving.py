@@ -1,19 +1,18 @@
-"""`models load` and its kin: a router and a balancer that only keep books; the real ones are in tests/compose."""
+"""`models load` and its kin with stand-ins; real router, HAProxy and its service are in tests/compose."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import httpx
 import pytest
 from rich.console import Console
 
-from corral.build import Plan
 from corral.errors import CorralError, UsageError
 from corral.runtime.board import Board
 from corral.runtime.docker import Container
@@ -27,135 +26,133 @@ from tests.unit.test_shared import plan_of
 
 @dataclass
 class Router:
-    """A host whose only container is a router: what it holds, what cannot be loaded, and what it was told."""
+    """A host whose only container is a router with room for one model: what it holds, and what it was told."""
 
-    plan: Plan
-    loaded: list[str]
+    loaded: str
     broken: set[str] = field(default_factory=set)
-    failed: set[str] = field(default_factory=set)
     said: list[str] = field(default_factory=list)
     name: str = "box"
+    plan: Any = None
 
     def run(self, words: Sequence[str], **_: Any) -> Done:
-        method, path, body = words[-3:]
-        pool = json.loads(body)["model"] if body else ""
-        if method == "POST":
-            self.said.append(f"{path.removeprefix('/models/')} {pool}")
-        if path == "/models/unload" and pool in self.loaded:
-            self.loaded.remove(pool)
-        if path == "/models/load":
-            (self.failed.add if pool in self.broken else self.loaded.append)(pool)
-        states = {name: "loaded" if name in self.loaded else "unloaded" for name in "abc"}
-        data = [
-            {"id": name, "status": {"value": state, "failed": name in self.failed}} for name, state in states.items()
-        ]
+        path, body = words[-2:]
+        if path == "/models/unload":
+            self.said.append(f"unload {json.loads(body)['model']}")
+            self.loaded = ""
+        if path.startswith("/props"):
+            pool = path.partition("=")[2]
+            self.said.append(f"load {pool}")
+            self.loaded = "" if pool in self.broken else pool
+        states = {name: "loaded" if name == self.loaded else "unloaded" for name in "abc"}
+        data = [{"id": name, "status": {"value": state}} for name, state in states.items()]
         return Done(0, json.dumps({"data": data}) + "\n200", "")
 
 
 @dataclass
 class Books:
-    """A balancer with one server for each pool, and what was asked of it."""
+    """A balancer with one server, and what was asked of it."""
 
-    router: Router
-    idle: dict[str, float] = field(default_factory=dict)
     # Numbers of requests, one for each time that somebody looks.
-    in_flight: dict[str, list[int]] = field(default_factory=dict)
+    in_flight: list[int]
+    has_lua: bool = True
     asked: list[str] = field(default_factory=list)
 
     def servers(self) -> dict[str, Server]:
-        counts = {pool: left.pop(0) if (left := self.in_flight.get(pool, [])) else 0 for pool in "abc"}
-        return {
-            f"box-{pool}-1": Server(pool, f"box-{pool}-1", "UP", count, 0, "", 1, is_out=False)
-            for pool, count in counts.items()
-        }
-
-    def idle_seconds(self) -> dict[str, float]:
-        return {f"box-{pool}-1": seconds for pool, seconds in self.idle.items()}
+        count = self.in_flight.pop(0) if self.in_flight else 0
+        return {"box-d-1": Server("d", "box-d-1", "UP", count, 0, "", 1, is_out=False)}
 
     def hold(self, group: str, _seconds: int) -> bool:
         self.asked.append(f"hold {group}")
-        return True
+        return self.has_lua
 
-    def release(self, group: str) -> None:
-        self.asked.append(f"release {group}")
-
-
-def farm(
-    tmp_path: Path, loaded: Sequence[str], places: int = 1, **idle: float
-) -> tuple[Router, Books, Change, dict[str, Place]]:
-    plan = plan_of(tmp_path, f"loaded: {places}")
-    router = Router(plan, list(loaded))
-    books = Books(router, idle)
-    host = cast(ComposeHost, router)
-    found = {item.pool: Place(host, item) for item in plan.site.replicas}
-    return router, books, Change(plan, cast(Balancer, books), Board(Console(quiet=True))), found
+    def __getattr__(self, name: str) -> Any:
+        return lambda _server: self.asked.append(name)
 
 
-def test_the_least_recently_used_goes_when_there_is_no_place(tmp_path: Path) -> None:
-    """002-03: as the balancer saw it; a model that was never asked goes before all others."""
-    router, _, change, places = farm(tmp_path, "ab", 2, a=5, b=90)
-    serving.load(change, [places["c"]])
-    assert router.said == ["unload b", "load c"]
-
-    router, _, change, places = farm(tmp_path, "ab", 2, a=math.inf, b=90)
-    serving.load(change, [places["c"]])
-    assert router.said == ["unload a", "load c"]
+def farm(tmp_path: Path, router: Router, balancer: Books | None = None) -> tuple[Change, dict[str, Place]]:
+    plan = plan_of(tmp_path, "loaded: 1", more="  d: {model: c, on: {host: box, gpus: 1}}\n")
+    router.plan = plan
+    places = {item.pool: Place(cast(ComposeHost, router), item) for item in plan.site.replicas}
+    return Change(plan, tmp_path, cast(Balancer, balancer), Board(Console(quiet=True))), places
 
 
-def test_nothing_goes_while_there_is_room_and_what_is_there_stays(tmp_path: Path) -> None:
-    router, _, change, places = farm(tmp_path, "a", 2)
-    serving.load(change, [places["a"], places["b"]])
-    assert router.said == ["load b"]
-
-
-def test_whoever_goes_has_no_request_and_new_ones_wait_until_the_end(tmp_path: Path) -> None:
-    """001-07: in-flight answers end first."""
-    router, books, change, places = farm(tmp_path, "a")
-    books.in_flight["a"] = [2, 2, 1]
+def test_without_a_balancer_the_router_changes_its_models(tmp_path: Path) -> None:
+    router = Router("a")
+    change, places = farm(tmp_path, router)
     serving.load(change, [places["b"]])
-
-    assert books.in_flight["a"] == [], "it looked until there was none"
-    assert router.said == ["unload a", "load b"]
-    assert sorted(books.asked) == sorted(f"{verb} {pool}" for verb in ("hold", "release") for pool in "abc")
-    assert [words.partition(" ")[0] for words in books.asked] == ["hold"] * 3 + ["release"] * 3
+    serving.load(change, [places["c"]], "b")
+    serving.unload(change, [places["c"]])
+    assert router.said == ["load b", "unload b", "load c", "unload c"]
 
 
-def test_a_model_that_does_not_load_leaves_the_former_one(tmp_path: Path) -> None:
-    router, books, change, places = farm(tmp_path, "a")
-    router.broken = {"b"}
-    with pytest.raises(CorralError, match=r"b \(box/turns\) does not load.*\n  a \(box/turns\) is in memory again"):
+def test_without_a_balancer_a_model_that_does_not_load_leaves_the_former_one(tmp_path: Path) -> None:
+    router = Router("a", {"b"})
+    change, places = farm(tmp_path, router)
+    with pytest.raises(CorralError, match=r"b \(box/turns\) does not load.*what was in memory is there again"):
         serving.load(change, [places["b"]])
-
-    assert router.loaded == ["a"]
-    assert books.asked.count("release a") == 1
-
-
-def test_answers_that_do_not_end_keep_their_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    router, books, change, places = farm(tmp_path, "a")
-    books.in_flight["a"] = [1] * 50
-    monkeypatch.setattr(serving, "answer_timeout_s", lambda _site, _pool: 0)
-    with pytest.raises(CorralError, match="it stays in memory"):
-        serving.unload(change, [places["a"]])
-    assert (router.loaded, books.asked) == (["a"], ["hold a", "release a"])
-
-
-def test_the_one_that_is_to_go_has_to_be_there(tmp_path: Path) -> None:
-    _, _, change, places = farm(tmp_path, "a")
-    with pytest.raises(UsageError, match="c is not in memory on turns, which holds a"):
+    assert router.loaded == "a"
+    with pytest.raises(UsageError, match="c is not in memory there"):
         serving.load(change, [places["b"]], "c")
 
 
+@pytest.mark.parametrize(
+    ("status", "error", "words"),
+    [
+        (400, UsageError, r"b \(box/turns\): c is not in memory there"),
+        (502, CorralError, r"b \(box/turns\): it ended; a is back\n  docker logs --tail 50 box-turns on box"),
+        (504, CorralError, r"b \(box/turns\): a still has requests$"),
+    ],
+)
+def test_what_the_gateway_refuses_is_said(tmp_path: Path, status: int, error: type[CorralError], words: str) -> None:
+    place = farm(tmp_path, Router("a"))[1]["b"]
+    message = {400: "c is not in memory there", 502: "it ended; a is back", 504: "a still has requests"}[status]
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        assert (request.url.path, json.loads(request.content)) == ("/models/load", {"model": "b", "instead_of": "c"})
+        return httpx.Response(status, json={"error": {"message": message}})
+
+    with (
+        httpx.Client(base_url="http://gateway", transport=httpx.MockTransport(answer)) as client,
+        pytest.raises(error, match=words),
+    ):
+        serving.ask_to(client, "load", place, "c")
+
+
+def test_a_pool_that_is_also_on_another_hosts_shared_server_is_changed_as_a_whole(tmp_path: Path) -> None:
+    change, places = farm(tmp_path, Router("a"), Books([]))
+    elsewhere = Place(cast(ComposeHost, SimpleNamespace(name="other")), places["a"].replica)
+    with pytest.raises(UsageError, match=r"a is on box, too.*leave --host out"):
+        serving.unload(change, [elsewhere])
+
+
+@pytest.mark.parametrize(
+    ("has_lua", "asked"), [(True, ["hold d", "release"]), (False, ["hold d", "take_out", "put_back"])]
+)
+def test_a_server_of_its_own_is_stopped_once_its_answers_have_ended(
+    tmp_path: Path, *, has_lua: bool, asked: list[str]
+) -> None:
+    """001-07: in-flight answers end first."""
+    books = Books([0, 2, 1], has_lua)
+    change, places = farm(tmp_path, Router(""), books)
+    stopped: list[tuple[str, ...]] = []
+    host = SimpleNamespace(name="box", compose=lambda *words, **_: stopped.append(words))
+    serving.unload(change, [Place(cast(ComposeHost, host), places["d"].replica)])
+    assert (books.in_flight, books.asked, stopped) == ([], asked, [("stop", places["d"].replica.service)])
+
+
+def test_answers_that_do_not_end_keep_their_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    books = Books([1] * 50)
+    change, places = farm(tmp_path, Router(""), books)
+    monkeypatch.setattr(serving, "answer_timeout_s", lambda _site, _pool: 0)
+    with pytest.raises(CorralError, match="it stays in memory"):
+        serving.unload(change, [places["d"]])
+    assert books.asked == ["hold d", "release"]
+
+
 def test_a_name_that_is_no_pool_is_refused(tmp_path: Path) -> None:
-    _, _, _, places = farm(tmp_path, "a")
-    with pytest.raises(UsageError, match='no pool named "d"'):
-        serving.chosen(list(places.values()), ["d"])
-
-
-def test_idle_seconds_are_read_from_the_balancers_figures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    text = "# pxname,svname,lastsess,\na,FRONTEND,,\na,box-a-1,12,\nb,box-b-1,-1,\nb,BACKEND,3,\n"
-    monkeypatch.setattr(Balancer, "ask", lambda _self, *_commands: text)
-    plan = plan_of(tmp_path, "loaded: 1")
-    assert Balancer(plan, ComposeHost(plan, "box", tmp_path)).idle_seconds() == {"box-a-1": 12, "box-b-1": math.inf}
+    _, places = farm(tmp_path, Router("a"))
+    with pytest.raises(UsageError, match='no pool named "e"'):
+        serving.chosen(list(places.values()), ["e"])
 
 
 def test_a_container_with_a_published_port_is_found_at_either_address(tmp_path: Path) -> None:

@@ -1,22 +1,22 @@
 """`models ps | load | unload | swap`: which models are in memory, and changing that while the farm answers.
 
-A shared server's models are loaded and unloaded through the router's own address, asked from inside its container with
-the key that lies there; a server with one model is started and stopped. Before a model goes, the balancer sends it
-nothing more and its answers end: llama-server itself would cut them off.
+A shared server's models are changed by the gateway's own service (`/models/load` and its kin, haproxy/models.lua),
+which lets answers end first; a server with one model is started and stopped. What is in memory is asked from inside
+the containers, with the key that lies there.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -26,9 +26,11 @@ from corral.build import Plan
 from corral.components.haproxy import answer_timeout_s
 from corral.components.llama import API_KEY
 from corral.errors import CorralError, UsageError, did_you_mean
+from corral.gateway.fronts import gateway_publish_address
 from corral.plan.site import Replica
+from corral.render.secrets import ENV_FILE, read_env
 from corral.runtime.board import Board
-from corral.runtime.haproxy import Balancer, BalancerError, Server, balancer_of
+from corral.runtime.haproxy import Balancer, BalancerError, balancer_of
 from corral.runtime.hosts import ComposeHost, compose_hosts
 from corral.runtime.interrupts import Interrupts
 from corral.runtime.lock import alone
@@ -36,41 +38,37 @@ from corral.runtime.waiting import COMMAND_LIMIT_S, create, wait_well
 from corral.verbs.up.rolling import wait_for_answers, wait_usable
 from corral.verbs.up.up import LOCK
 
-POLL_S = 0.25
 ANSWER_S = 30
-# An idle model is gone within a second; the router itself waits ten before it kills one.
-UNLOAD_S = 60
 HOLD_SPARE_S = 120
-# States that count against `loaded`; a sleeping model has given its weights back, not its place.
-IN_MEMORY = frozenset({"loaded", "sleeping", "loading"})
+# A sleeping model has given its weights back, not its place.
+READY = frozenset({"loaded", "sleeping"})
 STYLES = {"loaded": "green", "running": "green", "sleeping": "cyan", "loading": "yellow", "failed": "bold red"}
 ASK = (
     rf"""printf 'Authorization: Bearer %s' "$(sed -n '/^[^#]/{{p;q;}}' /run/secrets/{API_KEY})" | """
     r"""curl -sS -H @- -m "$1" -X "$3" ${5:+-d "$5"} -w '\n%{http_code}' "http://localhost:$2$4" """
 )
-OK = 200
-PROCESSES = "docker top %s -eo pid,rss,args 2>/dev/null"
+OK, BAD_REQUEST, FAILED = 200, 400, 502
 MEMORY_OF_CARDS = "nvidia-smi --query-compute-apps=pid,used_memory --format=csv,noheader,nounits 2>/dev/null || true"
 _ALIAS = re.compile(r"--alias (\S+)")
 KIB = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class Loaded:
     """One pool's model on one server, and what is known of it at this moment."""
 
     pool: str
     model: str
     host: str
     service: str
+    # `loaded`, `sleeping`, `loading`, `unloaded` or `failed` on a shared server; else `running` or `stopped`.
     state: str
-    """`loaded`, `sleeping`, `loading`, `unloaded` or `failed` on a shared server; else `running` or `stopped`."""
+    # Resident memory of its process as the host's kernel counts it, with the part of its file that is in memory.
     memory_mib: int | None
-    """Resident memory of its process as the host's kernel counts it, with the part of its file that is in memory."""
+    # What the NVIDIA driver says its process has on cards.
     card_mib: int | None
-    """What the NVIDIA driver says its process has on cards."""
+    # What the plan counts for it on cards, or on the processor its share of the container's limit.
     planned_mib: int
-    """What the plan counts for it on cards, or on the processor its share of the container's limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,30 +89,15 @@ class Place:
         """As boards show it."""
         return self.host.name, self.replica.service
 
-    @property
-    def words(self) -> str:
+    def __str__(self) -> str:
         """As messages name it."""
         return f"{self.replica.pool} ({self.host.name}/{self.replica.service})"
 
-    @property
-    def siblings(self) -> list[Place]:
-        """Everybody on the same server, itself among them."""
-        return [Place(self.host, item) for item in self.host.plan.site.members(*self.key)]
-
-    @property
-    def loaded(self) -> int:
-        """How many models its server may hold at once."""
-        return self.replica.shared.loaded if self.replica.shared else 1
-
-    @property
-    def start_timeout_s(self) -> int:
-        """How long it may load."""
-        return self.replica.start_timeout_s
-
-    def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> tuple[int, Any]:
+    def ask(self, method: str, path: str, model: str = "", limit_s: int = ANSWER_S) -> tuple[int, Any]:
         """What the router of a shared server answers: status and data; raises CorralError when it does not."""
-        words = [str(ANSWER_S), str(self.replica.port), method, path, json.dumps(body) if body else ""]
-        done = self.host.run(["docker", "exec", self.container, "sh", "-c", ASK, "-", *words], check=False)
+        words = [str(limit_s), str(self.replica.port), method, path, json.dumps({"model": model}) if model else ""]
+        argv = ["docker", "exec", self.container, "sh", "-c", ASK, "-", *words]
+        done = self.host.run(argv, check=False, limit_s=limit_s + ANSWER_S)
         text, _, code = done.out.rpartition("\n")
         if done.code != 0 or not code.isdecimal():
             raise CorralError(f"{self.host.name}: {self.container} does not answer: {done.words}")
@@ -151,7 +134,7 @@ def chosen(places: Sequence[Place], names: Iterable[str]) -> list[Place]:
 # --- what is there ---------------------------------------------------------------------------------------------------
 
 
-def ps(places: Sequence[Place]) -> list[Model]:
+def ps(places: Sequence[Place]) -> list[Loaded]:
     """Every model with its state and the memory that it takes."""
     hosts = {place.host.name: place.host for place in places}
     with ThreadPoolExecutor(max(1, len(hosts))) as pool:
@@ -159,7 +142,7 @@ def ps(places: Sequence[Place]) -> list[Model]:
         return [model for models in found for model in models]
 
 
-def _on_host(host: ComposeHost, places: Sequence[Place]) -> Iterator[Model]:
+def _on_host(host: ComposeHost, places: Sequence[Place]) -> Iterator[Loaded]:
     on_cards = _card_memory(host) if any(place.replica.cards for place in places) else {}
     servers: dict[str, list[Place]] = {}
     for place in places:
@@ -172,7 +155,7 @@ def _on_host(host: ComposeHost, places: Sequence[Place]) -> Iterator[Model]:
             alone_here = replica.shared is None
             pids = [pid for pid, (alias, _) in processes.items() if alias == replica.pool]
             state = ("running" if pids else "stopped") if alone_here else states.get(replica.pool, "stopped")
-            yield Model(
+            yield Loaded(
                 replica.pool, replica.model, replica.host, replica.service, state,
                 sum(processes[pid][1] for pid in pids) // KIB if pids else None,
                 sum(on_cards[pid] for pid in pids) if pids and on_cards.keys() & set(pids) else None,
@@ -182,7 +165,7 @@ def _on_host(host: ComposeHost, places: Sequence[Place]) -> Iterator[Model]:
 
 def _processes(host: ComposeHost, container: str) -> dict[int, tuple[str, int]]:
     """Pool (none: a router) and resident KiB of every llama-server in a container, by number of the process."""
-    out = host.run(["sh", "-c", PROCESSES % '"$1"', "-", container], check=False).out
+    out = host.run(["docker", "top", container, "-eo", "pid,rss,args"], check=False).out
     found: dict[int, tuple[str, int]] = {}
     for line in out.splitlines()[1:]:
         pid, rss, command = line.split(None, 2)
@@ -202,7 +185,7 @@ def _card_memory(host: ComposeHost) -> dict[int, int]:
     return found
 
 
-def show(models: Sequence[Model], console: Console) -> None:
+def show(models: Sequence[Loaded], console: Console) -> None:
     """Prints a line for each model."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for column in ("pool", "model", "server", "state", "in memory, MiB", "on cards, MiB", "planned, MiB"):
@@ -222,8 +205,13 @@ class Change:
     """What changing needs to know."""
 
     plan: Plan
+    out: Path
     balancer: Balancer | None
     board: Board
+
+    def tell(self, place: Place, words: str, *, is_done: bool = False) -> None:
+        """Says what happens to a model."""
+        self.board.show(*place.key, f"{place.replica.pool}: {words}", is_done=is_done)
 
 
 @contextmanager
@@ -234,7 +222,7 @@ def changing(plan: Plan, out: Path, talk: Console) -> Iterator[Change]:
         if balancer is not None and not balancer.is_running():
             board.say("the balancer does not run, so nothing is drained", "yellow")
             balancer = None
-        yield Change(plan, balancer, board)
+        yield Change(plan, out, balancer, board)
 
 
 def unload(change: Change, places: Sequence[Place]) -> None:
@@ -244,17 +232,15 @@ def unload(change: Change, places: Sequence[Place]) -> None:
         CorralError: a model did not go; those after it were not touched.
     """
     for place in places:
-        if place.replica.shared:
-            if place.states().get(place.replica.pool) not in IN_MEMORY:
-                _tell(change, place, "not in memory")
-                continue
-            with _without_requests(change, [place], [place]):
-                _unload(change, place)
-        else:
-            with _without_requests(change, [place], []):
-                change.board.show(*place.key, "stopping")
+        if not place.replica.shared:
+            with _without_requests(change, place):
+                change.tell(place, "stopping")
                 place.host.compose("stop", place.replica.service, limit_s=COMMAND_LIMIT_S)
-        _tell(change, place, "not in memory any more")
+            change.tell(place, "not in memory any more", is_done=True)
+        elif change.balancer is None:
+            place.ask("POST", "/models/unload", place.replica.pool)
+            change.tell(place, "not in memory any more", is_done=True)
+    _ask_gateway(change, "unload", places)
 
 
 def load(change: Change, places: Sequence[Place], instead_of: str = "") -> None:
@@ -271,140 +257,101 @@ def load(change: Change, places: Sequence[Place], instead_of: str = "") -> None:
             wait_well(place.host, [service], change.board)
             if change.balancer is not None:
                 wait_usable(change.balancer, {place.replica.container})
-            _tell(change, place, "in memory")
-            continue
-        states = place.states()
-        if states.get(place.replica.pool) in {"loaded", "sleeping"}:
-            _tell(change, place, "in memory already")
-            continue
-        former = _who_goes(change, place, states, instead_of)
-        others = [item for item in place.siblings if item.replica.pool != place.replica.pool]
-        with _without_requests(change, [former] if former else [], [*others, place]):
-            _exchange(change, place, former)
+            change.tell(place, "in memory", is_done=True)
+        elif change.balancer is None:
+            _load_by_router(change, place, instead_of)
+    _ask_gateway(change, "load", places, instead_of)
 
 
-def _who_goes(change: Change, place: Place, states: Mapping[str, str], instead_of: str) -> Place | None:
-    """The model that makes room for another one; None where there is room."""
-    there = {item.replica.pool: item for item in place.siblings if states.get(item.replica.pool) in IN_MEMORY}
-    there.pop(place.replica.pool, None)
-    if instead_of:
-        if instead_of not in there:
-            held = ", ".join(there) or "nothing"
-            raise UsageError(f"{instead_of} is not in memory on {place.replica.service}, which holds {held}")
-        return there[instead_of]
-    if len(there) < place.loaded:
-        return None
-    idle = change.balancer.idle_seconds() if change.balancer else {}
-    return max(there.values(), key=lambda item: (idle.get(item.replica.container, 0), item.replica.pool))
+def _ask_gateway(change: Change, action: str, places: Sequence[Place], instead_of: str = "") -> None:
+    """Lets HAProxy change shared servers: it drains them, and brings the former model back if the new one fails."""
+    shared = {place.replica.pool: place for place in places if place.replica.shared}
+    if change.balancer is None or not shared:
+        return
+    named = {(place.replica.pool, place.host.name) for place in places}
+    for item in change.plan.site.replicas:
+        if item.pool in shared and item.shared and (item.pool, item.host) not in named:
+            raise UsageError(f"{item.pool} is on {item.host}, too, and changes everywhere at once; leave --host out")
+    gateway = change.plan.inventory.gateway
+    host = ComposeHost(change.plan, gateway.host, change.out)
+    headers = {"Authorization": f"Bearer {read_env(host.rendered / ENV_FILE).get(API_KEY, '')}"}
+    with (
+        host.forwarded(gateway.port, gateway_publish_address(change.plan.site)) as base,
+        httpx.Client(base_url=base, headers=headers, trust_env=False, timeout=None) as client,  # noqa: S113 - it waits for answers
+    ):
+        for place in shared.values():
+            change.tell(place, f"{action}; waits for answers in flight to end")
+            change.tell(place, ask_to(client, action, place, instead_of), is_done=True)
 
 
-def _exchange(change: Change, place: Place, former: Place | None) -> None:
-    """One model in the place of another; the former comes back when the new one does not load."""
-    if former is not None:
-        _unload(change, former)
+def ask_to(client: httpx.Client, action: str, place: Place, instead_of: str = "") -> str:
+    """What the gateway says once it has changed a shared server; CorralError or UsageError when it has not."""
+    body = {"model": place.replica.pool} | ({"instead_of": instead_of} if instead_of else {})
     try:
-        _load(change, place)
-    except BaseException as error:
-        if former is None:
-            raise
-        change.board.say(f"{place.words} does not load; {former.replica.pool} comes back", "yellow")
-        with suppress(CorralError):  # a half-loaded one would be in the way
-            _unload(change, place)
-        _load(change, former)
-        if not isinstance(error, CorralError):
-            raise
-        raise CorralError(f"{error}\n  {former.words} is in memory again, as before") from None
-    _tell(change, place, "in memory" + (f" instead of {former.replica.pool}" if former else ""))
+        answer = client.post(f"/models/{action}", json=body)
+        data = answer.json()
+    except (httpx.HTTPError, ValueError) as error:
+        raise CorralError(f"{place}: the gateway does not answer: {error}; see ./generate.py doctor") from None
+    if answer.status_code == OK:
+        return str(data["message"])
+    words = f"{place}: {data['error']['message']}"
+    if answer.status_code == BAD_REQUEST:
+        raise UsageError(words)
+    hint = f"\n  docker logs --tail 50 {place.container} on {place.host.name} says why"
+    raise CorralError(words + (hint if answer.status_code == FAILED else ""))
 
 
-def _load(change: Change, place: Place) -> None:
-    pool = place.replica.pool
-    change.board.show(*place.key, f"loading {pool}")
-    code, data = place.ask("POST", "/models/load", {"model": pool})
-    if code != OK and place.states().get(pool) not in IN_MEMORY:  # a request may have made it load already
-        raise CorralError(f"{place.words} does not load: {_reason(data)}")
-    deadline = time.monotonic() + place.start_timeout_s
-    while (state := place.states().get(pool)) not in {"loaded", "sleeping"}:
-        if state != "loading":
-            words = f"docker logs --tail 50 {place.container} on {place.host.name} says why"
-            raise CorralError(f"{place.words} does not load: its server ended; {words}")
-        if time.monotonic() > deadline:
-            raise CorralError(f"{place.words} is not loaded after {place.start_timeout_s} s (start_timeout_s)")
-        time.sleep(POLL_S)
+def _load_by_router(change: Change, place: Place, instead_of: str) -> None:
+    """The same without HAProxy: the router lets answers end before it unloads the least recently used by itself."""
+    before = {pool for pool, state in place.states().items() if state in READY}
+    if instead_of and instead_of not in before:
+        raise UsageError(f"{place}: {instead_of} is not in memory there")
+    if instead_of:
+        place.ask("POST", "/models/unload", instead_of)
+    if _ask_for(place, place.replica.pool):
+        change.tell(place, "in memory", is_done=True)
+        return
+    lost = [pool for pool in before if not _ask_for(place, pool)]
+    back = f"{', '.join(lost)} is gone" if lost else "what was in memory is there again"
+    words = f"docker logs --tail 50 {place.container} on {place.host.name} says why"
+    raise CorralError(f"{place} does not load: {words}; {back}")
 
 
-def _unload(change: Change, place: Place) -> None:
-    pool = place.replica.pool
-    change.board.show(*place.key, f"unloading {pool}")
-    code, data = place.ask("POST", "/models/unload", {"model": pool})
-    deadline = time.monotonic() + UNLOAD_S
-    while place.states().get(pool) in IN_MEMORY:
-        if time.monotonic() > deadline:
-            raise CorralError(f"{place.words} does not go ({code} {_reason(data)})")
-        time.sleep(POLL_S)
-
-
-def _reason(data: Any) -> str:
-    error = data.get("error") if isinstance(data, dict) else None
-    return str(error.get("message")) if isinstance(error, dict) else str(data)
-
-
-def _tell(change: Change, place: Place, words: str) -> None:
-    change.board.show(*place.key, f"{place.replica.pool}: {words}", is_done=True)
-
-
-# --- requests meanwhile ----------------------------------------------------------------------------------------------
+def _ask_for(place: Place, pool: str) -> bool:
+    """Makes a shared server load a model as a request would; whether it is in memory then."""
+    place.ask("GET", f"/props?model={pool}", limit_s=place.replica.start_timeout_s)
+    return place.states().get(pool) in READY
 
 
 @contextmanager
-def _without_requests(change: Change, leaving: Sequence[Place], waiting: Sequence[Place]) -> Iterator[None]:
-    """The block runs once the leaving models have no request. New requests to the waiting pools wait for its end.
+def _without_requests(change: Change, place: Place) -> Iterator[None]:
+    """The block runs once a replica has no request; new ones wait for its end, or go to other replicas of the pool.
 
-    Where another replica of a pool can answer, its requests go there; where HAProxy has no Lua, they are refused.
+    Raises:
+        CorralError: its answers do not end in the pool's own time.
     """
-    balancer = change.balancer
-    if balancer is None:
+    balancer, name, pool = change.balancer, place.replica.container, place.replica.pool
+    servers = balancer.servers() if balancer else {}
+    if balancer is None or name not in servers:
         yield
         return
-    leave = {place.replica.container for place in leaving}
-    with ExitStack() as undo:
-        servers = balancer.servers()
-        for name, place in {place.replica.container: place for place in (*leaving, *waiting)}.items():
-            if name in servers:
-                undo.enter_context(_kept_away(change, balancer, place, servers, leaves=name in leave))
-        for place in leaving:
-            _wait_idle(change, balancer, place)
-        yield
-
-
-@contextmanager
-def _kept_away(
-    change: Change, balancer: Balancer, place: Place, servers: Mapping[str, Server], *, leaves: bool
-) -> Iterator[None]:
-    """New requests to a pool wait, or go to its other replicas, while the block runs."""
-    server = servers[place.replica.container]
-    others = [item for item in servers.values() if item.group == server.group and item.name != server.name]
-    limit_s = answer_timeout_s(change.plan.site, place.replica.pool) + place.start_timeout_s + HOLD_SPARE_S
-    is_held = not any(item.is_usable for item in others) and balancer.hold(server.group, limit_s)
-    if leaves and not is_held:
+    server, limit_s = servers[name], answer_timeout_s(change.plan.site, pool)
+    has_others = any(item.is_usable for item in servers.values() if item.group == server.group and item.name != name)
+    is_held = not has_others and balancer.hold(server.group, limit_s + place.replica.start_timeout_s + HOLD_SPARE_S)
+    if not is_held:
         balancer.take_out(server)
+
+    def tell(count: int) -> None:
+        change.board.show(*place.key, f"{pool}: waits for its answers to end", f"{count}, {limit_s} s")
+
     try:
+        count = wait_for_answers(balancer, name, limit_s, tell)
+        if count:
+            raise CorralError(f"{place}: {count} requests are not done after {limit_s} s; it stays in memory")
         yield
     finally:
         with suppress(BalancerError):
             if is_held:
                 balancer.release(server.group)
-            elif leaves:
+            else:
                 balancer.put_back(server)
-
-
-def _wait_idle(change: Change, balancer: Balancer, place: Place) -> None:
-    """Returns when a model has no request; raises CorralError when its answers do not end in the pool's own time."""
-    limit_s = answer_timeout_s(change.plan.site, place.replica.pool)
-
-    def tell(count: int) -> None:
-        change.board.show(*place.key, f"{place.replica.pool}: waits for its answers to end", f"{count}, {limit_s} s")
-
-    count = wait_for_answers(balancer, place.replica.container, limit_s, tell)
-    if count:
-        raise CorralError(f"{place.words}: {count} requests are not done after {limit_s} s; it stays in memory")
