@@ -19,140 +19,50 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
+
+import gguf
+import numpy as np
+from gguf import GGMLQuantizationType, LlamaFileType, TokenType
+from numpy.typing import NDArray
 
 from corral.files import write_atomically
 
-if TYPE_CHECKING:
-    import gguf
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Matrix = NDArray[np.float32]
-
+Matrix = NDArray[np.float32]
 WeightType = Literal["f32", "f16", "q8_0"]
 
 # What a chat model made without `answer` says: `Tiny: 1 2 3` and so on up to `100`.
 KNOWN_ANSWER = "Tiny: " + " ".join(str(number) for number in range(1, 101))
 
-CHAT_TEMPLATE = r"""
-{%- if tools %}<|im_start|>system
-{% if messages[0].role == 'system' %}{{ messages[0].content + '\n' }}{% endif %}# Tools
-You may call one function per answer.
-<tools>
-{%- for tool in tools %}{{ '\n' + (tool | tojson) }}{%- endfor %}
-</tools>
-Answer with <tool_call>
-{"name": <function-name>, "arguments": <args-json-object>}
-</tool_call><|im_end|>
-{% elif messages[0].role == 'system' %}<|im_start|>system
-{{ messages[0].content }}<|im_end|>
-{% endif %}
-{%- for message in messages %}
-{%- if message.role == 'user' or (message.role == 'system' and not loop.first) %}
-{{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}
-{%- elif message.role == 'assistant' %}
-{{- '<|im_start|>assistant\n' + (message.content or '') }}
-{%- for call in (message.tool_calls or []) %}
-{{- '\n<tool_call>\n{"name": "' + call.function.name + '", "arguments": ' }}
-{{- call.function.arguments | tojson }}
-{{- '}\n</tool_call>' }}
-{%- endfor %}
-{{- '<|im_end|>\n' }}
-{%- elif message.role == 'tool' %}
-{{- '<|im_start|>user\n<tool_response>\n' + message.content + '\n</tool_response><|im_end|>\n' }}
-{%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}""".lstrip()
-
-_WORD_LIST = """
-    the of and to in is that for it as was with be by on not he his but at are this have from or had an they which one
-    you were all her she there would their we him been has when who will no more if out so up said what its about than
-    into them can only other time new some could these two may first then do any like my now over such our man me even
-    most made after also did many off before must well back through years much where your way down should because long
-    each just state those people too good very make world still see own work men day get here old life both between
-    being under three never know same last another while us might great since against go came right used take server
-    model token prompt gpu queue cache chat embedding request answer test hello capital france paris berlin germany
-    weather cat dog bank river money
-"""
+DATA = Path(__file__).parents[1] / "templates" / "demo"
+CHAT_TEMPLATE = (DATA / "chat.jinja").read_text(encoding="utf-8").removesuffix("\n")
 # Words with tokens of their own; everything else is spelled out letter by letter.
-WORDS = tuple(dict.fromkeys(_WORD_LIST.split()))
+WORDS = tuple((DATA / "words.txt").read_text(encoding="utf-8").split())
 
 # Values per attention head; a multiple of 32, so that every quantized type of the KV cache fits.
 HEAD_SIZE = 64
-
 # Values that Q8_0 quantizes together: rows have to be a multiple of it.
 QUANTIZED_BLOCK = 32
-
 # How much of a prompt token's embedding points in the direction of all prompt tokens (the squares add up to 1).
 SHARED_PART, OWN_PART = 0.8, 0.6
-
 # The right token's logit; the others stay near 0, so that no usual temperature or quantization picks another one.
 SHARPNESS = 40.0
 
-
-def make_chat_model(  # noqa: PLR0913 - keywords with defaults
-    path: Path,
-    *,
-    answer: str | None = None,
-    width: int = 128,
-    layers: int = 2,
-    context: int = 8192,
-    ff: int | None = None,
-    weight_type: WeightType = "f16",
-    seed: int = 1,
-) -> None:
-    """Write a llama model that answers `answer` (default: `KNOWN_ANSWER`) to whatever it is asked.
-
-    `width` is the embedding length, `ff` the feed-forward length (default: twice the width), `context` is in tokens.
-    Larger models say the same, more slowly. The file appears whole or not at all, and equal arguments give equal bytes.
-    ValueError: the answer is empty, or the sizes do not make a model.
-    """
-    import numpy as np
-
-    size = Size(width, layers, context, 2 * width if ff is None else ff)
-    if size.heads % size.kv_heads:
-        raise ValueError(f"width {width}: must be {HEAD_SIZE} or a multiple of {2 * HEAD_SIZE}")
-    vocabulary = chat_vocabulary(KNOWN_ANSWER if answer is None else answer)
-    random = np.random.default_rng(seed)
-    with written(path, "llama") as writer:
-        _describe(writer, "tiny-chat", size, len(vocabulary.tokens))
-        _describe_llama(writer, size, weight_type)
-        _add_chat_tokenizer(writer, vocabulary)
-        _add_llama_weights(Tensors(writer, random, weight_type), vocabulary, size)
-
-
-def make_embedding_model(
-    path: Path, *, width: int = 128, layers: int = 2, context: int = 512, ff: int | None = None, seed: int = 1
-) -> None:
-    """Write a BERT model with mean pooling that embeds texts in `width` dimensions.
-
-    `ff` is the feed-forward length (default: twice the width). The file appears whole or not at all, and equal
-    arguments give equal bytes.
-    ValueError: the sizes do not make a model.
-    """
-    size = Size(width, layers, context, 2 * width if ff is None else ff)
-    make_bert(path, size, seed)
+PAD, UNKNOWN, START, SEPARATOR, MASK = range(5)
+BERT_SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+# llama.cpp's own spelling of WordPiece: a mark where a word begins, none (no `##`) where it goes on.
+WORD_START = "\u2581"
 
 
 @dataclass(frozen=True)
 class Size:
-    """What a model's tensors are shaped by; ValueError when no model can have these sizes."""
+    """What a model's tensors are shaped by; width in multiples of 64, the feed-forward length in multiples of 32."""
 
     width: int
     layers: int
+    # In tokens.
     context: int
     feed_forward: int
-
-    def __post_init__(self) -> None:
-        for name, size, unit in (
-            ("width", self.width, HEAD_SIZE),
-            ("layers", self.layers, 1),
-            ("context", self.context, 1),
-            ("ff", self.feed_forward, QUANTIZED_BLOCK),
-        ):
-            if size <= 0 or size % unit:
-                raise ValueError(f"{name} {size}: must be a multiple of {unit}, and positive")
 
     @property
     def heads(self) -> int:
@@ -165,14 +75,45 @@ class Size:
         return max(1, self.heads // 2)
 
 
-# --- files
+def make_chat_model(  # noqa: PLR0913 - keywords with defaults
+    path: Path, *, answer: str = KNOWN_ANSWER, width: int = 128, layers: int = 2, context: int = 8192,
+    ff: int | None = None, weight_type: WeightType = "f16", seed: int = 1,
+) -> None:  # fmt: skip
+    """Write a llama model that answers `answer` to whatever it is asked; ValueError: the answer is empty.
+
+    `width` is the embedding length (64 or a multiple of 128), `ff` the feed-forward length (default: twice the width),
+    `context` is in tokens. Larger models say the same, more slowly. The file appears whole or not at all, and equal
+    arguments give equal bytes.
+    """
+    size = Size(width, layers, context, ff or 2 * width)
+    vocabulary = chat_vocabulary(answer)
+    file_types = {"f32": LlamaFileType.ALL_F32, "f16": LlamaFileType.MOSTLY_F16, "q8_0": LlamaFileType.MOSTLY_Q8_0}
+    with written(path, "llama") as writer:
+        _describe(
+            writer, **_sizes("tiny-chat", size, len(vocabulary.tokens)), file_type=file_types[weight_type],
+            head_count=size.heads, head_count_kv=size.kv_heads, key_length=HEAD_SIZE, value_length=HEAD_SIZE,
+            rope_dimension_count=HEAD_SIZE, rope_freq_base=10000.0, layer_norm_rms_eps=1e-5,
+            tokenizer_model="gpt2", tokenizer_pre="qwen2", token_list=vocabulary.tokens, token_types=vocabulary.types,
+            token_merges=vocabulary.merges, eos_token_id=vocabulary.end_of_turn, pad_token_id=vocabulary.end_of_text,
+            bos_token_id=vocabulary.end_of_text, add_bos_token=False, chat_template=CHAT_TEMPLATE,
+        )  # fmt: skip
+        _add_llama_weights(Tensors(writer, np.random.default_rng(seed), weight_type), vocabulary, size)
+
+
+def make_embedding_model(
+    path: Path, *, width: int = 128, layers: int = 2, context: int = 512, ff: int | None = None, seed: int = 1
+) -> None:
+    """Write a BERT model with mean pooling that embeds texts in `width` dimensions.
+
+    `ff` is the feed-forward length (default: twice the width). The file appears whole or not at all, and equal
+    arguments give equal bytes.
+    """
+    make_bert(path, Size(width, layers, context, ff or 2 * width), seed)
 
 
 @contextmanager
 def written(path: Path, architecture: str) -> Iterator[gguf.GGUFWriter]:
     """A writer whose file appears at `path` once it is complete, or not at all."""
-    import gguf
-
     with tempfile.TemporaryDirectory() as folder:
         part = Path(folder) / "model.gguf"
         writer = gguf.GGUFWriter(part, architecture)
@@ -184,14 +125,17 @@ def written(path: Path, architecture: str) -> Iterator[gguf.GGUFWriter]:
         write_atomically(path, part.read_bytes(), 0o644)  # the server in a container is another user
 
 
-def _describe(writer: gguf.GGUFWriter, name: str, size: Size, vocabulary_size: int) -> None:
-    writer.add_name(name)
-    writer.add_description("made-up weights for tests and demonstrations")
-    writer.add_context_length(size.context)
-    writer.add_embedding_length(size.width)
-    writer.add_block_count(size.layers)
-    writer.add_feed_forward_length(size.feed_forward)
-    writer.add_vocab_size(vocabulary_size)
+def _sizes(name: str, size: Size, vocabulary_size: int) -> dict[str, Any]:
+    return {
+        "name": name, "description": "made-up weights for tests and demonstrations", "context_length": size.context,
+        "embedding_length": size.width, "block_count": size.layers, "feed_forward_length": size.feed_forward,
+        "vocab_size": vocabulary_size,
+    }  # fmt: skip
+
+
+def _describe(writer: gguf.GGUFWriter, **facts: Any) -> None:
+    for name, fact in facts.items():
+        getattr(writer, f"add_{name}")(fact)
 
 
 @dataclass(frozen=True)
@@ -204,27 +148,30 @@ class Tensors:
 
     def matrix(self, name: str, values: Matrix) -> None:
         """Add given weights."""
-        import gguf
-        import numpy as np
-
         if self.weight_type == "q8_0":
-            quantized = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q8_0)
-            self.writer.add_tensor(name, quantized, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+            quantized = gguf.quants.quantize(values, GGMLQuantizationType.Q8_0)
+            self.writer.add_tensor(name, quantized, raw_dtype=GGMLQuantizationType.Q8_0)
         else:
             self.writer.add_tensor(name, values.astype(np.float16 if self.weight_type == "f16" else np.float32))
 
     def noise(self, name: str, outputs: int, inputs: int, scale: float = 1.0) -> None:
         """Add random weights that scale the length of what goes through them by about `scale`."""
-        import numpy as np
-
         values = self.random.standard_normal((outputs, inputs), dtype=np.float32)
         self.matrix(name, values * np.float32(scale / np.sqrt(inputs)))
 
     def constant(self, name: str, length: int, value: float) -> None:
         """Add a vector of equal numbers: the weights of a norm (1) or a bias (0)."""
-        import numpy as np
-
         self.writer.add_tensor(name, np.full(length, value, dtype=np.float32))
+
+    def linear(self, name: str, outputs: int, inputs: int, scale: float = 1.0) -> None:
+        """Add the random weights of a linear layer, and its bias of nothing."""
+        self.noise(name + ".weight", outputs, inputs, scale)
+        self.constant(name + ".bias", outputs, 0)
+
+    def norm(self, name: str, width: int) -> None:
+        """Add a norm that changes nothing but the length."""
+        self.constant(name + ".weight", width, 1)
+        self.constant(name + ".bias", width, 0)
 
 
 # --- chat: a llama model with a byte-level BPE tokenizer
@@ -234,7 +181,6 @@ class Tensors:
 class _ChatVocabulary:
     """Tokens by id, in the byte alphabet of GPT-2, with their types and the merges that make words of bytes."""
 
-    tokens: list[str] = field(default_factory=list)
     types: list[int] = field(default_factory=list)
     merges: list[str] = field(default_factory=list)
     ids: dict[str, int] = field(default_factory=dict)
@@ -242,19 +188,21 @@ class _ChatVocabulary:
     end_of_turn: int = 0
     end_of_text: int = 0
 
+    @property
+    def tokens(self) -> list[str]:
+        """The tokens in the order of their ids."""
+        return list(self.ids)
+
     def add(self, token: str, token_type: int) -> int:
         """The token's id; the token is new or was there."""
         if token not in self.ids:
-            self.ids[token] = len(self.tokens)
-            self.tokens.append(token)
+            self.ids[token] = len(self.ids)
             self.types.append(token_type)
         return self.ids[token]
 
 
 def chat_vocabulary(answer: str) -> _ChatVocabulary:
-    """The tokens of a chat model that says this."""
-    from gguf import TokenType
-
+    """The tokens of a chat model that says this; ValueError when it is empty."""
     if not answer:
         raise ValueError("the answer is empty: a model has to say something before it stops")
     alphabet = _byte_alphabet()
@@ -268,8 +216,8 @@ def chat_vocabulary(answer: str) -> _ChatVocabulary:
     vocabulary.add("<|im_start|>", TokenType.CONTROL)
     vocabulary.end_of_turn = vocabulary.add("<|im_end|>", TokenType.CONTROL)
     vocabulary.end_of_text = vocabulary.add("<|endoftext|>", TokenType.CONTROL)
-    while len(vocabulary.tokens) % QUANTIZED_BLOCK:  # a row count that GPU kernels like
-        vocabulary.add(f"<|unused{len(vocabulary.tokens)}|>", TokenType.UNUSED)
+    while len(vocabulary.ids) % QUANTIZED_BLOCK:  # a row count that GPU kernels like
+        vocabulary.add(f"<|unused{len(vocabulary.ids)}|>", TokenType.UNUSED)
     return vocabulary
 
 
@@ -286,8 +234,6 @@ def _spell(text: str, alphabet: dict[int, str]) -> str:
 
 def _add_word(vocabulary: _ChatVocabulary, word: str) -> None:
     """Make the word one token, with merges that build it from left to right."""
-    from gguf import TokenType
-
     for length in range(1, len(word)):
         start, letter = word[:length], word[length]
         if start + letter not in vocabulary.ids:
@@ -322,63 +268,30 @@ def _split_answer(answer: str, known: set[str]) -> list[str]:
     return pieces or [piece]
 
 
-def _describe_llama(writer: gguf.GGUFWriter, size: Size, weight_type: WeightType) -> None:
-    from gguf import LlamaFileType
-
-    file_types = {"f32": LlamaFileType.ALL_F32, "f16": LlamaFileType.MOSTLY_F16, "q8_0": LlamaFileType.MOSTLY_Q8_0}
-    writer.add_file_type(file_types[weight_type])
-    writer.add_head_count(size.heads)
-    writer.add_head_count_kv(size.kv_heads)
-    writer.add_key_length(HEAD_SIZE)
-    writer.add_value_length(HEAD_SIZE)
-    writer.add_rope_dimension_count(HEAD_SIZE)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_layer_norm_rms_eps(1e-5)
-
-
-def _add_chat_tokenizer(writer: gguf.GGUFWriter, vocabulary: _ChatVocabulary) -> None:
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("qwen2")
-    writer.add_token_list(vocabulary.tokens)
-    writer.add_token_types(vocabulary.types)
-    writer.add_token_merges(vocabulary.merges)
-    writer.add_eos_token_id(vocabulary.end_of_turn)
-    writer.add_pad_token_id(vocabulary.end_of_text)
-    writer.add_bos_token_id(vocabulary.end_of_text)
-    writer.add_add_bos_token(value=False)
-    writer.add_chat_template(CHAT_TEMPLATE)
-
-
 def _add_llama_weights(tensors: Tensors, vocabulary: _ChatVocabulary, size: Size) -> None:
     embedding, output = _answer_weights(tensors.random, vocabulary, size.width)
     tensors.matrix("token_embd.weight", embedding)
     tensors.constant("output_norm.weight", size.width, 1)
     tensors.matrix("output.weight", output)
-    for layer in range(size.layers):
-        _add_llama_layer(tensors, f"blk.{layer}.", size)
-
-
-def _add_llama_layer(tensors: Tensors, block: str, size: Size) -> None:
     small = 0.05 / size.layers  # all layers together never outweigh the answer
     query_width, kv_width = size.heads * HEAD_SIZE, size.kv_heads * HEAD_SIZE
-    tensors.constant(block + "attn_norm.weight", size.width, 1)
-    tensors.noise(block + "attn_q.weight", query_width, size.width)
-    tensors.noise(block + "attn_k.weight", kv_width, size.width)
-    tensors.noise(block + "attn_v.weight", kv_width, size.width)
-    tensors.noise(block + "attn_output.weight", size.width, query_width, small)
-    tensors.constant(block + "ffn_norm.weight", size.width, 1)
-    tensors.noise(block + "ffn_gate.weight", size.feed_forward, size.width)
-    tensors.noise(block + "ffn_up.weight", size.feed_forward, size.width)
-    tensors.noise(block + "ffn_down.weight", size.width, size.feed_forward, small)
+    for block in (f"blk.{layer}." for layer in range(size.layers)):
+        tensors.constant(block + "attn_norm.weight", size.width, 1)
+        tensors.noise(block + "attn_q.weight", query_width, size.width)
+        tensors.noise(block + "attn_k.weight", kv_width, size.width)
+        tensors.noise(block + "attn_v.weight", kv_width, size.width)
+        tensors.noise(block + "attn_output.weight", size.width, query_width, small)
+        tensors.constant(block + "ffn_norm.weight", size.width, 1)
+        tensors.noise(block + "ffn_gate.weight", size.feed_forward, size.width)
+        tensors.noise(block + "ffn_up.weight", size.feed_forward, size.width)
+        tensors.noise(block + "ffn_down.weight", size.width, size.feed_forward, small)
 
 
 def _answer_weights(random: np.random.Generator, vocabulary: _ChatVocabulary, width: int) -> tuple[Matrix, Matrix]:
     """The embedding and output matrices that make the model say its answer; see the module's docstring."""
-    import numpy as np
-
-    embedding = unit_vectors(random, len(vocabulary.tokens), width)
+    embedding = unit_vectors(random, len(vocabulary.ids), width)
     shared = unit_vectors(random, 1, width)[0]
-    prompt_tokens = np.setdiff1d(np.arange(len(vocabulary.tokens)), np.array(vocabulary.answer))
+    prompt_tokens = np.setdiff1d(np.arange(len(vocabulary.ids)), np.array(vocabulary.answer))
     embedding[prompt_tokens] = SHARED_PART * shared + OWN_PART * embedding[prompt_tokens]
     output = np.zeros_like(embedding)
     output[vocabulary.answer[0]] += shared / SHARED_PART
@@ -389,8 +302,6 @@ def _answer_weights(random: np.random.Generator, vocabulary: _ChatVocabulary, wi
 
 def unit_vectors(random: np.random.Generator, count: int, width: int) -> Matrix:
     """Random directions, a row each."""
-    import numpy as np
-
     vectors = random.standard_normal((count, width), dtype=np.float32)
     lengths: Matrix = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / lengths
@@ -398,22 +309,24 @@ def unit_vectors(random: np.random.Generator, count: int, width: int) -> Matrix:
 
 # --- embed and rerank: BERT models with a WordPiece tokenizer
 
-PAD, UNKNOWN, START, SEPARATOR, MASK = range(5)
-BERT_SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-# llama.cpp's own spelling of WordPiece: a mark where a word begins, none (no `##`) where it goes on.
-WORD_START = "\u2581"
-
 
 def make_bert(path: Path, size: Size, seed: int, add_head: Callable[[Tensors], None] | None = None) -> None:
     """Write a BERT model: with mean pooling, or with the head that `add_head` adds (pooling `rank`)."""
-    import gguf
-    import numpy as np
-
-    tokens, types = _bert_tokens()
+    letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
+    starts = [WORD_START + text for text in (*letters, *(word for word in WORDS if len(word) > 1))]
+    special: list[int] = [TokenType.CONTROL] * len(BERT_SPECIAL_TOKENS)
+    special[UNKNOWN] = TokenType.UNKNOWN
+    tokens = [*BERT_SPECIAL_TOKENS, *letters, *starts]
     with written(path, "bert") as writer:
-        _describe(writer, "tiny-rerank" if add_head else "tiny-embed", size, len(tokens))
-        _describe_bert(writer, size, gguf.PoolingType.RANK if add_head else gguf.PoolingType.MEAN)
-        _add_bert_tokenizer(writer, tokens, types)
+        _describe(
+            writer, **_sizes("tiny-rerank" if add_head else "tiny-embed", size, len(tokens)),
+            file_type=LlamaFileType.ALL_F32, head_count=size.heads, layer_norm_eps=1e-12, causal_attention=False,
+            pooling_type=gguf.PoolingType.RANK if add_head else gguf.PoolingType.MEAN, token_type_count=2,
+            tokenizer_model="bert", tokenizer_pre="jina-v2-en", token_list=tokens,
+            token_types=special + [TokenType.NORMAL] * len(letters + starts), pad_token_id=PAD, unk_token_id=UNKNOWN,
+            mask_token_id=MASK, bos_token_id=START, eos_token_id=SEPARATOR, sep_token_id=SEPARATOR, add_bos_token=True,
+            add_eos_token=True,
+        )  # fmt: skip
         tensors = Tensors(writer, np.random.default_rng(seed), "f32")
         _add_bert_embeddings(tensors, len(tokens), size)
         for layer in range(size.layers):
@@ -422,70 +335,20 @@ def make_bert(path: Path, size: Size, seed: int, add_head: Callable[[Tensors], N
             add_head(tensors)
 
 
-def _bert_tokens() -> tuple[list[str], list[int]]:
-    """WordPiece tokens by id, and their types."""
-    from gguf import TokenType
-
-    letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
-    starts = [WORD_START + text for text in (*letters, *(word for word in WORDS if len(word) > 1))]
-    special: list[int] = [TokenType.CONTROL] * len(BERT_SPECIAL_TOKENS)
-    special[UNKNOWN] = TokenType.UNKNOWN
-    return [*BERT_SPECIAL_TOKENS, *letters, *starts], special + [TokenType.NORMAL] * len(letters + starts)
-
-
-def _describe_bert(writer: gguf.GGUFWriter, size: Size, pooling: gguf.PoolingType) -> None:
-    from gguf import LlamaFileType
-
-    writer.add_file_type(LlamaFileType.ALL_F32)
-    writer.add_head_count(size.heads)
-    writer.add_layer_norm_eps(1e-12)
-    writer.add_causal_attention(value=False)
-    writer.add_pooling_type(pooling)
-    writer.add_token_type_count(2)
-
-
-def _add_bert_tokenizer(writer: gguf.GGUFWriter, tokens: list[str], types: list[int]) -> None:
-    writer.add_tokenizer_model("bert")
-    writer.add_tokenizer_pre("jina-v2-en")
-    writer.add_token_list(tokens)
-    writer.add_token_types(types)
-    writer.add_pad_token_id(PAD)
-    writer.add_unk_token_id(UNKNOWN)
-    writer.add_mask_token_id(MASK)
-    writer.add_bos_token_id(START)  # llama.cpp reads BERT's [CLS] from here
-    writer.add_eos_token_id(SEPARATOR)
-    writer.add_sep_token_id(SEPARATOR)
-    writer.add_add_bos_token(value=True)
-    writer.add_add_eos_token(value=True)
-
-
 def _add_bert_embeddings(tensors: Tensors, token_count: int, size: Size) -> None:
-    import numpy as np
-
     words = tensors.random.standard_normal((token_count, size.width), dtype=np.float32)
     words[[START, SEPARATOR]] = 0  # every text has them; they would make all texts alike
     tensors.matrix("token_embd.weight", words)
     tensors.matrix("token_types.weight", np.zeros((2, size.width), dtype=np.float32))
     positions = tensors.random.standard_normal((size.context, size.width), dtype=np.float32)
     tensors.matrix("position_embd.weight", positions * np.float32(0.02))
-    _add_norm(tensors, "token_embd_norm", size.width)
+    tensors.norm("token_embd_norm", size.width)
 
 
 def _add_bert_layer(tensors: Tensors, block: str, size: Size) -> None:
     for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
-        add_linear(tensors, block + name, size.width, size.width, 0.3)
-    _add_norm(tensors, block + "attn_output_norm", size.width)
-    add_linear(tensors, block + "ffn_up", size.feed_forward, size.width)
-    add_linear(tensors, block + "ffn_down", size.width, size.feed_forward, 0.2)
-    _add_norm(tensors, block + "layer_output_norm", size.width)
-
-
-def _add_norm(tensors: Tensors, name: str, width: int) -> None:
-    tensors.constant(name + ".weight", width, 1)
-    tensors.constant(name + ".bias", width, 0)
-
-
-def add_linear(tensors: Tensors, name: str, outputs: int, inputs: int, scale: float = 1.0) -> None:
-    """Add the random weights of a linear layer, and its bias of nothing."""
-    tensors.noise(name + ".weight", outputs, inputs, scale)
-    tensors.constant(name + ".bias", outputs, 0)
+        tensors.linear(block + name, size.width, size.width, 0.3)
+    tensors.norm(block + "attn_output_norm", size.width)
+    tensors.linear(block + "ffn_up", size.feed_forward, size.width)
+    tensors.linear(block + "ffn_down", size.width, size.feed_forward, 0.2)
+    tensors.norm(block + "layer_output_norm", size.width)

@@ -17,7 +17,6 @@ from corral.tiny_models import (
     SHARPNESS,
     Size,
     Tensors,
-    add_linear,
     chat_vocabulary,
     make_bert,
     make_embedding_model,
@@ -61,8 +60,8 @@ def make_rerank_model(path: Path, *, width: int = 128, layers: int = 2, context:
     """Write a BERT model with a classification head (pooling `rank`); its scores are made up."""
 
     def add_head(tensors: Tensors) -> None:
-        add_linear(tensors, "cls", width, width)
-        add_linear(tensors, "cls.output", 1, width, 3.0)
+        tensors.linear("cls", width, width)
+        tensors.linear("cls.output", 1, width, 3.0)
 
     make_bert(path, Size(width, layers, context, 2 * width), seed, add_head)
 
