@@ -112,7 +112,7 @@ def report_of(path: Path, name: str, case: Case) -> dict[str, float]:
 def estimate_of(path: Path, name: str, case: Case) -> dict[str, float]:
     """What corral/plan/memory.py computes for the same, in MiB by kind of buffer."""
     with path.open("rb") as file:
-        model = facts_of([read_header(file.read)])
+        model = facts_of(read_header(file.read))
     use = Use(case.slots, case.context, 2048, case.ubatch, case.cache_type, case.flash_attention, 0, name in EMBEDDERS)
     memory = memory_of(model, use)
     return {

@@ -58,7 +58,7 @@ def measure(server: str, path: Path, name: str, case: Case) -> dict[str, Any]:
             process.send_signal(signal.SIGKILL)
             process.wait(60)
     with path.open("rb") as file:
-        model = facts_of([read_header(file.read)])
+        model = facts_of(read_header(file.read))
     use = Use(case.slots, case.context, 2048, case.ubatch, case.cache_type, case.flash_attention, "all", embeds)
     memory = memory_of(model, use)
     buffers = reported(text)

@@ -8,9 +8,11 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
+import math
 import struct
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +22,8 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MAX_ITEMS = 2**24
 MAX_TEXT = 2**27
+# No model nests lists; llama.cpp's tensors have four dimensions.
+MAX_DEPTH, MAX_DIMENSIONS = 2, 8
 # Longer lists (tokens, merges, scores) are only counted.
 KEPT_ITEMS = 4096
 CHUNK = 1 << 20
@@ -94,6 +98,27 @@ class _Stream:
     def text(self) -> str:
         return self.take(self.number()).decode(errors="replace")
 
+    def value(self, kind: int, depth: int = 0) -> Any:
+        if kind == TEXT:
+            return self.text()
+        if kind == LIST:
+            return self._list(depth)
+        if kind >= len(SCALARS):
+            raise HeaderError(f"has a value of the unknown type {kind}")
+        return self.number(SCALARS[kind])
+
+    def _list(self, depth: int) -> Any:
+        kind, length = self.number("<I"), self.number()
+        if length > MAX_ITEMS or depth > MAX_DEPTH or (length > KEPT_ITEMS and kind == LIST):
+            raise HeaderError("has an impossible list")
+        if length <= KEPT_ITEMS or kind >= len(SCALARS):
+            return [self.value(kind, depth + 1) for _ in range(length)]
+        if kind == TEXT:
+            return Long(length, mark_of(self.take(self.number()) for _ in range(length)))
+        for start in range(0, length, CHUNK):
+            self.take(struct.calcsize(SCALARS[kind]) * min(CHUNK, length - start))
+        return Long(length)
+
 
 # By the number of the type in the file; 8 is a text, 9 a list.
 SCALARS = ("<B", "<b", "<H", "<h", "<I", "<i", "<f", "<?", "", "", "<Q", "<q", "<d")
@@ -111,10 +136,7 @@ def read_header(read: Read) -> Header:
     tensors, keys = stream.number(), stream.number()
     if max(tensors, keys) > MAX_ITEMS:
         raise HeaderError("has an impossible number of tensors")
-    values = {}
-    for _ in range(keys):
-        name = stream.text()
-        values[name] = _value(stream, stream.number("<I"))
+    values = {stream.text(): stream.value(stream.number("<I")) for _ in range(keys)}
     found = tuple(_tensor(stream) for _ in range(tensors))
     alignment = values.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment <= 0:
@@ -122,43 +144,13 @@ def read_header(read: Read) -> Header:
     return Header(values, found, -(-stream.position // alignment) * alignment)
 
 
-def _value(stream: _Stream, kind: int, depth: int = 0) -> Any:
-    if kind == TEXT:
-        return stream.text()
-    if kind == LIST:
-        return _list(stream, depth)
-    if kind >= len(SCALARS):
-        raise HeaderError(f"has a value of the unknown type {kind}")
-    return stream.number(SCALARS[kind])
-
-
-def _list(stream: _Stream, depth: int) -> Any:
-    kind, length = stream.number("<I"), stream.number()
-    if length > MAX_ITEMS or depth > 2:  # noqa: PLR2004 - no model nests lists
-        raise HeaderError("has an impossible list")
-    if length <= KEPT_ITEMS:
-        return [_value(stream, kind, depth + 1) for _ in range(length)]
-    if kind == TEXT:
-        return Long(length, mark_of(stream.take(stream.number()) for _ in range(length)))
-    if kind < len(SCALARS) and kind != LIST:
-        size = struct.calcsize(SCALARS[kind])
-        for start in range(0, length, CHUNK):
-            stream.take(size * min(CHUNK, length - start))
-    else:
-        raise HeaderError("has an impossible list")
-    return Long(length)
-
-
 def _tensor(stream: _Stream) -> Tensor:
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-    name = stream.text()
-    dimensions = stream.number("<I")
-    if dimensions > 8:  # noqa: PLR2004 - llama.cpp has four
+    name, dimensions = stream.text(), stream.number("<I")
+    if dimensions > MAX_DIMENSIONS:
         raise HeaderError(f"has an impossible tensor {name}")
-    elements = 1
-    for _ in range(dimensions):
-        elements *= stream.number()
+    elements = math.prod(stream.number() for _ in range(dimensions))
     kind, offset = stream.number("<I"), stream.number()
     try:
         block, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
@@ -167,23 +159,67 @@ def _tensor(stream: _Stream) -> Tensor:
     return Tensor(name, GGMLQuantizationType(kind).name, elements, elements // block * size, offset)
 
 
+def mark_of(texts: Iterable[bytes]) -> str:
+    """Checksum of texts from the sixth on: those before are control tokens, which may differ (as llama.cpp has it)."""
+    found = hashlib.sha256()
+    for text in itertools.islice(texts, FREE_TOKENS, None):
+        found.update(len(text).to_bytes(8, "little") + text)
+    return found.hexdigest()
+
+
 # --- what memory depends on ------------------------------------------------------------------------------------------
 
 # Architectures whose pattern llama.cpp knows by itself: every n-th layer looks at everything, the others slide.
 EVERY = {"gemma2": 2, "gemma3": 6, "gemma3n": 5, "cohere2": 4, "gpt-oss": 2, "llama4": 4, "exaone4": 4, "olmo2": 4}
+# First parts of the names of tensors that turn tokens into vectors, and vectors into tokens.
+INPUTS = ("token_embd", "token_types", "position_embd", "token_embd_norm", "per_layer_token_embd")
+OUTPUTS = ("output", "output_norm", "cls")
+# Tensors of layers that keep a state instead of a cache.
+RECURRENT = ("ssm_conv1d.weight", "ssm_a", "time_mix_w1.weight", "shortconv.conv.weight")
 # Bytes of a number in a recurrent state.
 FLOAT = 4
+# Numbers that are taken as they are, by their names in `Gguf`.
+NUMBERS = {
+    "context": "context_length", "embedding": "embedding_length", "sliding_window": "attention.sliding_window",
+    "key_length_sliding": "attention.key_length_swa", "value_length_sliding": "attention.value_length_swa",
+    "experts": "expert_count", "experts_used": "expert_used_count", "expert_feed_forward": "expert_feed_forward_length",
+}  # fmt: skip
 
 
-def facts_of(headers: Iterable[Header]) -> Gguf:
-    """What a model says of itself; several headers are the parts of one that is split over files."""
-    found = list(headers)
-    values = found[0].values
-    tensors = [tensor for header in found for tensor in header.tensors]
-    architecture = str(values.get("general.architecture", ""))
+def facts_of(header: Header) -> Gguf:
+    """What a model says of itself; raises HeaderError when it does not say its architecture."""
+    architecture = str(header.values.get("general.architecture", ""))
     if not architecture:
         raise HeaderError("does not say its architecture")
-    return _facts(_Keys(architecture, values), tensors)
+    keys = _Keys(architecture, header.values)
+    numbers: dict[str, Any] = {name: keys.number(key) for name, key in NUMBERS.items()}
+    shares = _shares(header.tensors, keys.number("block_count"))
+    layers = len(shares["layer_bytes"])
+    heads = keys.each("attention.head_count", layers)
+    head = numbers["embedding"] // max(1, *heads) if heads else 0
+    names = {tensor.name for tensor in header.tensors}
+    recurrent = tuple(int(any(f"blk.{layer}.{mark}" in names for mark in RECURRENT)) for layer in range(layers))
+    latent = keys.number("attention.kv_lora_rank")
+    return Gguf(
+        architecture=architecture,
+        quantization=_quantization(header),
+        parameters=sum(tensor.elements for tensor in header.tensors),
+        vocabulary=_length(header.values.get("tokenizer.ggml.tokens")) or keys.number("vocab_size"),
+        tokens=_mark(header.values.get("tokenizer.ggml.tokens")),
+        feed_forward=keys.each("feed_forward_length", layers),
+        heads=heads,
+        kv_heads=keys.each("attention.head_count_kv", layers, max(heads, default=0)),
+        key_length=keys.number("attention.key_length", head),
+        value_length=keys.number("attention.value_length", head),
+        sliding=_sliding(keys, layers) if numbers["sliding_window"] else (),
+        latent=latent if keys.get("attention.key_length_mla") or not latent else 0,
+        rope=keys.number("rope.dimension_count", head),
+        recurrent=recurrent if any(recurrent) else (),
+        state_bytes=_state_bytes(keys, numbers["embedding"]) if any(recurrent) else 0,
+        is_causal=bool(keys.get("attention.causal", default=True)),
+        **numbers,
+        **shares,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,86 +244,24 @@ class _Keys:
         return (int(value),) * layers
 
 
-def _facts(keys: _Keys, tensors: Sequence[Tensor]) -> Gguf:
-    shares = _shares(tensors, keys.number("block_count"))
-    layers = len(shares.layers)
-    heads = keys.each("attention.head_count", layers)
-    kv_heads = keys.each("attention.head_count_kv", layers, max(heads, default=0))
-    embedding = keys.number("embedding_length")
-    head = embedding // max(1, *heads) if heads else 0
-    window = keys.number("attention.sliding_window")
-    recurrent = _recurrent(layers, {tensor.name for tensor in tensors})
-    tokens = keys.values.get("tokenizer.ggml.tokens")
-    latent = keys.number("attention.kv_lora_rank")
-    return Gguf(
-        architecture=keys.architecture,
-        quantization=_quantization(keys.values.get("general.file_type"), tensors),
-        parameters=sum(tensor.elements for tensor in tensors),
-        context=keys.number("context_length"),
-        vocabulary=_length(tokens) or keys.number("vocab_size"),
-        tokens=_mark(tokens),
-        embedding=embedding,
-        feed_forward=keys.each("feed_forward_length", layers),
-        heads=heads,
-        kv_heads=kv_heads,
-        key_length=keys.number("attention.key_length", head),
-        value_length=keys.number("attention.value_length", head),
-        key_length_sliding=keys.number("attention.key_length_swa"),
-        value_length_sliding=keys.number("attention.value_length_swa"),
-        sliding_window=window,
-        sliding=_sliding(keys, layers) if window else (),
-        latent=latent if keys.get("attention.key_length_mla") or not latent else 0,
-        rope=keys.number("rope.dimension_count", head),
-        recurrent=recurrent if any(recurrent) else (),
-        state_bytes=_state_bytes(keys, embedding) if any(recurrent) else 0,
-        experts=keys.number("expert_count"),
-        experts_used=keys.number("expert_used_count"),
-        expert_feed_forward=keys.number("expert_feed_forward_length"),
-        is_causal=bool(keys.get("attention.causal", default=True)),
-        input_bytes=shares.input,
-        output_bytes=shares.output,
-        layer_bytes=shares.layers,
-        other_bytes=shares.other,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Shares:
-    input: int
-    output: int
-    other: int
-    layers: tuple[int, ...]
-
-
-def _shares(tensors: Iterable[Tensor], blocks: int) -> _Shares:
+def _shares(tensors: Iterable[Tensor], blocks: int) -> dict[str, Any]:
     """Bytes of the weights by where llama.cpp puts them."""
-    layers: dict[int, int] = defaultdict(int)
-    input_bytes = output = other = 0
+    layers: Counter[int] = Counter()
+    others: Counter[str] = Counter(input_bytes=0, output_bytes=0, other_bytes=0)
     for tensor in tensors:
         first, _, rest = tensor.name.partition(".")
         number = rest.partition(".")[0]
         if first == "blk" and number.isdecimal():
             layers[int(number)] += tensor.bytes
-        elif first in ("token_embd", "token_types", "position_embd", "token_embd_norm", "per_layer_token_embd"):
-            input_bytes += tensor.bytes
-        elif first in ("output", "output_norm", "cls"):
-            output += tensor.bytes
         else:
-            other += tensor.bytes
+            where = "input" if first in INPUTS else "output" if first in OUTPUTS else "other"
+            others[f"{where}_bytes"] += tensor.bytes
     count = max([blocks, *(number + 1 for number in layers)])
-    return _Shares(input_bytes, output, other, tuple(layers[number] for number in range(count)))
+    return {**others, "layer_bytes": tuple(layers[number] for number in range(count))}
 
 
 def _length(value: Any) -> int:
     return value.length if isinstance(value, Long) else len(value) if isinstance(value, list) else 0
-
-
-def mark_of(texts: Iterable[bytes]) -> str:
-    """Checksum of texts from the sixth on: those before are control tokens, which may differ (as llama.cpp has it)."""
-    found = hashlib.sha256()
-    for text in itertools.islice(texts, FREE_TOKENS, None):
-        found.update(len(text).to_bytes(8, "little") + text)
-    return found.hexdigest()
 
 
 def _mark(tokens: Any) -> str:
@@ -296,17 +270,17 @@ def _mark(tokens: Any) -> str:
     return mark_of(str(token).encode() for token in tokens) if isinstance(tokens, list) else ""
 
 
-def _quantization(file_type: Any, tensors: Sequence[Tensor]) -> str:
+def _quantization(header: Header) -> str:
     """The name of the file's mixture, else the type of most of its weights."""
     from gguf import LlamaFileType
 
-    try:
-        return LlamaFileType(file_type).name.removeprefix("MOSTLY_").removeprefix("ALL_")
-    except ValueError:
-        by_type: Counter[str] = Counter()
-        for tensor in tensors:
-            by_type[tensor.type] += tensor.bytes
-        return by_type.most_common(1)[0][0] if by_type else ""
+    with suppress(ValueError):
+        name = LlamaFileType(header.values.get("general.file_type")).name
+        return name.removeprefix("MOSTLY_").removeprefix("ALL_")
+    by_type: Counter[str] = Counter()
+    for tensor in header.tensors:
+        by_type[tensor.type] += tensor.bytes
+    return by_type.most_common(1)[0][0] if by_type else ""
 
 
 def _sliding(keys: _Keys, layers: int) -> tuple[int, ...]:
@@ -318,19 +292,11 @@ def _sliding(keys: _Keys, layers: int) -> tuple[int, ...]:
     return tuple(int(every <= 1 or index % every < every - 1) for index in range(layers))
 
 
-def _recurrent(layers: int, names: set[str]) -> tuple[int, ...]:
-    """Which layers keep a state instead of a cache: those that have the tensors of one."""
-    marks = ("ssm_conv1d.weight", "ssm_a", "time_mix_w1.weight", "shortconv.conv.weight")
-    return tuple(int(any(f"blk.{layer}.{mark}" in names for mark in marks)) for layer in range(layers))
-
-
 def _state_bytes(keys: _Keys, embedding: int) -> int:
     """Bytes of one recurrent layer's state: of its convolution and of the state itself, as llama.cpp counts them."""
-    head = keys.number("wkv.head_size")
-    if head:
+    if head := keys.number("wkv.head_size"):
         return FLOAT * (2 * embedding + embedding * head)
-    short = keys.number("shortconv.l_cache")
-    if short:
+    if short := keys.number("shortconv.l_cache"):
         return FLOAT * embedding * (short - 1)
     inner, state, groups = (keys.number(f"ssm.{name}") for name in ("inner_size", "state_size", "group_count"))
     convolution = max(0, keys.number("ssm.conv_kernel") - 1) * (inner + 2 * groups * state)

@@ -371,7 +371,7 @@ def test_a_draft_with_other_tokens_is_loaded_and_not_used(
     with serving(models / "chat.gguf", tmp_path / "log", *words) as server:
         said = server.say(temperature=0)
     ours, theirs = (
-        facts_of([read_header(path.open("rb").read)]) for path in (models / "chat.gguf", tmp_path / "draft.gguf")
+        facts_of(read_header(path.open("rb").read)) for path in (models / "chat.gguf", tmp_path / "draft.gguf")
     )
 
     assert said["choices"][0]["message"]["content"] == KNOWN_ANSWER

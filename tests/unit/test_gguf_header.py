@@ -54,7 +54,7 @@ def test_long_lists_are_counted_not_kept(tmp_path: Path) -> None:
     tokens = header.values["tokenizer.ggml.tokens"]
     assert (tokens.length, len(tokens.mark)) == (5000, 64)
     assert header.values["tokenizer.ggml.scores"] == Long(5000)
-    assert facts_of([header]).vocabulary == 5000
+    assert facts_of(header).vocabulary == 5000
 
 
 def test_it_is_the_same_in_small_pieces(chat: Path) -> None:
@@ -93,4 +93,4 @@ def test_no_damage_is_a_traceback(chat: Path, data: st.DataObject) -> None:
         place = data.draw(st.integers(0, len(content) - 1))
         content[place] = data.draw(st.integers(0, 255))
     with suppress(HeaderError):
-        facts_of([read_header(io.BytesIO(bytes(content)).read)])
+        facts_of(read_header(io.BytesIO(bytes(content)).read))

@@ -62,7 +62,7 @@ def test_every_further_card_has_a_compute_buffer_of_its_own() -> None:
 def test_a_tied_table_is_on_the_card_and_in_host_memory(tmp_path: Path) -> None:
     make_random_model("qwen3", tmp_path / "m.gguf")
     with (tmp_path / "m.gguf").open("rb") as file:
-        model = facts_of([read_header(file.read)])
+        model = facts_of(read_header(file.read))
     memory = memory_of(model, use())
     assert memory.weights >= model.input_bytes + sum(model.layer_bytes)
     assert memory.host_weights == model.input_bytes

@@ -543,7 +543,7 @@ def facts_in(read: Callable[[int], bytes], name: str, size: int = 0) -> Gguf | N
     if size and header.file_size > size:
         raise net.FetchError(f"{name}: the file is cut off: it has {size} bytes of {header.file_size}")
     with suppress(HeaderError):
-        return facts_of([header])
+        return facts_of(header)
     return None
 
 
