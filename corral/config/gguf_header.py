@@ -275,7 +275,7 @@ def _quantization(header: Header) -> str:
     from gguf import LlamaFileType
 
     with suppress(ValueError):
-        name = LlamaFileType(header.values.get("general.file_type")).name
+        name = LlamaFileType(header.values.get("general.file_type", -1)).name
         return name.removeprefix("MOSTLY_").removeprefix("ALL_")
     by_type: Counter[str] = Counter()
     for tensor in header.tensors:

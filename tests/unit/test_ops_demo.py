@@ -15,7 +15,7 @@ from corral.render.tree import render
 from corral.runtime import supervisor
 from corral.runtime.interrupts import Interrupts
 from corral.runtime.lock import alone
-from corral.verbs.demo.farm import INVENTORY, fit_inventory
+from corral.verbs.demo.demo import INVENTORY, fit_inventory
 
 
 def fitted_plan(*, has_balancer: bool, has_own_model: bool) -> Plan:

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from openai import OpenAI
 
 from corral.errors import CorralError
-from corral.verbs.demo import probe
 from corral.verbs.demo.probe import client, embed, stream_chat
 
 Answer = tuple[int, list[bytes]]
@@ -69,8 +69,7 @@ def chat(base_url: str) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "POLL_S", 0.01)
-    monkeypatch.setattr(probe, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(OpenAI, "_calculate_retry_timeout", lambda *_: 0.01)
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
 
 
@@ -80,7 +79,7 @@ def test_answer_comes_in_pieces_once_the_balancer_sees_its_servers() -> None:
 
 
 def test_gateway_that_stays_busy_is_given_up() -> None:
-    with gateway(BUSY) as base_url, pytest.raises(CorralError, match=r"did not answer as chat: .*no server yet"):
+    with gateway(BUSY) as base_url, pytest.raises(CorralError, match=r"the gateway did not answer: .*no server yet"):
         chat(base_url)
 
 
@@ -91,7 +90,7 @@ def test_wrong_key_is_no_reason_to_wait() -> None:
 
 
 def test_answer_that_breaks_off_is_a_failure() -> None:
-    with gateway((200, [piece("One "), b""])) as base_url, pytest.raises(CorralError, match="did not answer as chat"):
+    with gateway((200, [piece("One "), b""])) as base_url, pytest.raises(CorralError, match="did not answer"):
         chat(base_url)
 
 
@@ -108,10 +107,10 @@ def test_embedding_comes_as_numbers() -> None:
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (BUSY, r"did not embed with embed: .*no server yet"),
+        (BUSY, r"the gateway did not answer: .*no server yet"),
         ((200, [VECTOR.replace(b"[0.5, 0.25]", b"[]")]), "into nothing"),
     ],
 )
 def test_missing_embedding_is_a_failure(answer: Answer, words: str) -> None:
-    with gateway(answer) as base_url, client(base_url, "sk-key") as asked, pytest.raises(CorralError, match=words):
+    with gateway(answer) as base_url, pytest.raises(CorralError, match=words), client(base_url, "sk-key") as asked:
         embed(asked, "embed", "text")

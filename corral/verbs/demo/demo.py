@@ -6,31 +6,43 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
+from corral.build import Plan, build_plan
+from corral.config.inventory import Inventory
+from corral.config.load import Loaded, load_inventory
+from corral.contributions import Service
 from corral.errors import CorralError
 from corral.files import write_atomically
 from corral.render.output import compare, write
-from corral.render.secrets import ENV_FILE, initialise
+from corral.render.secrets import ENV_FILE, initialise, read_env
 from corral.render.tree import ROOT, render
 from corral.runtime import supervisor
+from corral.runtime.board import Board
 from corral.runtime.health import Status, statuses, watch
 from corral.runtime.interrupts import Interrupts
 from corral.runtime.lock import alone
 from corral.runtime.ports import taken_ports
-from corral.verbs.demo.display import running_since, service_table, show_progress
-from corral.verbs.demo.farm import FOLDER, INVENTORY, KEY, Farm, plan_farm
 from corral.verbs.demo.probe import client, embed, import_client, stream_chat
 from corral.verbs.models.weights import canonical, find_weights
+from corral.verbs.status.status import duration
 
+INVENTORY = ROOT / "inventories" / "demo.yaml"
+FOLDER = ROOT / ".corral" / "demo"
 LOCK = ROOT / ".corral" / "demo.lock"
-RECORD = "run.json"
+RECORD = FOLDER / "run.json"
+# The folder with llama-server from a wheel, for machines without one of their own.
+SHIM = ROOT / "gpu-server" / "local"
+KEY = "LITELLM_MASTER_KEY"
 
 QUESTION = "Who are you, in one sentence?"
 ANSWER = (
@@ -40,9 +52,55 @@ ANSWER = (
 TEXT = "a cat sleeps on the warm graphics card"
 # A program that was started this recently is given time before it counts as stuck.
 STARTING_S = 30
+MIB = 1024**2
 
 
-# --- the verb
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """The farm of the demo as it is planned for this machine, and where its progress and its result are printed."""
+
+    plan: Plan
+    # PATH of its programs.
+    path: str
+    # The chat model that was asked for, empty for the one we make.
+    model: str
+    interrupts: Interrupts
+    talk: Console
+    out: Console
+
+    @property
+    def host(self) -> str:
+        """Name of the host that is this machine."""
+        return self.plan.inventory.gateway.host
+
+    @property
+    def folder(self) -> Path:
+        """The rendered host."""
+        return FOLDER / self.host
+
+    @property
+    def services(self) -> list[Service]:
+        """What runs."""
+        return self.plan.services_of(self.host)
+
+    @property
+    def base_url(self) -> str:
+        """What an OpenAI client is given."""
+        return f"http://127.0.0.1:{self.plan.inventory.gateway.port}/v1"
+
+    @property
+    def key(self) -> str:
+        """What opens the gateway."""
+        return read_env(self.folder / ENV_FILE)[KEY]
+
+    def pools(self, kind: str) -> list[str]:
+        """Names of the pools of a kind."""
+        models, pools = self.plan.inventory.models, self.plan.inventory.pools
+        return [name for name, pool in pools.items() if pool.model and models[pool.model].kind == kind]
+
+    def statuses(self) -> list[Status]:
+        """How its services are now."""
+        return statuses(self.services, self.folder, self.path)
 
 
 def up(model: str | None, talk: Console, out: Console) -> None:
@@ -51,18 +109,15 @@ def up(model: str | None, talk: Console, out: Console) -> None:
     Raises CorralError when it cannot be started and KeyboardInterrupt when it was interrupted; nothing is left then.
     """
     with Interrupts() as interrupts, alone(LOCK, "make demo"):
-        farm = plan_farm(canonical(model) if model else "")
-        is_running = supervisor.programs(farm.folder) is not None
+        demo = _planned(canonical(model) if model else "", interrupts, talk, out)
+        is_running = supervisor.programs(demo.folder) is not None
         recorded = _recorded_model()
         if is_running and recorded and not model:
-            farm = plan_farm(recorded)
-        if not is_running:
-            _clear_leftovers(talk)
-            _start_fresh(farm, interrupts, talk, out)
-        elif recorded != farm.model or _is_outdated(farm):
-            _start_again(farm, interrupts, talk, out)
+            demo = _planned(recorded, interrupts, talk, out)
+        if is_running and recorded == demo.model and not _is_outdated(demo):
+            _look_after(demo)
         else:
-            _look_after(farm, interrupts, talk, out)
+            _start(demo, is_running=is_running)
 
 
 def down(talk: Console) -> None:
@@ -77,7 +132,67 @@ def down(talk: Console) -> None:
         talk.print(Text(f"{stopped}removed {_short(FOLDER)}; nothing is left of the demo"))
 
 
+# --- the plan
+
+
+def _planned(model: str, interrupts: Interrupts, talk: Console, out: Console) -> Demo:
+    path = supervisor.search_path()
+    if not shutil.which("llama-server", path=path):
+        path = supervisor.search_path([str(SHIM)])
+    loaded = load_inventory(INVENTORY)
+    has_balancer = shutil.which("haproxy", path=path) is not None
+    fitted = fit_inventory(loaded.inventory, has_balancer=has_balancer, has_own_model=bool(model))
+    return Demo(build_plan(Loaded(fitted, loaded.source)), path, model, interrupts, talk, out)
+
+
+def fit_inventory(inventory: Inventory, *, has_balancer: bool, has_own_model: bool) -> Inventory:
+    """The demo's inventory for this machine: without HAProxy where there is none, with all cores for a real model."""
+    gateway = inventory.gateway if has_balancer else inventory.gateway.model_copy(update={"balancing": "direct"})
+    pools = dict(inventory.pools)
+    for name, pool in pools.items():
+        if has_own_model and pool.model and inventory.models[pool.model].kind == "chat":
+            threads = max(1, (psutil.cpu_count(logical=False) or 1))
+            pools[name] = pool.model_copy(update={"engine": pool.engine.model_copy(update={"threads": threads})})
+    return inventory.model_copy(update={"gateway": gateway, "pools": pools})
+
+
+def _recorded_model() -> str | None:
+    """The chat model of the demo that is there; None if none is recorded."""
+    try:
+        return str(json.loads(RECORD.read_text())["model"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _is_outdated(demo: Demo) -> bool:
+    """Whether what runs was rendered from something else; files edited by hand count as wanted."""
+    return any(change.action in ("create", "update", "remove") for change in compare(render(demo.plan), FOLDER))
+
+
 # --- starting
+
+
+def _start(demo: Demo, *, is_running: bool) -> None:
+    """Starts it; what runs with another model or inventory is stopped first, and the key stays the same."""
+    if not is_running:
+        _clear_leftovers(demo.talk)
+        _check_ports(demo)
+    weights = find_weights(demo.model, demo.talk) if demo.model else None
+    with _all_or_nothing(demo):
+        if is_running:
+            demo.talk.print("the demo runs with another model or inventory; starting it again")
+            supervisor.stop(demo.folder)
+            _check_ports(demo)
+        began = time.monotonic()
+        _announce(demo)
+        _lay_out(demo, weights)
+        with demo.interrupts.held():
+            supervisor.start(demo.folder, demo.path)
+        threading.Thread(target=import_client).start()
+        _show_progress(demo)
+        demo.talk.print(f"all {len(demo.services)} services are well after {time.monotonic() - began:.0f} s\n")
+        _prove(demo)
+        _report(demo, demo.statuses())
 
 
 def _clear_leftovers(talk: Console) -> None:
@@ -87,70 +202,34 @@ def _clear_leftovers(talk: Console) -> None:
         _remove()
 
 
-def _start_fresh(farm: Farm, interrupts: Interrupts, talk: Console, out: Console) -> None:
-    _check_ports(farm)
-    weights = find_weights(farm.model, talk) if farm.model else None
-    with _all_or_nothing(interrupts, talk):
-        _start(farm, weights, interrupts, talk, out)
-
-
-def _start_again(farm: Farm, interrupts: Interrupts, talk: Console, out: Console) -> None:
-    """Starts with another model or inventory; the key stays the same."""
-    weights = find_weights(farm.model, talk) if farm.model else None
-    with _all_or_nothing(interrupts, talk):
-        talk.print(Text("the demo runs with another model or inventory; starting it again"))
-        supervisor.stop(farm.folder)
-        _check_ports(farm)
-        _start(farm, weights, interrupts, talk, out)
-
-
-def _start(farm: Farm, weights: Path | None, interrupts: Interrupts, talk: Console, out: Console) -> None:
-    began = time.monotonic()
-    _announce(farm, talk)
-    write(render(farm.plan), FOLDER, force=True)
-    initialise({farm.host: farm.secrets}, FOLDER)
-    _lay_out_models(farm, weights)
-    write_atomically(FOLDER / RECORD, json.dumps({"model": farm.model}).encode(), 0o644)
-    with interrupts.held():
-        supervisor.start(farm.folder, farm.path)
-    threading.Thread(target=import_client).start()
-    show_progress(watch(farm.services, farm.folder, farm.path), talk)
-    talk.print(Text(f"all {len(farm.services)} services are well after {time.monotonic() - began:.0f} s\n"))
-    _prove(farm, out)
-    _report(farm, statuses(farm.services, farm.folder, farm.path), out)
-
-
-def _announce(farm: Farm, talk: Console) -> None:
-    model = Path(farm.model).name if farm.model else "a tiny model made here"
-    balancer = "HAProxy" if farm.is_balanced else "LiteLLM itself"
-    talk.print(
-        Text(f"starting {len(farm.services)} services: chat with {model}, LiteLLM in front, balanced by {balancer}")
-    )
-    if not farm.is_balanced:
-        talk.print(
-            Text(
-                "no HAProxy here: no bounded queue, no slot guarantee; to have both: apt install haproxy",
-                "yellow",
-            )
-        )
-
-
-def _check_ports(farm: Farm) -> None:
-    taken = taken_ports(farm.services)
-    if taken:
+def _check_ports(demo: Demo) -> None:
+    if taken := taken_ports(demo.services):
         words = "\n  ".join(map(str, taken))
         raise CorralError(
             f"nothing was started:\n  {words}\nend that process, or change the port in {_short(INVENTORY)}"
         )
 
 
-def _lay_out_models(farm: Farm, weights: Path | None) -> None:
-    """Every model of the plan in the host's models folder: a link to the person's own, else a tiny one made now."""
+def _announce(demo: Demo) -> None:
+    model = Path(demo.model).name if demo.model else "a tiny model made here"
+    is_balanced = demo.plan.inventory.gateway.balancing != "direct"
+    balancer = "HAProxy" if is_balanced else "LiteLLM itself"
+    words = f"starting {len(demo.services)} services: chat with {model}, LiteLLM in front, balanced by {balancer}"
+    demo.talk.print(Text(words))
+    if not is_balanced:
+        words = "no HAProxy here: no bounded queue, no slot guarantee; to have both: apt install haproxy"
+        demo.talk.print(Text(words, "yellow"))
+
+
+def _lay_out(demo: Demo, weights: Path | None) -> None:
+    """The rendered folder with its secrets, and every model: a link to the person's own, else a tiny one made now."""
     from corral.tiny_models import make_chat_model, make_embedding_model
 
-    folder = farm.folder / "models"
+    write(render(demo.plan), FOLDER, force=True)
+    initialise({demo.host: demo.plan.secrets_of(demo.host)}, FOLDER)
+    folder = demo.folder / "models"
     folder.mkdir(exist_ok=True)
-    for model in farm.plan.inventory.models.values():
+    for model in demo.plan.inventory.models.values():
         path = folder / model.file
         path.unlink(missing_ok=True)
         if model.kind == "embedding":
@@ -159,52 +238,66 @@ def _lay_out_models(farm: Farm, weights: Path | None) -> None:
             path.symlink_to(weights.resolve())
         else:
             make_chat_model(path, answer=ANSWER)
+    write_atomically(RECORD, json.dumps({"model": demo.model}).encode(), 0o644)
 
 
-def _prove(farm: Farm, out: Console) -> None:
+def _show_progress(demo: Demo, were_ready: Iterable[str] = ()) -> None:
+    """Waits until all is well: live on a terminal, else a line for each service that becomes ready."""
+    said = set(were_ready)
+    with Board(demo.talk) as board:
+        for status in (status for found in watch(demo.services, demo.folder, demo.path) for status in found):
+            name, is_ready = status.service.name, status.state == "ready"
+            if demo.talk.is_terminal:
+                board.show(demo.host, name, status.state, is_done=is_ready)
+            elif is_ready and name not in said:
+                said.add(name)
+                board.say(f"  {name} is ready after {status.seconds:.1f} s")
+
+
+def _prove(demo: Demo) -> None:
     """One chat and one embedding through the gateway, shown as they come."""
-    with client(farm.base_url, farm.key) as gateway:
-        for pool in farm.pools("chat"):
-            out.print(Text.assemble((f"you to {pool}: ", "dim"), QUESTION))
-            out.print(Text(f"{pool}: ", "dim"), end="")
+    with client(demo.base_url, demo.key) as gateway:
+        for pool in demo.pools("chat"):
+            demo.out.print(Text.assemble((f"you to {pool}: ", "dim"), QUESTION))
+            demo.out.print(Text(f"{pool}: ", "dim"), end="")
             for piece in stream_chat(gateway, pool, QUESTION):
-                out.print(Text(piece), end="")
-                out.file.flush()
-            out.print()
-        for pool in farm.pools("embedding"):
+                demo.out.print(Text(piece), end="")
+                demo.out.file.flush()
+            demo.out.print()
+        for pool in demo.pools("embedding"):
             numbers = embed(gateway, pool, TEXT)
             shown = ", ".join(f"{number:.3f}" for number in numbers[:3])
-            out.print(Text.assemble((f"{pool}: ", "dim"), f'"{TEXT}" is [{shown}, … {len(numbers)} numbers]'))
-    out.print()
+            demo.out.print(Text.assemble((f"{pool}: ", "dim"), f'"{TEXT}" is [{shown}, … {len(numbers)} numbers]'))
+    demo.out.print()
 
 
 # --- running already
 
 
-def _look_after(farm: Farm, interrupts: Interrupts, talk: Console, out: Console) -> None:
+def _look_after(demo: Demo) -> None:
     """Says that the demo runs; restarts what is not well first."""
-    found = statuses(farm.services, farm.folder, farm.path)
+    found = demo.statuses()
     if any(status.state != "ready" for status in found):
-        with _all_or_nothing(interrupts, talk):
-            _mend(farm, found, talk)
-            _prove(farm, out)
-        found = statuses(farm.services, farm.folder, farm.path)
-    talk.print(Text(f"the demo is running, for {running_since(found)}"))
-    _report(farm, found, out)
+        with _all_or_nothing(demo):
+            _mend(demo, found)
+            _prove(demo)
+        found = demo.statuses()
+    starts = [status.program.started for status in found if status.program and status.program.pid]
+    demo.talk.print(f"the demo is running, for {duration(time.time() - min(starts, default=time.time()))}")
+    _report(demo, found)
 
 
-def _mend(farm: Farm, found: list[Status], talk: Console) -> None:
+def _mend(demo: Demo, found: Sequence[Status]) -> None:
     for status in found:
+        name = status.service.name
         if status.state == "ready":
             continue
-        name = status.service.name
         if _is_just_starting(status):
-            talk.print(Text(f"{name} is starting"))
+            demo.talk.print(Text(f"{name} is starting"))
         else:
-            talk.print(Text(f"{name} is not well; restarting it", "yellow"))
-            supervisor.restart(farm.folder, name)
-    were_ready = {status.service.name for status in found if status.state == "ready"}
-    show_progress(watch(farm.services, farm.folder, farm.path), talk, were_ready)
+            demo.talk.print(Text(f"{name} is not well; restarting it", "yellow"))
+            supervisor.restart(demo.folder, name)
+    _show_progress(demo, {status.service.name for status in found if status.state == "ready"})
 
 
 def _is_just_starting(status: Status) -> bool:
@@ -217,41 +310,49 @@ def _is_just_starting(status: Status) -> bool:
         return False
 
 
-def _recorded_model() -> str | None:
-    """The chat model of the demo that is there; None if none is recorded."""
-    try:
-        return str(json.loads((FOLDER / RECORD).read_text())["model"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _is_outdated(farm: Farm) -> bool:
-    """Whether what runs was rendered from something else; files edited by hand count as wanted."""
-    return any(change.action in ("create", "update", "remove") for change in compare(render(farm.plan), FOLDER))
-
-
 # --- what a person reads at the end
 
+USE = """\
+address     {address}, models: {models}
+key         {key} in {env}
+python      from openai import OpenAI  # it finds address and key in the two exports below
+            chat = OpenAI().chat.completions.create
+            print(chat(model="{chat}", messages=[{{"role": "user", "content": "Hi"}}]).choices[0].message.content)
+real model  make demo MODEL=path/to/model.gguf, or MODEL=hf:owner/repo/file.gguf
+stop        make demo-down
+"""
 
-def _report(farm: Farm, found: list[Status], out: Console) -> None:
-    out.print(service_table(found))
-    out.print()
-    names = ", ".join(farm.plan.inventory.pools)
-    chat = farm.pools("chat")[0]
-    for title, words in (
-        ("address", f"{farm.base_url}, models: {names}"),
-        ("key", f"{KEY} in {_short(farm.folder / ENV_FILE)}"),
-        ("python", "from openai import OpenAI  # it finds address and key in the two exports below"),
-        ("", "chat = OpenAI().chat.completions.create"),
-        (
-            "",
-            f'print(chat(model="{chat}", messages=[{{"role": "user", "content": "Hi"}}]).choices[0].message.content)',
-        ),
-        ("real model", "make demo MODEL=path/to/model.gguf, or MODEL=hf:owner/repo/file.gguf"),
-        ("stop", "make demo-down"),
-    ):
-        out.print(Text.assemble((f"{title:<12}", "bold"), words))
-    out.print(f"\nexport OPENAI_BASE_URL={farm.base_url}\nexport OPENAI_API_KEY={farm.key}", markup=False, style=None)
+
+def _report(demo: Demo, found: Sequence[Status]) -> None:
+    demo.out.print(_table(found))
+    demo.out.print()
+    words = USE.format(
+        address=demo.base_url, models=", ".join(demo.plan.inventory.pools), key=KEY,
+        env=_short(demo.folder / ENV_FILE), chat=demo.pools("chat")[0],
+    )  # fmt: skip
+    text = Text(words)
+    text.highlight_regex(r"(?m)^\w+( model)?(?=  )", "bold")
+    demo.out.print(text)
+    exports = f"export OPENAI_BASE_URL={demo.base_url}\nexport OPENAI_API_KEY={demo.key}"
+    demo.out.print(exports, markup=False, style=None)
+
+
+def _table(found: Sequence[Status]) -> Table:
+    """Services with what they do, state, ports and memory with all their children."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0))
+    for name in ("service", "what it does", "state", "port", "memory"):
+        table.add_column(name, justify="right" if name in ("port", "memory") else "left")
+    for status in found:
+        service = status.service
+        memory = supervisor.memory_bytes(status.program.pid) if status.program and status.program.pid else 0
+        table.add_row(
+            service.name,
+            Text(service.role or service.component, "dim"),
+            Text(status.state, "green" if status.state == "ready" else "yellow"),
+            ", ".join(str(port.number) for port in service.ports),
+            f"{memory / MIB:.0f} MiB" if memory else "",
+        )
+    return table
 
 
 def _short(path: Path) -> Path:
@@ -263,15 +364,15 @@ def _short(path: Path) -> Path:
 
 
 @contextmanager
-def _all_or_nothing(interrupts: Interrupts, talk: Console) -> Iterator[None]:
+def _all_or_nothing(demo: Demo) -> Iterator[None]:
     """Whatever ends the block before its end, nothing runs and nothing lies there afterwards."""
     try:
         yield
     except BaseException as error:
-        interrupts.ignore()
-        talk.print("stopping everything and removing what was written")
+        demo.interrupts.ignore()
+        demo.talk.print("stopping everything and removing what was written")
         _remove()
-        talk.print("nothing is left of the demo")
+        demo.talk.print("nothing is left of the demo")
         if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
             raise CorralError(f"{error.filename or _short(FOLDER)}: {error.strerror or error}") from None
         raise

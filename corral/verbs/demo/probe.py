@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import httpx
 
-from corral.errors import CorralError
+from corral.errors import CorralError, on_one_line
 
 if TYPE_CHECKING:
     from openai import OpenAI
 
 ANSWER_TIMEOUT_S = 300.0
-# The balancer may need this long to see that its servers are well.
-PATIENCE_S = 20.0
-POLL_S = 0.5
+# The balancer may need some 20 seconds to see that its servers are well; the pauses double from 0.5 s to 8 s.
+RETRIES = 6
 MOST_TOKENS = 120
-BUSY = 429
-FIRST_SERVER_ERROR = 500
+MOST_TOLD = 500
 
 
 def import_client() -> None:
@@ -31,71 +28,40 @@ def import_client() -> None:
 
 @contextmanager
 def client(base_url: str, key: str) -> Iterator[OpenAI]:
-    """An OpenAI client of a gateway on this machine; proxies of the environment are not asked."""
-    from openai import OpenAI
+    """An OpenAI client of a gateway on this machine; proxies of the environment are not asked.
+
+    Raises:
+        CorralError: the gateway gives no answer to a question in the block.
+    """
+    from openai import OpenAI, OpenAIError
 
     import_client()
     with httpx.Client(trust_env=False, timeout=ANSWER_TIMEOUT_S) as http:
-        yield OpenAI(base_url=base_url, api_key=key, http_client=http, max_retries=0)
+        try:
+            yield OpenAI(base_url=base_url, api_key=key, http_client=http, max_retries=RETRIES)
+        except (OpenAIError, httpx.HTTPError) as error:
+            words = on_one_line(str(error))[:MOST_TOLD] or type(error).__name__
+            raise CorralError(f"the gateway did not answer: {words}") from None
 
 
 def stream_chat(gateway: OpenAI, model: str, question: str) -> Iterator[str]:
-    """The pieces of the answer as they come; raises CorralError when there is none or it breaks off."""
-    from openai import OpenAIError
-
-    deadline = time.monotonic() + PATIENCE_S
-    has_begun = False
-    while not has_begun:
-        try:
-            for piece in _pieces(gateway, model, question):
-                has_begun = True
-                yield piece
-        except (OpenAIError, httpx.HTTPError) as error:
-            if has_begun or not _may_pass(error) or time.monotonic() > deadline:
-                raise CorralError(f"the gateway did not answer as {model}: {_words(error)}") from None
-            time.sleep(POLL_S)
-        else:
-            if not has_begun:
-                raise CorralError(f"the gateway answered as {model} without a word")
-
-
-def _pieces(gateway: OpenAI, model: str, question: str) -> Iterator[str]:
+    """The pieces of the answer as they come; raises CorralError when there are none."""
     stream = gateway.chat.completions.create(
         model=model, messages=[{"role": "user", "content": question}], max_tokens=MOST_TOKENS, stream=True
     )
-    for chunk in stream:
-        for choice in chunk.choices:
-            text = choice.delta.content or getattr(choice.delta, "reasoning_content", None)
-            if text:
-                yield text
+    has_begun = False
+    for delta in (choice.delta for chunk in stream for choice in chunk.choices):
+        text = delta.content or getattr(delta, "reasoning_content", None)
+        if text:
+            has_begun = True
+            yield text
+    if not has_begun:
+        raise CorralError(f"the gateway answered as {model} without a word")
 
 
 def embed(gateway: OpenAI, model: str, text: str) -> list[float]:
-    """The embedding of a text; raises CorralError when there is none."""
-    from openai import OpenAIError
-
-    deadline = time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            data = gateway.embeddings.create(model=model, input=text, encoding_format="float").data
-        except (OpenAIError, httpx.HTTPError) as error:
-            if not _may_pass(error) or time.monotonic() > deadline:
-                raise CorralError(f"the gateway did not embed with {model}: {_words(error)}") from None
-            time.sleep(POLL_S)
-        else:
-            if not data or not data[0].embedding:
-                raise CorralError(f"the gateway embedded with {model} into nothing")
-            return list(data[0].embedding)
-
-
-def _may_pass(error: Exception) -> bool:
-    """Whether it is worth asking again: the balancer does not know yet that its servers are well."""
-    from openai import APIStatusError
-
-    if isinstance(error, APIStatusError):
-        return error.status_code == BUSY or error.status_code >= FIRST_SERVER_ERROR
-    return True
-
-
-def _words(error: Exception) -> str:
-    return " ".join(str(error).split())[:500] or type(error).__name__
+    """The embedding of a text; raises CorralError when it is empty."""
+    data = gateway.embeddings.create(model=model, input=text, encoding_format="float").data
+    if not data or not data[0].embedding:
+        raise CorralError(f"the gateway embedded with {model} into nothing")
+    return list(data[0].embedding)
