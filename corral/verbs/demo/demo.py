@@ -6,7 +6,7 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,8 +50,6 @@ ANSWER = (
     "but I say it through the same gateway as a real model would."
 )
 TEXT = "a cat sleeps on the warm graphics card"
-# A program that was started this recently is given time before it counts as stuck.
-STARTING_S = 30
 MIB = 1024**2
 
 
@@ -104,7 +102,9 @@ class Demo:
 
 
 def up(model: str | None, talk: Console, out: Console) -> None:
-    """Starts the demo, or says that it runs and mends what does not; the result goes to `out`, progress to `talk`.
+    """Starts the demo, or says that it runs; when a part does not, all of it is started again, with the same key.
+
+    The result goes to `out`, progress to `talk`.
 
     Raises CorralError when it cannot be started and KeyboardInterrupt when it was interrupted; nothing is left then.
     """
@@ -114,10 +114,13 @@ def up(model: str | None, talk: Console, out: Console) -> None:
         recorded = _recorded_model()
         if is_running and recorded and not model:
             demo = _planned(recorded, interrupts, talk, out)
-        if is_running and recorded == demo.model and not _is_outdated(demo):
-            _look_after(demo)
+        why = _why_again(demo, recorded) if is_running else ""
+        if is_running and not why:
+            starts = [status.program.started for status in demo.statuses() if status.program and status.program.pid]
+            talk.print(f"the demo is running, for {duration(time.time() - min(starts, default=time.time()))}")
+            _report(demo)
         else:
-            _start(demo, is_running=is_running)
+            _start(demo, why)
 
 
 def down(talk: Console) -> None:
@@ -164,23 +167,27 @@ def _recorded_model() -> str | None:
         return None
 
 
-def _is_outdated(demo: Demo) -> bool:
-    """Whether what runs was rendered from something else; files edited by hand count as wanted."""
-    return any(change.action in ("create", "update", "remove") for change in compare(render(demo.plan), FOLDER))
+def _why_again(demo: Demo, recorded: str | None) -> str:
+    """Why a demo that runs is started again; files edited by hand count as wanted."""
+    is_changed = any(item.action in ("create", "update", "remove") for item in compare(render(demo.plan), FOLDER))
+    if recorded != demo.model or is_changed:
+        return "the demo runs with another model or inventory"
+    lame = ", ".join(status.service.name for status in demo.statuses() if status.state != "ready")
+    return f"{lame}: not well" if lame else ""
 
 
 # --- starting
 
 
-def _start(demo: Demo, *, is_running: bool) -> None:
-    """Starts it; what runs with another model or inventory is stopped first, and the key stays the same."""
-    if not is_running:
+def _start(demo: Demo, why_again: str) -> None:
+    """Starts it; what runs is stopped first where there is a reason, and the key stays the same."""
+    if not why_again:
         _clear_leftovers(demo.talk)
         _check_ports(demo)
     weights = find_weights(demo.model, demo.talk) if demo.model else None
     with _all_or_nothing(demo):
-        if is_running:
-            demo.talk.print("the demo runs with another model or inventory; starting it again")
+        if why_again:
+            demo.talk.print(Text(f"{why_again}; starting it again", "yellow"))
             supervisor.stop(demo.folder)
             _check_ports(demo)
         began = time.monotonic()
@@ -192,7 +199,7 @@ def _start(demo: Demo, *, is_running: bool) -> None:
         _show_progress(demo)
         demo.talk.print(f"all {len(demo.services)} services are well after {time.monotonic() - began:.0f} s\n")
         _prove(demo)
-        _report(demo, demo.statuses())
+        _report(demo)
 
 
 def _clear_leftovers(talk: Console) -> None:
@@ -241,9 +248,9 @@ def _lay_out(demo: Demo, weights: Path | None) -> None:
     write_atomically(RECORD, json.dumps({"model": demo.model}).encode(), 0o644)
 
 
-def _show_progress(demo: Demo, were_ready: Iterable[str] = ()) -> None:
+def _show_progress(demo: Demo) -> None:
     """Waits until all is well: live on a terminal, else a line for each service that becomes ready."""
-    said = set(were_ready)
+    said: set[str] = set()
     with Board(demo.talk) as board:
         for status in (status for found in watch(demo.services, demo.folder, demo.path) for status in found):
             name, is_ready = status.service.name, status.state == "ready"
@@ -271,45 +278,6 @@ def _prove(demo: Demo) -> None:
     demo.out.print()
 
 
-# --- running already
-
-
-def _look_after(demo: Demo) -> None:
-    """Says that the demo runs; restarts what is not well first."""
-    found = demo.statuses()
-    if any(status.state != "ready" for status in found):
-        with _all_or_nothing(demo):
-            _mend(demo, found)
-            _prove(demo)
-        found = demo.statuses()
-    starts = [status.program.started for status in found if status.program and status.program.pid]
-    demo.talk.print(f"the demo is running, for {duration(time.time() - min(starts, default=time.time()))}")
-    _report(demo, found)
-
-
-def _mend(demo: Demo, found: Sequence[Status]) -> None:
-    for status in found:
-        name = status.service.name
-        if status.state == "ready":
-            continue
-        if _is_just_starting(status):
-            demo.talk.print(Text(f"{name} is starting"))
-        else:
-            demo.talk.print(Text(f"{name} is not well; restarting it", "yellow"))
-            supervisor.restart(demo.folder, name)
-    _show_progress(demo, {status.service.name for status in found if status.state == "ready"})
-
-
-def _is_just_starting(status: Status) -> bool:
-    program = status.program
-    if program is None or not program.pid or time.time() - program.started > STARTING_S:
-        return False
-    try:
-        return psutil.Process(program.pid).status() != psutil.STATUS_STOPPED
-    except psutil.Error:
-        return False
-
-
 # --- what a person reads at the end
 
 USE = """\
@@ -323,8 +291,8 @@ stop        make demo-down
 """
 
 
-def _report(demo: Demo, found: Sequence[Status]) -> None:
-    demo.out.print(_table(found))
+def _report(demo: Demo) -> None:
+    demo.out.print(_table(demo.statuses()))
     demo.out.print()
     words = USE.format(
         address=demo.base_url, models=", ".join(demo.plan.inventory.pools), key=KEY,
