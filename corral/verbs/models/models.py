@@ -84,7 +84,7 @@ class Store:
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     net: net.Net = field(default_factory=lambda: net.Net(net.open_client()))
     lock: ModelLock = field(default_factory=ModelLock)
-    mutex: threading.Lock = field(default_factory=threading.Lock)
+    mutex: threading.RLock = field(default_factory=threading.RLock)
 
     def __post_init__(self) -> None:
         self.lock = read_lock(self.lock_path)
@@ -100,16 +100,13 @@ class Store:
         with self.mutex:
             changed = self.known(key).model_copy(update={name: fact for name, fact in facts.items() if fact})
             if changed != self.lock.get(key):
-                self._write({key: changed})
+                self.write({key: changed})
 
-    def learn_all(self, files: Mapping[str, LockedFile]) -> None:
+    def write(self, files: Mapping[str, LockedFile]) -> None:
         """Puts entries into the lock, all at once."""
         with self.mutex:
-            self._write(files)
-
-    def _write(self, files: Mapping[str, LockedFile]) -> None:
-        self.lock = self.lock.model_copy(update={"files": {**self.lock.files, **files}})
-        write_lock(self.lock_path, self.lock)
+            self.lock = self.lock.model_copy(update={"files": {**self.lock.files, **files}})
+            write_lock(self.lock_path, self.lock)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -161,7 +158,7 @@ def wanted_files(
             raise UsageError(f'no model named "{name}"; {did_you_mean(name, models)}')
     chosen = None if hosts is None else set(hosts)
     found: dict[str, Wanted] = {}
-    for name in names or models:
+    for name in (name for name in models if not names or name in names):
         where = {item.host for item in site.replicas if name in item.models and (chosen is None or item.host in chosen)}
         for item in _files_of(models[name], lock or site.lock):
             old = found.get(item.key, item)
@@ -291,7 +288,6 @@ class Order:
 
 def pull(store: SiteStore, choice: Choice) -> None:
     """Every file is in every folder that needs it, checked; raises CorralError with all that could not be done."""
-    _say_skipped(store, choice)
     with alone(store.lock_path.parent / PULL_LOCK, "models pull"):
         _list_repositories(store, choice)
         items = [item for item in store.wanted(choice.names, choice.hosts) if item.hosts]
@@ -308,26 +304,22 @@ def pull(store: SiteStore, choice: Choice) -> None:
     store.talk.print(f"{count} files are there and as {store.lock_path.name} says; {len(orders)} were fetched")
 
 
-def _say_skipped(store: SiteStore, choice: Choice) -> None:
+def _list_repositories(store: SiteStore, choice: Choice) -> None:
+    """Puts the files of repositories into the lock that are not there yet; folders are left to the person."""
     for name, weights in store.site.inventory.models.items():
         if weights.is_llama or (choice.names and name not in choice.names):
             continue
         for source in weights.sources:
+            revision = weights.revision_of(source)
             if source not in weights.repositories:
                 words = f"put the folder {source} into the models folder of its hosts"
                 store.talk.print(Text(f"{name}: {words}", "dim"))
-
-
-def _list_repositories(store: SiteStore, choice: Choice) -> None:
-    """Puts the files of repositories into the lock that are not there yet, each with its place in a models folder."""
-    for name, weights in store.site.inventory.models.items():
-        for source in weights.repositories if not choice.names or name in choice.names else ():
-            revision = weights.revision_of(source)
-            if not store.lock.members(source, revision):
+            elif not store.lock.members(source, revision):
                 _list_repository(store, source, revision, choice)
 
 
 def _list_repository(store: Store, source: str, revision: str, choice: Choice) -> None:
+    """Puts the files of one into the lock, all at once, each with its place in a models folder."""
     there = net.listing(source, revision, store.environment, choice.offline)
     folder, taken = folder_of(source, revision), chosen_files(there)
     strange = [path for path in taken if not is_below(f"{folder}/{path}")]
@@ -342,7 +334,7 @@ def _list_repository(store: Store, source: str, revision: str, choice: Choice) -
         )
         for path in taken
     }
-    store.learn_all(files)  # a part of the list would pass for the whole
+    store.write(files)  # a part of the list would pass for the whole
 
 
 def chosen_files(paths: Iterable[str]) -> list[str]:
@@ -467,16 +459,14 @@ def default_store(environment: Mapping[str, str]) -> Path:
 
 def _check_room(orders: Sequence[Order]) -> None:
     """Raises CorralError when the files do not all fit on their disks, before the first byte is fetched."""
-    copies = {
-        (str(folder), order.key): (folder, order) for order in orders for folder in (order.folder, *order.lacking)
-    }
-    disks = {str(folder): folder for folder, _ in copies.values()}
-    seen = {name: folder.disk() for name, folder in disks.items()}
     wanted: dict[str, int] = defaultdict(int)
-    for folder, order in copies.values():
-        begun = folder.size(f"{order.name}.part") if isinstance(folder, LocalFolder) else 0
-        wanted[seen[str(folder)][0]] += order.expected.size - (begun or 0)
-    for name, (disk, free) in seen.items():
+    disks: dict[str, tuple[str, int | None]] = {}
+    for order in orders:
+        for name, folder in {str(folder): folder for folder in (order.folder, *order.lacking)}.items():
+            disks[name] = disks.get(name) or folder.disk()
+            begun = folder.size(f"{order.name}.part") if isinstance(folder, LocalFolder) else 0
+            wanted[disks[name][0]] += order.expected.size - (begun or 0)
+    for name, (disk, free) in disks.items():
         if free is not None and wanted[disk] > free:
             largest = max(orders, key=lambda order: order.expected.size)
             raise CorralError(
