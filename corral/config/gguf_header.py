@@ -24,7 +24,7 @@ MAX_ITEMS = 2**24
 MAX_TEXT = 2**27
 # No model nests lists; llama.cpp's tensors have four dimensions.
 MAX_DEPTH, MAX_DIMENSIONS = 2, 8
-# Longer lists (tokens, merges, scores) are only counted.
+# Longer lists (scores, types of tokens) are only counted, and lists of texts (tokens, merges).
 KEPT_ITEMS = 4096
 CHUNK = 1 << 20
 FREE_TOKENS = 5
@@ -111,10 +111,10 @@ class _Stream:
         kind, length = self.number("<I"), self.number()
         if length > MAX_ITEMS or depth > MAX_DEPTH or (length > KEPT_ITEMS and kind == LIST):
             raise HeaderError("has an impossible list")
-        if length <= KEPT_ITEMS or kind >= len(SCALARS):
-            return [self.value(kind, depth + 1) for _ in range(length)]
         if kind == TEXT:
             return Long(length, mark_of(self.take(self.number()) for _ in range(length)))
+        if length <= KEPT_ITEMS or kind >= len(SCALARS):
+            return [self.value(kind, depth + 1) for _ in range(length)]
         for start in range(0, length, CHUNK):
             self.take(struct.calcsize(SCALARS[kind]) * min(CHUNK, length - start))
         return Long(length)
@@ -200,12 +200,14 @@ def facts_of(header: Header) -> Gguf:
     names = {tensor.name for tensor in header.tensors}
     recurrent = tuple(int(any(f"blk.{layer}.{mark}" in names for mark in RECURRENT)) for layer in range(layers))
     latent = keys.number("attention.kv_lora_rank")
+    found = header.values.get("tokenizer.ggml.tokens")
+    tokens = found if isinstance(found, Long) else Long(0)
     return Gguf(
         architecture=architecture,
         quantization=_quantization(header),
         parameters=sum(tensor.elements for tensor in header.tensors),
-        vocabulary=_length(header.values.get("tokenizer.ggml.tokens")) or keys.number("vocab_size"),
-        tokens=_mark(header.values.get("tokenizer.ggml.tokens")),
+        vocabulary=tokens.length or keys.number("vocab_size"),
+        tokens=tokens.mark,
         feed_forward=keys.each("feed_forward_length", layers),
         heads=heads,
         kv_heads=keys.each("attention.head_count_kv", layers, max(heads, default=0)),
@@ -258,16 +260,6 @@ def _shares(tensors: Iterable[Tensor], blocks: int) -> dict[str, Any]:
             others[f"{where}_bytes"] += tensor.bytes
     count = max([blocks, *(number + 1 for number in layers)])
     return {**others, "layer_bytes": tuple(layers[number] for number in range(count))}
-
-
-def _length(value: Any) -> int:
-    return value.length if isinstance(value, Long) else len(value) if isinstance(value, list) else 0
-
-
-def _mark(tokens: Any) -> str:
-    if isinstance(tokens, Long):
-        return tokens.mark
-    return mark_of(str(token).encode() for token in tokens) if isinstance(tokens, list) else ""
 
 
 def _quantization(header: Header) -> str:
