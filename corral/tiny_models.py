@@ -6,8 +6,6 @@ direction to the first piece, the embedding of each piece to the next piece, and
 whatever is asked, the model says its one answer and stops. Attention and feed-forward layers hold random weights small
 enough never to change which token wins, so the KV cache, flash attention and quantization really compute. A test can
 compare text byte for byte through any number of proxies, and `max_tokens` cuts it as usual.
-
-The embedding model is a small BERT with random weights: texts that share words come out nearer to each other.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ from __future__ import annotations
 import itertools
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,11 +45,6 @@ QUANTIZED_BLOCK = 32
 SHARED_PART, OWN_PART = 0.8, 0.6
 # The right token's logit; the others stay near 0, so that no usual temperature or quantization picks another one.
 SHARPNESS = 40.0
-
-PAD, UNKNOWN, START, SEPARATOR, MASK = range(5)
-BERT_SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-# llama.cpp's own spelling of WordPiece: a mark where a word begins, none (no `##`) where it goes on.
-WORD_START = "\u2581"
 
 
 @dataclass(frozen=True)
@@ -89,8 +82,8 @@ def make_chat_model(  # noqa: PLR0913 - keywords with defaults
     vocabulary = chat_vocabulary(answer)
     file_types = {"f32": LlamaFileType.ALL_F32, "f16": LlamaFileType.MOSTLY_F16, "q8_0": LlamaFileType.MOSTLY_Q8_0}
     with written(path, "llama") as writer:
-        _describe(
-            writer, **_sizes("tiny-chat", size, len(vocabulary.tokens)), file_type=file_types[weight_type],
+        describe(
+            writer, **sizes_of("tiny-chat", size, len(vocabulary.tokens)), file_type=file_types[weight_type],
             head_count=size.heads, head_count_kv=size.kv_heads, key_length=HEAD_SIZE, value_length=HEAD_SIZE,
             rope_dimension_count=HEAD_SIZE, rope_freq_base=10000.0, layer_norm_rms_eps=1e-5,
             tokenizer_model="gpt2", tokenizer_pre="qwen2", token_list=vocabulary.tokens, token_types=vocabulary.types,
@@ -98,17 +91,6 @@ def make_chat_model(  # noqa: PLR0913 - keywords with defaults
             bos_token_id=vocabulary.end_of_text, add_bos_token=False, chat_template=CHAT_TEMPLATE,
         )  # fmt: skip
         _add_llama_weights(Tensors(writer, np.random.default_rng(seed), weight_type), vocabulary, size)
-
-
-def make_embedding_model(
-    path: Path, *, width: int = 128, layers: int = 2, context: int = 512, ff: int | None = None, seed: int = 1
-) -> None:
-    """Write a BERT model with mean pooling that embeds texts in `width` dimensions.
-
-    `ff` is the feed-forward length (default: twice the width). The file appears whole or not at all, and equal
-    arguments give equal bytes.
-    """
-    make_bert(path, Size(width, layers, context, ff or 2 * width), seed)
 
 
 @contextmanager
@@ -125,7 +107,8 @@ def written(path: Path, architecture: str) -> Iterator[gguf.GGUFWriter]:
         write_atomically(path, part.read_bytes(), 0o644)  # the server in a container is another user
 
 
-def _sizes(name: str, size: Size, vocabulary_size: int) -> dict[str, Any]:
+def sizes_of(name: str, size: Size, vocabulary_size: int) -> dict[str, Any]:
+    """What every model says of itself."""
     return {
         "name": name, "description": "made-up weights for tests and demonstrations", "context_length": size.context,
         "embedding_length": size.width, "block_count": size.layers, "feed_forward_length": size.feed_forward,
@@ -133,7 +116,8 @@ def _sizes(name: str, size: Size, vocabulary_size: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _describe(writer: gguf.GGUFWriter, **facts: Any) -> None:
+def describe(writer: gguf.GGUFWriter, **facts: Any) -> None:
+    """Add metadata by the names of the writer's methods."""
     for name, fact in facts.items():
         getattr(writer, f"add_{name}")(fact)
 
@@ -162,16 +146,6 @@ class Tensors:
     def constant(self, name: str, length: int, value: float) -> None:
         """Add a vector of equal numbers: the weights of a norm (1) or a bias (0)."""
         self.writer.add_tensor(name, np.full(length, value, dtype=np.float32))
-
-    def linear(self, name: str, outputs: int, inputs: int, scale: float = 1.0) -> None:
-        """Add the random weights of a linear layer, and its bias of nothing."""
-        self.noise(name + ".weight", outputs, inputs, scale)
-        self.constant(name + ".bias", outputs, 0)
-
-    def norm(self, name: str, width: int) -> None:
-        """Add a norm that changes nothing but the length."""
-        self.constant(name + ".weight", width, 1)
-        self.constant(name + ".bias", width, 0)
 
 
 # --- chat: a llama model with a byte-level BPE tokenizer
@@ -305,50 +279,3 @@ def unit_vectors(random: np.random.Generator, count: int, width: int) -> Matrix:
     vectors = random.standard_normal((count, width), dtype=np.float32)
     lengths: Matrix = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / lengths
-
-
-# --- embed and rerank: BERT models with a WordPiece tokenizer
-
-
-def make_bert(path: Path, size: Size, seed: int, add_head: Callable[[Tensors], None] | None = None) -> None:
-    """Write a BERT model: with mean pooling, or with the head that `add_head` adds (pooling `rank`)."""
-    letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
-    starts = [WORD_START + text for text in (*letters, *(word for word in WORDS if len(word) > 1))]
-    special: list[int] = [TokenType.CONTROL] * len(BERT_SPECIAL_TOKENS)
-    special[UNKNOWN] = TokenType.UNKNOWN
-    tokens = [*BERT_SPECIAL_TOKENS, *letters, *starts]
-    with written(path, "bert") as writer:
-        _describe(
-            writer, **_sizes("tiny-rerank" if add_head else "tiny-embed", size, len(tokens)),
-            file_type=LlamaFileType.ALL_F32, head_count=size.heads, layer_norm_eps=1e-12, causal_attention=False,
-            pooling_type=gguf.PoolingType.RANK if add_head else gguf.PoolingType.MEAN, token_type_count=2,
-            tokenizer_model="bert", tokenizer_pre="jina-v2-en", token_list=tokens,
-            token_types=special + [TokenType.NORMAL] * len(letters + starts), pad_token_id=PAD, unk_token_id=UNKNOWN,
-            mask_token_id=MASK, bos_token_id=START, eos_token_id=SEPARATOR, sep_token_id=SEPARATOR, add_bos_token=True,
-            add_eos_token=True,
-        )  # fmt: skip
-        tensors = Tensors(writer, np.random.default_rng(seed), "f32")
-        _add_bert_embeddings(tensors, len(tokens), size)
-        for layer in range(size.layers):
-            _add_bert_layer(tensors, f"blk.{layer}.", size)
-        if add_head:
-            add_head(tensors)
-
-
-def _add_bert_embeddings(tensors: Tensors, token_count: int, size: Size) -> None:
-    words = tensors.random.standard_normal((token_count, size.width), dtype=np.float32)
-    words[[START, SEPARATOR]] = 0  # every text has them; they would make all texts alike
-    tensors.matrix("token_embd.weight", words)
-    tensors.matrix("token_types.weight", np.zeros((2, size.width), dtype=np.float32))
-    positions = tensors.random.standard_normal((size.context, size.width), dtype=np.float32)
-    tensors.matrix("position_embd.weight", positions * np.float32(0.02))
-    tensors.norm("token_embd_norm", size.width)
-
-
-def _add_bert_layer(tensors: Tensors, block: str, size: Size) -> None:
-    for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
-        tensors.linear(block + name, size.width, size.width, 0.3)
-    tensors.norm(block + "attn_output_norm", size.width)
-    tensors.linear(block + "ffn_up", size.feed_forward, size.width)
-    tensors.linear(block + "ffn_down", size.width, size.feed_forward, 0.2)
-    tensors.norm(block + "layer_output_norm", size.width)

@@ -1,33 +1,39 @@
-"""Model files that only tests and benchmarks need: adapters, rerankers, and models of many architectures.
+"""Model files that only tests and benchmarks need: adapters, embedders, rerankers, and models of many architectures.
 
+Embedders and rerankers are small BERT models with random weights: texts that share words come out nearer to each other.
 The latter have random weights, a few MB each: they say nonsense, but take real memory. For checking what
 `corral/plan/memory.py` computes against what llama-server reports.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import gguf
+import numpy as np
+from gguf import LlamaFileType, TokenType
 
 from corral.tiny_models import (
     KNOWN_ANSWER,
     SHARED_PART,
     SHARPNESS,
+    WORDS,
     Size,
     Tensors,
     chat_vocabulary,
-    make_bert,
-    make_embedding_model,
+    describe,
+    sizes_of,
     unit_vectors,
     written,
 )
 
-if TYPE_CHECKING:
-    import gguf
-    import numpy as np
-
+PAD, UNKNOWN, START, SEPARATOR, MASK = range(5)
+BERT_SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+# llama.cpp's own spelling of WordPiece: a mark where a word begins, none (no `##`) where it goes on.
+WORD_START = "\u2581"
 GEMMA_NORMS = ("post_attention_norm.weight", "post_ffw_norm.weight")
 
 
@@ -39,8 +45,6 @@ def make_adapter(
     One row in the output matrix is enough: what means "any prompt" now points at that piece as well, `strength` times
     as much as at the first one. The file appears whole or not at all.
     """
-    import gguf
-    import numpy as np
 
     vocabulary = chat_vocabulary(KNOWN_ANSWER if answer is None else answer)
     random = np.random.default_rng(seed)
@@ -56,14 +60,83 @@ def make_adapter(
         writer.add_tensor("output.weight.lora_b", to_piece)
 
 
+def make_embedding_model(
+    path: Path, *, width: int = 128, layers: int = 2, context: int = 512, ff: int | None = None, seed: int = 1
+) -> None:
+    """Write a BERT model with mean pooling that embeds texts in `width` dimensions.
+
+    `ff` is the feed-forward length (default: twice the width). The file appears whole or not at all, and equal
+    arguments give equal bytes.
+    """
+    _make_bert(path, Size(width, layers, context, ff or 2 * width), seed)
+
+
 def make_rerank_model(path: Path, *, width: int = 128, layers: int = 2, context: int = 512, seed: int = 1) -> None:
     """Write a BERT model with a classification head (pooling `rank`); its scores are made up."""
 
     def add_head(tensors: Tensors) -> None:
-        tensors.linear("cls", width, width)
-        tensors.linear("cls.output", 1, width, 3.0)
+        _add_linear(tensors, "cls", width, width)
+        _add_linear(tensors, "cls.output", 1, width, 3.0)
 
-    make_bert(path, Size(width, layers, context, 2 * width), seed, add_head)
+    _make_bert(path, Size(width, layers, context, 2 * width), seed, add_head)
+
+
+# --- embed and rerank: BERT models with a WordPiece tokenizer
+
+
+def _make_bert(path: Path, size: Size, seed: int, add_head: Callable[[Tensors], None] | None = None) -> None:
+    """Write a BERT model: with mean pooling, or with the head that `add_head` adds (pooling `rank`)."""
+    letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
+    starts = [WORD_START + text for text in (*letters, *(word for word in WORDS if len(word) > 1))]
+    special: list[int] = [TokenType.CONTROL] * len(BERT_SPECIAL_TOKENS)
+    special[UNKNOWN] = TokenType.UNKNOWN
+    tokens = [*BERT_SPECIAL_TOKENS, *letters, *starts]
+    with written(path, "bert") as writer:
+        describe(
+            writer, **sizes_of("tiny-rerank" if add_head else "tiny-embed", size, len(tokens)),
+            file_type=LlamaFileType.ALL_F32, head_count=size.heads, layer_norm_eps=1e-12, causal_attention=False,
+            pooling_type=gguf.PoolingType.RANK if add_head else gguf.PoolingType.MEAN, token_type_count=2,
+            tokenizer_model="bert", tokenizer_pre="jina-v2-en", token_list=tokens,
+            token_types=special + [TokenType.NORMAL] * len(letters + starts), pad_token_id=PAD, unk_token_id=UNKNOWN,
+            mask_token_id=MASK, bos_token_id=START, eos_token_id=SEPARATOR, sep_token_id=SEPARATOR, add_bos_token=True,
+            add_eos_token=True,
+        )  # fmt: skip
+        tensors = Tensors(writer, np.random.default_rng(seed), "f32")
+        _add_bert_embeddings(tensors, len(tokens), size)
+        for layer in range(size.layers):
+            _add_bert_layer(tensors, f"blk.{layer}.", size)
+        if add_head:
+            add_head(tensors)
+
+
+def _add_bert_embeddings(tensors: Tensors, token_count: int, size: Size) -> None:
+    words = tensors.random.standard_normal((token_count, size.width), dtype=np.float32)
+    words[[START, SEPARATOR]] = 0  # every text has them; they would make all texts alike
+    tensors.matrix("token_embd.weight", words)
+    tensors.matrix("token_types.weight", np.zeros((2, size.width), dtype=np.float32))
+    positions = tensors.random.standard_normal((size.context, size.width), dtype=np.float32)
+    tensors.matrix("position_embd.weight", positions * np.float32(0.02))
+    _add_norm(tensors, "token_embd_norm", size.width)
+
+
+def _add_bert_layer(tensors: Tensors, block: str, size: Size) -> None:
+    for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
+        _add_linear(tensors, block + name, size.width, size.width, 0.3)
+    _add_norm(tensors, block + "attn_output_norm", size.width)
+    _add_linear(tensors, block + "ffn_up", size.feed_forward, size.width)
+    _add_linear(tensors, block + "ffn_down", size.width, size.feed_forward, 0.2)
+    _add_norm(tensors, block + "layer_output_norm", size.width)
+
+
+def _add_linear(tensors: Tensors, name: str, outputs: int, inputs: int, scale: float = 1.0) -> None:
+    """Random weights of a linear layer, and its bias of nothing."""
+    tensors.noise(name + ".weight", outputs, inputs, scale)
+    tensors.constant(name + ".bias", outputs, 0)
+
+
+def _add_norm(tensors: Tensors, name: str, width: int) -> None:
+    tensors.constant(name + ".weight", width, 1)
+    tensors.constant(name + ".bias", width, 0)
 
 
 @dataclass(frozen=True)
@@ -129,8 +202,6 @@ class _Decoder:
     random: np.random.Generator = field(init=False)
 
     def write(self, path: Path) -> None:
-        import gguf
-        import numpy as np
 
         self.writer = gguf.GGUFWriter(path, self.shape.architecture)
         self.random = np.random.default_rng(1)
@@ -149,7 +220,6 @@ class _Decoder:
         self.writer.close()
 
     def _describe(self) -> None:
-        import gguf
 
         shape, writer = self.shape, self.writer
         file_type = gguf.LlamaFileType.MOSTLY_Q8_0 if shape.is_quantized else gguf.LlamaFileType.MOSTLY_F16
@@ -210,8 +280,6 @@ class _Decoder:
         self._matrix(block + "ffn_down_exps.weight", shape.experts, shape.width, shape.expert_feed_forward)
 
     def _matrix(self, name: str, *shape: int) -> None:
-        import gguf
-        import numpy as np
 
         values = self.random.standard_normal(shape, dtype=np.float32) * np.float32(0.02)
         if self.shape.is_quantized:
@@ -221,6 +289,5 @@ class _Decoder:
             self.writer.add_tensor(name, values.astype(np.float16))
 
     def _ones(self, name: str, length: int) -> None:
-        import numpy as np
 
         self.writer.add_tensor(name, np.ones(length, dtype=np.float32))

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
@@ -134,9 +134,9 @@ class ModelLock(Model):
             if key.startswith(f"{source}/") and key.endswith(f"@{revision}")
         }
 
-    def with_file(self, source: str, known: LockedFile) -> ModelLock:
-        """The same with one entry more, or another one."""
-        return self.model_copy(update={"files": {**self.files, source: known}})
+    def with_files(self, files: Mapping[str, LockedFile]) -> ModelLock:
+        """The same with some entries more, or other ones."""
+        return self.model_copy(update={"files": {**self.files, **files}})
 
 
 _ADAPTER = TypeAdapter(ModelLock)
@@ -169,16 +169,8 @@ def read_json(path: Path, adapter: TypeAdapter[Lock], remedy: str) -> Lock | Non
 
 
 def write_lock(path: Path, lock: ModelLock) -> None:
-    """Writes the lock, whole or not at all; equal locks give equal bytes."""
-    write_atomically(path, lock_text(lock).encode(), 0o644)
-
-
-def lock_text(lock: ModelLock) -> str:
-    """The lock as it stands in its file: sorted, short lists on one line."""
-    data = {"version": 1, "files": {key: _entry(lock.files[key]) for key in sorted(lock.files)}}
-    text = json.dumps(data, indent=2, ensure_ascii=False)
-    return _SHORT_LIST.sub(lambda found: "[" + re.sub(r"\s+", " ", found[1]) + "]", text) + "\n"
-
-
-def _entry(known: LockedFile) -> Mapping[str, Any]:
-    return known.model_dump(mode="json", exclude_defaults=True)
+    """Writes the lock, whole or not at all: sorted, short lists on one line; equal locks give equal bytes."""
+    files = {key: lock.files[key].model_dump(mode="json", exclude_defaults=True) for key in sorted(lock.files)}
+    text = json.dumps({"version": 1, "files": files}, indent=2, ensure_ascii=False)
+    text = _SHORT_LIST.sub(lambda found: "[" + re.sub(r"\s+", " ", found[1]) + "]", text) + "\n"
+    write_atomically(path, text.encode(), 0o644)

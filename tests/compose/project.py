@@ -24,7 +24,7 @@ from corral.config.load import load_inventory
 from corral.render.output import write
 from corral.render.secrets import initialise, read_env
 from corral.render.tree import render
-from tests.model_files import make_rerank_model
+from tests.model_files import make_embedding_model, make_rerank_model
 from tests.processes.helpers import wait_until
 
 # Of every Compose project that tests start; nobody else's project is ever touched.
@@ -37,7 +37,7 @@ LOG_LINES = 30
 LOG_WIDTH = 300
 MAKERS: dict[str, Callable[..., None]] = {
     "chat": tiny_models.make_chat_model,
-    "embedding": tiny_models.make_embedding_model,
+    "embedding": make_embedding_model,
     "rerank": make_rerank_model,
 }
 

@@ -20,8 +20,8 @@ import httpx
 import pytest
 
 from corral.config.gguf_header import facts_of, read_header
-from corral.tiny_models import KNOWN_ANSWER, make_chat_model, make_embedding_model
-from tests.model_files import make_adapter, make_rerank_model
+from corral.tiny_models import KNOWN_ANSWER, make_chat_model
+from tests.model_files import make_adapter, make_embedding_model, make_rerank_model
 from tests.processes.helpers import REPOSITORY, Process, free_port, wait_http, wait_until
 from xllama import READY, parse
 

@@ -177,7 +177,7 @@ def test_weights_are_right_wrong_or_unknown(host: ComposeHost) -> None:
     path.write_bytes(b"GGUF")
     assert key not in told(host)  # nobody knows what it should be
     lock = lock_of(Path(host.plan.source_file))
-    write_lock(lock, ModelLock().with_file("tiny.gguf", LockedFile(file="tiny.gguf", size=4, sha256=SHA)))
+    write_lock(lock, ModelLock(files={"tiny.gguf": LockedFile(file="tiny.gguf", size=4, sha256=SHA)}))
     assert key not in told(host)  # nobody has read it
     for checksum, is_right in ((SHA, 1), ("b" * 64, 0)):
         stamp = [4, path.stat().st_mtime_ns, checksum, 1_799_990_000]

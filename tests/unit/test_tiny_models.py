@@ -12,8 +12,8 @@ import gguf
 import pytest
 
 from corral import tiny_models
-from corral.tiny_models import KNOWN_ANSWER, WeightType, make_chat_model, make_embedding_model
-from tests.model_files import make_rerank_model
+from corral.tiny_models import KNOWN_ANSWER, WeightType, make_chat_model
+from tests.model_files import make_embedding_model, make_rerank_model
 
 MAKERS: dict[str, Callable[..., None]] = {
     "chat": make_chat_model,

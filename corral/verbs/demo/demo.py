@@ -230,7 +230,7 @@ def _announce(demo: Demo) -> None:
 
 def _lay_out(demo: Demo, weights: Path | None) -> None:
     """The rendered folder with its secrets, and every model: a link to the person's own, else a tiny one made now."""
-    from corral.tiny_models import make_chat_model, make_embedding_model
+    from corral.tiny_models import make_chat_model
 
     write(render(demo.plan), FOLDER, force=True)
     initialise({demo.host: demo.plan.secrets_of(demo.host)}, FOLDER)
@@ -239,9 +239,7 @@ def _lay_out(demo: Demo, weights: Path | None) -> None:
     for model in demo.plan.inventory.models.values():
         path = folder / model.file
         path.unlink(missing_ok=True)
-        if model.kind == "embedding":
-            make_embedding_model(path)
-        elif weights is not None:
+        if weights is not None and model.kind == "chat":
             path.symlink_to(weights.resolve())
         else:
             make_chat_model(path, answer=ANSWER)

@@ -105,7 +105,7 @@ class Store:
     def write(self, files: Mapping[str, LockedFile]) -> None:
         """Puts entries into the lock, all at once."""
         with self.mutex:
-            self.lock = self.lock.model_copy(update={"files": {**self.lock.files, **files}})
+            self.lock = self.lock.with_files(files)
             write_lock(self.lock_path, self.lock)
 
 
