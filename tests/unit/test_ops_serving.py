@@ -99,13 +99,19 @@ def test_without_a_balancer_a_model_that_does_not_load_leaves_the_former_one(tmp
     ("status", "error", "words"),
     [
         (400, UsageError, r"b \(box/turns\): c is not in memory there"),
+        (401, CorralError, r"b \(box/turns\): Invalid API Key; .*secrets init"),
         (502, CorralError, r"b \(box/turns\): it ended; a is back\n  docker logs --tail 50 box-turns on box"),
         (504, CorralError, r"b \(box/turns\): a still has requests$"),
     ],
 )
 def test_what_the_gateway_refuses_is_said(tmp_path: Path, status: int, error: type[CorralError], words: str) -> None:
     place = farm(tmp_path, Router("a"))[1]["b"]
-    message = {400: "c is not in memory there", 502: "it ended; a is back", 504: "a still has requests"}[status]
+    message = {
+        401: "Invalid API Key",
+        400: "c is not in memory there",
+        502: "it ended; a is back",
+        504: "a still has requests",
+    }[status]
 
     def answer(request: httpx.Request) -> httpx.Response:
         assert (request.url.path, json.loads(request.content)) == ("/models/load", {"model": "b", "instead_of": "c"})

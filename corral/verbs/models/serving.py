@@ -47,7 +47,7 @@ ASK = (
     rf"""printf 'Authorization: Bearer %s' "$(sed -n '/^[^#]/{{p;q;}}' /run/secrets/{API_KEY})" | """
     r"""curl -sS -H @- -m "$1" -X "$3" ${5:+-d "$5"} -w '\n%{http_code}' "http://localhost:$2$4" """
 )
-OK, BAD_REQUEST, FAILED = 200, 400, 502
+OK, BAD_REQUEST, UNAUTHORIZED, FAILED = 200, 400, 401, 502
 MEMORY_OF_CARDS = "nvidia-smi --query-compute-apps=pid,used_memory --format=csv,noheader,nounits 2>/dev/null || true"
 _ALIAS = re.compile(r"--alias (\S+)")
 KIB = 1024
@@ -231,6 +231,7 @@ def unload(change: Change, places: Sequence[Place]) -> None:
     Raises:
         CorralError: a model did not go; those after it were not touched.
     """
+    _ask_gateway(change, "unload", places)
     for place in places:
         if not place.replica.shared:
             with _without_requests(change, place):
@@ -240,7 +241,6 @@ def unload(change: Change, places: Sequence[Place]) -> None:
         elif change.balancer is None:
             place.ask("POST", "/models/unload", place.replica.pool)
             change.tell(place, "not in memory any more", is_done=True)
-    _ask_gateway(change, "unload", places)
 
 
 def load(change: Change, places: Sequence[Place], instead_of: str = "") -> None:
@@ -250,6 +250,7 @@ def load(change: Change, places: Sequence[Place], instead_of: str = "") -> None:
         CorralError: a model did not load; what was there before is back.
         UsageError: the model that is to go is not there.
     """
+    _ask_gateway(change, "load", places, instead_of)
     for place in places:
         if not place.replica.shared:
             service = next(item for item in place.host.services if item.name == place.replica.service)
@@ -260,7 +261,6 @@ def load(change: Change, places: Sequence[Place], instead_of: str = "") -> None:
             change.tell(place, "in memory", is_done=True)
         elif change.balancer is None:
             _load_by_router(change, place, instead_of)
-    _ask_gateway(change, "load", places, instead_of)
 
 
 def _ask_gateway(change: Change, action: str, places: Sequence[Place], instead_of: str = "") -> None:
@@ -297,8 +297,11 @@ def ask_to(client: httpx.Client, action: str, place: Place, instead_of: str = ""
     words = f"{place}: {data['error']['message']}"
     if answer.status_code == BAD_REQUEST:
         raise UsageError(words)
-    hint = f"\n  docker logs --tail 50 {place.container} on {place.host.name} says why"
-    raise CorralError(words + (hint if answer.status_code == FAILED else ""))
+    hints = {
+        UNAUTHORIZED: f"; HAProxy runs with another {API_KEY} than {ENV_FILE} has: ./generate.py secrets init, then up",
+        FAILED: f"\n  docker logs --tail 50 {place.container} on {place.host.name} says why",
+    }
+    raise CorralError(words + hints.get(answer.status_code, ""))
 
 
 def _load_by_router(change: Change, place: Place, instead_of: str) -> None:
@@ -319,7 +322,8 @@ def _load_by_router(change: Change, place: Place, instead_of: str) -> None:
 
 def _ask_for(place: Place, pool: str) -> bool:
     """Makes a shared server load a model as a request would; whether it is in memory then."""
-    place.ask("GET", f"/props?model={pool}", limit_s=place.replica.start_timeout_s)
+    with suppress(CorralError):  # it took too long
+        place.ask("GET", f"/props?model={pool}", limit_s=place.replica.start_timeout_s)
     return place.states().get(pool) in READY
 
 
