@@ -19,8 +19,10 @@ import pytest
 
 from corral.build import build_plan
 from corral.config.load import load_inventory
+from corral.errors import CorralError, UsageError
 from corral.render.secrets import initialise, read_env
 from corral.render.tree import render
+from corral.verbs.models import serving
 from tests.needs import program
 from tests.processes.helpers import Process, free_port, wait_until
 
@@ -208,6 +210,23 @@ def test_models_of_a_shared_server_elsewhere_are_swapped_over_http(hosts: Hosts)
     assert hosts.server.states == {"a": "unloaded", "b": "loaded"}
     asked = {asked for asked, _ in hosts.server.asked}
     assert {"GET /models", "POST /models/unload", "POST /models/load"} <= asked
+
+
+def test_the_commands_ask_the_same_service(hosts: Hosts) -> None:
+    plan = build_plan(load_inventory(hosts.out.parent / "inventory.yaml"))
+    places = {place.replica.pool: place for place in serving.places_of(plan, hosts.out)}
+    hosts.server.states = {"a": "unloaded", "b": "loaded"}
+    headers = {"Authorization": f"Bearer {hosts.keys['gate']}"}
+    with httpx.Client(base_url=hosts.gateway, headers=headers, trust_env=False, timeout=LIMIT_S) as client:
+        assert serving.ask_to(client, "load", places["b"]) == "in memory already"
+        with pytest.raises(UsageError, match=r"a \(big\.iron/turns\): a is not in memory there"):
+            serving.ask_to(client, "load", places["a"], "a")
+        assert serving.ask_to(client, "load", places["a"]) == "in memory instead of b"
+        assert serving.ask_to(client, "unload", places["a"]) == "no longer in memory"
+        client.headers["Authorization"] = "Bearer wrong"
+        with pytest.raises(CorralError, match=r"secrets init, then up"):
+            serving.ask_to(client, "load", places["b"])
+    assert hosts.server.states == {"a": "unloaded", "b": "unloaded"}
 
 
 def test_the_way_of_the_script_is_open_to_nobody_without_the_key(hosts: Hosts) -> None:
