@@ -17,15 +17,9 @@ SPARE_KIB = 256 * 1024
 _SIZE = 'cd "$1" 2>/dev/null && [ -f "$2" ] && wc -c <"$2"; exit 0'
 _SUM = 'cd "$1" 2>/dev/null && [ -f "$2" ] && sha256sum -b -- "$2"; exit 0'
 _ROOM = """
-folder=$1
-while [ ! -d "$folder" ]; do
-  case $folder in
-    /*/*|[!/]*/*) folder=${folder%/*} ;;
-    /*) folder=/ ;;
-    *) folder=. ;;
-  esac
-done
-df -Pk -- "$folder" | { read -r _; read -r _ _ _ free _; echo "$free"; }
+umask 022
+mkdir -p -- "$1" 2>/dev/null
+df -Pk -- "$1" 2>/dev/null | { read -r _; read -r _ _ _ free _; echo "$free"; }
 """
 _SEND = 'umask 022; mkdir -p -- "$1" && cd "$1" && mkdir -p -- "$(dirname -- "$2")" && cat >>"$2"'
 _SETTLE = """
