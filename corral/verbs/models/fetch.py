@@ -431,7 +431,7 @@ class _Transfer:
         """Whether the server or a checksum will tell if the bytes that are there are the beginning of this file."""
         try:
             source, sha256, self.validator = json.loads(note_of(self.target).read_text())
-        except (OSError, ValueError):
+        except (OSError, ValueError, TypeError):
             return False
         is_same = source == self.origin.source and (not sha256 or self.expected.sha256 in ("", sha256))
         return is_same and bool(self.validator or self.expected.sha256)
