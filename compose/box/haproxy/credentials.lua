@@ -1,11 +1,11 @@
 -- Rendered by corral from the inventory "farm", host box; do not edit.
 -- Change the inventory or haproxy/credentials.lua, then run: ./generate.py render
 
--- Asks LiteLLM once whether it knows a credential, before a body of that client is passed on. HAProxy remembers the
--- answer in its table `Credentials`; LiteLLM goes on judging every request.
+-- Asks LiteLLM once whether it knows a credential, before HAProxy reads the body of the request. HAProxy stores the
+-- answer in its table `Credentials`; LiteLLM still checks every request.
 --
--- In a frontend: http-request lua.verify; it sets txn.verified to "yes", "no" (with LiteLLM's own words in txn.refusal)
--- or "unsure", when LiteLLM does not answer.
+-- In a frontend: http-request lua.verify; it sets txn.verified to "yes", "no" (with LiteLLM's message in txn.refusal), or
+-- "unsure" if LiteLLM does not answer.
 
 local LIMIT_MS = 5000
 local UNKNOWN = 401

@@ -3,8 +3,8 @@
 
 -- Shares the slots and the queue of a pool between its consumers (API keys), in proportion to their weights.
 --
--- In a backend, after `track-sc2`:  http-request lua.turn    (sets txn.offset, a request's place in HAProxy's queue, and
---                                                             txn.full for a request that finds no place there)
+-- In a backend, after `track-sc2`:  http-request lua.turn    (sets txn.offset, a request's place in HAProxy's queue, or
+--                                                             txn.full if the queue has no place for it)
 --                                   http-response lua.served
 -- In the public frontend:           lua.room(POOL) is "yes" while this consumer may have a place in the queue of the pool.
 --
@@ -29,7 +29,7 @@ local function in_flight(name, consumer)
     return found and found.conn_cur or 0
 end
 
--- Requests in flight and weights of the other consumers; forgets those that have none.
+-- Requests in flight and weights of the other consumers; removes those without requests.
 local function others_of(name, consumer)
     local consumers, count, weights = groups[name].consumers, 0, 0
     for other, known in pairs(consumers) do
@@ -56,7 +56,7 @@ local function is_within_share(name, consumer, weight, mine, queued, depth)
     return mine == 1 or mine * (weights + weight) <= places * weight
 end
 
--- The consumer of this request, with the weight that it has now.
+-- The consumer of this request, with its current weight.
 local function known_of(txn, name)
     local consumer, consumers = txn:get_var("txn.consumer") or "", groups[name].consumers
     local known, weight = consumers[consumer] or { next = 0 }, math.tointeger(tonumber(txn:get_var("txn.weight"))) or 1
@@ -64,18 +64,18 @@ local function known_of(txn, name)
     return consumer, known
 end
 
--- The consumer's requests in flight, with this one.
+-- The consumer's requests in flight, including this one.
 local function mine_of(txn)
     return txn.f:sc2_conn_cur() or 1
 end
 
--- For hold.lua: whether this request may wait where so many wait already.
+-- For request_gate.lua: whether this request may wait while `queued` others wait already.
 function corral_may_wait(txn, name, queued, depth)
     local consumer, known = known_of(txn, name)
     return queued < depth or is_within_share(name, consumer, known.weight, mine_of(txn), queued, depth)
 end
 
--- Requests that have to wait find so many places. Those of the background find half of them.
+-- Places in the queue for this request; background requests may use half of them.
 local function depth_of(txn, group)
     local is_background = group.background_depth > 0 and txn:get_var("txn.class") == "background"
     return is_background and group.background_depth or group.depth
@@ -83,13 +83,13 @@ end
 
 local function tag_of(group, known, mine)
     local step = STEP_MS // known.weight
-    local latest = group.served + mine * step  -- less than `next` if requests have left the queue unserved
+    local latest = group.served + mine * step  -- less than `next` if requests left the queue unserved
     local tag = math.max(group.served, math.min(known.next, latest))
     known.next = tag + step
     return tag
 end
 
--- Sets the tags to the clock where that changes no order; where it does, what waits already goes first.
+-- Aligns the tags with the clock if the queue is empty, or if they drift too far; then waiting requests go first.
 local function wind(group, is_empty, now)
     if is_empty or math.abs(group.origin + group.served - now) > DRIFT_MS then
         group.origin = now - group.served

@@ -1,9 +1,9 @@
 -- Rendered by corral from the inventory "farm", host box; do not edit.
 -- Change the inventory or haproxy/health.lua, then run: ./generate.py render
 
--- The farm's state as JSON for anyone who may reach this port: names, never addresses (GET /health).
+-- GET /health: the farm's state as JSON. It contains names, but no addresses.
 --
--- Figures are HAProxy's own and no server is asked for any. `corral_farm` is set by farm.lua, which is rendered.
+-- All values are HAProxy's own statistics; no server is called. farm.lua, which is rendered, sets `corral_farm`.
 
 local kept, kept_at = nil, -1
 
@@ -13,7 +13,7 @@ function corral_quoted(text)
     end) .. '"'
 end
 
--- Lists are sequences of text, everything else is a list of {name, value}, in this order.
+-- Lists are sequences of text; objects are lists of {name, value}, in this order.
 local function json(value)
     if type(value) == "string" then
         return corral_quoted(value)

@@ -1,15 +1,15 @@
 # Rendered by corral from the inventory "farm", host box; do not edit.
 # Change the inventory or litellm/corral_access.py, then run: ./generate.py render
 
-"""The LiteLLM callback that lets a key call exactly its pools: what is checked is what is used.
+"""LiteLLM callback: lets a key call exactly its pools, by checking the model that is really called.
 
-LiteLLM checks a key against the model in the body, and takes the model from the query or the path; and it obeys some
-400 fields of a body that were meant for its operator. This callback runs before all others of the kit. It checks the
-model that will be called, and takes out of the request whatever controls LiteLLM or the server instead of the answer.
+LiteLLM checks a key against the model in the body, but takes the model from the query or the path. It also obeys about
+400 fields of a body that are meant for its operator. This callback runs before all others of the kit. It checks the
+model that will be called, and removes fields that control LiteLLM or the server rather than the answer.
 
 LiteLLM loads this file from beside its `config.yaml`.
 """
-# ruff: noqa: ARG002 - the hooks' parameters are LiteLLM's, which passes them by name
+# ruff: noqa: ARG002 - LiteLLM passes the parameters of hooks by name
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from fastapi import HTTPException
 from litellm.integrations.custom_logger import CustomLogger
 
 BAD_REQUEST = 400
-# Fields of the client's that LiteLLM writes into as well.
+# Fields of the client that LiteLLM also writes.
 METADATA = ("metadata", "litellm_metadata")
-# Where LiteLLM keeps the client's metadata apart.
+# LiteLLM's separate fields for the client's metadata.
 SENT = "requester_metadata"
-# Names of LiteLLM's that a client may use, each looked at below.
+# Parameters of LiteLLM that a client may use; each is checked below.
 KEPT = frozenset({"model", "fallbacks", *METADATA})
-# Names that LiteLLM obeys and lists nowhere.
+# Parameters that LiteLLM obeys but does not list.
 FURTHER = frozenset(
     {
         "additional_drop_params", "base_url", "context_window_fallbacks", "content_policy_fallbacks", "deployment_id",
@@ -37,16 +37,16 @@ FURTHER = frozenset(
         "router_settings_override", "specific_deployment", "stream_timeout", "timeout", "user_config",
     }
 )  # fmt: skip
-# Beginnings and ends of names by which providers and tracers are reached.
+# Prefixes and suffixes of parameters for providers and tracers.
 FAMILIES = re.compile(
     r"^(_|aws_|azure_|bedrock_|databricks_|gcs_|hf_|langfuse_|langsmith_|litellm_|oci_|s3_|sagemaker_|vertex_|watsonx_)"
     r"|_(api_base|api_key|cost_per_\w+|credentials|endpoint|secret_key)$"
 )
-# Fields by which llama-server and vLLM are told what concerns other requests: places, caches, order.
+# Fields of llama-server and vLLM that affect other requests: slots, caches, priorities.
 SERVER_FIELDS = frozenset(
     {"cache_prompt", "cache_salt", "id_slot", "kv_transfer_params", "priority", "request_id", "slot_id"}
 )
-# What LiteLLM puts into each request, in the place of whatever a client sent under that name.
+# Fields that LiteLLM sets itself in each request, replacing the client's.
 OWN = frozenset(
     {"_litellm_strip_stream_usage", "litellm_call_id", "litellm_logging_obj", "litellm_session_id"}
     | {"litellm_trace_id", "proxy_server_request", "secret_fields"}
@@ -72,7 +72,7 @@ class CorralAccess(CustomLogger):
 
 
 async def _check_model(data: Mapping[str, Any], key: Any) -> None:
-    """Raises LiteLLM's own refusal unless the key opens the request's model as it now stands."""
+    """Raises LiteLLM's own refusal unless the key may call the request's current model."""
     from litellm.proxy import proxy_server
     from litellm.proxy.auth.auth_checks import can_key_call_resolved_model
 
@@ -85,7 +85,7 @@ async def _check_model(data: Mapping[str, Any], key: Any) -> None:
 
 
 def merge_extra_body(data: dict[str, Any]) -> None:
-    """Puts what is under `extra_body` beside the other fields, where every check sees it; those win."""
+    """Moves the fields of `extra_body` to the top level, where every check sees them; existing fields win."""
     extra = data.pop("extra_body", None)
     if isinstance(extra, Mapping):
         for name, value in extra.items():
@@ -93,7 +93,7 @@ def merge_extra_body(data: dict[str, Any]) -> None:
 
 
 def take_out_controls(data: dict[str, Any]) -> None:
-    """Removes the fields that control LiteLLM or the server, but those that LiteLLM has set itself."""
+    """Removes fields that control LiteLLM or the server, except those that LiteLLM has set itself."""
     for name in [name for name in data if is_control(name) and name not in OWN]:
         del data[name]
     for name in METADATA:
@@ -104,14 +104,14 @@ def take_out_controls(data: dict[str, Any]) -> None:
 
 
 def is_control(name: str) -> bool:
-    """Whether a field is for LiteLLM's operator, or about other requests at the server."""
+    """Whether a field is for LiteLLM's operator, or affects other requests at the server."""
     if name in KEPT:
         return False
     return name in SERVER_FIELDS or name in _litellms_names() or bool(FAMILIES.search(name))
 
 
 def _take_out_structures(metadata: object) -> None:
-    """Removes what the client put into metadata and is no plain value, as LiteLLM's settings there are."""
+    """Removes metadata of the client that are not plain values, because LiteLLM's settings there are none."""
     if not isinstance(metadata, dict) or not isinstance(sent := metadata.get(SENT), Mapping):
         return
     for name, value in sent.items():

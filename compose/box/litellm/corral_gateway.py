@@ -1,18 +1,18 @@
 # Rendered by corral from the inventory "farm", host box; do not edit.
 # Change the inventory or litellm/corral_gateway.py, then run: ./generate.py render
 
-"""The LiteLLM callback that lets a farm's gateway and its balancer work as one.
+"""LiteLLM callback: connects the gateway with the balancer.
 
 LiteLLM loads this file from beside its `config.yaml`:
 
     litellm_settings:
       callbacks: ["corral_gateway.corral_gateway"]
 
-It does what LiteLLM cannot be configured to do: it passes a backend's `Retry-After` on to the client, it tells the
-balancer which conversation a request belongs to, it lets equally busy replicas take turns, it refuses with the
-statuses that OpenAI's clients expect, and it logs a refusal in one line.
+It adds what LiteLLM has no setting for: it passes a backend's `Retry-After` to the client, sends the conversation of a
+request to the balancer, alternates between equally busy replicas, refuses with the statuses that OpenAI's clients
+expect, and logs a refusal in one line.
 """
-# ruff: noqa: ARG002 - the hooks' parameters are LiteLLM's, which passes them by name
+# ruff: noqa: ARG002 - LiteLLM passes the parameters of hooks by name
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from typing import Any
 from litellm._logging import verbose_logger, verbose_proxy_logger, verbose_router_logger
 from litellm.integrations.custom_logger import CustomLogger
 
-# The header the balancer keeps conversations together by; 32 hexadecimal characters, the length of its stick table.
+# The balancer's header for conversations: 32 hexadecimal characters, the key length of its stick table.
 SESSION_HEADER = "x-corral-session"
 
-# Headers by which the balancer shares slots and queues between keys.
+# Headers with which the balancer shares slots and queues between keys.
 CONSUMER_HEADER, WEIGHT_HEADER = "x-corral-consumer", "x-corral-weight"
-# Set by corral_routing, which LiteLLM calls before this.
+# Set by corral_routing, which runs before this callback.
 CLASS_HEADER = "x-corral-class"
 OWN_HEADERS = "x-corral-"
 # Metadata of a key with a weight other than 1; `keys sync` writes it.
@@ -41,10 +41,10 @@ WEIGHT = "corral_weight"
 KEY_HASH = re.compile(r"[0-9a-f]{64}")
 CONSUMER_LENGTH = 32
 
-# Headers a client may name its conversation with, first match wins.
+# Headers with which a client may name its conversation; the first match wins.
 CLIENT_SESSION_HEADERS = ("x-litellm-session-id", "x-session-id", "litellm_session_id")
 
-# Kinds of call that may get the header. For any other LiteLLM would write it into the body, or it has no use.
+# Kinds of call that may get the header. For others LiteLLM would write it into the body, or it is useless.
 CONVERSATIONS = frozenset(
     {
         "completion",
@@ -65,9 +65,9 @@ RETRY_AFTER = "retry-after"
 TOO_MANY_REQUESTS = 429
 NOT_FOUND = 404
 SERVICE_UNAVAILABLE = 503
-# How LiteLLM puts it that a backend was not reached, or closed the connection without a word.
+# LiteLLM's messages for a backend that was unreachable or closed the connection without an answer.
 #
-# The first is OpenAI's library, the others are its own connections.
+# The first comes from OpenAI's library, the others from LiteLLM's own connections.
 NOBODY_THERE = re.compile(r"Exception - (Connection error\.|Server disconnected|Cannot connect to host)")
 SOON_S = "5"
 MOST_SHOWN = 127
@@ -77,10 +77,10 @@ DELAY_OR_DATE = re.compile(r"[\w,: .+-]{1,40}", re.ASCII)
 
 
 class ShortRefusals(logging.Filter):
-    """Takes the traceback off a refusal's log record.
+    """Removes the traceback from a refusal's log record.
 
-    Refusing is what an overloaded farm does all the time; writing a traceback for each took as long as refusing, and
-    hid the errors that somebody should read.
+    An overloaded farm refuses constantly; a traceback for each refusal took as long as the refusal itself and hid
+    real errors.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -92,7 +92,7 @@ class ShortRefusals(logging.Filter):
 
 
 for _logger in (verbose_logger, verbose_proxy_logger, verbose_router_logger):
-    _logger.filters.insert(0, ShortRefusals())  # before LiteLLM's own, which search the whole text for secrets
+    _logger.filters.insert(0, ShortRefusals())  # before LiteLLM's own filters, which search the whole text for secrets
 
 
 class CorralGateway(CustomLogger):
@@ -109,24 +109,24 @@ class CorralGateway(CustomLogger):
         user_api_key_dict: object,
         traceback_str: str | None = None,
     ) -> None:
-        """Refuses as OpenAI does, and says when to come back: LiteLLM alone hides a backend's `Retry-After`."""
+        """Refuses like OpenAI and with `Retry-After`, which LiteLLM alone would hide."""
         _correct_status(original_exception, request_data.get("model"))
         if str(getattr(original_exception, "status_code", "")) != str(TOO_MANY_REQUESTS):
             return
         own_headers = _lower_case(getattr(original_exception, "headers", None))
         if own_headers.get("rate_limit_type") == "max_parallel_requests":
-            # LiteLLM says a minute, as for its other limits; but a place is free as soon as an answer ends.
+            # LiteLLM says one minute, as for its other limits, but a place is free as soon as an answer ends.
             vars(original_exception)["headers"] = {**own_headers, RETRY_AFTER: SOON_S}
         delay = _lower_case(_response_headers(original_exception)).get(RETRY_AFTER, "")
         if RETRY_AFTER in own_headers or not DELAY_OR_DATE.fullmatch(delay):
             return
-        # The proxy sends what it finds in this attribute; the exception classes do not declare it.
+        # The proxy sends this attribute, which the exception classes do not declare.
         vars(original_exception)["headers"] = {**own_headers, RETRY_AFTER: delay}
 
     async def async_pre_call_hook(
         self, user_api_key_dict: object, cache: object, data: dict[str, Any], call_type: str
     ) -> dict[str, Any]:
-        """Returns the request with the conversation's name in a header for the balancer; the body stays as it was.
+        """Returns the request with the conversation's name in a header for the balancer; the body is unchanged.
 
         Where the site names a pool for models that do not exist, such a request gets its name.
         """
@@ -153,7 +153,7 @@ class CorralGateway(CustomLogger):
         request_kwargs: dict[str, Any] | None = None,
         parent_otel_span: object = None,
     ) -> list[Any]:
-        """Returns all the deployments, another one first each time: least-busy takes the first of equals."""
+        """Returns all deployments in rotating order, because least-busy takes the first of equals."""
         if len(healthy_deployments) <= 1:
             return healthy_deployments
         turn = self._turns[model] % len(healthy_deployments)
@@ -162,7 +162,7 @@ class CorralGateway(CustomLogger):
 
 
 def consumer_headers(key: object) -> dict[str, str]:
-    """Returns the headers that tell the balancer whose request it is: half of the key's hash, and the key's weight.
+    """Returns the balancer's headers for the consumer: half of the key's hash, and the key's weight.
 
     The public frontend computes the same from the credential, so LiteLLM's alias for the master key is replaced.
     """
@@ -177,23 +177,23 @@ def consumer_headers(key: object) -> dict[str, str]:
 
 
 def _foreign(headers: object) -> dict[str, str]:
-    """Returns headers without the kit's own, which a client must not set."""
+    """Returns headers without the kit's, which a client must not set."""
     items = _text_items(headers).items()
     return {name: value for name, value in items if name == CLASS_HEADER or not name.lower().startswith(OWN_HEADERS)}
 
 
 def _correct_status(error: Exception, model: object) -> None:
-    """Makes OpenAI's statuses of LiteLLM's own, which sends what it finds here.
+    """Replaces LiteLLM's status by OpenAI's.
 
-    404 for an unknown model, 401 for an unknown key, 429 for a budget that is spent, 503 when nobody took the request:
-    on a connection that it has answered before, HAProxy says that by closing it.
+    404 for an unknown model, 401 for an unknown key, 429 for a budget that is spent, 503 when no server took the
+    request: on a reused connection, HAProxy signals that by closing it.
     """
     kind = str(getattr(error, "type", ""))
     if NOBODY_THERE.search(str(getattr(error, "message", ""))) and str(getattr(error, "status_code", "")) == "500":
         vars(error)["status_code"] = SERVICE_UNAVAILABLE
     if type(error).__name__ == "BudgetExceededError":
         vars(error)["status_code"] = TOO_MANY_REQUESTS
-    elif kind.endswith("no_db_connection"):  # without a database there is no other key than the master key
+    elif kind.endswith("no_db_connection"):  # without a database the master key is the only key
         vars(error).update(code="401", message="Authentication Error, this key is not known here", type="auth_error")
     elif not _is_unknown(model):
         return
@@ -222,7 +222,7 @@ def _is_unknown(model: object) -> bool:
 
 
 def conversation_name(data: Mapping[str, Any], key: str) -> str | None:
-    """Returns the same 32 characters for every turn of a conversation, None where there is no conversation.
+    """Returns the same 32 characters for every turn of a conversation, None for other requests.
 
     A conversation is what the client says it is, otherwise all requests with one key, model and opening: the messages
     up to and including the first of the user. The key is part of both, so that tenants never share a name.
@@ -242,7 +242,7 @@ def _client_session(data: Mapping[str, Any]) -> str | None:
 
 
 def _opening(messages: object) -> list[object]:
-    """Returns the messages up to the first of the user; they stay the same while the conversation grows."""
+    """Returns the messages up to the user's first one, which are the same in every turn."""
     if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)):
         return []
     for index, message in enumerate(messages):
@@ -257,7 +257,7 @@ def _digest(parts: list[object]) -> str:
 
 
 def _response_headers(error: Exception) -> object:
-    """Returns the backend's headers, which LiteLLM leaves in one of two places depending on the call."""
+    """Returns the backend's headers, which are in one of two places depending on the call."""
     return getattr(error, "litellm_response_headers", None) or getattr(
         getattr(error, "response", None), "headers", None
     )

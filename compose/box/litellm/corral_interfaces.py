@@ -1,17 +1,17 @@
 # Rendered by corral from the inventory "farm", host box; do not edit.
 # Change the inventory or litellm/corral_interfaces.py, then run: ./generate.py render
 
-"""The LiteLLM callback that mends what LiteLLM gets wrong when it translates between interfaces.
+"""LiteLLM callback: corrects LiteLLM's translation between interfaces.
 
 LiteLLM loads this file from beside its `config.yaml`, on every site:
 
-- `/v1/responses`: a request that needs an answer of before is refused. The gateway keeps none, and LiteLLM would send
-  the rest of the request without a word about it.
-- `/v1/messages`: a plain answer has thoughts only if the request asks for them, and those that no server signed have an
-  empty signature, as in streams, where LiteLLM writes null.
-- `/v1/completions`: every piece of a stream has its `text`, which LiteLLM leaves out of the last ones.
+- `/v1/responses`: refuses requests that refer to a stored answer. The gateway stores none, and LiteLLM would silently
+  send the rest of the request.
+- `/v1/messages`: includes thinking in a plain answer only on request. Unsigned thinking gets an empty signature, as in
+  streams; LiteLLM would write null.
+- `/v1/completions`: adds `text` to every chunk of a stream; LiteLLM omits it in the last ones.
 """
-# ruff: noqa: ARG002 - the hooks' parameters are LiteLLM's, which passes them by name
+# ruff: noqa: ARG002 - LiteLLM passes the parameters of hooks by name
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from litellm.proxy._types import ProxyException
 
 BAD_REQUEST = 400
 NOT_FOUND = 404
-# Calls about an answer of before.
+# Calls that refer to a stored answer.
 ASKED_AGAIN = frozenset({"aget_responses", "adelete_responses", "alist_input_items", "acancel_responses"})
-# Parameters of a new answer that name something kept, and OpenAI's code for each.
+# Parameters of a new answer that refer to stored objects, and OpenAI's error code for each.
 STATE = {
     "previous_response_id": "previous_response_not_found",
     "conversation": "unsupported_parameter",
@@ -35,7 +35,7 @@ REMEDY = "This gateway keeps no answers: send the whole input with every request
 
 
 class Refusal(ProxyException):
-    """An error in OpenAI's shape whose `code` is a word; LiteLLM's own have the status there."""
+    """An error in OpenAI's format whose `code` is a name; LiteLLM's own errors have the status there."""
 
     def __init__(self, message: str, code: str, param: str | None, status: int = BAD_REQUEST) -> None:
         super().__init__(message, "invalid_request_error", param, status, openai_code=code)
@@ -51,7 +51,7 @@ class CorralInterfaces(CustomLogger):
     async def async_pre_call_hook(
         self, user_api_key_dict: object, cache: object, data: dict[str, Any], call_type: str
     ) -> None:
-        """Leaves the request as it is; raises Refusal for one of `/v1/responses` that needs a kept answer."""
+        """Leaves the request unchanged; raises Refusal for one of `/v1/responses` that refers to a stored answer."""
         if call_type in ASKED_AGAIN:
             raise Refusal(f"There is no such response. {REMEDY}", "response_not_found", "response_id", NOT_FOUND)
         if "responses" in call_type:
@@ -69,12 +69,12 @@ class CorralInterfaces(CustomLogger):
     def async_post_call_streaming_iterator_hook(
         self, user_api_key_dict: object, response: AsyncIterator[Any], request_data: dict[str, Any]
     ) -> AsyncIterator[Any]:
-        """Returns the stream itself unless it is of `/v1/completions`, so that others pay nothing for each piece."""
+        """Returns the stream itself unless it is of `/v1/completions`, so that others have no cost per chunk."""
         return _filled(response) if "prompt" in request_data else response
 
 
 def refuse_state(data: Mapping[str, Any]) -> None:
-    """Raises Refusal where a request names a response, an item of one, a conversation or a prompt kept before."""
+    """Raises Refusal if a request refers to a stored response, item, conversation or prompt."""
     for name, code in STATE.items():
         if data.get(name):
             raise Refusal(f"`{name}` is not supported. {REMEDY}", code, name)
@@ -86,7 +86,7 @@ def refuse_state(data: Mapping[str, Any]) -> None:
 
 
 def _is_reference(item: object) -> bool:
-    """Whether an item of the input is only the name of one; OpenAI allows leaving out its type."""
+    """Whether an item of the input is only a reference; OpenAI allows omitting its type."""
     if not isinstance(item, Mapping):
         return False
     kind = item.get("type")
@@ -94,7 +94,7 @@ def _is_reference(item: object) -> bool:
 
 
 def _mend_thoughts(answer: dict[str, Any], wish: object) -> None:
-    """Takes thoughts out of an answer whose request has no `thinking`; signs the others, as clients require it."""
+    """Removes thinking from an answer if the request has no `thinking`; else adds signatures, which clients require."""
     is_asked = isinstance(wish, Mapping) and wish.get("type") != "disabled"
     blocks = answer.get("content") or []
     thoughts = [block for block in blocks if isinstance(block, dict) and block.get("type") == "thinking"]
@@ -111,7 +111,7 @@ async def _filled(response: AsyncIterator[Any]) -> AsyncIterator[Any]:
 
 
 def _fill_texts(answer: Any) -> None:
-    """Gives every choice of a legacy completion, or of a piece of one, a text."""
+    """Adds `text` to every choice of a legacy completion or of its chunk."""
     if getattr(answer, "object", None) != "text_completion":
         return
     for choice in answer.choices:

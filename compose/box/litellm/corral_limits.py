@@ -1,15 +1,15 @@
 # Rendered by corral from the inventory "farm", host box; do not edit.
 # Change the inventory or litellm/corral_limits.py, then run: ./generate.py render
 
-"""The LiteLLM callback that bounds what one request may ask for, whatever its route and spelling.
+"""LiteLLM callback: limits a request, for every route and every spelling of a field.
 
-The limits are in `limits.yaml` beside this file, by pool; requests that came in by the entrance carry further ones in a
-header that HAProxy sets. The smaller one holds. Everything that a client sends counts as text, except pictures and
-files, which are counted as such by the size of the whole request.
+The limits are in `limits.yaml` beside this file, by pool. For requests from the entrance HAProxy adds further limits in
+a header; the smaller one applies. Everything that a client sends counts as text, except images and files, which are
+bounded only by the size of the whole request.
 
 LiteLLM loads this file from beside its `config.yaml`, after the callback that chooses the pool.
 """
-# ruff: noqa: ARG002 - the hooks' parameters are LiteLLM's, which passes them by name
+# ruff: noqa: ARG002 - LiteLLM passes the parameters of hooks by name
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ import yaml
 from fastapi import HTTPException
 from litellm.integrations.custom_logger import CustomLogger
 
-# Set by HAProxy for requests that came in by the entrance, such as `messages=100 message_kib=32 tokens=1024`.
+# Set by HAProxy for requests from the entrance, such as `messages=100 message_kib=32 tokens=1024`.
 GUARD_HEADER = "x-corral-guard"
 BAD_REQUEST, TOO_LARGE = 400, 413
-# Names of the bound of an answer; clients of one interface use another's as well.
+# Fields that limit an answer; clients also use those of other interfaces.
 OUTPUT_NAMES = ("max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict")
-# The name by which each interface that answers with text has it.
+# The field of each interface that answers with text.
 OUTPUT_NAME_OF = {
     "completion": "max_tokens", "acompletion": "max_tokens", "text_completion": "max_tokens",
     "atext_completion": "max_tokens", "anthropic_messages": "max_tokens", "aanthropic_messages": "max_tokens",
@@ -36,9 +36,9 @@ OUTPUT_NAME_OF = {
 CHOICE_NAMES = ("n", "best_of", "n_cmpl")
 # Fields whose items are messages, texts or documents.
 LISTS = ("messages", "input", "prompt", "documents", "texts")
-# Fields that are each one text more of the prompt.
+# Fields that are each one more text of the prompt.
 FURTHER_TEXTS = ("system", "instructions", "tools", "functions", "query")
-# Types of content, and of its source, that are no text.
+# Types of content, and of its source, that are not text.
 MEDIA = frozenset(
     {"audio", "base64", "document", "file", "image", "image_url", "input_audio", "input_file", "input_image", "url"}
     | {"video_url"}
@@ -50,7 +50,7 @@ KIB = 1024
 
 
 class CorralLimits(CustomLogger):
-    """LiteLLM hooks that bound requests; one instance serves every request of a worker."""
+    """LiteLLM hooks that limit requests; one instance serves every request of a worker."""
 
     def __init__(self, pools: Mapping[str, Mapping[str, int]]) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class CorralLimits(CustomLogger):
     async def async_pre_call_hook(
         self, user_api_key_dict: object, cache: object, data: dict[str, Any], call_type: str
     ) -> dict[str, Any]:
-        """Returns the request with the bounds that it did not say itself.
+        """Returns the request with the limits that it did not set itself.
 
         Raises:
             HTTPException: 413 for too much text, 400 for a bound that is no number or is too high to be met.
@@ -78,7 +78,7 @@ class CorralLimits(CustomLogger):
 
 
 def entrance_limits(data: Mapping[str, Any]) -> dict[str, int]:
-    """The limits that HAProxy sets for its entrance; nothing for requests that came another way."""
+    """The limits that HAProxy sets for its entrance; empty for other requests."""
     request = data.get("proxy_server_request")
     headers = request.get("headers") if isinstance(request, Mapping) else None
     found = {str(name).lower(): str(value) for name, value in (headers or {}).items()}
@@ -87,12 +87,12 @@ def entrance_limits(data: Mapping[str, Any]) -> dict[str, int]:
 
 
 def smaller(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
-    """Of every limit the smaller one."""
+    """The smaller one of every limit."""
     return {name: min(limits[name] for limits in (one, other) if name in limits) for name in {*one, *other}}
 
 
 def bound_request(data: dict[str, Any], call_type: str, limits: Mapping[str, int]) -> None:
-    """Holds one request to its limits: `messages`, `message_kib`, `text_kib`, `tokens`, `default_tokens`, `choices`.
+    """Applies limits to one request: `messages`, `message_kib`, `text_kib`, `tokens`, `default_tokens`, `choices`.
 
     Args:
         data: the request; bounds that are missing are set.
@@ -131,7 +131,7 @@ def _pieces(data: Mapping[str, Any]) -> Iterator[object]:
 
 
 def text_bytes(value: object) -> int:
-    """Bytes of all text in a JSON value, without the contents of pictures and files."""
+    """Bytes of all text in a JSON value, without the contents of images and files."""
     total = 0
     rest: list[tuple[object, bool]] = [(value, False)]
     while rest:
@@ -150,7 +150,7 @@ def text_bytes(value: object) -> int:
 
 
 def _is_file(name: object, value: object) -> bool:
-    """Whether a field of a picture or file is its content: base64, a data URL with it, or an address."""
+    """Whether a field of an image or file is its content: base64, a data URL, or an address."""
     if name not in MEDIA_FIELDS or not isinstance(value, str):
         return False
     start = DATA_URL.match(value)
@@ -192,7 +192,7 @@ def _whole(name: str, value: object, least: int) -> int:
 
 
 def _settings() -> Mapping[str, Mapping[str, int]]:
-    """What is beside this file; it is not there when the file is only looked at."""
+    """The settings beside this file; empty outside a rendered site."""
     path = Path(__file__).with_name("limits.yaml")
     if not path.is_file():
         return {}

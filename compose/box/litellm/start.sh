@@ -2,9 +2,9 @@
 # Rendered by corral from the inventory "farm", host box; do not edit.
 # Change the inventory or litellm/start.sh, then run: ./generate.py render
 
-# Becomes LiteLLM with each secret that it needs in its environment: it reads them from nowhere else, and a container's
-# declared environment would show them in `docker inspect`. CORRAL_SECRETS names them, CORRAL_SECRETS_DIR holds a file each.
-# CORRAL_SERVER_KEYS names the keys of pools' servers. They get names that no provider of LiteLLM's takes by itself.
+# Starts LiteLLM with its secrets in the environment: it reads them only there, and a container's declared environment
+# would show them in `docker inspect`. CORRAL_SECRETS names them, CORRAL_SECRETS_DIR has a file for each.
+# CORRAL_SERVER_KEYS names the keys of pools' servers. They get names that no provider of LiteLLM uses by itself.
 set -eu
 read_secret() {
     file="$CORRAL_SECRETS_DIR/$1"

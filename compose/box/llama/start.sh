@@ -2,12 +2,12 @@
 # Rendered by corral from the inventory "farm", host box; do not edit.
 # Change the inventory or gpu-server/llama/start.sh, then run: ./generate.py render
 
-# llama-server's start, and its watchdog. Its arguments are llama-server's own; `health PORT` is the health check.
+# Starts llama-server with a watchdog. The arguments are llama-server's; `health PORT` is the health check.
 #
-# A server that has work and gets none of it done, does not answer, or has lost its card is ended, and so is this script,
-# with 75, so that the engine starts both anew. Being busy is no reason, nor is loading. After more than CORRAL_RESTARTS
-# such ends in CORRAL_RESTARTS_S seconds it parks: no server, a health check that says why, until somebody stops or
-# restarts the container. Whatever else ends the server ends this script with the same code.
+# If the server has requests but makes no progress, does not answer, or has lost its card, the watchdog ends it, and this
+# script exits with 75, so that Docker restarts both. It does not end busy or loading servers. After more than
+# CORRAL_RESTARTS such ends in CORRAL_RESTARTS_S seconds it parks: it starts no server, and the health check prints the
+# reason, until the container is stopped or restarted. If the server ends by itself, this script exits with the same code.
 set -eu
 
 : "${CORRAL_NAME:=llama-server}"
@@ -50,9 +50,9 @@ done
 key=''
 [ -z "$keys" ] || key=$(sed -n '/^[^#]/{p;q;}' "$keys")
 
-# --- how often it was ended, and by what -----------------------------------------------------------------------------
+# --- recent ends -----------------------------------------------------------------------------------------------------
 
-# Sets `ends` to how often the watchdog ended it of late, `last` to why it last did.
+# Sets `ends` to the number of recent ends by the watchdog, `last` to the reason of the last one.
 count_ends() {
     ends=0 last='' from=$(($(date +%s) - CORRAL_RESTARTS_S))
     [ -r "$record" ] || return 0
@@ -67,16 +67,16 @@ remember() {
     fi
 }
 
-# --- what it does ----------------------------------------------------------------------------------------------------
+# --- state of the server ---------------------------------------------------------------------------------------------
 
-# Sets `figures` to what moves when a batch is done, `is_busy` to 1 while there is work; returns 1 while it loads,
-# 2 without an answer, 3 for a server that does not show its figures.
+# Sets `figures` to the counters that change with each batch, `is_busy` to 1 while there are requests; returns 1 while the
+# model loads, 2 without an answer, 3 for a server without metrics.
 ask() {
     figures='' is_busy=0
     code=$(printf 'Authorization: Bearer %s' "$key" |
         curl -s -H @- -o "$CORRAL_TEMP_DIR/corral-figures" -w '%{http_code}' --max-time "$ASK_S" \
             "http://localhost:$port/metrics") || {
-        [ $? = 7 ] && return 1 # nobody listens yet
+        [ $? = 7 ] && return 1 # not listening yet
         return 2
     }
     case $code in
@@ -93,7 +93,7 @@ ask() {
     done <"$CORRAL_TEMP_DIR/corral-figures"
 }
 
-# Sets `used` to the processor time in hundredths of a second that the server has taken since it was asked last.
+# Sets `used` to the CPU time in hundredths of a second that the server has used since the last call.
 use_of_processor() {
     { read -r stat <"/proc/$server/stat"; } 2>/dev/null || stat=''
     # shellcheck disable=SC2086 # words are wanted
@@ -101,8 +101,8 @@ use_of_processor() {
     used=$((${12:-0} + ${13:-0} - spent)) spent=$((${12:-0} + ${13:-0}))
 }
 
-# Sets `lost` to what the driver said of a card that is gone when it was asked last, and asks it again. Nobody waits for
-# the answer: on a card in trouble it may never come, and then nothing can end the program that asks.
+# Sets `lost` to the driver's last message about a lost card, and queries it again in the background: with a failing card
+# the query may never return and cannot be killed.
 ask_driver() {
     lost=''
     [ "$CORRAL_COMPUTES_ON" = card ] && command -v nvidia-smi >/dev/null 2>&1 || return 0
@@ -127,7 +127,7 @@ end_server() {
     say "$(cat "$parked")"
 }
 
-# Ends the server when it has to be. Time is counted in looks: no clock that is set, and no sleep of the machine, adds to it.
+# The watchdog. It counts time in checks, so that clock changes and suspended machines do not count.
 watch() {
     still=0 before='' spent=0 looks=0 is_blind=0 asking=''
     while sleep "$CORRAL_WATCH_S"; do
@@ -177,7 +177,7 @@ first_trouble() { head -n 1 "$trouble" | cut -c "1-$SHOWN"; }
 
 # --- running ---------------------------------------------------------------------------------------------------------
 
-# Somebody wants it to end: what was counted is forgotten, so that it starts afresh.
+# A deliberate stop: reset the count.
 # shellcheck disable=SC2317,SC2329 # the trap calls it
 stop() {
     trap '' TERM INT
@@ -211,7 +211,7 @@ if ! command -v llama-server >/dev/null; then
     exit 127
 fi
 
-# Lines that only a card in trouble makes; at their beginning, so that nobody's words that come to be logged look like them.
+# Lines that only a failing card causes; matched at their beginning, so that logged prompts cannot match.
 signs='(CUDA|ROCm|SYCL) error: |NVRM: Xid |ggml_cuda_init: failed to initialize | *what\(\): .*ErrorDeviceLost'
 [ "$CORRAL_COMPUTES_ON" != card ] || signs="$signs|warning: no usable GPU found|load_tensors: offloaded 0/"
 : >"$trouble"

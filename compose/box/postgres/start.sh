@@ -2,12 +2,12 @@
 # Rendered by corral from the inventory "farm", host box; do not edit.
 # Change the inventory or litellm/postgres.sh, then run: ./generate.py render
 
-# postgres.sh PORT ADDRESS DATABASE ROLE PASSWORD_FILE [MONITOR PASSWORD_FILE]: PostgreSQL with its data in $PGDATA, which
-# is made on the first start.
+# postgres.sh PORT ADDRESS DATABASE ROLE PASSWORD_FILE [MONITOR PASSWORD_FILE]: starts PostgreSQL with its data in $PGDATA,
+# which the first start creates.
 #
-# ROLE owns DATABASE and has no right beyond it; MONITOR reads statistics. Both are set up on every start, before PostgreSQL
-# listens, so that data of an earlier version, where ROLE was another one and a superuser, is taken over. The superuser has
-# no password and comes in through the socket alone, which is inside the container.
+# ROLE owns DATABASE and has no other rights; MONITOR reads statistics. Every start sets up both before PostgreSQL listens,
+# which also migrates data of an older version with another ROLE that was a superuser. The superuser has no password and can
+# connect only through the socket inside the container.
 set -eu
 port=$1 address=$2 database=$3 role=$4 password_file=$5 monitor=${6-} monitor_file=${7-}
 data=${PGDATA:?}
@@ -29,15 +29,15 @@ if [ ! -s "$data/PG_VERSION" ]; then
     $as_owner initdb --pgdata "$data" --username postgres --auth-local trust --auth-host scram-sha-256 >/dev/null
 fi
 
-# What is on standard input, in a database, without a server; statements end with a semicolon and an empty line. Always at
-# the end of a pipe, whose process it becomes: after a crash the lock file names this shell's number, and PostgreSQL takes
-# that for another server unless it is its own parent's.
+# Runs standard input in a database without a server; statements end with a semicolon and an empty line. Use it only at the
+# end of a pipe, whose process it becomes: after a crash the lock file contains this shell's process id, and PostgreSQL
+# assumes another server unless the id is its parent's.
 sql() {
     # shellcheck disable=SC2086
     exec $as_owner postgres --single -j -D "$data" -c exit_on_error=on -c log_checkpoints=off "$1"
 }
 
-# A role without any right, and its password.
+# Creates a role without rights, and sets its password.
 plain_role() {
     cat <<EOF
 DO \$do\$ BEGIN

@@ -1,25 +1,25 @@
 -- Rendered by corral from the inventory "farm", host box; do not edit.
--- Change the inventory or haproxy/hold.lua, then run: ./generate.py render
+-- Change the inventory or haproxy/request_gate.lua, then run: ./generate.py render
 
--- Lets requests wait in front of a pool while `./generate.py up` changes the only server of it, or all of them; while a
--- model of a shared server is swapped; and until it is the pool's turn there (turns.lua).
+-- Holds requests to a pool while `./generate.py up` changes its only server or all its servers, while a model of a shared
+-- server is swapped, and until it is the pool's turn there (fair_swapping.lua).
 --
--- In a backend: http-request lua.hold DEPTH SECONDS; it sets txn.refused for those that cannot wait any longer.
+-- In a backend: http-request lua.hold DEPTH SECONDS; it sets txn.refused for requests that cannot wait any longer.
 -- On the runtime API: `corral hold POOL SECONDS` and `corral release POOL`.
 
 local POLL_MS = 50
-local LEFT_MS = 1000   -- Lua is not told about disconnects: drop waiters that have not polled for so long
+local LEFT_MS = 1000   -- Lua is not told about disconnects: drop waiters that have not polled for this time
 local held_until = {}
-local waiting = {}     -- by pool: when each request that waits came and last looked
+local waiting = {}     -- by pool: for each waiting request, its arrival and its last poll
 local number = 0
 
--- For the scripts that are loaded after this one, too.
+-- Also used by the scripts that are loaded after this one.
 function corral_now_ms()
     local now = core.now()
     return now.sec * 1000 + now.usec // 1000
 end
 
--- New requests to the pool wait from now on, at the longest for so many seconds.
+-- Holds new requests to the pool, for at most this number of seconds.
 function corral_hold(name, seconds)
     held_until[name] = corral_now_ms() + seconds * 1000
 end
@@ -28,7 +28,7 @@ function corral_release(name)
     held_until[name] = nil
 end
 
--- How many requests wait here for the pool, and since when the first of them does.
+-- Number of requests that wait here for the pool, and the arrival of the first one.
 function corral_waiting(name)
     local count, first, now = 0, nil, corral_now_ms()
     for id, request in pairs(waiting[name] or {}) do
@@ -42,7 +42,7 @@ function corral_waiting(name)
     return count, first
 end
 
--- Out of rotation on purpose, or on its way back: "MAINT", "DOWN 2/3"; never a server that just died, which is "DOWN".
+-- A server that was drained on purpose or is recovering: "MAINT", "DOWN 2/3"; not a failed one, which is "DOWN".
 local function is_being_changed(backend)
     for _, server in pairs(backend.servers) do
         local status = server:get_stats().status
@@ -78,7 +78,7 @@ core.register_action("hold", { "http-req" }, function(txn, depth, seconds)
     local id = number
     waiting[name] = waiting[name] or {}
     waiting[name][id] = request
-    txn:set_var("txn.refused", "gone")  -- what holds for a client that leaves: HAProxy ends this here and goes on
+    txn:set_var("txn.refused", "gone")  -- for clients that disconnect: HAProxy ends the action here and continues
     while request.looked < last and must_wait(txn, name) do
         core.msleep(POLL_MS)
         request.looked = corral_now_ms()

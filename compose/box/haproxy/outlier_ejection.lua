@@ -1,42 +1,42 @@
 -- Rendered by corral from the inventory "farm", host box; do not edit.
--- Change the inventory or haproxy/blame.lua, then run: ./generate.py render
+-- Change the inventory or haproxy/outlier_ejection.lua, then run: ./generate.py render
 
--- Decides whether a replica or a request is to blame for an answer of 500 or more, and leaves the replica out if it is.
--- HAProxy's own count of errors would take one healthy replica after the other out for requests that no replica can
--- answer. Connections that fail are not judged here: `observe layer4` does that.
+-- Decides whether a replica or a request caused an answer of 500 or more, and ejects the replica if it did. HAProxy's own
+-- error count would eject one healthy replica after the other for requests that no replica can answer. `observe layer4`
+-- handles failed connections.
 --
--- Failures of clients' requests only make a replica suspect. The proof is a probe: a smallest request of the kit's own,
--- sent through this HAProxy. A replica is left out only if it fails the probe and another replica has answered it well.
--- Nothing is probed while no request fails.
+-- Failures of client requests only make a replica suspect. The proof is a probe: a minimal request of the kit, sent through
+-- this HAProxy. A replica is ejected only if it fails the probe and another replica answers the same probe. Without failed
+-- requests there are no probes.
 --
--- In a backend:  http-request lua.settle          (waits a moment while a replica of the pool is being probed)
---                http-request lua.avoid           (a conversation that just failed somewhere is free to go elsewhere)
+-- In a backend:  http-request lua.settle          (waits briefly while a replica of the pool is being probed)
+--                http-request lua.avoid           (lets a conversation leave a replica on which it has just failed)
 --                http-after-response set-var(txn.blamed) lua.blame
 
-local LIMIT = 2          -- conversations that fail on a replica, one after the other
+local LIMIT = 2          -- consecutive conversations that fail on a replica
 local REMEMBERED = 4096
-local SHARE = 20         -- a replica that stays is not probed again for so many times as long as its probe took …
-local LEAST_PAUSE_MS, LONGEST_PAUSE_MS = 100, 10000  -- … within these bounds, so that probes take little of its time
+local SHARE = 20         -- a replica that stays is not probed again for this multiple of its probe's duration …
+local LEAST_PAUSE_MS, LONGEST_PAUSE_MS = 100, 10000  -- … within these bounds, so that probes use little of its time
 local SETTLE_MS = 100
 local POLL_MS = 5
 
-local streaks = {}       -- by pool/replica: how many such failures in a row, and since when
-local answered = {}      -- by pool/replica: when it last answered well
-local failed = {}        -- by pool and conversation: the replica on which it failed last
+local streaks = {}       -- by pool/replica: number of consecutive failures, and their start
+local answered = {}      -- by pool/replica: time of its last successful answer
+local failed = {}        -- by pool and conversation: the replica of its last failure
 local remembered = 0
 local probing = {}       -- by pool/replica: whether it is being probed
-local settling = {}      -- by pool: since when its last suspect is being probed
-local paused = {}        -- by pool/replica: until when it is not probed again
-local answerable = {}    -- pools of which a replica has answered a probe well
-local credentials = {}   -- by pool: the header with which a request was answered well
-local verdicts = {}      -- by number of the probe: false until a replica has answered, then which one and how
+local settling = {}      -- by pool: start of the current probe
+local paused = {}        -- by pool/replica: time until which it is not probed again
+local answerable = {}    -- pools with a replica that has answered a probe successfully
+local credentials = {}   -- by pool: authorization header of a successful request
+local verdicts = {}      -- by number of the probe: false until a replica has answered, then its name and result
 local probes = 0
 
 local function is_error(txn, status)
     if status < 500 or status == 501 or status == 505 then
         return false
     end
-    -- HAProxy's own 503 says that no server could take the request: no server's fault.
+    -- HAProxy's own 503 means that no server could take the request; no server has failed.
     return status ~= 503 or txn:get_var("txn.answered") ~= nil
 end
 
@@ -65,7 +65,7 @@ local function forget(conversation)
     end
 end
 
--- True if this failure is one more conversation that fails on this replica, and for all we know on this one only.
+-- Whether this failure counts against the replica: a conversation that has not failed elsewhere.
 local function counts(pool, name, conversation)
     local before = conversation and failed[conversation]
     if not before then
@@ -73,7 +73,7 @@ local function counts(pool, name, conversation)
     end
     local streak = streaks[pool .. "/" .. before]
     if before ~= name and streak then
-        streak.length = math.max(0, streak.length - 1)  -- it fails elsewhere, too: the request is to blame
+        streak.length = math.max(0, streak.length - 1)  -- it fails elsewhere too: the request is the cause
     end
     return false
 end
@@ -95,7 +95,7 @@ local function farm_of(pool)
     end
 end
 
--- "well", "error", or nil if this replica gave no answer that says anything.
+-- "well", "error", or nil if the answer proves nothing.
 local function answer_of(pool, name)
     local known, headers = farm_of(pool), { ["content-type"] = { "application/json" } }
     probes = probes + 1
@@ -120,7 +120,7 @@ local function probe(pool, name, sibling)
     local replica, began, answer = pool .. "/" .. name, corral_now_ms(), answer_of(pool, name)
     local took = corral_now_ms() - began
     if answer == "error" and is_answerable(pool, sibling) then
-        streaks[replica] = { length = LIMIT - 1, since = corral_now_ms() }  -- back again, its next failure is enough
+        streaks[replica] = { length = LIMIT - 1, since = corral_now_ms() }  -- after its return, one failure is enough
         core.backends[pool].servers[name]:check_force_down()
         core.Warning(replica .. " is left out: it fails where others answer")
         return
@@ -163,7 +163,7 @@ local function succeeded(pool, replica, conversation, credential)
     end
 end
 
--- Whether the replica is suspect after this failure, and is being probed.
+-- Whether the replica is being probed because of this failure.
 local function has_failed(pool, name, conversation)
     local replica = pool .. "/" .. name
     local is_counted = counts(pool, name, conversation)
@@ -186,7 +186,7 @@ local function has_failed(pool, name, conversation)
     return sibling ~= nil
 end
 
--- A fetch and no action, because only a fetch may look at the answers that HAProxy gives for a broken server.
+-- A fetch, not an action: only fetches can read the answers that HAProxy generates for a failed server.
 core.register_fetches("blame", function(txn)
     local pool, name, status = txn.f:be_name(), txn.f:srv_name(), txn.f:status()
     if not name or name == "" then
