@@ -75,7 +75,7 @@ def save(
 
 def bring_back(path: Path, folder: Path, *, yes: bool = False, replace: bool = False) -> str:
     """All that `restore` says."""
-    talk = Console(file=io.StringIO(), width=200)
+    talk = Console(file=io.StringIO(), width=1000)
     ask = partial(find_passphrase, None, is_new=False)
     restore(path, talk, Target(folder / "inventory.yaml", folder / "compose"), ask, replace=replace, yes=yes)
     return talk.file.getvalue()  # type: ignore[attr-defined, no-any-return]
