@@ -57,15 +57,15 @@ PANELS_LIMIT_S = 240
 NO_LOOK = "`figures` has not looked yet: its timer is systemd's; tests/compose/test_figures.py has these"
 # Queries that may have nothing to show on this site, and why.
 EMPTY_HERE = {
-    **dict.fromkeys(("farm.json: Hottest card A", "farm.json: Hottest card B"), "no cards"),
+    **dict.fromkeys(("farm.json: Hottest GPU A", "farm.json: Hottest GPU B"), "no cards"),
     "host.json: Hottest sensor A": "a virtual machine has no sensors",
     "keys.json: Budget left A": "no consumer has a budget",
     "keys.json: Use of the limits A": "no consumer has limits",
     **{
         f"farm.json: {title} A": NO_LOOK
         for title in (
-            "Containers not well", "Drift", "Memory of containers", "Model files read", "Model files that are wrong",
-            "Oldest backup", "Oldest look", "Rendering of each host", "Restarts",
+            "Age of these metrics", "Damaged model files", "Drift", "Memory of containers", "Oldest backup",
+            "Rendering of each host", "Restarts", "Unhealthy containers", "Verified model files",
         )
     },
 }  # fmt: skip
