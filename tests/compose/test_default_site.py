@@ -95,6 +95,13 @@ def client(site: Project) -> Client:
     return Client("http://127.0.0.1:4000", site.secrets["LITELLM_MASTER_KEY"])
 
 
+@pytest.fixture(scope="module")
+def scraped(site: Project) -> None:
+    """Give Prometheus its own key for LiteLLM, which `up` does by itself."""
+    words = [sys.executable, "generate.py", "keys", "sync", "--inventory", str(INVENTORY), "--out", str(site.out)]
+    subprocess.run(words, cwd=REPOSITORY, check=True, timeout=60)
+
+
 # --- answers ---------------------------------------------------------------------------------------------------------
 
 
@@ -149,12 +156,11 @@ def test_a_wrong_key_is_refused(client: Client, key: str) -> None:
     assert Client(client.base, key).chat().status_code == 401
 
 
+@pytest.mark.usefixtures("scraped")
 def test_prometheus_reads_every_target(site: Project, client: Client) -> None:
     jobs = yaml.safe_load((site.folder / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
     expected = {target for job in jobs for group in job["static_configs"] for target in group["targets"]}
     assert len(expected) == 10
-    words = [sys.executable, "generate.py", "keys", "sync", "--inventory", str(INVENTORY), "--out", str(site.out)]
-    subprocess.run(words, cwd=REPOSITORY, check=True, timeout=60)  # Prometheus' own key; `up` does it by itself
     wait_until(lambda: _up() == expected, FIGURES_LIMIT_S, f"all targets up: {expected}")
     client.chat_text()
     wait_until(
@@ -164,6 +170,7 @@ def test_prometheus_reads_every_target(site: Project, client: Client) -> None:
     )
 
 
+@pytest.mark.usefixtures("scraped")
 def test_every_panel_of_the_sites_pages_shows_something_under_load(site: Project, client: Client) -> None:
     """The pages that Grafana has here, asked in the site's own Prometheus; recorded figures show the rest elsewhere."""
 
