@@ -190,7 +190,7 @@ def _section(console: Console, title: str, note: str, columns: Sequence[str], ro
 
 
 def _table(columns: Sequence[str], rows: Iterable[tuple[str, ...]]) -> Table:
-    table = new_table(*columns, right=NUMBERS)
+    table = new_table(*(f">{column}" if column in NUMBERS else column for column in columns))
     for row in rows:
         table.add_row(*row)
     return table

@@ -10,7 +10,6 @@ from datetime import datetime
 from types import TracebackType
 from typing import Self
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.spinner import Spinner
@@ -150,12 +149,3 @@ def redraw(console: Console, views: Iterable[RenderableType], every_s: float, *,
             if number == count:
                 return
             time.sleep(every_s)
-
-
-def new_table(*columns: str) -> Table:
-    """An empty table with these columns; `>` in front of a heading is for numbers, `!` for what is never broken."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in columns:
-        heading = column.lstrip(">!")
-        table.add_column(heading, justify="right" if ">" in column[:2] else "left", no_wrap="!" in column[:2])
-    return table

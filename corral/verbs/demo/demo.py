@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -31,6 +30,7 @@ from corral.runtime.board import Board, wait_all
 from corral.runtime.interrupts import Interrupts
 from corral.runtime.lock import alone
 from corral.runtime.supervisor import LocalHost, Status, taken_ports
+from corral.tables import new_table
 from corral.units import duration
 from corral.verbs.demo.probe import client, embed, import_client, stream_chat
 from corral.verbs.models.weights import canonical, find_weights
@@ -299,9 +299,7 @@ def _report(demo: Demo) -> None:
 
 def _table(services: Sequence[Service], found: Mapping[str, Status]) -> Table:
     """Services with what they do, state, ports and memory with all their children."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0))
-    for name in ("service", "what it does", "state", "port", "memory"):
-        table.add_column(name, justify="right" if name in ("port", "memory") else "left")
+    table = new_table("service", "what it does", "state", ">port", ">memory", is_compact=True)
     for service in services:
         status = found[service.name]
         memory = supervisor.memory_bytes(status.program.pid) if status.program and status.program.pid else 0

@@ -77,8 +77,7 @@ def show_changes(plan: Plan, out: Path, changes: Sequence[KeyChange], console: C
 
 def show_keys(plan: Plan, rows: Iterable[Row], console: Console) -> None:
     """A table of all keys; aliases are left out, as a key for a pool is a key for its aliases."""
-    columns = ("key", "by", "opens", "per minute", "at once", "USD", "of", "until", "state")
-    table = new_table(*columns, right={"at once", "USD", "of"})
+    table = new_table("key", "by", "opens", "per minute", ">at once", ">USD", ">of", "until", "state")
     aliases = all_aliases(plan.inventory)
     for row in rows:
         limits = row["limits"]
@@ -95,7 +94,7 @@ def show_keys(plan: Plan, rows: Iterable[Row], console: Console) -> None:
 
 def show_spend(rows: Sequence[Row], console: Console) -> None:
     """A table of the spending of keys."""
-    table = new_table("key", "spent, USD", "budget, USD", "resets", right={"spent, USD", "budget, USD"})
+    table = new_table("key", ">spent, USD", ">budget, USD", "resets")
     for row in rows:
         resets = row["budget"]["resets"]
         until = f"{_minute(resets)} UTC" if resets else ""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from corral.tables import new_table
 from corral.verbs.models.models import Row, State
 
 AGAIN = "fetch it again with: ./generate.py models pull"
@@ -26,9 +25,7 @@ STATES: Mapping[State, tuple[str, str, str]] = {
 
 def show_rows(found: Sequence[Row], console: Console) -> None:
     """Prints a line for every file in every folder."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for column in ("model and file", "GiB", "type", "context", "sha256", "used by"):
-        table.add_column(column, justify="right" if column in ("GiB", "context") else "left", overflow="fold")
+    table = new_table("model and file", ">GiB", "type", ">context", "sha256", "used by")
     for row in found:
         words, style, _ = STATES[row.state]
         table.add_row(

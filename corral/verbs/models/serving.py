@@ -17,9 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from corral.build import Plan
@@ -34,6 +32,7 @@ from corral.runtime.hosts import ComposeHost, compose_hosts
 from corral.runtime.interrupts import Interrupts
 from corral.runtime.lock import alone
 from corral.runtime.waiting import create, wait_well
+from corral.tables import new_table
 from corral.verbs.up.rolling import roll, wait_usable
 from corral.verbs.up.up import LOCK
 
@@ -185,9 +184,7 @@ def _card_memory(host: ComposeHost) -> dict[int, int]:
 
 def show(models: Sequence[Loaded], console: Console) -> None:
     """Prints a line for each model."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for column in ("pool", "model", "server", "state", "in memory, MiB", "on cards, MiB", "planned, MiB"):
-        table.add_column(column, justify="right" if "MiB" in column else "left")
+    table = new_table("pool", "model", "server", "state", ">in memory, MiB", ">on cards, MiB", ">planned, MiB")
     for item in models:
         sizes = ("" if size is None else str(size) for size in (item.memory_mib, item.card_mib, item.planned_mib))
         state = Text(item.state, STYLES.get(item.state, "dim"))

@@ -12,12 +12,13 @@ from rich.text import Text
 
 from corral.build import Plan
 from corral.contributions import Backend, Service
-from corral.runtime.board import new_table, redraw
+from corral.runtime.board import redraw
 from corral.runtime.causes import exit_words
 from corral.runtime.docker import PARKED, Container
 from corral.runtime.haproxy import Server
 from corral.runtime.hosts import ComposeHost
 from corral.runtime.observe import SeenCard, Snapshot, observe_all, servers_seen
+from corral.tables import new_table
 from corral.units import bar, duration, gib
 
 DRIFT = "older than the rendering"
@@ -175,7 +176,7 @@ def _services_table(rows: Sequence[Data]) -> RenderableType:
         del cells[">GPU"]
     if not any(row["slots"] for row in rows):
         del cells["!slots"]
-    table = new_table(*cells)
+    table = new_table(*cells, is_compact=True)
     for row in rows:
         table.add_row(*(cell(row) for cell in cells.values()))
     return table
@@ -213,7 +214,7 @@ def _slots(row: Data) -> Text:
 
 
 def _cards_table(cards: Iterable[Data]) -> RenderableType:
-    table = new_table(">GPU", "!card", "!memory, GiB", ">!busy", ">!°C")
+    table = new_table(">GPU", "!card", "!memory, GiB", ">!busy", ">!°C", is_compact=True)
     for card in cards:
         used, total, use, heat = (card[key] for key in ("memory_mib", "memory_total_mib", "use_percent", "celsius"))
         memory = gib(total) if used is None else f"{bar(used, total)} {gib(used)} of {gib(total)}"
@@ -223,7 +224,7 @@ def _cards_table(cards: Iterable[Data]) -> RenderableType:
 
 
 def _nodes_table(nodes: Iterable[Data]) -> RenderableType:
-    table = new_table("node", "state", "slots", "address", "pool")
+    table = new_table("node", "state", "slots", "address", "pool", is_compact=True)
     for node in nodes:
         style = {"up": "green", None: "dim"}.get(node["state"], "yellow")
         table.add_row(

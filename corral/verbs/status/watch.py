@@ -18,8 +18,9 @@ from rich.text import Text
 
 from corral.build import Plan
 from corral.errors import CorralError
-from corral.runtime.board import new_table, redraw
+from corral.runtime.board import redraw
 from corral.runtime.hosts import CommandError, ComposeHost
+from corral.tables import new_table
 
 LIMIT_S = 10.0
 COLUMNS = ("time", "about", "name", "figure", "value", "unit")
@@ -163,7 +164,9 @@ def _style(row: Row) -> str:
 
 def _table(about: str, rows: Sequence[Row]) -> RenderableType:
     figures = KINDS[about][0]
-    table = new_table(f"!{'GPU' if about == 'gpu' else about}", *(f">{figure.heading}" for figure in figures))
+    table = new_table(
+        f"!{'GPU' if about == 'gpu' else about}", *(f">{figure.heading}" for figure in figures), is_compact=True
+    )
     for row in rows:
         values = [(row.values.get(figure.name), figure.digits) for figure in figures]
         cells = ["-" if value is None else f"{value:.{digits}f}" for value, digits in values]
