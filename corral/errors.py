@@ -42,10 +42,6 @@ class Finding:
         return on_one_line(f"{line} [{self.rule}]" if self.rule else line)
 
 
-# The name until every check uses the other one.
-Problem = Finding
-
-
 def in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """Findings each once, in the order in which they stand in the file."""
     return tuple(sorted(dict.fromkeys(findings), key=lambda finding: (finding.file, finding.line, finding.column)))

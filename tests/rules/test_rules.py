@@ -16,7 +16,7 @@ from corral.components import gather
 from corral.config.inventory import Inventory
 from corral.config.load import load_inventory
 from corral.contributions import Contributions, Port, Service
-from corral.errors import Problem
+from corral.errors import Finding
 from corral.plan.site import resolve
 from tests.reference import rules_reference
 
@@ -25,7 +25,7 @@ LOOKS = {**checks("inventory"), **checks("plan")}
 RULES = sorted({*REFERENCE_RULES, *LOOKS})
 
 
-def problems_in(path: Path) -> list[Problem]:
+def problems_in(path: Path) -> list[Finding]:
     """Everything that an inventory's rules find, located; `x-services` are added as a component would."""
     loaded = load_inventory(path)
     found = check_references(loaded.inventory)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from corral.config.source import MAX_BYTES, Source, parse, read_source
-from corral.errors import Problem, SiteError
+from corral.errors import Finding, SiteError
 
 
 def data_of(text: str) -> Any:
@@ -81,7 +81,7 @@ def test_every_value_has_its_place(path: tuple[str | int, ...], place: tuple[int
 
 
 def located(source: Source, *path: str | int) -> str:
-    return str(source.locate(Problem("x", path)))
+    return str(source.locate(Finding("x", path)))
 
 
 def test_a_problem_is_put_at_the_nearest_place_that_exists() -> None:
