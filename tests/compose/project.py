@@ -27,7 +27,7 @@ from corral.render.tree import render
 from tests.model_files import make_embedding_model, make_rerank_model
 from tests.processes.helpers import wait_until
 
-# Of every Compose project that tests start; nobody else's project is ever touched.
+# Of every Compose project that tests start; tests touch no other project.
 PREFIX = "corral-test-"
 COMMAND_LIMIT_S = 300
 UP_LIMIT_S = 180
@@ -48,7 +48,7 @@ class CommandFailed(AssertionError):
 
 @contextmanager
 def cut_off(container: str, alias: str) -> Iterator[None]:
-    """A container that nobody reaches: on none of its networks until the block ends, then on all of them again."""
+    """A container cut off from the others: on none of its networks until the block ends, then on all of them again."""
     names = docker(
         "inspect", "--format", "{{range $name, $_ := .NetworkSettings.Networks}}{{$name}} {{end}}", container
     )
@@ -234,7 +234,7 @@ def patiently(bring_up: Callable[[], object], is_well: Callable[[], bool], deadl
 
 @dataclass(slots=True)
 class Client:
-    """Somebody with a key at the gateway's address."""
+    """A client with a key at the gateway's address."""
 
     base: str
     key: str

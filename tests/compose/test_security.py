@@ -281,7 +281,7 @@ def test_all_who_have_no_reason_are_tried_above(site: Project) -> None:
     assert sorted(NOBODY_ELSE) == sorted(name for name in stated if "way-out" not in stated[name])
 
 
-# What a program in a container can connect to, by service and port: what it calls, and whoever calls the same.
+# What a program in a container can connect to, by service and port: what it calls, and others that call the same.
 SAME_NETWORK = {
     "chat-1": {("haproxy", GATEWAY_PORT), ("haproxy", 8404), ("chat-1", 8100)},
     "valkey": {("valkey", 6379), ("valkey-exporter", 9121), ("litellm", 4001)},

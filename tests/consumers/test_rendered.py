@@ -458,7 +458,7 @@ GRAFANA_PROVIDER = {
     *("name", "type", "orgId", "folder", "folderUid", "editable", "options", "disableDeletion"),
     *("updateIntervalSeconds", "allowUiUpdates"),
 }
-# Of conf/defaults.ini. An unknown variable would change nothing and nobody would be told.
+# Of conf/defaults.ini. Grafana ignores an unknown variable without a message.
 GRAFANA_SETTINGS = {
     "analytics": {"check_for_plugin_updates", "check_for_updates", "feedback_links_enabled", "reporting_enabled"},
     "auth_anonymous": {"enabled"},

@@ -35,7 +35,7 @@ HEALTH_PATHS = ("/health", "/v1/models")
 POISON = "poison"
 STAMPS = re.compile(r"(\d+) stamps, (\d+) ms apart")
 
-# `hold`: wait until told otherwise; `refuse`: nobody listens; `error`: 500; `break`: cut the answer in the middle;
+# `hold`: wait until told otherwise; `refuse`: the port is closed; `error`: 500; `break`: cut the answer in the middle;
 # `loading`: 503 to everything, as llama-server while it loads; `mute`: accepts, and answers nothing, not even health.
 Manner = Literal["answer", "hold", "refuse", "error", "break", "loading", "mute"]
 
@@ -81,7 +81,7 @@ class Fake:
         await self._listen()
 
     async def tell(self, manner: Manner, service_s: float) -> None:
-        """Behaves so from now on; whoever was held goes on."""
+        """Behaves so from now on; held requests go on."""
         self.manner, self.service_s = manner, service_s
         self._released.set()
         self._released = asyncio.Event()

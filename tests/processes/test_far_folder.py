@@ -18,7 +18,7 @@ from tests.compose.project import render_site
 
 pytestmark = pytest.mark.needs("sshd", "root")
 
-# User number of the operator on this machine, who is somebody else on the far host.
+# User number of the operator on this machine; the far host has another number for the operator.
 OPERATOR = 1234
 SITE = """\
 schema_version: 1
@@ -35,7 +35,7 @@ gateway: {{host: box}}
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A folder that everybody may enter, as /srv is; pytest's own are closed to others."""
+    """A folder that all users may enter, as /srv is; pytest's own are closed to others."""
     with TemporaryDirectory(prefix="corral-test-") as folder:
         Path(folder).chmod(0o755)
         yield Path(folder)

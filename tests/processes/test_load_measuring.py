@@ -37,7 +37,7 @@ class Known:
     """A server of known timing, and what it did."""
 
     port: int = 0
-    # Nobody is answered before so many requests are here.
+    # No request is answered before so many have arrived.
     held: int = 0
     ends_well: bool = True
     status: int = 200
@@ -128,7 +128,7 @@ def test_times_are_those_of_the_server(tmp_path: Path) -> None:
 
 
 def test_a_server_that_stalls_does_not_stop_the_clock(tmp_path: Path) -> None:
-    """Open loop: nobody is answered before all requests are there, so a client that waits would never send them."""
+    """Open loop: no request is answered before all have arrived, so a client that waits would never send them."""
     with serving(Known(held=6)) as known:
         found = sent(known, tmp_path, loop="burst", stages=(Stage(1.2, 1, every_s=0.2),))
     rows = sorted(found.requests, key=lambda row: float(row["due_at"]))

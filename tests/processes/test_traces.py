@@ -21,7 +21,7 @@ SECRET = "TRACES_KEY"
 PROMPT = "the heron stands in the reeds"
 ANSWER = "answer of brief-1"
 REASON = "broken on purpose"
-# LiteLLM's library sends every five seconds, and waits longer each time after nobody listened.
+# LiteLLM's library sends every five seconds, and waits longer after each failed attempt.
 TOLD_WITHIN_S = 60.0
 PROMPT_S = 5.0
 
@@ -70,7 +70,7 @@ class Receiver:
 
 @contextmanager
 def receiving(receiver: Receiver, port: int) -> Iterator[None]:
-    """Somebody who takes traces on this port, for as long as the block lasts."""
+    """A receiver of traces on this port, for as long as the block lasts."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -88,7 +88,7 @@ def receiving(receiver: Receiver, port: int) -> Iterator[None]:
 
 
 def inventory_of(ports: dict[str, int], port: int, *, prompts: bool) -> dict[str, Any]:
-    """Two pools of fakes, and somebody who wants traces."""
+    """Two pools of fakes, and a receiver of traces."""
     site = farms.inventory_of("slots", ports, Extras())
     farms.keep_only(site, "brief", "vectors")
     site["tracing"] = {"url": f"http://{LOOPBACK}:{port}/otel", "secret": SECRET, "prompts": prompts}
@@ -118,7 +118,7 @@ def test_requests_are_traced_with_their_pool_and_prompts_only_if_asked_for(
     farm: Farm, receiver: Receiver, port: int
 ) -> None:
     assert farm.plan.inventory.tracing is not None
-    # Nobody listens yet: no request fails for it, nor waits.
+    # No receiver listens yet: no request fails for it, nor waits.
     assert all(farm.ask("brief").raise_for_status().elapsed.total_seconds() < PROMPT_S for _ in range(5))
     with receiving(receiver, port):
         ask_five_times(farm)

@@ -330,7 +330,7 @@ def test_secrets_init_says_what_it_made_and_what_only_the_user_knows(run: Run, t
 
 # --- what weakens a host ---------------------------------------------------------------------------------------------
 
-# The folder of its certificate is everybody's home.
+# The folder of its certificate is the home of all users.
 WEAK = """\
 schema_version: 1
 name: site

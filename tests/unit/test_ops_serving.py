@@ -53,7 +53,7 @@ class Router:
 class Books:
     """A balancer with one server, and what was asked of it."""
 
-    # Numbers of requests, one for each time that somebody looks.
+    # Numbers of requests, one for each look at the server.
     in_flight: list[int]
     has_lua: bool = True
     asked: list[str] = field(default_factory=list)

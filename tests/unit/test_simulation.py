@@ -17,7 +17,7 @@ from corral.whatif.simulation import Fate, Station, Trace, make_trace, replay, s
 pytestmark = pytest.mark.slow
 
 ARRIVALS = 40_000
-# A queue that nobody finds full, and a patience that nobody loses.
+# A queue that is never full, and clients that never give up.
 ENDLESS = 1_000_000
 
 
@@ -132,7 +132,7 @@ class _Run:
         self.fates: list[Fate] = ["full"] * len(trace.arrivals)
 
     def arrive(self) -> Generator[simpy.Event, Any, None]:
-        """Everybody in their turn; who finds the queue full is gone again."""
+        """Requests in their order; a request that finds the queue full leaves."""
         for number, at in enumerate(self.trace.arrivals):
             yield self.env.timeout(max(0.0, at - self.env.now))
             if self.free.level:

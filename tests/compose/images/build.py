@@ -171,7 +171,7 @@ def _litellm_version() -> str:
 
 
 def _make_base(base: str, report: Report) -> None:
-    """The root file system with all programs, as an image without a name that anybody would pull."""
+    """The root file system with all programs, as an image without a name that a registry has."""
     with tempfile.TemporaryDirectory(prefix="corral-stand-in-") as folder, ThreadPoolExecutor(1) as pool:
         tar, wheels = Path(folder, "base.tar"), Path(folder, "wheels")
         early = pool.submit(_timed, report, "wheels", lambda: _fetch_wheels(wheels, PYTHON_GUESS))
