@@ -23,20 +23,25 @@ def alone(path: Path, what: str) -> Iterator[None]:
     """
     lock = FileLock(path, timeout=0)
     try:
+        _acquire(lock, path)
+        with suppress(OSError):  # a full disk: the lock holds all the same, only without a name
+            path.write_text(f"{what} {AT_WORK} (pid {os.getpid()})\n", encoding="utf-8")
+        yield
+    finally:
+        if lock.is_locked:  # also when Ctrl-C came just after it was acquired
+            path.unlink(missing_ok=True)
+            lock.release()
+            with suppress(OSError):  # there is something else in it
+                path.parent.rmdir()
+
+
+def _acquire(lock: FileLock, path: Path) -> None:
+    try:
         lock.acquire()
     except Timeout:
         raise CorralError(f"{_told(path)}; wait for it or interrupt it") from None
     except OSError as error:
         raise CorralError(f"{path}: cannot be written: {error.strerror}") from None
-    try:
-        with suppress(OSError):  # a full disk: the lock holds all the same, only without a name
-            path.write_text(f"{what} {AT_WORK} (pid {os.getpid()})\n", encoding="utf-8")
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        lock.release()
-        with suppress(OSError):  # there is something else in it
-            path.parent.rmdir()
 
 
 def _told(path: Path) -> str:
