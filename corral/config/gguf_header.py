@@ -10,7 +10,7 @@ import io
 import itertools
 import math
 import struct
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -183,6 +183,7 @@ NUMBERS = {
     "context": "context_length", "embedding": "embedding_length", "sliding_window": "attention.sliding_window",
     "key_length_sliding": "attention.key_length_swa", "value_length_sliding": "attention.value_length_swa",
     "experts": "expert_count", "experts_used": "expert_used_count", "expert_feed_forward": "expert_feed_forward_length",
+    "pooling": "pooling_type", "shared_caches": "attention.shared_kv_layers",
 }  # fmt: skip
 
 
@@ -193,7 +194,7 @@ def facts_of(header: Header) -> Gguf:
         raise HeaderError("does not say its architecture")
     keys = _Keys(architecture, header.values)
     numbers: dict[str, Any] = {name: keys.number(key) for name, key in NUMBERS.items()}
-    shares = _shares(header.tensors, keys.number("block_count"))
+    shares = _shares(header.tensors, keys)
     layers = len(shares["layer_bytes"])
     heads = keys.each("attention.head_count", layers)
     head = numbers["embedding"] // max(1, *heads) if heads else 0
@@ -246,20 +247,27 @@ class _Keys:
         return (int(value),) * layers
 
 
-def _shares(tensors: Iterable[Tensor], blocks: int) -> dict[str, Any]:
-    """Bytes of the weights by where llama.cpp puts them."""
-    layers: Counter[int] = Counter()
-    others: Counter[str] = Counter(input_bytes=0, output_bytes=0, other_bytes=0)
+def _shares(tensors: Iterable[Tensor], keys: _Keys) -> dict[str, Any]:
+    """Bytes of the weights by where llama.cpp puts them; layers that only predict further tokens are left out."""
+    found: dict[str, Counter[int]] = defaultdict(Counter)
+    others: Counter[str] = Counter(input_bytes=0, output_bytes=0, other_bytes=0, table_bytes=0)
     for tensor in tensors:
         first, _, rest = tensor.name.partition(".")
-        number = rest.partition(".")[0]
+        number, _, name = rest.partition(".")
         if first == "blk" and number.isdecimal():
-            layers[int(number)] += tensor.bytes
+            found[name][int(number)] += tensor.bytes
         else:
             where = "input" if first in INPUTS else "output" if first in OUTPUTS else "other"
             others[f"{where}_bytes"] += tensor.bytes
-    count = max([blocks, *(number + 1 for number in layers)])
-    return {**others, "layer_bytes": tuple(layers[number] for number in range(count))}
+            others["table_bytes"] += tensor.bytes if first == INPUTS[0] else 0
+    count = max([keys.number("block_count"), *(number + 1 for sizes in found.values() for number in sizes)])
+    unused = keys.number("nextn_predict_layers")
+    layers = range(count - unused)
+    per_layer = {name: tuple(sizes[layer] for layer in layers) for name, sizes in sorted(found.items())}
+    used = {name: sizes for name, sizes in per_layer.items() if any(sizes)}
+    layer_bytes = tuple(map(sum, zip(*used.values(), strict=True))) or (0,) * len(layers)
+    rest = sum(size for sizes in found.values() for size in sizes.values()) - sum(layer_bytes)
+    return {**others, "layer_bytes": layer_bytes, "tensors": used, "unused_layers": unused, "unused_bytes": rest}
 
 
 def _quantization(header: Header) -> str:

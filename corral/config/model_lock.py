@@ -83,6 +83,18 @@ class Gguf(Section):
     """Bytes of what turns vectors into tokens; on the card with the last layer."""
     layer_bytes: Counts = ()
     """Bytes of each layer's weights."""
+    tensors: dict[str, Counts] = Field(default_factory=dict)
+    """Bytes of each layer's tensors, by their names without the layer, such as `ffn_down_exps.weight`."""
+    table_bytes: Count = 0
+    """Bytes of the table of tokens alone, where other tensors turn them into vectors, too."""
+    shared_caches: Count = 0
+    """Last layers that use the cache of an earlier one."""
+    pooling: Count = 0
+    """How token vectors become one: 1 mean, 2 first, 3 last, 4 rank; 0: the file does not say."""
+    unused_layers: Count = 0
+    """Layers after all others that only predict further tokens; llama.cpp does not load them by itself."""
+    unused_bytes: Count = 0
+    """Bytes of these layers."""
     other_bytes: Count = 0
     """Bytes of all other tensors."""
 

@@ -1,13 +1,17 @@
 """What one llama-server takes, computed from what its model file says of itself. Pure.
 
 Formulas follow llama.cpp as pinned: which tensors lie where, how cache cells are rounded, which intermediate results
-are alive at the same time. `tools/bench_memory.py` compares them with llama-server's own reports
-(docs/benchmarks/memory.json).
+are alive at the same time. tests/processes/test_accounting.py compares them with llama.cpp's own accounting, of which
+no card and no weights are needed; `tools/bench_memory.py` with the buffers of a running server.
 """
 
 from __future__ import annotations
 
+import re
+from bisect import bisect_right
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from itertools import accumulate, zip_longest
 from typing import Literal
 
 from corral.config.model_lock import Gguf
@@ -23,6 +27,15 @@ BLOCK_BYTES = {
 }  # fmt: skip
 # One process on one NVIDIA card before any model: context, kernels, cuBLAS workspaces.
 CARD_MIB = 420
+# What `--n-cpu-moe` leaves in host memory, as llama.cpp names it.
+EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
+# Models that look in both directions and keep no cache; not all of them say it in their file.
+BOTH_WAYS = re.compile(r"bert|^gemma-embedding$|^llama-embed$|^t5encoder$")
+# Of them, those that cannot turn vectors into tokens.
+ENCODERS = re.compile(r"bert|^t5encoder$")
+# With several cards and all layers on them, llama.cpp works on this many batches at once: so many copies of what goes
+# in, and twelve more vectors between layers.
+COPIES, HIDDEN_COPIES = 4, 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,18 +43,31 @@ class Use:
     """How a model is served, as far as memory depends on it."""
 
     slots: int
-    # Tokens of one slot.
+    # Tokens of one slot; with `is_unified`, of all of them together.
     context: int
     batch: int
     ubatch: int
     cache_type: str = "f16"
     flash_attention: Literal["on", "off", "auto"] = "auto"
-    # Layers on cards; 0: all of it in host memory.
+    # Layers on cards, the output counted as one more as `--n-gpu-layers` does; 0: all of it in host memory.
     gpu_layers: int | Literal["all"] = "all"
     # Whether it gives vectors of all tokens instead of one next token (embedding and rerank servers).
     embeds: bool = False
-    # Cards that it is split over.
-    cards: int = 1
+    # Shares of the cards that it is split over (`--tensor-split`).
+    split: tuple[float, ...] = (1,)
+    # Patterns of tensors that stay in host memory (`--override-tensor`).
+    on_host: tuple[str, ...] = ()
+    # Whether all slots share one context.
+    is_unified: bool = False
+    # Whether the cache is on the cards as the layers are.
+    has_cache_on_cards: bool = True
+    # Whether layers with a sliding window keep everything.
+    is_window_ignored: bool = False
+
+    @property
+    def streams(self) -> int:
+        """Caches that are kept apart."""
+        return 1 if self.is_unified else self.slots
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +84,8 @@ class Memory:
     host_compute: int
     # A quantized cache turned to 16 bits for one layer, while attention works.
     converted: int
+    # Bytes on each card, without what the driver takes.
+    cards: tuple[int, ...] = ()
 
     @property
     def device(self) -> int:
@@ -69,9 +97,9 @@ class Memory:
         """Bytes in host memory, mapped weights included."""
         return self.host_weights + self.host_cache + self.host_compute + self.output
 
-    def locked(self, *, is_locked: bool) -> int:
-        """Bytes of host memory that cannot be given back: mapped weights can, unless they are locked."""
-        return self.host if is_locked else self.host - self.host_weights
+    def locked(self, *, is_mapped: bool) -> int:
+        """Bytes of host memory that cannot be given back: weights that are only mapped can."""
+        return self.host - self.host_weights if is_mapped else self.host
 
     @property
     def total(self) -> int:
@@ -80,50 +108,133 @@ class Memory:
 
     def __add__(self, other: Memory) -> Memory:
         """Both, in one server."""
-        return Memory(*(getattr(self, item.name) + getattr(other, item.name) for item in fields(self)))
+        sums = [getattr(self, item.name) + getattr(other, item.name) for item in fields(self)[:-1]]
+        return Memory(*sums, cards=tuple(map(sum, zip_longest(self.cards, other.cards, fillvalue=0))))
 
 
 def memory_of(model: Gguf, use: Use) -> Memory:
     """What a server takes with that model in that use."""
-    offloaded = _offloaded(model, use)
-    first = model.layers - offloaded
-    is_on_card = offloaded > 0
-    weights = _weights(model, use, first)
-    caches = [_cache_bytes(model, use, layer) for layer in range(model.layers)]
-    states = [_state_bytes(model, use, layer) for layer in range(model.layers)]
+    places = _places(model, use)
+    parts = [_Part(model, use, layer) for layer in range(model.layers)]
+    on_cards = [part for part in parts if places[part.layer] is not None]
     compute = compute_bytes(model, use)
+    cards = [0] * len(use.split)
+    for part in on_cards:
+        cards[places[part.layer] or 0] += part.weights + (part.cache + part.state) * use.has_cache_on_cards
+    output, end = _output_bytes(model), places[model.layers]
+    if end is not None:
+        cards[end] += output
+    elif on_cards:
+        output = 0
+    weights = sum(part.weights for part in on_cards) + (output if end is not None else 0)
+    used = {place for place in places if place is not None}
+    is_whole = all(place is not None for place in places)
+    pipelined = _pipelined(model, use) if is_whole else 0
+    converted = _converted(model, use) if on_cards else 0
+    copied = _copied(model, use, places) if used else 0
+    buffers = {card: compute + pipelined + copied * (card == min(used)) for card in used}
+    cached = on_cards if use.has_cache_on_cards else []
+    cache, state = sum(part.cache for part in cached), sum(part.state for part in cached)
     everything = sum(model.layer_bytes) + model.input_bytes + model.output_bytes + model.other_bytes
-    tied = model.input_bytes if _is_tied(model) and weights else 0
+    tied = _table_bytes(model) if _is_tied(model) and end is not None else 0
     return Memory(
         weights=weights,
-        cache=sum(caches[first:]) if is_on_card else 0,
-        state=sum(states[first:]) if is_on_card else 0,
-        compute=compute * use.cards if is_on_card else 0,
-        output=use.slots * (model.vocabulary if not use.embeds or model.is_causal else model.embedding) * FLOAT,
+        cache=cache,
+        state=state,
+        compute=sum(buffers.values()),
+        output=use.slots * (model.vocabulary if not use.embeds or is_causal(model) else model.embedding) * FLOAT,
         host_weights=everything - weights + tied,
-        host_cache=sum(caches[:first]) + sum(states[:first]),
-        host_compute=_input_bytes(model, use) if is_on_card and not first else compute,
-        converted=_converted(model, use) if is_on_card else 0,
+        host_cache=sum(part.cache + part.state for part in parts) - cache - state,
+        host_compute=_input_bytes(model, use) + pipelined if is_whole else compute,
+        converted=converted * len(used),
+        cards=tuple(size + buffers.get(card, 0) + converted * (card in used) for card, size in enumerate(cards)),
     )
 
 
-def _offloaded(model: Gguf, use: Use) -> int:
-    """Layers on cards; llama.cpp takes the last ones."""
-    return model.layers if use.gpu_layers == "all" else min(model.layers, use.gpu_layers)
+@dataclass(frozen=True)
+class _Part:
+    """One layer: its bytes on a card when it is there, and those of its cache and state."""
+
+    model: Gguf
+    use: Use
+    layer: int
+
+    @property
+    def weights(self) -> int:
+        return self.model.layer_bytes[self.layer] - sum(_on_host(self.model, self.use, self.layer))
+
+    @property
+    def cache(self) -> int:
+        return _cache_bytes(self.model, self.use, self.layer)
+
+    @property
+    def state(self) -> int:
+        return _state_bytes(self.model, self.use, self.layer)
 
 
-def _weights(model: Gguf, use: Use, first: int) -> int:
-    """Bytes of weights on cards: the last layers, and the output when one layer more is asked for."""
-    if first == model.layers:
-        return 0
-    has_output = use.gpu_layers == "all" or use.gpu_layers > model.layers
-    output = model.output_bytes + (model.input_bytes if _is_tied(model) else 0)
-    return sum(model.layer_bytes[first:]) + model.other_bytes + (output if has_output else 0)
+def _on_host(model: Gguf, use: Use, layer: int) -> Iterable[int]:
+    """Bytes of a layer's tensors that stay in host memory whatever is on cards."""
+    for name, sizes in model.tensors.items() if use.on_host else ():
+        if any(re.search(pattern, f"blk.{layer}.{name}") for pattern in use.on_host):
+            yield sizes[layer]
+
+
+def _places(model: Gguf, use: Use) -> list[int | None]:
+    """The card of every layer, and of the output after them; None: in host memory. llama.cpp takes the last ones."""
+    count = model.layers + model.unused_layers + 1
+    chosen = count if use.gpu_layers == "all" else min(count, use.gpu_layers)
+    total = sum(use.split)
+    ends = [end / total for end in accumulate(use.split)]
+    cards = [min(bisect_right(ends, place / chosen), len(ends) - 1) for place in range(chosen)]
+    found = [*[None] * (count - chosen), *cards]
+    return [*found[: model.layers], found[-1]]
+
+
+def _output_bytes(model: Gguf) -> int:
+    """Bytes of what turns vectors into tokens, and of tensors that are of no layer."""
+    return model.output_bytes + model.other_bytes + (_table_bytes(model) if _is_tied(model) else 0)
+
+
+def _table_bytes(model: Gguf) -> int:
+    """Bytes of the table that turns tokens into vectors."""
+    return model.table_bytes or model.input_bytes
 
 
 def _is_tied(model: Gguf) -> bool:
     """Whether the table that turns tokens into vectors also turns vectors into tokens; a card has its own copy."""
-    return model.is_causal and model.output_bytes < model.vocabulary * model.embedding // 8
+    has_output = not ENCODERS.search(model.architecture)
+    return has_output and model.output_bytes < model.vocabulary * model.embedding // 8
+
+
+def is_causal(model: Gguf) -> bool:
+    """Whether a model keeps a cache of what it read; those that look in both directions keep none."""
+    return model.is_causal and not BOTH_WAYS.search(model.architecture)
+
+
+def _copied(model: Gguf, use: Use, places: list[int | None]) -> int:
+    """Bytes of weights in host memory that llama.cpp copies onto the first card, one tensor after the other.
+
+    With experts in every layer and a recurrent state in some, two of those that `on_host` means are there at a time.
+    """
+    layers = range(model.layers)
+    far = max((_largest(model, layer) for layer in layers if places[layer] is None), default=0)
+    left = [sorted(_on_host(model, use, layer), reverse=True) for layer in layers if places[layer] is not None]
+    has_experts = any(all(sizes) for name, sizes in model.tensors.items() if "_exps" in name)
+    count = 2 if any(model.recurrent) and has_experts else 1
+    return max([far, *(sum(sizes[:count]) for sizes in left)])
+
+
+def _largest(model: Gguf, layer: int) -> int:
+    """Bytes of a layer's largest tensor; a third of the layer where its tensors are not known."""
+    return max((sizes[layer] for sizes in model.tensors.values()), default=model.layer_bytes[layer] // 3)
+
+
+def _pipelined(model: Gguf, use: Use) -> int:
+    """Bytes more on each of several cards that have all of a model, for batches that are worked on at the same time."""
+    if len(use.split) == 1 or use.on_host or not use.has_cache_on_cards:
+        return 0
+    tokens = min(use.ubatch, use.batch)
+    return (COPIES - 1) * _mask_bytes(model, use, tokens) + HIDDEN_COPIES * model.embedding * tokens * FLOAT
 
 
 # --- caches ----------------------------------------------------------------------------------------------------------
@@ -134,18 +245,19 @@ def _padded(tokens: int) -> int:
 
 
 def _cells(model: Gguf, use: Use, layer: int) -> int:
-    """Cache cells of one layer for one slot."""
+    """Cache cells of one layer for one slot, or for all of them when they share a context."""
     full = _padded(use.context)
-    if model.sliding and model.sliding[layer]:
-        return min(full, _padded(model.sliding_window + use.ubatch))
+    if model.sliding and model.sliding[layer] and not use.is_window_ignored:
+        windows = use.slots if use.is_unified else 1
+        return min(full, _padded(model.sliding_window * windows + use.ubatch))
     return full
 
 
 def _cache_bytes(model: Gguf, use: Use, layer: int) -> int:
     """Bytes of one layer's K and V for all slots."""
-    if not model.is_causal or _is_recurrent(model, layer):
+    if not is_causal(model) or _is_recurrent(model, layer) or layer >= model.layers - model.shared_caches:
         return 0
-    each = BLOCK_BYTES[use.cache_type] * _cells(model, use, layer) * use.slots
+    each = BLOCK_BYTES[use.cache_type] * _cells(model, use, layer) * use.streams
     if model.latent:
         return round(each * (model.latent + model.rope))
     key, value = _head_lengths(model, layer)
@@ -167,7 +279,7 @@ def _state_bytes(model: Gguf, use: Use, layer: int) -> int:
 
 
 def _converted(model: Gguf, use: Use) -> int:
-    if use.cache_type in ("f16", "bf16", "f32") or not model.is_causal:
+    if use.cache_type in ("f16", "bf16", "f32") or not is_causal(model):
         return 0
     widest = max((model.kv_heads[layer] * sum(_head_lengths(model, layer)) for layer in range(model.layers)), default=0)
     return widest * _padded(use.context) * HALF
@@ -184,7 +296,7 @@ def compute_bytes(model: Gguf, use: Use) -> int:
         _attention_bytes(model, use, tokens, hidden),
         _feed_forward_bytes(model, tokens, hidden),
     ]
-    if use.embeds and model.is_causal:
+    if use.embeds and is_causal(model):
         phases.append(model.vocabulary * tokens * FLOAT + 5 * hidden)
     return _mask_bytes(model, use, tokens) + max(phases) + tokens * INDEX * 4
 
@@ -196,7 +308,7 @@ def _feed_forward_bytes(model: Gguf, tokens: int, hidden: int) -> int:
         inner = max(model.expert_feed_forward or inner, 1) * max(1, model.experts_used)
         chosen = hidden * max(1, model.experts_used)
         return max(3 * inner * tokens * FLOAT + 5 * hidden, inner * tokens * FLOAT + chosen + 5 * hidden)
-    if not model.is_causal:
+    if not is_causal(model):
         return 2 * inner * tokens * FLOAT + 3 * hidden
     return 3 * inner * tokens * FLOAT + 5 * hidden
 
@@ -208,7 +320,7 @@ def _attention_bytes(model: Gguf, use: Use, tokens: int, hidden: int) -> int:
         key, value = _head_lengths(model, layer)
         queries = model.heads[layer] * key * tokens * FLOAT
         pairs = model.kv_heads[layer] * (key + value) * tokens * FLOAT
-        turned = 4 if model.is_causal else 3
+        turned = 4 if is_causal(model) else 3
         scores = 0 if _has_flash(use) else model.heads[layer] * _pairs(model, use, layer, tokens) * FLOAT
         widest = max(widest, 2 * hidden + turned * queries + pairs + scores)
     return widest
@@ -220,7 +332,7 @@ def _has_flash(use: Use) -> bool:
 
 def _pairs(model: Gguf, use: Use, layer: int, tokens: int) -> int:
     """Pairs of a new token and one that it looks at, in one physical batch over all slots."""
-    if not model.is_causal:
+    if not is_causal(model):
         return tokens * tokens
     return _cells(model, use, layer) * tokens
 

@@ -77,7 +77,7 @@ def _memory_of_model(weights: Model, lock: ModelLock, engine: ServerSettings, ca
         slots=engine.slots or 1, context=weights.context, batch=engine.batch or 2048, ubatch=engine.ubatch or 512,
         cache_type=engine.cache_type or "f16", flash_attention=engine.flash_attention or "auto",
         gpu_layers=(engine.gpu_layers if engine.gpu_layers is not None else "all") if cards else 0,
-        embeds=weights.kind in WHOLE_INPUT, cards=max(1, cards),
+        embeds=weights.kind in WHOLE_INPUT, split=(1,) * max(1, cards),
     )  # fmt: skip
     return memory_of(gguf, use)
 
@@ -93,7 +93,7 @@ def gguf_of(weights: Model, lock: ModelLock) -> Gguf | None:
         return first
     if not all(known and known.size for known in files):
         return None
-    spoken = sum(first.layer_bytes) + first.input_bytes + first.output_bytes + first.other_bytes
+    spoken = sum(first.layer_bytes) + first.unused_bytes + first.input_bytes + first.output_bytes + first.other_bytes
     more = max(0, sum(known.size for known in files if known) - spoken)
     return first.model_copy(update={"other_bytes": first.other_bytes + more})
 
