@@ -1,8 +1,8 @@
-"""llama.cpp's own accounting of a server's memory, on cards that do not exist: no weights are read, nothing is allocated.
+"""llama.cpp's own accounting of a server's memory, on cards that do not exist: no weights are read, no memory is taken.
 
 `python -m tests.llama_accounting CARDS < cases.json` prints for every case what `llama-fit-params --fit-print` would:
-MiB of weights, context and compute buffers on each card and in host memory. llama.cpp is the wheel's. A card is a copy of
-its CPU device that says that it is a GPU with memory of its own; like CUDA it takes long batches of what lies in host
+MiB of weights, context and compute buffers on each card and in host memory. llama.cpp is the wheel's. A card is a
+copy of its CPU device that says that it is a GPU with memory of its own; like CUDA it takes long batches of what lies in host
 memory (GGML_OP_OFFLOAD_MIN_BATCH). Everything else, from the split over cards to the graph's buffers, is llama.cpp's.
 A process of its own, because llama.cpp ends it when a file cannot be loaded, and devices are never unregistered.
 """
@@ -84,7 +84,11 @@ def add_card(wheel: _Wheel, name: str, memory: int) -> None:
     """Registers a card with so many bytes of memory."""
     cpu = wheel.function("ggml_backend_dev_get", Pointer, ctypes.c_size_t)(0)
     memory_of_cpu = wheel.function("ggml_backend_cpu_buffer_type", Pointer)()
-    device, own, pinned = _copy(cpu, DEVICE_WORDS), _copy(memory_of_cpu, BUFFER_WORDS), _copy(memory_of_cpu, BUFFER_WORDS)
+    device, own, pinned = (
+        _copy(cpu, DEVICE_WORDS),
+        _copy(memory_of_cpu, BUFFER_WORDS),
+        _copy(memory_of_cpu, BUFFER_WORDS),
+    )
     address, label = ctypes.addressof(device), _text(name)
     for buffers, title in ((own, name), (pinned, f"{name}_Host")):
         text = _text(title)
@@ -146,10 +150,14 @@ def _account(wheel: _Wheel, case: Case) -> dict[str, list[int]]:
 
     parameters = parse(case["words"])
     for name, value in case.get("parameters", {}).items():
-        setattr(parameters, name, [*value, *getattr(parameters, name)[len(value) :]] if isinstance(value, list) else value)
+        setattr(
+            parameters, name, [*value, *getattr(parameters, name)[len(value) :]] if isinstance(value, list) else value
+        )
     # The C++ structure lies behind the Python object's head.
     address = id(parameters) + PARAMETERS_OFFSET
-    model = wheel.function("_Z28common_model_params_to_llamaR13common_params", _by_value(MODEL_PARAMETERS), Pointer)(address)
+    model = wheel.function("_Z28common_model_params_to_llamaR13common_params", _by_value(MODEL_PARAMETERS), Pointer)(
+        address
+    )
     context = wheel.function(
         "_Z30common_context_params_to_llamaRK13common_params", _by_value(CONTEXT_PARAMETERS), Pointer
     )(address)
@@ -197,7 +205,8 @@ def main() -> None:
     for number in range(int(sys.argv[1])):
         add_card(wheel, f"GPU{number}", 1 << 40)
     for case in json.load(sys.stdin):
-        print(json.dumps(_account(wheel, case)), flush=True)
+        sys.stdout.write(json.dumps(_account(wheel, case)) + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

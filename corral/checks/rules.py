@@ -23,8 +23,10 @@ from corral.plan.memory import MIB
 from corral.plan.own_image import CUDA11_FLOOR, CUDA12_FLOOR, build_command, is_own
 from corral.plan.routing import pools_behind
 from corral.plan.site import Card, Replica, Site
+from corral.plan.sizes import billions, weights_mib
 
 components()  # with their rules
+LOOK = "look into the file: ./generate.py models inspect"
 # Host memory of one server besides its buffers: program, tokenizer, threads.
 PROGRAM_MIB = 150
 # More threads than this for each core cost more than they bring.
@@ -197,6 +199,7 @@ def _vram(site: Site, found: Contributions) -> Iterator[Finding]:
         for claim in service.tenancies:
             tenants[service.host, claim.number].append((service.name, claim.vram_mib))
     pools = _pools_of_services(site)
+    guessed = {(item.host, item.service): item.model for item in site.replicas if item.is_guess}
     full: dict[tuple[str, tuple[str, ...], int, int], list[int]] = defaultdict(list)
     for (host, number), claims in tenants.items():
         room = site.cards[host][number - 1].vram_mib - VRAM_RESERVE_MIB
@@ -214,7 +217,25 @@ def _vram(site: Site, found: Contributions) -> Iterator[Finding]:
         ]
         shared = next((name for name, _ in reversed(tenants[host, numbers[0]]) if name in site.host(host).shared), "")
         path = ("hosts", host, "shared", shared) if shared else ("pools", who[-1], "on")
-        yield Finding(words, path, what_fits(site, here, wanted - room))
+        models = {guessed[host, name] for name, _ in tenants[host, numbers[0]] if (host, name) in guessed}
+        hint = what_fits(site, here, wanted - room)
+        if models and sum(mib for name, mib in tenants[host, numbers[0]] if (host, name) not in guessed) <= room:
+            words += f"; the size of {', '.join(sorted(models))} is a guess from the file's name"
+            yield Finding(words, path, f"{LOOK}; if it is right, {hint}", level="warning")
+        else:
+            yield Finding(words, path, hint)
+
+
+@check("plan", "memory-guess", level="warning")
+def _memory_guess(site: Site, _found: Contributions) -> Iterator[Finding]:
+    """A chat model's size is known from its file, or at least its file's name says how many parameters it has."""
+    for name in sorted({replica.model for replica in site.replicas if replica.is_guess and replica.kind == "chat"}):
+        model = site.inventory.models[name]
+        if billions(model) is None and model.size_gib is None:
+            words = (
+                f"the file's name does not say how large the model is; the plan takes it for {weights_mib(model)} MiB"
+            )
+            yield Finding(words, ("models", name, "source"), LOOK)
 
 
 def _turns(site: Site, host: str, service: str) -> str:
@@ -223,7 +244,7 @@ def _turns(site: Site, host: str, service: str) -> str:
     shared = members[0].shared if members else None
     if shared is None:
         return ""
-    parts = " + ".join(f"{item.pool} {item.vram_mib // len(item.cards)}" for item in members[: shared.loaded])
+    parts = " + ".join(f"{item.pool} {max(item.card_mib)}" for item in members[: shared.loaded])
     return f" = {parts}, the largest {min(shared.loaded, len(members))} of {len(members)}"
 
 
@@ -261,9 +282,7 @@ def _server_ram(site: Site, _found: Contributions) -> Iterator[Finding]:
     for replica in one_of_each_sort(site):
         if replica.memory is None:
             continue
-        wanted = (
-            replica.memory.locked(is_locked=bool(replica.engine.mlock)) // MIB + replica.cache_ram_mib + PROGRAM_MIB
-        )
+        wanted = replica.memory.locked(is_mapped=_is_mapped(replica)) // MIB + replica.cache_ram_mib + PROGRAM_MIB
         if wanted > replica.memory_mib:
             parts = f"{wanted - replica.cache_ram_mib} for the server, {replica.cache_ram_mib} for its prompt cache"
             words = (
@@ -271,6 +290,11 @@ def _server_ram(site: Site, _found: Contributions) -> Iterator[Finding]:
             )
             hint = "raise memory_mib, or lower cache_ram_mib, slots or the context"
             yield Finding(words, engine_key(site, replica, "memory_mib"), hint)
+
+
+def _is_mapped(replica: Replica) -> bool:
+    """Whether weights in host memory are only mapped, so that they can be given back and read again."""
+    return not replica.engine.mlock and replica.engine.load_mode in (None, "mmap")
 
 
 @check("plan", "swap")

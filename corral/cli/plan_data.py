@@ -62,7 +62,7 @@ def _service_data(service: Service, members: tuple[Replica, ...]) -> dict[str, A
         return data | _replica_data(members[0])
     return data | {
         "loaded": members[0].shared.loaded,
-        "vram_mib": claimed_mib(members),
+        "vram_mib": sum(claimed_mib(members)),
         "shared_by": list(map(_replica_data, members)),
     }
 
@@ -71,6 +71,7 @@ def _replica_data(replica: Replica) -> dict[str, Any]:
     return {
         "pool": replica.pool, "model": replica.model, "slots": replica.slots, "context": replica.weights.context,
         "gpus": [card.number for card in replica.cards], "vram_mib": replica.vram_mib,
+        "card_mib": list(replica.card_mib), "tensor_split": list(replica.split) if len(replica.split) > 1 else None,
         "cache_ram_mib": replica.cache_ram_mib,
         "memory_bytes": None if replica.memory is None else asdict(replica.memory),
     }  # fmt: skip

@@ -18,7 +18,7 @@ from corral.contributions import Service
 from corral.gateway.frontends import gateway_publish_address
 from corral.plan.cards import VRAM_RESERVE_MIB
 from corral.plan.routing import tier_settings
-from corral.plan.site import Replica, bracketed, claimed_mib
+from corral.plan.site import Card, Replica, bracketed, claimed_mib
 from corral.tables import new_table
 from corral.units import bar, gib
 from corral.whatif import measured
@@ -69,7 +69,7 @@ def _show_host(plan: Plan, console: Console, name: str) -> None:
     if replicas:
         console.print(_servers_table(plan, name, replicas))
     notes = list(plan.site.reasons) if any(replica.cards for replica in replicas) else []
-    if guessed := sorted({replica.model for replica in replicas if replica.cards and is_guess(replica)}):
+    if guessed := sorted({replica.model for replica in replicas if replica.cards and replica.is_guess}):
         notes.append(f"~ estimated from file names: {', '.join(guessed)}; exact after: ./generate.py models inspect")
     for note in notes:
         console.print(f"[dim]{escape(note)}[/]", soft_wrap=True)
@@ -100,10 +100,12 @@ def _servers_table(plan: Plan, host: str, replicas: list[Replica]) -> Table:
         here = [replica for replica in replicas if card in replica.cards]
         first = [replica for replica in here if replica.cards[0] == card]
         services = dict.fromkeys(replica.service for replica in here)
-        used = sum(_share_mib([item for item in here if item.service == service]) for service in services)
+        used = sum(_mib_on(card, [item for item in here if item.service == service]) for service in services)
         room = card.vram_mib - VRAM_RESERVE_MIB
-        memory = f"{bar(used, room)}{'~' if any(map(is_guess, here)) else ' '}{gib(used):>4} of {gib(room)}"
-        rows += _placed(str(card.number), memory, [_replica_row(replica) for replica in first] or [("[dim]free[/]",)])
+        memory = (
+            f"{bar(used, room)}{'~' if any(replica.is_guess for replica in here) else ' '}{gib(used):>4} of {gib(room)}"
+        )
+        rows += _placed(str(card.number), memory, [_replica_row(replica) for replica in first] or [(_of_others(here),)])
     rows += _placed("CPU", "", [_replica_row(replica) for replica in replicas if not replica.cards])
     columns = ("GPU", "VRAM, GiB", "service", "pool", "port", "slots × tokens", "RAM, MiB")
     table = _table(columns, rows)
@@ -111,9 +113,14 @@ def _servers_table(plan: Plan, host: str, replicas: list[Replica]) -> Table:
     return table
 
 
-def _share_mib(members: Sequence[Replica]) -> int:
-    """What a server takes of each of its cards."""
-    return claimed_mib(members) // len(members[0].cards)
+def _mib_on(card: Card, members: Sequence[Replica]) -> int:
+    """What a server takes on one of its cards."""
+    return claimed_mib(members)[members[0].cards.index(card)]
+
+
+def _of_others(here: Sequence[Replica]) -> str:
+    """What a card says on which no server begins."""
+    return f"[dim]{escape('with ' + ', '.join(replica.service for replica in here)) if here else 'free'}[/]"
 
 
 def _placed(place: str, memory: str, rows: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
@@ -132,14 +139,6 @@ def _service_row(service: Service) -> tuple[str, ...]:
     ports = "\n".join(str(port.number) for port in service.ports)
     places = "\n".join(port.publish or "[dim]inside[/]" for port in service.ports)
     return service.name, service.role, ports, places, str(service.memory_mib), service.image
-
-
-def is_guess(replica: Replica) -> bool:
-    """Whether a replica's size on its card is estimated from its file's name.
-
-    A size stated in the inventory is none, nor is the share that a server takes of its cards, whatever the model.
-    """
-    return replica.memory is None and replica.engine.vram_mib is None and not replica.weights.served_by.takes_share
 
 
 # --- what clients may call -------------------------------------------------------------------------------------------

@@ -266,8 +266,8 @@ def _shares(tensors: Iterable[Tensor], keys: _Keys) -> dict[str, Any]:
     per_layer = {name: tuple(sizes[layer] for layer in layers) for name, sizes in sorted(found.items())}
     used = {name: sizes for name, sizes in per_layer.items() if any(sizes)}
     layer_bytes = tuple(map(sum, zip(*used.values(), strict=True))) or (0,) * len(layers)
-    rest = sum(size for sizes in found.values() for size in sizes.values()) - sum(layer_bytes)
-    return {**others, "layer_bytes": layer_bytes, "tensors": used, "unused_layers": unused, "unused_bytes": rest}
+    left_out = sum(size for sizes in found.values() for size in sizes.values()) - sum(layer_bytes)
+    return {**others, "layer_bytes": layer_bytes, "tensors": used, "unused_layers": unused, "unused_bytes": left_out}
 
 
 def _quantization(header: Header) -> str:

@@ -213,6 +213,15 @@ class ServerSettings(Section):
     """Layers kept on the GPU (`--n-gpu-layers`)."""
     split_mode: Literal["layer", "row", "tensor"] | None = None
     """How one replica is split over several cards (`--split-mode`); by layers when absent."""
+    tensor_split: Annotated[tuple[Annotated[float, Field(ge=0, le=100_000)], ...], ANY_LIST] | None = None
+    """Shares of the cards of one replica, in their order (`--tensor-split`); by what each has left when absent."""
+    cpu_moe: Annotated[int | Literal["all"] | None, BeforeValidator(_layers)] = None
+    """Layers, the first ones, whose experts stay in host memory (`--n-cpu-moe`, `--cpu-moe`): the way to run a mixture
+    of experts that is larger than the card."""
+    host_tensors: Annotated[tuple[Word, ...], ANY_LIST] | None = None
+    """Patterns of tensors that stay in host memory, such as `ffn_(up|down)_exps` (`--override-tensor PATTERN=CPU`)."""
+    kv_unified: bool | None = None
+    """All slots share one context of the model's `context` tokens, instead of one for each (`--kv-unified`)."""
     batch: int | None = Field(None, ge=1, le=1_048_576)
     """Logical batch in tokens (`--batch-size`)."""
     ubatch: int | None = Field(None, ge=1, le=1_048_576)
@@ -227,6 +236,12 @@ class ServerSettings(Section):
     """Smallest chunk in tokens that is reused from the prompt cache by shifting (`--cache-reuse`)."""
     cache_ram_mib: int | None = Field(None, ge=0, le=64 * TIB_MIB)
     """Host memory for prompts of earlier requests (`--cache-ram`); the program's own 8192 MiB burst containers."""
+    checkpoints: int | None = Field(None, ge=0, le=1024)
+    """States of a conversation that each slot keeps in host memory (`--ctx-checkpoints`), for models with a sliding
+    window or a recurrent state; as many as 1 GiB holds when absent, 32 at most."""
+    load_mode: Literal["mmap", "none", "dio"] | None = None
+    """How weights are read (`--load-mode`): mapped when absent; `none` copies them, which is faster from a network
+    share and takes host memory for all that is not on a card; `dio` reads past the system's cache."""
     mlock: bool | None = None
     """Keep the weights in RAM (`--load-mode mmap+mlock`)."""
     jinja: bool | None = None

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from corral.plan.cards import VRAM_RESERVE_MIB
-from corral.plan.memory import CARD_MIB, MIB
-from corral.plan.settings import memory_of_replica
+from corral.plan.settings import card_mib, memory_of_replica
 from corral.plan.site import Card, Replica, Site
 from corral.plan.sizes import worst
 
@@ -37,7 +36,7 @@ def _fewer_at_once(replicas: list[Replica], lacking: int) -> Iterator[str]:
 
 
 def _share(replica: Replica) -> int:
-    return replica.vram_mib // len(replica.cards)
+    return max(replica.card_mib)
 
 
 def _room(site: Site, replica: Replica, lacking: int) -> int:
@@ -69,6 +68,20 @@ def _changes(site: Site, replica: Replica, lacking: int) -> Iterator[str]:
     split = next((count for count in counts if fits(cards=count) <= room), 0)
     if split:
         yield f"{replica.pool} split with gpus_per_replica: {split}"
+    yield from _in_host_memory(replica, room, fits)
+
+
+def _in_host_memory(replica: Replica, room: int, fits: Callable[..., int]) -> Iterator[str]:
+    """The fewest layers, or experts of layers, that have to stay in host memory."""
+    layers = range(replica.layers_on_cards)
+    if replica.gguf is not None and replica.gguf.experts:
+        count = bisect_left(layers, x=-room, key=lambda number: -fits(cpu_moe=number))
+        if count < len(layers):
+            yield f"{replica.pool} with cpu_moe: {count} (experts of so many layers in host memory)"
+            return
+    kept = bisect_right(layers, room, key=lambda number: fits(gpu_layers=number)) - 1
+    if kept > 0:
+        yield f"{replica.pool} with gpu_layers: {kept} (the others in host memory, slower)"
 
 
 def _other_card(site: Site, replica: Replica) -> Card | None:
@@ -86,8 +99,9 @@ def _other_card(site: Site, replica: Replica) -> Card | None:
 def _size(site: Site, replica: Replica, *, context: int = 0, cards: int = 0, **settings: str | int) -> int:
     """MiB on each of its cards after a change."""
     if replica.engine.vram_mib is not None:
-        return replica.vram_mib
+        return _share(replica)
     weights = replica.weights.model_copy(update={"context": context} if context else {})
-    count = cards or len(replica.cards)
-    memory = memory_of_replica(weights, site.lock, replica.engine.model_copy(update=settings), count, replica.draft)
-    return replica.vram_mib if memory is None else -(-memory.device // MIB) // count + CARD_MIB
+    engine = replica.engine.model_copy(update=settings)
+    split = (1,) * cards if cards else replica.split
+    memory = memory_of_replica(weights, site.lock, engine, split, replica.draft)
+    return max(replica.card_mib if memory is None else card_mib(weights, engine, memory, replica.draft, split))

@@ -81,6 +81,6 @@ def access(site: Site, replica: Replica) -> Access:
 
 
 def claims(replica: Replica) -> tuple[GpuClaim, ...]:
-    """The replica's share of each of its cards."""
-    share = replica.vram_mib // max(len(replica.cards), 1)
-    return tuple(GpuClaim(card.number, card.device, share, card.vendor) for card in replica.cards)
+    """What the replica takes on each of its cards."""
+    sizes = zip(replica.cards, replica.card_mib, strict=True)
+    return tuple(GpuClaim(card.number, card.device, mib, card.vendor) for card, mib in sizes)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import accumulate, zip_longest
 from typing import Literal
 
@@ -30,7 +30,7 @@ CARD_MIB = 420
 # What `--n-cpu-moe` leaves in host memory, as llama.cpp names it.
 EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
 # Models that look in both directions and keep no cache; not all of them say it in their file.
-BOTH_WAYS = re.compile(r"bert|^gemma-embedding$|^llama-embed$|^t5encoder$")
+BOTH_WAYS = re.compile(r"bert|^gemma-embedding|^llama-embed$|^t5encoder$")
 # Of them, those that cannot turn vectors into tokens.
 ENCODERS = re.compile(r"bert|^t5encoder$")
 # With several cards and all layers on them, llama.cpp works on this many batches at once: so many copies of what goes
@@ -84,6 +84,8 @@ class Memory:
     host_compute: int
     # A quantized cache turned to 16 bits for one layer, while attention works.
     converted: int
+    # What a slot remembers of one moment of its conversation: states, and caches of sliding windows.
+    checkpoint: int = 0
     # Bytes on each card, without what the driver takes.
     cards: tuple[int, ...] = ()
 
@@ -108,8 +110,8 @@ class Memory:
 
     def __add__(self, other: Memory) -> Memory:
         """Both, in one server."""
-        sums = [getattr(self, item.name) + getattr(other, item.name) for item in fields(self)[:-1]]
-        return Memory(*sums, cards=tuple(map(sum, zip_longest(self.cards, other.cards, fillvalue=0))))
+        sums = [getattr(self, item.name) + getattr(other, item.name) for item in fields(self) if item.name != "cards"]
+        return replace(Memory(*sums), cards=tuple(map(sum, zip_longest(self.cards, other.cards, fillvalue=0))))
 
 
 def memory_of(model: Gguf, use: Use) -> Memory:
@@ -147,6 +149,7 @@ def memory_of(model: Gguf, use: Use) -> Memory:
         host_cache=sum(part.cache + part.state for part in parts) - cache - state,
         host_compute=_input_bytes(model, use) + pipelined if is_whole else compute,
         converted=converted * len(used),
+        checkpoint=_checkpoint_bytes(parts),
         cards=tuple(size + buffers.get(card, 0) + converted * (card in used) for card, size in enumerate(cards)),
     )
 
@@ -170,6 +173,15 @@ class _Part:
     @property
     def state(self) -> int:
         return _state_bytes(self.model, self.use, self.layer)
+
+
+def _checkpoint_bytes(parts: Iterable[_Part]) -> int:
+    """Bytes of one slot's states, and of its caches that forget what is older than their window."""
+    return sum(
+        part.state // part.use.slots
+        + (part.cache // part.use.slots if any(part.model.sliding) and part.model.sliding[part.layer] else 0)
+        for part in parts
+    )
 
 
 def _on_host(model: Gguf, use: Use, layer: int) -> Iterable[int]:

@@ -1,13 +1,14 @@
 """`on: auto`: the plan chooses the cards of a pool's replicas, and says why.
 
-The fewest cards, evenly filled, never too full. Pure, and the same for the same input. Every replica goes onto one
-card. Replicas of one pool go onto different cards while there are enough, since two on one card only share it.
+The fewest cards, evenly filled, never too full. Pure, and the same for the same input. A replica goes onto one card,
+or over the fewest cards of a host when none could hold it. Replicas of one pool go onto different cards while there
+are enough, since two on one card only share it.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from corral.config.inventory import Inventory, Placement, Pool
@@ -15,8 +16,8 @@ from corral.plan.sizes import worst
 
 # Host and GPU number of a card.
 Key = tuple[str, int]
-# MiB that one replica of a pool takes on a kind of card.
-Size = Callable[[str, str], int]
+# MiB that one replica of a pool takes on so many cards of a kind, together.
+Size = Callable[[str, str, int], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class Room:
     # Pools that are on it already.
     pools: frozenset[str] = frozenset()
     kind: str = ""
+    vendor: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,8 @@ class Need:
 
 # Card of every replica, by pool and number.
 Placing = dict[tuple[str, int], Key]
+# Cards of every replica that is split.
+Splitting = dict[tuple[str, int], tuple[Key, ...]]
 _Choice = Callable[[list[tuple[int, int]]], int]
 NO_WAY = "on: auto: no way was found to fit every replica; each went where most was free"
 
@@ -61,14 +65,49 @@ def placed(inventory: Inventory, empty: Sequence[Room], size: Size) -> tuple[Inv
     if not free or not empty:
         return inventory, ()
     cards = _beside_others(inventory, empty, size)
-    needs = [need for name, pool in free.items() for need in _needs(name, pool, cards, size)]
+    wanted = [need for name, pool in free.items() for need in _needs(name, pool, cards, size)]
+    splits, cards, shares = _split(wanted, cards, size)
+    needs = [need for need in wanted if (need.pool, need.number) not in splits]
     found = place(needs, cards)
     chosen = found if found is not None else _forced(needs, cards)
-    pools = {name: _with_places(inventory, name, chosen) for name in free}
-    return (
-        inventory.model_copy(update={"pools": {**inventory.pools, **pools}}),
-        tuple(_reasons(needs, cards, chosen) if found is not None else [NO_WAY]),
-    )
+    pools = {name: _with_places(inventory, name, chosen, splits) for name in free}
+    reasons = (_reasons(needs, cards, chosen) if needs else []) if found is not None else [NO_WAY]
+    return inventory.model_copy(update={"pools": {**inventory.pools, **pools}}), (*shares, *reasons)
+
+
+def _split(wanted: Sequence[Need], cards: list[Room], size: Size) -> tuple[Splitting, list[Room], list[str]]:
+    """Cards for replicas that no card could hold: the fewest of a host and maker; with what is left, and the reasons."""
+    splits: Splitting = {}
+    words: list[str] = []
+    for need in sorted(wanted, key=lambda need: need.order):
+        if not need.sizes or any(need.sizes[card.key] <= card.room for card in cards if card.key in need.sizes):
+            continue
+        group = next(_groups_for(need, cards, size), ())
+        if not group:
+            continue
+        splits[need.pool, need.number] = tuple(card.key for card in group)
+        total, room = size(need.pool, group[0].kind, len(group)), sum(card.room for card in group)
+        taken = {card.key: -(-total * card.room // room) for card in group}
+        cards = [
+            replace(card, room=card.room - taken[card.key], is_used=True, pools=card.pools | {need.pool})
+            if card.key in taken
+            else card
+            for card in cards
+        ]
+        numbers = ", ".join(str(number) for _, number in taken)
+        words.append(f"on: auto: {need.pool} takes {total} MiB, more than a card has: split over GPU {numbers}")
+    return splits, cards, words
+
+
+def _groups_for(need: Need, cards: Sequence[Room], size: Size) -> Iterator[tuple[Room, ...]]:
+    """Cards of one host and maker that hold a replica together, the fewest and emptiest first."""
+    free = sorted((card for card in cards if card.key in need.sizes), key=lambda card: (-card.room, card.key))
+    places = sorted({(card.key[0], card.vendor) for card in free})
+    for count in range(2, len(free) + 1):
+        for place in places:
+            group = [card for card in free if (card.key[0], card.vendor) == place][:count]
+            if len(group) == count and size(need.pool, group[0].kind, count) <= sum(card.room for card in group):
+                yield tuple(sorted(group, key=lambda card: card.key))
 
 
 def _beside_others(inventory: Inventory, empty: Sequence[Room], size: Size) -> list[Room]:
@@ -80,7 +119,8 @@ def _beside_others(inventory: Inventory, empty: Sequence[Room], size: Size) -> l
     for name, pool in inventory.pools.items():
         for item in pool.on:
             for key in ((item.host or "", number) for number in item.gpus or ()):
-                share = size(name, kinds[key]) // item.gpus_per_replica if key in kinds else 0
+                count = item.gpus_per_replica
+                share = size(name, kinds[key], count) // count if key in kinds else 0
                 tenants[key].add(name)
                 if item.shared:
                     turns[key, item.shared].append(share)
@@ -97,7 +137,7 @@ def _beside_others(inventory: Inventory, empty: Sequence[Room], size: Size) -> l
 def _needs(name: str, pool: Pool, cards: Sequence[Room], size: Size) -> list[Need]:
     wanted = [item for item in pool.on if item.auto for _ in range(item.replicas or 1)]
     return [
-        Need(name, number, {card.key: size(name, card.kind) for card in cards if item.host in (None, card.key[0])})
+        Need(name, number, {card.key: size(name, card.kind, 1) for card in cards if item.host in (None, card.key[0])})
         for number, item in enumerate(wanted)
     ]
 
@@ -113,13 +153,18 @@ def _forced(needs: Sequence[Need], cards: Sequence[Room]) -> Placing:
     return found
 
 
-def _with_places(inventory: Inventory, name: str, chosen: Placing) -> Pool:
+def _with_places(inventory: Inventory, name: str, chosen: Placing, splits: Splitting) -> Pool:
     """The pool with places that name their cards."""
     pool = inventory.pools[name]
     count = Counter(key for (owner, _), key in chosen.items() if owner == name)
     places = [
         Placement(host=host, gpus=(number,), replicas=times if times > 1 else None)
         for (host, number), times in sorted(count.items())
+    ]
+    groups = sorted(group for (owner, _), group in splits.items() if owner == name)
+    places += [
+        Placement(host=group[0][0], gpus=tuple(number for _, number in group), gpus_per_replica=len(group))
+        for group in groups
     ]
     return pool.model_copy(update={"on": (*(item for item in pool.on if not item.auto), *places)})
 

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from corral.config.inventory import Host, Inventory, Model, Node, Placement, ServerSettings, Shared, file_of, folder_of
-from corral.config.model_lock import ModelLock
+from corral.config.model_lock import Gguf, ModelLock
 from corral.contributions import Endpoint
 from corral.plan.cards import VRAM_RESERVE_MIB, CardFacts, card_facts, vram_mib
 from corral.plan.memory import Memory
 from corral.plan.placement import Room, placed
 from corral.plan.routing import has_private_cache
-from corral.plan.settings import DEFAULTS, draft_of, host_mib, memory_of_replica, merged_engine
-from corral.plan.settings import vram_mib as needed_mib
+from corral.plan.settings import (
+    DEFAULTS,
+    card_mib,
+    draft_of,
+    gguf_of,
+    host_mib,
+    memory_of_replica,
+    merged_engine,
+    shared_out,
+    with_flash_attention,
+)
 from corral.plan.sizes import worst
+from corral.plan.split import with_shares
 
 # Port of GPU 0 (the CPU) for each kind, when the inventory names none; the GPU number is added.
 PORT_BASE = {"chat": 8100, "embedding": 8300, "rerank": 8500, "image": 8700}
@@ -73,19 +83,23 @@ class Replica:
     weights: Model
     engine: ServerSettings
     slots: int
-    vram_mib: int
     memory_mib: int
     cache_ram_mib: int
     host: str = ""
     service: str = ""
     container: str = ""
     cards: tuple[Card, ...] = ()
+    # What it takes on each of them, and its shares of them (`--tensor-split`).
+    card_mib: tuple[int, ...] = ()
+    split: tuple[float, ...] = ()
     port: int = 0
     is_port_explicit: bool = False
     # Every file that it opens in the models folder, the model first, and where each comes from.
     files: Mapping[str, str] = field(default_factory=dict)
     # What it takes, from what its model file says; None: estimated from the file's name.
     memory: Memory | None = None
+    # What its model file says of itself; None: not known.
+    gguf: Gguf | None = None
     # The small model that makes it faster.
     draft: Model | None = None
     # Name of that model's file in the models folder.
@@ -99,6 +113,25 @@ class Replica:
         return (self.model, *([self.weights.draft.model] if self.weights.draft else []))
 
     @property
+    def vram_mib(self) -> int:
+        """What it takes on all its cards together."""
+        return sum(self.card_mib)
+
+    @property
+    def is_guess(self) -> bool:
+        """Whether what it takes is estimated from its file's name; what the inventory says is not."""
+        said = self.engine.vram_mib if self.cards else self.engine.memory_mib
+        return self.memory is None and said is None and self.weights.served_by.reads_files
+
+    @property
+    def layers_on_cards(self) -> int:
+        """Layers that are divided among its cards, the output counted as one more; 0: its model is not known."""
+        gguf = self.gguf
+        count = gguf.layers + gguf.unused_layers + 1 if gguf else 0
+        wanted = self.engine.gpu_layers
+        return count if wanted in (None, "all") else min(count, int(wanted or 0))
+
+    @property
     def start_timeout_s(self) -> int:
         """How long it may take to start and to load."""
         return self.engine.start_timeout_s or int(DEFAULTS["all"]["start_timeout_s"])
@@ -106,7 +139,7 @@ class Replica:
     @property
     def context(self) -> int:
         """Tokens of all slots together, as llama-server's `--ctx-size` counts."""
-        return self.weights.context * self.slots
+        return self.weights.context * (1 if self.engine.kv_unified else self.slots)
 
     @property
     def file(self) -> str:
@@ -200,11 +233,11 @@ class Site:
         return self.inventory.images.get(key, default)
 
 
-def claimed_mib(members: Iterable[Replica]) -> int:
-    """MiB that a service takes on all its cards together: of models that take turns, the worst set of them."""
-    found = list(members)
-    shared = found[0].shared if found else None
-    return worst((item.vram_mib for item in found), shared.loaded if shared else len(found))
+def claimed_mib(members: Sequence[Replica]) -> tuple[int, ...]:
+    """MiB that a service takes on each of its cards: of models that take turns, the worst set of them."""
+    shared = members[0].shared
+    count = shared.loaded if shared else len(members)
+    return tuple(worst(sizes, count) for sizes in zip(*(item.card_mib for item in members), strict=True))
 
 
 def resolve(inventory: Inventory, lock: ModelLock = NO_LOCK) -> Site:
@@ -218,8 +251,9 @@ def resolve(inventory: Inventory, lock: ModelLock = NO_LOCK) -> Site:
     facts = _facts_of_cards(ordered)
     cards = {name: tuple(_cards(name, host, facts)) for name, host in ordered.hosts.items()}
     ordered, reasons = _with_chosen_cards(ordered, lock, cards)
-    replicas = (replica for name in ordered.pools for replica in _replicas(ordered, lock, cards, name))
-    return Site(ordered, cards, tuple(replicas), lock, reasons)
+    replicas = [replica for name in ordered.pools for replica in _replicas(ordered, lock, cards, name)]
+    resized = partial(_resized, ordered, lock)
+    return Site(ordered, cards, tuple(with_shares(replicas, resized, claimed_mib)), lock, reasons)
 
 
 def _with_chosen_cards(
@@ -227,15 +261,15 @@ def _with_chosen_cards(
 ) -> tuple[Inventory, tuple[str, ...]]:
     """The inventory with a card for every replica that leaves the choice to the plan."""
     empty = [
-        Room((card.host, card.number), card.vram_mib - VRAM_RESERVE_MIB, kind=card.card)
+        Room((card.host, card.number), card.vram_mib - VRAM_RESERVE_MIB, kind=card.card, vendor=card.vendor)
         for host, found in cards.items()
         if inventory.hosts[host].runtime == "compose"
         for card in found
     ]
 
     @cache
-    def size(pool: str, kind: str) -> int:
-        return _as_set(inventory, lock, pool, kind, 1).vram_mib
+    def size(pool: str, kind: str, count: int) -> int:
+        return _as_set(inventory, lock, pool, kind, count).vram_mib
 
     return placed(inventory, empty, size)
 
@@ -292,29 +326,50 @@ def _as_set(inventory: Inventory, lock: ModelLock, name: str, card: str, cards: 
     """A replica of a pool on so many cards of a kind (0: on the processor), without its place."""
     pool = inventory.pools[name]
     weights = inventory.models[pool.model or ""]
-    engine, draft = merged_engine(inventory, name, card), draft_of(inventory, weights)
-    memory = memory_of_replica(weights, lock, engine, cards, draft)
-    vram = engine.vram_mib if engine.vram_mib is not None else needed_mib(weights, engine, memory, draft, cards)
-    if weights.served_by.takes_share:
-        facts = card_facts(card, inventory.cards.get(card))
-        vram = round((facts.vram_gib if facts else 0) * 1024 * (engine.gpu_memory_fraction or 0)) * cards
-    limit = engine.memory_mib or host_mib(weights, engine, memory, draft, is_on_gpu=cards > 0)
-    cache_ram = engine.cache_ram_mib if engine.cache_ram_mib is not None else min(1024, limit // 4)
+    gguf = gguf_of(weights, lock) if weights.served_by.reads_files else None
+    engine, draft = merged_engine(inventory, name, card, gguf), draft_of(inventory, weights)
+    if cards:
+        engine = with_flash_attention(engine, gguf)
     drafts = _files(lock, draft) if draft else {}
-    return Replica(
+    replica = Replica(
         pool=name,
         kind=weights.kind,
         model=pool.model or "",
         weights=weights,
         engine=engine,
         slots=engine.slots or 1,
-        vram_mib=vram if cards else 0,
-        memory_mib=limit,
-        cache_ram_mib=0 if has_private_cache(inventory, name) else cache_ram,
+        memory_mib=0,
+        cache_ram_mib=0,
         files=_files(lock, weights) | drafts,
-        memory=memory,
+        gguf=gguf,
         draft=draft,
         draft_file=next(iter(drafts), ""),
+    )
+    given = engine.tensor_split or ()
+    return _resized(inventory, lock, replica, given if len(given) == cards else (1,) * cards, card)
+
+
+def _resized(
+    inventory: Inventory, lock: ModelLock, replica: Replica, split: tuple[float, ...], card: str = ""
+) -> Replica:
+    """A replica with these shares of its cards, and the memory that follows from them."""
+    weights, engine, draft = replica.weights, replica.engine, replica.draft
+    memory = memory_of_replica(weights, lock, engine, split, draft)
+    sizes = card_mib(weights, engine, memory, draft, split)
+    if engine.vram_mib is not None:
+        sizes = shared_out(engine.vram_mib, split)
+    if weights.served_by.takes_share:
+        facts = card_facts(card, inventory.cards.get(card))
+        sizes = (round((facts.vram_gib if facts else 0) * 1024 * (engine.gpu_memory_fraction or 0)),) * len(split)
+    limit = engine.memory_mib or host_mib(weights, engine, memory, draft, is_on_gpu=bool(split))
+    cache_ram = engine.cache_ram_mib if engine.cache_ram_mib is not None else min(1024, limit // 4)
+    return replace(
+        replica,
+        split=split,
+        card_mib=sizes,
+        memory=memory,
+        memory_mib=limit,
+        cache_ram_mib=0 if has_private_cache(inventory, replica.pool) else cache_ram,
     )
 
 
@@ -377,15 +432,15 @@ def _in_place(inventory: Inventory, replica: Replica, placement: Placement, copy
         port=port,
         is_port_explicit=named is not None,
         engine=engine,
-        vram_mib=_own_share_mib(replica) or replica.vram_mib,
+        card_mib=_own_shares_mib(replica) or replica.card_mib,
         shared=shared,
     )
 
 
-def _own_share_mib(replica: Replica) -> int:
-    """MiB on its cards of a server that takes a share of each, whatever it needs; 0 for others."""
+def _own_shares_mib(replica: Replica) -> tuple[int, ...]:
+    """MiB on its cards of a server that takes a share of each, whatever it needs; nothing for others."""
     fraction = replica.engine.gpu_memory_fraction or 0 if replica.weights.served_by.takes_share else 0
-    return sum(round(card.vram_mib * fraction) for card in replica.cards)
+    return tuple(round(card.vram_mib * fraction) for card in replica.cards) if fraction else ()
 
 
 def _service_name(short: str, first: int, copy: int, *, has_gpus: bool) -> str:
@@ -399,7 +454,7 @@ def memory_on_cpu_mib(replica: Replica) -> int:
     """Container limit in MiB when a replica that has cards is run on the processor instead."""
     memory = replica.memory
     if memory is not None:
-        memory = replace(memory, host_weights=memory.total, host_cache=0, host_compute=0, output=0)
+        memory = replace(memory, host_weights=memory.total, host_cache=0, host_compute=0, output=0, checkpoint=0)
     limit = host_mib(replica.weights, replica.engine, memory, replica.draft, is_on_gpu=False)
     return limit + replica.cache_ram_mib
 

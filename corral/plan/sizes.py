@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterable
 
-from corral.config.inventory import Model
+from corral.config.inventory import Model, ServerSettings
 from corral.plan.memory import BLOCK_BYTES
 
 BITS_PER_WEIGHT = {
@@ -27,6 +27,10 @@ PROJECTOR_MIB = 1024
 ADAPTER_MIB = 128
 # Parameters of 8x7B are fewer than 56 billion: attention is there only once.
 EXPERTS_SHARE = 0.83
+# Of a mixture of experts, the experts' share of the weights; usual from 20 billion parameters on.
+EXPERTS_WEIGHTS = 0.95
+# Layers of a model: about 31 at 8 billion parameters, 55 at 32, 78 at 70.
+LAYERS, LAYERS_POWER = 12.5, 0.43
 # CUDA context and compute buffers; measured on 8 GB Pascal cards.
 OVERHEAD_MIB = {"chat": 550, "embedding": 150, "rerank": 150, "image": 800}
 
@@ -60,18 +64,30 @@ def _estimated_mib(model: Model) -> int:
     return round(parameters * 1e9 * bits / 8 / 1024**2)
 
 
-def kv_cache_mib(model: Model, slots: int, cache_type: str) -> int:
+def kv_cache_mib(model: Model, engine: ServerSettings) -> int:
     """Size of the K and V cache for all slots; embedding, rerank and image models keep none worth counting."""
     if model.kind != "chat":
         return 0
     parameters = billions(model) or weights_mib(model) / MIB_PER_BILLION
-    kib = max(KV_KIB_PER_TOKEN, KV_KIB_PER_TOKEN_AND_ROOT * math.sqrt(parameters)) * BLOCK_BYTES[cache_type] / 2
-    return round(kib * model.context * slots / 1024)
+    of_type = BLOCK_BYTES[engine.cache_type or "f16"] / 2
+    kib = max(KV_KIB_PER_TOKEN, KV_KIB_PER_TOKEN_AND_ROOT * math.sqrt(parameters)) * of_type
+    return round(kib * model.context * (1 if engine.kv_unified else engine.slots or 1) / 1024)
 
 
-def replica_mib(model: Model, slots: int, cache_type: str) -> int:
-    """What one replica takes on its card: weights, cache, overhead."""
-    return weights_mib(model) + kv_cache_mib(model, slots, cache_type) + OVERHEAD_MIB[model.kind]
+def host_weights_mib(model: Model, engine: ServerSettings) -> int:
+    """Weights that stay in host memory, by the share of layers: all layers are taken for equal."""
+    layers = max(1, round(LAYERS * (billions(model) or weights_mib(model) / MIB_PER_BILLION) ** LAYERS_POWER))
+    off = 0 if engine.gpu_layers in (None, "all") else max(0, 1 - int(engine.gpu_layers or 0) / layers)
+    experts = 0.0
+    if engine.cpu_moe is not None:
+        experts = EXPERTS_WEIGHTS * (1 if engine.cpu_moe == "all" else min(1, engine.cpu_moe / layers))
+    return round(weights_mib(model) * max(off, experts))
+
+
+def replica_mib(model: Model, engine: ServerSettings) -> int:
+    """What one replica takes on its cards: weights, cache, overhead."""
+    weights = weights_mib(model) - host_weights_mib(model, engine)
+    return weights + kv_cache_mib(model, engine) + OVERHEAD_MIB[model.kind]
 
 
 def worst(sizes: Iterable[int], count: int) -> int:

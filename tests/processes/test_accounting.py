@@ -1,4 +1,4 @@
-"""What the plan counts for published models against llama.cpp's own accounting of the same files (field rows 1-6, 29-31).
+"""What the plan counts for published models against llama.cpp's own accounting (field rows 1-6, 29-31).
 
 Files have everything but weights (tests/model_headers), cards do not exist (tests/llama_accounting): 8 s for all.
 """
@@ -22,7 +22,14 @@ RERANKERS = ("qwen3-reranker-0.6b", "bge-reranker-v2-m3")
 EMBEDDERS = ("qwen3-embedding-0.6b", "nomic-embed-text-v1.5", "embeddinggemma-300m")
 # Fits onto any card: not split over several.
 SMALL = "gemma-3n-e4b"
-EXPERT_MODELS = ("qwen3-30b-a3b", "gpt-oss-120b", "glm-4.5-air", "deepseek-v3", "qwen3-next-80b-a3b", "granite-4.0-h-small")
+EXPERT_MODELS = (
+    "qwen3-30b-a3b",
+    "gpt-oss-120b",
+    "glm-4.5-air",
+    "deepseek-v3",
+    "qwen3-next-80b-a3b",
+    "granite-4.0-h-small",
+)
 
 
 @dataclass(frozen=True)
@@ -97,7 +104,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def counted(folder: Path) -> dict[Case, dict[str, list[int]]]:
     """llama.cpp's figures of every case."""
-    found = {}
+    found: dict[Case, dict[str, list[int]]] = {}
     for cards in (1, 2):
         group = [case for case in CASES if len(case.use.split) == cards]
         told = [case.told(folder / f"{case.model}.gguf") for case in group]

@@ -54,7 +54,7 @@ def test_the_worst_set_of_models_is_what_a_shared_server_takes(
 
     assert [claim.vram_mib for claim in server.gpus] == [mib]
     assert (server.memory_mib, server.threads) == (memory_mib, threads)
-    assert claimed_mib(plan.site.members("box", "turns")) == mib
+    assert claimed_mib(plan.site.members("box", "turns")) == (mib,)
     assert server.args[:4] == ("--models-preset", "/etc/corral/models.ini", "--models-max", str(loaded))
 
 

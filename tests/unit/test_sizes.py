@@ -2,7 +2,7 @@
 
 import pytest
 
-from corral.config.inventory import Model
+from corral.config.inventory import Model, ServerSettings
 from corral.plan.sizes import billions, kv_cache_mib, replica_mib, weights_mib
 
 GB = 1e9 / 1024**2
@@ -72,24 +72,30 @@ def test_without_a_quantization_the_weights_have_16_bits() -> None:
     ],
 )
 def test_the_cache_is_near_that_of_real_models(source: str, kib_per_token: int, tolerance: float) -> None:
-    found = kv_cache_mib(model(source, context=16384), 1, "f16")
+    found = kv_cache_mib(model(source, context=16384), ServerSettings(slots=1, cache_type="f16"))
 
     assert found == pytest.approx(kib_per_token * 16384 / 1024, rel=tolerance)
 
 
 def test_the_cache_grows_with_slots_and_context_and_shrinks_with_its_type() -> None:
-    small = kv_cache_mib(model("x-8b.gguf", context=4096), 1, "f16")
+    small = kv_cache_mib(model("x-8b.gguf", context=4096), ServerSettings(slots=1, cache_type="f16"))
 
-    assert kv_cache_mib(model("x-8b.gguf", context=4096), 4, "f16") == pytest.approx(4 * small, abs=2)
-    assert kv_cache_mib(model("x-8b.gguf", context=8192), 1, "f16") == pytest.approx(2 * small, abs=2)
-    assert kv_cache_mib(model("x-8b.gguf", context=4096), 1, "q8_0") == pytest.approx(0.53 * small, abs=2)
+    assert kv_cache_mib(model("x-8b.gguf", context=4096), ServerSettings(slots=4, cache_type="f16")) == pytest.approx(
+        4 * small, abs=2
+    )
+    assert kv_cache_mib(model("x-8b.gguf", context=8192), ServerSettings(slots=1, cache_type="f16")) == pytest.approx(
+        2 * small, abs=2
+    )
+    assert kv_cache_mib(model("x-8b.gguf", context=4096), ServerSettings(slots=1, cache_type="q8_0")) == pytest.approx(
+        0.53 * small, abs=2
+    )
 
 
 def test_only_chat_models_keep_a_cache_worth_counting() -> None:
     embedder = model("x.gguf", "embedding", context=8192)
 
-    assert kv_cache_mib(embedder, 4, "f16") == 0
-    assert replica_mib(embedder, 4, "f16") == 307 + 150
+    assert kv_cache_mib(embedder, ServerSettings(slots=4, cache_type="f16")) == 0
+    assert replica_mib(embedder, ServerSettings(slots=4, cache_type="f16")) == 307 + 150
 
 
 def test_seed_004_s_cards_hold_a_chat_and_an_embedding_server() -> None:
@@ -97,6 +103,8 @@ def test_seed_004_s_cards_hold_a_chat_and_an_embedding_server() -> None:
     chat = model("Llama-3.1-8B-Stheno-v3.4-Q5_K_M.gguf", context=16384)
     embedder = model("nomic-embed-text-v1.5.Q8_0.gguf", "embedding", context=2048, size_gib=0.14)
 
-    both = replica_mib(chat, 1, "q8_0") + replica_mib(embedder, 1, "f16")
+    both = replica_mib(chat, ServerSettings(cache_type="q8_0")) + replica_mib(
+        embedder, ServerSettings(slots=1, cache_type="f16")
+    )
 
     assert both == pytest.approx(7.4 * 1024, rel=0.06)

@@ -11,11 +11,12 @@ from corral.components.flags import Trouble
 from corral.components.llama import flags
 from corral.components.serving import has_private_cache, keys_for, replicas_of, served, server
 from corral.config.client_names import adapter_name
-from corral.config.inventory import Thinking, file_of
+from corral.config.inventory import ServerSettings, Thinking, file_of
 from corral.contributions import ConfigMount, Contribution, Contributions, CpuVariant, File, Rules, Service
 from corral.declarations import declaration
 from corral.plan.devices import backend_of, compiles_first
 from corral.plan.own_image import BUILD
+from corral.plan.settings import checkpoints
 from corral.plan.site import Replica, Site, claimed_mib, memory_on_cpu_mib
 from corral.plan.sizes import worst
 
@@ -130,7 +131,7 @@ def _shared_service(site: Site, members: Sequence[Replica]) -> Service:
     if shared is None:
         raise ValueError(f"{first.service} is not shared")
     limit = shared.memory_mib or worst((item.memory_mib for item in members), shared.loaded)
-    one = _service(site, replace(first, vram_mib=claimed_mib(members), memory_mib=limit))
+    one = _service(site, replace(first, card_mib=claimed_mib(members), memory_mib=limit))
     variant = one.cpu_variant
     if variant is not None:
         on_cpu = worst((memory_on_cpu_mib(item) for item in members), shared.loaded)
@@ -251,6 +252,13 @@ def _words(told: Mapping[str, Any]) -> Iterator[str]:
             yield from (name,) if value is True else (name, str(value))
 
 
+def _load_mode(engine: ServerSettings) -> str | None:
+    """How weights are read; None: as llama-server does by itself, mapped."""
+    if engine.mlock:
+        return "mlock" if engine.load_mode == "none" else "mmap+mlock"
+    return engine.load_mode if engine.load_mode != "mmap" else None
+
+
 def options(site: Site, replica: Replica) -> dict[str, Any]:
     """llama-server's options. Everything that it would choose by itself is said: port, slots, cache, fit."""
     engine, projector, host = replica.engine, replica.weights.projector, replica.host
@@ -274,10 +282,15 @@ def options(site: Site, replica: Replica) -> dict[str, Any]:
         "--offline": True,
         "--metrics": True,
         "--n-gpu-layers": engine.gpu_layers if replica.cards else 0,
+        "--cpu-moe": engine.cpu_moe == "all" and bool(replica.cards),
+        "--n-cpu-moe": engine.cpu_moe if engine.cpu_moe != "all" and replica.cards else None,
+        "--override-tensor": ",".join(f"{pattern}=CPU" for pattern in engine.host_tensors or ()) or None,
+        "--kv-unified": bool(engine.kv_unified),
+        "--ctx-checkpoints": checkpoints(engine, replica.memory),
         "--threads": engine.threads,
         "--no-cache-prompt": is_private,
         "--cache-reuse": None if is_private else engine.cache_reuse or None,
-        "--load-mode": "mmap+mlock" if engine.mlock else None,
+        "--load-mode": _load_mode(engine),
         "--sleep-idle-seconds": engine.sleep_idle_s,
         "--jinja": is_chat and bool(engine.jinja),
         "--no-jinja": is_chat and not engine.jinja,
@@ -285,6 +298,7 @@ def options(site: Site, replica: Replica) -> dict[str, Any]:
         "--reranking": replica.kind == "rerank",
         "--pooling": engine.pooling,
         "--split-mode": (engine.split_mode or "layer") if len(replica.cards) > 1 else None,
+        "--tensor-split": ",".join(f"{share:g}" for share in replica.split) if len(replica.cards) > 1 else None,
         "--mmproj": site.model_path(host, file_of(projector)) if projector else None,
         "--lora-scaled": _adapters(site, replica) or None,
         **_drafting(site, replica),

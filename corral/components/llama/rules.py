@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from corral.checks.registry import check
 from corral.components.llama import COMPONENT, server_settings
 from corral.components.llama.flags import preset_troubles
 from corral.components.serving import engine_key, one_of_each_sort
+from corral.config.model_lock import Gguf
 from corral.contributions import Contributions
-from corral.errors import Finding
-from corral.plan.settings import WHOLE_INPUT
+from corral.declarations import read_yaml
+from corral.errors import Finding, shown
+from corral.plan.own_image import BUILD
+from corral.plan.settings import WHOLE_INPUT, takes_parts
 from corral.plan.site import Replica, Site
 
 # Tokens by which vocabularies may differ (llama.cpp's SPEC_VOCAB_MAX_SIZE_DIFFERENCE): padding of the larger one.
@@ -39,11 +44,87 @@ def _draft_vocabulary(site: Site, _found: Contributions) -> Iterator[Finding]:
         yield Finding(words, ("models", name, "draft", "model"), hint)
 
 
+@check("plan", "model-architecture")
+def _model_architecture(site: Site, _found: Contributions) -> Iterator[Finding]:
+    """A model's file is a language model of an architecture that the pinned build of llama.cpp loads.
+
+    Of another image than the kit's own, only what is no language model at all is known.
+    """
+    table = read_yaml(Path(__file__).with_name("architectures.yaml"))
+    for replica in one_of_each_sort(site, COMPONENT):
+        for model, found in _architectures(site, replica):
+            place = ("models", model, "source")
+            if found in table["others"]:
+                words, remedy = table["others"][found]
+                yield Finding(f"this file is {words}, no language model", place, remedy)
+            elif found in table["pictures"]:
+                yield Finding(
+                    f"this file is a picture model ({found})", place, "write kind: image, or take another file"
+                )
+            elif found not in table["known"] and replica.engine.image is None:
+                words = f"llama.cpp as pinned ({BUILD}) does not know the architecture {shown(found)}"
+                remedy = (
+                    "name an image with a newer build in engine.image, or take another model; a file may be damaged"
+                )
+                yield Finding(words, place, remedy)
+
+
+def _architectures(site: Site, replica: Replica) -> Iterator[tuple[str, str]]:
+    """Names of a replica's models, and the architectures that their files name."""
+    for name in replica.models:
+        model = site.inventory.models[name]
+        known = site.lock.get(model.key(model.sources[0])) if model.sources else None
+        if known and known.gguf:
+            yield name, known.gguf.architecture
+
+
+@check("plan", "offload")
+def _offload(site: Site, _found: Contributions) -> Iterator[Finding]:
+    """What stays in host memory, and the shares of cards, are said for servers on cards that have such parts."""
+    for replica in one_of_each_sort(site, COMPONENT):
+        for key, words, hint in _without_effect(replica):
+            place = engine_key(site, replica, key)
+            if place[0] in ("pools", "models"):
+                yield Finding(words, place, hint)
+
+
+def _without_effect(replica: Replica) -> Iterator[tuple[str, str, str]]:
+    """Keys of a replica's engine that change nothing or do not fit its cards, why, and the remedy."""
+    engine, cards, gguf = replica.engine, len(replica.cards), replica.gguf
+    for key in ("cpu_moe", "host_tensors", "tensor_split"):
+        if getattr(engine, key) is not None and not cards:
+            yield key, f"{replica.service} runs on the processor, where all is in host memory", "remove it"
+    if engine.tensor_split is not None and cards and len(engine.tensor_split) != cards:
+        words = f"{replica.service} has {cards} card{'s' if cards > 1 else ''}, not {len(engine.tensor_split)}"
+        yield "tensor_split", words, "write one share for each card of a replica (gpus_per_replica)"
+    elif engine.tensor_split and not any(engine.tensor_split):
+        yield "tensor_split", "no card gets a share", "write a number above 0 for at least one card"
+    if gguf is not None and engine.cpu_moe is not None and not gguf.experts:
+        yield "cpu_moe", f"{replica.model} has no experts", "write gpu_layers: for a model that is larger than its card"
+    for pattern in engine.host_tensors or ():
+        if problem := _pattern_problem(pattern, gguf):
+            yield "host_tensors", problem, "write a part of their names, such as ffn_(up|down)_exps"
+
+
+def _pattern_problem(pattern: str, gguf: Gguf | None) -> str:
+    """What is wrong with a pattern of tensors; empty when nothing is."""
+    try:
+        found = re.compile(pattern)
+    except re.error as error:
+        return f"{shown(pattern)} is no regular expression: {error}"
+    if "=" in pattern or "," in pattern:
+        return f"{shown(pattern)} has a sign that parts pairs of --override-tensor"
+    names = [f"blk.{layer}.{name}" for name in gguf.tensors for layer in range(gguf.layers)] if gguf else []
+    return f"no tensor is called like {shown(pattern)}" if names and not any(map(found.search, names)) else ""
+
+
 @check("plan", "whole-input", level="warning")
 def _whole_input(site: Site, _found: Contributions) -> Iterator[Finding]:
     """An embedding or rerank server takes a whole input in one physical batch; longer inputs are refused."""
     for replica in one_of_each_sort(site, COMPONENT):
         batch = min(replica.engine.ubatch or 0, replica.engine.batch or 0)
+        if takes_parts(replica.engine.pooling, replica.gguf):
+            continue
         if replica.kind in WHOLE_INPUT and batch < replica.weights.context:
             key = "ubatch" if batch == replica.engine.ubatch else "batch"
             words = f"inputs of more than {batch} tokens are refused, although the context is {replica.weights.context}"
