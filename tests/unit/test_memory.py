@@ -46,17 +46,19 @@ def test_layers_stay_where_they_are_told() -> None:
     whole, half, none = (memory_of(LLAMA_8B, use(gpu_layers=n)) for n in ("all", 16, 0))
     assert whole.weights == sum(LLAMA_8B.layer_bytes) + LLAMA_8B.output_bytes
     assert whole.host_weights == LLAMA_8B.input_bytes, "tokens become vectors in host memory"
-    assert half.weights == sum(LLAMA_8B.layer_bytes) // 2
-    assert half.cache == half.host_cache == whole.cache // 2
+    assert half.weights == sum(LLAMA_8B.layer_bytes) * 15 // 32 + LLAMA_8B.output_bytes, "15 layers and the output"
+    assert (half.cache, half.host_cache) == (whole.cache * 15 // 32, whole.cache * 17 // 32)
     assert none.device == 0
     assert none.host > whole.device
     assert memory_of(LLAMA_8B, use(gpu_layers=33)).weights == whole.weights, "33 of 32: the output as well"
 
 
-def test_every_further_card_has_a_compute_buffer_of_its_own() -> None:
-    one, two = memory_of(LLAMA_8B, use()), memory_of(LLAMA_8B, use(cards=2))
-    assert two.compute == 2 * one.compute
+def test_cards_get_layers_by_their_shares_and_a_compute_buffer_each() -> None:
+    one, two = memory_of(LLAMA_8B, use()), memory_of(LLAMA_8B, use(split=(22, 11)))
     assert (two.weights, two.cache) == (one.weights, one.cache)
+    assert two.cards[0] - two.cards[1] == 12 * (130_000_000 + one.cache // 32) - LLAMA_8B.output_bytes
+    assert two.compute > 2 * one.compute, "several batches at once"
+    assert two.device == sum(two.cards)
 
 
 def test_a_tied_table_is_on_the_card_and_in_host_memory(tmp_path: Path) -> None:

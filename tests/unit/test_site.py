@@ -174,7 +174,7 @@ def test_every_engine_setting_that_a_server_needs_has_a_default() -> None:
     optional = {
         "threads", "pooling", "memory_mib", "memory_swap_mib", "vram_mib", "cache_ram_mib", "image", "extra_args",
         "environment", "backend", "split_mode", "sleep_idle_s", "gpu_memory_fraction", "adapters_at_once",
-        "adapter_rank",
+        "adapter_rank", "tensor_split", "cpu_moe", "host_tensors", "kv_unified", "checkpoints", "load_mode",
     }  # fmt: skip
     engine = merged_engine(inventory({"chat": {"model": "m", "on": {"host": "pi"}}}), "chat", "")
 
