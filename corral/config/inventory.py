@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from corral.config.card_names import card_name
 from corral.config.source import plain_yaml
 from corral.contributions import SYSTEM_ROOTS, is_system_folder, plain_path
 from corral.declarations import USUAL, InferenceServer, server_of, servers
@@ -163,6 +164,7 @@ def _places(value: Any) -> Any:
 # --- types of values -------------------------------------------------------------------------------------------------
 
 Name = Annotated[str, _text("name")]
+CardName = Annotated[str, BeforeValidator(card_name, json_schema_input_type=str), _text("name")]
 ModelName = Annotated[str, _text("model_name")]
 ConsumerName = Annotated[str, _text("consumer_name")]
 SecretName = Annotated[str, _text("secret_name")]
@@ -262,8 +264,8 @@ class ServerSettings(Section):
 class Gpu(Section):
     """One graphics card of a host."""
 
-    card: Name
-    """Kind of card, for instance `p104-100`; see `cards`."""
+    card: CardName
+    """Kind of card, for instance `p104-100`, or as `nvidia-smi` prints it: `NVIDIA GeForce RTX 3090`; see `cards`."""
     uuid: Annotated[str, _text("uuid")] | None = None
     """UUID as `nvidia-smi -L` prints it: the card stays the same when the order changes after a reboot."""
     pci: Annotated[str, _text("slot")] | None = None
@@ -498,7 +500,9 @@ class GpuKind(Section):
     compute_capability: Capability | None = None
     """CUDA compute capability, for instance `6.1`."""
     vendor: Literal["nvidia", "amd", "intel"] | None = None
-    """Manufacturer; nvidia when neither the catalogue nor this says so."""
+    """Manufacturer; needed for a card that is not in the catalogue."""
+    unified_memory: bool | None = None
+    """Whether it has the host's memory and none of its own (processor graphics, Jetson, GB10), so that it counts once."""
     warm_c: int | None = Field(None, ge=20, le=120)
     """Temperature in °C above which an alert warns; the monitoring's when absent."""
     hot_c: int | None = Field(None, ge=20, le=120)
@@ -1000,7 +1004,7 @@ class Inventory(Section):
     """Machines on which the kit starts programs."""
     nodes: dict[Name, Node] = Field(default_factory=dict)
     """Inference servers that the kit only uses."""
-    cards: dict[Name, GpuKind] = Field(default_factory=dict)
+    cards: dict[CardName, GpuKind] = Field(default_factory=dict)
     """Kinds of graphics cards: facts that the catalogue lacks, settings that suit the card."""
     models: dict[Name, Model] = Field(default_factory=dict)
     """Models by name."""
