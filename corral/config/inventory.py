@@ -39,6 +39,7 @@ BROADCAST = ipaddress.IPv4Address("255.255.255.255")
 MAX_PARTS = 1000
 LAST_PORT = 65535
 DAY_S = 86_400
+PAIR = 2
 TIB_MIB = 1024 * 1024
 
 
@@ -179,6 +180,7 @@ Folder = Annotated[str, _text("folder"), AfterValidator(_folder)]
 Server = Annotated[str, BeforeValidator(_without_password), _text("url"), AfterValidator(_url)]
 Capability = Annotated[str, BeforeValidator(_number_as_text, json_schema_input_type=str | float), _text("capability")]
 Address = Annotated[str, AfterValidator(_address)]
+Mhz = Annotated[int, Field(ge=1, le=10_000)]
 PortNumber = Annotated[int, Field(ge=1, le=LAST_PORT)]
 Mib = Annotated[int, Field(ge=16, le=64 * TIB_MIB)]
 Gib = Annotated[float, Field(gt=0, le=65536)]
@@ -246,7 +248,7 @@ class ServerSettings(Section):
     sleep_idle_s: int | None = Field(None, ge=1, le=DAY_S)
     """Give the memory back after so many idle seconds (`--sleep-idle-seconds`); the next request loads it again."""
     backend: Literal["cuda12", "cuda13", "rocm", "vulkan", "intel"] | None = None
-    """Build of llama.cpp that runs a card, instead of the one chosen for it; `vulkan` for AMD and Intel cards."""
+    """Build of llama.cpp that runs the cards, instead of the one chosen for them; `vulkan` for cards of every maker."""
     image: Word | None = None
     """Container image, instead of the one chosen for the card."""
     gpu_memory_fraction: float | None = Field(None, gt=0, le=1)
@@ -261,6 +263,15 @@ class ServerSettings(Section):
     """Further environment variables of the server; never a secret."""
 
 
+def _range_mhz(value: Any) -> Any:
+    """One clock, or the lowest and the highest."""
+    if value is None or (isinstance(value, list | tuple) and len(value) == PAIR and sorted(value) == list(value)):
+        return value if value is None else tuple(value)
+    if type(value) is not int:
+        raise ValueError("must be a clock in MHz, or the lowest and the highest; write 1400, or [210, 1400]")
+    return value, value
+
+
 class Gpu(Section):
     """One graphics card of a host."""
 
@@ -271,7 +282,11 @@ class Gpu(Section):
     pci: Annotated[str, _text("slot")] | None = None
     """PCI slot, for instance `0000:01:00.0`."""
     power_limit_w: int | None = Field(None, ge=1, le=2000)
-    """Power limit in watts."""
+    """Power limit in watts; of cards of AMD and Intel only with their `pci`."""
+    clock_lock_mhz: Annotated[
+        tuple[Mhz, Mhz] | None, BeforeValidator(_range_mhz, json_schema_input_type=int | list[int])
+    ] = None
+    """Lowest and highest clock of an NVIDIA card in MHz, or one for both (`nvidia-smi -lgc`)."""
     vram_gib: float | None = Field(None, gt=0, le=1024)
     """Memory in GiB, when it differs from the catalogue's."""
 
@@ -343,6 +358,9 @@ class Host(Section):
     """Servers that several pools share, by the names of their services; pools say `on: {host: …, shared: NAME}`."""
     device_groups: Annotated[tuple[int, ...], ANY_LIST] = ()
     """AMD and Intel cards: numbers of the groups that own `/dev/kfd` and `/dev/dri/render*` (`stat -c %g`)."""
+    gpu_access: Literal["reservation", "runtime", "cdi"] | None = None
+    """How containers get NVIDIA cards: by a device reservation of Docker's, by `runtime: nvidia` (usual on a Jetson),
+    or as CDI devices, `nvidia.com/gpu=…` (rootless Docker, Podman)."""
     models_dir: Folder = "./models"
     """Folder with the model files; relative to the host's rendered folder unless it starts with `/`."""
     ssh: Annotated[str, _text("ssh")] | None = None
@@ -502,7 +520,7 @@ class GpuKind(Section):
     vendor: Literal["nvidia", "amd", "intel"] | None = None
     """Manufacturer; needed for a card that is not in the catalogue."""
     unified_memory: bool | None = None
-    """Whether it has the host's memory and none of its own (processor graphics, Jetson, GB10), so that it counts once."""
+    """Whether it has the host's memory and none of its own (processor graphics, Jetson, GB10), which counts once."""
     warm_c: int | None = Field(None, ge=20, le=120)
     """Temperature in °C above which an alert warns; the monitoring's when absent."""
     hot_c: int | None = Field(None, ge=20, le=120)

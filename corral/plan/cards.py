@@ -10,6 +10,8 @@ from corral.config.inventory import Gpu, GpuKind
 
 # Stays free on every card, for the display and the driver.
 VRAM_RESERVE_MIB = 256
+# Of Jetson's modules: their driver belongs to the system, NVIDIA's container runtime hands it in, without nvidia-smi.
+JETSON = {(5, 3), (6, 2), (7, 2), (8, 7), (11, 0)}
 
 
 @dataclass(frozen=True, slots=True)

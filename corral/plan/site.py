@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from corral.config.inventory import Host, Inventory, Model, Node, Placement, ServerSettings, Shared, file_of, folder_of
 from corral.config.model_lock import ModelLock
 from corral.contributions import Endpoint
-from corral.plan.cards import VRAM_RESERVE_MIB, CardFacts, card_facts, vram_mib
+from corral.plan.cards import JETSON, VRAM_RESERVE_MIB, CardFacts, card_facts, vram_mib
 from corral.plan.memory import Memory
 from corral.plan.placement import Room, placed
 from corral.plan.routing import has_private_cache
@@ -49,11 +49,28 @@ class Card:
     uuid: str = ""
     pci: str = ""
     power_limit_w: int | None = None
+    clock_lock_mhz: tuple[int, int] | None = None
+    unified_memory: bool = False
+
+    @property
+    def is_jetson(self) -> bool:
+        """Whether it is part of a Jetson, with NVIDIA's container runtime and without nvidia-smi."""
+        return self.compute_capability in JETSON
+
+    @property
+    def has_nvidia_smi(self) -> bool:
+        """Whether nvidia-smi and NVML know it."""
+        return self.vendor == "nvidia" and not self.is_jetson
+
+    @property
+    def slot(self) -> str:
+        """Its PCI slot with the domain; empty when the inventory does not say it."""
+        return self.pci if self.pci.count(":") != 1 else f"0000:{self.pci}"
 
     @property
     def device(self) -> str:
         """What the container runtime is asked for: the UUID, else the PCI slot, else the index from 0."""
-        return self.uuid or (self.pci if self.pci.count(":") != 1 else f"0000:{self.pci}") or str(self.index)
+        return self.uuid or self.slot or str(self.index)
 
     @property
     def pinned_by(self) -> Literal["UUID", "PCI slot", "index"]:
@@ -262,7 +279,7 @@ def _cards(host: str, facts: Host, known: dict[str, CardFacts]) -> Iterator[Card
         kind = known[gpu.card]
         yield Card(
             host, number, gpu.card, vram_mib(gpu, kind), kind.vendor, kind.compute_capability, before[kind.vendor],
-            kind.backend, gpu.uuid or "", gpu.pci or "", gpu.power_limit_w,
+            kind.backend, gpu.uuid or "", gpu.pci or "", gpu.power_limit_w, gpu.clock_lock_mhz, kind.unified_memory,
         )  # fmt: skip
         before[kind.vendor] += 1
 

@@ -12,8 +12,10 @@ import yaml
 from corral.build import Plan, build_plan
 from corral.config.card_names import card_name
 from corral.config.load import load_inventory
+from corral.contributions import Service
 from corral.errors import SiteError
 from corral.plan.cards import CATALOGUE
+from corral.render.tree import render
 
 Build = Callable[..., Plan]
 CHAT = {"chat": {"model": "m", "on": {"host": "box", "gpus": 1}}}
@@ -135,3 +137,206 @@ def test_memory_that_is_said_makes_a_name_clear(build: Build) -> None:
     card = build({"card": "NVIDIA GeForce RTX 4060 Ti", "vram_gib": 16}).site.cards["box"][0]
 
     assert (card.vram_mib, card.vendor, card.compute_capability) == (16384, "nvidia", (8, 9))
+
+
+# --- builds and devices ----------------------------------------------------------------------------------------------
+
+
+def split(gpus: str, **engine: Any) -> dict[str, Any]:
+    """One replica over all these cards."""
+    count = len(gpus.split(","))
+    return {"chat": {"model": "m", "on": {"host": "box", "gpus": gpus, "gpus_per_replica": count}, "engine": engine}}
+
+
+def server(plan: Plan) -> Service:
+    """The only inference server."""
+    return next(item for item in plan.services_of("box") if item.component == "llama")
+
+
+@pytest.mark.parametrize(
+    ("cards", "image"),
+    [
+        (("rtx-3090", "tesla-p40"), "server-cuda-"),
+        (("tesla-p40", "rtx-3090"), "server-cuda-"),
+        (("rtx-3090", "rtx-5090"), "server-cuda13-"),
+        (("rx-6800", "mi50"), "server-vulkan-"),
+        (("mi50", "rx-6800"), "server-vulkan-"),
+        (("rx-6800", "rx-7900-xtx"), "server-rocm-"),
+        (("rx-7900-xtx", "rtx-3090"), "server-vulkan-"),
+        (("rtx-3090", "arc-b580", "rx-7900-xtx"), "server-vulkan-"),
+    ],
+)
+def test_the_build_runs_on_all_cards_of_a_replica(build: Build, cards: tuple[str, ...], image: str) -> None:
+    gpus = [{"card": card, "pci": f"0{number}:00.0"} for number, card in enumerate(cards, start=1)]
+
+    assert image in server(build(*gpus, pools=split(",".join("123"[: len(cards)])))).image
+
+
+def test_one_model_over_makers_sees_its_own_cards_only(build: Build) -> None:
+    uuid = "GPU-00000000-0000-0000-0000-000000000001"
+    plan = build({"card": "rx-7900-xtx", "pci": "03:00.0"}, {"card": "rtx-3090", "uuid": uuid}, pools=split("1,2"))
+    found = yaml.safe_load(render(plan)["box/llama/compose.yaml"])["services"]["chat-1"]
+
+    node = "/dev/dri/by-path/pci-0000:03:00.0-render"
+    assert found["devices"] == [{"source": node, "target": "/dev/dri/renderD128", "permissions": "rwm"}]
+    assert found["group_add"] == ["44"]
+    assert found["deploy"]["resources"]["reservations"]["devices"][0]["device_ids"] == [uuid]
+    assert found["environment"]["GGML_VK_VISIBLE_DEVICES"] == "0,1"
+    assert found["environment"]["NVIDIA_DRIVER_CAPABILITIES"] == "compute,utility,graphics"
+    assert "./corral_nvidia.json:/etc/vulkan/icd.d/corral_nvidia.json:ro" in found["volumes"]
+    assert "libEGL_nvidia" in render(plan)["box/llama/corral_nvidia.json"].decode()
+    assert {"devices", "deploy", "group_add"} <= yaml_keys(render(plan)["box/compose.cpu.yaml"], "chat-1")
+
+
+def yaml_keys(text: bytes, service: str) -> set[str]:
+    """The keys of a service in an overlay with Compose's own tags."""
+    plain = yaml.safe_load(text.replace(b"!reset ", b""))
+    return set(plain["services"][service])
+
+
+def test_vulkan_on_a_card_of_nvidia_needs_no_device_file(build: Build) -> None:
+    found = server(build({"card": "rtx-3090"}, {"card": "rtx-3090"}, pools=split("2", backend="vulkan")))
+
+    assert "server-vulkan-" in found.image
+    assert (found.devices, found.environment["GGML_VK_VISIBLE_DEVICES"]) == ((), "0")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "backend", "devices", "shown"),
+    [
+        ({"card": "rx-6600", "pci": "0000:03:00.0"}, "", ("/dev/dri/by-path/pci-0000:03:00.0-render",), "0"),
+        ({"card": "arc-b580", "pci": "03:00.0"}, "", ("/dev/dri/by-path/pci-0000:03:00.0-render",), "level_zero:0"),
+        ({"card": "rx-6800", "uuid": "GPU-0a1b2c3d00000000"}, "", ("/dev/kfd", "/dev/dri"), "GPU-0a1b2c3d00000000"),
+        ({"card": "rx-6800", "pci": "03:00.0"}, "vulkan", ("/dev/dri/by-path/pci-0000:03:00.0-render",), "0"),
+    ],
+)
+def test_a_card_of_every_maker_stays_the_same_when_the_order_changes(
+    build: Build, gpu: dict[str, Any], backend: str, devices: tuple[str, ...], shown: str
+) -> None:
+    plan = build({"card": "rx-6800"}, gpu, pools=split("2", **({"backend": backend} if backend else {})))
+    found = server(plan)
+
+    assert found.devices == devices
+    assert shown in [value for key, value in found.environment.items() if "DEVICE" in key]
+    assert plan.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("gpu", "words"),
+    [
+        ({"card": "rx-6600"}, "known to vulkan by a number; give each its pci, as `lspci -D` prints it"),
+        ({"card": "rx-6600", "uuid": "GPU-0a1b2c3d00000000"}, "known to vulkan by a number; give each its pci"),
+        ({"card": "rx-6800", "pci": "03:00.0"}, "known to rocm by a number; give each its uuid, as `rocminfo`"),
+        ({"card": "arc-b580"}, "known to intel by a number; give each its pci"),
+    ],
+)
+def test_a_card_that_is_only_a_number_is_told(build: Build, gpu: dict[str, Any], words: str) -> None:
+    assert [words in str(warning) for warning in build(gpu).warnings] == [True]
+
+
+def test_a_split_over_makers_wants_slots_and_llama_cpp(build: Build) -> None:
+    told = refused(build, {"card": "rtx-3090"}, {"card": "rx-7900-xtx"}, pools=split("1,2"))
+    assert ["write its pci" in words for words in told] == [True]
+
+    gpus = ({"card": "rtx-3090"}, {"card": "rx-7900-xtx", "pci": "03:00.0"})
+    told = refused(build, *gpus, pools=split("1,2", backend="rocm"))
+    assert ["not with rocm; remove it, or use vulkan" in words for words in told] == [True]
+
+
+# --- memory that is the host's ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("gpu", "more"),
+    [
+        ({"card": "strix-halo", "vram_gib": 96}, {}),
+        ({"card": "NVIDIA GB10", "vram_gib": 110}, {}),
+        ({"card": "mine"}, {"cards": {"mine": {"vram_gib": 96, "vendor": "amd", "unified_memory": True}}}),
+    ],
+)
+def test_memory_of_processor_and_card_counts_once(build: Build, gpu: dict[str, Any], more: dict[str, Any]) -> None:
+    pools = {"chat": {"model": "m", "on": {"host": "box", "gpus": 1}, "engine": {"vram_mib": 90_000}}}
+
+    assert build(gpu, pools=pools, host={"ram_gib": 128}, **more).warnings == ()
+    told = refused(build, gpu, pools=pools, host={"ram_gib": 64}, **more)
+    assert ["containers and cards may take" in words and "chat-1 on GPU 1 90000" in words for words in told] == [True]
+    told = refused(build, gpu, pools=pools, **more)
+    assert ["write ram_gib" in words for words in told] == [True]
+
+
+def test_a_card_with_memory_of_its_own_takes_none_of_the_host(build: Build) -> None:
+    pools = {"chat": {"model": "m", "on": {"host": "box", "gpus": 1}, "engine": {"vram_mib": 20_000}}}
+
+    assert build({"card": "rtx-3090"}, pools=pools, host={"ram_gib": 16}).warnings == ()
+
+
+# --- Jetson, CDI, limits ---------------------------------------------------------------------------------------------
+
+
+def test_a_jetson_has_nvidia_s_runtime_and_nothing_that_wants_nvidia_smi(build: Build) -> None:
+    pools = {"chat": {"model": "m", "on": {"host": "box", "gpus": 1}, "engine": {"image": "dustynv/llama_cpp:r36.4.0"}}}
+    plan = build({"card": "jetson-agx-orin-64gb"}, pools=pools, host={"ram_gib": 64}, monitoring={"host": "box"})
+    tree = render(plan)
+    found = yaml.safe_load(tree["box/llama/compose.yaml"])["services"]["chat-1"]
+
+    assert (found["runtime"], found["environment"]["NVIDIA_VISIBLE_DEVICES"]) == ("nvidia", "all")
+    assert "deploy" not in found
+    assert [name for name in tree if "gpu-power" in name or "gpu_exporter" in name] == []
+    assert yaml_keys(tree["box/compose.cpu.yaml"], "chat-1") >= {"runtime", "image"}
+
+
+def test_no_stock_image_is_for_a_jetson(build: Build) -> None:
+    told = refused(build, {"card": "jetson-agx-orin-64gb"}, host={"ram_gib": 64})
+
+    assert ["a Jetson, for which no stock image has code" in words for words in told] == [True]
+
+
+def test_cards_as_cdi_devices(build: Build) -> None:
+    uuid = "GPU-00000000-0000-0000-0000-000000000001"
+    plan = build({"card": "rtx-3090", "uuid": uuid}, host={"gpu_access": "cdi"}, monitoring={"host": "box"})
+    tree = render(plan)
+
+    for component in ("llama", "gpu_exporter"):
+        for found in yaml.safe_load(tree[f"box/{component}/compose.yaml"])["services"].values():
+            assert found["devices"] == [f"nvidia.com/gpu={uuid}"]
+            assert not {"deploy", "group_add"} & set(found)
+
+
+@pytest.mark.parametrize("gpus", [[{"card": "rx-6800"}], []])
+def test_gpu_access_is_for_nvidia(build: Build, gpus: list[dict[str, Any]]) -> None:
+    pools = CHAT if gpus else {"chat": {"model": "m", "on": {"host": "box"}}}
+
+    told = refused(build, *gpus, pools=pools, host={"gpu_access": "cdi"})
+    assert ["no containers with NVIDIA cards; remove gpu_access" in words for words in told] == [True]
+
+
+def test_limits_of_every_maker_are_in_the_unit(build: Build) -> None:
+    plan = build(
+        {"card": "rx-6800", "pci": "03:00.0", "power_limit_w": 150},
+        {"card": "arc-b580", "pci": "04:00.0", "power_limit_w": 120},
+        {"card": "rtx-3090", "power_limit_w": 250, "clock_lock_mhz": [210, 1400]},
+        pools={"chat": {"model": "m", "on": {"host": "box"}}},
+    )
+    unit = render(plan)["box/systemd/corral-gpu-power.service"].decode()
+
+    assert "echo 150000000 | tee /sys/bus/pci/devices/0000:03:00.0/hwmon/hwmon*/power1_cap || failed=1" in unit
+    assert "echo 120000000 | tee /sys/bus/pci/devices/0000:04:00.0/hwmon/hwmon*/power1_max || failed=1" in unit
+    assert "nvidia-smi -i 0 -pl 250 || failed=1" in unit
+    assert "nvidia-smi -i 0 -lgc 210,1400 || failed=1" in unit
+
+
+@pytest.mark.parametrize(
+    ("gpu", "words"),
+    [
+        ({"card": "a100-40gb", "uuid": "MIG-00000000-0000", "power_limit_w": 100}, "is a slice"),
+        ({"card": "rx-6800", "power_limit_w": 100}, "write its pci"),
+        ({"card": "rx-6800", "pci": "03:00.0", "clock_lock_mhz": 1000}, "takes no clocks"),
+        ({"card": "tesla-p40", "clock_lock_mhz": 1000}, "takes no clocks"),
+        ({"card": "jetson-agx-orin-64gb", "power_limit_w": 30}, "nvpmodel"),
+    ],
+)
+def test_a_limit_without_effect_is_refused(build: Build, gpu: dict[str, Any], words: str) -> None:
+    pools = {"chat": {"model": "m", "on": {"host": "box"}}}
+
+    told = refused(build, gpu, pools=pools, host={"ram_gib": 64})
+    assert [words in line for line in told] == [True]

@@ -33,7 +33,7 @@ gpus = partial(check, "running", section="gpus")
 
 
 def _cards(case: Case) -> list[Card]:
-    return [card for card in case.plan.site.cards[case.name] if card.vendor == "nvidia"]
+    return [card for card in case.plan.site.cards[case.name] if card.has_nvidia_smi]
 
 
 @gpus("gpu-driver", "cards", remedy="install the NVIDIA driver, or reboot after an update of it")
@@ -57,7 +57,8 @@ def gpu_runtime(case: Case) -> Iterator[str]:
     devices = [str(item.get("ID", "")) for item in case.info.get("DiscoveredDevices") or []]
     has_cdi = any(item.startswith("nvidia.com/gpu") for item in devices)
     is_there = has_cdi or "nvidia" in (case.info.get("Runtimes") or {}) or case.said("hook")
-    if _cards(case) and not case.has_cpu_variant and not is_there:
+    has_nvidia = any(card.vendor == "nvidia" for card in case.plan.site.cards[case.name])
+    if has_nvidia and not case.has_cpu_variant and not is_there:
         yield "the engine has no NVIDIA runtime"
 
 
@@ -87,7 +88,7 @@ def driver_version(case: Case) -> Iterator[Finding]:
     driver = case.seen.cards[0].driver
     major = (version_of(driver) or (0,))[0]
     cards = [card for card in _cards(case) if card.compute_capability]
-    services = [item for item in case.services if item.gpus and not is_own(item.image)]
+    services = [item for item in case.services if item.gpus and not is_own(item.image) and "vulkan" not in item.image]
     for image in sorted({item.image for item in services}):
         numbers = {claim.number for item in services if item.image == image for claim in item.gpus}
         yield from _image_against_driver(image, driver, major, [card for card in cards if card.number in numbers])

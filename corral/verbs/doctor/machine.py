@@ -20,6 +20,8 @@ REACHABLE = "host-reachable"
 ENGINE_FLOOR = (25, 0)
 # The first Compose that knows `!reset`; `include` and `start_interval` are older.
 COMPOSE_FLOOR = (2, 24)
+# Paths with colons want the long form of `devices`.
+COMPOSE_FOR_SLOTS = (2, 30)
 DISK_ERROR_MIB, DISK_WARNING_MIB = 1024, 5 * 1024
 # Firmware and graphics keep some of what is sold as 32 GiB.
 RAM_TOLERANCE = 0.06
@@ -81,6 +83,11 @@ def compose_version(case: Case) -> Iterator[Finding]:
         yield error(f"no Compose plugin: {found.get('Err', 'Docker knows none')}", "install docker-compose-plugin")
     elif version_of(version) < COMPOSE_FLOOR:
         yield error(f"Compose {version} is older than 2.24", "install a newer docker-compose-plugin")
+    elif version_of(version) < COMPOSE_FOR_SLOTS and any(
+        ":" in path for item in case.services for path in item.devices
+    ):
+        words = f"Compose {version} cannot hand in a card by its PCI slot; 2.30 can"
+        yield error(words, "install a newer docker-compose-plugin")
 
 
 def _compose(case: Case) -> dict[str, str]:
