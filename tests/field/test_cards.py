@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from corral.contributions import Service
 from corral.errors import SiteError
 from corral.plan.cards import CATALOGUE
 from corral.render.tree import render
+from tests.consumers.test_systemd import run_power_unit
+from tests.trees import put
 
 Build = Callable[..., Plan]
 CHAT = {"chat": {"model": "m", "on": {"host": "box", "gpus": 1}}}
@@ -302,6 +305,30 @@ def test_cards_as_cdi_devices(build: Build) -> None:
             assert not {"deploy", "group_add"} & set(found)
 
 
+@pytest.mark.needs("docker-compose")
+@pytest.mark.parametrize("overlay", [(), ("-f", "compose.cpu.yaml")])
+@pytest.mark.parametrize(
+    ("gpus", "host", "pools"),
+    [
+        ([{"card": "rx-7900-xtx", "pci": "03:00.0"}, {"card": "rtx-3090"}], {}, split("1,2")),
+        ([{"card": "gtx-1080"}], {"gpu_access": "runtime"}, CHAT),
+        ([{"card": "gtx-1080"}], {"gpu_access": "cdi"}, CHAT),
+    ],
+)
+def test_compose_takes_every_way_to_a_card(
+    build: Build, gpus: list[Any], host: dict[str, Any], pools: dict[str, Any], overlay: list[str], tmp_path: Path
+) -> None:
+    put(render(build(*gpus, host=host, pools=pools, monitoring={"host": "box"})), tmp_path)
+    command = ["docker", "compose", "-f", "compose.yaml", *overlay, "config", "--no-interpolate"]
+    done = subprocess.run(command, cwd=tmp_path / "box", capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+    found = yaml.safe_load(done.stdout)["services"]["chat-1"]
+    ways = {key for key in ("devices", "runtime", "deploy") if found.get(key)}
+    wanted = {"runtime": {"runtime"}, "cdi": {"devices"}, None: {"devices", "deploy"}}[host.get("gpu_access")]
+    assert ways == (set() if overlay else wanted)
+
+
 @pytest.mark.parametrize("gpus", [[{"card": "rx-6800"}], []])
 def test_gpu_access_is_for_nvidia(build: Build, gpus: list[dict[str, Any]]) -> None:
     pools = CHAT if gpus else {"chat": {"model": "m", "on": {"host": "box"}}}
@@ -310,7 +337,7 @@ def test_gpu_access_is_for_nvidia(build: Build, gpus: list[dict[str, Any]]) -> N
     assert ["no containers with NVIDIA cards; remove gpu_access" in words for words in told] == [True]
 
 
-def test_limits_of_every_maker_are_in_the_unit(build: Build) -> None:
+def test_the_unit_sets_the_limits_of_every_maker(build: Build, tmp_path: Path) -> None:
     plan = build(
         {"card": "rx-6800", "pci": "03:00.0", "power_limit_w": 150},
         {"card": "arc-b580", "pci": "04:00.0", "power_limit_w": 120},
@@ -319,10 +346,17 @@ def test_limits_of_every_maker_are_in_the_unit(build: Build) -> None:
     )
     unit = render(plan)["box/systemd/corral-gpu-power.service"].decode()
 
-    assert "echo 150000000 | tee /sys/bus/pci/devices/0000:03:00.0/hwmon/hwmon*/power1_cap || failed=1" in unit
-    assert "echo 120000000 | tee /sys/bus/pci/devices/0000:04:00.0/hwmon/hwmon*/power1_max || failed=1" in unit
-    assert "nvidia-smi -i 0 -pl 250 || failed=1" in unit
-    assert "nvidia-smi -i 0 -lgc 210,1400 || failed=1" in unit
+    files = [tmp_path / "bus/pci/devices/0000:03:00.0/hwmon/hwmon4/power1_cap"]
+    files += [tmp_path / "bus/pci/devices/0000:04:00.0/hwmon/hwmon5/power1_max"]
+    for file in files:
+        file.parent.mkdir(parents=True)
+        file.write_text("1\n")
+    code, calls = run_power_unit(unit.replace("/sys/", f"{tmp_path}/"), tmp_path)
+    assert (code, calls) == (0, ["-pm 1", "-i 0 -pl 250", "-i 0 -lgc 210,1400"])
+    assert [file.read_text() for file in files] == ["150000000\n", "120000000\n"]
+    files[0].unlink()
+    files[0].parent.rmdir()
+    assert run_power_unit(unit.replace("/sys/", f"{tmp_path}/"), tmp_path) == (1, calls)
 
 
 @pytest.mark.parametrize(
