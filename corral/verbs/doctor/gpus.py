@@ -72,7 +72,8 @@ def device_files(case: Case) -> Iterator[Finding]:
         closed = sorted(wanted - {*service.groups, 0})
         if missing and not case.has_cpu_variant:
             words = f"{service.name} wants {' and '.join(missing)}, which this machine lacks"
-            yield error(words, "install the kernel driver of the card (amdgpu, i915, xe), then reboot")
+            slots = ", or correct its pci, as lspci -D prints it" if any(":" in path for path in missing) else ""
+            yield error(words, f"install the kernel driver of the card (amdgpu, i915, xe), then reboot{slots}")
         if closed:
             numbers = " and ".join(map(str, closed))
             words = f"{service.name} may not open its card: the device files belong to group {numbers}"
