@@ -378,6 +378,17 @@ def test_a_host_that_is_well_has_no_finding_but_hints(case: Case, check: str) ->
     assert [item for item in found(case, check) if item.level != "hint"] == []
 
 
+@pytest.mark.parametrize("check", ["card-order", "card-kind"])
+def test_a_card_of_which_nvidia_smi_knows_no_memory_may_be_the_one(case: Case, check: str) -> None:
+    """That of a GB10 is the host's: nvidia-smi prints [N/A]."""
+    cards, _ = parse_cards(re.sub(r" \d{4,5}, \d+,", " [N/A], [N/A],", NVIDIA))
+    known = found(with_seen(cards=cards)(case), check)
+
+    assert {card.total_mib for card in cards} == {0}
+
+    assert [item for item in known if item.level == "error"] == []
+
+
 def test_every_check_has_a_fault_in_this_file() -> None:
     elsewhere = {"rendered", "copied", "secrets", "gateway-answers", "key-accepted", "pools-offered", "answers"}
     exposure = {name for name, item in CHECKS.items() if item.section == "exposure"}  # test_exposure.py

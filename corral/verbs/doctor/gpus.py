@@ -169,7 +169,7 @@ def _differs(card: Card, seen: SeenCard) -> str:
     """Why a card cannot be the one that is meant; empty when it may be."""
     if card.compute_capability and seen.compute_capability and card.compute_capability != seen.compute_capability:
         return f"it is a {seen.name}, not a {card.card}"
-    if abs(seen.total_mib - card.vram_mib) > card.vram_mib * VRAM_TOLERANCE:
+    if seen.total_mib and abs(seen.total_mib - card.vram_mib) > card.vram_mib * VRAM_TOLERANCE:
         return f"it is a {seen.name} with {gib(seen.total_mib)} GiB, not a {card.card} with {gib(card.vram_mib)}"
     return ""
 
@@ -182,7 +182,7 @@ def card_kind(case: Case) -> Iterator[Finding]:
         if seen is None or card.pinned_by == "index":  # card-order says it then
             continue
         name, place = f"GPU {card.number} ({seen.name})", f"hosts.{case.name}.gpus[{card.number - 1}].card"
-        if seen.total_mib < card.vram_mib * (1 - VRAM_TOLERANCE):
+        if 0 < seen.total_mib < card.vram_mib * (1 - VRAM_TOLERANCE):
             words = f"{name} has {gib(seen.total_mib)} GiB, the plan counts on {gib(card.vram_mib)}"
             yield error(words, f"correct {place} or vram_gib")
         if seen.compute_capability and card.compute_capability and seen.compute_capability != card.compute_capability:
