@@ -237,6 +237,9 @@ def _card_known(inventory: Inventory, card: str, vram_gib: float | None, path: K
     said, alike, maker = inventory.cards.get(card), meant_by(card), maker_of(card)
     facts = card_facts(card, said)
     has_memory = vram_gib or (facts.vram_gib if facts else said and said.vram_gib)
+    if said and said.compute_capability and facts and facts.vendor != "nvidia":
+        path = ("cards", card, "compute_capability")
+        yield _finding("card-known/foreign", path, card=card, vendor=facts.vendor)
     missing = [*([] if has_memory else ["vram_gib: …"]), *([] if facts else [f"vendor: {maker or ANY_MAKER}"])]
     if not missing:
         return

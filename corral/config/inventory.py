@@ -516,9 +516,9 @@ class GpuKind(Section):
     vram_gib: float | None = Field(None, gt=0, le=1024)
     """Memory in GiB."""
     compute_capability: Capability | None = None
-    """CUDA compute capability, for instance `6.1`."""
+    """CUDA compute capability, for instance `6.1`; only NVIDIA's cards have one."""
     vendor: Literal["nvidia", "amd", "intel"] | None = None
-    """Manufacturer; needed for a card that is not in the catalogue."""
+    """Manufacturer; needed for a card that is not in the catalogue, unless its compute capability is said."""
     unified_memory: bool | None = None
     """Whether it has the host's memory and none of its own (processor graphics, Jetson, GB10), which counts once."""
     warm_c: int | None = Field(None, ge=20, le=120)

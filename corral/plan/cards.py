@@ -45,7 +45,8 @@ def card_facts(name: str, override: GpuKind | None) -> CardFacts | None:
     known = CATALOGUE.get(name) or _in_common(name)
     if override is None:
         return known
-    vendor = override.vendor or (known.vendor if known else None)
+    # Compute capabilities are NVIDIA's alone.
+    vendor = override.vendor or (known.vendor if known else "nvidia" if override.compute_capability else None)
     if vendor is None:
         return None
     known = known if known and known.vendor == vendor else CardFacts(known.vram_gib if known else 0, vendor)

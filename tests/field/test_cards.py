@@ -123,6 +123,10 @@ def test_a_printed_name_counts_for_its_overrides_too(build: Build) -> None:
             {"card": "AMD Radeon RX 9999", "vram_gib": 16}, {},
             "Otherwise add cards.rx-9999: {vendor: amd}; rocm-smi",
         ),
+        (
+            {"card": "mine"}, {"mine": {"vram_gib": 16, "vendor": "amd", "compute_capability": "8.6"}},
+            "compute capabilities are NVIDIA's",
+        ),
         ({"card": "NVIDIA H100 PCIe"}, {}, "write card: h100-80gb (80 GiB) or h100-94gb (94 GiB) or"),
         ({"card": "rtx-6000"}, {}, "write card: quadro-rtx-6000 (24 GiB) or rtx-pro-6000 (96 GiB)"),
     ],
@@ -134,6 +138,12 @@ def test_what_is_not_known_of_a_card_is_asked_for_at_once(
 
     assert len(told) == 1
     assert words in told[0]
+
+
+def test_a_compute_capability_says_whose_card_it_is(build: Build) -> None:
+    plan = build({"card": "a100-3g20gb"}, cards={"a100-3g20gb": {"vram_gib": 19.5, "compute_capability": "8.0"}})
+
+    assert [card.vendor for card in plan.site.cards["box"]] == ["nvidia"]
 
 
 def test_memory_that_is_said_makes_a_name_clear(build: Build) -> None:

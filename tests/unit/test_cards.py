@@ -33,7 +33,7 @@ def test_the_site_s_own_words_win() -> None:
 
 def test_a_card_that_nobody_knows() -> None:
     assert card_facts("voodoo2", None) is None
-    assert card_facts("voodoo2", GpuKind(vram_gib=0.012, compute_capability="1.0")) is None
+    assert card_facts("voodoo2", GpuKind(vram_gib=0.012)) is None
     assert card_facts("voodoo2", GpuKind(vram_gib=0.012, vendor="amd")) == CardFacts(0.012, "amd", None)
 
 
