@@ -345,8 +345,11 @@ def _card_pinned(site: Site, _found: Contributions) -> Iterator[Finding]:
 
 @check("plan", "one-vendor")
 def _one_vendor(site: Site, _found: Contributions) -> Iterator[Finding]:
-    """Cards of several vendors have one replica only with Vulkan, that is llama.cpp, and known by their PCI slots."""
+    """Cards of one replica can work together: no MIG slices; of several vendors only with llama.cpp, known by slots."""
     for replica in site.replicas:
+        if len(replica.cards) > 1 and any(card.uuid.startswith("MIG-") for card in replica.cards):
+            words = f"{replica.service} is split over slices (MIG), of which CUDA gives a program one only"
+            yield Finding(words, ("pools", replica.pool, "on"), "leave gpus_per_replica out, or make larger slices")
         vendors = sorted({card.vendor for card in replica.cards})
         words = f"{replica.service} is split over cards of {' and '.join(vendors)}"
         if len(vendors) > 1 and not replica.weights.served_by.has_own_build:
@@ -464,7 +467,10 @@ def _is_cuda13(image: str) -> bool:
 def _place_of_image(site: Site, replica: Replica, image: str) -> KeyPath:
     if replica.engine.image:
         return engine_key(site, replica, "image")
-    return next((("images", key) for key, value in site.inventory.images.items() if value == image), ("images",))
+    if replica.engine.backend:
+        return engine_key(site, replica, "backend")
+    place: KeyPath = ("pools", replica.pool, "on")
+    return next((("images", key) for key, value in site.inventory.images.items() if value == image), place)
 
 
 # --- settings that would do nothing, or not what they say ------------------------------------------------------------

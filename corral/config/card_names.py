@@ -16,7 +16,10 @@ ROWS: dict[str, dict[str, Any]] = {
     for name, gib in group["cards"].items()
 }
 # What people call a card by the machine that it is in.
-NICKNAMES = {"dgx-spark": "gb10", "strix-halo": "radeon-8060s", "titan-x": "titan-x-pascal"}
+NICKNAMES = {
+    "dgx-spark": "gb10", "jetson-agx-thor": "jetson-t5000", "jetson-thor": "jetson-t5000", "strix-halo": "radeon-8060s",
+    "titan-x": "titan-x-pascal",
+}  # fmt: skip
 # Words that do not tell which card it is; and those that do not where the name begins with them.
 NOISE = {
     "nvidia", "corporation", "amd", "ati", "intel", "geforce", "graphics", "gpu", "generation", "edition",

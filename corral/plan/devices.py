@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from corral.contributions import GpuClaim
@@ -95,6 +95,9 @@ def access(site: Site, replica: Replica) -> Access:
     if len(others) < len(replica.cards):
         # CUDA's own order of several cards is by speed; this is the order of `nvidia-smi` and of the inventory.
         variables |= VULKAN_ON_NVIDIA if uses_vulkan_on_nvidia(replica) else {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+        variables |= _cuda_order(replica)
+    if backend == "intel" and len(others) > 1:
+        variables["ZE_ENABLE_PCI_ID_DEVICE_ORDER"] = "1"
     if backend in VISIBLE:
         is_alone = sees_only_its_own(backend, replica.cards) and not is_local
         shown = ",".join(_names(backend, replica.cards, is_alone=is_alone))
@@ -122,11 +125,29 @@ def is_pinned(backend: str, card: Card) -> bool:
     return bool(card.pci or (card.uuid and card.vendor == "nvidia"))
 
 
-def _names(backend: str, cards: Sequence[Card], *, is_alone: bool) -> Iterator[str]:
-    """What a build calls these cards: by UUID with ROCm, else by number among those that it sees."""
-    for number, card in enumerate(cards):
-        index = str(number if is_alone else card.index)
-        yield card.uuid if card.uuid and backend == "rocm" else index
+def _names(backend: str, cards: Sequence[Card], *, is_alone: bool) -> list[str]:
+    """What a build calls these cards: by UUID with ROCm, else by number among those that it sees.
+
+    Where it sees these alone, they are in the order of their slots, a processor's own graphics last.
+    """
+    if not is_alone:
+        return [card.uuid if card.uuid and backend == "rocm" else str(card.index) for card in cards]
+    seen = (
+        sorted(cards, key=lambda card: (card.unified_memory, card.slot)) if all(card.pci for card in cards) else cards
+    )
+    return [str(seen.index(card)) for card in cards]
+
+
+def _cuda_order(replica: Replica) -> dict[str, str]:
+    """The order of a llama.cpp server's cards, which its shares of them follow, where it is not that of `nvidia-smi`.
+
+    vLLM takes equal shares, and some of its versions no UUIDs.
+    """
+    if len(replica.cards) == 1 or not replica.weights.served_by.has_own_build or uses_vulkan_on_nvidia(replica):
+        return {}
+    uuids, numbers = [card.uuid for card in replica.cards], [card.index for card in replica.cards]
+    order = uuids if all(uuids) else [str(sorted(numbers).index(number)) for number in numbers]
+    return {"CUDA_VISIBLE_DEVICES": ",".join(order)} if all(uuids) or numbers != sorted(numbers) else {}
 
 
 def gpu_access(site: Site, host: str) -> str:

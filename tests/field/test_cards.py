@@ -247,6 +247,41 @@ def test_a_card_that_is_only_a_number_is_told(build: Build, gpu: dict[str, Any],
     assert [words in str(warning) for warning in build(gpu).warnings] == [True]
 
 
+@pytest.mark.parametrize(
+    ("gpus", "cards", "variable", "order"),
+    [
+        ("1,2", [{"uuid": "GPU-11111111"}, {"uuid": "GPU-22222222"}],
+         "CUDA_VISIBLE_DEVICES", "GPU-11111111,GPU-22222222"),
+        ("2,1", [{}, {}], "CUDA_VISIBLE_DEVICES", "1,0"),
+        ("1,2", [{}, {}], "CUDA_VISIBLE_DEVICES", None),
+        ("1,2", [{"card": "rx-6600", "pci": "41:00.0"}, {"card": "rx-6600", "pci": "03:00.0"}],
+         "GGML_VK_VISIBLE_DEVICES", "1,0"),
+        ("1,2", [{"card": "arc-b580", "pci": "03:00.0"}, {"card": "arc-b580", "pci": "41:00.0"}],
+         "ONEAPI_DEVICE_SELECTOR", "level_zero:0,1"),
+    ],
+)  # fmt: skip
+def test_the_cards_of_a_replica_are_in_the_inventory_s_order(
+    build: Build, gpus: str, cards: list[dict[str, Any]], variable: str, order: str | None
+) -> None:
+    """Shares of cards that are not alike are said by position."""
+    plan = build(*({"card": "rtx-3090"} | card for card in cards), pools=split(gpus))
+
+    assert server(plan).environment.get(variable) == order
+
+
+def test_a_build_that_does_not_know_one_of_the_cards_is_named_where_it_is_said(build: Build) -> None:
+    told = refused(build, {"card": "rtx-3090"}, {"card": "tesla-p40"}, pools=split("1,2", backend="cuda13"))
+
+    assert [words.startswith("pools.chat.engine.backend: tesla-p40 has compute capability 6.1") for words in told]
+
+
+def test_no_replica_is_split_over_slices(build: Build) -> None:
+    gpus = [{"card": "a100-40gb", "uuid": f"MIG-0000000{number}"} for number in (1, 2)]
+
+    told = refused(build, *gpus, pools=split("1,2"))
+    assert ["CUDA gives a program one only" in words for words in told] == [True]
+
+
 def test_a_split_over_makers_wants_slots_and_llama_cpp(build: Build) -> None:
     told = refused(build, {"card": "rtx-3090"}, {"card": "rx-7900-xtx"}, pools=split("1,2"))
     assert ["write its pci" in words for words in told] == [True]
