@@ -329,7 +329,7 @@ def _card_pinned(site: Site, _found: Contributions) -> Iterator[Finding]:
         backend = backend_of(replica)
         # Graphics of a processor alone in its host are the only ones; of a split over makers one-vendor tells.
         is_only = len(site.cards[replica.host]) == 1 and all(card.unified_memory for card in replica.cards)
-        is_told = is_only or len({card.vendor for card in replica.cards}) > 1 or site.is_local(replica.host)
+        is_told = is_only or len({card.vendor for card in replica.cards}) > 1
         for card in replica.cards:
             if card.vendor != "nvidia" and not is_told and not is_pinned(backend, card):
                 loose[replica.host, backend].add(card.number)

@@ -90,7 +90,7 @@ def access(site: Site, replica: Replica) -> Access:
     backend = backend_of(replica)
     if backend == "cpu":
         return Access()
-    others, is_local = [card for card in replica.cards if card.vendor != "nvidia"], site.is_local(replica.host)
+    others = [card for card in replica.cards if card.vendor != "nvidia"]
     variables: dict[str, str] = {}
     if len(others) < len(replica.cards):
         # CUDA's own order of several cards is by speed; this is the order of `nvidia-smi` and of the inventory.
@@ -99,10 +99,9 @@ def access(site: Site, replica: Replica) -> Access:
     if backend == "intel" and len(others) > 1:
         variables["ZE_ENABLE_PCI_ID_DEVICE_ORDER"] = "1"
     if backend in VISIBLE:
-        is_alone = sees_only_its_own(backend, replica.cards) and not is_local
-        shown = ",".join(_names(backend, replica.cards, is_alone=is_alone))
+        shown = ",".join(_names(backend, replica.cards))
         variables[VISIBLE[backend]] = f"level_zero:{shown}" if backend == "intel" else shown
-    if not others or is_local:
+    if not others:
         return Access(variables)
     files = FILES.get(backend, ())
     if sees_only_its_own(backend, replica.cards):
@@ -125,16 +124,15 @@ def is_pinned(backend: str, card: Card) -> bool:
     return bool(card.pci or (card.uuid and card.vendor == "nvidia"))
 
 
-def _names(backend: str, cards: Sequence[Card], *, is_alone: bool) -> list[str]:
+def _names(backend: str, cards: Sequence[Card]) -> list[str]:
     """What a build calls these cards: by UUID with ROCm, else by number among those that it sees.
 
     Where it sees these alone, they are in the order of their slots, a processor's own graphics last.
     """
-    if not is_alone:
+    if not sees_only_its_own(backend, cards):
         return [card.uuid if card.uuid and backend == "rocm" else str(card.index) for card in cards]
-    seen = (
-        sorted(cards, key=lambda card: (card.unified_memory, card.slot)) if all(card.pci for card in cards) else cards
-    )
+    has_slots = all(card.pci for card in cards)
+    seen = sorted(cards, key=lambda card: (card.unified_memory, card.slot)) if has_slots else cards
     return [str(seen.index(card)) for card in cards]
 
 

@@ -64,13 +64,14 @@ class Card:
 
     @property
     def slot(self) -> str:
-        """Its PCI slot with the domain; empty when the inventory does not say it."""
-        return self.pci if self.pci.count(":") != 1 else f"0000:{self.pci}"
+        """Its PCI slot as the kernel spells it; empty when the inventory does not say it."""
+        *domain, bus, rest = self.pci.lower().split(":") if self.pci else ("", "")
+        return f"{int(domain[0], 16) if domain else 0:04x}:{bus}:{rest}" if bus else ""
 
     @property
     def device(self) -> str:
         """What the container runtime is asked for: the UUID, else the PCI slot, else the index from 0."""
-        return self.uuid or self.slot or str(self.index)
+        return self.uuid or (self.pci if self.pci.count(":") != 1 else f"0000:{self.pci}") or str(self.index)
 
     @property
     def pinned_by(self) -> Literal["UUID", "PCI slot", "index"]:

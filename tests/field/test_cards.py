@@ -218,7 +218,8 @@ def test_vulkan_on_a_card_of_nvidia_needs_no_device_file(build: Build) -> None:
     ("gpu", "backend", "devices", "shown"),
     [
         ({"card": "rx-6600", "pci": "0000:03:00.0"}, "", ("/dev/dri/by-path/pci-0000:03:00.0-render",), "0"),
-        ({"card": "arc-b580", "pci": "03:00.0"}, "", ("/dev/dri/by-path/pci-0000:03:00.0-render",), "level_zero:0"),
+        ({"card": "arc-b580", "pci": "0A:00.0"}, "", ("/dev/dri/by-path/pci-0000:0a:00.0-render",), "level_zero:0"),
+        ({"card": "rx-6600", "pci": "00000003:0A:00.0"}, "", ("/dev/dri/by-path/pci-0003:0a:00.0-render",), "0"),
         ({"card": "rx-6800", "uuid": "GPU-0a1b2c3d00000000"}, "", ("/dev/kfd", "/dev/dri"), "GPU-0a1b2c3d00000000"),
         ({"card": "rx-6800", "pci": "03:00.0"}, "vulkan", ("/dev/dri/by-path/pci-0000:03:00.0-render",), "0"),
     ],
