@@ -24,7 +24,7 @@ NICKNAMES = {
 NOISE = {
     "nvidia", "corporation", "amd", "ati", "intel", "geforce", "graphics", "gpu", "generation", "edition",
     "workstation", "blackwell", "data", "center", "pcie", "nvl", "with", "design", "sxm", "sxm2", "sxm3", "sxm4",
-    "sxm5", "hbm2", "hbm2e", "hbm3", "hbm3e",
+    "sxm5", "hbm2", "hbm2e", "hbm3", "hbm3e", "oam", "series",
 }  # fmt: skip
 FAMILY = {"gtx", "rtx", "rx", "tesla", "quadro", "radeon", "arc", "pro", "ai", "instinct", "jetson"}
 # By which beginnings a card's maker may be proposed; asked for it is all the same.
@@ -66,6 +66,8 @@ def _words(text: str) -> list[str]:
     """The words of a name that say which card it is; of lspci's line those of its last brackets."""
     text = re.sub(r"\((rev [^)]*|r|tm)\)|[®™]", " ", text.lower())
     text = (re.findall(r"\[([^]]*)\]", text) or [text])[-1]
+    # `RTX3090Ti`
+    text = re.sub(r"(\d{3,4})(ti|xt|xtx|super|gre)\b", r"\1 \2", re.sub(r"\b([gr]tx|rx)(\d)", r"\1 \2", text))
     found = re.findall(r"[a-z0-9.]+", re.sub(r"(\d) ?gi?b\b", r"\1gb", text.replace("mobile", "laptop")))
     if "design" in found:  # `with Max-Q Design`
         found = [word for word in found if word not in {"max", "q"}]
