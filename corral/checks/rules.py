@@ -236,26 +236,19 @@ def _host_ram(site: Site, found: Contributions) -> Iterator[Finding]:
     """A host's RAM less `os_reserve_gib` holds its containers, and what servers take of it as graphics memory."""
     services = _by_host(found)
     for name, host in site.inventory.hosts.items():
-        unified = {card.number for card in site.cards[name] if card.unified_memory}
+        is_shared = any(card.unified_memory for card in site.cards[name])
         if host.ram_gib is None:
-            if unified:
+            if is_shared:
                 words = f"{name} has one memory for processor and cards, of a size that is not said"
-                yield Finding(
-                    words, ("hosts", name), "write ram_gib: as `free -g` prints it, what the cards have included"
-                )
+                hint = "write ram_gib: as `free -g` prints it, what the cards have included"
+                yield Finding(words, ("hosts", name), hint)
             continue
-        limits = [(service.memory_mib, service.name) for service in services[name]]
-        limits += [
-            (claim.vram_mib, f"{service.name} on GPU {claim.number}")
-            for service in services[name]
-            for claim in service.tenancies
-            if claim.number in unified
-        ]
+        limits = [(site.host_memory_mib(service), service.name) for service in services[name]]
         room = round((host.ram_gib - host.os_reserve_gib) * 1024)
         wanted = sum(mib for mib, _ in limits)
         if wanted > room:
             largest = sorted(limits, key=lambda item: (-item[0], item[1]))[:TOLD]
-            who = "containers and cards" if unified else "the containers"
+            who = "containers and cards" if is_shared else "the containers"
             words = f"{name} lacks {wanted - room} MiB: {room} are free, {who} may take {wanted}"
             hint = "lower memory_mib; the largest: " + ", ".join(f"{service} {mib}" for mib, service in largest)
             yield Finding(words, ("hosts", name, "ram_gib"), hint)

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from corral.config.inventory import Host, Inventory, Model, Node, Placement, ServerSettings, Shared, file_of, folder_of
 from corral.config.model_lock import ModelLock
-from corral.contributions import Endpoint
+from corral.contributions import Endpoint, Service
 from corral.plan.cards import JETSON, VRAM_RESERVE_MIB, CardFacts, card_facts, vram_mib
 from corral.plan.memory import Memory
 from corral.plan.placement import Room, placed
@@ -212,6 +212,11 @@ class Site:
     def members(self, host: str, service: str) -> tuple[Replica, ...]:
         """The replicas that a service serves: several when pools share it, none when it is no inference server."""
         return self._members.get((host, service), ())
+
+    def host_memory_mib(self, service: Service) -> int:
+        """Host memory that a service may take in MiB: its container's, and what it takes on cards that have no other."""
+        shared = {card.number for card in self.cards[service.host] if card.unified_memory}
+        return service.memory_mib + sum(claim.vram_mib for claim in service.tenancies if claim.number in shared)
 
     def image(self, key: str, default: str) -> str:
         """The image of that key: the site's own, else the pinned one."""

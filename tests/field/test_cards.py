@@ -310,7 +310,7 @@ def test_memory_of_processor_and_card_counts_once(build: Build, gpu: dict[str, A
 
     assert build(gpu, pools=pools, host={"ram_gib": 128}, **more).warnings == ()
     told = refused(build, gpu, pools=pools, host={"ram_gib": 64}, **more)
-    assert ["containers and cards may take" in words and "chat-1 on GPU 1 90000" in words for words in told] == [True]
+    assert ["containers and cards may take" in words and "chat-1 92048" in words for words in told] == [True]
     told = refused(build, gpu, pools=pools, **more)
     assert ["write ram_gib" in words for words in told] == [True]
 

@@ -152,7 +152,7 @@ def _processor(case: Case) -> tuple[int, bool | None]:
 def ram(case: Case) -> Iterator[Finding]:
     """The machine has the RAM that the inventory says, and all container limits fit into it."""
     declared, has = case.declared, case.mib("MemTotal")
-    wanted = sum(service.memory_mib for service in case.services)
+    wanted = sum(map(case.plan.site.host_memory_mib, case.services))
     room = has - round(declared.os_reserve_gib * 1024)
     if has and wanted > room:
         words = f"the containers may take {gib(wanted)} GiB; of {gib(has)} GiB {gib(max(0, room))} are for them"
