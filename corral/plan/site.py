@@ -214,7 +214,7 @@ class Site:
         return self._members.get((host, service), ())
 
     def host_memory_mib(self, service: Service) -> int:
-        """Host memory that a service may take in MiB: its container's, and what it takes on cards that have no other."""
+        """Host memory in MiB that a service may take: its container's, and its share of cards that have no other."""
         shared = {card.number for card in self.cards[service.host] if card.unified_memory}
         return service.memory_mib + sum(claim.vram_mib for claim in service.tenancies if claim.number in shared)
 

@@ -152,13 +152,15 @@ def _processor(case: Case) -> tuple[int, bool | None]:
 def ram(case: Case) -> Iterator[Finding]:
     """The machine has the RAM that the inventory says, and all container limits fit into it."""
     declared, has = case.declared, case.mib("MemTotal")
-    wanted = sum(map(case.plan.site.host_memory_mib, case.services))
+    wanted = sum(service.memory_mib for service in case.services)
     room = has - round(declared.os_reserve_gib * 1024)
+    # What the firmware set aside for a processor's graphics, the system does not count.
+    is_shared = any(card.unified_memory for card in case.plan.site.cards[case.name])
     if has and wanted > room:
         words = f"the containers may take {gib(wanted)} GiB; of {gib(has)} GiB {gib(max(0, room))} are for them"
         remedy = "lower memory_mib, move a pool, or add RAM"
         yield error(words, remedy, level="error" if wanted > has else "warning")
-    elif has and declared.ram_gib and has < declared.ram_gib * 1024 * (1 - RAM_TOLERANCE):
+    elif has and declared.ram_gib and not is_shared and has < declared.ram_gib * 1024 * (1 - RAM_TOLERANCE):
         words = f"the inventory says {declared.ram_gib:g} GiB of RAM, the machine has {gib(has)}"
         yield warning(words, f"correct hosts.{case.name}.ram_gib")
 
