@@ -265,11 +265,10 @@ class ServerSettings(Section):
 
 def _range_mhz(value: Any) -> Any:
     """One clock, or the lowest and the highest."""
-    if value is None or (isinstance(value, list | tuple) and len(value) == PAIR and sorted(value) == list(value)):
-        return value if value is None else tuple(value)
-    if type(value) is not int:
+    clocks = value if isinstance(value, list | tuple) else (value, value)
+    if value is not None and ({*map(type, clocks)} != {int} or len(clocks) != PAIR or sorted(clocks) != [*clocks]):
         raise ValueError("must be a clock in MHz, or the lowest and the highest; write 1400, or [210, 1400]")
-    return value, value
+    return value if value is None else tuple(clocks)
 
 
 class Gpu(Section):
