@@ -249,7 +249,9 @@ def _files_of_host(subject: Subject) -> Broken:
         if (mount.get("bind") or {}).get("propagation") in ("shared", "rshared"):
             yield "mount-propagation", f"passes mounts below {source} on to the host"
     for device in subject.get("devices", []):
-        yield "host-device", f"has the device {device['source'] if isinstance(device, Mapping) else device}"
+        source = str(device["source"] if isinstance(device, Mapping) else device)
+        if not source.startswith("nvidia.com/gpu="):
+            yield "host-device", f"has the device {source}"
 
 
 def _limits(subject: Subject) -> Broken:

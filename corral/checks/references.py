@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from corral.checks.registry import findings
+from corral.config.card_names import ROWS, maker_of, meant_by
 from corral.config.client_names import kind_of, kinds_of, routed_names
 from corral.config.file_names import is_file_name
 from corral.config.inventory import Inventory, Kind, Model, Placement, ServerSettings, Tier, file_of
@@ -35,6 +36,14 @@ QUANTIZED = {"q8_0", "q5_1", "q5_0", "iq4_nl", "q4_1", "q4_0"}
 PICKLED = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle", ".joblib", ".npy", ".npz")
 SOURCES = "write hf:owner/repo/file.gguf, https://…, file:/folder/file.gguf or a file name"
 COMMIT = re.compile(r"[0-9a-f]{40}")
+ANY_MAKER = "nvidia, amd or intel"
+# What tells a card's memory and maker, by the maker that its name sounds like.
+ASK_FOR_CARD = {
+    "nvidia": "nvidia-smi --query-gpu=name,memory.total,compute_cap --format=csv",
+    "amd": "rocm-smi --showproductname --showmeminfo vram",
+    "intel": "xpu-smi discovery",
+    "": "lspci -nn -d ::0300 and -d ::0302",
+}
 _LOOPBACK = re.compile(r"http://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?/")
 
 Findings = Iterator[Finding]
@@ -214,16 +223,42 @@ def _hosts_of_roles(inventory: Inventory) -> Findings:
 def _cards(inventory: Inventory) -> Findings:
     for name, host in inventory.hosts.items():
         path: KeyPath = ("hosts", name, "gpus")
-        first = {gpu.card: index for index, gpu in reversed(list(enumerate(host.gpus)))}
-        for card, index in first.items():
-            if card_facts(card, inventory.cards.get(card)) is None:
-                near = did_you_mean(card, [*CATALOGUE, *inventory.cards])
-                near = f"{near} Otherwise add" if near.startswith("did") else "add"
-                yield _finding("card-known/unknown", (*path, index, "card"), card=card, near=near)
+        first = {(gpu.card, gpu.vram_gib): index for index, gpu in reversed(list(enumerate(host.gpus)))}
+        for (card, vram_gib), index in first.items():
+            yield from _card_known(inventory, card, vram_gib, (*path, index))
         for what in ("uuid", "pci"):
             for index, other in _repeated(str(getattr(gpu, what) or "").lower() for gpu in host.gpus):
                 values = {"number": index + 1, "other": other + 1}
                 yield _finding("card-distinct/twice", (*path, index, what), what=what, **values)
+
+
+def _card_known(inventory: Inventory, card: str, vram_gib: float | None, path: KeyPath) -> Findings:
+    """All that is not known of a card, in one finding: where the site describes it, else where it has it."""
+    said, alike, maker = inventory.cards.get(card), meant_by(card), maker_of(card)
+    facts = card_facts(card, said)
+    has_memory = vram_gib or (facts.vram_gib if facts else said and said.vram_gib)
+    if said and said.compute_capability and facts and facts.vendor != "nvidia":
+        path = ("cards", card, "compute_capability")
+        yield _finding("card-known/foreign", path, card=card, vendor=facts.vendor)
+    missing = [*([] if has_memory else ["vram_gib: …"]), *([] if facts else [f"vendor: {maker or ANY_MAKER}"])]
+    if not missing:
+        return
+    near = did_you_mean(card, [*CATALOGUE, *inventory.cards])
+    values = {
+        "card": card, "lines": ", ".join(missing), "ask": ASK_FOR_CARD.get(maker, ASK_FOR_CARD[""]),
+        "near": f"{near} Otherwise add" if near.startswith("did") else "add",
+        "alike": " or ".join(f"{item} ({ROWS[item]['vram_gib']} GiB)" for item in alike),
+    }  # fmt: skip
+    if said and not alike:
+        yield _finding("card-known/incomplete", ("cards", card), **values)
+        return
+    yield from _first(
+        (*path, "card"),
+        (facts and facts.unified_memory and alike == [card], "card-known/shared", ""),
+        (alike, "card-known/several", ""),
+        (True, "card-known/unknown", ""),
+        **values,
+    )
 
 
 def _far_servers(inventory: Inventory) -> Findings:

@@ -18,7 +18,7 @@ from corral.contributions import Contributions, Service
 from corral.errors import Finding, KeyPath, did_you_mean
 from corral.plan.advice import what_fits
 from corral.plan.cards import VRAM_RESERVE_MIB
-from corral.plan.devices import CUDA13_FLOOR, VENDORS
+from corral.plan.devices import CUDA13_FLOOR, VENDORS, backend_of, is_pinned
 from corral.plan.memory import MIB
 from corral.plan.own_image import CUDA11_FLOOR, CUDA12_FLOOR, build_command, is_own
 from corral.plan.routing import pools_behind
@@ -35,6 +35,10 @@ LAST_PORT = 65535
 # Longest name of a host in DNS; other containers find a service by its name.
 LABEL_LENGTH = 63
 CUDA13_WORDS = ("cuda13", "cuda-13", "cuda:13", "cu13")
+# From here on NVIDIA's driver locks clocks.
+VOLTA = (7, 0)
+JETSON_IMAGE = "name an engine.image that is made for it, such as those of dustynv/llama_cpp, or build your own there"
+PCI_HINT = "write its pci: as `lspci -D` prints it"
 STOCK_CUDA = "ggml-org/llama.cpp:server-cuda"
 # How many of several equal things a message names.
 TOLD = 5
@@ -250,17 +254,23 @@ def _turns(site: Site, host: str, service: str) -> str:
 
 @check("plan", "host-ram")
 def _host_ram(site: Site, found: Contributions) -> Iterator[Finding]:
-    """The memory limits of a host's containers add up to no more than its RAM less `os_reserve_gib`."""
+    """A host's RAM less `os_reserve_gib` holds its containers, and what servers take of it as graphics memory."""
     services = _by_host(found)
     for name, host in site.inventory.hosts.items():
+        is_shared = any(card.unified_memory for card in site.cards[name])
         if host.ram_gib is None:
+            if is_shared:
+                words = f"{name} has one memory for processor and cards, of a size that is not said"
+                hint = "write ram_gib: as `free -g` prints it, what the cards have included"
+                yield Finding(words, ("hosts", name), hint)
             continue
-        limits = [(service.memory_mib, service.name) for service in services[name]]
+        limits = [(site.host_memory_mib(service), service.name) for service in services[name]]
         room = round((host.ram_gib - host.os_reserve_gib) * 1024)
         wanted = sum(mib for mib, _ in limits)
         if wanted > room:
             largest = sorted(limits, key=lambda item: (-item[0], item[1]))[:TOLD]
-            words = f"{name} lacks {wanted - room} MiB: {room} are free, the containers may take {wanted}"
+            who = "containers and cards" if is_shared else "the containers"
+            words = f"{name} lacks {wanted - room} MiB: {room} are free, {who} may take {wanted}"
             hint = "lower memory_mib; the largest: " + ", ".join(f"{service} {mib}" for mib, service in largest)
             yield Finding(words, ("hosts", name, "ram_gib"), hint)
 
@@ -323,7 +333,7 @@ def _threads(site: Site, found: Contributions) -> Iterator[Finding]:
 
 @check("plan", "card-pinned", level="warning")
 def _card_pinned(site: Site, _found: Contributions) -> Iterator[Finding]:
-    """Where a host has several kinds of NVIDIA cards, each has a UUID or PCI slot: a reboot may change their order."""
+    """Unequal cards, and those of AMD and Intel, have a UUID or PCI slot: a reboot may change their order."""
     for host, cards in site.cards.items():
         ours = [card for card in cards if card.vendor == "nvidia"]
         by_index = [str(card.number) for card in ours if card.pinned_by == "index"]
@@ -331,30 +341,95 @@ def _card_pinned(site: Site, _found: Contributions) -> Iterator[Finding]:
             words = f"GPU {', '.join(by_index)} of {host} {'is' if len(by_index) == 1 else 'are'} known by index only"
             hint = "give each its uuid, as `nvidia-smi -L` prints it: their order can change, and they are not alike"
             yield Finding(words, ("hosts", host, "gpus"), hint)
+    loose: dict[tuple[str, str], set[int]] = defaultdict(set)
+    for replica in site.replicas:
+        backend = backend_of(replica)
+        # Graphics of a processor alone in its host are the only ones; of a split over makers one-vendor tells.
+        is_only = len(site.cards[replica.host]) == 1 and all(card.unified_memory for card in replica.cards)
+        is_told = is_only or len({card.vendor for card in replica.cards}) > 1
+        for card in replica.cards:
+            if card.vendor != "nvidia" and not is_told and not is_pinned(backend, card):
+                loose[replica.host, backend].add(card.number)
+    for (host, backend), numbers in loose.items():
+        who = ", ".join(map(str, sorted(numbers)))
+        words = f"GPU {who} of {host} {'is' if len(numbers) == 1 else 'are'} known to {backend} by a number"
+        key, tool = ("uuid", "rocminfo") if backend == "rocm" else ("pci", "lspci -D")
+        hint = (
+            f"give each its {key}, as `{tool}` prints it: the processor's own graphics count, too, and change the order"
+        )
+        yield Finding(words, ("hosts", host, "gpus"), hint)
 
 
 @check("plan", "one-vendor")
 def _one_vendor(site: Site, _found: Contributions) -> Iterator[Finding]:
-    """The cards over which one replica is split come from one vendor."""
+    """Cards of one replica can work together: no MIG slices; of several vendors only with llama.cpp, known by slots."""
     for replica in site.replicas:
+        if len(replica.cards) > 1 and any(card.uuid.startswith("MIG-") for card in replica.cards):
+            words = f"{replica.service} is split over slices (MIG), of which CUDA gives a program one only"
+            yield Finding(words, ("pools", replica.pool, "on"), "leave gpus_per_replica out, or make larger slices")
         vendors = sorted({card.vendor for card in replica.cards})
-        if len(vendors) > 1:
-            words = f"{replica.service} is split over cards of {' and '.join(vendors)}"
+        words = f"{replica.service} is split over cards of {' and '.join(vendors)}"
+        if len(vendors) > 1 and not replica.weights.served_by.has_own_build:
             yield Finding(words, ("pools", replica.pool, "on"), "no image knows both; group equal cards")
+        elif len(vendors) > 1 and backend_of(replica) == "vulkan":
+            for card in replica.cards:
+                if card.vendor != "nvidia" and not card.pci:
+                    path = ("hosts", card.host, "gpus", card.number - 1)
+                    yield Finding(f"{words}, and where GPU {card.number} is, is not said", path, PCI_HINT)
 
 
 @check("plan", "backend-fits")
 def _backend_fits(site: Site, _found: Contributions) -> Iterator[Finding]:
     """A build of llama.cpp runs on cards of the makers that it is for; none is for a replica on the processor."""
     for replica in site.replicas:
-        wanted, vendor = replica.engine.backend, replica.cards[0].vendor if replica.cards else ""
-        if wanted and vendor not in VENDORS[wanted]:
-            words = (
-                f"{replica.service} runs on {f'a card of {vendor}' if vendor else 'the processor'}, not with {wanted}"
-            )
-            fitting = [backend for backend, vendors in VENDORS.items() if vendor in vendors]
+        wanted, vendors = replica.engine.backend, {card.vendor for card in replica.cards}
+        if wanted and not (vendors and vendors <= set(VENDORS[wanted])):
+            place = f"a card of {' and one of '.join(sorted(vendors))}" if vendors else "the processor"
+            fitting = [backend for backend, makers in VENDORS.items() if vendors and vendors <= set(makers)]
             hint = f"remove it, or use {' or '.join(fitting)}" if fitting else "remove it"
+            words = f"{replica.service} runs on {place}, not with {wanted}"
             yield Finding(words, engine_key(site, replica, "backend"), hint)
+
+
+@check("plan", "card-limits")
+def _card_limits(site: Site, _found: Contributions) -> Iterator[Finding]:
+    """Power limits and clocks are for whole cards whose driver takes them, on a host with Docker Compose."""
+    for host, cards in site.cards.items():
+        for card in cards:
+            for key, words, hint in _limits_refused(site, card):
+                yield Finding(words, ("hosts", host, "gpus", card.number - 1, key), hint)
+
+
+def _limits_refused(site: Site, card: Card) -> Iterator[tuple[str, str, str]]:
+    """Keys of a card that would have no effect, why, and what to do."""
+    for key in ("power_limit_w", "clock_lock_mhz"):
+        who = f"GPU {card.number} ({card.card})"
+        if getattr(card, key) is None:
+            continue
+        if site.is_local(card.host):
+            yield key, f"{card.host} is local, and no unit is installed there", "remove it, and set it by hand"
+        elif card.uuid.startswith("MIG-"):
+            yield key, f"{who} is a slice; only the whole card has limits", "remove it, and set it by nvidia-smi once"
+        elif card.is_jetson:
+            yield key, f"{who} is a Jetson, which has power modes instead", "remove it, and choose one by nvpmodel"
+        elif key == "clock_lock_mhz" and (card.vendor != "nvidia" or (card.compute_capability or VOLTA) < VOLTA):
+            yield key, f"{who} takes no clocks: NVIDIA's cards from Volta on do", "remove it, or write power_limit_w"
+        elif card.vendor != "nvidia" and not card.pci:
+            yield key, f"{who} is found by its PCI slot for this", PCI_HINT
+
+
+@check("plan", "gpu-access")
+def _gpu_access(site: Site, _found: Contributions) -> Iterator[Finding]:
+    """What `gpu_access` says is for NVIDIA cards of a host with containers, and CDI names them by UUID or index."""
+    for name, cards in site.cards.items():
+        way, path = site.host(name).gpu_access, ("hosts", name, "gpu_access")
+        ours = [card for card in cards if card.vendor == "nvidia"]
+        if way and (not ours or site.is_local(name)):
+            yield Finding(f"{name} has no containers with NVIDIA cards", path, "remove gpu_access")
+        by_slot = [str(card.number) for card in ours if card.pinned_by == "PCI slot"]
+        if way == "cdi" and by_slot:
+            words = f"GPU {', '.join(by_slot)} of {name} is known by its PCI slot, which CDI does not know"
+            yield Finding(words, path, "give it its uuid, as `nvidia-smi -L` prints it")
 
 
 @check("plan", "device-groups")
@@ -392,6 +467,8 @@ def _card_without_code(card: Card, image: str, *, has_own_build: bool) -> tuple[
     if not capability or is_own(image):
         return None
     who = f"{card.card} has compute capability {'.'.join(map(str, capability))}"
+    if card.is_jetson and (_is_cuda13(image) or STOCK_CUDA in image):
+        return f"{card.card} is a Jetson, for which no stock image has code", JETSON_IMAGE
     own = f"make your own engine.image: {build_command(capability)}"
     if capability < CUDA12_FLOOR and has_own_build and (_is_cuda13(image) or STOCK_CUDA in image):
         return f"{who}, for which no stock image has code", own if capability >= CUDA11_FLOOR else "take it out"
@@ -407,7 +484,10 @@ def _is_cuda13(image: str) -> bool:
 def _place_of_image(site: Site, replica: Replica, image: str) -> KeyPath:
     if replica.engine.image:
         return engine_key(site, replica, "image")
-    return next((("images", key) for key, value in site.inventory.images.items() if value == image), ("images",))
+    if replica.engine.backend:
+        return engine_key(site, replica, "backend")
+    place: KeyPath = ("pools", replica.pool, "on")
+    return next((("images", key) for key, value in site.inventory.images.items() if value == image), place)
 
 
 # --- settings that would do nothing, or not what they say ------------------------------------------------------------

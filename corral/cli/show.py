@@ -88,10 +88,11 @@ def _facts(plan: Plan, name: str) -> list[str]:
         facts.append("pinned by " + " and ".join(f"{pin} ({n})" if len(pins) > 1 else pin for pin, n in pins.items()))
     if host.cpu.cores:
         facts.append(_count(host.cpu.cores, "core") + ("" if host.cpu.avx else ", no AVX"))
-    wanted = sum(service.memory_mib for service in plan.services_of(name))
+    wanted = sum(map(plan.site.host_memory_mib, plan.services_of(name)))
     room = round(((host.ram_gib or 0) - host.os_reserve_gib) * 1024)
     memory = f"{bar(wanted, room)} {gib(wanted)} of {gib(room)}" if host.ram_gib else gib(wanted)
-    return [*facts, f"RAM {memory} GiB for containers"]
+    who = "containers and cards" if any(card.unified_memory for card in cards) else "containers"
+    return [*facts, f"RAM {memory} GiB for {who}"]
 
 
 def _servers_table(plan: Plan, host: str, replicas: list[Replica]) -> Table:

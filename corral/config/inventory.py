@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from corral.config.card_names import card_name
 from corral.config.source import plain_yaml
 from corral.contributions import SYSTEM_ROOTS, is_system_folder, plain_path
 from corral.declarations import USUAL, InferenceServer, server_of, servers
@@ -38,6 +39,7 @@ BROADCAST = ipaddress.IPv4Address("255.255.255.255")
 MAX_PARTS = 1000
 LAST_PORT = 65535
 DAY_S = 86_400
+PAIR = 2
 TIB_MIB = 1024 * 1024
 
 
@@ -163,6 +165,7 @@ def _places(value: Any) -> Any:
 # --- types of values -------------------------------------------------------------------------------------------------
 
 Name = Annotated[str, _text("name")]
+CardName = Annotated[str, BeforeValidator(card_name, json_schema_input_type=str), _text("name")]
 ModelName = Annotated[str, _text("model_name")]
 ConsumerName = Annotated[str, _text("consumer_name")]
 SecretName = Annotated[str, _text("secret_name")]
@@ -177,6 +180,7 @@ Folder = Annotated[str, _text("folder"), AfterValidator(_folder)]
 Server = Annotated[str, BeforeValidator(_without_password), _text("url"), AfterValidator(_url)]
 Capability = Annotated[str, BeforeValidator(_number_as_text, json_schema_input_type=str | float), _text("capability")]
 Address = Annotated[str, AfterValidator(_address)]
+Mhz = Annotated[int, Field(ge=1, le=10_000)]
 PortNumber = Annotated[int, Field(ge=1, le=LAST_PORT)]
 Mib = Annotated[int, Field(ge=16, le=64 * TIB_MIB)]
 Gib = Annotated[float, Field(gt=0, le=65536)]
@@ -259,7 +263,7 @@ class ServerSettings(Section):
     sleep_idle_s: int | None = Field(None, ge=1, le=DAY_S)
     """Give the memory back after so many idle seconds (`--sleep-idle-seconds`); the next request loads it again."""
     backend: Literal["cuda12", "cuda13", "rocm", "vulkan", "intel"] | None = None
-    """Build of llama.cpp that runs a card, instead of the one chosen for it; `vulkan` for AMD and Intel cards."""
+    """Build of llama.cpp that runs the cards, instead of the one chosen for them; `vulkan` for cards of every maker."""
     image: Word | None = None
     """Container image, instead of the one chosen for the card."""
     gpu_memory_fraction: float | None = Field(None, gt=0, le=1)
@@ -274,17 +278,29 @@ class ServerSettings(Section):
     """Further environment variables of the server; never a secret."""
 
 
+def _range_mhz(value: Any) -> Any:
+    """One clock, or the lowest and the highest."""
+    clocks = value if isinstance(value, list | tuple) else (value, value)
+    if value is not None and ({*map(type, clocks)} != {int} or len(clocks) != PAIR or sorted(clocks) != [*clocks]):
+        raise ValueError("must be a clock in MHz, or the lowest and the highest; write 1400, or [210, 1400]")
+    return value if value is None else tuple(clocks)
+
+
 class Gpu(Section):
     """One graphics card of a host."""
 
-    card: Name
-    """Kind of card, for instance `p104-100`; see `cards`."""
+    card: CardName
+    """Kind of card, for instance `p104-100`, or as `nvidia-smi` prints it: `NVIDIA GeForce RTX 3090`; see `cards`."""
     uuid: Annotated[str, _text("uuid")] | None = None
     """UUID as `nvidia-smi -L` prints it: the card stays the same when the order changes after a reboot."""
     pci: Annotated[str, _text("slot")] | None = None
     """PCI slot, for instance `0000:01:00.0`."""
     power_limit_w: int | None = Field(None, ge=1, le=2000)
-    """Power limit in watts."""
+    """Power limit in watts; of cards of AMD and Intel only with their `pci`."""
+    clock_lock_mhz: Annotated[
+        tuple[Mhz, Mhz] | None, BeforeValidator(_range_mhz, json_schema_input_type=int | list[int])
+    ] = None
+    """Lowest and highest clock of an NVIDIA card in MHz, or one for both (`nvidia-smi -lgc`)."""
     vram_gib: float | None = Field(None, gt=0, le=1024)
     """Memory in GiB, when it differs from the catalogue's."""
 
@@ -356,6 +372,9 @@ class Host(Section):
     """Servers that several pools share, by the names of their services; pools say `on: {host: …, shared: NAME}`."""
     device_groups: Annotated[tuple[int, ...], ANY_LIST] = ()
     """AMD and Intel cards: numbers of the groups that own `/dev/kfd` and `/dev/dri/render*` (`stat -c %g`)."""
+    gpu_access: Literal["reservation", "runtime", "cdi"] | None = None
+    """How containers get NVIDIA cards: by a device reservation of Docker's, by `runtime: nvidia` (usual on a Jetson),
+    or as CDI devices, `nvidia.com/gpu=…` (rootless Docker, Podman)."""
     models_dir: Folder = "./models"
     """Folder with the model files; relative to the host's rendered folder unless it starts with `/`."""
     ssh: Annotated[str, _text("ssh")] | None = None
@@ -511,9 +530,11 @@ class GpuKind(Section):
     vram_gib: float | None = Field(None, gt=0, le=1024)
     """Memory in GiB."""
     compute_capability: Capability | None = None
-    """CUDA compute capability, for instance `6.1`."""
+    """CUDA compute capability, for instance `6.1`; only NVIDIA's cards have one."""
     vendor: Literal["nvidia", "amd", "intel"] | None = None
-    """Manufacturer; nvidia when neither the catalogue nor this says so."""
+    """Manufacturer; needed for a card that is not in the catalogue, unless its compute capability is said."""
+    unified_memory: bool | None = None
+    """Whether it has the host's memory and none of its own (processor graphics, Jetson, GB10), which counts once."""
     warm_c: int | None = Field(None, ge=20, le=120)
     """Temperature in °C above which an alert warns; the monitoring's when absent."""
     hot_c: int | None = Field(None, ge=20, le=120)
@@ -1015,7 +1036,7 @@ class Inventory(Section):
     """Machines on which the kit starts programs."""
     nodes: dict[Name, Node] = Field(default_factory=dict)
     """Inference servers that the kit only uses."""
-    cards: dict[Name, GpuKind] = Field(default_factory=dict)
+    cards: dict[CardName, GpuKind] = Field(default_factory=dict)
     """Kinds of graphics cards: facts that the catalogue lacks, settings that suit the card."""
     models: dict[Name, Model] = Field(default_factory=dict)
     """Models by name."""

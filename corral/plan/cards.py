@@ -1,27 +1,30 @@
-"""The card catalogue: memory, compute capability and vendor of cards that people own; `cards` overrides it."""
+"""What is known of a kind of card: the catalogue (config/cards.yaml), and what the site says in `cards`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from corral.config.card_names import ROWS, meant_by
 from corral.config.inventory import Gpu, GpuKind
-from corral.config.source import plain_yaml
 
 # Stays free on every card, for the display and the driver.
 VRAM_RESERVE_MIB = 256
+# Of Jetson's modules: their driver belongs to the system, NVIDIA's container runtime hands it in, without nvidia-smi.
+JETSON = {(5, 3), (6, 2), (7, 2), (8, 7), (11, 0)}
 
 
 @dataclass(frozen=True, slots=True)
 class CardFacts:
-    """What is known of a kind of card."""
+    """What is known of a kind of card; no memory (0) where the cards of its name differ in it, or the host decides."""
 
     vram_gib: float
     vendor: str
     compute_capability: tuple[int, int] | None = None
     # Build of llama.cpp for it, where its maker alone does not say.
     backend: str = ""
+    # Whether it has the host's memory, and none of its own.
+    unified_memory: bool = False
 
 
 def _capability(text: str | None) -> tuple[int, int] | None:
@@ -29,24 +32,37 @@ def _capability(text: str | None) -> tuple[int, int] | None:
     return (int(major), int(minor)) if text else None
 
 
-_ROWS: dict[str, dict[str, Any]] = plain_yaml(Path(__file__).with_suffix(".yaml").read_bytes())
-CATALOGUE = {
-    name: CardFacts(**row | {"compute_capability": _capability(row.get("compute_capability"))})
-    for name, row in _ROWS.items()
-}
+def _facts(row: dict[str, Any]) -> CardFacts:
+    more = {"compute_capability": _capability(row.get("compute_capability")), "vram_gib": row["vram_gib"] or 0}
+    return CardFacts(**row | more)
+
+
+CATALOGUE = {name: _facts(row) for name, row in ROWS.items()}
 
 
 def card_facts(name: str, override: GpuKind | None) -> CardFacts | None:
-    """Facts of a kind of card, the site's own words first; None when its memory is not known."""
-    known = CATALOGUE.get(name)
+    """Facts of a kind of card, the site's own words first; None when its maker is not known."""
+    known = CATALOGUE.get(name) or _in_common(name)
     if override is None:
         return known
-    vram = override.vram_gib or (known.vram_gib if known else None)
-    if vram is None:
+    # Compute capabilities are NVIDIA's alone.
+    vendor = override.vendor or (known.vendor if known else "nvidia" if override.compute_capability else None)
+    if vendor is None:
         return None
-    vendor = override.vendor or (known.vendor if known else "nvidia")
-    capability = _capability(override.compute_capability) or (known.compute_capability if known else None)
-    return CardFacts(vram, vendor, capability, known.backend if known and vendor == known.vendor else "")
+    known = known if known and known.vendor == vendor else CardFacts(known.vram_gib if known else 0, vendor)
+    unified = known.unified_memory if override.unified_memory is None else override.unified_memory
+    capability = _capability(override.compute_capability) or known.compute_capability
+    return CardFacts(override.vram_gib or known.vram_gib, vendor, capability, known.backend, unified)
+
+
+def _in_common(name: str) -> CardFacts | None:
+    """What the cards of a name have in common that only their memory tells apart."""
+    alike = {CardFacts(0, *_but_memory(CATALOGUE[item])) for item in meant_by(name)}
+    return alike.pop() if len(alike) == 1 else None
+
+
+def _but_memory(facts: CardFacts) -> tuple[str, tuple[int, int] | None, str, bool]:
+    return facts.vendor, facts.compute_capability, facts.backend, facts.unified_memory
 
 
 def vram_mib(gpu: Gpu, facts: CardFacts) -> int:

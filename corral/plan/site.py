@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 
 from corral.config.inventory import Host, Inventory, Model, Node, Placement, ServerSettings, Shared, file_of, folder_of
 from corral.config.model_lock import Gguf, ModelLock
-from corral.contributions import Endpoint
-from corral.plan.cards import VRAM_RESERVE_MIB, CardFacts, card_facts, vram_mib
+from corral.contributions import Endpoint, Service
+from corral.plan.cards import JETSON, VRAM_RESERVE_MIB, CardFacts, card_facts, vram_mib
 from corral.plan.memory import Memory
 from corral.plan.placement import Room, placed
 from corral.plan.routing import has_private_cache
@@ -59,6 +59,24 @@ class Card:
     uuid: str = ""
     pci: str = ""
     power_limit_w: int | None = None
+    clock_lock_mhz: tuple[int, int] | None = None
+    unified_memory: bool = False
+
+    @property
+    def is_jetson(self) -> bool:
+        """Whether it is part of a Jetson, with NVIDIA's container runtime and without nvidia-smi."""
+        return self.compute_capability in JETSON
+
+    @property
+    def has_nvidia_smi(self) -> bool:
+        """Whether nvidia-smi and NVML know it."""
+        return self.vendor == "nvidia" and not self.is_jetson
+
+    @property
+    def slot(self) -> str:
+        """Its PCI slot as the kernel spells it; empty when the inventory does not say it."""
+        *domain, bus, rest = self.pci.lower().split(":") if self.pci else ("", "")
+        return f"{int(domain[0], 16) if domain else 0:04x}:{bus}:{rest}" if bus else ""
 
     @property
     def device(self) -> str:
@@ -228,6 +246,11 @@ class Site:
         """The replicas that a service serves: several when pools share it, none when it is no inference server."""
         return self._members.get((host, service), ())
 
+    def host_memory_mib(self, service: Service) -> int:
+        """Host memory in MiB that a service may take: its container's, and its share of cards that have no other."""
+        shared = {card.number for card in self.cards[service.host] if card.unified_memory}
+        return service.memory_mib + sum(claim.vram_mib for claim in service.tenancies if claim.number in shared)
+
     def image(self, key: str, default: str) -> str:
         """The image of that key: the site's own, else the pinned one."""
         return self.inventory.images.get(key, default)
@@ -296,7 +319,7 @@ def _cards(host: str, facts: Host, known: dict[str, CardFacts]) -> Iterator[Card
         kind = known[gpu.card]
         yield Card(
             host, number, gpu.card, vram_mib(gpu, kind), kind.vendor, kind.compute_capability, before[kind.vendor],
-            kind.backend, gpu.uuid or "", gpu.pci or "", gpu.power_limit_w,
+            kind.backend, gpu.uuid or "", gpu.pci or "", gpu.power_limit_w, gpu.clock_lock_mhz, kind.unified_memory,
         )  # fmt: skip
         before[kind.vendor] += 1
 

@@ -21,6 +21,7 @@ from corral.components import edge
 from corral.contributions import File, Secret, Service
 from corral.declarations import packages, shipped
 from corral.errors import CorralError
+from corral.plan.devices import POWER_FILES, gpu_access
 from corral.plan.networks import WAY_OUT, aliases, networks, outer_network
 from corral.plan.site import HERE, bracketed
 
@@ -29,6 +30,10 @@ TEMPLATES = ROOT / "templates"
 Tree = dict[str, bytes]
 OfHost = TypeVar("OfHost", Service, File, Secret)
 POWER_UNIT = "corral-gpu-power.service"
+# Name of NVIDIA's cards among a container's devices, where the engine hands them out itself.
+CDI = "nvidia.com/gpu"
+# Number of the first card's file in /dev/dri.
+FIRST_RENDER_NODE = 128
 # How a comment starts in the files that components ship as they are; those of other kinds get no header.
 COMMENT_OF = {".sh": "#", ".py": "#", ".yml": "#", ".yaml": "#", ".cfg": "#", ".conf": "#", ".lua": "--"}
 # Characters that JSON leaves as they are and YAML does not allow, or takes for line ends.
@@ -167,7 +172,8 @@ def _compose_host(host: _Host, content: Mapping[str, bytes]) -> Tree:
     )
     on_cards = [service for service in host.services if service.gpus]
     if on_cards:
-        tree["compose.cpu.yaml"] = host.render("_runtime/compose.cpu.yaml.j2", services=on_cards)
+        told = [(service, _details(host, service, content)) for service in on_cards]
+        tree["compose.cpu.yaml"] = host.render("_runtime/compose.cpu.yaml.j2", services=told)
     return tree | _units(host)
 
 
@@ -178,8 +184,8 @@ def project_name(plan: Plan, host: str) -> str:
 
 def unit_names(plan: Plan, host: str) -> list[str]:
     """The systemd units that are rendered for a host, in the order in which they start."""
-    has_nvidia = any(card.vendor == "nvidia" for card in plan.site.cards[host])
-    return [*([POWER_UNIT] if has_nvidia else []), f"corral-{plan.inventory.name}.service"]
+    has_power = any(card.has_nvidia_smi or card.power_limit_w for card in plan.site.cards[host])
+    return [*([POWER_UNIT] if has_power else []), f"corral-{plan.inventory.name}.service"]
 
 
 def figure_units(plan: Plan, host: str) -> list[str]:
@@ -202,15 +208,20 @@ def metrics_hosts(plan: Plan, host: str) -> list[str]:
 
 def _units(host: _Host) -> Tree:
     """Units that start the project, set up the cards and write figures; they hold no secret and no path."""
-    cards = [card for card in host.plan.site.cards[host.name] if card.vendor == "nvidia"]
+    cards = host.plan.site.cards[host.name]
     units, told, site = unit_names(host.plan, host.name), metrics_hosts(host.plan, host.name), host.plan.inventory.name
     templates = dict.fromkeys(units[:-1], f"_runtime/{POWER_UNIT}.j2") | {units[-1]: "_runtime/corral.service.j2"}
     for name in figure_units(host.plan, host.name):
         templates[name] = f"_runtime/corral-figures.{name.rpartition('.')[2]}.j2"
-    return {
-        f"systemd/{name}": host.render(template, site=site, host=host.name, units=units, cards=cards, told=told)
-        for name, template in templates.items()
+    values: dict[str, Any] = {
+        "site": site,
+        "host": host.name,
+        "units": units,
+        "told": told,
+        "cards": cards,
+        "power_files": POWER_FILES,
     }
+    return {f"systemd/{name}": host.render(template, **values) for name, template in templates.items()}
 
 
 def _component(host: _Host, services: list[Service], content: Mapping[str, bytes]) -> bytes:
@@ -225,7 +236,12 @@ def _component(host: _Host, services: list[Service], content: Mapping[str, bytes
 
 def _details(host: _Host, service: Service, content: Mapping[str, bytes]) -> dict[str, Any]:
     """What the template of a service is told besides the service."""
+    cards = [claim.device for claim in service.gpus if claim.vendor == "nvidia"]
+    way = gpu_access(host.plan.site, host.name)
+    seen = "all" if any(card.is_jetson for card in host.plan.site.cards[host.name]) else ",".join(cards)
+    handed = {"NVIDIA_VISIBLE_DEVICES": seen} if cards and way == "runtime" else {}
     return {
+        "environment": {**service.environment, **handed},
         "command_lines": list(_command_lines(service.args)),
         "networks": _attachments(service, host.services),
         "ports": [f"{bracketed(port.publish)}:{port.number}:{port.number}" for port in service.ports if port.publish],
@@ -236,10 +252,18 @@ def _details(host: _Host, service: Service, content: Mapping[str, bytes]) -> dic
         ],
         "labels": _labels(host.plan, service, content),
         "has_certificates": not edge.CERTIFICATES.isdisjoint(service.secrets),
-        "devices": [f"{device}:{device}" for device in service.devices],
+        "devices": [*_devices(service.devices), *(f"{CDI}={card}" for card in cards if way == "cdi")],
         "groups": [str(group) for group in service.groups],
-        "gpu_devices": [claim.device for claim in service.gpus if claim.vendor == "nvidia"],
+        "gpu_devices": cards if way == "reservation" else [],
+        "has_runtime": bool(handed),
     }
+
+
+def _devices(paths: Iterable[str]) -> Iterator[str | dict[str, str]]:
+    """Device files as Compose has them: under the same path, or that of one card (with colons) where drivers look."""
+    for number, path in enumerate(paths, start=FIRST_RENDER_NODE):
+        node = {"source": path, "target": f"/dev/dri/renderD{number}", "permissions": "rwm"}
+        yield node if ":" in path else f"{path}:{path}"
 
 
 def _attachments(service: Service, on_host: list[Service]) -> str:
@@ -350,13 +374,15 @@ def short_digest(text: str) -> str:
 
 
 def to_yaml(value: object) -> str:
-    """A scalar or a list of scalars as YAML that Compose takes literally: quoted where needed, `$` doubled."""
+    """Scalars, and lists and mappings of them, as YAML that Compose takes literally: quoted as needed, `$` doubled."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):
         return str(value)
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(to_yaml, value)) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {to_yaml(item)}" for key, item in value.items()) + "}"
     return _quoted(str(value))
 
 

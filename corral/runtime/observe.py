@@ -44,7 +44,7 @@ _AMOUNT = re.compile(r"([\d.]+)\s*([A-Za-z]+)")
 
 @dataclass(frozen=True, slots=True)
 class SeenCard:
-    """A card as nvidia-smi prints it; sizes in MiB, use in percent."""
+    """A card as nvidia-smi prints it; sizes in MiB, use in percent. One with the host's memory has a total of 0."""
 
     index: int
     uuid: str

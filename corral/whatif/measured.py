@@ -33,7 +33,7 @@ def _replica(plan: Plan, replica: Replica) -> dict[str, Any]:
     known = plan.site.lock.get(replica.weights.key(replica.weights.source))
     host = plan.site.host(replica.host)
     found = {
-        "cards": [[card.card, card.power_limit_w] for card in replica.cards],
+        "cards": [[card.card, card.power_limit_w, *(card.clock_lock_mhz or ())] for card in replica.cards],
         "cpu": [] if replica.cards else [host.cpu.cores, host.cpu.avx, host.runtime],
         "source": replica.weights.source,
         "revision": replica.weights.revision,

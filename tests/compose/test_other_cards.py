@@ -20,9 +20,11 @@ from tests.trees import inventory_of
 pytestmark = pytest.mark.needs("docker-engine", "mmdebstrap", "prisma-engine")
 
 DEVICES = {"/dev/kfd": 44, "/dev/dri/renderD128": 105, "/dev/dri/renderD129": 105}
+# The last card by its slot, which is a link to its file.
+SLOT, ITS_FILE = Path("/dev/dri/by-path/pci-0000:04:00.0-render"), "/dev/dri/renderD129"
 ZERO = os.makedev(1, 5)
 # Device files by service; chat-1 has a card of NVIDIA, which this engine cannot hand out.
-SERVERS = {"chat-2": ["/dev/dri", "/dev/kfd"], "chat-3": ["/dev/dri"], "chat-4": ["/dev/dri"]}
+SERVERS = {"chat-2": ["/dev/dri", "/dev/kfd"], "chat-3": ["/dev/dri"], "chat-4": [str(SLOT)]}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,13 @@ def device_files() -> Iterator[None]:
     for path in made:
         os.mknod(path, stat.S_IFCHR | 0o660, ZERO)
         os.chown(path, 0, DEVICES[str(path)])
+    has_slots = SLOT.parent.exists()
+    SLOT.parent.mkdir(exist_ok=True)
+    SLOT.symlink_to(f"../{Path(ITS_FILE).name}")
     yield
+    SLOT.unlink()
+    if not has_slots:
+        SLOT.parent.rmdir()
     for path in made:
         path.unlink()
     if is_new:
@@ -62,7 +70,13 @@ def test_every_server_is_well_and_has_the_device_files_of_its_card(box: Project)
     assert all(sorted(found["GroupAdd"]) == ["105", "44"] for found in settings.values())
 
 
-@pytest.mark.parametrize("name", SERVERS)
+def test_a_card_known_by_its_slot_is_the_only_one_in_its_container(box: Project) -> None:
+    script = "ls /dev/dri; stat -c %t:%T /dev/dri/renderD128; head -c 3 /dev/dri/renderD128 | wc -c"
+
+    assert box.docker("exec", "box-chat-4", "sh", "-c", script).split() == ["renderD128", "1:5", "3"]
+
+
+@pytest.mark.parametrize("name", ["chat-2", "chat-3"])
 def test_the_unprivileged_user_can_open_them(box: Project, name: str) -> None:
     files = [path for path in DEVICES if any(path.startswith(folder) for folder in SERVERS[name])]
     for path in files:

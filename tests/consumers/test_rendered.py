@@ -167,7 +167,8 @@ def expected(service: Service) -> dict[str, Any]:
         "health": ["CMD", *service.health.command],
         "after": dict(service.after),
         "gpus": [[claim.device for claim in service.gpus]] if service.gpus and not service.devices else [],
-        "devices": [(device, device, "rwm") for device in service.devices],
+        # The file of one card is where drivers look for the first.
+        "devices": [(device, "/dev/dri/renderD128" if ":" in device else device, "rwm") for device in service.devices],
         "groups": list(map(str, service.groups)),
         "memlock": {"soft": -1, "hard": -1} if service.mlock else None,
         "pid": "",

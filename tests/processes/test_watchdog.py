@@ -211,7 +211,11 @@ def test_card_in_trouble_ends_it(tmp_path: Path, line: str, manner: str) -> None
 
 @pytest.mark.parametrize(
     "words",
-    ["Unable to determine the device handle for GPU0: 0000:01:00.0: Unknown Error", "No devices were found"],
+    [
+        "Unable to determine the device handle for GPU0: 0000:01:00.0: Unknown Error",
+        "No devices were found",
+        "Failed to initialize NVML: Unknown Error",
+    ],
 )
 def test_card_that_the_driver_has_lost_ends_it(tmp_path: Path, words: str) -> None:
     fake_driver(tmp_path, words)

@@ -10,6 +10,7 @@ from corral.contributions import Service
 from tests.trees import plan_of
 
 FILES = ("/dev/kfd", "/dev/dri")
+SLOT = "/dev/dri/by-path/pci-0000:04:00.0-render"
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def service(plan: Plan, name: str) -> Service:
         ("chat-1", "server-cuda13", (), {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}),
         ("chat-2", "server-rocm", FILES, {"ROCR_VISIBLE_DEVICES": "0"}),
         ("chat-3", "server-vulkan", ("/dev/dri",), {"GGML_VK_VISIBLE_DEVICES": "1"}),
-        ("chat-4", "server-intel", ("/dev/dri",), {"ONEAPI_DEVICE_SELECTOR": "level_zero:0"}),
+        ("chat-4", "server-intel", (SLOT,), {"ONEAPI_DEVICE_SELECTOR": "level_zero:0"}),
     ],
 )
 def test_every_maker_s_card_has_its_build_its_files_and_its_number(

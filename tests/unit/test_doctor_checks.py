@@ -211,13 +211,16 @@ def with_image(component: str, image: str) -> Callable[[Case], Case]:
     return change
 
 
-def with_device_files(**there: int) -> Callable[[Case], Case]:
+SLOT = "/dev/dri/by-path/pci-0000:03:00.0-render"
+
+
+def with_device_files(*wanted: str, **there: int) -> Callable[[Case], Case]:
     """GPU 2 is a card of AMD, group 44 is known; these files are on the host, each with the group that owns it."""
 
     def change(case: Case) -> Case:
         old = case.plan.contributions
         services = [
-            replace(item, devices=("/dev/kfd", "/dev/dri"), groups=(44,)) if item.name == "gpu-2" else item
+            replace(item, devices=wanted or ("/dev/kfd", "/dev/dri"), groups=(44,)) if item.name == "gpu-2" else item
             for item in old.services
         ]
         plan = replace(case.plan, contributions=replace(old, services=services))
@@ -249,6 +252,9 @@ FAULTS: list[tuple[str, Callable[[Case], Case], str]] = [
      "no Compose plugin: Docker knows none"),
     ("compose-version", with_info(ClientInfo={"Plugins": [{"Name": "compose", "Err": "permission denied"}]}),
      "no Compose plugin: permission denied"),
+    ("compose-version", both(with_device_files(SLOT, dri_renderD128=44),
+                             with_info(ClientInfo={"Plugins": [{"Name": "compose", "Version": "2.26.1"}]})),
+     "Compose 2.26.1 cannot hand in a card by its PCI slot; 2.30 can"),
     ("limits-supported", with_info(MemoryLimit=False), "does not limit the memory"),
     ("limits-supported", with_info(SwapLimit=False), "does not limit the swap"),
     (
@@ -285,6 +291,7 @@ FAULTS: list[tuple[str, Callable[[Case], Case], str]] = [
     ("card-errors", with_said(xids="NVRM: Xid (PCI:0000:09:00): 79, x"),
      "a card in slot 0000:09:00.0: fell off the bus"),
     ("gpu-runtime", with_info(Runtimes={"runc": {}}), "no NVIDIA runtime"),
+    ("device-files", with_device_files(SLOT, dri_renderD128=44), f"gpu-2 wants {SLOT}, which this machine lacks"),
     ("device-files", with_device_files(dri_renderD128=44), "gpu-2 wants /dev/kfd, which this machine lacks"),
     ("device-files", with_device_files(kfd=44, dri_renderD128=105), "the device files belong to group 105"),
     ("driver-version", with_driver("535.183.01"), "driver 535.183.01 is too old"),
@@ -369,6 +376,17 @@ def test_a_host_that_is_well_has_no_finding_but_hints(case: Case, check: str) ->
     if check == "rendered":  # compares the rendering itself
         assert found(case, check) == []
     assert [item for item in found(case, check) if item.level != "hint"] == []
+
+
+@pytest.mark.parametrize("check", ["card-order", "card-kind"])
+def test_a_card_of_which_nvidia_smi_knows_no_memory_may_be_the_one(case: Case, check: str) -> None:
+    """That of a GB10 is the host's: nvidia-smi prints [N/A]."""
+    cards, _ = parse_cards(re.sub(r" \d{4,5}, \d+,", " [N/A], [N/A],", NVIDIA))
+    known = found(with_seen(cards=cards)(case), check)
+
+    assert {card.total_mib for card in cards} == {0}
+
+    assert [item for item in known if item.level == "error"] == []
 
 
 def test_every_check_has_a_fault_in_this_file() -> None:

@@ -23,7 +23,7 @@ def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
     if monitoring is None:
         return
     for host, facts in site.inventory.hosts.items():
-        cards = [card for card in site.cards[host] if card.vendor == "nvidia"]
+        cards = [card for card in site.cards[host] if card.has_nvidia_smi]
         kind = facts.gpu_exporter or monitoring.gpu_exporter
         if not cards or kind == "none" or site.is_local(host):
             continue

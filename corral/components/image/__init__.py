@@ -11,7 +11,7 @@ from corral.components.serving import keys_for, replicas_of, served, server
 from corral.config.inventory import Model
 from corral.contributions import ConfigMount, Contribution, Contributions, CpuVariant, File, Rules, Service, State
 from corral.declarations import declaration
-from corral.plan.devices import backend_of
+from corral.plan.devices import backend_of, makers_build
 from corral.plan.own_image import has_backend, pictures_command
 from corral.plan.site import Replica, Site, memory_on_cpu_mib
 
@@ -47,9 +47,7 @@ def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
 def _image_key(replica: Replica) -> str:
     """Key of the image; its diffusers know no Vulkan, so that a card gets its maker's own build."""
     backend = backend_of(replica)
-    if backend == "vulkan":
-        backend = "rocm" if replica.cards[0].vendor == "amd" else "intel"
-    return f"localai-{backend}"
+    return f"localai-{makers_build(replica.cards) if backend == 'vulkan' else backend}"
 
 
 def _files(replica: Replica) -> Iterator[File]:

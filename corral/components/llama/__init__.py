@@ -14,7 +14,7 @@ from corral.config.client_names import adapter_name
 from corral.config.inventory import ServerSettings, Thinking, file_of
 from corral.contributions import ConfigMount, Contribution, Contributions, CpuVariant, File, Rules, Service
 from corral.declarations import declaration
-from corral.plan.devices import backend_of, compiles_first
+from corral.plan.devices import backend_of, compiles_first, uses_vulkan_on_nvidia
 from corral.plan.own_image import BUILD
 from corral.plan.settings import checkpoints
 from corral.plan.site import Replica, Site, claimed_mib, memory_on_cpu_mib
@@ -28,6 +28,8 @@ IMAGES: dict[str, str] = declaration(COMPONENT)["images"]
 # The watchdog, and where it counts: every user may write there, and a new volume takes that over from the image.
 START, STATE = "/etc/corral/start.sh", "/var/tmp"  # noqa: S108 - a path in the container
 COUNTS = "llama-restarts"
+# Tells Vulkan of NVIDIA's driver, and where it looks for that.
+VULKAN_DRIVER, DRIVERS = "corral_nvidia.json", "/etc/vulkan/icd.d"
 # What one batch may take on a processor: 2048 tokens of an 8B model, on two slow cores.
 LONG_BATCH_S = 900
 # Settings of the models of a shared server: their path in the container.
@@ -54,6 +56,8 @@ def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
                 yield _presets(site, members)
             if not site.is_local(replica.host):
                 yield File(replica.host, COMPONENT, "start.sh", asset="gpu-server/llama/start.sh")
+                if uses_vulkan_on_nvidia(replica):
+                    yield File(replica.host, COMPONENT, VULKAN_DRIVER, asset=f"gpu-server/llama/{VULKAN_DRIVER}")
         yield from served(
             replica,
             "/health",
@@ -202,6 +206,7 @@ def _watched(service: Service, replica: Replica) -> Service:
     variant = service.cpu_variant
     if variant is not None:
         variant = replace(variant, environment=_patience(replica, is_on_card=False))
+    drivers = [ConfigMount(VULKAN_DRIVER, f"{DRIVERS}/{VULKAN_DRIVER}")] if uses_vulkan_on_nvidia(replica) else []
     return replace(
         service,
         entrypoint=("/bin/sh", START),
@@ -212,7 +217,7 @@ def _watched(service: Service, replica: Replica) -> Service:
             **_patience(replica, is_on_card=bool(replica.cards)),
             **service.environment,
         },
-        configs=(ConfigMount("start.sh", START),),
+        configs=(ConfigMount("start.sh", START), *drivers),
         volumes=((COUNTS, STATE),),
         cpu_variant=variant,
     )

@@ -33,7 +33,7 @@ gpus = partial(check, "running", section="gpus")
 
 
 def _cards(case: Case) -> list[Card]:
-    return [card for card in case.plan.site.cards[case.name] if card.vendor == "nvidia"]
+    return [card for card in case.plan.site.cards[case.name] if card.has_nvidia_smi]
 
 
 @gpus("gpu-driver", "cards", remedy="install the NVIDIA driver, or reboot after an update of it")
@@ -57,7 +57,8 @@ def gpu_runtime(case: Case) -> Iterator[str]:
     devices = [str(item.get("ID", "")) for item in case.info.get("DiscoveredDevices") or []]
     has_cdi = any(item.startswith("nvidia.com/gpu") for item in devices)
     is_there = has_cdi or "nvidia" in (case.info.get("Runtimes") or {}) or case.said("hook")
-    if _cards(case) and not case.has_cpu_variant and not is_there:
+    has_nvidia = any(card.vendor == "nvidia" for card in case.plan.site.cards[case.name])
+    if has_nvidia and not case.has_cpu_variant and not is_there:
         yield "the engine has no NVIDIA runtime"
 
 
@@ -71,7 +72,8 @@ def device_files(case: Case) -> Iterator[Finding]:
         closed = sorted(wanted - {*service.groups, 0})
         if missing and not case.has_cpu_variant:
             words = f"{service.name} wants {' and '.join(missing)}, which this machine lacks"
-            yield error(words, "install the kernel driver of the card (amdgpu, i915, xe), then reboot")
+            slots = ", or correct its pci, as lspci -D prints it" if any(":" in path for path in missing) else ""
+            yield error(words, f"install the kernel driver of the card (amdgpu, i915, xe), then reboot{slots}")
         if closed:
             numbers = " and ".join(map(str, closed))
             words = f"{service.name} may not open its card: the device files belong to group {numbers}"
@@ -87,7 +89,7 @@ def driver_version(case: Case) -> Iterator[Finding]:
     driver = case.seen.cards[0].driver
     major = (version_of(driver) or (0,))[0]
     cards = [card for card in _cards(case) if card.compute_capability]
-    services = [item for item in case.services if item.gpus and not is_own(item.image)]
+    services = [item for item in case.services if item.gpus and not is_own(item.image) and "vulkan" not in item.image]
     for image in sorted({item.image for item in services}):
         numbers = {claim.number for item in services if item.image == image for claim in item.gpus}
         yield from _image_against_driver(image, driver, major, [card for card in cards if card.number in numbers])
@@ -167,7 +169,7 @@ def _differs(card: Card, seen: SeenCard) -> str:
     """Why a card cannot be the one that is meant; empty when it may be."""
     if card.compute_capability and seen.compute_capability and card.compute_capability != seen.compute_capability:
         return f"it is a {seen.name}, not a {card.card}"
-    if abs(seen.total_mib - card.vram_mib) > card.vram_mib * VRAM_TOLERANCE:
+    if seen.total_mib and abs(seen.total_mib - card.vram_mib) > card.vram_mib * VRAM_TOLERANCE:
         return f"it is a {seen.name} with {gib(seen.total_mib)} GiB, not a {card.card} with {gib(card.vram_mib)}"
     return ""
 
@@ -180,7 +182,7 @@ def card_kind(case: Case) -> Iterator[Finding]:
         if seen is None or card.pinned_by == "index":  # card-order says it then
             continue
         name, place = f"GPU {card.number} ({seen.name})", f"hosts.{case.name}.gpus[{card.number - 1}].card"
-        if seen.total_mib < card.vram_mib * (1 - VRAM_TOLERANCE):
+        if 0 < seen.total_mib < card.vram_mib * (1 - VRAM_TOLERANCE):
             words = f"{name} has {gib(seen.total_mib)} GiB, the plan counts on {gib(card.vram_mib)}"
             yield error(words, f"correct {place} or vram_gib")
         if seen.compute_capability and card.compute_capability and seen.compute_capability != card.compute_capability:

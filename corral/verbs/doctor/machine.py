@@ -20,6 +20,8 @@ REACHABLE = "host-reachable"
 ENGINE_FLOOR = (25, 0)
 # The first Compose that knows `!reset`; `include` and `start_interval` are older.
 COMPOSE_FLOOR = (2, 24)
+# Paths with colons want the long form of `devices`.
+COMPOSE_FOR_SLOTS = (2, 30)
 DISK_ERROR_MIB, DISK_WARNING_MIB = 1024, 5 * 1024
 # Firmware and graphics keep some of what is sold as 32 GiB.
 RAM_TOLERANCE = 0.06
@@ -81,6 +83,11 @@ def compose_version(case: Case) -> Iterator[Finding]:
         yield error(f"no Compose plugin: {found.get('Err', 'Docker knows none')}", "install docker-compose-plugin")
     elif version_of(version) < COMPOSE_FLOOR:
         yield error(f"Compose {version} is older than 2.24", "install a newer docker-compose-plugin")
+    elif version_of(version) < COMPOSE_FOR_SLOTS and any(
+        ":" in path for item in case.services for path in item.devices
+    ):
+        words = f"Compose {version} cannot hand in a card by its PCI slot; 2.30 can"
+        yield error(words, "install a newer docker-compose-plugin")
 
 
 def _compose(case: Case) -> dict[str, str]:
@@ -147,11 +154,13 @@ def ram(case: Case) -> Iterator[Finding]:
     declared, has = case.declared, case.mib("MemTotal")
     wanted = sum(service.memory_mib for service in case.services)
     room = has - round(declared.os_reserve_gib * 1024)
+    # What the firmware set aside for a processor's graphics, the system does not count.
+    is_shared = any(card.unified_memory for card in case.plan.site.cards[case.name])
     if has and wanted > room:
         words = f"the containers may take {gib(wanted)} GiB; of {gib(has)} GiB {gib(max(0, room))} are for them"
         remedy = "lower memory_mib, move a pool, or add RAM"
         yield error(words, remedy, level="error" if wanted > has else "warning")
-    elif has and declared.ram_gib and has < declared.ram_gib * 1024 * (1 - RAM_TOLERANCE):
+    elif has and declared.ram_gib and not is_shared and has < declared.ram_gib * 1024 * (1 - RAM_TOLERANCE):
         words = f"the inventory says {declared.ram_gib:g} GiB of RAM, the machine has {gib(has)}"
         yield warning(words, f"correct hosts.{case.name}.ram_gib")
 

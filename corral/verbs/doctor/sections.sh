@@ -72,7 +72,7 @@ PATH=$PATH:/usr/local/bin:/usr/bin command -v nvidia-container-runtime-hook
 
 # Through which AMD and Intel cards are reached, with the number of the group that owns each.
 section devices
-stat -L -c '%n %g' /dev/kfd /dev/dri/render* 2>/dev/null
+stat -L -c '%n %g' /dev/kfd /dev/dri/render* /dev/dri/by-path/*-render 2>/dev/null
 
 # Both, since each of them may be closed to this user.
 section xids

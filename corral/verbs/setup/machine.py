@@ -101,7 +101,7 @@ def look_at_toolkit(host: ComposeHost) -> Look:
 
 def nvidia_cards(host: ComposeHost) -> list[Card]:
     """The host's cards that need NVIDIA's driver and toolkit."""
-    return [card for card in host.plan.site.cards[host.name] if card.vendor == "nvidia"]
+    return [card for card in host.plan.site.cards[host.name] if card.has_nvidia_smi]
 
 
 def _cards_found(cards: Sequence[Card], found: Sequence[SeenCard]) -> Look:

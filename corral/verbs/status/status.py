@@ -217,7 +217,7 @@ def _cards_table(cards: Iterable[Data]) -> RenderableType:
     table = new_table(">GPU", "!card", "!memory, GiB", ">!busy", ">!°C", is_compact=True)
     for card in cards:
         used, total, use, heat = (card[key] for key in ("memory_mib", "memory_total_mib", "use_percent", "celsius"))
-        memory = gib(total) if used is None else f"{bar(used, total)} {gib(used)} of {gib(total)}"
+        memory = "" if not total else gib(total) if used is None else f"{bar(used, total)} {gib(used)} of {gib(total)}"
         busy = "" if use is None else f"{use} %"
         table.add_row(str(card["number"]), card["name"], memory, busy, "" if heat is None else str(heat))
     return table
