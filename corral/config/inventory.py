@@ -21,9 +21,11 @@ from pydantic import (
     ModelWrapValidatorHandler,
     PrivateAttr,
     StringConstraints,
+    field_validator,
     model_validator,
 )
 
+from corral.config.file_names import file_of, hub_source
 from corral.config.source import plain_yaml
 from corral.contributions import SYSTEM_ROOTS, is_system_folder, plain_path
 from corral.declarations import USUAL, InferenceServer, server_of, servers
@@ -39,6 +41,8 @@ MAX_PARTS = 1000
 LAST_PORT = 65535
 DAY_S = 86_400
 TIB_MIB = 1024 * 1024
+# What the lock calls a host's `models_dir`.
+OWN_FOLDER = "models"
 
 
 class Pattern(NamedTuple):
@@ -87,6 +91,12 @@ def _folder(value: str) -> str:
     if plain_path(value) in SYSTEM_ROOTS or is_system_folder(value):
         raise ValueError("is the system's own folder; write one for the farm alone, such as /srv/models")
     return value
+
+
+def _absolute(value: str) -> str:
+    if not value.startswith("/"):
+        raise ValueError("is relative; write the whole path, from / on")
+    return plain_path(value)
 
 
 def _url(value: str) -> str:
@@ -343,6 +353,9 @@ class Host(Section):
     """AMD and Intel cards: numbers of the groups that own `/dev/kfd` and `/dev/dri/render*` (`stat -c %g`)."""
     models_dir: Folder = "./models"
     """Folder with the model files; relative to the host's rendered folder unless it starts with `/`."""
+    model_stores: dict[Name, Annotated[Folder, AfterValidator(_absolute)]] = Field(default_factory=dict)
+    """Folders with model files that other programs keep, by any name: a Hugging Face cache, Ollama's or LM Studio's
+    folder, a network share. Servers read files there in place and read-only; `models pull` finds them."""
     ssh: Annotated[str, _text("ssh")] | None = None
     """How this machine reaches the host: `user@192.0.2.10` or a name from `~/.ssh/config`; absent: it is this one."""
     gpu_exporter: Literal["nvidia", "dcgm", "none"] | None = None
@@ -350,10 +363,35 @@ class Host(Section):
     folder: Folder | None = None
     """Folder on a host reached by ssh, for its rendered files; absent: `corral/<site>/<host>` in the user's home."""
 
+    @property
+    def model_folders(self) -> dict[str, str]:
+        """Every folder with model files by the name that the lock has for it."""
+        return {OWN_FOLDER: self.models_dir, **self.model_stores}
 
-def file_of(source: str) -> str:
-    """Name in a models folder of the file that a source names."""
-    return source.removesuffix("/").rpartition("/")[2].removeprefix("hf:").partition("?")[0]
+    @field_validator("model_stores")
+    @classmethod
+    def _has_other_names(cls, stores: dict[str, str]) -> dict[str, str]:
+        if OWN_FOLDER in stores:
+            raise ValueError(f'a store named "{OWN_FOLDER}" would be taken for models_dir; give it another name')
+        return stores
+
+
+def _from_browser(data: Any) -> Any:
+    """What is said of a model, with addresses of the Hugging Face Hub's pages as `hf:` sources."""
+    if not isinstance(data, Mapping):
+        return data
+    told = dict(data)
+    for key in ("source", "projector"):
+        if not isinstance(source := told.get(key), str):
+            continue
+        told[key], named = hub_source(source)
+        if key == "projector" and source.startswith("ollama:") and "#" not in source:
+            told[key] = f"{source}#projector"
+        if named and key == "source" and told.get("revision") is None:
+            told["revision"] = named
+        if named and named != told.get("revision"):
+            raise ValueError(f"{key} is an address at revision {named}, and revision is another one; keep one of them")
+    return told
 
 
 def folder_of(source: str, revision: str) -> str:
@@ -387,7 +425,7 @@ class Adapter(Section):
 
     name: Name
     """Its name; clients call `<pool>:<name>` as a model."""
-    source: Word
+    source: Line
     """Its GGUF file, written like `source` of a model."""
     revision: Revision | None = None
     """Branch, tag or commit of an `hf:` repository; for vLLM the commit."""
@@ -396,12 +434,15 @@ class Adapter(Section):
     scale: float = Field(1.0, gt=0, le=100)
     """How strongly it works on requests for that name."""
 
+    _reads_addresses = model_validator(mode="before")(_from_browser)
+
 
 class Model(Section):
     """A model: which file, of what kind, and how it is served."""
 
-    source: Word
-    """`hf:owner/repo/file.gguf`, `https://…`, `file:/path` on this machine, or a file name in the models folder."""
+    source: Line
+    """`hf:owner/repo/file.gguf`, `hf:owner/repo:Q4_K_M`, `https://…`, `file:/path` on this machine, `ollama:name:tag`,
+    or a path in the models folder or one of the host's `model_stores`."""
     revision: Revision | None = None
     """Branch, tag or commit of an `hf:` repository; `models pull` pins the commit it finds. Where a whole repository
     is served, by vLLM or LocalAI, it has to be the commit."""
@@ -416,7 +457,7 @@ class Model(Section):
     """Tokens that one request may use, prompt and answer together; every slot gets that much."""
     size_gib: Gib | None = None
     """Size of the file in GiB, with the projector's and adapters'; estimated from its name when absent."""
-    projector: Word | None = None
+    projector: Line | None = None
     """Vision models: the file with which llama-server reads images (`--mmproj`), written like `source`."""
     adapters: Annotated[tuple[Adapter, ...], ANY_LIST] = ()
     """Chat models: LoRA adapters that all its servers load, each in force for requests to `<pool>:<name>` only."""
@@ -433,15 +474,22 @@ class Model(Section):
     engine: ServerSettings = ServerSettings()
     """Settings of servers with this model."""
 
+    _reads_addresses = model_validator(mode="before")(_from_browser)
+
     @property
     def served_by(self) -> InferenceServer:
         """What serves it: the server that it names, or the usual one for its kind."""
         return server_of(self.kind, self.server)
 
     @property
+    def reads_files(self) -> bool:
+        """Whether its sources are files, each by itself, and not repositories or folders."""
+        return self.served_by.reads_files
+
+    @property
     def repositories(self) -> tuple[str, ...]:
         """The sources that are whole repositories, of which `models pull` makes folders."""
-        if self.served_by.reads_files:
+        if self.reads_files:
             return ()
         return tuple(source for source in self.sources if source.startswith("hf:"))
 
@@ -464,6 +512,12 @@ class Model(Section):
         """The sources of all its files: several when the model is split, or has a projector or adapters."""
         adapters = (adapter.source for adapter in self.adapters)
         return (*self._parts, *([self.projector] if self.projector else []), *adapters)
+
+    @property
+    def groups(self) -> tuple[tuple[str, ...], ...]:
+        """Its sources, those together whose files have to lie in one folder: the parts of a split model."""
+        own = len(self._parts)
+        return self._parts, *((source,) for source in self.sources[own:])
 
     @property
     def _parts(self) -> tuple[str, ...]:

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, field_validator
 
-from corral.config.file_names import PathBelow, is_file_name
-from corral.config.inventory import Section, file_of
+from corral.config.file_names import PathBelow, file_of, hub_source, is_file_name
+from corral.config.inventory import Section
 from corral.errors import CorralError
 from corral.files import write_atomically
 
@@ -112,6 +112,8 @@ class LockedFile(Section):
     """Revision of the repository that it was taken from."""
     taken: Annotated[str, AfterValidator(_source)] = ""
     """The source that stood in for this one (`models pull --fallback`)."""
+    places: dict[str, PathBelow] = Field(default_factory=dict)
+    """Where it lies on hosts that have it already: `models` or the name of the host's store, and the path there."""
     gguf: Gguf | None = None
     """What the file says of itself."""
 
@@ -121,6 +123,14 @@ class ModelLock(Section):
 
     version: Literal[1] = 1
     files: dict[str, LockedFile] = Field(default_factory=dict)
+    tags: dict[str, str] = Field(default_factory=dict)
+    """The files (the first part of split ones) that `hf:owner/repo:QUANTIZATION` stands for."""
+
+    @field_validator("files")
+    @classmethod
+    def _has_hub_names(cls, files: dict[str, LockedFile]) -> dict[str, LockedFile]:
+        """Files by the names that the inventory has for them, as long as locks have addresses of the Hub's pages."""
+        return {_hub_key(key): known for key, known in files.items()}
 
     def get(self, source: str) -> LockedFile | None:
         """What is known of a source."""
@@ -137,6 +147,11 @@ class ModelLock(Section):
     def with_files(self, files: Mapping[str, LockedFile]) -> ModelLock:
         """The same with some entries more, or other ones."""
         return self.model_copy(update={"files": {**self.files, **files}})
+
+
+def _hub_key(key: str) -> str:
+    source, revision = hub_source(key)
+    return f"{source}@{revision}" if revision else source
 
 
 _ADAPTER = TypeAdapter(ModelLock)
@@ -171,6 +186,7 @@ def read_json(path: Path, adapter: TypeAdapter[Lock], remedy: str) -> Lock | Non
 def write_lock(path: Path, lock: ModelLock) -> None:
     """Writes the lock, whole or not at all: sorted, short lists on one line; equal locks give equal bytes."""
     files = {key: lock.files[key].model_dump(mode="json", exclude_defaults=True) for key in sorted(lock.files)}
-    text = json.dumps({"version": 1, "files": files}, indent=2, ensure_ascii=False)
+    tags = {"tags": dict(sorted(lock.tags.items()))} if lock.tags else {}
+    text = json.dumps({"version": 1, **tags, "files": files}, indent=2, ensure_ascii=False)
     text = _SHORT_LIST.sub(lambda found: "[" + re.sub(r"\s+", " ", found[1]) + "]", text) + "\n"
     write_atomically(path, text.encode(), 0o644)

@@ -70,7 +70,7 @@ def memory_of_replica(
 
 
 def _memory_of_model(weights: Model, lock: ModelLock, engine: ServerSettings, cards: int) -> Memory | None:
-    gguf = gguf_of(weights, lock) if weights.served_by.reads_files else None
+    gguf = gguf_of(weights, lock) if weights.reads_files else None
     if gguf is None:
         return None
     use = Use(

@@ -24,9 +24,9 @@ from rich.progress import DownloadColumn, Progress, TaskID, TransferSpeedColumn
 from rich.text import Text
 
 from corral.build import Plan
-from corral.config.file_names import is_below
+from corral.config.file_names import file_of, is_below
 from corral.config.gguf_header import HeaderError, facts_of, read_header
-from corral.config.inventory import Model, file_of, folder_of
+from corral.config.inventory import Model, folder_of
 from corral.config.model_lock import Gguf, LockedFile, ModelLock, lock_of, read_lock, write_lock
 from corral.contributions import Contributions
 from corral.errors import CorralError, UsageError, did_you_mean
