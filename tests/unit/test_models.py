@@ -253,7 +253,7 @@ def test_local_files_and_bare_names(site: Site, made: Made) -> None:
     site.write(text)
     code, _, err = site("pull")
     assert code == 1
-    assert f"embed.gguf: is a bare file name and not there; put it into {site.models}" in err
+    assert f"embed.gguf: is not there; put it into {site.models}" in err
     assert (site.models / "mine.gguf").read_bytes() == made.chat
     (site.models / "embed.gguf").write_bytes(made.embed)
     assert site("pull")[0] == 0
