@@ -144,6 +144,10 @@ class ModelLock(Section):
             if key.startswith(f"{source}/") and key.endswith(f"@{revision}")
         }
 
+    def without_places(self) -> ModelLock:
+        """The same for machines whose hosts have none of these files yet."""
+        return self.with_files({key: known.model_copy(update={"places": {}}) for key, known in self.files.items()})
+
     def with_files(self, files: Mapping[str, LockedFile]) -> ModelLock:
         """The same with some entries more, or other ones."""
         return self.model_copy(update={"files": {**self.files, **files}})
@@ -184,9 +188,14 @@ def read_json(path: Path, adapter: TypeAdapter[Lock], remedy: str) -> Lock | Non
 
 
 def write_lock(path: Path, lock: ModelLock) -> None:
-    """Writes the lock, whole or not at all: sorted, short lists on one line; equal locks give equal bytes."""
+    """Writes the lock, whole or not at all."""
+    write_atomically(path, lock_text(lock), 0o644)
+
+
+def lock_text(lock: ModelLock) -> bytes:
+    """A lock as its file has it: sorted, short lists on one line; equal locks give equal bytes."""
     files = {key: lock.files[key].model_dump(mode="json", exclude_defaults=True) for key in sorted(lock.files)}
     tags = {"tags": dict(sorted(lock.tags.items()))} if lock.tags else {}
     text = json.dumps({"version": 1, **tags, "files": files}, indent=2, ensure_ascii=False)
     text = _SHORT_LIST.sub(lambda found: "[" + re.sub(r"\s+", " ", found[1]) + "]", text) + "\n"
-    write_atomically(path, text.encode(), 0o644)
+    return text.encode()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,11 @@ from corral.config.load import load_inventory
 from corral.config.model_lock import LockedFile, ModelLock, lock_of, read_lock, write_lock
 from corral.errors import SiteError
 from corral.render.tree import render
+from corral.runtime.hosts import ComposeHost
+from corral.runtime.observe import observe
 from corral.tiny_models import make_chat_model
+from corral.verbs.doctor import files as doctor_files
+from corral.verbs.doctor.case import Case, sections
 from tests.weight_server import Shop, weight_server
 
 COMMIT, OTHER = "1" * 40, "2" * 40
@@ -26,6 +31,7 @@ TWO_THAT_SEE = """
   a: {source: "hf:o/A-GGUF/A-8B-Q4_K_M.gguf", projector: "hf:o/A-GGUF/mmproj-F16.gguf", kind: chat}
   b: {source: "hf:o/B-GGUF/B-7B-Q4_K_M.gguf", projector: "hf:o/B-GGUF/mmproj-F16.gguf", kind: chat}
 """
+SEEING = ("A-8B-Q4_K_M", "o--A-GGUF/mmproj-F16", "B-7B-Q4_K_M", "o--B-GGUF/mmproj-F16")
 TWO_REVISIONS = f"""
   a: {{source: "hf:o/A-GGUF/A-8B-Q4_K_M.gguf", revision: "{COMMIT}", kind: chat}}
   b: {{source: "hf:o/A-GGUF/A-8B-Q4_K_M.gguf", revision: "{OTHER}", kind: chat}}
@@ -75,7 +81,7 @@ def files(path: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("models", "paths"),
     [
-        (TWO_THAT_SEE, ["A-8B-Q4_K_M.gguf", "o--A-GGUF/mmproj-F16.gguf", "B-7B-Q4_K_M.gguf", "o--B-GGUF/mmproj-F16.gguf"]),
+        (TWO_THAT_SEE, [f"{part}.gguf" for part in SEEING]),
         (TWO_REVISIONS, [f"o--A-GGUF--{COMMIT[:12]}/A-8B-Q4_K_M.gguf", f"o--A-GGUF--{OTHER[:12]}/A-8B-Q4_K_M.gguf"]),
         (IN_PARTS, [f"o--{r}-GGUF/A-8B-Q2_K-0000{n}-of-00002.gguf" for r in "AB" for n in (1, 2)]),
         (OTHER_PLACES, [f"https--{hashlib.sha256(b'https://example.com/m.gguf').hexdigest()[:12]}/m.gguf", "m.gguf"]),
@@ -94,6 +100,37 @@ def test_a_file_that_is_known_keeps_its_path_and_a_new_one_gets_another(tmp_path
     known = {f"hf:o/A-GGUF/{name}": LockedFile(file=name, sha256="a" * 64) for name in ("mmproj-F16.gguf",)}
     write_lock(lock_of(inventory), ModelLock(files=known))
     assert files(inventory)[1::2] == ["mmproj-F16.gguf", "o--B-GGUF/mmproj-F16.gguf"]
+
+
+def test_a_bundle_has_files_of_stores_by_the_names_that_they_have_without(
+    shop: Shop, chat: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inventory = write(tmp_path, IN_STORES, make_stores(tmp_path, chat))
+    assert run(capsys, "pull")[0] == 0
+    host = ComposeHost(plan_of(inventory), "rig", tmp_path / "compose")
+    names = ["A-8B-Q4_K_M.gguf", "B-Q4_K_M.gguf", "publisher/A-8B-GGUF/A-8B-Q4_K_M.gguf", "tiny-1b.gguf"]
+    assert sorted(host.files_without_stores) == names
+    assert all(Path(path).is_file() for path, _ in host.files_without_stores.values())
+    assert sorted(host.used_stores) == [str(tmp_path / name) for name in ("hub", "ollama", "studio")]
+
+
+def test_doctor_looks_into_stores(shop: Shop, chat: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    inventory = write(tmp_path, IN_STORES, make_stores(tmp_path, chat))
+    assert run(capsys, "pull")[0] == 0
+    host = ComposeHost(plan_of(inventory), "rig", tmp_path / "compose")
+
+    def said() -> list[str]:
+        return [item.message for item in doctor_files.models(Case(host, observe(host, sections)))]
+
+    assert said() == []
+    blob = next((tmp_path / "hub").glob("models--*/blobs/*"))
+    blob.rename(tmp_path / "moved.gguf")
+    blob.symlink_to(tmp_path / "moved.gguf")
+    assert [words for words in said() if words.endswith("is a link that leads out of its folder")]
+    (tmp_path / "studio").chmod(0o700)
+    assert f"containers cannot look into {tmp_path}/studio (mode 700)" in said()
+    shutil.rmtree(tmp_path / "studio")
+    assert f"there is no folder {tmp_path}/studio" in said()
 
 
 @pytest.mark.parametrize(("second", "is_shared"), [("a", True), ("b", False)])
@@ -148,7 +185,7 @@ def test_a_pin_under_the_address_of_before_is_still_one(tmp_path: Path) -> None:
 )
 def test_what_is_no_file_is_refused_with_what_to_write(tmp_path: Path, source: str, words: str) -> None:
     inventory = write(tmp_path, f'\n  a: {{source: "{source}", kind: chat}}\n')
-    with pytest.raises(SiteError, match="a.source") as caught:
+    with pytest.raises(SiteError, match=r"a\.source") as caught:
         plan_of(inventory)
     assert words in str(caught.value)
 
