@@ -458,6 +458,7 @@ def _models(inventory: Inventory) -> Findings:
 def _sources(model: Model) -> list[tuple[str, str]]:
     """The sources of a model's files, each with the key that it stands under."""
     own = [("source", model.source), *([("projector", model.projector)] if model.projector else [])]
+    own += [("components", source) for source in model.components.values()]
     return [*own, *(("adapters", adapter.source) for adapter in model.adapters)]
 
 
@@ -496,7 +497,8 @@ def _is_repository(source: str) -> bool:
 
 
 def _repository(model: Model, path: KeyPath) -> Findings:
-    if model.kind == "image" and not _is_repository(model.source):
+    is_pickle = model.source.lower().endswith(PICKLED)
+    if model.kind == "image" and not model.reads_files and (is_pickle or not _is_repository(model.source)):
         yield _finding("repository-commit/file", (*path, "source"))
         return
     places = {adapter.source: ("adapters", index, "source") for index, adapter in enumerate(model.adapters)}

@@ -41,6 +41,8 @@ MAX_PARTS = 1000
 LAST_PORT = 65535
 DAY_S = 86_400
 TIB_MIB = 1024 * 1024
+# Endings of picture models in one file.
+PICTURE_FILES = (".safetensors", ".gguf")
 # What the lock calls a host's `models_dir`.
 OWN_FOLDER = "models"
 
@@ -195,6 +197,8 @@ if TYPE_CHECKING:
     ServerName = str
 else:
     ServerName = Literal[tuple(item.name for item in servers() if item.name)]
+# Further files of a picture model, by LocalAI's names (`clip_l_path` and so on).
+Component = Literal["clip_l", "clip_g", "t5xxl", "vae", "llm"]
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "iq4_nl", "q4_1", "q4_0"]
 Thinking = Literal["off", "hidden", "shown"]
 # Lists are read as tuples; everything else has to be of its own type.
@@ -463,12 +467,14 @@ class Model(Section):
     """Chat models: LoRA adapters that all its servers load, each in force for requests to `<pool>:<name>` only."""
     draft: Draft | None = None
     """Chat models: a small model that makes this one faster (speculative decoding)."""
+    components: dict[Component, Line] = Field(default_factory=dict)
+    """Image models from a single file that lacks them: the files with its other parts, written like `source`."""
     backend: Word | None = None
-    """Image models: the LocalAI backend, for instance `diffusers`."""
+    """Image models: the LocalAI backend; absent: `stablediffusion-ggml` for files, `diffusers` for repositories."""
     pipeline: Word | None = None
-    """Image models: the diffusers pipeline class."""
+    """Image models: the diffusers pipeline class; chosen by the repository's name when absent."""
     scheduler: Word | None = None
-    """Image models: the sampler."""
+    """Image models: the sampler; one that suits the model when absent."""
     steps: int | None = Field(None, ge=1, le=1000)
     """Image models: sampling steps."""
     engine: ServerSettings = ServerSettings()
@@ -484,7 +490,8 @@ class Model(Section):
     @property
     def reads_files(self) -> bool:
         """Whether its sources are files, each by itself, and not repositories or folders."""
-        return self.served_by.reads_files
+        is_picture_file = self.kind == "image" and (file_of(self.source).lower().endswith(PICTURE_FILES))
+        return self.served_by.reads_files or is_picture_file
 
     @property
     def repositories(self) -> tuple[str, ...]:
@@ -511,7 +518,8 @@ class Model(Section):
     def sources(self) -> tuple[str, ...]:
         """The sources of all its files: several when the model is split, or has a projector or adapters."""
         adapters = (adapter.source for adapter in self.adapters)
-        return (*self._parts, *([self.projector] if self.projector else []), *adapters)
+        more = (*([self.projector] if self.projector else []), *adapters, *self.components.values())
+        return (*self._parts, *more)
 
     @property
     def groups(self) -> tuple[tuple[str, ...], ...]:
@@ -541,6 +549,8 @@ class Model(Section):
     def revision_of(self, source: str) -> str:
         """The revision at which one of its sources is taken; empty when none is said."""
         own = {adapter.source: adapter.revision for adapter in self.adapters}
+        repository = self.source.split("/")[:2]
+        own |= {item: None for item in self.components.values() if item.split("/")[:2] != repository}
         return own.get(source, self.revision) or ""
 
 

@@ -89,17 +89,27 @@ def path_on(host: str, facts: Host, known: LockedFile | None, own: str) -> str:
 
 
 def with_files_of_tags(inventory: Inventory, lock: ModelLock) -> Inventory:
-    """The inventory with the file that the lock has for every source that names a quantization instead of a file."""
-    models = {name: _with_file(model, lock) for name, model in inventory.models.items()} if lock.tags else {}
-    return inventory.model_copy(update={"models": models}) if lock.tags else inventory
+    """The inventory with the file that the lock has for every source that names a quantization instead of a file.
+
+    Picture models from files get the size that the lock knows, where the inventory says none.
+    """
+    return inventory.model_copy(
+        update={"models": {key: _known(model, lock) for key, model in inventory.models.items()}}
+    )
 
 
-def _with_file(model: Model, lock: ModelLock) -> Model:
-    found = dict(_tagged(model, lock))
-    return model.model_copy(update=found) if found else model
+def _known(model: Model, lock: ModelLock) -> Model:
+    if found := dict(_tagged(model, lock)):
+        model = model.model_copy(update=found)
+    if model.kind != "image" or model.size_gib is not None or not model.reads_files:
+        return model
+    sizes = [known.size if (known := lock.get(model.key(source))) else 0 for source in model.sources]
+    return model.model_copy(update={"size_gib": sum(sizes) / 2**30}) if all(sizes) else model
 
 
 def _tagged(model: Model, lock: ModelLock) -> Iterator[tuple[str, Any]]:
+    if any(model.key(source) in lock.tags for source in model.components.values()):
+        yield "components", {role: lock.tags.get(model.key(item), item) for role, item in model.components.items()}
     for field in ("source", "projector"):
         source = getattr(model, field)
         if source and (file := lock.tags.get(model.key(source))):

@@ -117,6 +117,13 @@ class Replica:
         """Path of its model file, in the models folder or whole."""
         return next(iter(self.files), "")
 
+    def folder_of(self, source: str) -> str:
+        """Path of the folder that a repository lies in, or of a folder that is named by itself."""
+        for file, origin in self.files.items():
+            if origin.startswith(f"{source}/"):
+                return file.removesuffix(f"/{origin.removeprefix(source)[1:]}")
+        return self.weights.folder(source)
+
     def file_of(self, source: str) -> str:
         """Path of the file that comes from one of its sources."""
         return next(file for file, origin in self.files.items() if origin == source)
