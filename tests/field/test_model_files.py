@@ -324,6 +324,33 @@ def test_a_file_that_a_store_has_lost_is_fetched_and_a_changed_one_is_refused(
     assert run(capsys, "verify", "a")[0] == 0
 
 
+def test_a_repository_of_a_cache_is_served_from_there(
+    shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    contents = {"config.json": b"{}", "model.safetensors": b"weights", "unet/x.safetensors": b"more weights"}
+    shop.put_repository("o/words", contents, COMMIT)
+    cache = tmp_path / "home" / "hub" / "models--o--words"
+    for path, content in contents.items():
+        # Like the Hub's client: large files by their sha256, others by git's checksum.
+        name = hashlib.sha256(content).hexdigest() if path.endswith("safetensors") else "e" * 40
+        link = cache / "snapshots" / COMMIT / path
+        link.parent.mkdir(parents=True, exist_ok=True)
+        (cache / "blobs").mkdir(exist_ok=True)
+        (cache / "blobs" / name).write_bytes(content)
+        link.symlink_to("../" * (2 + path.count("/")) + f"blobs/{name}")
+    models = f'\n  a: {{source: "hf:o/words", revision: "{COMMIT}", kind: chat, server: vllm}}\n'
+    host = f", models_dir: {tmp_path}/models, model_stores: {{cache: {tmp_path}/home}}"
+    inventory = write(tmp_path, models, host)
+    assert run(capsys, "pull")[1].endswith("3 files are there and as models.lock.json says; 0 were fetched")
+    told = render(plan_of(inventory))["rig/vllm/compose.yaml"].decode()
+    assert f"/stores/cache/hub/models--o--words/snapshots/{COMMIT}" in told
+    assert f"{tmp_path}/home:/stores/cache:ro" in told
+    assert not list((tmp_path / "models").rglob("*.safetensors"))
+    (cache / "snapshots" / COMMIT / "config.json").unlink()
+    assert "3 were fetched" in run(capsys, "pull")[1], "a part of a repository is none"
+    assert "/models/o--words--" in render(plan_of(inventory))["rig/vllm/compose.yaml"].decode()
+
+
 def test_links_out_of_what_servers_see_are_not_used(
     shop: Shop, chat: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

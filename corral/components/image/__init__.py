@@ -141,7 +141,7 @@ def _links(site: Site, replica: Replica) -> str:
     weights = replica.weights
     if weights.source in weights.repositories:
         return ""
-    roles = {"model": weights.source, **weights.components}
+    roles: dict[str, str] = {"model": weights.source, **weights.components}
     known = {source: file for file, source in replica.files.items()}
     paths = {role: _weights_path(site, replica, known.get(source, source)) for role, source in roles.items()}
     return "\n".join(f"{_link(role, source)}={paths[role]}" for role, source in roles.items())

@@ -352,10 +352,12 @@ def _find_places(store: SiteStore, choice: Choice) -> None:
     items = {item.key: item for item in store.wanted(choice.names, choice.hosts)}
     models = store.site.inventory.models
     groups = {tuple(map(model.key, group)) for model in models.values() if model.reads_files for group in model.groups}
+    folders = ((source, model.revision_of(source)) for model in models.values() for source in model.repositories)
+    groups |= {tuple(store.lock.members(*folder)) for folder in folders}
     work = {
         f"{keys[0]} on {host}": partial(_find_on, store, [items[key] for key in keys], host, choice)
         for keys in sorted(groups)
-        if keys[0] in items
+        if keys and keys[0] in items
         for host in items[keys[0]].hosts
     }
     _raise(side_by_side(store, ASKERS, work)[1], "the others were looked for")
@@ -396,7 +398,7 @@ def _note_place(store: SiteStore, item: Wanted, host: str, place: str, there: Fo
     is_new = choice.update or not known.sha256
     facts = {"sha256": there.sha256, "commit": there.commit} if is_new and there.sha256 != known.sha256 else {}
     store.put(host, {item.key: place}, **facts)
-    if facts or not known.gguf:
+    if facts or not (known.gguf or known.size):
         _learn_there(store, item.key, host)
 
 
