@@ -573,6 +573,13 @@ def _secrets(inventory: Inventory) -> Findings:
         text = "" if isinstance(value, bool | float) or _SECRET_NAME.fullmatch(str(value)) else str(value)
         if text and (SECRET_VALUE.search(text) or _is_meant_secret(path, text, before)):
             yield _finding("no-secret/value", path)
+        elif text == "" and value and _is_in_server(path) and SECRET_KEY.search(str(path[-1])):
+            yield _finding("no-secret/name", path)
+
+
+def _is_in_server(path: KeyPath) -> bool:
+    """Whether a value is one of the environment of inference servers."""
+    return path[-2:-1] == ("environment",) and ("engine" in path or path[0] == "defaults")
 
 
 def _is_meant_secret(path: KeyPath, text: str, before: str) -> bool:

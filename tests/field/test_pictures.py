@@ -1,4 +1,4 @@
-"""Picture models as people have them: SDXL, SD 3.5, FLUX, and a checkpoint of one's own (row 35 of the field log)."""
+"""Picture models as people have them: SDXL, SD 3.5, FLUX, gated ones, and a checkpoint of one's own (rows 34, 35)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from corral.config.load import load_inventory
 from corral.config.model_lock import LockedFile, ModelLock, lock_of, write_lock
 from corral.errors import SiteError
 from corral.render.tree import render
+from corral.verbs.models.fetch import origin_of
 
 COMMIT = "1" * 40
 FLUX = (
@@ -136,3 +137,26 @@ def test_what_would_not_work_or_have_no_effect_is_refused(tmp_path: Path, model:
     with pytest.raises(SiteError) as caught:
         plan_of(tmp_path, model)
     assert words in str(caught.value)
+
+
+def test_a_login_is_not_for_servers_which_fetch_nothing(tmp_path: Path) -> None:
+    source = f"source: 'hf:black-forest-labs/FLUX.1-dev', revision: '{COMMIT}', size_gib: 22"
+    with pytest.raises(SiteError, match="`models pull` uses your own login"):
+        plan_of(tmp_path, f"{source}, engine: {{environment: {{HF_TOKEN: HF_TOKEN}}}}")
+    assert service(plan_of(tmp_path, source))["environment"]["HF_HUB_OFFLINE"] == "1"
+
+
+@pytest.mark.parametrize("place", ["HF_TOKEN", "HF_TOKEN_PATH", "HF_HOME", "HOME"])
+def test_a_saved_login_opens_gated_repositories(tmp_path: Path, place: str) -> None:
+    saved = {"HF_TOKEN_PATH": "token", "HF_HOME": "token", "HOME": ".cache/huggingface/token"}
+    if place != "HF_TOKEN":
+        path = tmp_path / saved[place]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("hf_mine\n")
+    value = {"HF_TOKEN": "hf_mine", "HF_TOKEN_PATH": f"{tmp_path}/token"}.get(place, str(tmp_path))
+    origin = origin_of("hf:o/gated/m.gguf", "", {place: value})
+    assert origin is not None
+    assert origin.headers == {"Authorization": "Bearer hf_mine"}
+    open_mirror = origin_of("hf:o/gated/m.gguf", "", {place: value, "HF_ENDPOINT": "http://mirror.example.com"})
+    assert open_mirror is not None
+    assert not open_mirror.headers

@@ -141,10 +141,10 @@ def _links(site: Site, replica: Replica) -> str:
     weights = replica.weights
     if weights.source in weights.repositories:
         return ""
-    roles: dict[str, str] = {"model": weights.source, **weights.components}
+    roles = [("model", weights.source), *weights.components.items()]
     known = {source: file for file, source in replica.files.items()}
-    paths = {role: _weights_path(site, replica, known.get(source, source)) for role, source in roles.items()}
-    return "\n".join(f"{_link(role, source)}={paths[role]}" for role, source in roles.items())
+    paths = {source: _weights_path(site, replica, known.get(source, source)) for _, source in roles}
+    return "\n".join(f"{_link(role, source)}={paths[source]}" for role, source in roles)
 
 
 def _weights_path(site: Site, replica: Replica, file: str) -> str:
