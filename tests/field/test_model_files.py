@@ -24,9 +24,10 @@ from corral.runtime.observe import observe
 from corral.tiny_models import make_chat_model
 from corral.verbs.doctor import files as doctor_files
 from corral.verbs.doctor.case import Case, sections
+from tests.model_stores import COMMIT, put_in_hub, put_in_ollama
 from tests.weight_server import Shop, weight_server
 
-COMMIT, OTHER = "1" * 40, "2" * 40
+OTHER = "2" * 40
 TWO_THAT_SEE = """
   a: {source: "hf:o/A-GGUF/A-8B-Q4_K_M.gguf", projector: "hf:o/A-GGUF/mmproj-F16.gguf", kind: chat}
   b: {source: "hf:o/B-GGUF/B-7B-Q4_K_M.gguf", projector: "hf:o/B-GGUF/mmproj-F16.gguf", kind: chat}
@@ -250,23 +251,8 @@ def test_a_quantization_that_does_not_say_which_file_is_answered_with_those_ther
 
 def make_stores(folder: Path, chat: bytes) -> str:
     """A Hugging Face cache, Ollama's folder and LM Studio's, as those programs write them; as keys of a host."""
-    sha256 = hashlib.sha256(chat).hexdigest()
-    cache = folder / "hub" / "models--o--B-GGUF"
-    for part in ("blobs", f"snapshots/{COMMIT}/sub", "refs"):
-        (cache / part).mkdir(parents=True)
-    (cache / "blobs" / sha256).write_bytes(chat)
-    (cache / "refs" / "main").write_text(COMMIT)
-    (cache / "snapshots" / COMMIT / "sub" / "B-Q4_K_M.gguf").symlink_to(f"../../../blobs/{sha256}")
-    ollama, manifest = folder / "ollama", folder / "ollama/manifests/registry.ollama.ai/library/tiny/1b"
-    (ollama / "blobs").mkdir(parents=True)
-    (ollama / "blobs" / f"sha256-{sha256}").write_bytes(chat)
-    manifest.parent.mkdir(parents=True)
-    layers = [
-        {"mediaType": f"application/vnd.ollama.image.{kind}", "digest": f"sha256:{digest}", "size": 1}
-        for kind, digest in (("license", "0" * 64), ("model", sha256), ("template", "1" * 64))
-    ]
-    media = "application/vnd.docker.distribution.manifest.v2+json"
-    manifest.write_text(json.dumps({"schemaVersion": 2, "mediaType": media, "config": {}, "layers": layers}))
+    put_in_hub(folder / "hub", "o/B-GGUF", {"sub/B-Q4_K_M.gguf": chat})
+    put_in_ollama(folder / "ollama", "tiny", "1b", chat)
     studio = folder / "studio" / "publisher" / "A-8B-GGUF"
     studio.mkdir(parents=True)
     (studio / "A-8B-Q4_K_M.gguf").write_bytes(chat)
@@ -329,15 +315,7 @@ def test_a_repository_of_a_cache_is_served_from_there(
 ) -> None:
     contents = {"config.json": b"{}", "model.safetensors": b"weights", "unet/x.safetensors": b"more weights"}
     shop.put_repository("o/words", contents, COMMIT)
-    cache = tmp_path / "home" / "hub" / "models--o--words"
-    for path, content in contents.items():
-        # Like the Hub's client: large files by their sha256, others by git's checksum.
-        name = hashlib.sha256(content).hexdigest() if path.endswith("safetensors") else "e" * 40
-        link = cache / "snapshots" / COMMIT / path
-        link.parent.mkdir(parents=True, exist_ok=True)
-        (cache / "blobs").mkdir(exist_ok=True)
-        (cache / "blobs" / name).write_bytes(content)
-        link.symlink_to("../" * (2 + path.count("/")) + f"blobs/{name}")
+    cache = put_in_hub(tmp_path / "home" / "hub", "o/words", contents)
     models = f'\n  a: {{source: "hf:o/words", revision: "{COMMIT}", kind: chat, server: vllm}}\n'
     host = f", models_dir: {tmp_path}/models, model_stores: {{cache: {tmp_path}/home}}"
     inventory = write(tmp_path, models, host)
