@@ -329,6 +329,23 @@ def test_a_repository_of_a_cache_is_served_from_there(
     assert "/models/o--words--" in render(plan_of(inventory))["rig/vllm/compose.yaml"].decode()
 
 
+def test_processes_without_containers_read_stores_by_their_own_paths(
+    shop: Shop, chat: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put_in_hub(tmp_path / "hub", "o/B-GGUF", {"B-Q4_K_M.gguf": chat})
+    (tmp_path / "inventory.yaml").write_text(f"""schema_version: 1
+name: field
+hosts: {{here: {{runtime: local, model_stores: {{hub: {tmp_path}/hub}}}}}}
+models: {{b: {{source: "hf:o/B-GGUF:q4_k_m", kind: chat}}}}
+pools: {{b: {{model: b, on: {{host: here}}}}}}
+gateway: {{host: here}}
+""")
+    shop.put_branch("o/B-GGUF", {"B-Q4_K_M.gguf": b"never sent"}, COMMIT)
+    assert run(capsys, "pull")[0] == 0
+    told = render(plan_of(tmp_path / "inventory.yaml"))["here/supervisord.conf"].decode()
+    assert f"--model {tmp_path}/hub/models--o--B-GGUF/snapshots/{COMMIT}/B-Q4_K_M.gguf" in told
+
+
 def test_links_out_of_what_servers_see_are_not_used(
     shop: Shop, chat: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
