@@ -479,6 +479,7 @@ def _source(model: Model, source: str, path: KeyPath) -> Findings:
         (scheme == "file" and (parts[0] or not parts[-1]), "model-source/relative", ""),
         (scheme == "ollama" and not (is_file and ollama_manifest(source)), "model-source/ollama", ""),
         (is_file and not scheme and "/" in source and not source.endswith(".gguf"), "model-source/folder", ""),
+        (tag_of(source) and path[-1] == "projector", "model-source/projector", ""),
         (scheme == "hf" and not is_file and ":" in rest, "model-source/quantization", ""),
         (scheme == "hf" and not tag_of(source) and len(parts) < least, "model-source/hub", ""),
         (scheme == "hf" and not all(parts), "model-source/hub", ""),

@@ -22,8 +22,9 @@ _PAGE = re.compile(
 # A quantization instead of a file, as `llama-server -hf` takes it.
 _TAG = re.compile(r"hf:[^/:]+/(?P<repository>[^/:]+):(?P<tag>[A-Za-z0-9][\w.-]*)")
 # A model in Ollama's own folder: `name`, `user/name` or `registry/user/name`, each with a tag if it has one.
+_PART = r"[A-Za-z0-9][\w.-]*"
 _OLLAMA = re.compile(
-    r"ollama:(?P<name>(?:[\w.-]+(?::\d+)?/)?(?:[\w.-]+/)?[\w.-]+)(?::(?P<tag>[\w.-]+))?(?P<role>#\w+)?"
+    rf"ollama:(?P<name>(?:{_PART}(?::\d+)?/)?(?:{_PART}/)?{_PART})(?::(?P<tag>{_PART}))?(?P<role>#\w+)?"
 )
 OLLAMA_REGISTRY, OLLAMA_USER, OLLAMA_TAG = "registry.ollama.ai", "library", "latest"
 

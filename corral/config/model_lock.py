@@ -14,7 +14,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, field_validator
 
-from corral.config.file_names import PathBelow, file_of, hub_source, is_file_name
+from corral.config.file_names import PathBelow, file_of, hub_source, is_below, is_file_name
 from corral.config.inventory import Section
 from corral.errors import CorralError
 from corral.files import write_atomically
@@ -125,6 +125,16 @@ class ModelLock(Section):
     files: dict[str, LockedFile] = Field(default_factory=dict)
     tags: dict[str, str] = Field(default_factory=dict)
     """The files (the first part of split ones) that `hf:owner/repo:QUANTIZATION` stands for."""
+
+    @field_validator("tags")
+    @classmethod
+    def _names_files(cls, tags: dict[str, str]) -> dict[str, str]:
+        """Files of the repositories that the quantizations are of, and of nothing else."""
+        for tag, source in tags.items():
+            start = f"{tag.removeprefix('hf:').partition(':')[0]}/"
+            if not (source.startswith(f"hf:{start}") and is_below(source.removeprefix("hf:"))):
+                raise ValueError(f"{tag} is no file of its repository")
+        return tags
 
     @field_validator("files")
     @classmethod

@@ -40,7 +40,7 @@ hosts:
     model_stores: {{hub: {folder}/hub, ollama: {folder}/ollama}}
     shared: {{turns: {{loaded: 1, turn_s: 2, port: {port}}}}}
 models:
-  slow: {{source: slow.gguf, kind: chat, context: 2048, size_gib: 0.1}}
+  slow: {{source: "slow model.gguf", kind: chat, context: 2048, size_gib: 0.1}}
   quick: {{source: hf:o/quick/sub/quick.gguf, kind: chat, context: 2048, size_gib: 0.01, engine: {{sleep_idle_s: 3}}}}
   broken: {{source: broken.gguf, kind: chat, context: 2048, size_gib: 0.01}}
   lone: {{source: ollama:lone:1b, kind: chat, context: 2048, size_gib: 0.01}}
@@ -66,7 +66,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpSite]:
     models = folder / "models"
     models.mkdir()
     # Slow enough that a stream of it is in flight for seconds.
-    make_chat_model(models / "slow.gguf", context=2048, answer=SLOW, width=1024, layers=8, ff=2048, weight_type="q8_0")
+    make_chat_model(
+        models / "slow model.gguf", context=2048, answer=SLOW, width=1024, layers=8, ff=2048, weight_type="q8_0"
+    )
     make_chat_model(folder / "quick", context=2048, answer=QUICK)
     make_chat_model(folder / "lone", context=2048, answer=LONE)
     whole = (folder / "quick").read_bytes()
@@ -354,7 +356,7 @@ def test_a_model_is_warmed_up_before_its_first_request(site: UpSite) -> None:
 def test_the_models_folder_is_as_it_was(site: UpSite) -> None:
     """Nothing was fetched: the router serves what its presets name, and no more."""
     folder = Path(site.folder / "models")
-    assert sorted(path.name for path in folder.iterdir()) == ["broken.gguf", "slow.gguf"]
+    assert sorted(path.name for path in folder.iterdir()) == ["broken.gguf", "slow model.gguf"]
 
 
 def test_a_server_that_is_no_longer_in_the_inventory_ends_its_answers_first(site: UpSite, router: httpx.Client) -> None:

@@ -17,7 +17,7 @@ from corral.build import Plan, build_plan
 from corral.cli import main
 from corral.config.load import load_inventory
 from corral.config.model_lock import LockedFile, ModelLock, lock_of, read_lock, write_lock
-from corral.errors import SiteError
+from corral.errors import CorralError, SiteError
 from corral.render.tree import render
 from corral.runtime.hosts import ComposeHost
 from corral.runtime.observe import observe
@@ -182,6 +182,7 @@ def test_a_pin_under_the_address_of_before_is_still_one(tmp_path: Path) -> None:
         ("https://huggingface.co/o/B-GGUF", "write hf:owner/repo/file.gguf or hf:owner/repo:Q4_K_M"),
         ("/srv/x/m.gguf", "name its folder in the host's model_stores"),
         ("llama3.2:3b", "ollama:name:tag"),
+        ("ollama:..:3b", "this names no model of Ollama"),
     ],
 )
 def test_what_is_no_file_is_refused_with_what_to_write(tmp_path: Path, source: str, words: str) -> None:
@@ -189,6 +190,20 @@ def test_what_is_no_file_is_refused_with_what_to_write(tmp_path: Path, source: s
     with pytest.raises(SiteError, match=r"a\.source") as caught:
         plan_of(inventory)
     assert words in str(caught.value)
+
+
+def test_a_projector_has_a_file(tmp_path: Path) -> None:
+    inventory = write(tmp_path, '\n  a: {source: a.gguf, projector: "hf:o/A:F16", kind: chat}\n')
+    with pytest.raises(SiteError, match=r"name its file, such as hf:owner/repo/mmproj-F16\.gguf"):
+        plan_of(inventory)
+
+
+@pytest.mark.parametrize("file", ["file:/etc/passwd", "hf:o/B/m.gguf", "hf:o/A/../m.gguf", "../m.gguf"])
+def test_a_lock_cannot_lead_a_quantization_elsewhere(tmp_path: Path, file: str) -> None:
+    inventory = write(tmp_path, '\n  a: {source: "hf:o/A:Q4_0", kind: chat}\n')
+    lock_of(inventory).write_text(json.dumps({"version": 1, "tags": {"hf:o/A:Q4_0": file}, "files": {}}))
+    with pytest.raises(CorralError, match="is no file of its repository"):
+        load_inventory(inventory)
 
 
 # --- what `models` finds ---------------------------------------------------------------------------------------------
@@ -371,6 +386,24 @@ def test_a_models_folder_that_is_a_cache_itself_needs_no_store(
     assert files(inventory) == [there, there]
     assert f"/models/{there}" in render(plan_of(inventory))["rig/llama/compose.yaml"].decode()
     assert shop.sent == 0
+
+
+def test_a_store_that_this_user_may_not_see_is_an_error_with_a_remedy(
+    shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, "\n  a: {source: m.gguf, kind: chat}\n", f", model_stores: {{nas: {tmp_path}/nas}}")
+    seen = Path.is_file
+
+    def is_file(path: Path) -> bool:
+        """As for a user who is not root."""
+        if path.name == "m.gguf" and path.parent.name == "nas":
+            raise PermissionError
+        return seen(path)
+
+    monkeypatch.setattr(Path, "is_file", is_file)
+    code, said = run(capsys, "pull")
+    assert code == 1
+    assert f"{tmp_path}/nas/m.gguf: this user may not look there, nor would servers; chmod -R o+rX its folder" in said
 
 
 def test_a_folder_that_cannot_be_written_is_read(

@@ -36,9 +36,13 @@ class LocalFolder:
         return str(self.path)
 
     def size(self, name: str) -> int | None:
-        """Bytes of a file; None when it is not there."""
+        """Bytes of a file; None when it is not there, CorralError when this user may not look."""
         path = self.path / name
-        return path.stat().st_size if path.is_file() else None
+        try:
+            return path.stat().st_size if path.is_file() else None
+        except PermissionError:
+            words = "this user may not look there, nor would servers; chmod -R o+rX its folder, or join its group"
+            raise CorralError(f"{path}: {words}") from None
 
     def last_read(self, name: str) -> tuple[str, float | None] | None:
         """The checksum that a file had when it was read, and when that was; None if it has changed since."""
