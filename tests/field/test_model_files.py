@@ -15,6 +15,7 @@ import pytest
 
 from corral.build import Plan, build_plan
 from corral.cli import main
+from corral.config.file_names import ollama_manifest
 from corral.config.load import load_inventory
 from corral.config.model_lock import LockedFile, ModelLock, lock_of, read_lock, write_lock
 from corral.errors import CorralError, SiteError
@@ -206,6 +207,20 @@ def test_a_lock_cannot_lead_a_quantization_elsewhere(tmp_path: Path, file: str) 
         load_inventory(inventory)
 
 
+@pytest.mark.parametrize(
+    ("source", "manifest"),
+    [
+        ("ollama:llama3.2", "registry.ollama.ai/library/llama3.2/latest"),
+        ("ollama:llama3.2:3b-instruct-q4_K_M", "registry.ollama.ai/library/llama3.2/3b-instruct-q4_K_M"),
+        ("ollama:ann/mine:1b", "registry.ollama.ai/ann/mine/1b"),
+        ("ollama:hf.co/o/A-8B-GGUF:Q4_K_M", "hf.co/o/A-8B-GGUF/Q4_K_M"),
+        ("ollama:localhost:5000/ann/mine:1b#projector", "localhost:5000/ann/mine/1b"),
+    ],
+)
+def test_names_of_ollama_lead_to_its_lists_of_parts(source: str, manifest: str) -> None:
+    assert ollama_manifest(source) == f"manifests/{manifest}"
+
+
 # --- what `models` finds ---------------------------------------------------------------------------------------------
 
 
@@ -249,6 +264,31 @@ def test_a_quantization_is_looked_up_once_and_then_pinned(
     assert not [item for item in plan_of(inventory).warnings if item.rule == "model-unknown"]
     shop.put_branch("o/A-8B-GGUF", {"A-8B-Q4_K_M-new.gguf": chat}, OTHER)
     assert run(capsys, "pull")[0] == 0, "what is pinned is not looked up again"
+
+
+def test_two_revisions_of_one_file_are_two_files(
+    shop: Shop, chat: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_chat_model(tmp_path / "newer.gguf", answer="newer")
+    newer = (tmp_path / "newer.gguf").read_bytes()
+    for commit, content in ((COMMIT, chat), (OTHER, newer)):
+        shop.put_hub("o/A-GGUF", "A-8B-Q4_K_M.gguf", content, commit)
+    inventory = write(tmp_path, TWO_REVISIONS, f", models_dir: {tmp_path}/models")
+    assert run(capsys, "pull")[1].endswith("2 were fetched")
+    assert [(tmp_path / "models" / path).read_bytes() for path in files(inventory)] == [chat, newer]
+    assert run(capsys, "verify")[0] == 0
+
+
+def test_a_quantization_is_found_in_a_folder_that_a_person_has_brought(
+    shop: Shop, chat: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "stick").mkdir()
+    (tmp_path / "stick" / "A-8B-Q4_0.gguf").write_bytes(chat)
+    models = '\n  a: {source: "hf:o/A-8B-GGUF:Q4_0", kind: chat}\n'
+    inventory = write(tmp_path, models, f", models_dir: {tmp_path}/models")
+    assert run(capsys, "pull", "--from", str(tmp_path / "stick"))[0] == 0
+    assert (tmp_path / "models" / files(inventory)[0]).read_bytes() == chat
+    assert not shop.seen
 
 
 def test_a_quantization_that_does_not_say_which_file_is_answered_with_those_there_are(
