@@ -57,10 +57,15 @@ def _claims(groups: Iterable[Mapping[str, str]], lock: ModelLock) -> Mapping[str
 
 
 def _is_taken(claims: Mapping[str, set[str]], key: str, path: str, lock: ModelLock) -> bool:
-    """Whether the lock has another content under the path of a file, as locks of before may have."""
+    """Whether the path that the lock has for a file is that of another content, or a person means another by it."""
     own = lock.files[key]
-    others = (lock.get(other) for other in claims[path] - {key})
-    return any(other.file == path and (not own.sha256 or own.sha256 != other.sha256) for other in others if other)
+    for other in claims[path] - {key}:
+        known = lock.get(other)
+        if known is None and ":" in key and ":" not in other:
+            return True
+        if known and known.file == path and (not own.sha256 or own.sha256 != known.sha256):
+            return True
+    return False
 
 
 def _folder(key: str, source: str) -> str:

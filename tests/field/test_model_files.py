@@ -135,6 +135,13 @@ def test_doctor_looks_into_stores(shop: Shop, chat: bytes, tmp_path: Path, capsy
     assert f"there is no folder {tmp_path}/studio" in said()
 
 
+def test_a_path_that_a_person_says_is_left_to_that_file(tmp_path: Path) -> None:
+    inventory = write(tmp_path, OTHER_PLACES)
+    known = {"https://example.com/m.gguf": LockedFile(file="m.gguf", sha256="a" * 64)}
+    write_lock(lock_of(inventory), ModelLock(files=known))
+    assert [Path(file).parent.name[:7] for file in files(inventory)] == ["https--", ""]
+
+
 @pytest.mark.parametrize(("second", "is_shared"), [("a", True), ("b", False)])
 def test_locks_of_before_with_one_path_for_two_contents_are_not_believed(
     tmp_path: Path, second: str, *, is_shared: bool
