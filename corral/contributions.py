@@ -18,8 +18,8 @@ SYSTEM_FOLDERS = (
     "/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/proc", "/run", "/sbin", "/sys", "/usr",
     "/var/lib/containerd", "/var/lib/docker", "/var/run",
 )  # fmt: skip
-# Where desktops mount disks, in a folder that is the system's otherwise.
-REMOVABLE = "/run/media/"
+# Where desktops mount disks and Ollama keeps its models, in folders that are the system's otherwise.
+NOT_SYSTEM = ("/run/media/", "/usr/share/ollama/")
 
 
 def plain_path(path: str) -> str:
@@ -30,7 +30,7 @@ def plain_path(path: str) -> str:
 def is_system_folder(path: str) -> bool:
     """Whether a folder of the host belongs to its system, or lies below one that does."""
     plain = plain_path(path)
-    return not plain.startswith(REMOVABLE) and any(f"{plain}/".startswith(f"{folder}/") for folder in SYSTEM_FOLDERS)
+    return not f"{plain}/".startswith(NOT_SYSTEM) and any(f"{plain}/".startswith(f"{path}/") for path in SYSTEM_FOLDERS)
 
 
 @dataclass(frozen=True, slots=True)

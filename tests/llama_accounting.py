@@ -2,8 +2,8 @@
 
 `python -m tests.llama_accounting CARDS < cases.json` prints for every case what `llama-fit-params --fit-print` would:
 MiB of weights, context and compute buffers on each card and in host memory. llama.cpp is the wheel's. A card is a
-copy of its CPU device that says that it is a GPU with memory of its own; like CUDA it takes long batches of what lies in host
-memory (GGML_OP_OFFLOAD_MIN_BATCH). Everything else, from the split over cards to the graph's buffers, is llama.cpp's.
+copy of its CPU device that says that it is a GPU with memory of its own; like CUDA it takes long batches of what lies
+in host memory. Everything else, from the split over cards to the graph's buffers, is llama.cpp's.
 A process of its own, because llama.cpp ends it when a file cannot be loaded, and devices are never unregistered.
 """
 

@@ -65,7 +65,7 @@ class Shop:
         for path, content in files.items():
             entry: dict[str, Any] = {"type": "file", "path": path, "size": len(content), "oid": "0" * 40}
             headers = {"X-Repo-Commit": commit}
-            if path.endswith((".safetensors", ".bin")):
+            if path.endswith((".safetensors", ".bin", ".gguf")):
                 sha256 = hashlib.sha256(content).hexdigest()
                 entry["lfs"] = {"oid": sha256, "size": len(content), "pointerSize": 134}
                 headers |= {"X-Linked-Size": str(len(content)), "X-Linked-Etag": f'"{sha256}"'}
@@ -73,6 +73,12 @@ class Shop:
             self.put(f"/{name}/resolve/{commit}/{path}", content, headers=headers)
         address = f"/api/models/{name}/tree/{commit}?recursive=true&expand=false"
         self.put(address, json.dumps(tree).encode(), headers={"Content-Type": "application/json"})
+
+    def put_branch(self, name: str, files: Mapping[str, bytes], commit: str, branch: str = "main") -> None:
+        """A repository at a commit to which a branch points."""
+        self.put_repository(name, files, commit)
+        for path, file in [item for item in self.files.items() if commit in item[0]]:
+            self.files[path.replace(commit, branch)] = file
 
     def ranges(self) -> list[str]:
         """What was asked for, without the first look."""

@@ -33,8 +33,8 @@ _MOVING = re.compile(
 )
 _VERSION = re.compile(r"\d+\.\d+|\d{3,}|[0-9a-f]{7,}")
 _ANY_KEY = re.compile(r"(?:^|[_-])(?:key|pass|requirepass|masterauth)$", re.IGNORECASE)
-# How the kit's own passwords look.
-_GENERATED = re.compile(r"\b[0-9a-f]{32,}\b")
+# How the kit's own passwords look; caches of model files name contents and commits like that.
+_GENERATED = re.compile(r"(?<!/blobs/)(?<!/blobs/sha256-)(?<!/snapshots/)\b[0-9a-f]{32,}\b")
 # Values of secret-like names that hold no secret: nothing, a switch, a path.
 _PLAIN_VALUE = re.compile(r"|none|true|false|0|1|/\S*")
 

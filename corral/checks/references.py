@@ -16,8 +16,8 @@ from typing import Any
 from corral.checks.registry import findings
 from corral.config.card_names import ROWS, maker_of, meant_by
 from corral.config.client_names import kind_of, kinds_of, routed_names
-from corral.config.file_names import is_file_name
-from corral.config.inventory import Inventory, Kind, Model, Placement, ServerSettings, Tier, file_of
+from corral.config.file_names import file_of, is_below, ollama_manifest, tag_of
+from corral.config.inventory import Inventory, Kind, Model, Placement, ServerSettings, Tier
 from corral.config.source import plain_yaml
 from corral.errors import Finding, KeyPath, did_you_mean, dotted
 from corral.plan.cards import CATALOGUE, card_facts
@@ -34,7 +34,12 @@ OWN_PREFIX = "corral-"
 QUANTIZED = {"q8_0", "q5_1", "q5_0", "iq4_nl", "q4_1", "q4_0"}
 # Endings of files that PyTorch and others run when they read them.
 PICKLED = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle", ".joblib", ".npy", ".npz")
-SOURCES = "write hf:owner/repo/file.gguf, https://…, file:/folder/file.gguf or a file name"
+SOURCES = (
+    "write hf:owner/repo/file.gguf, hf:owner/repo:Q4_K_M, https://…, file:/folder/file.gguf, ollama:name:tag or a path "
+    "in the models folder"
+)
+# Halves of files, as they were uploaded before llama.cpp could split models itself.
+_HALF = re.compile(r"(?i)\.(gguf|safetensors)[.-](part|split)")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 ANY_MAKER = "nvidia, amd or intel"
 # What tells a card's memory and maker, by the maker that its name sounds like.
@@ -465,11 +470,10 @@ def _asked_in_turn(inventory: Inventory, pool: str) -> list[str]:
 
 
 def _models(inventory: Inventory) -> Findings:
-    first: dict[str, tuple[str, str]] = {}
     for name, model in inventory.models.items():
         path: KeyPath = ("models", name)
-        is_chat, is_files = model.kind == "chat", model.served_by.reads_files
-        has_other_count = not is_files or len(model.sources) > len(_sources(model))
+        is_chat = model.kind == "chat"
+        has_other_count = not model.reads_files or len(model.sources) > len(_sources(model))
         yield from _broken(
             path,
             (model.sha256 and has_other_count, "model-source/checksum", "sha256"),
@@ -480,9 +484,6 @@ def _models(inventory: Inventory) -> Findings:
         )
         for key, source in _sources(model):
             yield from _source(model, source, (*path, key))
-            other, origin = first.setdefault(file_of(source), (name, source)) if is_files else (name, source)
-            is_taken = origin != source
-            yield from _broken(path, (is_taken, "model-file/taken", key), file=file_of(source), other=other)
         yield from _repository(model, path)
         yield from _adapters(model, (*path, "adapters"))
         if model.draft is not None:
@@ -492,28 +493,36 @@ def _models(inventory: Inventory) -> Findings:
 def _sources(model: Model) -> list[tuple[str, str]]:
     """The sources of a model's files, each with the key that it stands under."""
     own = [("source", model.source), *([("projector", model.projector)] if model.projector else [])]
+    own += [("components", source) for source in model.components.values()]
     return [*own, *(("adapters", adapter.source) for adapter in model.adapters)]
 
 
 def _source(model: Model, source: str, path: KeyPath) -> Findings:
     """What is wrong with one source of a model."""
-    scheme, colon, rest = source.partition(":") if ":" in source else ("", "", source)
+    scheme, _, rest = source.partition(":") if ":" in source else ("", "", source)
     parts, file = rest.split("/"), file_of(source)
-    is_file = model.served_by.reads_files
+    is_file = model.reads_files
+    least, form = (3, "hf:owner/repo/file.gguf or hf:owner/repo:Q4_K_M") if is_file else (2, "hf:owner/repo")
     is_open = source.startswith("http://") and not _LOOPBACK.match(source)
     yield from _first(
         path,
-        (not colon and "/" in source, "model-source/folder", ""),
-        (scheme not in ("", "hf", "https", "http", "file"), "model-source/scheme", ""),
+        (scheme not in ("", "hf", "https", "http", "file", "ollama"), "model-source/scheme", ""),
+        (not scheme and source.startswith("/"), "model-source/whole", ""),
+        (_HALF.search(source), "model-file/half", ""),
         ({"..", "."} & set(parts), "model-source/dots", ""),
         (any(part.startswith("-") for part in parts), "model-source/dash", ""),
         (scheme == "file" and (parts[0] or not parts[-1]), "model-source/relative", ""),
-        (scheme == "hf" and (len(parts) < (3 if is_file else 2) or not all(parts)), "model-source/hub", ""),
-        (scheme in ("http", "https") and not file, "model-source/web", ""),
-        (is_file and not is_file_name(file), "model-source/name", ""),
+        (scheme == "ollama" and not (is_file and ollama_manifest(source)), "model-source/ollama", ""),
+        (is_file and not scheme and "/" in source and not source.endswith(".gguf"), "model-source/folder", ""),
+        (tag_of(source) and path[-1] == "projector", "model-source/projector", ""),
+        (scheme == "hf" and not is_file and ":" in rest, "model-source/quantization", ""),
+        (scheme == "hf" and not tag_of(source) and len(parts) < least, "model-source/hub", ""),
+        (scheme == "hf" and not all(parts), "model-source/hub", ""),
+        (scheme in ("http", "https") and (not file or " " in source), "model-source/web", ""),
+        (is_file and not is_below(file if scheme else source), "model-source/name", ""),
         (is_file and file.lower().endswith(PICKLED), "model-source/pickle", ""),
         (is_file and is_open and not model.sha256_of(source), "model-source/http", ""),
-        scheme=scheme, sources=SOURCES, form="hf:owner/repo/file.gguf" if is_file else "hf:owner/repo",
+        scheme=scheme, sources=SOURCES, source=source, server=model.served_by.title, form=form,
     )  # fmt: skip
 
 
@@ -524,7 +533,8 @@ def _is_repository(source: str) -> bool:
 
 
 def _repository(model: Model, path: KeyPath) -> Findings:
-    if model.kind == "image" and not _is_repository(model.source):
+    is_pickle = model.source.lower().endswith(PICKLED)
+    if model.kind == "image" and not model.reads_files and (is_pickle or not _is_repository(model.source)):
         yield _finding("repository-commit/file", (*path, "source"))
         return
     places = {adapter.source: ("adapters", index, "source") for index, adapter in enumerate(model.adapters)}
@@ -599,6 +609,13 @@ def _secrets(inventory: Inventory) -> Findings:
         text = "" if isinstance(value, bool | float) or _SECRET_NAME.fullmatch(str(value)) else str(value)
         if text and (SECRET_VALUE.search(text) or _is_meant_secret(path, text, before)):
             yield _finding("no-secret/value", path)
+        elif text == "" and value and _is_in_server(path) and SECRET_KEY.search(str(path[-1])):
+            yield _finding("no-secret/name", path)
+
+
+def _is_in_server(path: KeyPath) -> bool:
+    """Whether a value is one of the environment of inference servers."""
+    return path[-2:-1] == ("environment",) and ("engine" in path or path[0] == "defaults")
 
 
 def _is_meant_secret(path: KeyPath, text: str, before: str) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from corral.checks.registry import check
 from corral.components import component, components, image_keys
 from corral.components.serving import engine_key, one_of_each_sort
+from corral.config.file_names import ollama_manifest, tag_of
 from corral.config.inventory import Consumer, Inventory
 from corral.contributions import Contributions, Service
 from corral.errors import Finding, KeyPath, did_you_mean
@@ -531,6 +532,29 @@ def _model_used(site: Site, _found: Contributions) -> Iterator[Finding]:
         if name not in used:
             hint = "remove it or name it in a pool"
             yield Finding(f"no pool uses the model {name}", ("models", name), hint)
+
+
+@check("plan", "model-unknown", level="warning")
+def _model_unknown(site: Site, _found: Contributions) -> Iterator[Finding]:
+    """It is known which file a quantization (`hf:owner/repo:Q4_K_M`) or a name of Ollama's stands for."""
+    names = {name for replica in site.replicas for name in replica.models}
+    for name, model in site.inventory.models.items():
+        for source in model.sources if name in names else ():
+            known = site.lock.get(model.key(source))
+            if tag_of(source) or (ollama_manifest(source) and not (known and known.places)):
+                words = f"which file {source.partition('#')[0]} is has not been looked up, so the plan guesses its size"
+                yield Finding(words, ("models", name, "source"), "look it up with: ./generate.py models inspect")
+
+
+@check("plan", "store-used", level="warning")
+def _store_used(site: Site, _found: Contributions) -> Iterator[Finding]:
+    """Every folder in `model_stores` has a file that a server of its host reads."""
+    used = {(item.host, site.store_of(item.host, file)) for item in site.replicas for file in item.files}
+    for host, facts in site.inventory.hosts.items():
+        for store in facts.model_stores:
+            if (host, store) not in used:
+                hint = "./generate.py models pull looks for files there; remove it if it has none"
+                yield Finding("no server reads a file in it", ("hosts", host, "model_stores", store), hint)
 
 
 @check("plan", "card-used", level="warning")

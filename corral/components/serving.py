@@ -62,6 +62,8 @@ def server(site: Site, replica: Replica, fields: Mapping[str, Any], **values: An
     own = described(site, replica.host, component, component, {**known, **values}) | {**fields}
     path, protection = own.pop("health_path"), own.pop("protection")
     command = ("curl", "-fsS", f"http://localhost:{replica.port}{path}")
+    if not site.is_local(replica.host):
+        own["mounts"] = (*own.get("mounts", ()), *site.store_mounts(replica.host, replica.files))
     own["environment"] = {**own.get("environment", {}), **cards.environment, **(engine.environment or {})}
     own["exceptions"] = {**own.get("exceptions", {}), **cards.exceptions}
     own |= {"name": replica.service, "container": replica.container, "role": replica.kind}

@@ -21,10 +21,12 @@ from pydantic import (
     ModelWrapValidatorHandler,
     PrivateAttr,
     StringConstraints,
+    field_validator,
     model_validator,
 )
 
 from corral.config.card_names import card_name
+from corral.config.file_names import file_of, hub_source
 from corral.config.source import plain_yaml
 from corral.contributions import SYSTEM_ROOTS, is_system_folder, plain_path
 from corral.declarations import USUAL, InferenceServer, server_of, servers
@@ -41,6 +43,10 @@ LAST_PORT = 65535
 DAY_S = 86_400
 PAIR = 2
 TIB_MIB = 1024 * 1024
+# Endings of picture models in one file.
+PICTURE_FILES = (".safetensors", ".gguf")
+# What the lock calls a host's `models_dir`.
+OWN_FOLDER = "models"
 
 
 class Pattern(NamedTuple):
@@ -89,6 +95,12 @@ def _folder(value: str) -> str:
     if plain_path(value) in SYSTEM_ROOTS or is_system_folder(value):
         raise ValueError("is the system's own folder; write one for the farm alone, such as /srv/models")
     return value
+
+
+def _absolute(value: str) -> str:
+    if not value.startswith("/"):
+        raise ValueError("is relative; write the whole path, from / on")
+    return plain_path(value)
 
 
 def _url(value: str) -> str:
@@ -189,6 +201,8 @@ if TYPE_CHECKING:
     ServerName = str
 else:
     ServerName = Literal[tuple(item.name for item in servers() if item.name)]
+# Further files of a picture model, by LocalAI's names (`clip_l_path` and so on).
+Component = Literal["clip_l", "clip_g", "t5xxl", "vae", "llm"]
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "iq4_nl", "q4_1", "q4_0"]
 Thinking = Literal["off", "hidden", "shown"]
 # Lists are read as tuples; everything else has to be of its own type.
@@ -377,6 +391,9 @@ class Host(Section):
     or as CDI devices, `nvidia.com/gpu=…` (rootless Docker, Podman)."""
     models_dir: Folder = "./models"
     """Folder with the model files; relative to the host's rendered folder unless it starts with `/`."""
+    model_stores: dict[Name, Annotated[Folder, AfterValidator(_absolute)]] = Field(default_factory=dict)
+    """Folders with model files that other programs keep, by any name: a Hugging Face cache, Ollama's or LM Studio's
+    folder, a network share. Servers read files there in place and read-only; `models pull` finds them."""
     ssh: Annotated[str, _text("ssh")] | None = None
     """How this machine reaches the host: `user@192.0.2.10` or a name from `~/.ssh/config`; absent: it is this one."""
     gpu_exporter: Literal["nvidia", "dcgm", "none"] | None = None
@@ -384,10 +401,35 @@ class Host(Section):
     folder: Folder | None = None
     """Folder on a host reached by ssh, for its rendered files; absent: `corral/<site>/<host>` in the user's home."""
 
+    @property
+    def model_folders(self) -> dict[str, str]:
+        """Every folder with model files by the name that the lock has for it."""
+        return {OWN_FOLDER: self.models_dir, **self.model_stores}
 
-def file_of(source: str) -> str:
-    """Name in a models folder of the file that a source names."""
-    return source.removesuffix("/").rpartition("/")[2].removeprefix("hf:").partition("?")[0]
+    @field_validator("model_stores")
+    @classmethod
+    def _has_other_names(cls, stores: dict[str, str]) -> dict[str, str]:
+        if OWN_FOLDER in stores:
+            raise ValueError(f'a store named "{OWN_FOLDER}" would be taken for models_dir; give it another name')
+        return stores
+
+
+def _from_browser(data: Any) -> Any:
+    """What is said of a model, with addresses of the Hugging Face Hub's pages as `hf:` sources."""
+    if not isinstance(data, Mapping):
+        return data
+    told = dict(data)
+    for key in ("source", "projector"):
+        if not isinstance(source := told.get(key), str):
+            continue
+        told[key], named = hub_source(source)
+        if key == "projector" and source.startswith("ollama:") and "#" not in source:
+            told[key] = f"{source}#projector"
+        if named and key == "source" and told.get("revision") is None:
+            told["revision"] = named
+        if named and named != told.get("revision"):
+            raise ValueError(f"{key} is an address at revision {named}, and revision is another one; keep one of them")
+    return told
 
 
 def folder_of(source: str, revision: str) -> str:
@@ -421,7 +463,7 @@ class Adapter(Section):
 
     name: Name
     """Its name; clients call `<pool>:<name>` as a model."""
-    source: Word
+    source: Line
     """Its GGUF file, written like `source` of a model."""
     revision: Revision | None = None
     """Branch, tag or commit of an `hf:` repository; for vLLM the commit."""
@@ -430,12 +472,15 @@ class Adapter(Section):
     scale: float = Field(1.0, gt=0, le=100)
     """How strongly it works on requests for that name."""
 
+    _reads_addresses = model_validator(mode="before")(_from_browser)
+
 
 class Model(Section):
     """A model: which file, of what kind, and how it is served."""
 
-    source: Word
-    """`hf:owner/repo/file.gguf`, `https://…`, `file:/path` on this machine, or a file name in the models folder."""
+    source: Line
+    """`hf:owner/repo/file.gguf`, `hf:owner/repo:Q4_K_M`, `https://…`, `file:/path` on this machine, `ollama:name:tag`,
+    or a path in the models folder or one of the host's `model_stores`."""
     revision: Revision | None = None
     """Branch, tag or commit of an `hf:` repository; `models pull` pins the commit it finds. Where a whole repository
     is served, by vLLM or LocalAI, it has to be the commit."""
@@ -450,22 +495,26 @@ class Model(Section):
     """Tokens that one request may use, prompt and answer together; every slot gets that much."""
     size_gib: Gib | None = None
     """Size of the file in GiB, with the projector's and adapters'; estimated from its name when absent."""
-    projector: Word | None = None
+    projector: Line | None = None
     """Vision models: the file with which llama-server reads images (`--mmproj`), written like `source`."""
     adapters: Annotated[tuple[Adapter, ...], ANY_LIST] = ()
     """Chat models: LoRA adapters that all its servers load, each in force for requests to `<pool>:<name>` only."""
     draft: Draft | None = None
     """Chat models: a small model that makes this one faster (speculative decoding)."""
+    components: dict[Component, Line] = Field(default_factory=dict)
+    """Image models from a single file that lacks them: the files with its other parts, written like `source`."""
     backend: Word | None = None
-    """Image models: the LocalAI backend, for instance `diffusers`."""
+    """Image models: the LocalAI backend; absent: `stablediffusion-ggml` for files, `diffusers` for repositories."""
     pipeline: Word | None = None
-    """Image models: the diffusers pipeline class."""
+    """Image models: the diffusers pipeline class; chosen by the repository's name when absent."""
     scheduler: Word | None = None
-    """Image models: the sampler."""
+    """Image models: the sampler; one that suits the model when absent."""
     steps: int | None = Field(None, ge=1, le=1000)
     """Image models: sampling steps."""
     engine: ServerSettings = ServerSettings()
     """Settings of servers with this model."""
+
+    _reads_addresses = model_validator(mode="before")(_from_browser)
 
     @property
     def served_by(self) -> InferenceServer:
@@ -473,9 +522,15 @@ class Model(Section):
         return server_of(self.kind, self.server)
 
     @property
+    def reads_files(self) -> bool:
+        """Whether its sources are files, each by itself, and not repositories or folders."""
+        is_picture_file = self.kind == "image" and (file_of(self.source).lower().endswith(PICTURE_FILES))
+        return self.served_by.reads_files or is_picture_file
+
+    @property
     def repositories(self) -> tuple[str, ...]:
         """The sources that are whole repositories, of which `models pull` makes folders."""
-        if self.served_by.reads_files:
+        if self.reads_files:
             return ()
         return tuple(source for source in self.sources if source.startswith("hf:"))
 
@@ -497,7 +552,14 @@ class Model(Section):
     def sources(self) -> tuple[str, ...]:
         """The sources of all its files: several when the model is split, or has a projector or adapters."""
         adapters = (adapter.source for adapter in self.adapters)
-        return (*self._parts, *([self.projector] if self.projector else []), *adapters)
+        more = (*([self.projector] if self.projector else []), *adapters, *self.components.values())
+        return (*self._parts, *more)
+
+    @property
+    def groups(self) -> tuple[tuple[str, ...], ...]:
+        """Its sources, those together whose files have to lie in one folder: the parts of a split model."""
+        own = len(self._parts)
+        return self._parts, *((source,) for source in self.sources[own:])
 
     @property
     def _parts(self) -> tuple[str, ...]:
@@ -521,6 +583,8 @@ class Model(Section):
     def revision_of(self, source: str) -> str:
         """The revision at which one of its sources is taken; empty when none is said."""
         own = {adapter.source: adapter.revision for adapter in self.adapters}
+        repository = self.source.split("/")[:2]
+        own |= {item: None for item in self.components.values() if item.split("/")[:2] != repository}
         return own.get(source, self.revision) or ""
 
 

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, field_validator
 
-from corral.config.file_names import PathBelow, is_file_name
-from corral.config.inventory import Section, file_of
+from corral.config.file_names import PathBelow, file_of, hub_source, is_below, is_file_name
+from corral.config.inventory import Section
 from corral.errors import CorralError
 from corral.files import write_atomically
 
@@ -124,6 +124,8 @@ class LockedFile(Section):
     """Revision of the repository that it was taken from."""
     taken: Annotated[str, AfterValidator(_source)] = ""
     """The source that stood in for this one (`models pull --fallback`)."""
+    places: dict[str, PathBelow] = Field(default_factory=dict)
+    """Where it lies on hosts that have it already: `models` or the name of the host's store, and the path there."""
     gguf: Gguf | None = None
     """What the file says of itself."""
 
@@ -133,6 +135,24 @@ class ModelLock(Section):
 
     version: Literal[1] = 1
     files: dict[str, LockedFile] = Field(default_factory=dict)
+    tags: dict[str, str] = Field(default_factory=dict)
+    """The files (the first part of split ones) that `hf:owner/repo:QUANTIZATION` stands for."""
+
+    @field_validator("tags")
+    @classmethod
+    def _names_files(cls, tags: dict[str, str]) -> dict[str, str]:
+        """Files of the repositories that the quantizations are of, and of nothing else."""
+        for tag, source in tags.items():
+            start = f"{tag.removeprefix('hf:').partition(':')[0]}/"
+            if not (source.startswith(f"hf:{start}") and is_below(source.removeprefix("hf:"))):
+                raise ValueError(f"{tag} is no file of its repository")
+        return tags
+
+    @field_validator("files")
+    @classmethod
+    def _has_hub_names(cls, files: dict[str, LockedFile]) -> dict[str, LockedFile]:
+        """Files by the names that the inventory has for them, as long as locks have addresses of the Hub's pages."""
+        return {_hub_key(key): known for key, known in files.items()}
 
     def get(self, source: str) -> LockedFile | None:
         """What is known of a source."""
@@ -146,9 +166,18 @@ class ModelLock(Section):
             if key.startswith(f"{source}/") and key.endswith(f"@{revision}")
         }
 
+    def without_places(self) -> ModelLock:
+        """The same for machines whose hosts have none of these files yet."""
+        return self.with_files({key: known.model_copy(update={"places": {}}) for key, known in self.files.items()})
+
     def with_files(self, files: Mapping[str, LockedFile]) -> ModelLock:
         """The same with some entries more, or other ones."""
         return self.model_copy(update={"files": {**self.files, **files}})
+
+
+def _hub_key(key: str) -> str:
+    source, revision = hub_source(key)
+    return f"{source}@{revision}" if revision else source
 
 
 _ADAPTER = TypeAdapter(ModelLock)
@@ -181,8 +210,14 @@ def read_json(path: Path, adapter: TypeAdapter[Lock], remedy: str) -> Lock | Non
 
 
 def write_lock(path: Path, lock: ModelLock) -> None:
-    """Writes the lock, whole or not at all: sorted, short lists on one line; equal locks give equal bytes."""
+    """Writes the lock, whole or not at all."""
+    write_atomically(path, lock_text(lock), 0o644)
+
+
+def lock_text(lock: ModelLock) -> bytes:
+    """A lock as its file has it: sorted, short lists on one line; equal locks give equal bytes."""
     files = {key: lock.files[key].model_dump(mode="json", exclude_defaults=True) for key in sorted(lock.files)}
-    text = json.dumps({"version": 1, "files": files}, indent=2, ensure_ascii=False)
+    tags = {"tags": dict(sorted(lock.tags.items()))} if lock.tags else {}
+    text = json.dumps({"version": 1, **tags, "files": files}, indent=2, ensure_ascii=False)
     text = _SHORT_LIST.sub(lambda found: "[" + re.sub(r"\s+", " ", found[1]) + "]", text) + "\n"
-    write_atomically(path, text.encode(), 0o644)
+    return text.encode()

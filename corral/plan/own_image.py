@@ -39,13 +39,16 @@ def has_backend(image: str) -> bool:
     return image.partition("@")[0].rpartition("/")[2].partition(":")[0] == PICTURES
 
 
-def pictures_command(image: str) -> str:
-    """What to type in the checkout to put the backend into one of LocalAI's own images."""
+def pictures_command(image: str, name: str = "diffusers") -> str:
+    """What to type in the checkout to put a backend into one of LocalAI's own images."""
     tag = image.partition("@")[0].rpartition(":")[2]
     kind = tag.replace("-gpu-hipblas", "-gpu-rocm-hipblas") if "-gpu-" in tag else f"{tag}-cpu"
-    backend = f"quay.io/go-skynet/local-ai-backends:{kind}-diffusers"
+    made = tag if name == "diffusers" else f"{tag}-{name}"
+    kind = kind.replace("-gpu-intel", "-gpu-intel-sycl-f16") if name != "diffusers" else kind
+    backend = f"quay.io/go-skynet/local-ai-backends:{kind}-{name}"
     words = f"--build-arg LOCALAI={image} --build-arg BACKEND={backend}"
-    return f"docker build -t {PICTURES}:{tag} {words} {FOLDER}/image"
+    words += "" if name == "diffusers" else f" --build-arg NAME={name}"
+    return f"docker build -t {PICTURES}:{made} {words} {FOLDER}/image"
 
 
 def is_own(image: str) -> bool:

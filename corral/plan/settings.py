@@ -14,6 +14,8 @@ from corral.plan.memory import CARD_MIB, EXPERTS, MIB, Memory, Use, memory_of
 from corral.plan.sizes import host_weights_mib, kv_cache_mib, replica_mib, weights_mib
 
 DEFAULTS: dict[str, dict[str, Any]] = plain_yaml(Path(__file__).with_suffix(".yaml").read_bytes())
+# Least limit of a picture server in MiB; half of it is for the program.
+PICTURES_MIB = 4096
 # Kinds whose server refuses an input that does not fit into one physical batch (`--ubatch-size`).
 WHOLE_INPUT = ("embedding", "rerank")
 # Words of `extra_args` that leave the cache in host memory.
@@ -176,6 +178,10 @@ def host_mib(
     weights: Model, engine: ServerSettings, memory: Memory | None, draft: Model | None, *, is_on_gpu: bool
 ) -> int:
     """Container limit in MiB: the program and its prompt cache, and all weights and caches that are not on cards."""
+    if weights.kind == "image":
+        # Weights pass through host memory on their way to the card; on the processor diffusers computes in 32 bits.
+        times = 1 if is_on_gpu or weights.reads_files else 2
+        return max(PICTURES_MIB, PICTURES_MIB // 2 + times * weights_mib(weights))
     least = {"chat": 2048}.get(weights.kind, 768) if is_on_gpu else 0
     if memory is not None:
         kept = (checkpoints(engine, memory) or 0) * memory.checkpoint * (engine.slots or 1)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from corral.config.inventory import Host, Inventory, Model, Node, Placement, ServerSettings, Shared, file_of, folder_of
+from corral.config.inventory import Host, Inventory, Model, Node, Placement, ServerSettings, Shared, folder_of
 from corral.config.model_lock import Gguf, ModelLock
+from corral.config.model_paths import model_paths, path_on, with_files_of_tags
 from corral.contributions import Endpoint, Service
 from corral.plan.cards import JETSON, VRAM_RESERVE_MIB, CardFacts, card_facts, vram_mib
 from corral.plan.memory import Memory
@@ -37,6 +38,8 @@ SHARED_PORT_BASE = 8900
 # Distance between the derived ports of several replicas on one card.
 PORTS_OF_COPY = 20
 
+# Where containers have the stores of their host.
+STORES = "/stores"
 # Stands for a local host's rendered folder in what its programs are told; no inventory can have it in a value.
 HERE = "\x1ahere\x1a"
 NO_LOCK = ModelLock()
@@ -112,7 +115,8 @@ class Replica:
     split: tuple[float, ...] = ()
     port: int = 0
     is_port_explicit: bool = False
-    # Every file that it opens in the models folder, the model first, and where each comes from.
+    # Every file that it opens, the model first, and where each comes from. Paths that are not whole are those of the
+    # models folder.
     files: Mapping[str, str] = field(default_factory=dict)
     # What it takes, from what its model file says; None: estimated from the file's name.
     memory: Memory | None = None
@@ -120,7 +124,7 @@ class Replica:
     gguf: Gguf | None = None
     # The small model that makes it faster.
     draft: Model | None = None
-    # Name of that model's file in the models folder.
+    # Path of that model's file, like those of `files`.
     draft_file: str = ""
     # The server that serves it beside others; `service` is that one's name, `container` stays its own.
     shared: Shared | None = None
@@ -161,8 +165,19 @@ class Replica:
 
     @property
     def file(self) -> str:
-        """Name of its model file in the models folder."""
+        """Path of its model file, in the models folder or whole."""
         return next(iter(self.files), "")
+
+    def folder_of(self, source: str) -> str:
+        """Path of the folder that a repository lies in, or of a folder that is named by itself."""
+        for file, origin in self.files.items():
+            if origin.startswith(f"{source}/"):
+                return file.removesuffix(f"/{origin.removeprefix(source)[1:]}")
+        return self.weights.folder(source)
+
+    def file_of(self, source: str) -> str:
+        """Path of the file that comes from one of its sources."""
+        return next(file for file, origin in self.files.items() if origin == source)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +190,8 @@ class Site:
     lock: ModelLock = NO_LOCK
     # Why replicas of `on: auto` are where they are.
     reasons: tuple[str, ...] = ()
+    # Path in a models folder of every model file, by what the lock calls it.
+    paths: Mapping[str, str] = field(default_factory=dict)
     _members: dict[tuple[str, str], tuple[Replica, ...]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -223,7 +240,21 @@ class Site:
 
     def model_path(self, host: str, file: str) -> str:
         """Path of a model file as programs on that host see it."""
-        return f"{self.local_folder(self.host(host).models_dir)}/{file}" if self.is_local(host) else f"/models/{file}"
+        if self.is_local(host):
+            return file if file.startswith("/") else f"{self.local_folder(self.host(host).models_dir)}/{file}"
+        store = self.store_of(host, file)
+        folder = self.host(host).model_stores[store] if store else ""
+        return f"{STORES}/{store}{file.removeprefix(folder)}" if store else f"/models/{file}"
+
+    def store_of(self, host: str, file: str) -> str:
+        """The store of a host that a file is in; empty for one in the models folder."""
+        found = (name for name, folder in self.host(host).model_stores.items() if file.startswith(f"{folder}/"))
+        return next(found, "")
+
+    def store_mounts(self, host: str, files: Iterable[str]) -> tuple[tuple[str, str], ...]:
+        """The folders of a host that servers with these files read besides the models folder."""
+        stores = sorted({store for file in files if (store := self.store_of(host, file))})
+        return tuple((self.host(host).model_stores[store], f"{STORES}/{store}") for store in stores)
 
     def config_path(self, host: str, component: str, file: str, container: str) -> str:
         """Path of a rendered file as programs on that host see it."""
@@ -270,13 +301,15 @@ def resolve(inventory: Inventory, lock: ModelLock = NO_LOCK) -> Site:
         inventory: what is wanted.
         lock: what is known of the model files; what is not known is estimated.
     """
-    ordered = _in_order(inventory)
+    ordered = with_files_of_tags(_in_order(inventory), lock)
+    paths = model_paths(ordered.models.values(), lock)
     facts = _facts_of_cards(ordered)
     cards = {name: tuple(_cards(name, host, facts)) for name, host in ordered.hosts.items()}
     ordered, reasons = _with_chosen_cards(ordered, lock, cards)
     replicas = [replica for name in ordered.pools for replica in _replicas(ordered, lock, cards, name)]
-    resized = partial(_resized, ordered, lock)
-    return Site(ordered, cards, tuple(with_shares(replicas, resized, claimed_mib)), lock, reasons)
+    shared = with_shares(replicas, partial(_resized, ordered, lock), claimed_mib)
+    with_files = (_with_files(ordered, lock, paths, replica) for replica in shared)
+    return Site(ordered, cards, tuple(with_files), lock, reasons, paths)
 
 
 def _with_chosen_cards(
@@ -353,7 +386,6 @@ def _as_set(inventory: Inventory, lock: ModelLock, name: str, card: str, cards: 
     engine, draft = merged_engine(inventory, name, card, gguf), draft_of(inventory, weights)
     if cards:
         engine = with_flash_attention(engine, gguf)
-    drafts = _files(lock, draft) if draft else {}
     replica = Replica(
         pool=name,
         kind=weights.kind,
@@ -363,10 +395,8 @@ def _as_set(inventory: Inventory, lock: ModelLock, name: str, card: str, cards: 
         slots=engine.slots or 1,
         memory_mib=0,
         cache_ram_mib=0,
-        files=_files(lock, weights) | drafts,
         gguf=gguf,
         draft=draft,
-        draft_file=next(iter(drafts), ""),
     )
     given = engine.tensor_split or ()
     return _resized(inventory, lock, replica, given if len(given) == cards else (1,) * cards, card)
@@ -396,23 +426,27 @@ def _resized(
     )
 
 
-def _files(lock: ModelLock, weights: Model) -> dict[str, str]:
-    """The model's files in the models folder: each the one that the lock says was taken, else the source's own.
+def _with_files(inventory: Inventory, lock: ModelLock, paths: Mapping[str, str], replica: Replica) -> Replica:
+    """A replica in its place with the paths of its files there."""
+    host = inventory.hosts[replica.host]
 
-    Of a repository those that the lock knows; before it was pulled, the folder that they will be in.
-    """
-    if not weights.served_by.reads_files:
-        return {file: name for source in weights.repositories for file, name in _members(lock, weights, source)}
-    known = {source: lock.get(weights.key(source)) for source in weights.sources}
-    return {taken.file if taken else file_of(source): source for source, taken in known.items()}
+    def files(weights: Model) -> dict[str, str]:
+        """Of a repository those that the lock knows; before it was pulled, the folder that they will be in."""
+        if weights.reads_files:
+            keys = {source: weights.key(source) for source in weights.sources}
+            return {path_on(replica.host, host, lock.get(key), paths[key]): source for source, key in keys.items()}
+        found: dict[str, str] = {}
+        for source in weights.repositories:
+            revision = weights.revision_of(source)
+            members = lock.members(source, revision)
+            for key, known in members.items():
+                found[path_on(replica.host, host, known, known.file)] = key.rpartition("@")[0]
+            if not members:
+                found[folder_of(source, revision)] = source
+        return found
 
-
-def _members(lock: ModelLock, weights: Model, source: str) -> Iterator[tuple[str, str]]:
-    revision = weights.revision_of(source)
-    members = lock.members(source, revision)
-    yield from ((known.file, key.rpartition("@")[0]) for key, known in members.items())
-    if not members:
-        yield folder_of(source, revision), source
+    drafts = files(replica.draft) if replica.draft else {}
+    return replace(replica, files=files(replica.weights) | drafts, draft_file=next(iter(drafts), ""))
 
 
 def _groups(placement: Placement) -> Iterator[tuple[tuple[int, ...], int]]:

@@ -24,7 +24,7 @@ from corral.build import Plan
 from corral.contributions import Service
 from corral.errors import CorralError, UsageError
 from corral.files import private_folder
-from corral.plan.site import bracketed
+from corral.plan.site import bracketed, resolve
 from corral.runtime.docker import PROJECT, Container, containers_in
 
 if TYPE_CHECKING:
@@ -137,6 +137,19 @@ class ComposeHost:
         """Where every known model file that the host's servers read comes from."""
         replicas = [item for item in self.plan.site.replicas if item.host == self.name]
         return {file: source for item in replicas for file, source in item.files.items()}
+
+    @property
+    def files_without_stores(self) -> dict[str, tuple[str, str]]:
+        """Model files by the path that each has where all are in the models folder: its path here, and its source."""
+        site = self.plan.site
+        alone = resolve(site.inventory, site.lock.without_places()).replicas
+        pairs = [(there, other) for there, other in zip(site.replicas, alone, strict=True) if there.host == self.name]
+        return {file: (there.file_of(source), source) for there, other in pairs for file, source in other.files.items()}
+
+    @property
+    def used_stores(self) -> list[str]:
+        """The host's folders with model files, besides the models folder, that its servers read."""
+        return [folder for folder, _ in self.plan.site.store_mounts(self.name, self.model_sources)]
 
     @property
     def services(self) -> list[Service]:

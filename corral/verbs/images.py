@@ -121,8 +121,11 @@ def warnings(plan: Plan) -> Iterator[str]:
         if not hasattr(found, "complete_image"):
             continue
         mine = [item for item in services if item.component == name]
-        for image in sorted({image for item in mine for image in (item.image, *variant_images(item))}):
-            if remedy := found.complete_image(image):
+        needed = {
+            (image, found.complete_image(item, image)) for item in mine for image in (item.image, *variant_images(item))
+        }
+        for image, remedy in sorted(needed):
+            if remedy:
                 yield (
                     f"{image} fetches its backend, code that is not checked, and has a network that leads out; put it "
                     f"into an image and name that in images: {remedy} [image-backend]"

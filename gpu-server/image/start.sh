@@ -18,6 +18,15 @@ if [ -n "${CORRAL_REPOSITORY:-}" ]; then
     [ -e "$cache/snapshots/${CORRAL_WEIGHTS##*/}" ] || ln -s "$CORRAL_WEIGHTS" "$cache/snapshots/"
 fi
 
+# Files and folders by the names that the model file has for them; LocalAI takes nothing outside of its folder for local.
+printf '%s' "${CORRAL_FILES:-}" | while IFS='=' read -r name path || [ -n "$name" ]; do
+    if [ ! -e "$path" ]; then
+        echo "corral: $path is not there; fetch it with: ./generate.py models pull" >&2
+        exit 78
+    fi
+    [ -e "$models/$name" ] || ln -s "$path" "$models/$name"
+done
+
 if [ -n "$CORRAL_BACKEND" ]; then
     installed=${LOCALAI_BACKENDS_PATH:-/backends}/.corral-$CORRAL_BACKEND
     if [ ! -e "$installed" ]; then

@@ -18,6 +18,7 @@ from corral.tiny_models import make_chat_model
 from tests.compose.images.build import ensure_images
 from tests.compose.project import PREFIX, docker_logs, patiently, streamed_text
 from tests.compose.site_up import Site as UpSite
+from tests.model_stores import put_in_hub, put_in_ollama
 from tests.processes.helpers import wait_until
 
 pytestmark = [pytest.mark.needs("docker-engine", "mmdebstrap"), pytest.mark.usefixtures("engine")]
@@ -36,12 +37,13 @@ hosts:
   {host}:
     address: 127.0.0.1
     models_dir: {models}
+    model_stores: {{hub: {folder}/hub, ollama: {folder}/ollama}}
     shared: {{turns: {{loaded: 1, turn_s: 2, port: {port}}}}}
 models:
-  slow: {{source: slow.gguf, kind: chat, context: 2048, size_gib: 0.1}}
-  quick: {{source: quick.gguf, kind: chat, context: 2048, size_gib: 0.01, engine: {{sleep_idle_s: 3}}}}
+  slow: {{source: "slow model.gguf", kind: chat, context: 2048, size_gib: 0.1}}
+  quick: {{source: hf:o/quick/sub/quick.gguf, kind: chat, context: 2048, size_gib: 0.01, engine: {{sleep_idle_s: 3}}}}
   broken: {{source: broken.gguf, kind: chat, context: 2048, size_gib: 0.01}}
-  lone: {{source: lone.gguf, kind: chat, context: 2048, size_gib: 0.01}}
+  lone: {{source: ollama:lone:1b, kind: chat, context: 2048, size_gib: 0.01}}
 defaults: {{chat: {{slots: 2, threads: 1, memory_mib: 512}}}}
 pools:
   slow: {{model: slow, on: {{host: {host}, shared: turns}}}}
@@ -55,20 +57,28 @@ monitoring: {{host: {host}, port: 21090, node_exporter: false, grafana: false, s
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpSite]:
-    """Three models that take turns, one of them with a file that ends too early, and a server of its own."""
+    """Three models that take turns, one of them with a file that ends too early, and a server of its own.
+
+    Two of the files are in a Hugging Face cache and in Ollama's folder, and are read there.
+    """
     folder = tmp_path_factory.mktemp("shared")
     folder.chmod(0o755)
     models = folder / "models"
     models.mkdir()
     # Slow enough that a stream of it is in flight for seconds.
-    make_chat_model(models / "slow.gguf", context=2048, answer=SLOW, width=1024, layers=8, ff=2048, weight_type="q8_0")
-    make_chat_model(models / "quick.gguf", context=2048, answer=QUICK)
-    make_chat_model(models / "lone.gguf", context=2048, answer=LONE)
-    whole = (models / "quick.gguf").read_bytes()
+    make_chat_model(
+        models / "slow model.gguf", context=2048, answer=SLOW, width=1024, layers=8, ff=2048, weight_type="q8_0"
+    )
+    make_chat_model(folder / "quick", context=2048, answer=QUICK)
+    make_chat_model(folder / "lone", context=2048, answer=LONE)
+    whole = (folder / "quick").read_bytes()
+    put_in_hub(folder / "hub", "o/quick", {"sub/quick.gguf": whole})
+    put_in_ollama(folder / "ollama", "lone", "1b", (folder / "lone").read_bytes())
     (models / "broken.gguf").write_bytes(whole[: len(whole) // 2])
     made = UpSite(folder)
-    made.inventory.write_text(INVENTORY.format(site=SITE, host=HOST, models=models, port=SERVER_PORT))
+    made.inventory.write_text(INVENTORY.format(site=SITE, host=HOST, models=models, folder=folder, port=SERVER_PORT))
     ensure_images([made.plan])
+    assert "0 were fetched" in made.corral("models", "pull", "quick", "lone")
     made.corral("render", "--quiet")
     made.corral("secrets", "init")
     with made.project:
@@ -346,7 +356,7 @@ def test_a_model_is_warmed_up_before_its_first_request(site: UpSite) -> None:
 def test_the_models_folder_is_as_it_was(site: UpSite) -> None:
     """Nothing was fetched: the router serves what its presets name, and no more."""
     folder = Path(site.folder / "models")
-    assert sorted(path.name for path in folder.iterdir()) == ["broken.gguf", "lone.gguf", "quick.gguf", "slow.gguf"]
+    assert sorted(path.name for path in folder.iterdir()) == ["broken.gguf", "slow model.gguf"]
 
 
 def test_a_server_that_is_no_longer_in_the_inventory_ends_its_answers_first(site: UpSite, router: httpx.Client) -> None:

@@ -815,6 +815,19 @@ def test_with_a_backend_in_the_image_nothing_is_installed(start_localai: StartLo
     assert start_localai(CORRAL_BACKEND="") == (0, [RUN])
 
 
+def test_files_of_a_picture_model_have_the_names_that_its_model_file_has(
+    start_localai: StartLocalAI, tmp_path: Path
+) -> None:
+    (tmp_path / "flux 1.gguf").write_text("weights")
+    told = f"model.gguf={tmp_path}/flux 1.gguf\nvae.safetensors={tmp_path}/a=e.safetensors"
+    assert start_localai(CORRAL_FILES=told) == (78, []), "one is not there"
+    (tmp_path / "a=e.safetensors").write_text("colours")
+    for _ in range(2):
+        assert start_localai(CORRAL_FILES=told)[0] == 0
+        assert (tmp_path / "models" / "model.gguf").read_text() == "weights"
+        assert (tmp_path / "models" / "vae.safetensors").read_text() == "colours"
+
+
 READ_CACHE = """
 import huggingface_hub
 print(huggingface_hub.snapshot_download("segmind/SSD-1B"))

@@ -23,6 +23,7 @@ from corral.config.model_lock import ModelLock, read_lock
 from corral.tiny_models import make_chat_model
 from corral.verbs.models.fetch import part_of
 from tests.model_files import make_embedding_model
+from tests.model_stores import put_in_hub
 from tests.weight_server import Shop, weight_server
 
 INVENTORY = """
@@ -253,7 +254,7 @@ def test_local_files_and_bare_names(site: Site, made: Made) -> None:
     site.write(text)
     code, _, err = site("pull")
     assert code == 1
-    assert f"embed.gguf: is a bare file name and not there; put it into {site.models}" in err
+    assert f"embed.gguf: is not there; put it into {site.models}" in err
     assert (site.models / "mine.gguf").read_bytes() == made.chat
     (site.models / "embed.gguf").write_bytes(made.embed)
     assert site("pull")[0] == 0
@@ -404,6 +405,26 @@ def test_a_copy_that_broke_goes_on(site: Site, made: Made, far: Path) -> None:
     assert "did not arrive whole" in err
     assert not list(far.glob("*.gguf"))
     assert site("pull", "chat")[0] == 0
+
+
+def test_files_that_a_far_host_has_in_stores_are_read_there(site: Site, made: Made, far: Path, tmp_path: Path) -> None:
+    put_in_hub(tmp_path / "hub", "o/r", {"sub/tiny-Q8_0.gguf": made.chat})
+    (tmp_path / "nas").mkdir()
+    (tmp_path / "nas" / "mine.gguf").write_bytes(made.embed)
+    text = (site.folder / "inventory.yaml").read_text().replace(f"{site.shop.address}/embed.gguf", "mine.gguf")
+    stores = f"model_stores: {{hub: {tmp_path}/hub, nas: {tmp_path}/nas}}"
+    site.write(text.replace("models_dir: ./models", f"models_dir: ./models, {stores}"))
+    code, _, err = site("pull")
+    assert code == 0, err
+    assert site.shop.sent == 0
+    assert not far.exists()
+    lock = site.lock.files
+    assert lock["hf:o/r/sub/tiny-Q8_0.gguf"].places["box"].startswith("hub/models--o--r/snapshots/")
+    assert lock["mine.gguf"].places == {"box": "nas/mine.gguf"}
+    assert [bool(item.gguf and item.sha256 and item.size) for item in lock.values()] == [True, True]
+    assert site("verify")[0] == 0
+    (tmp_path / "nas" / "mine.gguf").write_bytes(made.embed[:-1] + b"x")
+    assert "is not the file that models.lock.json has" in site("pull")[2]
 
 
 def test_a_checksum_in_the_inventory_is_what_the_file_must_have(site: Site, made: Made) -> None:

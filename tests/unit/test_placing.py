@@ -118,7 +118,8 @@ def test_the_plan_shows_the_choice_and_renders_it(written: Path, capsys: pytest.
 
 
 def test_what_does_not_fit_says_by_how_much(written: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    written.write_text(BASE.replace("REPLICAS", "12").replace("context: 2048}", "context: 2048, engine: {vram_mib: 3000}}"))
+    large = BASE.replace("context: 2048}", "context: 2048, engine: {vram_mib: 3000}}")
+    written.write_text(large.replace("REPLICAS", "12"))
     assert main(["check"]) == 1
     assert "[vram]" in capsys.readouterr().err
 

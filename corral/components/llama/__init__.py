@@ -11,7 +11,7 @@ from corral.components.flags import Trouble
 from corral.components.llama import flags
 from corral.components.serving import has_private_cache, keys_for, replicas_of, served, server
 from corral.config.client_names import adapter_name
-from corral.config.inventory import ServerSettings, Thinking, file_of
+from corral.config.inventory import ServerSettings, Thinking
 from corral.contributions import ConfigMount, Contribution, Contributions, CpuVariant, File, Rules, Service
 from corral.declarations import declaration
 from corral.plan.devices import backend_of, compiles_first, uses_vulkan_on_nvidia
@@ -85,8 +85,8 @@ def _adapters(site: Site, replica: Replica) -> str:
 
     `--lora-init-without-apply` sounds like it and is not: requests that name no adapter then get all of them.
     """
-    known = {source: file for file, source in replica.files.items()}
-    paths = (site.model_path(replica.host, known[adapter.source]) for adapter in replica.weights.adapters)
+    files = (replica.file_of(adapter.source) for adapter in replica.weights.adapters)
+    paths = (site.model_path(replica.host, file) for file in files)
     return ",".join(f"{path}:0" for path in paths)
 
 
@@ -137,6 +137,7 @@ def _shared_service(site: Site, members: Sequence[Replica]) -> Service:
     limit = shared.memory_mib or worst((item.memory_mib for item in members), shared.loaded)
     one = _service(site, replace(first, card_mib=claimed_mib(members), memory_mib=limit))
     variant = one.cpu_variant
+    mounts = site.store_mounts(first.host, (file for item in members for file in item.files))
     if variant is not None:
         on_cpu = worst((memory_on_cpu_mib(item) for item in members), shared.loaded)
         variant = replace(variant, memory_mib=max(limit, on_cpu))
@@ -149,6 +150,7 @@ def _shared_service(site: Site, members: Sequence[Replica]) -> Service:
         memory_swap_mib=0,
         threads=worst((item.engine.threads or 0 for item in members), shared.loaded),
         configs=(*one.configs, ConfigMount(preset_file(first.service), PRESETS)),
+        mounts=(*one.mounts, *(mount for mount in mounts if mount not in one.mounts)),
         cpu_variant=variant,
     )
 
@@ -304,7 +306,7 @@ def options(site: Site, replica: Replica) -> dict[str, Any]:
         "--pooling": engine.pooling,
         "--split-mode": (engine.split_mode or "layer") if len(replica.cards) > 1 else None,
         "--tensor-split": ",".join(f"{share:g}" for share in replica.split) if len(replica.cards) > 1 else None,
-        "--mmproj": site.model_path(host, file_of(projector)) if projector else None,
+        "--mmproj": site.model_path(host, replica.file_of(projector)) if projector else None,
         "--lora-scaled": _adapters(site, replica) or None,
         **_drafting(site, replica),
         # By itself llama-server puts thoughts into `reasoning_content`.

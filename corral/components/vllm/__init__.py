@@ -79,7 +79,7 @@ def arguments(site: Site, replica: Replica) -> tuple[str, ...]:
 
 def _place(site: Site, replica: Replica, source: str) -> str:
     """The path in the container of a folder, or of the one that `models pull` makes of a repository."""
-    return site.model_path(replica.host, replica.weights.folder(source))
+    return site.model_path(replica.host, replica.folder_of(source))
 
 
 def _image(site: Site, replica: Replica) -> str:

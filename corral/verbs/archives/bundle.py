@@ -28,6 +28,7 @@ from corral.build import Plan, build_plan
 from corral.config.file_names import is_file_name
 from corral.config.image_lock import IMAGE_LOCK, ImageLock, LockedImage, image_lock_text
 from corral.config.load import load_texts, locks_beside
+from corral.config.model_lock import LOCK_FILE, lock_text
 from corral.errors import CorralError, UsageError
 from corral.render.output import locked
 from corral.render.tree import render
@@ -37,6 +38,7 @@ from corral.verbs.archives import container
 from corral.verbs.archives.container import INVENTORY, SUMS, amount, files_below, receive
 from corral.verbs.archives.load import BLOBS, SIGNATURE, HostParts, Image, Manifest, ModelFile, sign
 from corral.verbs.models.far_files import FarFolder
+from corral.verbs.models.models import shown_path
 from corral.verbs.up.survey import check_engine
 from corral.verbs.up.up import PULL_LIMIT_S, check_rendering
 
@@ -242,18 +244,20 @@ def _image(host: ComposeHost, name: str, talk: Console) -> Image:
 
 def _models(host: ComposeHost, talk: Console) -> list[ModelFile]:
     """The host's model files with their checksums; raises CorralError with all that are not there."""
-    sources = host.model_sources
-    if not sources:
+    files = host.files_without_stores
+    if not files:
         return []
-    talk.print(Text(f"{host.name}: checksums of {len(sources)} model files"))
+    talk.print(Text(f"{host.name}: checksums of {len(files)} model files"))
     folder = FarFolder(host, host.models_folder)
-    sums = {file: folder.checksum(file) for file in sources}
-    missing = [f"  {folder.folder}/{file}  from {source}" for file, source in sources.items() if not sums[file]]
+    sums = {place: folder.checksum(place) for place, _ in files.values()}
+    missing = [
+        f"  {shown_path(folder.folder, place)}  from {source}" for place, source in files.values() if not sums[place]
+    ]
     if missing:
         raise CorralError(f"{host.name}: model files are not there:\n" + "\n".join(missing))
     return [
-        ModelFile(file=file, source=source, sha256=sums[file], size=folder.size(file) or 0)
-        for file, source in sources.items()
+        ModelFile(file=file, source=source, sha256=sums[place], size=folder.size(place) or 0)
+        for file, (place, source) in files.items()
     ]
 
 
@@ -306,10 +310,11 @@ def _add_images(target: BundleFolder, wanted: Manifest, hosts: Sequence[ComposeH
 
 def _add_models(target: BundleFolder, wanted: Manifest, hosts: Sequence[ComposeHost], talk: Console) -> None:
     for host in hosts:
+        places = host.files_without_stores
         for model in wanted.hosts[host.name].models:
             if not target.has(model.sha256, model.size):
                 talk.print(Text(f"{host.name}: {model.file} ({amount(model.size)})"))
-                target.fetch(host, f"{host.models_folder}/{model.file}", model.sha256)
+                target.fetch(host, shown_path(host.models_folder, places[model.file][0]), model.sha256)
 
 
 def _add_site(target: BundleFolder, plan: Plan, wanted: Manifest) -> None:
@@ -321,6 +326,8 @@ def _add_site(target: BundleFolder, plan: Plan, wanted: Manifest) -> None:
             ids[name].append(image.id)
     lock = ImageLock(images={name: LockedImage(ids=tuple(sorted(found))) for name, found in ids.items()})
     locks = {**locks_beside(source), IMAGE_LOCK: image_lock_text(lock).encode()}
+    if LOCK_FILE in locks:
+        locks[LOCK_FILE] = lock_text(plan.site.lock.without_places())
     rendered = render(build_plan(load_texts(source.read_bytes(), locks, str(source))))
     files = {
         INVENTORY: source.read_bytes(),

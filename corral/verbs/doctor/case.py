@@ -166,6 +166,7 @@ def sections(host: ComposeHost) -> str:
     given = {
         "folder": host.folder,
         "models": host.models_folder,
+        "stores": shlex.join(host.used_stores),
         "files": shlex.join(sorted(host.model_sources)),
         "private": shlex.join([ENV_FILE, FOLDER, *secrets]),
         "sums": "\n".join(f"{value}  {path}" for path, value in _digests(host, secrets).items()) if host.ssh else "",

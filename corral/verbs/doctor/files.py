@@ -133,20 +133,29 @@ def models(case: Case) -> Iterator[Finding]:
     """Every model file is there, not empty, a GGUF file, and readable for the containers' users."""
     folder, there = case.host.models_folder, _model_files(case)
     uses = {file: item for item in case.plan.site.replicas if item.host == case.name for file in item.files}
-    if uses and "." not in there:
-        yield error(f"there is no folder {folder}", f"make it and put {_some(sorted(uses))} there")
-    elif uses and not there["."].mode & ENTERABLE:
-        yield error(f"containers cannot look into {folder} (mode {there['.'].mode:o})", f"chmod o+rx {folder}")
-    else:
-        for name, replica in sorted(uses.items()):
-            if wrong := _wrong(f"{folder}/{name}", there.get(name), replica.files[name]):
-                yield error(f"{replica.pool}: {wrong[0]}", wrong[1])
+    own = sorted(file for file in uses if not file.startswith("/"))
+    folders = {".": folder} if own else {}
+    folders |= {store: store for store in case.host.used_stores}
+    for name, place in folders.items():
+        if name not in there:
+            hint = f"make it and put {_some(own)} there" if name == "." else "is the disk mounted? See model_stores"
+            yield error(f"there is no folder {place}", hint)
+        elif not there[name].mode & ENTERABLE:
+            yield error(f"containers cannot look into {place} (mode {there[name].mode:o})", f"chmod o+rx {place}")
+    closed = {name for name in folders if name not in there or not there[name].mode & ENTERABLE}
+    for name, replica in sorted(uses.items()):
+        store = next((store for store in case.host.used_stores if name.startswith(f"{store}/")), ".")
+        path = name if name.startswith("/") else f"{folder}/{name}"
+        if store not in closed and (wrong := _wrong(path, there.get(name), replica.files[name])):
+            yield error(f"{replica.pool}: {wrong[0]}", wrong[1])
 
 
 def _wrong(path: str, found: ModelFile | None, source: str) -> tuple[str, str] | None:
     """What is wrong with a model file, and what helps; None when it is as it should be."""
     if found is None:
         return f"{path} is not there", f"get it from {source}"
+    if found.magic == "outside":
+        return f"{path} is a link that leads out of its folder", "put the file there, or its folder into model_stores"
     if not found.size:
         return f"{path} is empty", f"get it again from {source}"
     if path.endswith(".gguf") and found.magic != GGUF:

@@ -1,6 +1,6 @@
 # shellcheck shell=sh disable=SC2154
 # What doctor asks a host besides its containers; the checks read the sections. Given are the rendered `folder`, the
-# `models` folder and its `files`, the paths of what is `private`, digests (`sums`) of the files on the operator's machine
+# `models` folder, the `stores` that are read besides, and their `files`, the paths of what is `private`, digests (`sums`) of the files on the operator's machine
 # when that is another one, and the container of the gateway (`litellm`). What cannot be found out stays empty.
 
 section info
@@ -54,15 +54,21 @@ section same
     cd "$folder" 2>/dev/null && printf '%s\n' "$sums" | sha256sum -c 2>/dev/null
 )
 
-# Mode, size and the first four bytes (in hexadecimal) of the folder and of every model file.
+# Mode, size and the first four bytes (in hexadecimal) of the folder, the used stores and every model file; `outside`
+# instead of the bytes for a link that leads out of its folder, which a container cannot follow.
 section models
 (
-    cd "$models" 2>/dev/null || exit
-    stat -L -c '%a %s - %n' .
+    # A file that is not in the models folder has its whole path.
+    if cd "$models" 2>/dev/null; then stat -L -c '%a %s - %n' .; else cd /; fi
+    eval "set -- $stores"
+    [ $# = 0 ] || stat -L -c '%a %s - %n' "$@" 2>/dev/null
+    tops=$(for store; do echo "$store"; done)
     eval "set -- $files"
     for file; do
         [ -e "$file" ] || continue
         magic=$(head -c 4 "$file" | od -A n -t x1 | tr -d ' ')
+        top=$(echo "$tops" | while read -r store; do case $file in "$store"/*) echo "$store" ;; esac; done)
+        case $(readlink -f "$file") in "$(readlink -f "${top:-.}")"/*) ;; *) magic=outside ;; esac
         echo "$(stat -L -c '%a %s' "$file") ${magic:--} $file"
     done
 )

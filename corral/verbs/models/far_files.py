@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
@@ -16,6 +18,9 @@ SPARE_KIB = 256 * 1024
 
 _SIZE = 'cd "$1" 2>/dev/null && [ -f "$2" ] && wc -c <"$2"; exit 0'
 _SUM = 'cd "$1" 2>/dev/null && [ -f "$2" ] && sha256sum -b -- "$2"; exit 0'
+_TEXT = 'cd "$1" 2>/dev/null && [ -f "$2" ] && head -c 1048576 -- "$2"; exit 0'
+_REAL = 'cd "$1" 2>/dev/null && readlink -f -- "$2"; exit 0'
+_ALL = 'cd "$1" && cat -- "$2"'
 _ROOM = """
 umask 022
 mkdir -p -- "$1" 2>/dev/null
@@ -43,7 +48,7 @@ class Content(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FarFolder:
-    """The models folder of a host."""
+    """The models folder of a host. A whole path as a name is a file in a store, which stays as it is."""
 
     host: ComposeHost
     folder: str
@@ -63,6 +68,20 @@ class FarFolder:
     def checksum(self, name: str, _net: Net | None = None, _progress: Progress | None = None) -> str:
         """The sha256 of a file, computed there; empty when it is not there."""
         return self._ask(_SUM, name, limit_s=READ_LIMIT_S).partition(" ")[0]
+
+    def text(self, name: str) -> str:
+        """What a small file says; empty when it cannot be read."""
+        return self._ask(_TEXT, name)
+
+    def real(self, name: str) -> str:
+        """Where a file lies once every link is followed."""
+        return self._ask(_REAL, name).strip()
+
+    @contextmanager
+    def opened(self, name: str) -> Iterator[IO[bytes]]:
+        """A file, to be read from its beginning, and not to its end."""
+        with suppress(CommandError), self.host.stream(["sh", "-c", _ALL, "-", self._folder(name), name]) as data:
+            yield data
 
     def free(self) -> int | None:
         """Bytes that are free on its disk, all but a reserve; None when the host does not say."""
@@ -109,7 +128,10 @@ class FarFolder:
             raise CorralError(f"{self}: {name} did not arrive whole: {done.words}; run it again")
 
     def _ask(self, script: str, name: str, *, limit_s: float = 120) -> str:
-        return self.host.run(["sh", "-c", script, "-", self.folder, name], limit_s=limit_s).out
+        return self.host.run(["sh", "-c", script, "-", self._folder(name), name], limit_s=limit_s).out
+
+    def _folder(self, name: str) -> str:
+        return "/" if name.startswith("/") else self.folder
 
 
 @dataclass(frozen=True, slots=True)

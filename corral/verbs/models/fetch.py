@@ -13,7 +13,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TypeVar
@@ -143,7 +143,15 @@ def _hub(environment: Mapping[str, str]) -> tuple[str, str]:
     endpoint = (environment.get("HF_ENDPOINT") or HUB_ENDPOINT).rstrip("/")
     parts = urlsplit(endpoint)
     is_safe = parts.scheme == "https" or parts.hostname in _LOOPBACK
-    return endpoint, environment.get(TOKEN, "").strip() if is_safe else ""
+    return endpoint, (environment.get(TOKEN, "").strip() or _saved_login(environment)) if is_safe else ""
+
+
+def _saved_login(environment: Mapping[str, str]) -> str:
+    """The login that `hf auth login` has saved for this user; empty without one."""
+    home = environment.get("HF_HOME") or f"{environment.get('HOME', '')}/.cache/huggingface"
+    with suppress(OSError, UnicodeDecodeError):
+        return Path(environment.get("HF_TOKEN_PATH") or f"{home}/token").read_text().strip()
+    return ""
 
 
 def listing(
@@ -174,7 +182,8 @@ def listing(
     try:
         tree = list(HfApi(endpoint, token=token or False).list_repo_tree(name, revision=revision, recursive=True))
     except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError) as error:
-        words = f"its files cannot be listed ({_first_line(error)}); is the commit right, and does HF_TOKEN open it?"
+        words = f"its files cannot be listed ({_first_line(error)}); is the commit right, and does your login open it"
+        words += " (hf auth login, or HF_TOKEN)?"
         raise FetchError(f"{source}: {words} Without network: --from DIR with {name} in it") from None
     files = [item for item in tree if isinstance(item, RepoFile)]
     return {item.path: Content(item.size, item.lfs.sha256 if item.lfs else "", revision) for item in files}
@@ -255,7 +264,7 @@ def _refuse(origin: Origin, response: httpx.Response) -> None:
         after = response.headers.get("retry-after", "")
         raise _Broken(f"answers {code}", min(LONGEST_PAUSE_S, float(after)) if after.isdecimal() else 0.0)
     if code in (401, 403):
-        words = "its owner wants a login: accept the terms on its page, then set HF_TOKEN"
+        words = "its owner wants a login: accept the terms on its page, then: hf auth login (or set HF_TOKEN)"
         raise MissingError(f"{origin}: {words if origin.source.startswith(HUB) else f'answers {code}'}")
     if code in (404, 410):
         raise MissingError(f"{origin}: the source has no such file; its page has the names")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from corral.config.model_lock import LockedFile
+from corral.errors import CorralError
 from corral.files import write_atomically
 from corral.verbs.models import fetch
 
@@ -24,7 +27,7 @@ _WRITING = threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class LocalFolder:
-    """A models folder of this machine."""
+    """A models folder of this machine. A whole path as a name is a file in a store, which stays as it is."""
 
     path: Path
 
@@ -33,15 +36,20 @@ class LocalFolder:
         return str(self.path)
 
     def size(self, name: str) -> int | None:
-        """Bytes of a file; None when it is not there."""
+        """Bytes of a file; None when it is not there, CorralError when this user may not look."""
         path = self.path / name
-        return path.stat().st_size if path.is_file() else None
+        try:
+            return path.stat().st_size if path.is_file() else None
+        except PermissionError:
+            words = "this user may not look there, nor would servers; chmod -R o+rX its folder, or join its group"
+            raise CorralError(f"{path}: {words}") from None
 
     def last_read(self, name: str) -> tuple[str, float | None] | None:
         """The checksum that a file had when it was read, and when that was; None if it has changed since."""
         path = self.path / name
         with suppress(OSError):
-            match _stamps(path.parent).get(path.name):
+            folder, key = self._note(name)
+            match _stamps(folder).get(key):
                 case [size, changed, str(sha256), *when] if [size, changed] == _stamp(path):
                     return sha256, float(when[0]) if when else None
         return None
@@ -53,12 +61,38 @@ class LocalFolder:
         return found
 
     def remember(self, name: str, sha256: str) -> None:
-        """Notes that a file was read and had this checksum."""
-        path = self.path / name
-        with _WRITING:
-            stamps = {**_stamps(path.parent), path.name: [*_stamp(path), sha256, round(time.time())]}
+        """Notes that a file was read and had this checksum; a folder that cannot be written has no notes."""
+        folder, key = self._note(name)
+        with _WRITING, suppress(OSError, CorralError):
+            folder.mkdir(parents=True, exist_ok=True)
+            stamps = {**_stamps(folder), key: [*_stamp(self.path / name), sha256, round(time.time())]}
             text = json.dumps(stamps, indent=1, sort_keys=True) + "\n"
-            write_atomically(path.parent / STAMPS, text.encode(), 0o644)
+            write_atomically(folder / STAMPS, text.encode(), 0o644)
+
+    def _note(self, name: str) -> tuple[Path, str]:
+        """In which folder's notes a file is, and under which name: stores have no notes of ours."""
+        path = self.path / name
+        return (self.path, name) if name.startswith("/") else (path.parent, path.name)
+
+    def text(self, name: str) -> str:
+        """What a small file says; empty when it cannot be read."""
+        with suppress(OSError, UnicodeDecodeError):
+            return (self.path / name).read_text()
+        return ""
+
+    def real(self, name: str) -> str:
+        """Where a file lies once every link is followed."""
+        return os.path.realpath(self.path / name)
+
+    @contextmanager
+    def opened(self, name: str) -> Iterator[IO[bytes]]:
+        """A file, to be read from its beginning; raises CorralError when it cannot be read."""
+        try:
+            file = (self.path / name).open("rb")
+        except OSError as error:
+            raise CorralError(f"{self.path / name}: cannot be read: {error.strerror}") from None
+        with file:
+            yield file
 
     def disk(self) -> tuple[str, int]:
         """Which disk it is on, and how many bytes are free there, all but a reserve."""

@@ -16,18 +16,20 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar
 
 from rich.console import Console
 from rich.progress import DownloadColumn, Progress, TaskID, TransferSpeedColumn
 from rich.text import Text
 
-from corral.build import Plan
-from corral.config.file_names import is_below
+from corral.build import Plan, load_site
+from corral.config.file_names import file_of, is_below, tag_of
 from corral.config.gguf_header import HeaderError, facts_of, read_header
-from corral.config.inventory import Model, file_of, folder_of
+from corral.config.inventory import OWN_FOLDER, Model, folder_of
+from corral.config.load import load_inventory
 from corral.config.model_lock import Gguf, LockedFile, ModelLock, lock_of, read_lock, write_lock
+from corral.config.model_paths import path_on
 from corral.contributions import Contributions
 from corral.errors import CorralError, UsageError, did_you_mean
 from corral.plan.site import Site
@@ -37,7 +39,12 @@ from corral.runtime.lock import alone
 from corral.verbs.models import fetch as net
 from corral.verbs.models.far_files import FarFolder
 from corral.verbs.models.local_files import LocalFolder
+from corral.verbs.models.stores import Found, find
 
+# Files of a repository that are no models by themselves, and those that belong to a first part.
+_NO_MODEL = re.compile(r"(?i)(^|/)(mmproj|imatrix)|mmproj[^/]*\.gguf$|imatrix\.gguf$")
+_LATER = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
+MOST_SHOWN = 12
 PULL_LOCK = ".models-pull.lock"
 JOBS = 3
 ASKERS = 8
@@ -114,7 +121,44 @@ class SiteStore(Store):
     """All model files of a site."""
 
     site: Site
+    inventory: Path
     out: Path
+    # Paths in a models folder of files that got another one in this run.
+    moved: dict[str, str] = field(default_factory=dict)
+
+    def known(self, key: str) -> LockedFile:
+        """What is known of a file, with its path in a models folder."""
+        found = Store.known(self, key)
+        path = self.moved.get(key) or self.site.paths.get(key)
+        return found.model_copy(update={"file": path}) if path else found
+
+    def known_on(self, key: str, host: str) -> LockedFile:
+        """The same, with its path on a host: a whole one where it lies in a store."""
+        known = self.known(key)
+        path = path_on(host, self.site.host(host), known, known.file)
+        return known.model_copy(update={"file": path})
+
+    def learn(self, key: str, **facts: Any) -> None:
+        """Puts what was found out of a file into the lock, on disk at once."""
+        if facts.get("file"):
+            self.moved[key] = facts["file"]
+        Store.learn(self, key, **facts)
+
+    def put(self, host: str, places: Mapping[str, str], **facts: Any) -> None:
+        """Notes at which places of a host files lie; an empty one: in its models folder, by the path that all have."""
+        with self.mutex:
+            changed: dict[str, LockedFile] = {}
+            for key, place in places.items():
+                known = self.known(key)
+                others = {name: there for name, there in known.places.items() if name != host}
+                new = known.model_copy(update={"places": others | ({host: place} if place else {}), **facts})
+                changed |= {key: new} if new != known else {}
+            if changed:
+                self.write(changed)
+
+    def resolved(self) -> None:
+        """Takes the inventory again, with what the lock has learned."""
+        self.site = load_site(load_inventory(self.inventory))
 
     def folder(self, host: str) -> Folder:
         """The models folder of a host."""
@@ -123,6 +167,13 @@ class SiteStore(Store):
             return LocalFolder(Path(os.path.normpath(self.out / host / facts.models_dir)))
         there = ComposeHost(Plan(self.site, Contributions()), host, self.out)
         return FarFolder(there, there.models_folder)
+
+    def root(self, host: str, name: str) -> str:
+        """One of a host's folders with model files, as its `Folder` takes the beginning of a name."""
+        if name != OWN_FOLDER:
+            return self.site.host(host).model_stores[name]
+        folder = self.folder(host)
+        return str(folder.path.absolute()) if isinstance(folder, LocalFolder) else "."
 
     def folders(self, item: Wanted) -> list[Folder]:
         """The models folders that need a file."""
@@ -135,7 +186,7 @@ class SiteStore(Store):
 
 def open_store(site: Site, inventory: Path, out: Path, talk: Console) -> SiteStore:
     """All model files of a site."""
-    return SiteStore(site=site, out=out, lock_path=lock_of(inventory), talk=talk)
+    return SiteStore(site=site, inventory=inventory, out=out, lock_path=lock_of(inventory), talk=talk)
 
 
 def wanted_files(
@@ -173,7 +224,7 @@ def wanted_files(
 
 def _files_of(weights: Model, lock: ModelLock) -> Iterator[Wanted]:
     """A model's own files, or those that its repositories have by the lock."""
-    for source in weights.sources if weights.served_by.reads_files else ():
+    for source in weights.sources if weights.reads_files else ():
         yield Wanted(weights.key(source), source, weights.revision_of(source), sha256=weights.sha256_of(source))
     for source in weights.repositories:
         revision = weights.revision_of(source)
@@ -253,6 +304,104 @@ def _read(store: Store, known: LockedFile, folder: Folder, progress: net.Progres
     return "verified" if folder.checksum(known.file, store.net, progress) == known.sha256 else "damaged"
 
 
+# --- where files come from -------------------------------------------------------------------------------------------
+
+
+def _name_tags(store: SiteStore, choice: Choice) -> None:
+    """Puts into the lock which files are meant by quantizations (`hf:owner/repo:Q4_K_M`) that it does not know yet."""
+    models = load_inventory(store.inventory).inventory.models
+    chosen = [models[name] for name in models if name in choice.names or not choice.names]
+    tags = {
+        weights.key(source): (weights, source) for weights in chosen for source in weights.sources if tag_of(source)
+    }
+    found = {
+        key: _file_with_tag(store, source, weights.revision_of(source), choice)
+        for key, (weights, source) in tags.items()
+        if choice.update or key not in store.lock.tags
+    }
+    if found != {key: store.lock.tags.get(key) for key in found}:
+        with store.mutex:
+            store.lock = store.lock.model_copy(update={"tags": {**store.lock.tags, **found}})
+            write_lock(store.lock_path, store.lock)
+        store.resolved()
+
+
+def _file_with_tag(store: Store, source: str, revision: str, choice: Choice) -> str:
+    """The file of a repository that has a quantization; raises FetchError with those that there are."""
+    tag, repository = tag_of(source), source.rpartition(":")[0]
+    offline = choice.offline
+    if offline is not None and not (offline / repository.removeprefix(net.HUB)).is_dir():
+        paths = sorted(path.name for path in offline.iterdir())
+    else:
+        paths = sorted(net.listing(repository, revision or "main", store.environment, offline))
+    files = [path for path in paths if path.endswith(GGUF) and not _NO_MODEL.search(path) and not _LATER.search(path)]
+    word = re.compile(rf"(?i)(?<![a-z0-9]){re.escape(tag)}(?![a-z0-9_])")
+    fitting = [path for path in files if word.search(PurePosixPath(path).name)]
+    # Unsloth's own mixtures have the name of what they are made from behind `UD-`.
+    plain = [path for path in fitting if not re.search(rf"(?i)UD-{re.escape(tag)}", path)] or fitting
+    if len(plain) == 1:
+        store.talk.print(Text(f"{source} is {plain[0]}", "dim"))
+        return f"{repository}/{plain[0]}"
+    words = f"fits {len(plain)} files" if plain else "fits no file"
+    shown = ", ".join((plain or files)[:MOST_SHOWN]) or "no .gguf files at all"
+    raise net.FetchError(f"{source}: {tag} {words}; name one as {repository}/…: the repository has {shown}")
+
+
+def _find_places(store: SiteStore, choice: Choice) -> None:
+    """Puts into the lock which files hosts have in their stores, or elsewhere in their models folder."""
+    items = {item.key: item for item in store.wanted(choice.names, choice.hosts)}
+    models = store.site.inventory.models
+    groups = {tuple(map(model.key, group)) for model in models.values() if model.reads_files for group in model.groups}
+    folders = ((source, model.revision_of(source)) for model in models.values() for source in model.repositories)
+    groups |= {tuple(store.lock.members(*folder)) for folder in folders}
+    work = {
+        f"{keys[0]} on {host}": partial(_find_on, store, [items[key] for key in keys], host, choice)
+        for keys in sorted(groups)
+        if keys and keys[0] in items
+        for host in items[keys[0]].hosts
+    }
+    _raise(side_by_side(store, ASKERS, work)[1], "the others were looked for")
+
+
+def _find_on(store: SiteStore, items: Sequence[Wanted], host: str, choice: Choice, _progress: net.Progress) -> None:
+    """Finds files that belong into one folder, all in the same store, unless the models folder has them."""
+    folder = store.folder(host)
+    if all(folder.size(store.known(item.key).file) is not None for item in items):
+        store.put(host, dict.fromkeys((item.key for item in items), ""))
+        return
+    for name in store.site.host(host).model_folders:
+        found = [_in_store(store, item, host, name, choice) for item in items]
+        if all(found):
+            for item, there in zip(items, filter(None, found), strict=True):
+                _note_place(store, item, host, f"{name}/{there.path}", there, choice)
+            return
+    store.put(host, dict.fromkeys((item.key for item in items), ""))
+
+
+def _in_store(store: SiteStore, item: Wanted, host: str, name: str, choice: Choice) -> Found | None:
+    """The file in a store of a host, if it is the pinned one as far as that can be told without reading it."""
+    folder, root, known = store.folder(host), store.root(host, name), store.known(item.key)
+    if item.source.startswith(net.FOLDER) and isinstance(folder, FarFolder):
+        return None  # it names a file of this machine
+    there = find(folder, root, item.source, item.revision, "" if choice.update else known.commit)
+    if there and there.outside and not store.site.is_local(host):
+        words = f"is a link to {there.outside}, outside of the folder that servers see; it is not used"
+        store.talk.print(Text(f"{host}: {root}/{there.path}: {words}", "yellow"))
+        return None
+    wanted = item.sha256 or ("" if choice.update else known.sha256)
+    return there if there and (not there.sha256 or wanted in ("", there.sha256)) else None
+
+
+def _note_place(store: SiteStore, item: Wanted, host: str, place: str, there: Found, choice: Choice) -> None:
+    """Puts into the lock where a host has a file, and what the store and the file say of it."""
+    known = store.known(item.key)
+    is_new = choice.update or not known.sha256
+    facts = {"sha256": there.sha256, "commit": there.commit} if is_new and there.sha256 != known.sha256 else {}
+    store.put(host, {item.key: place}, **facts)
+    if facts or not (known.gguf or known.size):
+        _learn_there(store, item.key, host)
+
+
 # --- pull ------------------------------------------------------------------------------------------------------------
 
 
@@ -289,7 +438,9 @@ class Order:
 def pull(store: SiteStore, choice: Choice) -> None:
     """Every file is in every folder that needs it, checked; raises CorralError with all that could not be done."""
     with alone(store.lock_path.parent / PULL_LOCK, "models pull"):
+        _name_tags(store, choice)
         _list_repositories(store, choice)
+        _find_places(store, choice)
         items = [item for item in store.wanted(choice.names, choice.hosts) if item.hosts]
         if not choice.update:
             _refuse_other_pins(store, items)
@@ -307,7 +458,7 @@ def pull(store: SiteStore, choice: Choice) -> None:
 def _list_repositories(store: SiteStore, choice: Choice) -> None:
     """Puts the files of repositories into the lock that are not there yet; folders are left to the person."""
     for name, weights in store.site.inventory.models.items():
-        if weights.served_by.reads_files or (choice.names and name not in choice.names):
+        if weights.reads_files or (choice.names and name not in choice.names):
             continue
         for source in weights.sources:
             revision = weights.revision_of(source)
@@ -356,36 +507,50 @@ def _refuse_other_pins(store: Store, items: Sequence[Wanted]) -> None:
             raise net.ChecksumError(f"{item.source}: {words}; look into it, then take it with: models pull --update")
 
 
-def _lacks(store: Store, item: Wanted, folder: Folder, progress: net.Progress) -> bool:
-    """Whether the pinned file is not there. Unless an earlier run has read it, it is read; a person's own is pinned."""
-    known = store.known(item.key)
+def _lacks(store: SiteStore, item: Wanted, host: str, progress: net.Progress) -> bool:
+    """Whether the pinned file is not there. Unless an earlier run has read it, it is read; a person's own is pinned.
+
+    A file that has its checksum for its name, as in a Hugging Face cache, is not read before `verify`.
+    """
+    folder, known = store.folder(host), store.known_on(item.key, host)
+    is_placed = host in known.places
     last = folder.last_read(known.file)
     if last and last[0] == known.sha256:
         return False
-    state = _read(store, known, folder, progress)
-    if isinstance(folder, LocalFolder):
-        if state == "damaged":
-            words = "is damaged or another file; fetching it again"
-            store.talk.print(Text(f"{folder}/{known.file}: {words}", "yellow"))
-        if state == "not pinned" and not item.is_fetchable:
-            _adopt(store, item, folder, progress)
-            return False
-    return state != "verified"
+    is_told = is_placed and bool(known.sha256) and known.sha256 in folder.real(known.file)
+    state = state_of(folder, known) if is_told else _read(store, known, folder, progress)
+    if state in ("damaged", "wrong size") and (is_placed or not item.is_fetchable):
+        words = (
+            f"is not the file that {store.lock_path.name} has; look into it, then take it with: models pull --update"
+        )
+        raise net.ChecksumError(f"{shown_path(folder, known.file)}: {words}")
+    if state == "damaged":
+        words = "is damaged or another file; fetching it again"
+        store.talk.print(Text(f"{shown_path(folder, known.file)}: {words}", "yellow"))
+    if state == "not pinned" and (is_placed or not item.is_fetchable):
+        _adopt(store, item, host, progress)
+        return False
+    return state not in ("verified", *(("there",) if is_told else ()))
 
 
-def _adopt(store: Store, item: Wanted, folder: LocalFolder, progress: net.Progress) -> None:
+def shown_path(folder: Folder | str, file: str) -> str:
+    """A file of a folder as people find it."""
+    return file if file.startswith("/") else f"{folder}/{file}"
+
+
+def _adopt(store: SiteStore, item: Wanted, host: str, progress: net.Progress) -> None:
     """Pins a file that a person has put there; raises ChecksumError when the inventory wants another one."""
-    name = store.known(item.key).file
+    folder, name = store.folder(host), store.known_on(item.key, host).file
     found = folder.checksum(name, store.net, progress)
     if item.sha256 not in ("", found):
         words = f"its checksum is {found}, and sha256 in the inventory is another"
-        raise net.ChecksumError(f"{folder}/{name}: {words}")
-    _learn_local(store, item.key, folder.path / name, found)
+        raise net.ChecksumError(f"{shown_path(folder, name)}: {words}")
+    _learn_there(store, item.key, host, found)
 
 
 def _order(store: SiteStore, item: Wanted, choice: Choice, progress: net.Progress) -> Order | None:
     """How to fetch a file; None when it is everywhere and, for an update, still the one that its source has."""
-    lacking = [folder for folder in store.folders(item) if _lacks(store, item, folder, progress)]
+    lacking = [store.folder(host) for host in item.hosts if _lacks(store, item, host, progress)]
     if not lacking and not (choice.update and item.is_fetchable):
         return None
     known = LockedFile(file=store.known(item.key).file) if choice.update else store.known(item.key)
@@ -400,7 +565,8 @@ def _order(store: SiteStore, item: Wanted, choice: Choice, progress: net.Progres
         pinned = net.Content()
         origin, said = _ask(store, item, source, pinned, choice)
         store.talk.print(Text(f"{item.source} is not to be had; taking {file_of(source)} for it", "yellow"))
-        store.learn(item.key, file=file_of(source), taken=source, size=said.size, sha256=said.sha256)
+        path = str(PurePosixPath(known.file).with_name(file_of(source)))
+        store.learn(item.key, file=path, taken=source, size=said.size, sha256=said.sha256)
     if pinned.sha256 and said.sha256 not in ("", pinned.sha256):
         raise net.ChecksumError(
             f"{item.source}: the source has another file now than {store.lock_path.name} (or sha256 in the inventory) "
@@ -408,11 +574,13 @@ def _order(store: SiteStore, item: Wanted, choice: Choice, progress: net.Progres
         )
     if not lacking and said.sha256 and store.known(item.key).sha256 == said.sha256:
         return None
-    lacking = lacking or store.folders(item)
+    if not lacking:
+        for host in item.hosts:
+            store.put(host, {item.key: ""})
+        lacking = store.folders(item)
     passing = LocalFolder(choice.store or default_store(store.environment))
     target = next((folder for folder in lacking if isinstance(folder, LocalFolder)), passing)
-    name = known.file if item.repository else file_of(source)
-    return Order(item.key, origin, pinned.filled(said), target, name, tuple(lacking))
+    return Order(item.key, origin, pinned.filled(said), target, store.known(item.key).file, tuple(lacking))
 
 
 def _ask(
@@ -429,7 +597,11 @@ def _online(store: SiteStore, item: Wanted, source: str, commit: str) -> net.Ori
     origin = net.origin_of(source, commit or item.revision, store.environment)
     if origin is None:
         folders = ", ".join(map(str, store.folders(item))) or "a host's models folder"
-        raise net.FetchError(f"{item.source}: is a bare file name and not there; put it into {folders}")
+        words = f"is not there; put it into {folders}, or name its folder in model_stores"
+        if name := item.source.removeprefix("ollama:").partition("#")[0] * item.source.startswith("ollama:"):
+            words = f"is in no store of {', '.join(item.hosts)}; fetch it there: ollama pull {name}; and name "
+            words += "Ollama's folder in model_stores, such as /usr/share/ollama/.ollama/models"
+        raise net.FetchError(f"{item.source}: {words}")
     return origin
 
 
@@ -513,18 +685,19 @@ def fetch_order(store: Store, order: Order, progress: net.Progress) -> None:
 # --- what a file says of itself --------------------------------------------------------------------------------------
 
 
-def facts_in(read: Callable[[int], bytes], name: str, size: int = 0) -> Gguf | None:
+def facts_in(read: Callable[[int], bytes], name: str, size: int = 0, *, is_gguf: bool = False) -> Gguf | None:
     """What a GGUF file says of itself; None for other files, and later parts of a split model, which have tensors only.
 
     Args:
         read: gives its bytes from the beginning.
         name: its place or source, for messages.
         size: its bytes, if it has to be whole.
+        is_gguf: it is a GGUF file, although its name does not say so.
 
     Raises:
         FetchError: it is something else, or too short for its tensors.
     """
-    if not name.endswith(GGUF):
+    if not (is_gguf or name.endswith(GGUF)):
         return None
     try:
         header = read_header(read)
@@ -537,17 +710,21 @@ def facts_in(read: Callable[[int], bytes], name: str, size: int = 0) -> Gguf | N
     return None
 
 
-def _learn_local(store: Store, key: str, path: Path, sha256: str = "") -> None:
-    """Puts into the lock what a file on this machine says of itself."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        store.learn(key, size=size, sha256=sha256, gguf=facts_in(file.read, str(path), size))
+def _learn_there(store: SiteStore, key: str, host: str, sha256: str = "") -> None:
+    """Puts into the lock what a file on a host says of itself."""
+    folder, name = store.folder(host), store.known_on(key, host).file
+    size = folder.size(name) or 0
+    with folder.opened(name) as file:
+        facts = facts_in(file.read, shown_path(folder, name), size, is_gguf=store.known(key).file.endswith(GGUF))
+    store.learn(key, size=size, sha256=sha256, gguf=facts)
 
 
 def inspect(store: SiteStore, names: Sequence[str] = ()) -> None:
     """Puts into the lock what every file says of itself, read from the beginning of it, here or at its source."""
-    items = [item for item in store.wanted(names, None) if not item.repository]
     with alone(store.lock_path.parent / PULL_LOCK, "models pull"):
+        _name_tags(store, Choice(tuple(names)))
+        _find_places(store, Choice(tuple(names)))
+        items = [item for item in store.wanted(names, None) if not item.repository]
         _, problems = side_by_side(store, ASKERS, {item.key: partial(_inspect, store, item) for item in items})
     _raise(problems, "the others were inspected")
     store.talk.print(f"{len(items)} files are described in {store.lock_path}; look with: ./generate.py plan")
@@ -555,9 +732,9 @@ def inspect(store: SiteStore, names: Sequence[str] = ()) -> None:
 
 def _inspect(store: SiteStore, item: Wanted, _progress: net.Progress) -> None:
     known = store.known(item.key)
-    for folder in store.folders(item):
-        if isinstance(folder, LocalFolder) and folder.size(known.file) is not None:
-            _learn_local(store, item.key, folder.path / known.file)
+    for host in item.hosts:
+        if store.folder(host).size(store.known_on(item.key, host).file) is not None:
+            _learn_there(store, item.key, host)
             return
     origin = _online(store, item, known.taken or item.source, known.commit)
     said = net.look(origin, store.net)
@@ -592,7 +769,7 @@ def rows(
 ) -> list[Row]:
     """Every file in every folder that needs it; `reads`: after it was read from its first to its last byte."""
     work = {
-        f"{store.known(item.key).file} on {host}": partial(_row, store, item, host, reads)
+        f"{item.key} on {host}": partial(_row, store, item, host, reads)
         for item in store.wanted(names, hosts)
         for host in item.hosts or ("",)
     }
@@ -602,7 +779,7 @@ def rows(
 
 
 def _row(store: SiteStore, item: Wanted, host: str, reads: bool, progress: net.Progress) -> Row:  # noqa: FBT001
-    known = store.known(item.key)
+    known = store.known_on(item.key, host) if host else store.known(item.key)
     folder = store.folder(host) if host else None
     state: State = "unknown"
     if folder:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from corral.tables import new_table
-from corral.verbs.models.models import Row, State
+from corral.verbs.models.models import Row, State, shown_path
 
 AGAIN = "fetch it again with: ./generate.py models pull"
 # Words, style and remedy of each state.
@@ -41,7 +41,9 @@ def show_verdict(found: Sequence[Row], console: Console) -> None:
     """Prints a line for every file that was read, and what helps where it is not as pinned."""
     for row in found:
         words, style, remedy = STATES[row.state]
-        line = Text.assemble((f"{words:<12}", style), f" {row.folder}/{row.file}", f"; {remedy}" if remedy else "")
+        line = Text.assemble(
+            (f"{words:<12}", style), f" {shown_path(row.folder, row.file)}", f"; {remedy}" if remedy else ""
+        )
         console.print(line)
     good = sum(row.state == "verified" for row in found)
     console.print(f"{good} of {len(found)} files are as pinned, to the last bit")

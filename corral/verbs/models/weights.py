@@ -91,7 +91,7 @@ def _fetched(spec: str, repository: str, talk: Console) -> Path:
         for problem in problems:
             raise problem
     except fetch.MissingError as error:
-        raise CorralError(f"{error}, or it is private (then set HF_TOKEN)") from None
+        raise CorralError(f"{error}, or it is private (then: hf auth login, or set HF_TOKEN)") from None
     except fetch.FetchError as error:
         raise CorralError(f"{error}; or give a file: make demo MODEL=path/to/model.gguf") from None
     return folder.path / name
