@@ -76,7 +76,7 @@ def placed(inventory: Inventory, empty: Sequence[Room], size: Size) -> tuple[Inv
 
 
 def _split(wanted: Sequence[Need], cards: list[Room], size: Size) -> tuple[Splitting, list[Room], list[str]]:
-    """Cards for replicas that no card could hold: the fewest of a host and maker; with what is left, and the reasons."""
+    """Cards for replicas that no card could hold, the fewest of a host; what is left on every card; and the reasons."""
     splits: Splitting = {}
     words: list[str] = []
     for need in sorted(wanted, key=lambda need: need.order):

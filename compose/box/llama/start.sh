@@ -27,6 +27,7 @@ KILL_S=5        # what a server that is told to end gets for it
 ENDED=75        # exit code of a server that the watchdog ended
 SHOWN=200       # characters of a log line
 LOST='is lost|fallen off the bus|Unable to determine the device handle|No devices were found'
+LOST="$LOST|Failed to initialize NVML: Unknown Error" # systemctl daemon-reload took the card from the container
 parked=$CORRAL_TEMP_DIR/corral-parked reason=$CORRAL_TEMP_DIR/corral-reason
 trouble=$CORRAL_TEMP_DIR/corral-trouble pipe=$CORRAL_TEMP_DIR/corral-log
 record=$CORRAL_STATE_DIR/$CORRAL_NAME
