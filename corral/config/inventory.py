@@ -139,6 +139,23 @@ def _layers(value: Any) -> Any:
     raise ValueError(f"must be a whole number from 0 to {MAX_LAYERS}, or all")
 
 
+def _tensor_pattern(value: str) -> str:
+    """A regular expression for names of tensors, as llama-server's list of pairs can have it."""
+    if "=" in value or "," in value:
+        raise ValueError("has a sign in it that parts the pairs of --override-tensor; write one pattern, without =CPU")
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ValueError(f"must be a regular expression for names of tensors: {error}") from None
+    return value
+
+
+def _shares(value: tuple[float, ...]) -> tuple[float, ...]:
+    if not any(value):
+        raise ValueError("gives no card a share; write a number above 0 for at least one")
+    return value
+
+
 def _number_as_text(value: Any) -> Any:
     return str(value) if isinstance(value, float) else value
 
@@ -231,12 +248,14 @@ class ServerSettings(Section):
     """Layers kept on the GPU (`--n-gpu-layers`)."""
     split_mode: Literal["layer", "row", "tensor"] | None = None
     """How one replica is split over several cards (`--split-mode`); by layers when absent."""
-    tensor_split: Annotated[tuple[Annotated[float, Field(ge=0, le=100_000)], ...], ANY_LIST] | None = None
+    tensor_split: (
+        Annotated[tuple[Annotated[float, Field(ge=0, le=100_000)], ...], ANY_LIST, AfterValidator(_shares)] | None
+    ) = None
     """Shares of the cards of one replica, in their order (`--tensor-split`); by what each has left when absent."""
     cpu_moe: Annotated[int | Literal["all"] | None, BeforeValidator(_layers)] = None
     """Layers, the first ones, whose experts stay in host memory (`--n-cpu-moe`, `--cpu-moe`): the way to run a mixture
     of experts that is larger than the card."""
-    host_tensors: Annotated[tuple[Word, ...], ANY_LIST] | None = None
+    host_tensors: Annotated[tuple[Annotated[Word, AfterValidator(_tensor_pattern)], ...], ANY_LIST] | None = None
     """Patterns of tensors that stay in host memory, such as `ffn_(up|down)_exps` (`--override-tensor PATTERN=CPU`)."""
     kv_unified: bool | None = None
     """All slots share one context of the model's `context` tokens, instead of one for each (`--kv-unified`)."""

@@ -177,6 +177,8 @@ OPTIONS: Mapping[str, Option] = {
     "--ubatch-size": _value("n_ubatch", _AT_LEAST_1),
     "--cache-type-k": _value("cache_type_k", _CACHE_TYPE),
     "--cache-type-v": _value("cache_type_v", _CACHE_TYPE),
+    "--kv-unified": _switch("kv_unified"),
+    "--ctx-checkpoints": _value("n_ctx_checkpoints", _AT_LEAST_0),
     "--cache-ram": _value("cache_ram_mib", _number),
     "--no-cache-prompt": _switch("cache_prompt", value=False),
     "--cache-reuse": _value("n_cache_reuse", _number),

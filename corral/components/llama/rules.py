@@ -10,7 +10,6 @@ from corral.checks.registry import check
 from corral.components.llama import COMPONENT, server_settings
 from corral.components.llama.flags import preset_troubles
 from corral.components.serving import engine_key, one_of_each_sort
-from corral.config.model_lock import Gguf
 from corral.contributions import Contributions
 from corral.declarations import read_yaml
 from corral.errors import Finding, shown
@@ -97,25 +96,13 @@ def _without_effect(replica: Replica) -> Iterator[tuple[str, str, str]]:
     if engine.tensor_split is not None and cards and len(engine.tensor_split) != cards:
         words = f"{replica.service} has {cards} card{'s' if cards > 1 else ''}, not {len(engine.tensor_split)}"
         yield "tensor_split", words, "write one share for each card of a replica (gpus_per_replica)"
-    elif engine.tensor_split and not any(engine.tensor_split):
-        yield "tensor_split", "no card gets a share", "write a number above 0 for at least one card"
     if gguf is not None and engine.cpu_moe is not None and not gguf.experts:
         yield "cpu_moe", f"{replica.model} has no experts", "write gpu_layers: for a model that is larger than its card"
-    for pattern in engine.host_tensors or ():
-        if problem := _pattern_problem(pattern, gguf):
-            yield "host_tensors", problem, "write a part of their names, such as ffn_(up|down)_exps"
-
-
-def _pattern_problem(pattern: str, gguf: Gguf | None) -> str:
-    """What is wrong with a pattern of tensors; empty when nothing is."""
-    try:
-        found = re.compile(pattern)
-    except re.error as error:
-        return f"{shown(pattern)} is no regular expression: {error}"
-    if "=" in pattern or "," in pattern:
-        return f"{shown(pattern)} has a sign that parts pairs of --override-tensor"
     names = [f"blk.{layer}.{name}" for name in gguf.tensors for layer in range(gguf.layers)] if gguf else []
-    return f"no tensor is called like {shown(pattern)}" if names and not any(map(found.search, names)) else ""
+    for pattern in engine.host_tensors or () if names else ():
+        if not any(re.search(pattern, name) for name in names):
+            words = f"no tensor is called like {shown(pattern)}"
+            yield "host_tensors", words, "write a part of their names, such as ffn_(up|down)_exps"
 
 
 @check("plan", "whole-input", level="warning")
