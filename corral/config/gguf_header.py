@@ -188,9 +188,13 @@ NUMBERS = {
 
 
 def facts_of(header: Header) -> Gguf:
-    """What a model says of itself; raises HeaderError when it does not say its architecture."""
+    """What a model says of itself; a later part of a split one has tensors only, and no architecture.
+
+    Raises:
+        HeaderError: it does not say its architecture.
+    """
     architecture = str(header.values.get("general.architecture", ""))
-    if not architecture:
+    if not architecture and not header.values.get("split.no"):
         raise HeaderError("does not say its architecture")
     keys = _Keys(architecture, header.values)
     numbers: dict[str, Any] = {name: keys.number(key) for name, key in NUMBERS.items()}
@@ -218,7 +222,7 @@ def facts_of(header: Header) -> Gguf:
         latent=latent if keys.get("attention.key_length_mla") or not latent else 0,
         rope=keys.number("rope.dimension_count", head),
         recurrent=recurrent if any(recurrent) else (),
-        state_bytes=_state_bytes(keys, numbers["embedding"]) if any(recurrent) else 0,
+        state_bytes=_state_bytes(keys, numbers["embedding"]),
         is_causal=bool(keys.get("attention.causal", default=True)),
         **numbers,
         **shares,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -102,6 +103,31 @@ class Gguf(Section):
     def layers(self) -> int:
         """Number of layers."""
         return len(self.layer_bytes)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all its tensors."""
+        return sum((*self.layer_bytes, self.unused_bytes, self.input_bytes, self.output_bytes, self.other_bytes))
+
+    def with_part(self, part: Gguf) -> Gguf:
+        """The model with the tensors of a further part of it."""
+
+        def added(own: Counts, more: Counts) -> Counts:
+            return tuple(map(sum, zip_longest(own, more[: self.layers], fillvalue=0)))
+
+        nothing = (0,) * self.layers
+        names = sorted({*self.tensors, *part.tensors})
+        totals = ("parameters", "input_bytes", "output_bytes", "other_bytes", "table_bytes")
+        recurrent = added(self.recurrent or nothing, part.recurrent)
+        return self.model_copy(
+            update={
+                **{name: getattr(self, name) + getattr(part, name) for name in totals},
+                "layer_bytes": added(self.layer_bytes, part.layer_bytes),
+                "tensors": {it: added(self.tensors.get(it, nothing), part.tensors.get(it, ())) for it in names},
+                "unused_bytes": self.unused_bytes + part.unused_bytes + sum(part.layer_bytes[self.layers :]),
+                "recurrent": recurrent if any(recurrent) else (),
+            }
+        )
 
 
 def _source(value: str) -> str:

@@ -143,19 +143,21 @@ def checkpoints(engine: ServerSettings, memory: Memory | None) -> int | None:
 
 
 def gguf_of(weights: Model, lock: ModelLock) -> Gguf | None:
-    """What a model's file says of itself; the first of several speaks, further parts and a projector add bytes.
+    """What a model's file says of itself; further parts add their tensors, a projector and adapters their bytes.
 
     None while the lock does not know all of them.
     """
     files = [lock.get(weights.key(source)) for source in weights.sources]
-    first = files[0].gguf if files[0] else None
-    if first is None or len(files) == 1:
-        return first
+    found = files[0].gguf if files[0] else None
+    if found is None or len(files) == 1:
+        return found
     if not all(known and known.size for known in files):
         return None
-    spoken = sum(first.layer_bytes) + first.unused_bytes + first.input_bytes + first.output_bytes + first.other_bytes
-    more = max(0, sum(known.size for known in files if known) - spoken)
-    return first.model_copy(update={"other_bytes": first.other_bytes + more})
+    for known in files[1:]:
+        if known and known.gguf and not known.gguf.architecture:
+            found = found.with_part(known.gguf)
+    more = max(0, sum(known.size for known in files if known) - found.bytes)
+    return found.model_copy(update={"other_bytes": found.other_bytes + more})
 
 
 def card_mib(

@@ -29,6 +29,8 @@ ADAPTER_MIB = 128
 EXPERTS_SHARE = 0.83
 # Of a mixture of experts, the experts' share of the weights; usual from 20 billion parameters on.
 EXPERTS_WEIGHTS = 0.95
+# Layers of most mixtures of experts, which are wide.
+MOE_LAYERS = 48
 # Layers of a model: about 31 at 8 billion parameters, 55 at 32, 78 at 70.
 LAYERS, LAYERS_POWER = 12.5, 0.43
 # CUDA context and compute buffers; measured on 8 GB Pascal cards.
@@ -80,7 +82,7 @@ def host_weights_mib(model: Model, engine: ServerSettings) -> int:
     off = 0 if engine.gpu_layers in (None, "all") else max(0, 1 - int(engine.gpu_layers or 0) / layers)
     experts = 0.0
     if engine.cpu_moe is not None:
-        experts = EXPERTS_WEIGHTS * (1 if engine.cpu_moe == "all" else min(1, engine.cpu_moe / layers))
+        experts = EXPERTS_WEIGHTS * (1 if engine.cpu_moe == "all" else min(1, engine.cpu_moe / min(layers, MOE_LAYERS)))
     return round(weights_mib(model) * max(off, experts))
 
 

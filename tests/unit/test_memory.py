@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from corral.build import load_site
 from corral.cli import main
-from corral.config.gguf_header import facts_of, read_header
+from corral.config.gguf_header import Header, facts_of, read_header
+from corral.config.inventory import Model
 from corral.config.load import load_inventory
 from corral.config.model_lock import Gguf, LockedFile, ModelLock, write_lock
 from corral.plan.memory import MIB, Use, memory_of
+from corral.plan.settings import gguf_of
 from corral.verbs.models.models import wanted_files
 from tests.model_files import make_random_model
+from tests.model_headers import write_header
 
 # About as a real one is; its cache is known: 128 KiB for each token at 16 bits.
 LLAMA_8B = Gguf(
@@ -161,3 +165,26 @@ def test_over_budget_says_by_how_much_and_what_fits(folder: Path, capsys: pytest
         assert main(["check"]) == 0, capsys.readouterr().err
     (folder / "inventory.yaml").write_text(text.replace("16384", str(context + 1024)))
     assert main(["check"]) == 1, "the largest context that fits was named"
+
+
+def test_parts_of_a_model_are_one_model(tmp_path: Path) -> None:
+    """Later parts have tensors only; what is left in host memory is found in all of them."""
+    write_header(tmp_path / "m.gguf", "qwen3-next-80b-a3b")
+    with (tmp_path / "m.gguf").open("rb") as file:
+        header = read_header(file.read)
+    whole = facts_of(header)
+    half = len(header.tensors) // 3
+    first = facts_of(replace(header, tensors=header.tensors[:half]))
+    part = facts_of(Header({"split.no": 1}, header.tensors[half:], 0))
+    assert part.architecture == ""
+    assert first.with_part(part) == whole
+
+    size = LockedFile(file="m", size=1).size
+    lock = ModelLock(
+        files={
+            "m-00001-of-00002.gguf": LockedFile(file="a", size=size, gguf=first),
+            "m-00002-of-00002.gguf": LockedFile(file="b", size=size, gguf=part),
+        }
+    )
+    model = Model(source="m-00001-of-00002.gguf", kind="chat")
+    assert gguf_of(model, lock) == whole

@@ -686,7 +686,7 @@ def fetch_order(store: Store, order: Order, progress: net.Progress) -> None:
 
 
 def facts_in(read: Callable[[int], bytes], name: str, size: int = 0, *, is_gguf: bool = False) -> Gguf | None:
-    """What a GGUF file says of itself; None for other files, and later parts of a split model, which have tensors only.
+    """What a GGUF file says of itself; None for other files, and those that say no architecture.
 
     Args:
         read: gives its bytes from the beginning.
