@@ -5,11 +5,13 @@ Producers publish (a backend, a scrape target, a secret …), consumers read; no
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from posixpath import normpath
 from typing import Any, Literal, get_args, get_type_hints
+
+from corral.errors import KeyPath
 
 # Folders of the host that nothing is to have as a whole; one below them may be meant.
 SYSTEM_ROOTS = ("/", "/home", "/root", "/var", "/var/lib")
@@ -347,6 +349,16 @@ class Secret:
         return not self.template and not self.is_certificate
 
 
+def distinct(secrets: Iterable[Secret]) -> list[Secret]:
+    """Secrets each once, by name: one that the kit makes up before one that only the user knows."""
+    found: dict[str, Secret] = {}
+    for secret in secrets:
+        known = found.setdefault(secret.name, secret)
+        if known.generate == "given" and secret.generate != "given":
+            found[secret.name] = secret
+    return list(found.values())
+
+
 @dataclass(frozen=True, slots=True)
 class Store:
     """A store for other programs: the gateway's database or its shared counters."""
@@ -373,7 +385,9 @@ class File:
     template: str = ""
     values: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] | None = None
+    # What the inventory adds to the data (corral/components/additions.py), and where it says so.
     extra: Mapping[str, Any] = field(default_factory=dict)
+    extra_at: KeyPath = ()
     asset: str = ""
     note: str = ""
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from corral.checks.registry import findings
-from corral.config.client_names import kind_of, kinds_of, routed_names
+from corral.config.client_names import added_models, all_aliases, kind_of, kinds_of, routed_names
 from corral.config.file_names import is_file_name
 from corral.config.inventory import Inventory, Kind, Model, Placement, ServerSettings, Tier, file_of
 from corral.config.source import plain_yaml
@@ -251,6 +251,9 @@ def _quantized_caches(inventory: Inventory) -> Findings:
 
 def _names(inventory: Inventory) -> Findings:
     owner: dict[str, str] = {}
+    for name, path in added_models(inventory):
+        other = all_aliases(inventory).get(name)
+        yield from _broken(path, (other, "alias-unique/taken", ""), alias=name, other=other)
     for alias, name, path in routed_names(inventory):
         other = owner.get(alias)
         yield from _first(
@@ -277,6 +280,7 @@ def _receivers(inventory: Inventory) -> Findings:
 def _consumers(inventory: Inventory) -> Findings:
     auto, pools = inventory.gateway.auto, inventory.pools
     names = [*pools, *([auto.name] if auto else []), *(name for pool in pools.values() for name in pool.background)]
+    names += [name for name, _ in added_models(inventory)]
     path: KeyPath = ("gateway", "unknown_model")
     yield from _known("pool-exists", "pool", inventory.gateway.unknown_model, path, pools)
     for name, consumer in inventory.consumers.items():

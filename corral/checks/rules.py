@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 
 from corral.checks.registry import check
 from corral.components import component, components, image_keys
+from corral.components.additions import summed
 from corral.components.serving import engine_key, one_of_each_sort
 from corral.config.inventory import Consumer, Inventory
 from corral.contributions import Contributions, Service
@@ -467,6 +468,12 @@ def _limit_share(site: Site, found: Contributions) -> Iterator[Finding]:
             words = f"the limit is shared out among {deployments[name]} deployments, each refuses beyond its share"
             hint = "balancing: slots with replicas of one sort counts exactly"
             yield Finding(words, ("pools", name, "limits"), hint)
+
+
+@check("plan", "extra-adds")
+def _extra_adds(_site: Site, found: Contributions) -> Iterator[Finding]:
+    """`gateway.extra` and `monitoring.extra` add to what the kit configures; they remove and replace nothing of it."""
+    yield from dict.fromkeys(problem for file in found.files for problem in (summed(file).wrong if file.extra else ()))
 
 
 # --- consumers -------------------------------------------------------------------------------------------------------

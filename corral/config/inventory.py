@@ -801,7 +801,7 @@ class Gateway(Section):
     entrance: Entrance | None = None
     """A restricted endpoint for clients outside the farm, with TLS and CORS."""
     extra: dict[str, Any] = Field(default_factory=dict)
-    """Merged into LiteLLM's rendered `config.yaml`: any setting that this file does not know yet."""
+    """Added to LiteLLM's rendered `config.yaml`: settings and entries of lists that this file does not know yet."""
 
 
 class ConsumerLimits(Section):
@@ -958,7 +958,7 @@ class Monitoring(Section):
     retention_gib: float = Field(10.0, ge=0.1, le=65536)
     """Disk space in GiB that metrics may take; the oldest go first."""
     extra: dict[str, Any] = Field(default_factory=dict)
-    """Merged into Prometheus' rendered configuration."""
+    """Added to Prometheus' rendered configuration: settings and entries of lists, such as `scrape_configs`."""
 
 
 class Tracing(Section):

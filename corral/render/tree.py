@@ -18,7 +18,8 @@ from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PrefixLoader, St
 
 from corral.build import Plan
 from corral.components import edge
-from corral.contributions import File, Secret, Service
+from corral.components.additions import summed
+from corral.contributions import File, Secret, Service, distinct
 from corral.declarations import packages, shipped
 from corral.errors import CorralError
 from corral.plan.networks import WAY_OUT, aliases, networks, outer_network
@@ -47,8 +48,8 @@ def render(plan: Plan) -> Tree:
     services, files, secrets = _by_host(found.services), _by_host(found.files), _by_host(found.secrets)
     tree: Tree = {}
     for host in services:
-        distinct = {secret.name: secret for secret in reversed(secrets[host])}
-        own = _Host(plan, host, services[host], files[host], [distinct[name] for name in sorted(distinct)])
+        named = sorted(distinct(secrets[host]), key=lambda secret: secret.name)
+        own = _Host(plan, host, services[host], files[host], named)
         tree |= {f"{host}/{path}": data for path, data in _host_files(own).items()}
     return dict(sorted(tree.items()))
 
@@ -114,7 +115,7 @@ def _file(host: _Host, file: File) -> bytes:
     if file.template:
         return host.render(file.template, COMMENT_OF.get(Path(file.path).suffix, "#"), **file.values)
     head = host.header(f"corral/components/{file.component}/__init__.py") + (f"\n# {file.note}" if file.note else "")
-    return f"{head}\n\n{dump_yaml(deep_merge(file.data or {}, file.extra))}".encode()
+    return f"{head}\n\n{dump_yaml(summed(file).data)}".encode()
 
 
 def _asset(host: _Host, path: str) -> bytes:
@@ -125,15 +126,6 @@ def _asset(host: _Host, path: str) -> bytes:
         return data
     first, newline, rest = data.partition(b"\n") if data.startswith(b"#!") else (b"", b"", data)
     return b"".join([first, newline, host.header(path, mark).encode(), b"\n\n", rest])
-
-
-def deep_merge(base: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
-    """`extra` laid over `base`: mappings are merged, everything else (lists too) is replaced; neither is changed."""
-    merged = dict(base)
-    for key, value in extra.items():
-        old = merged.get(key)
-        merged[key] = deep_merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return merged
 
 
 class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]

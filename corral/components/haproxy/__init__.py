@@ -15,6 +15,7 @@ from typing import Any
 
 from corral.components import Stage, edge, litellm
 from corral.components.declared import service
+from corral.config.client_names import added_models
 from corral.config.inventory import Entrance
 from corral.contributions import (
     Backend,
@@ -102,7 +103,8 @@ def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
         url = "" if backend.protocol == "cloud" else _url(backend, site.address(backend.endpoint, gateway.host))
         yield Route(backend, backend.name, url, backend.slots)
     if not is_direct or gateway.entrance is not None:
-        yield from _balancer(site, groups, {backend.pool for backend in past})
+        elsewhere = {backend.pool for backend in past} | {name for name, _ in added_models(site.inventory)}
+        yield from _balancer(site, groups, elsewhere)
 
 
 def grouped(backends: list[Backend]) -> Iterator[Group]:

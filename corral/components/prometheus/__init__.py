@@ -6,11 +6,13 @@ the values of the inventory that both compare with.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from corral.components import Stage, edge
+from corral.components.additions import named_secrets
 from corral.components.declared import filled, service
 from corral.config.inventory import Monitoring, Objective
 from corral.contributions import (
@@ -23,6 +25,7 @@ from corral.contributions import (
     File,
     Relabel,
     ScrapeTarget,
+    Secret,
     Service,
 )
 from corral.declarations import declaration, read_yaml, shipped
@@ -72,8 +75,11 @@ def _instance(
     monitoring = _monitoring(site)
     yield File(
         host, COMPONENT, "prometheus.yml", data=configuration(site, host, targets, rules, published),
-        extra=monitoring.extra, note="scrape targets come from the plan; add your own through `monitoring.extra`",
+        extra=_added(site, host), extra_at=("monitoring", "extra"),
+        note="scrape targets come from the plan; add your own through `monitoring.extra`",
     )  # fmt: skip
+    named = named_secrets(monitoring.extra)
+    yield from (Secret(name, host, "named in monitoring.extra", "given") for name in named)
     yield _service(site, host, port, targets, rules, [sink.endpoint for sink in published.sinks])
     if _calls_edges(site, host, targets):
         yield from edge.client_secrets(host, "monitoring")
@@ -88,7 +94,7 @@ def _secrets(site: Site, host: str, targets: list[ScrapeTarget]) -> tuple[str, .
     """Keys of what is asked without an edge in between, and the own certificate for the edges."""
     keys = {item.secret for item in targets if item.secret and not site.is_behind_edge(item.endpoint, host)}
     certificates = {edge.AUTHORITY, edge.CLIENTS["monitoring"]} if _calls_edges(site, host, targets) else set()
-    return tuple(sorted(keys | certificates))
+    return tuple(sorted({*keys, *certificates, *named_secrets(_monitoring(site).extra)}))
 
 
 def _monitoring(site: Site) -> Monitoring:
@@ -96,6 +102,15 @@ def _monitoring(site: Site) -> Monitoring:
     if monitoring is None:
         raise ValueError("a site without monitoring has no Prometheus")
     return monitoring
+
+
+def _added(site: Site, host: str) -> dict[str, Any]:
+    """`monitoring.extra` with the files of its secrets where this Prometheus has them."""
+    extra = _monitoring(site).extra
+    if not site.is_local(host):
+        return extra
+    moved: dict[str, Any] = json.loads(json.dumps(extra).replace('"/run/secrets/', '"../secrets/'))
+    return moved
 
 
 # --- configuration ---------------------------------------------------------------------------------------------------

@@ -1,0 +1,147 @@
+"""The farm's surroundings: configuration of one's own, existing networks and proxies, a second farm on the machine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+
+from corral.build import Plan, build_plan
+from corral.config.load import validate
+from corral.config.source import parse
+from corral.errors import SiteError
+from corral.render.tree import render
+
+BASE: dict[str, Any] = {
+    "schema_version": 1,
+    "name": "site",
+    "hosts": {"rig": {"address": "192.0.2.10"}},
+    "models": {"a": {"source": "A-1B-Q4_K_M.gguf", "kind": "chat"}},
+    "pools": {"chat": {"model": "a", "on": {"host": "rig"}, "aliases": ["default"]}},
+    "gateway": {"host": "rig"},
+    "monitoring": {"host": "rig"},
+}
+
+
+def laid(own: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """One mapping over another, with the mappings in them merged."""
+    both = {key: laid(own[key], over[key]) for key in own.keys() & over.keys() if isinstance(over[key], dict)}
+    return own | over | both
+
+
+def plan_with(**more: Any) -> Plan:
+    """The plan of the small site with these sections over it."""
+    return build_plan(validate(parse(yaml.safe_dump(laid(BASE, more)), "inventory.yaml")))
+
+
+def project(**more: Any) -> dict[str, Any]:
+    """A rendered file of `rig` as data, by its path."""
+    tree = render(plan_with(**more))
+    return {path.removeprefix("rig/"): data for path, data in tree.items()}
+
+
+def data_of(path: str, **more: Any) -> dict[str, Any]:
+    """A rendered YAML file of `rig`."""
+    found: dict[str, Any] = yaml.safe_load(project(**more)[path])
+    return found
+
+
+def words_of(**more: Any) -> str:
+    """What is said of a site that is refused."""
+    with pytest.raises(SiteError) as refused:
+        plan_with(**more)
+    return str(refused.value)
+
+
+# --- rows 68, 45: `extra` adds ---------------------------------------------------------------------------------------
+
+WHISPER: dict[str, Any] = {
+    "model_name": "whisper-1",
+    "litellm_params": {"model": "openai/whisper", "api_base": "http://192.0.2.20/v1", "api_key": "os.environ/EAR_KEY"},
+}
+
+
+def test_a_deployment_is_added_to_the_pools() -> None:
+    found = data_of("litellm/config.yaml", gateway={"extra": {"model_list": [WHISPER]}})["model_list"]
+    assert [item["model_name"] for item in found] == ["chat", "whisper-1"]
+    assert found[1]["litellm_params"]["api_key"] == "os.environ/CORRAL_KEY_EAR_KEY"
+
+
+def test_callbacks_and_other_lists_keep_what_is_there() -> None:
+    own = data_of("litellm/config.yaml")["litellm_settings"]
+    extra = {"callbacks": ["langfuse", "prometheus"], "success_callback": ["langfuse"], "drop_params": True}
+    found = data_of("litellm/config.yaml", gateway={"extra": {"litellm_settings": extra}})["litellm_settings"]
+    assert found == own | {
+        "callbacks": [*own["callbacks"], "langfuse"], "success_callback": ["langfuse"], "drop_params": True,
+    }  # fmt: skip
+
+
+def test_a_scrape_job_is_added_to_the_kits() -> None:
+    job = {"job_name": "router", "static_configs": [{"targets": ["192.0.2.1:9100"]}]}
+    own = data_of("prometheus/prometheus.yml")["scrape_configs"]
+    assert data_of("prometheus/prometheus.yml", monitoring={"extra": {"scrape_configs": [job]}})["scrape_configs"] == [
+        *own,
+        job,
+    ]
+
+
+def test_secrets_that_extra_names_are_asked_for_and_handed_over() -> None:
+    login = {"username": "reader", "password_file": "/run/secrets/ROUTER_PASSWORD"}
+    job = {"job_name": "router", "basic_auth": login, "static_configs": [{"targets": ["192.0.2.1:9100"]}]}
+    plan = plan_with(
+        gateway={
+            "extra": {"model_list": [WHISPER], "environment_variables": {"LANGFUSE_KEY": "os.environ/TRACES_KEY"}}
+        },
+        monitoring={"extra": {"scrape_configs": [job]}},
+    )
+    given = {secret.name for secret in plan.secrets_of("rig") if secret.generate == "given"}
+    assert given == {"EAR_KEY", "TRACES_KEY", "ROUTER_PASSWORD"}
+    services = {service.name: service for service in plan.services_of("rig")}
+    assert {"EAR_KEY", "TRACES_KEY"} <= set(services["litellm"].secrets)
+    assert services["litellm"].environment["CORRAL_SERVER_KEYS"] == "EAR_KEY LLAMA_API_KEY"
+    assert "TRACES_KEY" in services["litellm"].environment["CORRAL_SECRETS"].split()
+    assert "ROUTER_PASSWORD" in services["prometheus"].secrets
+
+
+def test_a_secret_of_the_kits_own_stays_the_kits() -> None:
+    own = WHISPER | {"litellm_params": WHISPER["litellm_params"] | {"api_key": "os.environ/LLAMA_API_KEY"}}
+    plan = plan_with(gateway={"extra": {"model_list": [own]}})
+    assert [item.generate for item in plan.secrets_of("rig") if item.name == "LLAMA_API_KEY"] == ["hex"]
+
+
+@pytest.mark.parametrize(
+    ("section", "extra", "words"),
+    [
+        ("gateway", {"model_list": [WHISPER | {"model_info": {"id": "chat"}}]}, "with the model_info.id chat; give"),
+        ("gateway", {"model_list": [{"model_name": "x"}]}, "an entry here needs litellm_params.model; add it"),
+        ("gateway", {"model_list": [WHISPER | {"model_name": "default"}]}, 'the alias "default" belongs to chat'),
+        ("gateway", {"model_list": None}, "gateway.extra.model_list: the kit sets this to a list; write a list"),
+        ("gateway", {"litellm_settings": {"callbacks": "langfuse"}}, "the kit sets this to a list; write a list"),
+        ("gateway", {"litellm_settings": None}, "the kit sets this to a mapping; leave it out"),
+        ("gateway", {"general_settings": {"master_key": "os.environ/MY_KEY"}}, "LITELLM_MASTER_KEY in .env is the key"),
+        ("gateway", {"router_settings": {"routing_strategy": "simple-shuffle"}}, "set gateway.balancing"),
+        ("gateway", {"router_settings": {"model_group_alias": {"default": "other"}}}, 'the kit sets this to "chat"'),
+        ("monitoring", {"scrape_configs": [{"job_name": "litellm"}]}, "with the job_name litellm; give yours"),
+        (
+            "monitoring",
+            {"scrape_configs": [{"job_name": "x"}, {"job_name": "x", "scheme": "https"}]},
+            "with the job_name x; give yours",
+        ),
+        ("monitoring", {"global": {"scrape_interval": "5s"}}, "set monitoring.scrape_interval_s"),
+        ("monitoring", {"rule_files": "own.yml"}, "the kit sets this to a list; write a list"),
+    ],
+)
+def test_what_would_change_the_kits_own_is_refused_with_its_place(section: str, extra: Any, words: str) -> None:
+    said = words_of(**{section: {"extra": extra}})
+    assert words in said
+    assert f"{section}.extra." in said
+    assert said.startswith("inventory.yaml:")
+    assert len(said.splitlines()) == 1
+
+
+def test_a_consumer_may_be_given_a_model_that_extra_adds() -> None:
+    plan_with(gateway={"extra": {"model_list": [WHISPER]}}, consumers={"anna": {"pools": ["whisper-1"]}})
+    assert 'no pool named "whisper-2"' in words_of(
+        gateway={"extra": {"model_list": [WHISPER]}}, consumers={"anna": {"pools": ["whisper-2"]}}
+    )
