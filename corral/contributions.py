@@ -151,6 +151,11 @@ class Service:
     calls: tuple[Endpoint, ...] = ()
     # Whether it listens on some of its networks only, and so needs a name for its address on each of those.
     is_picky: bool = False
+    # What the inventory adds: networks that exist already, labels, lines of the hosts file, processors.
+    joins: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    extra_hosts: Mapping[str, str] = field(default_factory=dict)
+    cpuset: str = ""
     # Rules of the security baseline (corral/checks/policy.py) that do not hold for this service, each with the reason.
     #
     # `way-out` puts the service on a network that leads out of the host.

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable
+from dataclasses import replace
 from enum import IntEnum
 from functools import cache
 from typing import Protocol, cast
 
-from corral.contributions import Contribution, Contributions
+from corral.contributions import Contribution, Contributions, Service
 from corral.declarations import declaration, packages
+from corral.plan.networks import JOINED
 from corral.plan.site import Site
 
 
@@ -70,7 +72,25 @@ def gather(site: Site) -> Contributions:
         ]
         for item in added:
             published.add(item)
+    published.services = [_with_additions(site, service) for service in published.services]
     return published
+
+
+def _with_additions(site: Site, service: Service) -> Service:
+    """A service with what the inventory adds to it; what the kit sets itself stays."""
+    added = site.host(service.host).services.get(service.name)
+    if added is None:
+        return service
+    joined = {JOINED: f"hosts.{service.host}.services has it join {', '.join(added.networks)}"}
+    return replace(
+        service,
+        joins=added.networks,
+        labels=added.labels,
+        extra_hosts=added.extra_hosts,
+        cpuset=added.cpuset or "",
+        environment={**added.environment, **service.environment},
+        exceptions={**service.exceptions, **(joined if added.networks else {})},
+    )
 
 
 def _nothing(_site: Site) -> Iterable[Contribution]:

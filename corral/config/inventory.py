@@ -89,6 +89,12 @@ def _folder(value: str) -> str:
     return value
 
 
+def _own_label(value: str) -> str:
+    if value.startswith(("corral.", "com.docker.")):
+        raise ValueError("is a label of the kit's or of Docker's; choose another name")
+    return value
+
+
 def _url(value: str) -> str:
     port = re.search(r":(\d+)(/|$)", value.removeprefix("http").removeprefix("s").removeprefix("://"))
     if port and not 0 < int(port[1]) <= LAST_PORT:
@@ -177,6 +183,7 @@ Folder = Annotated[str, _text("folder"), AfterValidator(_folder)]
 Server = Annotated[str, BeforeValidator(_without_password), _text("url"), AfterValidator(_url)]
 Capability = Annotated[str, BeforeValidator(_number_as_text, json_schema_input_type=str | float), _text("capability")]
 Address = Annotated[str, AfterValidator(_address)]
+HostName = Annotated[str, _text("host_name")]
 PortNumber = Annotated[int, Field(ge=1, le=LAST_PORT)]
 Mib = Annotated[int, Field(ge=16, le=64 * TIB_MIB)]
 Gib = Annotated[float, Field(gt=0, le=65536)]
@@ -318,6 +325,23 @@ class Shared(Section):
     """Memory limit of its container, in MiB; what the largest of its models need together when absent."""
 
 
+class ServiceAdditions(Section):
+    """What one service of a host has besides what is rendered: it joins networks that exist, or is known to a proxy."""
+
+    networks: Annotated[tuple[Annotated[str, _text("network")], ...], ANY_LIST] = ()
+    """Docker networks that exist already and that the service joins, such as that of a reverse proxy."""
+    labels: dict[Annotated[str, _text("label"), AfterValidator(_own_label)], Line | Literal[""]] = Field(
+        default_factory=dict
+    )
+    """Labels of its container, which a reverse proxy may read; never a secret."""
+    environment: dict[Variable, Line | Literal[""]] = Field(default_factory=dict)
+    """Environment variables that the kit does not set; never a secret."""
+    extra_hosts: dict[HostName, Address | Literal["host-gateway"]] = Field(default_factory=dict)
+    """Addresses by name for the container's hosts file; `host-gateway` is this machine. HAProxy asks DNS instead."""
+    cpuset: Annotated[str, _text("cpuset")] | None = None
+    """Processors on which it may run, such as `"0-15"`, as `lscpu` counts them."""
+
+
 class Host(Section):
     """A machine on which the kit starts programs."""
 
@@ -347,6 +371,8 @@ class Host(Section):
     """How this machine reaches the host: `user@192.0.2.10` or a name from `~/.ssh/config`; absent: it is this one."""
     gpu_exporter: Literal["nvidia", "dcgm", "none"] | None = None
     """Exporter for this host's cards, when it differs from the monitoring's `gpu_exporter`."""
+    services: dict[Name, ServiceAdditions] = Field(default_factory=dict)
+    """What services of this host have besides what is rendered, by their names in `plan`."""
     folder: Folder | None = None
     """Folder on a host reached by ssh, for its rendered files; absent: `corral/<site>/<host>` in the user's home."""
 
@@ -739,6 +765,9 @@ class Entrance(Section):
 
     port: PortNumber = 443
     """Port on the gateway's host."""
+    address: Address | None = None
+    """Address of the gateway's host on which `port` is open; the host's own when absent. Write 127.0.0.1 where a proxy
+    on a network that haproxy joins (`hosts.….services`) takes the calls."""
     certificate: Annotated[str, _text("pem")] | None = None
     """File on the gateway's host with certificate, chain and key, readable for user 99; without it there is no TLS.
     A renewed file is in use within seconds, without a restart."""

@@ -87,6 +87,11 @@ def gateway_publish_address(site: Site) -> str:
     return gateway.address or ("127.0.0.1" if gateway.entrance else site.host(gateway.host).address)
 
 
+def entrance_address(site: Site, entrance: Entrance) -> str:
+    """Address on the gateway's host for clients outside the farm."""
+    return entrance.address or site.host(site.inventory.gateway.host).address
+
+
 def named_doors(
     inventory: Inventory, groups: Sequence[Mapping[str, Any]], elsewhere: Collection[str]
 ) -> Iterator[dict[str, Any]]:

@@ -12,6 +12,8 @@ from corral.contributions import Service
 
 # The exception that puts a service on a network from which calls leave the host.
 WAY_OUT = "way-out"
+# The exception of a service on a network that exists already.
+JOINED = "joined-network"
 INSIDE, OUTSIDE = "inside", "outside"
 # The network of the exporters: Prometheus alone calls them.
 FIGURES = "figures"
@@ -51,6 +53,11 @@ def aliases(service: Service) -> Mapping[str, str]:
         return {}
     own, outer = own_network(service), outer_network(service)
     return {own: alias(service.name, INSIDE)} | ({outer: alias(service.name, OUTSIDE)} if outer else {})
+
+
+def joined_key(network: str) -> str:
+    """How a project calls a network that exists already, beside its own."""
+    return f"joined-{network}"
 
 
 def alias(service: str, side: str) -> str:

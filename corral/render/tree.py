@@ -22,7 +22,7 @@ from corral.components.additions import summed
 from corral.contributions import File, Secret, Service, distinct
 from corral.declarations import packages, shipped
 from corral.errors import CorralError
-from corral.plan.networks import WAY_OUT, aliases, networks, outer_network
+from corral.plan.networks import WAY_OUT, aliases, joined_key, networks, outer_network
 from corral.plan.site import HERE, bracketed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -155,6 +155,7 @@ def _compose_host(host: _Host, content: Mapping[str, bytes]) -> Tree:
         networks=sorted({name for service in host.services for name in networks(service, host.services)}),
         outer={outer_network(service) for service in host.services},
         way_out=WAY_OUT,
+        joined={joined_key(name): name for service in host.services for name in service.joins},
         secrets=sorted({name for service in host.services for name in service.secrets}),
     )
     on_cards = [service for service in host.services if service.gpus]
@@ -220,6 +221,7 @@ def _details(host: _Host, service: Service, content: Mapping[str, bytes]) -> dic
     return {
         "command_lines": list(_command_lines(service.args)),
         "networks": _attachments(service, host.services),
+        "extra_hosts": [f"{name}={bracketed(address)}" for name, address in service.extra_hosts.items()],
         "ports": [f"{bracketed(port.publish)}:{port.number}:{port.number}" for port in service.ports if port.publish],
         "volumes": [
             *(f"{_host_folder(folder)}:{path}:ro" for folder, path in service.mounts),
@@ -236,7 +238,8 @@ def _details(host: _Host, service: Service, content: Mapping[str, bytes]) -> dic
 
 def _attachments(service: Service, on_host: list[Service]) -> str:
     """A service's networks as Compose has them, in one line."""
-    names, known = networks(service, on_host), aliases(service)
+    names = (*networks(service, on_host), *(joined_key(name) for name in service.joins))
+    known = aliases(service)
     if not known:
         return to_yaml(names)
     parts = (f"{name}: {{aliases: {to_yaml([known[name]])}}}" if name in known else f"{name}: {{}}" for name in names)
@@ -274,7 +277,7 @@ def _labels(plan: Plan, service: Service, content: Mapping[str, bytes]) -> list[
         for mount in service.configs:
             digest.update(content[f"{service.component}/{mount.file}"])
         labels["corral.config"] = digest.hexdigest()[:16]
-    return [f"{name}={value}" for name, value in labels.items()]
+    return [f"{name}={value}" for name, value in (labels | dict(service.labels)).items()]
 
 
 # --- local processes -------------------------------------------------------------------------------------------------

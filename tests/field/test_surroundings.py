@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from corral.build import Plan, build_plan
+from corral.checks.policy import check_tree
 from corral.config.load import validate
 from corral.config.source import parse
 from corral.errors import SiteError
@@ -145,3 +146,74 @@ def test_a_consumer_may_be_given_a_model_that_extra_adds() -> None:
     assert 'no pool named "whisper-2"' in words_of(
         gateway={"extra": {"model_list": [WHISPER]}}, consumers={"anna": {"pools": ["whisper-2"]}}
     )
+
+
+# --- rows 54, 40: what a service has besides -------------------------------------------------------------------------
+
+TRAEFIK = {
+    "haproxy": {
+        "networks": ["proxy"],
+        "labels": {"traefik.enable": "true", "traefik.http.routers.llm.rule": "Host(`llm.example.com`)"},
+    },
+    "chat-1": {"environment": {"GGML_NOTE": "a"}, "extra_hosts": {"nas": "192.0.2.9"}, "cpuset": "0-15"},
+}
+
+
+def services_of(path: str, **more: Any) -> dict[str, Any]:
+    """The services in a rendered Compose file of `rig`."""
+    found: dict[str, Any] = data_of(path, **more)["services"]
+    return found
+
+
+def test_a_service_joins_a_network_and_has_labels_for_the_proxy() -> None:
+    more = {"hosts": {"rig": {"services": TRAEFIK}}, "gateway": {"address": "127.0.0.1"}}
+    networks = data_of("compose.yaml", **more)["networks"]
+    assert networks["joined-proxy"] == {"name": "proxy", "external": True}
+    service = services_of("haproxy/compose.yaml", **more)["haproxy"]
+    assert service["networks"]["joined-proxy"] == {}
+    assert "traefik.enable=true" in service["labels"]
+    assert {port.rpartition(":")[0].rpartition(":")[0] for port in service["ports"]} == {"127.0.0.1"}
+    server = services_of("llama/compose.yaml", **more)["chat-1"]
+    assert (server["cpuset"], server["extra_hosts"]) == ("0-15", ["nas=192.0.2.9"])
+    assert server["environment"]["GGML_NOTE"] == "a"
+    configuration = project(**more)["haproxy/haproxy.cfg"].decode()
+    assert "bind haproxy.inside:8404,127.0.0.1:8404\n" in configuration
+    assert check_tree(plan_with(**more), render(plan_with(**more))) == {"rig": []}
+
+
+def test_the_policy_knows_a_network_that_the_inventory_does_not_name() -> None:
+    plan = plan_with(hosts={"rig": {"services": TRAEFIK}})
+    found = check_tree(plan_with(), render(plan))["rig"]
+    assert [finding.rule for finding in found] == ["joined-network"]
+
+
+@pytest.mark.parametrize(
+    ("services", "words"),
+    [
+        ({"haproxi": {"cpuset": "0"}}, 'no service of rig is called "haproxi"; did you mean "haproxy"?'),
+        ({"litellm": {"environment": {"LITELLM_MODE": "DEV"}}}, "the kit sets LITELLM_MODE itself; remove it"),
+        ({"valkey": {"networks": ["proxy"]}}, ""),
+        ({"prometheus": {"networks": ["proxy"]}}, ""),
+        ({"haproxy": {"labels": {"com.docker.compose.project": "x"}}}, "is a label of the kit's or of Docker's"),
+        ({"haproxy": {"networks": ["-x"]}}, "must be the name of a Docker network"),
+        ({"haproxy": {"extra_hosts": {"nas": "nowhere"}}}, "must be an IP address"),
+        ({"chat-1": {"cpuset": "all"}}, "must be numbers of processors"),
+    ],
+)
+def test_additions_to_services_are_checked(services: dict[str, Any], words: str) -> None:
+    more = {"hosts": {"rig": {"services": services}}}
+    assert words in words_of(**more) if words else plan_with(**more)
+
+
+def test_what_has_no_password_joins_no_network() -> None:
+    receiver = {"name": "ops", "kind": "slack", "secret": "SLACK_URL"}
+    more = {"hosts": {"rig": {"services": {"alertmanager": {"networks": ["proxy"]}}}}}
+    said = words_of(monitoring={"receivers": [receiver]}, **more)
+    assert "alertmanager has nothing in front of its port, and proxy would reach it" in said
+
+
+def test_a_local_host_has_no_networks() -> None:
+    said = words_of(
+        hosts={"rig": {"runtime": "local", "address": "127.0.0.1", "services": {"haproxy": {"networks": ["proxy"]}}}}
+    )
+    assert "processes of a local host have no networks; remove it" in said

@@ -35,7 +35,15 @@ from corral.contributions import (
     is_system_folder,
 )
 from corral.declarations import declaration
-from corral.gateway.frontends import FULL, LARGE_KIB, MOST_ADMINS, fronts, gateway_publish_address, named_doors
+from corral.gateway.frontends import (
+    FULL,
+    LARGE_KIB,
+    MOST_ADMINS,
+    entrance_address,
+    fronts,
+    gateway_publish_address,
+    named_doors,
+)
 from corral.gateway.routes import AZURE_PREFIX, MODEL_ROUTES, READ_ROUTES
 from corral.plan.networks import INSIDE, OUTSIDE, alias
 from corral.plan.site import Site
@@ -214,7 +222,7 @@ def _service(site: Site, groups: list[Group], most_connections: int, files: tupl
 
 def _entrance_port(site: Site) -> tuple[tuple[int, str, str], ...]:
     entrance = site.inventory.gateway.entrance
-    return ((entrance.port, site.host(site.inventory.gateway.host).address, GUARDED),) if entrance else ()
+    return ((entrance.port, entrance_address(site, entrance), GUARDED),) if entrance else ()
 
 
 def _mounts(site: Site) -> tuple[tuple[str, str], ...]:
@@ -298,7 +306,7 @@ def _values(site: Site, groups: list[Group], cloud: set[str]) -> dict[str, Any]:
             "address": site.address(Endpoint(gateway.litellm_port, gateway.host, litellm.COMPONENT), gateway.host),
         },
         "successor_address": f"127.0.0.1:{gateway.balancer_port}",
-        "figures": f"{bind}:{gateway.stats_port}",
+        "figures": _figures(site, bind),
         "has_docker_dns": not is_local,
         "control": LOCAL_SOCKET if is_local else f"ipv4@127.0.0.1:{control_port(site)}",
         "state_file": "" if is_local else STATE_FILE,
@@ -316,6 +324,14 @@ def _values(site: Site, groups: list[Group], cloud: set[str]) -> dict[str, Any]:
         ],
         "has_background": any(pool.background for pool in site.inventory.pools.values()),
     }
+
+
+def _figures(site: Site, bind: str) -> str:
+    """Where its metrics are; not on networks that the project did not make."""
+    gateway = site.inventory.gateway
+    added = site.host(gateway.host).services.get(COMPONENT)
+    is_joined = added is not None and added.networks
+    return _own_addresses(site, INSIDE, gateway.stats_port) if is_joined else f"{bind}:{gateway.stats_port}"
 
 
 def _own_addresses(site: Site, side: str, port: int) -> str:

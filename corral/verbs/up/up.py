@@ -20,6 +20,7 @@ from corral.components import haproxy
 from corral.config.image_lock import IMAGE_LOCK
 from corral.contributions import Service
 from corral.errors import CorralError, DriftError, UsageError
+from corral.gateway.frontends import entrance_address
 from corral.plan.site import bracketed
 from corral.render.output import compare
 from corral.render.tree import render
@@ -329,7 +330,9 @@ def next_words(plan: Plan, out: Path, hosts: Sequence[ComposeHost]) -> str:
     bases = [f"{client_address(plan)}/v1"]
     if gateway.entrance is not None:
         scheme = "https" if gateway.entrance.certificate else "http"
-        bases.append(f"{scheme}://{bracketed(plan.site.host(gateway.host).address)}:{gateway.entrance.port}/v1")
+        bases.append(
+            f"{scheme}://{bracketed(entrance_address(plan.site, gateway.entrance))}:{gateway.entrance.port}/v1"
+        )
     key = f"LITELLM_MASTER_KEY in {out / gateway.host / '.env'}"
     return f"base URL: {' and '.join(bases)} (key: {key}); next: ./generate.py status"
 
