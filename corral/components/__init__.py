@@ -79,6 +79,8 @@ def gather(site: Site) -> Contributions:
 def _with_additions(site: Site, service: Service) -> Service:
     """A service with what the inventory adds to it; what the kit sets itself stays."""
     added = site.host(service.host).services.get(service.name)
+    if site.inventory.container_prefix:
+        service = replace(service, container=service.container or site.container(service.host, service.name))
     if added is None:
         return service
     joined = {JOINED: f"hosts.{service.host}.services has it join {', '.join(added.networks)}"}

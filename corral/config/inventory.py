@@ -1025,6 +1025,9 @@ class Inventory(Section):
     """Version of this format; write `schema_version: 1`."""
     name: Name
     """Name of the site; the Compose projects are called after it."""
+    container_prefix: Annotated[str, _text("container_prefix")] | None = None
+    """Begins the names of all containers, as `kids` in `kids-rig-litellm`, where a machine has two sites. Its unit with
+    power limits then has the site's name, too."""
     hosts: dict[Name, Host] = Field(min_length=1)
     """Machines on which the kit starts programs."""
     nodes: dict[Name, Node] = Field(default_factory=dict)

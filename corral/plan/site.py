@@ -141,6 +141,10 @@ class Site:
         """Whether the host runs processes instead of containers."""
         return self.host(host).runtime == "local"
 
+    def container(self, host: str, service: str) -> str:
+        """Name of a service's container."""
+        return container_name(self.inventory, host, service)
+
     @property
     def has_store_exporters(self) -> bool:
         """Whether Prometheus reads metrics of the gateway's database and cache."""
@@ -373,7 +377,7 @@ def _in_place(inventory: Inventory, replica: Replica, placement: Placement, copy
     return replace(
         replica,
         service=placement.shared or service,
-        container=f"{replica.host}-{service}",
+        container=container_name(inventory, replica.host, service),
         port=port,
         is_port_explicit=named is not None,
         engine=engine,
@@ -402,6 +406,11 @@ def memory_on_cpu_mib(replica: Replica) -> int:
         memory = replace(memory, host_weights=memory.total, host_cache=0, host_compute=0, output=0)
     limit = host_mib(replica.weights, replica.engine, memory, replica.draft, is_on_gpu=False)
     return limit + replica.cache_ram_mib
+
+
+def container_name(inventory: Inventory, host: str, service: str) -> str:
+    """Name of a service's container; two sites on one machine differ in what it begins with."""
+    return "-".join(part for part in (inventory.container_prefix, host, service) if part)
 
 
 def bracketed(address: str) -> str:

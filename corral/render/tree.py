@@ -87,13 +87,19 @@ class _Host:
         return environment().get_template(template).render(header=header, **values).encode()
 
 
+def site_of(text: str) -> str:
+    """The site for which a file was rendered, by its header; empty when it was not."""
+    found = _SITE.search(text)
+    return found[1] if found else ""
+
+
 def refuse_other_site(plan: Plan, out: Path) -> None:
     """Raises CorralError when `out` holds another site: rendering this one there would remove it."""
     for folder in sorted(path.parent for path in out.glob("*/.env.example")):
         first_line = (folder / ".env.example").read_text(encoding="utf-8", errors="replace").partition("\n")[0]
-        found = _SITE.search(first_line)
-        if found and found.group(1) != plan.inventory.name:
-            words = f'{folder} belongs to the site "{found.group(1)}", not "{plan.inventory.name}"'
+        found = site_of(first_line)
+        if found and found != plan.inventory.name:
+            words = f'{folder} belongs to the site "{found}", not "{plan.inventory.name}"'
             raise CorralError(f"{words}; name another folder with --out, or remove that one")
 
 
@@ -172,7 +178,12 @@ def project_name(plan: Plan, host: str) -> str:
 def unit_names(plan: Plan, host: str) -> list[str]:
     """The systemd units that are rendered for a host, in the order in which they start."""
     has_nvidia = any(card.vendor == "nvidia" for card in plan.site.cards[host])
-    return [*([POWER_UNIT] if has_nvidia else []), f"corral-{plan.inventory.name}.service"]
+    power = (
+        POWER_UNIT.replace("corral-", f"corral-{plan.inventory.name}-")
+        if plan.inventory.container_prefix
+        else POWER_UNIT
+    )
+    return [*([power] if has_nvidia else []), f"corral-{plan.inventory.name}.service"]
 
 
 def figure_units(plan: Plan, host: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +12,10 @@ from corral.build import Plan, build_plan
 from corral.checks.policy import check_tree
 from corral.config.load import validate
 from corral.config.source import parse
-from corral.errors import SiteError
+from corral.errors import CorralError, SiteError
 from corral.render.tree import render
+from corral.runtime.hosts import ComposeHost, Done
+from corral.verbs.up.survey import check_names
 
 BASE: dict[str, Any] = {
     "schema_version": 1,
@@ -217,3 +220,45 @@ def test_a_local_host_has_no_networks() -> None:
         hosts={"rig": {"runtime": "local", "address": "127.0.0.1", "services": {"haproxy": {"networks": ["proxy"]}}}}
     )
     assert "processes of a local host have no networks; remove it" in said
+
+
+# --- row 66: a second farm on the machine ----------------------------------------------------------------------------
+
+
+def test_two_sites_on_one_machine_have_no_name_in_common() -> None:
+    one = {"hosts": {"rig": {"gpus": {"card": "rtx-3090", "count": 2}}}, "pools": {"chat": {"on": {"gpus": 2}}}}
+    two = one | {"name": "sandbox", "container_prefix": "kids"}
+    names = [{service.container_name for service in plan_with(**more).contributions.services} for more in (one, two)]
+    assert names[0].isdisjoint(names[1])
+    assert names[1] == {f"kids-{name}" for name in names[0]}
+    units = [{path for path in project(**more) if path.startswith("systemd/")} for more in (one, two)]
+    assert units[0].isdisjoint(units[1])
+    assert "systemd/corral-sandbox-gpu-power.service" in units[1]
+    assert plan_with(**two).contributions.backends[0].name == "kids-rig-chat-2"
+
+
+@pytest.mark.parametrize(
+    ("seen", "words"),
+    [
+        (
+            "/rig-litellm project=other-rig other-rig_gateway/",
+            "rig-litellm of the Compose project other-rig has a name",
+        ),
+        ("/rig-haproxy project= bridge/", "rig-haproxy of no Compose project has a name"),
+        ("/rig-litellm project=site-rig site-rig_gateway/", ""),
+        ("/sql project=web proxy/ proxy/postgres", "sql of the Compose project web has a name of this site's"),
+        ("/litellm project= proxy/", "litellm of no Compose project has a name of this site's"),
+        ("/sql project=web backend/ backend/postgres", ""),
+    ],
+)
+def test_names_that_are_taken_are_told_before_anything_is_changed(
+    seen: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = ComposeHost(plan_with(hosts={"rig": {"services": TRAEFIK}}), "rig", Path())
+    monkeypatch.setattr(ComposeHost, "run", lambda *_, **__: Done(0, seen, ""))
+    if not words:
+        check_names(host)
+        return
+    with pytest.raises(CorralError, match=words) as refused:
+        check_names(host)
+    assert "nothing was changed\n  set container_prefix" in str(refused.value)

@@ -137,7 +137,7 @@ def _shared_service(site: Site, members: Sequence[Replica]) -> Service:
         variant = replace(variant, memory_mib=max(limit, on_cpu))
     return replace(
         one,
-        container=f"{first.host}-{first.service}",
+        container=site.container(first.host, first.service),
         role="chat" if any(item.kind == "chat" for item in members) else first.kind,
         args=shared_arguments(site, members),
         health=replace(one.health, start_timeout_s=max(item.start_timeout_s for item in members)),

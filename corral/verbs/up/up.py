@@ -37,7 +37,16 @@ from corral.verbs.keys.gateway import client_address
 from corral.verbs.up import history
 from corral.verbs.up.order import Phase, in_order, phases
 from corral.verbs.up.rolling import drain_for_good, roll, wait_usable
-from corral.verbs.up.survey import Found, Survey, check_engine, is_reconfigured, join_networks, prune_networks, survey
+from corral.verbs.up.survey import (
+    Found,
+    Survey,
+    check_engine,
+    check_names,
+    is_reconfigured,
+    join_networks,
+    prune_networks,
+    survey,
+)
 
 LOCK = ".up.lock"
 PULL_LIMIT_S = 7200
@@ -127,6 +136,7 @@ def look(run: Run) -> None:
     """Checks the engines, copies renderings to far hosts, and sees what is there."""
     for number, host in enumerate(run.hosts):
         check_engine(host)
+        check_names(host)
         _copy(host)
         containers = host.containers()
         run.hosts[number] = as_started(host, containers)
