@@ -19,6 +19,7 @@ from corral.config.file_names import is_file_name
 from corral.config.inventory import Inventory, Kind, Model, Placement, ServerSettings, Tier, file_of
 from corral.config.source import plain_yaml
 from corral.errors import Finding, KeyPath, did_you_mean, dotted
+from corral.gateway.routes import AZURE_PREFIX, CONSUMER_ROUTES
 from corral.plan.cards import CATALOGUE, card_facts
 from corral.plan.routing import SECTIONS, pool_context, tier_settings
 from corral.plan.settings import engine_place, merged_engine
@@ -296,6 +297,19 @@ def _consumers(inventory: Inventory) -> Findings:
         yield _finding("consumer-name/case", ("consumers", name), name=name, other=consumers[other])
     has_no_database = consumers and not inventory.gateway.database
     yield from _broken(("gateway",), (has_no_database, "consumer-database/missing", "database"))
+
+
+def _path_prefix(inventory: Inventory) -> Findings:
+    gateway, path = inventory.gateway, inventory.gateway.path or ""
+    first = {route.split("/")[1] for route in (*CONSUMER_ROUTES, AZURE_PREFIX)} | {"health", "healthz"}
+    is_direct = gateway.balancing == "direct" and gateway.entrance is None
+    yield from _broken(
+        ("gateway",),
+        (path and is_direct, "path-prefix/direct", "path"),
+        (path and path.split("/")[1] in first, "path-prefix/route", "path"),
+        (gateway.proxies and is_direct, "path-prefix/direct", "proxies"),
+        prefix=path,
+    )
 
 
 def _paid_settings(inventory: Inventory) -> Findings:
@@ -595,5 +609,6 @@ def _values(value: Any, path: KeyPath, before: str = "") -> Iterator[tuple[KeyPa
 
 CHECKS: tuple[Callable[[Inventory], Findings], ...] = (
     _pools_and_places, _shared_places, _hosts_of_roles, _cards, _far_servers, _quantized_caches, _names, _receivers,
-    _consumers, _paid_settings, _nodes, _nodes_of_pools, _tiers, _fallbacks, _models, _settings_of_servers, _secrets,
+    _consumers, _path_prefix, _paid_settings, _nodes, _nodes_of_pools, _tiers, _fallbacks, _models,
+    _settings_of_servers, _secrets,
 )  # fmt: skip

@@ -89,6 +89,16 @@ def _folder(value: str) -> str:
     return value
 
 
+def _network(value: str) -> str:
+    try:
+        found = ipaddress.ip_network(value, strict=False)
+    except ValueError:
+        raise ValueError("must be an address or a network, such as 192.0.2.7 or 172.18.0.0/16") from None
+    if not found.prefixlen:
+        raise ValueError("is every address: any client could say what its own is; name the proxy's")
+    return str(found)
+
+
 def _own_label(value: str) -> str:
     if value.startswith(("corral.", "com.docker.")):
         raise ValueError("is a label of the kit's or of Docker's; choose another name")
@@ -184,6 +194,7 @@ Server = Annotated[str, BeforeValidator(_without_password), _text("url"), AfterV
 Capability = Annotated[str, BeforeValidator(_number_as_text, json_schema_input_type=str | float), _text("capability")]
 Address = Annotated[str, AfterValidator(_address)]
 HostName = Annotated[str, _text("host_name")]
+Network = Annotated[str, AfterValidator(_network)]
 PortNumber = Annotated[int, Field(ge=1, le=LAST_PORT)]
 Mib = Annotated[int, Field(ge=16, le=64 * TIB_MIB)]
 Gib = Annotated[float, Field(gt=0, le=65536)]
@@ -823,6 +834,12 @@ class Gateway(Section):
     """Port of Valkey; used inside the farm only."""
     memory_mib: int = Field(2048, ge=256, le=64 * TIB_MIB)
     """Memory limit of LiteLLM's container, in MiB."""
+    path: Annotated[str, _text("prefix")] | None = None
+    """Path below which a reverse proxy passes requests on without removing it, such as `/llm` for `/llm/v1/…`; for the
+    entrance, too. Requests without it are taken as well."""
+    proxies: Annotated[tuple[Network, ...], ANY_LIST] = ()
+    """Reverse proxies, by address or network such as `172.18.0.0/16`: HAProxy takes the client's address from their
+    header `X-Forwarded-For`, so that limits for each address count clients and not the proxy."""
     max_body_kib: int = Field(16 * 1024, ge=1, le=900 * 1024)
     """Longest request in KiB, pictures included; longer ones get 413."""
     request: RequestLimits = RequestLimits()

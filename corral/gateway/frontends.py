@@ -49,7 +49,14 @@ def fronts(gateway: Gateway, bind: str, most_clients: int, certificate: str) -> 
         "certificate": "",
         "guard": "",
     }
-    return [inside, *([_entrance(gateway.entrance, bind, most_clients, certificate)] if gateway.entrance else [])]
+    common = {"path": (gateway.path or "").replace(".", "[.]"), "proxies": " ".join(gateway.proxies)}
+    return [
+        front | common
+        for front in (
+            inside,
+            *([_entrance(gateway.entrance, bind, most_clients, certificate)] if gateway.entrance else []),
+        )
+    ]
 
 
 def _entrance(entrance: Entrance, bind: str, most_clients: int, certificate: str) -> dict[str, Any]:

@@ -40,6 +40,8 @@ KEY = "sk-a-key-of-the-farm"
 WRONG_KEY = "sk-wrong"
 # Another address of the loopback network, as a client's of somewhere else.
 STRANGER = "127.0.0.66"
+# That of a reverse proxy of the site's.
+PROXY = "127.0.0.77"
 
 
 def make_certificate(path: Path, name: str) -> None:
@@ -106,9 +108,9 @@ class Entrance:
         """What reached the gateway of requests, without those that only ask whether a key is known."""
         return [item for item in _Gateway.arrived if item[:2] != ("GET", "/v1/models")]
 
-    def from_stranger(self, key: str) -> httpx.Client:
+    def from_stranger(self, key: str, address: str = STRANGER) -> httpx.Client:
         """A client of the entrance from another address."""
-        transport = httpx.HTTPTransport(local_address=STRANGER, verify=ssl_context(self.certificate))
+        transport = httpx.HTTPTransport(local_address=address, verify=ssl_context(self.certificate))
         headers = {"Authorization": f"Bearer {key}"}
         return httpx.Client(base_url=self.client.base_url, headers=headers, transport=transport, timeout=DEADLINE_S)
 
@@ -141,6 +143,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Entrance]:
         "gateway": {
             "host": "here", "port": ports["gateway"], "admin_port": ports["admin"], "litellm_port": ports["litellm"],
             "balancer_port": ports["balancer"], "stats_port": ports["figures"], "database": False, "cache": False,
+            "path": "/llm", "proxies": [PROXY],
             "entrance": {
                 "port": ports["entrance"], "certificate": str(certificate), "origins": [ORIGIN, APP],
                 "max_body_kib": MAX_KIB, "max_messages": 5, "max_tokens": 64,
@@ -205,6 +208,35 @@ def test_requests_reach_the_gateway_with_the_limits_that_it_has_to_keep(entrance
     assert got["authorization"] == f"Bearer {KEY}"
     kept = {"x-session-id", "x-corral-guard", "x-forwarded-for", "x-litellm-session-id", "x-corral-thinking"}
     assert [name for name in forged if name.lower() in got and name.lower() not in kept] == []
+
+
+def test_a_proxys_path_is_taken_away_at_both_doors(entrance: Entrance) -> None:
+    for client in (entrance.client, entrance.inside):
+        assert client.post(f"/llm{PATH}", json=body()).status_code == 200
+        assert client.post("/llm/openai/deployments/chat/chat/completions", json=body()).status_code == 200
+        assert client.get("/llm/healthz").status_code == 200
+        assert client.post(f"/llm/llm{PATH}", json=body()).status_code == 404
+        assert client.post(f"/llmx{PATH}", json=body()).status_code == 404
+        assert client.get("/llm/metrics").status_code == 404
+    assert [path for _, path, _, _ in entrance.arrived()] == [PATH] * 4
+
+
+def test_the_address_of_a_client_comes_from_the_sites_proxy_only(entrance: Entrance) -> None:
+    sent = {"x-forwarded-for": "203.0.113.7, 192.0.2.66"}
+    for address in (PROXY, STRANGER):
+        with entrance.from_stranger(KEY, address) as client:
+            assert client.post(PATH, json=body(), headers=sent).status_code == 200
+    assert [got["x-forwarded-for"] for _, _, got, _ in entrance.arrived()] == ["192.0.2.66", STRANGER]
+
+
+def test_wrong_keys_through_a_proxy_count_for_the_client_alone(entrance: Entrance) -> None:
+    with entrance.from_stranger(WRONG_KEY, PROXY) as client:
+        said = [
+            client.post(PATH, json=body(), headers={"x-forwarded-for": "192.0.2.67"}).status_code for _ in range(23)
+        ]
+        assert said[0] == 401
+        assert said[-1] == 429
+        assert client.post(PATH, json=body(), headers={"x-forwarded-for": "192.0.2.68"}).status_code == 401
 
 
 @pytest.mark.parametrize(
