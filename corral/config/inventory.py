@@ -69,7 +69,7 @@ def _address(value: str) -> str:
     try:
         address = ipaddress.ip_address(value)
     except ValueError:
-        raise ValueError("must be an IP address, such as 192.0.2.10") from None
+        raise ValueError("must be an IP address, such as 192.0.2.10; a host's name goes into hostname") from None
     mapped = getattr(address, "ipv4_mapped", None)
     if mapped is not None:
         raise ValueError(f"is an IPv4 address in IPv6's spelling; write {mapped}")
@@ -360,6 +360,8 @@ class Host(Section):
     """`compose`: Docker Compose; `local`: processes under supervisord, without Docker."""
     address: Address = "127.0.0.1"
     """IP address under which the other hosts reach it, and the only one on which ports are published."""
+    hostname: HostName | None = None
+    """Name in DNS under which the other hosts reach it, instead of the address, such as `gpu-box.lan`."""
     ram_gib: Gib | None = None
     """Memory in GiB; the plan then checks that all container limits fit."""
     os_reserve_gib: float = Field(2.0, ge=0, le=65536)

@@ -20,6 +20,8 @@ LARGE_KIB = 1024
 MOST_ADMINS = 128
 # Prefix of proxies of the balancer that only refuse; no pool's name has a capital letter.
 FULL = "Full:"
+# Every address, of IPv6 as well.
+EVERYWHERE = "[::]"
 
 
 def fronts(gateway: Gateway, bind: str, most_clients: int, certificate: str) -> list[dict[str, Any]]:
@@ -38,7 +40,7 @@ def fronts(gateway: Gateway, bind: str, most_clients: int, certificate: str) -> 
     """
     inside = {
         "name": "gateway",
-        "entry": f"{bind}:{gateway.port}",
+        "entry": entry(bind, gateway.port),
         "most_clients": most_clients,
         "per_address": most_clients // 2,
         "connections_10s": most_clients * 10,
@@ -59,10 +61,15 @@ def fronts(gateway: Gateway, bind: str, most_clients: int, certificate: str) -> 
     ]
 
 
+def entry(bind: str, port: int) -> str:
+    """Where HAProxy listens: `bind` is an address, `*` for all of IPv4, or `[::]` for all of both."""
+    return f"*:{port},[::]:{port} v6only" if bind == EVERYWHERE else f"{bind}:{port}"
+
+
 def _entrance(entrance: Entrance, bind: str, most_clients: int, certificate: str) -> dict[str, Any]:
     return {
         "name": "entrance",
-        "entry": f"{bind}:{entrance.port}",
+        "entry": entry(bind, entrance.port),
         "most_clients": most_clients,
         "per_address": most_clients // 8,
         "connections_10s": most_clients // 4,

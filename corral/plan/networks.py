@@ -34,6 +34,15 @@ def outer_network(service: Service) -> str:
     return f"door-{_dashed(service.component)}" if any(port.publish for port in service.ports) else ""
 
 
+def routes_ipv6(service: Service) -> bool:
+    """Whether its outer network has IPv6 where the site does: for calls, and for ports that it opens there itself.
+
+    Docker's own proxy passes IPv6 on to what listens over IPv4 only, as long as the network has no IPv6.
+    """
+    is_published = any(":" in port.publish for port in service.ports)
+    return service.is_dual_stack or (WAY_OUT in service.exceptions and not is_published)
+
+
 def networks(service: Service, on_host: Iterable[Service]) -> tuple[str, ...]:
     """Names of all networks that a service is on, its own first.
 

@@ -151,12 +151,24 @@ class Site:
         monitoring = self.inventory.monitoring
         return monitoring is not None and monitoring.store_exporters
 
+    @property
+    def has_ipv6(self) -> bool:
+        """Whether a host, a node or a receiver of traces has an IPv6 address."""
+        inventory = self.inventory
+        urls = [*(node.url for node in inventory.nodes.values()), inventory.tracing.url if inventory.tracing else None]
+        return any(":" in host.address for host in inventory.hosts.values()) or any("[" in (url or "") for url in urls)
+
+    def reached_at(self, host: str) -> str:
+        """Name or address under which other hosts reach a host."""
+        facts = self.host(host)
+        return facts.hostname or bracketed(facts.address)
+
     def address(self, endpoint: Endpoint, seen_from: str) -> str:
         """`name:port` under which a program on host `seen_from` reaches an endpoint; on another host its edge."""
         if endpoint.address:
             return f"{bracketed(endpoint.address)}:{endpoint.port}"
         if endpoint.host != seen_from:
-            return f"{bracketed(self.host(endpoint.host).address)}:{self.inventory.gateway.edge_port}"
+            return f"{self.reached_at(endpoint.host)}:{self.inventory.gateway.edge_port}"
         return f"{'127.0.0.1' if self.is_local(seen_from) else endpoint.service}:{endpoint.port}"
 
     def is_outside(self, endpoint: Endpoint, seen_from: str) -> bool:

@@ -262,3 +262,42 @@ def test_names_that_are_taken_are_told_before_anything_is_changed(
     with pytest.raises(CorralError, match=words) as refused:
         check_names(host)
     assert "nothing was changed\n  set container_prefix" in str(refused.value)
+
+
+# --- rows 60, 61: names and IPv6 -------------------------------------------------------------------------------------
+
+SIX: dict[str, Any] = {
+    "hosts": {
+        "rig": {"address": "fd00:db8::10"},
+        "far": {"address": "fd00:db8::20", "hostname": "far.lan", "gpus": {"card": "rtx-3090", "count": 1}},
+    },
+    "nodes": {"mac": {"url": "http://[fd00:db8::30]:8080", "engine": "mlx", "model": "q"}},
+    "pools": {"chat": {"on": [{"host": "far", "gpus": 1}]}, "mac": {"on": {"node": "mac"}}},
+}
+
+
+def test_networks_with_a_way_out_have_ipv6_where_the_site_has() -> None:
+    networks = data_of("compose.yaml", **SIX)["networks"]
+    assert {name for name, network in networks.items() if network.get("enable_ipv6")} == {
+        "way-out-haproxy", "way-out-prometheus", "door-edge",
+    } & networks.keys()  # fmt: skip
+    assert not any("enable_ipv6" in network for network in data_of("compose.yaml")["networks"].values())
+    configuration = project(**SIX)["haproxy/haproxy.cfg"].decode()
+    assert "bind *:4000,[::]:4000 v6only\n" in configuration
+    assert "bind ipv4@haproxy.outside:4002,127.0.0.1:4002\n" in configuration
+
+
+def test_a_host_is_reached_by_its_name_and_opens_ports_on_its_address() -> None:
+    plan = plan_with(**SIX)
+    assert "server far-chat-1 far.lan:4443 " in project(**SIX)["haproxy/haproxy.cfg"].decode()
+    assert "far.lan" in next(item.names for item in plan.secrets_of("far") if item.name == "EDGE_CERTIFICATE")
+    edge = yaml.safe_load(render(plan)["far/edge/compose.yaml"])["services"]["edge"]
+    assert edge["ports"] == ["[fd00:db8::20]:4443:4443"]
+    jobs = data_of("prometheus/prometheus.yml", **SIX)["scrape_configs"]
+    assert {target for job in jobs for group in job["static_configs"] for target in group["targets"]} >= {
+        "far.lan:4443"
+    }
+
+
+def test_a_name_where_an_address_is_bound_is_refused_with_the_key_for_it() -> None:
+    assert "a host's name goes into hostname" in words_of(hosts={"rig": {"address": "gateway.lan"}})

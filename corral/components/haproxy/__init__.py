@@ -36,6 +36,7 @@ from corral.contributions import (
 )
 from corral.declarations import declaration
 from corral.gateway.frontends import (
+    EVERYWHERE,
     FULL,
     LARGE_KIB,
     MOST_ADMINS,
@@ -280,7 +281,8 @@ def _values(site: Site, groups: list[Group], cloud: set[str]) -> dict[str, Any]:
     depths, per_pool = _depths(site, groups), Counter(group.pool for group in groups)
     values = [_group_values(site, group, depths[group.name]) for group in groups]
     most_clients = _most_clients(groups, depths)
-    inward = fronts(gateway, bind, most_clients, certificate)
+    is_dual = site.has_ipv6 and not is_local
+    inward = fronts(gateway, EVERYWHERE if is_dual else bind, most_clients, certificate)
     return {
         "entry": _own_addresses(site, INSIDE, gateway.balancer_port),
         "entrance_certificate": certificate,
@@ -337,6 +339,7 @@ def _figures(site: Site, bind: str) -> str:
 def _own_addresses(site: Site, side: str, port: int) -> str:
     """Where HAProxy listens for some only: on one of its networks, or on loopback on a `local` host, and for itself."""
     names = [] if site.is_local(site.inventory.gateway.host) else [alias(COMPONENT, side)]
+    names = [f"ipv4@{name}" for name in names] if site.has_ipv6 else names
     return ",".join(f"{name}:{port}" for name in (*names, "127.0.0.1"))
 
 

@@ -30,7 +30,7 @@ from corral.contributions import (
 )
 from corral.declarations import declaration, read_yaml, shipped
 from corral.plan.networks import INSIDE, OUTSIDE, alias
-from corral.plan.site import Site, bracketed
+from corral.plan.site import Site
 
 STAGE = Stage.MONITORING
 COMPONENT = "prometheus"
@@ -143,7 +143,7 @@ def _edge_labels(site: Site, target: ScrapeTarget) -> dict[str, str]:
     endpoint = target.endpoint
     return {
         "__metrics_path__": f"/{endpoint.service}{target.path}",
-        "instance": f"{bracketed(site.host(endpoint.host).address)}:{endpoint.port}",
+        "instance": f"{site.reached_at(endpoint.host)}:{endpoint.port}",
         "job": target.job,
     }
 
