@@ -207,6 +207,8 @@ class Backend:
     # Whether the kit starts it; a node is asked for its health less often.
     is_ours: bool = True
     cost: Cost | None = None
+    # File of the gateway's host with the authority of its certificate; empty: one of the public ones.
+    ca_file: str = ""
     # Header in which it wants its key; empty: `Authorization: Bearer`.
     key_header: str = ""
     # What every request to it carries besides the client's own, in LiteLLM's `litellm_params`.
@@ -264,6 +266,8 @@ class ScrapeTarget:
     # Who has the secret as a password; empty: it is a key by itself (`Authorization: Bearer`).
     user: str = ""
     scheme: Literal["http", "https"] = "http"
+    # File of the reader's host with the authority of its certificate; empty: one of the public ones.
+    ca_file: str = ""
     relabel: tuple[Relabel, ...] = ()
 
 

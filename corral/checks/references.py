@@ -348,6 +348,12 @@ def _nodes(inventory: Inventory) -> Findings:
             engine=node.engine,
             kind=node.kind,
         )
+        if node.ca_file is not None:
+            yield from _first(
+                (*path, "ca_file"),
+                (not (node.url or "").startswith("https:"), "node-authority/plain", ""),
+                (inventory.gateway.balancing == "direct", "node-authority/direct", ""),
+            )
         if node.key_header is not None:
             yield from _first(
                 (*path, "key_header"),

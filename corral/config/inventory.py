@@ -589,6 +589,9 @@ class Node(Section):
     """The most that it may cost in a period."""
     api_key: SecretName | None = None
     """Name of the secret with the node's key; the value goes into `.env`."""
+    ca_file: Annotated[str, _text("pem")] | None = None
+    """File with the certificate authority of an https node, on the gateway's host (and the monitoring's, for metrics of
+    vLLM), readable for every user; absent: the public authorities that the image knows."""
     key_header: Header | None = None
     """Header in which the node wants its key, such as `X-Api-Key`; absent: `Authorization: Bearer …`."""
     thinking: Thinking | None = None

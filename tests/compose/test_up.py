@@ -148,7 +148,7 @@ class Answering(BaseHTTPRequestHandler):
 @pytest.fixture
 def networks() -> Iterator[None]:
     """A network as a reverse proxy has one, and one that gives this machine the address `SIX`."""
-    made = {PROXY: (), f"{PREFIX}six": ("--ipv6", "--subnet", f"{SIX}/64")}
+    made = {PROXY: (), f"{PREFIX}six": ("--ipv6", "--subnet", SIX.removesuffix("1") + "/64")}
     try:
         for name, words in made.items():
             docker("network", "create", *words, name)

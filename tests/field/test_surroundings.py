@@ -301,3 +301,34 @@ def test_a_host_is_reached_by_its_name_and_opens_ports_on_its_address() -> None:
 
 def test_a_name_where_an_address_is_bound_is_refused_with_the_key_for_it() -> None:
     assert "a host's name goes into hostname" in words_of(hosts={"rig": {"address": "gateway.lan"}})
+
+
+# --- row 57: a house authority ---------------------------------------------------------------------------------------
+
+HOUSE = "/etc/ssl/house/ca.pem"
+
+
+def test_a_nodes_authority_is_mounted_and_checked() -> None:
+    node = {"url": "https://gpu.lan:8443/v1", "engine": "vllm", "model": "q", "ca_file": HOUSE}
+    more = {"nodes": {"lab": node}, "pools": {"lab": {"on": {"node": "lab"}}}}
+    service = services_of("haproxy/compose.yaml", **more)["haproxy"]
+    assert f"{HOUSE}:/etc/corral/authorities/lab.pem:ro" in service["volumes"]
+    line = next(it for it in project(**more)["haproxy/haproxy.cfg"].decode().splitlines() if "server lab " in it)
+    assert "ssl verify required ca-file /etc/corral/authorities/lab.pem sni str(gpu.lan)" in line
+    prometheus = services_of("prometheus/compose.yaml", **more)["prometheus"]
+    assert f"{HOUSE}:/etc/corral/authorities/1.pem:ro" in prometheus["volumes"]
+    assert prometheus["environment"] == {"SSL_CERT_DIR": "/etc/corral/authorities"}
+    assert check_tree(plan_with(**more), render(plan_with(**more))) == {"rig": []}
+
+
+@pytest.mark.parametrize(
+    ("node", "gateway", "words"),
+    [
+        ({"url": "http://gpu.lan"}, {}, "only a node with an https url has a certificate"),
+        ({"url": "https://gpu.lan"}, {"balancing": "direct"}, "balancing: direct has no HAProxy"),
+        ({"url": "https://gpu.lan", "ca_file": "ca.pem"}, {}, "must be an absolute path"),
+    ],
+)
+def test_an_authority_without_effect_is_refused(node: dict[str, Any], gateway: dict[str, Any], words: str) -> None:
+    own = {"model": "q", "ca_file": HOUSE} | node
+    assert words in words_of(nodes={"lab": own}, pools={"lab": {"on": {"node": "lab"}}}, gateway=gateway)

@@ -60,6 +60,8 @@ SHARED_ASSETS = ("fair_swapping.lua", "models.lua")
 # For sites whose entrance has a certificate.
 CERTIFICATE_ASSETS = ("certificate_reload.lua",)
 CERTIFICATES = "/etc/corral/certificates"
+AUTHORITIES = "/etc/corral/authorities"
+AUTHORITY_THERE = "certificates and authorities are kept in such folders; nothing beside them is mounted"
 CERTIFICATE_THERE = "the certificate is kept in that folder; nothing beside it is mounted, and nothing can be written"
 GUARDED = "a key, one list of routes, limits for each address"
 # Memory of the tables of addresses and keys, when full.
@@ -125,7 +127,7 @@ def grouped(backends: list[Backend]) -> Iterator[Group]:
         key = (
             backend.protocol, backend.upstream_model, backend.api_path, backend.secret, backend.key_header,
             backend.health_path, host, repr(sorted(backend.parameters.items())), backend.hides_thoughts,
-            repr(backend.adapters), backend.cost, alone, backend.cache_field,
+            repr(backend.adapters), backend.cost, alone, backend.cache_field, backend.ca_file,
         )  # fmt: skip
         pools.setdefault(backend.pool, {}).setdefault(key, []).append(backend)
     for pool, kinds in pools.items():
@@ -197,7 +199,10 @@ def _service(site: Site, groups: list[Group], most_connections: int, files: tupl
     gateway = site.inventory.gateway
     endpoints = [backend.endpoint for group in groups for backend in group.backends]
     is_far = any(site.is_outside(endpoint, gateway.host) for endpoint in endpoints)
-    mounts = _mounts(site)
+    authorities = {
+        (item.ca_file, _authority(site, item)) for group in groups for item in group.backends if item.ca_file
+    }
+    mounts = (*_mounts(site), *(() if site.is_local(gateway.host) else sorted(authorities)))
     keys = (edge.AUTHORITY, edge.CLIENTS["gateway"]) if _calls_edges(site, groups) else ()
     is_mounted = any(is_system_folder(folder) for folder, _ in mounts)
     return service(
@@ -217,7 +222,7 @@ def _service(site: Site, groups: list[Group], most_connections: int, files: tupl
         mounts=mounts,
         calls=(*endpoints, Endpoint(gateway.litellm_port, gateway.host, litellm.COMPONENT)),
         exceptions=({"way-out": "it calls servers on other machines"} if is_far else {})
-        | ({"host-mount": CERTIFICATE_THERE} if is_mounted else {}),
+        | ({"host-mount": AUTHORITY_THERE if authorities else CERTIFICATE_THERE} if is_mounted else {}),
     )
 
 
@@ -235,6 +240,12 @@ def _mounts(site: Site) -> tuple[tuple[str, str], ...]:
     if entrance is None or not entrance.certificate:
         return (own,)
     return own, (str(PurePosixPath(entrance.certificate).parent), CERTIFICATES)
+
+
+def _authority(site: Site, backend: Backend) -> str:
+    """The file with the authority of a node's certificate as HAProxy sees it, or HAProxy's word for the public ones."""
+    is_own = not site.is_local(site.inventory.gateway.host)
+    return (f"{AUTHORITIES}/{backend.name}.pem" if is_own else backend.ca_file) if backend.ca_file else "@system-ca"
 
 
 def _certificate(entrance: Entrance | None, *, is_local: bool) -> str:
@@ -441,7 +452,7 @@ def _server(site: Site, number: int, backend: Backend) -> dict[str, Any]:
         "slots": backend.slots,
         "model_text": json.dumps(backend.upstream_model, ensure_ascii=False),
         "is_ours": backend.is_ours,
-        "is_tls": backend.scheme == "https",
+        "authority": _authority(site, backend) if backend.scheme == "https" else "",
         "edge_name": edge.server_name(backend.endpoint) if is_far else "",
         "host": backend.endpoint.host,
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import PurePosixPath
 from typing import Any
 
 from corral.components import Stage, edge
@@ -27,6 +28,7 @@ from corral.contributions import (
     ScrapeTarget,
     Secret,
     Service,
+    is_system_folder,
 )
 from corral.declarations import declaration, read_yaml, shipped
 from corral.plan.networks import INSIDE, OUTSIDE, alias
@@ -41,6 +43,8 @@ OWN_RULES = (f"{RULES}farm.yml", f"{RULES}monitoring.yml")
 RUNBOOKS = "docs/runbooks"
 FAR = "it reads figures on other machines"
 EXTRA = "`monitoring.extra` may name something on another machine"
+AUTHORITIES = "/etc/corral/authorities"
+AUTHORITY_THERE = "the authority of a node's certificate is kept there; nothing beside it is mounted"
 MIB_OF_GIB = 1024
 # Ending of the name of a job whose targets are on other hosts of the site; their label `job` has no such ending.
 FAR_JOB = "-elsewhere"
@@ -255,6 +259,10 @@ def _service(
     site: Site, host: str, port: int, targets: list[ScrapeTarget], rules: list[str], sinks: list[Endpoint]
 ) -> Service:
     monitoring = _monitoring(site)
+    files = sorted({target.ca_file for target in targets if target.ca_file})
+    mounts = () if site.is_local(host) else tuple((file, f"{AUTHORITIES}/{n}.pem") for n, file in enumerate(files, 1))
+    folders = {str(PurePosixPath(path).parent) for path in (files if site.is_local(host) else [to for _, to in mounts])}
+    reasons = {"host-mount": AUTHORITY_THERE} if any(is_system_folder(file) for file, _ in mounts) else {}
     is_far = any(site.is_outside(target.endpoint, host) for target in targets)
     return service(
         site,
@@ -267,5 +275,7 @@ def _service(
         keys=_secrets(site, host, targets),
         rules=tuple((name, f"{FOLDER}/{name}") for name in rules),
         calls=(*(target.endpoint for target in targets), *sinks),
-        exceptions={"way-out": FAR if is_far else EXTRA} if is_far or monitoring.extra else {},
+        mounts=mounts,
+        authorities=":".join(sorted(folders)) or None,
+        exceptions=reasons | ({"way-out": FAR if is_far else EXTRA} if is_far or monitoring.extra else {}),
     )
