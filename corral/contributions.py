@@ -35,6 +35,11 @@ def is_system_folder(path: str) -> bool:
     return not plain.startswith(REMOVABLE) and any(f"{plain}/".startswith(f"{folder}/") for folder in SYSTEM_FOLDERS)
 
 
+def is_systems(folder: str) -> bool:
+    """Whether a folder of the host is the system's own, or a root that holds such folders."""
+    return plain_path(folder) in SYSTEM_ROOTS or is_system_folder(folder)
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """Where a program listens: on a host of the site, or at a node's own address."""

@@ -489,6 +489,22 @@ def _service_additions(site: Site, found: Contributions) -> Iterator[Finding]:
                 yield Finding(f"processes of a local host have no {key}", (*path, key), "remove it")
 
 
+@check("plan", "host-setting")
+def _host_setting(site: Site, _found: Contributions) -> Iterator[Finding]:
+    """`selinux` and `cdi` are for Compose hosts; CDI is for NVIDIA cards, known by UUID or index."""
+    for name, host in site.inventory.hosts.items():
+        for key in ("selinux", "cdi") if site.is_local(name) else ():
+            if getattr(host, key):
+                yield Finding("a local host has no containers", ("hosts", name, key), "remove it")
+        ours = [card for card in site.cards[name] if card.vendor == "nvidia"]
+        if host.cdi and not ours:
+            yield Finding(f"{name} has no NVIDIA card", ("hosts", name, "cdi"), "remove it")
+        for card in ours:
+            if host.cdi and card.pinned_by == "PCI slot":
+                hint = "give its uuid, as `nvidia-smi -L` prints it"
+                yield Finding("CDI knows no PCI slots", ("hosts", name, "gpus", card.number - 1, "pci"), hint)
+
+
 @check("plan", "joined-protected")
 def _joined_protected(_site: Site, found: Contributions) -> Iterator[Finding]:
     """A service that joins an existing network listens there with a key or password only."""

@@ -15,7 +15,7 @@ from enum import IntEnum
 from functools import cache
 from typing import Protocol, cast
 
-from corral.contributions import Contribution, Contributions, Service
+from corral.contributions import Contribution, Contributions, Service, is_systems
 from corral.declarations import declaration, packages
 from corral.plan.networks import JOINED
 from corral.plan.site import Site
@@ -78,7 +78,12 @@ def gather(site: Site) -> Contributions:
 
 def _with_additions(site: Site, service: Service) -> Service:
     """A service with what the inventory adds to it; what the kit sets itself stays."""
-    added = site.host(service.host).services.get(service.name)
+    facts = site.host(service.host)
+    unlabelled = [folder for folder, _ in service.mounts if is_systems(folder)] if facts.selinux else []
+    if unlabelled:
+        reason = f"SELinux would keep it from {', '.join(unlabelled)}, whose labels are the system's"
+        service = replace(service, exceptions={**service.exceptions, "confined": reason})
+    added = facts.services.get(service.name)
     if site.inventory.container_prefix:
         service = replace(service, container=service.container or site.container(service.host, service.name))
     if added is None:

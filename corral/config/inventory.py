@@ -384,6 +384,10 @@ class Host(Section):
     """How this machine reaches the host: `user@192.0.2.10` or a name from `~/.ssh/config`; absent: it is this one."""
     gpu_exporter: Literal["nvidia", "dcgm", "none"] | None = None
     """Exporter for this host's cards, when it differs from the monitoring's `gpu_exporter`."""
+    selinux: bool = False
+    """Whether Docker confines containers by SELinux there (Fedora, RHEL): files and folders are mounted with `z`."""
+    cdi: bool = False
+    """NVIDIA cards are handed in by CDI, as `nvidia.com/gpu=UUID`: for rootless Docker, and for Podman."""
     services: dict[Name, ServiceAdditions] = Field(default_factory=dict)
     """What services of this host have besides what is rendered, by their names in `plan`."""
     folder: Folder | None = None

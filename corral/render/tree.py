@@ -19,7 +19,7 @@ from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PrefixLoader, St
 from corral.build import Plan
 from corral.components import edge
 from corral.components.additions import summed
-from corral.contributions import File, Secret, Service, distinct
+from corral.contributions import File, Secret, Service, distinct, is_systems
 from corral.declarations import packages, shipped
 from corral.errors import CorralError
 from corral.plan.networks import WAY_OUT, aliases, joined_key, networks, outer_network, routes_ipv6
@@ -29,6 +29,8 @@ ROOT = Path(__file__).resolve().parents[2]
 TEMPLATES = ROOT / "templates"
 Tree = dict[str, bytes]
 OfHost = TypeVar("OfHost", Service, File, Secret)
+# Begins the names of NVIDIA cards in CDI.
+CDI = "nvidia.com/gpu="
 POWER_UNIT = "corral-gpu-power.service"
 # How a comment starts in the files that components ship as they are; those of other kinds get no header.
 COMMENT_OF = {".sh": "#", ".py": "#", ".yml": "#", ".yaml": "#", ".cfg": "#", ".conf": "#", ".lua": "--"}
@@ -154,6 +156,7 @@ def _compose_host(host: _Host, content: Mapping[str, bytes]) -> Tree:
     for service in host.services:
         by_component[service.component].append(service)
     tree = {f"{name}/compose.yaml": _component(host, members, content) for name, members in by_component.items()}
+    facts = host.plan.site.host(host.name)
     tree["compose.yaml"] = host.render(
         "_runtime/compose.yaml.j2",
         project=project_name(host.plan, host.name),
@@ -163,11 +166,11 @@ def _compose_host(host: _Host, content: Mapping[str, bytes]) -> Tree:
         way_out=WAY_OUT,
         ipv6={outer_network(item) for item in host.services if host.plan.site.has_ipv6 and routes_ipv6(item)},
         joined={joined_key(name): name for service in host.services for name in service.joins},
-        secrets=sorted({name for service in host.services for name in service.secrets}),
+        secrets=[] if facts.selinux else sorted({name for service in host.services for name in service.secrets}),
     )
     on_cards = [service for service in host.services if service.gpus]
     if on_cards:
-        tree["compose.cpu.yaml"] = host.render("_runtime/compose.cpu.yaml.j2", services=on_cards)
+        tree["compose.cpu.yaml"] = host.render("_runtime/compose.cpu.yaml.j2", services=on_cards, mode=_mode(host))
     return tree | _units(host)
 
 
@@ -230,21 +233,27 @@ def _component(host: _Host, services: list[Service], content: Mapping[str, bytes
 
 def _details(host: _Host, service: Service, content: Mapping[str, bytes]) -> dict[str, Any]:
     """What the template of a service is told besides the service."""
+    facts = host.plan.site.host(host.name)
+    is_labelled = facts.selinux
     return {
         "command_lines": list(_command_lines(service.args)),
         "networks": _attachments(service, host.services),
         "extra_hosts": [f"{name}={bracketed(address)}" for name, address in service.extra_hosts.items()],
         "ports": [f"{bracketed(port.publish)}:{port.number}:{port.number}" for port in service.ports if port.publish],
         "volumes": [
-            *(f"{_host_folder(folder)}:{path}:ro" for folder, path in service.mounts),
-            *(f"./{mount.file}:{mount.target}:ro" for mount in service.configs if mount.target),
+            *(f"{_host_folder(folder)}:{path}:{_mode(host, folder)}" for folder, path in service.mounts),
+            *(f"./{mount.file}:{mount.target}:{_mode(host)}" for mount in service.configs if mount.target),
+            *(f"../secrets/{name}:/run/secrets/{name}:{_mode(host)}" for name in service.secrets if is_labelled),
             *(f"{name}:{path}" for name, path in service.volumes),
         ],
         "labels": _labels(host.plan, service, content),
         "has_certificates": not edge.CERTIFICATES.isdisjoint(service.secrets),
         "devices": [f"{device}:{device}" for device in service.devices],
         "groups": [str(group) for group in service.groups],
-        "gpu_devices": [claim.device for claim in service.gpus if claim.vendor == "nvidia"],
+        "gpu_devices": [f"{CDI if facts.cdi else ''}{item.device}" for item in service.gpus if item.vendor == "nvidia"],
+        "gpu_driver": "cdi" if facts.cdi else "nvidia",
+        # Compose cannot label the file of a secret; as a mount it can.
+        "secrets": () if is_labelled else service.secrets,
     }
 
 
@@ -279,6 +288,11 @@ def _takes_value(group: list[str]) -> bool:
 def _host_folder(folder: str) -> str:
     """A folder as a component's compose.yaml names it, one level below the host's folder."""
     return folder if folder.startswith("/") else f"../{folder.removeprefix('./')}"
+
+
+def _mode(host: _Host, folder: str = "") -> str:
+    """How a file or folder of the host is mounted: read-only, and where SELinux is on with a label for containers."""
+    return "ro,z" if host.plan.site.host(host.name).selinux and not is_systems(folder) else "ro"
 
 
 def _labels(plan: Plan, service: Service, content: Mapping[str, bytes]) -> list[str]:

@@ -332,3 +332,48 @@ def test_a_nodes_authority_is_mounted_and_checked() -> None:
 def test_an_authority_without_effect_is_refused(node: dict[str, Any], gateway: dict[str, Any], words: str) -> None:
     own = {"model": "q", "ca_file": HOUSE} | node
     assert words in words_of(nodes={"lab": own}, pools={"lab": {"on": {"node": "lab"}}}, gateway=gateway)
+
+
+# --- rows 58, 59: SELinux and CDI ------------------------------------------------------------------------------------
+
+CARD = {"card": "rtx-3090", "uuid": "GPU-12345678"}
+FEDORA = {"hosts": {"rig": {"selinux": True, "cdi": True, "gpus": [CARD]}}, "pools": {"chat": {"on": {"gpus": 1}}}}
+
+
+def test_selinux_labels_what_is_mounted_and_leaves_the_systems_files_alone() -> None:
+    tree = {path: yaml.safe_load(data) for path, data in project(**FEDORA).items() if path.endswith("compose.yaml")}
+    mounts = [
+        (name, volume)
+        for data in tree.values()
+        for name, service in data.get("services", {}).items()
+        for volume in service.get("volumes", ())
+        if volume.startswith((".", "/"))
+    ]
+    assert "./models" not in {volume for _, volume in mounts}
+    assert ("chat-1", "../models:/models:ro,z") in mounts
+    assert ("chat-1", "../secrets/LLAMA_API_KEY:/run/secrets/LLAMA_API_KEY:ro,z") in mounts
+    assert {name for name, volume in mounts if not volume.endswith(":ro,z")} == {"node-exporter"}
+    services = {name: service for data in tree.values() for name, service in data.get("services", {}).items()}
+    assert not any("secrets" in item for item in (*services.values(), tree["compose.yaml"]))
+    disabled = {name for name, service in services.items() if "label:disable" in service["security_opt"]}
+    assert disabled == {"node-exporter"}
+    assert check_tree(plan_with(**FEDORA), render(plan_with(**FEDORA))) == {"rig": []}
+
+
+def test_cdi_names_the_cards() -> None:
+    for path in ("llama/compose.yaml", "gpu_exporter/compose.yaml"):
+        (service,) = services_of(path, **FEDORA).values()
+        [device] = service["deploy"]["resources"]["reservations"]["devices"]
+        assert device == {"driver": "cdi", "device_ids": ["nvidia.com/gpu=GPU-12345678"], "capabilities": ["gpu"]}
+
+
+@pytest.mark.parametrize(
+    ("host", "words"),
+    [
+        ({"runtime": "local", "address": "127.0.0.1", "selinux": True}, "a local host has no containers"),
+        ({"cdi": True}, "rig has no NVIDIA card"),
+        ({"cdi": True, "gpus": [{"card": "rtx-3090", "pci": "01:00.0"}]}, "CDI knows no PCI slots; give its uuid"),
+    ],
+)
+def test_settings_of_hosts_without_effect_are_refused(host: dict[str, Any], words: str) -> None:
+    assert words in words_of(hosts={"rig": host})

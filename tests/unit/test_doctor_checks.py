@@ -250,6 +250,7 @@ FAULTS: list[tuple[str, Callable[[Case], Case], str]] = [
     ("compose-version", with_info(ClientInfo={"Plugins": [{"Name": "compose", "Err": "permission denied"}]}),
      "no Compose plugin: permission denied"),
     ("limits-supported", with_info(MemoryLimit=False), "does not limit the memory"),
+    ("selinux", with_info(SecurityOptions=["name=seccomp", "name=selinux"]), "keeps containers from files"),
     ("limits-supported", with_info(SwapLimit=False), "does not limit the swap"),
     (
         "address",

@@ -103,6 +103,17 @@ def limits_supported(case: Case) -> Iterator[Finding]:
         yield warning("this kernel does not limit the number of processes of containers")
 
 
+@machine("selinux", "engine", remedy="write selinux: true for the host")
+def selinux(case: Case) -> Iterator[Finding]:
+    """The inventory says whether Docker confines containers by SELinux."""
+    is_on = any("name=selinux" in item for item in case.info.get("SecurityOptions") or ())
+    if is_on and not case.declared.selinux:
+        words = "SELinux keeps containers from files that are not labelled for them"
+        yield error(words, f"write hosts.{case.name}.selinux: true")
+    elif case.declared.selinux and not is_on:
+        yield warning("Docker does not use SELinux here", "remove selinux, or set selinux-enabled in daemon.json")
+
+
 @machine("address", "engine", remedy="correct hosts.….address")
 def address(case: Case) -> Iterator[Finding]:
     """The host's address in the inventory is one of the machine's own."""
