@@ -20,6 +20,9 @@ from corral.declarations import declaration, packages
 from corral.plan.networks import JOINED
 from corral.plan.site import Site
 
+# Threads and processes of a program besides those for each processor.
+SPARE_PIDS = 128
+
 
 class Stage(IntEnum):
     """Order in which components are asked; components of one stage do not see each other."""
@@ -79,6 +82,8 @@ def gather(site: Site) -> Contributions:
 def _with_additions(site: Site, service: Service) -> Service:
     """A service with what the inventory adds to it; what the kit sets itself stays."""
     facts = site.host(service.host)
+    # Many programs start a thread for each processor, of which a core has two.
+    service = replace(service, pids=max(service.pids, 2 * (facts.cpu.cores or 0) + SPARE_PIDS))
     unlabelled = [folder for folder, _ in service.mounts if is_systems(folder)] if facts.selinux else []
     if unlabelled:
         reason = f"SELinux would keep it from {', '.join(unlabelled)}, whose labels are the system's"

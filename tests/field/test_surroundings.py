@@ -377,3 +377,55 @@ def test_cdi_names_the_cards() -> None:
 )
 def test_settings_of_hosts_without_effect_are_refused(host: dict[str, Any], words: str) -> None:
     assert words in words_of(hosts={"rig": host})
+
+
+# --- rows 18, 19, 36, 40: threads and flags --------------------------------------------------------------------------
+
+
+def server_with(**engine: Any) -> dict[str, Any]:
+    """The Compose service of a server with these settings, on a host with so many cores."""
+    cores = engine.pop("cores", None)
+    more = {"hosts": {"rig": {"cpu": {"cores": cores}}}, "pools": {"chat": {"engine": engine}}}
+    found: dict[str, Any] = services_of("llama/compose.yaml", **more)["chat-1"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("engine", "http", "pids"),
+    [
+        ({}, 9, 256),
+        ({"threads": 16, "slots": 4}, 12, 256),
+        ({"threads": 128}, 9, 329),
+        ({"cores": 128, "threads": 8}, 9, 384),
+        ({"cores": 256}, 9, 640),
+        ({"threads": 128, "extra_args": ["--threads-http", "255"]}, 255, 575),
+        ({"threads": 16, "extra_args": ["--threads-batch", "128"]}, 9, 329),
+    ],
+)
+def test_the_limit_of_processes_follows_threads_and_cores(engine: dict[str, Any], http: int, pids: int) -> None:
+    service = server_with(**engine)
+    words = service["command"]
+    assert words.count("--threads-http") == 1
+    assert words[words.index("--threads-http") + 1] == str(http)
+    assert service["pids_limit"] == pids
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["--api-prefix", "/llm"],
+            "--api-prefix cuts the server off from the rest of the farm; leave it out; gateway.path",
+        ),
+        (
+            ["--rpc", "192.0.2.11:50052"],
+            "--rpc cuts the server off from the rest of the farm; leave it out: the server's",
+        ),
+        (["--ssl-key-file", "/x"], "--ssl-key-file cuts the server off"),
+        (["-fmoe"], 'llama-server has no flag "-fmoe"; leave it out; a flag of a fork, such as ik_llama.cpp'),
+        (["-rtr"], 'llama-server has no flag "-rtr"; leave it out; a flag of a fork'),
+        (["--thredas-batch", "4"], 'did you mean "--threads-batch"'),
+    ],
+)
+def test_flags_that_break_the_farm_or_are_a_forks(words: list[str], said: str) -> None:
+    assert said in words_of(pools={"chat": {"engine": {"extra_args": words}}})
