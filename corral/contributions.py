@@ -152,6 +152,8 @@ class Service:
     after: tuple[tuple[str, Literal["service_healthy", "service_started"]], ...] = ()
     # Inner network on which others on its host call it; empty: the component's own (corral/plan/networks.py).
     network: str = ""
+    # Whether it is on the host's network instead of networks of the project.
+    is_on_host: bool = False
     # Whether it listens over IPv6, too, where the site has such addresses.
     is_dual_stack: bool = False
     # Everything that it calls: on its own host it joins the network of each.

@@ -22,6 +22,8 @@ from corral.plan.site import Site
 
 # Threads and processes of a program besides those for each processor.
 SPARE_PIDS = 128
+JOINS = "the inventory has it join a network that exists already"
+UNLABELLED = "SELinux would keep it from a folder of the system, whose labels stay as they are"
 
 
 class Stage(IntEnum):
@@ -86,14 +88,13 @@ def _with_additions(site: Site, service: Service) -> Service:
     service = replace(service, pids=max(service.pids, 2 * (facts.cpu.cores or 0) + SPARE_PIDS))
     unlabelled = [folder for folder, _ in service.mounts if is_systems(folder)] if facts.selinux else []
     if unlabelled:
-        reason = f"SELinux would keep it from {', '.join(unlabelled)}, whose labels are the system's"
-        service = replace(service, exceptions={**service.exceptions, "confined": reason})
+        service = replace(service, exceptions={**service.exceptions, "confined": UNLABELLED})
     added = facts.services.get(service.name)
     if site.inventory.container_prefix:
         service = replace(service, container=service.container or site.container(service.host, service.name))
     if added is None:
         return service
-    joined = {JOINED: f"hosts.{service.host}.services has it join {', '.join(added.networks)}"}
+    joined = {JOINED: JOINS}
     return replace(
         service,
         joins=added.networks,

@@ -336,6 +336,18 @@ class Shared(Section):
     """Memory limit of its container, in MiB; what the largest of its models need together when absent."""
 
 
+class Sleep(Section):
+    """A machine that may be asleep: requests that wait for it wake it (Wake-on-LAN), and no alert says that it is off.
+
+    The gateway's host sends the packets, in the network of its own address.
+    """
+
+    mac: Annotated[str, _text("mac")]
+    """Address of its network card."""
+    wake_s: int = Field(120, ge=1, le=3600)
+    """Longest time in seconds from the first packet until it answers requests; the pool's queue has to wait so long."""
+
+
 class ServiceAdditions(Section):
     """What one service of a host has besides what is rendered: it joins networks that exist, or is known to a proxy."""
 
@@ -384,6 +396,8 @@ class Host(Section):
     """How this machine reaches the host: `user@192.0.2.10` or a name from `~/.ssh/config`; absent: it is this one."""
     gpu_exporter: Literal["nvidia", "dcgm", "none"] | None = None
     """Exporter for this host's cards, when it differs from the monitoring's `gpu_exporter`."""
+    sleep: Sleep | None = None
+    """For a machine that may be asleep: how to wake it."""
     selinux: bool = False
     """Whether Docker confines containers by SELinux there (Fedora, RHEL): files and folders are mounted with `z`."""
     cdi: bool = False
@@ -593,6 +607,8 @@ class Node(Section):
     """The most that it may cost in a period."""
     api_key: SecretName | None = None
     """Name of the secret with the node's key; the value goes into `.env`."""
+    sleep: Sleep | None = None
+    """For a machine that may be asleep: how to wake it."""
     ca_file: Annotated[str, _text("pem")] | None = None
     """File with the certificate authority of an https node, on the gateway's host (and the monitoring's, for metrics of
     vLLM), readable for every user; absent: the public authorities that the image knows."""

@@ -50,6 +50,8 @@ def networks(service: Service, on_host: Iterable[Service]) -> tuple[str, ...]:
         service: the service.
         on_host: all services of its host.
     """
+    if service.is_on_host:
+        return ()
     called = {(endpoint.host, endpoint.service) for endpoint in service.calls}
     joined = sorted({own_network(other) for other in on_host if (other.host, other.name) in called})
     found = [own_network(service), *joined, outer_network(service)]

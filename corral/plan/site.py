@@ -9,9 +9,20 @@ from functools import cache
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from corral.config.inventory import Host, Inventory, Model, Node, Placement, ServerSettings, Shared, file_of, folder_of
+from corral.config.inventory import (
+    Host,
+    Inventory,
+    Model,
+    Node,
+    Placement,
+    ServerSettings,
+    Shared,
+    Sleep,
+    file_of,
+    folder_of,
+)
 from corral.config.model_lock import ModelLock
-from corral.contributions import Endpoint
+from corral.contributions import Backend, Endpoint
 from corral.plan.cards import VRAM_RESERVE_MIB, CardFacts, card_facts, vram_mib
 from corral.plan.memory import Memory
 from corral.plan.placement import Room, placed
@@ -157,6 +168,16 @@ class Site:
         inventory = self.inventory
         urls = [*(node.url for node in inventory.nodes.values()), inventory.tracing.url if inventory.tracing else None]
         return any(":" in host.address for host in inventory.hosts.values()) or any("[" in (url or "") for url in urls)
+
+    @property
+    def sleepers(self) -> dict[str, Sleep]:
+        """Hosts and nodes that may be asleep, by name."""
+        machines: dict[str, Host | Node] = {**self.inventory.hosts, **self.inventory.nodes}
+        return {name: machine.sleep for name, machine in machines.items() if machine.sleep}
+
+    def machine_of(self, backend: Backend) -> str:
+        """Name of the host or node on which a backend is."""
+        return backend.endpoint.host or backend.name
 
     def reached_at(self, host: str) -> str:
         """Name or address under which other hosts reach a host."""

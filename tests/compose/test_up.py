@@ -10,6 +10,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -31,15 +32,17 @@ UP_LIMIT_S = 300
 PROXY = f"{PREFIX}proxy"
 # This machine, on a network of its own.
 SIX = "fd00:c0a2::1"
+MAC = "02:00:00:00:00:02"
+WAKE_LIMIT_S = 30
 SECOND = """\
 schema_version: 1
 name: {site}
 hosts:
   {host}: {{address: 127.0.0.1, services: {{haproxy: {{networks: [{network}]}}}}}}
 nodes:
-  six: {{url: "http://[{six}]:{node}", model: m, health: /health}}
+  six: {{url: "http://[{six}]:{node}", model: m, health: /health, sleep: {{mac: "{mac}", wake_s: 60}}}}
 pools: {{six: {{on: {{node: six}}}}}}
-gateway: {{host: {host}, port: 21400, admin_port: 21402, database: false, cache: false, path: /llm}}
+gateway: {{host: {host}, port: 21400, admin_port: 21402, stats_port: 21404, database: false, cache: false, path: /llm}}
 """
 # Far more than a second `up` takes, far less than a start.
 QUICK_S = 20
@@ -145,6 +148,14 @@ class Answering(BaseHTTPRequestHandler):
         self.wfile.write(text)
 
 
+def packet_of_wake_on_lan() -> bytes:
+    """The first that this machine sends or gets."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
+        listener.settimeout(WAKE_LIMIT_S)
+        listener.bind(("", 9))
+        return listener.recv(200)
+
+
 @pytest.fixture
 def networks() -> Iterator[None]:
     """A network as a reverse proxy has one, and one that gives this machine the address `SIX`."""
@@ -158,29 +169,33 @@ def networks() -> Iterator[None]:
             docker("network", "rm", name, check=False)
 
 
-def test_a_second_farm_lives_beside_the_first_behind_a_proxy_and_calls_ipv6(
+def test_a_second_farm_lives_beside_the_first_behind_a_proxy_and_wakes_an_ipv6_node(
     running: Site, networks: None, tmp_path: Path
 ) -> None:
-    before, second = running.ids(), Site(tmp_path)
-    with serving_http(Answering, address="::") as port:
-        second.inventory.write_text(SECOND.format(site=f"{SITE}-two", host=HOST, network=PROXY, six=SIX, node=port))
-        with Project(second.plan, HOST, second.out, f"{SITE}-two-{HOST}"):
-            second.corral("render", "--quiet")
-            second.corral("secrets", "init")
-            said = second.corral("up", code=1)
-            assert f"ua-haproxy, ua-litellm of the Compose project {SITE}-{HOST} has a name of this site's" in said
-            assert "set container_prefix" in said
-            second.edit("schema_version: 1", "schema_version: 1\ncontainer_prefix: two")
-            second.corral("up", "--render")
-            key = read_env(second.out / HOST / ".env")["LITELLM_MASTER_KEY"]
-            assert Client("http://127.0.0.1:21400/llm", key).chat_text("six") == KNOWN_ANSWER
-            script = "exec 3<>/dev/tcp/two-ua-haproxy/$1; printf 'GET /llm/healthz HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3"
-            image = next(item.image for item in second.plan.contributions.services if item.name == "haproxy")
-            asked = ("run", "--rm", "--network", PROXY, "--entrypoint", "bash", image, "-c", script, "-")
-            assert docker(*asked, "21400").endswith("ok")
-            for inner in (21402, 8081, 8404):
-                with pytest.raises(CommandFailed, match="refused"):
-                    docker(*asked, str(inner))
+    before, second, port = running.ids(), Site(tmp_path), free_port()
+    text = SECOND.format(site=f"{SITE}-two", host=HOST, network=PROXY, six=SIX, node=port, mac=MAC)
+    second.inventory.write_text(text)
+    with ThreadPoolExecutor() as clients, Project(second.plan, HOST, second.out, f"{SITE}-two-{HOST}"):
+        second.corral("render", "--quiet")
+        second.corral("secrets", "init")
+        said = second.corral("up", code=1)
+        assert f"ua-haproxy, ua-litellm of the Compose project {SITE}-{HOST} has a name of this site's" in said
+        assert "set container_prefix" in said
+        second.edit("schema_version: 1", "schema_version: 1\ncontainer_prefix: two")
+        second.corral("up", "--render")
+        key = read_env(second.out / HOST / ".env")["LITELLM_MASTER_KEY"]
+        client = Client("http://127.0.0.1:21400/llm", key)
+        asked_in_its_sleep = clients.submit(client.chat_text, "six")
+        assert packet_of_wake_on_lan() == b"\xff" * 6 + bytes.fromhex(MAC.replace(":", "")) * 16
+        with serving_http(Answering, port, address="::"):
+            assert asked_in_its_sleep.result() == KNOWN_ANSWER
+        script = "exec 3<>/dev/tcp/two-ua-haproxy/$1; printf 'GET /llm/healthz HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3"
+        image = next(item.image for item in second.plan.contributions.services if item.name == "haproxy")
+        asked = ("run", "--rm", "--network", PROXY, "--entrypoint", "bash", image, "-c", script, "-")
+        assert docker(*asked, "21400").endswith("ok")
+        for inner in (21402, 8081, 21404):
+            with pytest.raises(CommandFailed, match="refused"):
+                docker(*asked, str(inner))
     assert running.ids() == before
     assert running.client.chat_text() == KNOWN_ANSWER
 

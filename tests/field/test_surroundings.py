@@ -180,7 +180,7 @@ def test_a_service_joins_a_network_and_has_labels_for_the_proxy() -> None:
     assert (server["cpuset"], server["extra_hosts"]) == ("0-15", ["nas=192.0.2.9"])
     assert server["environment"]["GGML_NOTE"] == "a"
     configuration = project(**more)["haproxy/haproxy.cfg"].decode()
-    assert "bind haproxy.inside:8404,127.0.0.1:8404\n" in configuration
+    assert "bind haproxy.outside:8404,haproxy.inside:8404,127.0.0.1:8404\n" in configuration
     assert check_tree(plan_with(**more), render(plan_with(**more))) == {"rig": []}
 
 
@@ -429,3 +429,40 @@ def test_the_limit_of_processes_follows_threads_and_cores(engine: dict[str, Any]
 )
 def test_flags_that_break_the_farm_or_are_a_forks(words: list[str], said: str) -> None:
     assert said in words_of(pools={"chat": {"engine": {"extra_args": words}}})
+
+
+# --- row 65: machines that sleep -------------------------------------------------------------------------------------
+
+SLEEP = {"mac": "02:00:00:00:00:02", "wake_s": 60}
+PC = {"url": "http://192.0.2.30:11434", "engine": "ollama", "model": "qwen3:8b", "sleep": SLEEP}
+
+
+def test_a_sleeping_machine_is_woken_by_the_gateways_host_and_is_no_alarm() -> None:
+    more = {"nodes": {"pc": PC}, "pools": {"pc": {"on": {"node": "pc"}}}}
+    waker = services_of("waker/compose.yaml", **more)["waker"]
+    assert waker["command"][1:] == ["http://127.0.0.1:8404/wanted", "192.0.2.10", "pc=02:00:00:00:00:02"]
+    assert waker["network_mode"] == "host"
+    assert "127.0.0.1:8404:8404" in services_of("haproxy/compose.yaml", **more)["haproxy"]["ports"]
+    assert '["pc"] = { "pc", },' in project(**more)["haproxy/farm.lua"].decode()
+    rules = data_of("prometheus/rules/inventory.yml", **more)["groups"][0]["rules"]
+    asleep = [rule["labels"] for rule in rules if rule["record"].endswith("may_sleep")]
+    assert asleep == [{"host": "pc", "pool": "pc", "replica": "pc"}]
+    assert check_tree(plan_with(**more), render(plan_with(**more))) == {"rig": []}
+    assert not any(path.startswith("waker/") for path in project())
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"hosts": {"rig": {"sleep": SLEEP}}}, "rig has work while it is not asked for"),
+        ({"nodes": {"pc": PC}, "gateway": {"balancing": "direct"}}, "only HAProxy in Docker holds requests"),
+        (
+            {"nodes": {"pc": PC | {"sleep": SLEEP | {"wake_s": 90}}}},
+            "wait for 60 s, and pc needs 90 to wake; write queue",
+        ),
+        ({"nodes": {"pc": PC | {"sleep": {"mac": "02-00"}}}}, "must be the address of a network card"),
+    ],
+)
+def test_sleep_that_cannot_work_is_refused(more: dict[str, Any], words: str) -> None:
+    pools = {"pools": {"pc": {"on": {"node": "pc"}}}} if "nodes" in more else {}
+    assert words in words_of(**more, **pools)

@@ -141,7 +141,9 @@ def _balancer(site: Site, groups: list[Group], cloud: set[str]) -> Iterator[Cont
     figures = Endpoint(gateway.stats_port, gateway.host, COMPONENT)
     values = _values(site, groups, cloud)
     yield File(gateway.host, COMPONENT, "haproxy.cfg", template="haproxy/haproxy.cfg.j2", values=values)
-    told = {name: values[name] for name in ("groups", "shared")} | {"own_address": values["successor_address"]}
+    told = {name: values[name] for name in ("groups", "shared", "sleepers")} | {
+        "own_address": values["successor_address"]
+    }
     yield File(gateway.host, COMPONENT, "farm.lua", template="haproxy/farm.lua.j2", values=told)
     assets = (
         *ASSETS,
@@ -215,6 +217,7 @@ def _service(site: Site, groups: list[Group], most_connections: int, files: tupl
         stats_port=gateway.stats_port,
         inside=gateway_publish_address(site),
         entrance=_entrance_port(site),
+        stats_open="127.0.0.1" if site.sleepers else site.publish_address(gateway.host),
         program=() if site.is_local(gateway.host) else ("haproxy",),
         memory_mib=BASE_MIB + TABLES_MIB + most_connections * CONNECTION_KIB // 1024,
         keys=(*keys, *((MODELS_KEY,) if any(_shared(site, groups)) else ())),
@@ -295,7 +298,7 @@ def _values(site: Site, groups: list[Group], cloud: set[str]) -> dict[str, Any]:
     is_dual = site.has_ipv6 and not is_local
     inward = fronts(gateway, EVERYWHERE if is_dual else bind, most_clients, certificate)
     return {
-        "entry": _own_addresses(site, INSIDE, gateway.balancer_port),
+        "entry": _own_addresses(site, gateway.balancer_port, INSIDE),
         "entrance_certificate": certificate,
         "most_connections": 2 * sum(front["most_clients"] for front in inward) + MOST_ADMINS + FEWEST_CLIENTS // 8,
         "model_routes": " ".join(MODEL_ROUTES),
@@ -309,7 +312,7 @@ def _values(site: Site, groups: list[Group], cloud: set[str]) -> dict[str, Any]:
         "large_body": LARGE_KIB * 1024,
         "door": {
             "fronts": inward,
-            "admin": _own_addresses(site, OUTSIDE, gateway.admin_port),
+            "admin": _own_addresses(site, gateway.admin_port, OUTSIDE),
             "most_admins": MOST_ADMINS,
             "large_at_once": litellm.large_bodies_at_once(gateway),
             "named": list(named_doors(site.inventory, values, cloud)),
@@ -329,6 +332,11 @@ def _values(site: Site, groups: list[Group], cloud: set[str]) -> dict[str, Any]:
         "certificate": _secret_file(site, edge.CLIENTS["gateway"]),
         "models_key": _secret_file(site, MODELS_KEY),
         "shared": list(_shared(site, groups)),
+        "sleepers": [
+            {"name": group.name, "machines": machines}
+            for group in groups
+            if (machines := sorted({site.machine_of(item) for item in group.backends} & site.sleepers.keys()))
+        ],
         "unlike": [group.name for group in groups if per_pool[group.pool] > 1],
         "slots_path": SLOTS_PATH if _has_spill(site) else "",
         "pools": [
@@ -343,13 +351,14 @@ def _figures(site: Site, bind: str) -> str:
     """Where its metrics are; not on networks that the project did not make."""
     gateway = site.inventory.gateway
     added = site.host(gateway.host).services.get(COMPONENT)
-    is_joined = added is not None and added.networks
-    return _own_addresses(site, INSIDE, gateway.stats_port) if is_joined else f"{bind}:{gateway.stats_port}"
+    if added is None or not added.networks:
+        return f"{bind}:{gateway.stats_port}"
+    return _own_addresses(site, gateway.stats_port, OUTSIDE, INSIDE)
 
 
-def _own_addresses(site: Site, side: str, port: int) -> str:
+def _own_addresses(site: Site, port: int, *sides: str) -> str:
     """Where HAProxy listens for some only: on one of its networks, or on loopback on a `local` host, and for itself."""
-    names = [] if site.is_local(site.inventory.gateway.host) else [alias(COMPONENT, side)]
+    names = [] if site.is_local(site.inventory.gateway.host) else [alias(COMPONENT, side) for side in sides]
     names = [f"ipv4@{name}" for name in names] if site.has_ipv6 else names
     return ",".join(f"{name}:{port}" for name in (*names, "127.0.0.1"))
 
