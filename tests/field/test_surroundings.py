@@ -15,7 +15,7 @@ from corral.config.source import parse
 from corral.errors import CorralError, SiteError
 from corral.render.tree import render
 from corral.runtime.hosts import ComposeHost, Done
-from corral.verbs.up.survey import check_names
+from corral.verbs.up.survey import check_files, check_names
 
 BASE: dict[str, Any] = {
     "schema_version": 1,
@@ -319,6 +319,15 @@ def test_a_nodes_authority_is_mounted_and_checked() -> None:
     assert f"{HOUSE}:/etc/corral/authorities/1.pem:ro" in prometheus["volumes"]
     assert prometheus["environment"] == {"SSL_CERT_DIR": "/etc/corral/authorities"}
     assert check_tree(plan_with(**more), render(plan_with(**more))) == {"rig": []}
+
+
+def test_a_mounted_authority_that_is_not_there_is_told_before_docker_makes_a_folder_of_it(tmp_path: Path) -> None:
+    node = {"url": "https://gpu.lan", "model": "q", "ca_file": str(tmp_path / "ca.pem")}
+    host = ComposeHost(plan_with(nodes={"lab": node}, pools={"lab": {"on": {"node": "lab"}}}), "rig", tmp_path)
+    with pytest.raises(CorralError, match=r"ca[.]pem is not there; nothing was changed"):
+        check_files(host)
+    (tmp_path / "ca.pem").touch()
+    check_files(host)
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,16 @@ def check_names(host: ComposeHost) -> None:
         )
 
 
+def check_files(host: ComposeHost) -> None:
+    """Raises CorralError when a certificate that is mounted by itself is not there: Docker would make a folder."""
+    wanted = sorted({file for service in host.services for file, path in service.mounts if path.endswith(".pem")})
+    script = 'for file; do [ -f "$file" ] || echo "$file"; done'
+    missing = host.run(["sh", "-c", script, "-", *wanted]).out.splitlines() if wanted else []
+    if missing:
+        words = f"{host.name}: {', '.join(missing)} is not there; nothing was changed"
+        raise CorralError(f"{words}\n  put the file there, or correct ca_file of the node")
+
+
 def survey(host: ComposeHost, seen: Iterable[Container]) -> Survey:
     """A host's containers against its rendering; raises CorralError when Compose cannot read the rendering there."""
     hashes = hashes_in(host.compose("config", "--hash", "*").out)

@@ -41,6 +41,7 @@ from corral.verbs.up.survey import (
     Found,
     Survey,
     check_engine,
+    check_files,
     check_names,
     is_reconfigured,
     join_networks,
@@ -137,6 +138,7 @@ def look(run: Run) -> None:
     for number, host in enumerate(run.hosts):
         check_engine(host)
         check_names(host)
+        check_files(host)
         _copy(host)
         containers = host.containers()
         run.hosts[number] = as_started(host, containers)
