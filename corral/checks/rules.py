@@ -485,6 +485,10 @@ def _service_additions(site: Site, found: Contributions) -> Iterator[Finding]:
             for key in added.environment:
                 if service.environment[key] != added.environment[key]:
                     yield Finding(f"the kit sets {key} itself", (*path, "environment", key), "remove it")
+            targets = Counter(path for _, path in service.mounts) + Counter(item.target for item in service.configs)
+            for folder, target in added.mounts.items():
+                if targets[target] > 1:
+                    yield Finding(f"{target} is there already", (*path, "mounts", folder), "choose another path")
             for key in sorted(added.model_fields_set - {"environment"}) if site.is_local(host) else ():
                 yield Finding(f"processes of a local host have no {key}", (*path, key), "remove it")
 

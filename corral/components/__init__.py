@@ -101,6 +101,7 @@ def _with_additions(site: Site, service: Service) -> Service:
         labels=added.labels,
         extra_hosts=added.extra_hosts,
         cpuset=added.cpuset or "",
+        mounts=(*service.mounts, *added.mounts.items()),
         environment={**added.environment, **service.environment},
         exceptions={**service.exceptions, **(joined if added.networks else {})},
     )

@@ -184,6 +184,17 @@ def test_a_service_joins_a_network_and_has_labels_for_the_proxy() -> None:
     assert check_tree(plan_with(**more), render(plan_with(**more))) == {"rig": []}
 
 
+def test_files_of_the_host_are_added_read_only() -> None:
+    more = {"hosts": {"rig": {"services": {"prometheus": {"mounts": {"/srv/rules": "/etc/prometheus/own"}}}}}}
+    own = {"extra": {"rule_files": ["/etc/prometheus/own/*.yml"]}}
+    service = services_of("prometheus/compose.yaml", monitoring=own, **more)["prometheus"]
+    assert "/srv/rules:/etc/prometheus/own:ro" in service["volumes"]
+    files = data_of("prometheus/prometheus.yml", monitoring=own, **more)["rule_files"]
+    assert files[-1] == "/etc/prometheus/own/*.yml"
+    assert files[:-1] == data_of("prometheus/prometheus.yml")["rule_files"]
+    assert "is not in Prometheus's container" in words_of(monitoring=own)
+
+
 def test_the_policy_knows_a_network_that_the_inventory_does_not_name() -> None:
     plan = plan_with(hosts={"rig": {"services": TRAEFIK}})
     found = check_tree(plan_with(), render(plan))["rig"]
@@ -195,6 +206,8 @@ def test_the_policy_knows_a_network_that_the_inventory_does_not_name() -> None:
     [
         ({"haproxi": {"cpuset": "0"}}, 'no service of rig is called "haproxi"; did you mean "haproxy"?'),
         ({"litellm": {"environment": {"LITELLM_MODE": "DEV"}}}, "the kit sets LITELLM_MODE itself; remove it"),
+        ({"chat-1": {"mounts": {"/srv/x": "/etc/corral/start.sh"}}}, "/etc/corral/start.sh is there already; choose"),
+        ({"chat-1": {"mounts": {"/etc": "/data/etc"}}}, "is the system's own folder"),
         ({"valkey": {"networks": ["proxy"]}}, ""),
         ({"prometheus": {"networks": ["proxy"]}}, ""),
         ({"haproxy": {"labels": {"com.docker.compose.project": "x"}}}, "is a label of the kit's or of Docker's"),
