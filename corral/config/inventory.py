@@ -362,7 +362,7 @@ class ServiceAdditions(Section):
     extra_hosts: dict[HostName, Address | Literal["host-gateway"]] = Field(default_factory=dict)
     """Addresses by name for the container's hosts file; `host-gateway` is this machine. HAProxy asks DNS instead."""
     mounts: dict[Folder, Annotated[str, _text("pem")]] = Field(default_factory=dict)
-    """Files and folders of the host, and where the container has them, read-only: rules for Prometheus, for instance."""
+    """Files and folders of the host, and where the container has them, read-only, such as rules for Prometheus."""
     cpuset: Annotated[str, _text("cpuset")] | None = None
     """Processors on which it may run, such as `"0-15"`, as `lscpu` counts them."""
 
