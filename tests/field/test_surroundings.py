@@ -221,6 +221,11 @@ def test_additions_to_services_are_checked(services: dict[str, Any], words: str)
     assert words in words_of(**more) if words else plan_with(**more)
 
 
+def test_additions_at_the_wrong_place_are_led_to_the_right_one() -> None:
+    said = words_of(gateway={"labels": {"traefik.enable": "true"}, "networks": ["proxy"]})
+    assert said.count("it belongs to a service: hosts.….services.haproxy, for instance") == 2
+
+
 def test_what_has_no_password_joins_no_network() -> None:
     receiver = {"name": "ops", "kind": "slack", "secret": "SLACK_URL"}
     more = {"hosts": {"rig": {"services": {"alertmanager": {"networks": ["proxy"]}}}}}
