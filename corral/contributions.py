@@ -156,6 +156,8 @@ class Service:
     is_on_host: bool = False
     # Whether it listens over IPv6, too, where the site has such addresses.
     is_dual_stack: bool = False
+    # Whether its outer network has IPv6.
+    has_ipv6: bool = False
     # Everything that it calls: on its own host it joins the network of each.
     calls: tuple[Endpoint, ...] = ()
     # Whether it listens on some of its networks only, and so needs a name for its address on each of those.

@@ -17,7 +17,7 @@ from typing import Protocol, cast
 
 from corral.contributions import Contribution, Contributions, Service, is_systems
 from corral.declarations import declaration, packages
-from corral.plan.networks import JOINED
+from corral.plan.networks import JOINED, routes_ipv6
 from corral.plan.site import Site
 
 # Threads and processes of a program besides those for each processor.
@@ -85,7 +85,8 @@ def _with_additions(site: Site, service: Service) -> Service:
     """A service with what the inventory adds to it; what the kit sets itself stays."""
     facts = site.host(service.host)
     # Many programs start a thread for each processor, of which a core has two.
-    service = replace(service, pids=max(service.pids, 2 * (facts.cpu.cores or 0) + SPARE_PIDS))
+    pids = max(service.pids, 2 * (facts.cpu.cores or 0) + SPARE_PIDS)
+    service = replace(service, pids=pids, has_ipv6=site.has_ipv6 and routes_ipv6(service))
     unlabelled = [folder for folder, _ in service.mounts if is_systems(folder)] if facts.selinux else []
     if unlabelled:
         service = replace(service, exceptions={**service.exceptions, "confined": UNLABELLED})

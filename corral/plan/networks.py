@@ -14,6 +14,8 @@ from corral.contributions import Service
 WAY_OUT = "way-out"
 # The exception of a service on a network that exists already.
 JOINED = "joined-network"
+# Ends the names of outer networks with IPv6: another name, because Docker cannot change a network in use.
+IPV6 = "-ipv6"
 INSIDE, OUTSIDE = "inside", "outside"
 # The network of the exporters: Prometheus alone calls them.
 FIGURES = "figures"
@@ -29,9 +31,10 @@ def outer_network(service: Service) -> str:
 
     It is the component's own: what publishes a port does not meet what else publishes one.
     """
+    name = f"{_dashed(service.component)}{IPV6 if service.has_ipv6 else ''}"
     if WAY_OUT in service.exceptions:
-        return f"{WAY_OUT}-{_dashed(service.component)}"
-    return f"door-{_dashed(service.component)}" if any(port.publish for port in service.ports) else ""
+        return f"{WAY_OUT}-{name}"
+    return f"door-{name}" if any(port.publish for port in service.ports) else ""
 
 
 def routes_ipv6(service: Service) -> bool:

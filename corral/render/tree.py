@@ -22,7 +22,7 @@ from corral.components.additions import summed
 from corral.contributions import File, Secret, Service, distinct, is_systems
 from corral.declarations import packages, shipped
 from corral.errors import CorralError
-from corral.plan.networks import WAY_OUT, aliases, joined_key, networks, outer_network, routes_ipv6
+from corral.plan.networks import WAY_OUT, aliases, joined_key, networks, outer_network
 from corral.plan.site import HERE, bracketed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -164,7 +164,7 @@ def _compose_host(host: _Host, content: Mapping[str, bytes]) -> Tree:
         networks=sorted({name for service in host.services for name in networks(service, host.services)}),
         outer={outer_network(service) for service in host.services},
         way_out=WAY_OUT,
-        ipv6={outer_network(item) for item in host.services if host.plan.site.has_ipv6 and routes_ipv6(item)},
+        ipv6={outer_network(service) for service in host.services if service.has_ipv6},
         joined={joined_key(name): name for service in host.services for name in service.joins},
         secrets=[] if facts.selinux else sorted({name for service in host.services for name in service.secrets}),
     )

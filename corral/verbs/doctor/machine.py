@@ -18,6 +18,8 @@ from corral.verbs.doctor.case import Case, error, json_of, version_of, warning
 REACHABLE = "host-reachable"
 # The first engine that knows `start_interval` of health checks.
 ENGINE_FLOOR = (25, 0)
+# The first engine that chooses IPv6 addresses for networks by itself.
+IPV6_FLOOR = (27, 0)
 # The first Compose that knows `!reset`; `include` and `start_interval` are older.
 COMPOSE_FLOOR = (2, 24)
 DISK_ERROR_MIB, DISK_WARNING_MIB = 1024, 5 * 1024
@@ -70,6 +72,14 @@ def engine_version(case: Case) -> Iterator[Finding]:
     if found and version_of(found) < ENGINE_FLOOR:
         words = f"Docker Engine {found} is older than 25"
         yield error(words, "install a newer one from docs.docker.com or your distribution")
+    elif (
+        found
+        and version_of(found) < IPV6_FLOOR
+        and case.plan.site.has_ipv6
+        and not case.info.get("DefaultAddressPools")
+    ):
+        words = f"Docker Engine {found} is older than 27 and gives networks no IPv6 addresses by itself"
+        yield error(words, "install a newer one, or write default-address-pools with an IPv6 range into daemon.json")
 
 
 @engine("compose-version", "engine", remedy="install a newer Compose plugin")
