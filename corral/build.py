@@ -11,7 +11,7 @@ from corral.components import gather
 from corral.config.image_lock import ImageLock
 from corral.config.inventory import Inventory
 from corral.config.load import Loaded
-from corral.contributions import Contributions, File, Secret, Service
+from corral.contributions import Contributions, File, Secret, Service, distinct
 from corral.errors import Finding, SiteError, in_order
 from corral.plan.site import Site, resolve
 
@@ -46,7 +46,7 @@ class Plan:
 
     def secrets_of(self, host: str) -> list[Secret]:
         """The host's secrets, each once."""
-        return list({secret.name: secret for secret in self.contributions.secrets if secret.host == host}.values())
+        return distinct(secret for secret in self.contributions.secrets if secret.host == host)
 
 
 def variant_images(service: Service) -> tuple[str, ...]:

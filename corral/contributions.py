@@ -5,11 +5,13 @@ Producers publish (a backend, a scrape target, a secret …), consumers read; no
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from posixpath import normpath
 from typing import Any, Literal, get_args, get_type_hints
+
+from corral.errors import KeyPath
 
 # Folders of the host that nothing is to have as a whole; one below them may be meant.
 SYSTEM_ROOTS = ("/", "/home", "/root", "/var", "/var/lib")
@@ -31,6 +33,11 @@ def is_system_folder(path: str) -> bool:
     """Whether a folder of the host belongs to its system, or lies below one that does."""
     plain = plain_path(path)
     return not f"{plain}/".startswith(NOT_SYSTEM) and any(f"{plain}/".startswith(f"{path}/") for path in SYSTEM_FOLDERS)
+
+
+def is_systems(folder: str) -> bool:
+    """Whether a folder of the host is the system's own, or a root that holds such folders."""
+    return plain_path(folder) in SYSTEM_ROOTS or is_system_folder(folder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,10 +152,21 @@ class Service:
     after: tuple[tuple[str, Literal["service_healthy", "service_started"]], ...] = ()
     # Inner network on which others on its host call it; empty: the component's own (corral/plan/networks.py).
     network: str = ""
+    # Whether it is on the host's network instead of networks of the project.
+    is_on_host: bool = False
+    # Whether it listens over IPv6, too, where the site has such addresses.
+    is_dual_stack: bool = False
+    # Whether its outer network has IPv6.
+    has_ipv6: bool = False
     # Everything that it calls: on its own host it joins the network of each.
     calls: tuple[Endpoint, ...] = ()
     # Whether it listens on some of its networks only, and so needs a name for its address on each of those.
     is_picky: bool = False
+    # What the inventory adds: networks that exist already, labels, lines of the hosts file, processors.
+    joins: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    extra_hosts: Mapping[str, str] = field(default_factory=dict)
+    cpuset: str = ""
     # Rules of the security baseline (corral/checks/policy.py) that do not hold for this service, each with the reason.
     #
     # `way-out` puts the service on a network that leads out of the host.
@@ -198,6 +216,8 @@ class Backend:
     # Whether the kit starts it; a node is asked for its health less often.
     is_ours: bool = True
     cost: Cost | None = None
+    # File of the gateway's host with the authority of its certificate; empty: one of the public ones.
+    ca_file: str = ""
     # Header in which it wants its key; empty: `Authorization: Bearer`.
     key_header: str = ""
     # What every request to it carries besides the client's own, in LiteLLM's `litellm_params`.
@@ -255,6 +275,8 @@ class ScrapeTarget:
     # Who has the secret as a password; empty: it is a key by itself (`Authorization: Bearer`).
     user: str = ""
     scheme: Literal["http", "https"] = "http"
+    # File of the reader's host with the authority of its certificate; empty: one of the public ones.
+    ca_file: str = ""
     relabel: tuple[Relabel, ...] = ()
 
 
@@ -347,6 +369,16 @@ class Secret:
         return not self.template and not self.is_certificate
 
 
+def distinct(secrets: Iterable[Secret]) -> list[Secret]:
+    """Secrets each once, by name: one that the kit makes up before one that only the user knows."""
+    found: dict[str, Secret] = {}
+    for secret in secrets:
+        known = found.setdefault(secret.name, secret)
+        if known.generate == "given" and secret.generate != "given":
+            found[secret.name] = secret
+    return list(found.values())
+
+
 @dataclass(frozen=True, slots=True)
 class Store:
     """A store for other programs: the gateway's database or its shared counters."""
@@ -373,7 +405,9 @@ class File:
     template: str = ""
     values: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] | None = None
+    # What the inventory adds to the data (corral/components/additions.py), and where it says so.
     extra: Mapping[str, Any] = field(default_factory=dict)
+    extra_at: KeyPath = ()
     asset: str = ""
     note: str = ""
 

@@ -299,6 +299,9 @@ def _networks(subject: Subject) -> Broken:
         yield "own-network", "is on the default network"
     for name in subject.get("networks", {}):
         network = declared.get(name) or {}
+        if network.get("external"):
+            yield "joined-network", f"is on the network {network.get('name', name)}, which the project did not make"
+            continue
         is_inner = network.get("internal")
         if name == "default" or name not in declared:
             yield "own-network", f"is on the network {name}, which the project does not declare"

@@ -15,11 +15,12 @@ from typing import Any
 
 from corral.checks.registry import findings
 from corral.config.card_names import ROWS, maker_of, meant_by
-from corral.config.client_names import kind_of, kinds_of, routed_names
+from corral.config.client_names import added_models, all_aliases, kind_of, kinds_of, routed_names
 from corral.config.file_names import file_of, is_below, ollama_manifest, tag_of
 from corral.config.inventory import Inventory, Kind, Model, Placement, ServerSettings, Tier
 from corral.config.source import plain_yaml
 from corral.errors import Finding, KeyPath, did_you_mean, dotted
+from corral.gateway.routes import AZURE_PREFIX, CONSUMER_ROUTES
 from corral.plan.cards import CATALOGUE, card_facts
 from corral.plan.routing import SECTIONS, pool_context, tier_settings
 from corral.plan.settings import engine_place, merged_engine
@@ -291,6 +292,9 @@ def _quantized_caches(inventory: Inventory) -> Findings:
 
 def _names(inventory: Inventory) -> Findings:
     owner: dict[str, str] = {}
+    for name, path in added_models(inventory):
+        other = all_aliases(inventory).get(name)
+        yield from _broken(path, (other, "alias-unique/taken", ""), alias=name, other=other)
     for alias, name, path in routed_names(inventory):
         other = owner.get(alias)
         yield from _first(
@@ -317,6 +321,7 @@ def _receivers(inventory: Inventory) -> Findings:
 def _consumers(inventory: Inventory) -> Findings:
     auto, pools = inventory.gateway.auto, inventory.pools
     names = [*pools, *([auto.name] if auto else []), *(name for pool in pools.values() for name in pool.background)]
+    names += [name for name, _ in added_models(inventory)]
     path: KeyPath = ("gateway", "unknown_model")
     yield from _known("pool-exists", "pool", inventory.gateway.unknown_model, path, pools)
     for name, consumer in inventory.consumers.items():
@@ -332,6 +337,19 @@ def _consumers(inventory: Inventory) -> Findings:
         yield _finding("consumer-name/case", ("consumers", name), name=name, other=consumers[other])
     has_no_database = consumers and not inventory.gateway.database
     yield from _broken(("gateway",), (has_no_database, "consumer-database/missing", "database"))
+
+
+def _path_prefix(inventory: Inventory) -> Findings:
+    gateway, path = inventory.gateway, inventory.gateway.path or ""
+    first = {route.split("/")[1] for route in (*CONSUMER_ROUTES, AZURE_PREFIX)} | {"health", "healthz"}
+    is_direct = gateway.balancing == "direct" and gateway.entrance is None
+    yield from _broken(
+        ("gateway",),
+        (path and is_direct, "path-prefix/direct", "path"),
+        (path and path.split("/")[1] in first, "path-prefix/route", "path"),
+        (gateway.proxies and is_direct, "path-prefix/direct", "proxies"),
+        prefix=path,
+    )
 
 
 def _paid_settings(inventory: Inventory) -> Findings:
@@ -370,6 +388,12 @@ def _nodes(inventory: Inventory) -> Findings:
             engine=node.engine,
             kind=node.kind,
         )
+        if node.ca_file is not None:
+            yield from _first(
+                (*path, "ca_file"),
+                (not (node.url or "").startswith("https:"), "node-authority/plain", ""),
+                (inventory.gateway.balancing == "direct", "node-authority/direct", ""),
+            )
         if node.key_header is not None:
             yield from _first(
                 (*path, "key_header"),
@@ -643,5 +667,6 @@ def _values(value: Any, path: KeyPath, before: str = "") -> Iterator[tuple[KeyPa
 
 CHECKS: tuple[Callable[[Inventory], Findings], ...] = (
     _pools_and_places, _shared_places, _hosts_of_roles, _cards, _far_servers, _quantized_caches, _names, _receivers,
-    _consumers, _paid_settings, _nodes, _nodes_of_pools, _tiers, _fallbacks, _models, _settings_of_servers, _secrets,
+    _consumers, _path_prefix, _paid_settings, _nodes, _nodes_of_pools, _tiers, _fallbacks, _models,
+    _settings_of_servers, _secrets,
 )  # fmt: skip

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 
 from corral.checks.registry import check
 from corral.components import component, components, image_keys
+from corral.components.additions import summed
 from corral.components.serving import engine_key, one_of_each_sort
 from corral.config.file_names import ollama_manifest, tag_of
 from corral.config.inventory import Consumer, Inventory
@@ -595,6 +596,54 @@ def _limit_share(site: Site, found: Contributions) -> Iterator[Finding]:
             words = f"the limit is shared out among {deployments[name]} deployments, each refuses beyond its share"
             hint = "balancing: slots with replicas of one sort counts exactly"
             yield Finding(words, ("pools", name, "limits"), hint)
+
+
+@check("plan", "service-additions")
+def _service_additions(site: Site, found: Contributions) -> Iterator[Finding]:
+    """What is added to a service is for one that the host has, sets nothing anew, and has an effect there."""
+    services = {(service.host, service.name): service for service in found.services}
+    for host, facts in site.inventory.hosts.items():
+        for name, added in facts.services.items():
+            path: KeyPath = ("hosts", host, "services", name)
+            service = services.get((host, name))
+            if service is None:
+                near = did_you_mean(name, [item for place, item in services if place == host])
+                yield Finding(f'no service of {host} is called "{name}"', path, near)
+                continue
+            for key in added.environment:
+                if service.environment[key] != added.environment[key]:
+                    yield Finding(f"the kit sets {key} itself", (*path, "environment", key), "remove it")
+            targets = Counter(path for _, path in service.mounts) + Counter(item.target for item in service.configs)
+            for folder, target in added.mounts.items():
+                if targets[target] > 1:
+                    yield Finding(f"{target} is there already", (*path, "mounts", folder), "choose another path")
+            for key in sorted(added.model_fields_set - {"environment"}) if site.is_local(host) else ():
+                yield Finding(f"processes of a local host have no {key}", (*path, key), "remove it")
+
+
+@check("plan", "host-setting")
+def _host_setting(site: Site, _found: Contributions) -> Iterator[Finding]:
+    """`selinux` is for Compose hosts."""
+    for name, host in site.inventory.hosts.items():
+        if host.selinux and site.is_local(name):
+            yield Finding("a local host has no containers", ("hosts", name, "selinux"), "remove it")
+
+
+@check("plan", "joined-protected")
+def _joined_protected(_site: Site, found: Contributions) -> Iterator[Finding]:
+    """A service that joins an existing network listens there with a key or password only."""
+    for service in found.services:
+        is_open = any(not port.protection or port.protection.startswith("loopback") for port in service.ports)
+        if service.joins and is_open and not service.is_picky:
+            words = f"{service.name} has nothing in front of its port, and {' and '.join(service.joins)} would reach it"
+            path: KeyPath = ("hosts", service.host, "services", service.name, "networks")
+            yield Finding(words, path, "remove it; haproxy, litellm and grafana can join a network")
+
+
+@check("plan", "extra-adds")
+def _extra_adds(_site: Site, found: Contributions) -> Iterator[Finding]:
+    """`gateway.extra` and `monitoring.extra` add to what the kit configures; they remove and replace nothing of it."""
+    yield from dict.fromkeys(problem for file in found.files for problem in (summed(file).wrong if file.extra else ()))
 
 
 # --- consumers -------------------------------------------------------------------------------------------------------

@@ -10,13 +10,20 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable
+from dataclasses import replace
 from enum import IntEnum
 from functools import cache
 from typing import Protocol, cast
 
-from corral.contributions import Contribution, Contributions
+from corral.contributions import Contribution, Contributions, Service, is_systems
 from corral.declarations import declaration, packages
+from corral.plan.networks import JOINED, routes_ipv6
 from corral.plan.site import Site
+
+# Threads and processes of a program besides those for each processor.
+SPARE_PIDS = 128
+JOINS = "the inventory has it join a network that exists already"
+UNLABELLED = "SELinux would keep it from a folder of the system, whose labels stay as they are"
 
 
 class Stage(IntEnum):
@@ -70,7 +77,35 @@ def gather(site: Site) -> Contributions:
         ]
         for item in added:
             published.add(item)
+    published.services = [_with_additions(site, service) for service in published.services]
     return published
+
+
+def _with_additions(site: Site, service: Service) -> Service:
+    """A service with what the inventory adds to it; what the kit sets itself stays."""
+    facts = site.host(service.host)
+    # Many programs start a thread for each processor, of which a core has two.
+    pids = max(service.pids, 2 * (facts.cpu.cores or 0) + SPARE_PIDS)
+    service = replace(service, pids=pids, has_ipv6=site.has_ipv6 and routes_ipv6(service))
+    unlabelled = [folder for folder, _ in service.mounts if is_systems(folder)] if facts.selinux else []
+    if unlabelled:
+        service = replace(service, exceptions={**service.exceptions, "confined": UNLABELLED})
+    added = facts.services.get(service.name)
+    if site.inventory.container_prefix:
+        service = replace(service, container=service.container or site.container(service.host, service.name))
+    if added is None:
+        return service
+    joined = {JOINED: JOINS}
+    return replace(
+        service,
+        joins=added.networks,
+        labels=added.labels,
+        extra_hosts=added.extra_hosts,
+        cpuset=added.cpuset or "",
+        mounts=(*service.mounts, *added.mounts.items()),
+        environment={**added.environment, **service.environment},
+        exceptions={**service.exceptions, **(joined if added.networks else {})},
+    )
 
 
 def _nothing(_site: Site) -> Iterable[Contribution]:

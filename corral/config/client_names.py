@@ -65,6 +65,15 @@ def all_aliases(inventory: Inventory) -> dict[str, str]:
     return {alias: name for name in names for alias in aliases_of(inventory, name)}
 
 
+def added_models(inventory: Inventory) -> Iterator[tuple[str, KeyPath]]:
+    """Names of the models that `gateway.extra` adds, and where each stands."""
+    models = inventory.gateway.extra.get("model_list")
+    for index, item in enumerate(models if isinstance(models, list) else ()):
+        name = item.get("model_name") if isinstance(item, Mapping) else None
+        if isinstance(name, str):
+            yield name, ("gateway", "extra", "model_list", index, "model_name")
+
+
 def routed_names(inventory: Inventory) -> Iterator[tuple[str, str, KeyPath]]:
     """Every further name that the inventory writes out: the name, what it leads to, and where it stands."""
     for pool_name, pool in inventory.pools.items():

@@ -77,7 +77,7 @@ def _address(value: str) -> str:
     try:
         address = ipaddress.ip_address(value)
     except ValueError:
-        raise ValueError("must be an IP address, such as 192.0.2.10") from None
+        raise ValueError("must be an IP address, such as 192.0.2.10; a host's name goes into hostname") from None
     mapped = getattr(address, "ipv4_mapped", None)
     if mapped is not None:
         raise ValueError(f"is an IPv4 address in IPv6's spelling; write {mapped}")
@@ -101,6 +101,22 @@ def _absolute(value: str) -> str:
     if not value.startswith("/"):
         raise ValueError("is relative; write the whole path, from / on")
     return plain_path(value)
+
+
+def _network(value: str) -> str:
+    try:
+        found = ipaddress.ip_network(value, strict=False)
+    except ValueError:
+        raise ValueError("must be an address or a network, such as 192.0.2.7 or 172.18.0.0/16") from None
+    if not found.prefixlen:
+        raise ValueError("is every address: any client could say what its own is; name the proxy's")
+    return str(found)
+
+
+def _own_label(value: str) -> str:
+    if value.startswith(("corral.", "com.docker.")):
+        raise ValueError("is a label of the kit's or of Docker's; choose another name")
+    return value
 
 
 def _url(value: str) -> str:
@@ -210,6 +226,8 @@ Server = Annotated[str, BeforeValidator(_without_password), _text("url"), AfterV
 Capability = Annotated[str, BeforeValidator(_number_as_text, json_schema_input_type=str | float), _text("capability")]
 Address = Annotated[str, AfterValidator(_address)]
 Mhz = Annotated[int, Field(ge=1, le=10_000)]
+HostName = Annotated[str, _text("host_name")]
+Network = Annotated[str, AfterValidator(_network)]
 PortNumber = Annotated[int, Field(ge=1, le=LAST_PORT)]
 Mib = Annotated[int, Field(ge=16, le=64 * TIB_MIB)]
 Gib = Annotated[float, Field(gt=0, le=65536)]
@@ -382,6 +400,37 @@ class Shared(Section):
     """Memory limit of its container, in MiB; what the largest of its models need together when absent."""
 
 
+class Sleep(Section):
+    """A machine that may be asleep: requests that wait for it wake it (Wake-on-LAN), and no alert says that it is off.
+
+    The gateway's host sends the packets, in the network of its own address.
+    """
+
+    mac: Annotated[str, _text("mac")]
+    """Address of its network card."""
+    wake_s: int = Field(120, ge=1, le=3600)
+    """Longest time in seconds from the first packet until it answers requests; the pool's queue has to wait so long."""
+
+
+class ServiceAdditions(Section):
+    """What one service of a host has besides what is rendered: it joins networks that exist, or is known to a proxy."""
+
+    networks: Annotated[tuple[Annotated[str, _text("network")], ...], ANY_LIST] = ()
+    """Docker networks that exist already and that the service joins, such as that of a reverse proxy."""
+    labels: dict[Annotated[str, _text("label"), AfterValidator(_own_label)], Line | Literal[""]] = Field(
+        default_factory=dict
+    )
+    """Labels of its container, which a reverse proxy may read; never a secret."""
+    environment: dict[Variable, Line | Literal[""]] = Field(default_factory=dict)
+    """Environment variables that the kit does not set; never a secret."""
+    extra_hosts: dict[HostName, Address | Literal["host-gateway"]] = Field(default_factory=dict)
+    """Addresses by name for the container's hosts file; `host-gateway` is this machine. HAProxy asks DNS instead."""
+    mounts: dict[Folder, Annotated[str, _text("pem")]] = Field(default_factory=dict)
+    """Files and folders of the host, and where the container has them, read-only, such as rules for Prometheus."""
+    cpuset: Annotated[str, _text("cpuset")] | None = None
+    """Processors on which it may run, such as `"0-15"`, as `lscpu` counts them."""
+
+
 class Host(Section):
     """A machine on which the kit starts programs."""
 
@@ -389,6 +438,8 @@ class Host(Section):
     """`compose`: Docker Compose; `local`: processes under supervisord, without Docker."""
     address: Address = "127.0.0.1"
     """IP address under which the other hosts reach it, and the only one on which ports are published."""
+    hostname: HostName | None = None
+    """Name in DNS under which the other hosts reach it, instead of the address, such as `gpu-box.lan`."""
     ram_gib: Gib | None = None
     """Memory in GiB; the plan then checks that all container limits fit."""
     os_reserve_gib: float = Field(2.0, ge=0, le=65536)
@@ -417,6 +468,12 @@ class Host(Section):
     """How this machine reaches the host: `user@192.0.2.10` or a name from `~/.ssh/config`; absent: it is this one."""
     gpu_exporter: Literal["nvidia", "dcgm", "none"] | None = None
     """Exporter for this host's cards, when it differs from the monitoring's `gpu_exporter`."""
+    sleep: Sleep | None = None
+    """For a machine that may be asleep: how to wake it."""
+    selinux: bool = False
+    """Whether Docker confines containers by SELinux there (Fedora, RHEL): files and folders are mounted with `z`."""
+    services: dict[Name, ServiceAdditions] = Field(default_factory=dict)
+    """What services of this host have besides what is rendered, by their names in `plan`."""
     folder: Folder | None = None
     """Folder on a host reached by ssh, for its rendered files; absent: `corral/<site>/<host>` in the user's home."""
 
@@ -669,6 +726,11 @@ class Node(Section):
     """The most that it may cost in a period."""
     api_key: SecretName | None = None
     """Name of the secret with the node's key; the value goes into `.env`."""
+    sleep: Sleep | None = None
+    """For a machine that may be asleep: how to wake it."""
+    ca_file: Annotated[str, _text("pem")] | None = None
+    """File with the certificate authority of an https node, on the gateway's host (and the monitoring's, for metrics of
+    vLLM), readable for every user; absent: the public authorities that the image knows."""
     key_header: Header | None = None
     """Header in which the node wants its key, such as `X-Api-Key`; absent: `Authorization: Bearer …`."""
     thinking: Thinking | None = None
@@ -858,6 +920,9 @@ class Entrance(Section):
 
     port: PortNumber = 443
     """Port on the gateway's host."""
+    address: Address | None = None
+    """Address of the gateway's host on which `port` is open; the host's own when absent. Write 127.0.0.1 where a proxy
+    on a network that haproxy joins (`hosts.….services`) takes the calls."""
     certificate: Annotated[str, _text("pem")] | None = None
     """File on the gateway's host with certificate, chain and key, readable for user 99; without it there is no TLS.
     A renewed file is in use within seconds, without a restart."""
@@ -913,6 +978,12 @@ class Gateway(Section):
     """Port of Valkey; used inside the farm only."""
     memory_mib: int = Field(2048, ge=256, le=64 * TIB_MIB)
     """Memory limit of LiteLLM's container, in MiB."""
+    path: Annotated[str, _text("prefix")] | None = None
+    """Path below which a reverse proxy passes requests on without removing it, such as `/llm` for `/llm/v1/…`; for the
+    entrance, too. Requests without it are taken as well."""
+    proxies: Annotated[tuple[Network, ...], ANY_LIST] = ()
+    """Reverse proxies, by address or network such as `172.18.0.0/16`: HAProxy takes the client's address from their
+    header `X-Forwarded-For`, so that limits for each address count clients and not the proxy."""
     max_body_kib: int = Field(16 * 1024, ge=1, le=900 * 1024)
     """Longest request in KiB, pictures included; longer ones get 413."""
     request: RequestLimits = RequestLimits()
@@ -920,7 +991,7 @@ class Gateway(Section):
     entrance: Entrance | None = None
     """A restricted endpoint for clients outside the farm, with TLS and CORS."""
     extra: dict[str, Any] = Field(default_factory=dict)
-    """Merged into LiteLLM's rendered `config.yaml`: any setting that this file does not know yet."""
+    """Added to LiteLLM's rendered `config.yaml`: settings and entries of lists that this file does not know yet."""
 
 
 class ConsumerLimits(Section):
@@ -1077,7 +1148,7 @@ class Monitoring(Section):
     retention_gib: float = Field(10.0, ge=0.1, le=65536)
     """Disk space in GiB that metrics may take; the oldest go first."""
     extra: dict[str, Any] = Field(default_factory=dict)
-    """Merged into Prometheus' rendered configuration."""
+    """Added to Prometheus' rendered configuration: settings and entries of lists, such as `scrape_configs`."""
 
 
 class Tracing(Section):
@@ -1115,6 +1186,9 @@ class Inventory(Section):
     """Version of this format; write `schema_version: 1`."""
     name: Name
     """Name of the site; the Compose projects are called after it."""
+    container_prefix: Annotated[str, _text("container_prefix")] | None = None
+    """Begins the names of all containers, as `kids` in `kids-rig-litellm`, where a machine has two sites. Its unit with
+    power limits then has the site's name, too."""
     hosts: dict[Name, Host] = Field(min_length=1)
     """Machines on which the kit starts programs."""
     nodes: dict[Name, Node] = Field(default_factory=dict)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from corral.config.inventory import PATTERNS, Inventory
+from corral.config.inventory import PATTERNS, Inventory, ServiceAdditions
 from corral.errors import Finding, KeyPath, did_you_mean, shown
 
 _PATTERNS = {pattern.expression: pattern for pattern in PATTERNS.values()}
@@ -118,6 +118,8 @@ def _where_it_belongs(path: KeyPath) -> str:
     if "gpus" in names and _NUMBERS.fullmatch(key):
         return 'numbers with a comma go in quotes: gpus: "1-3,5"'
     section = next((name for name, inner in names.items() if any(key in model.model_fields for model in inner)), "")
+    if not section and key in ServiceAdditions.model_fields:
+        return "it belongs to a service: hosts.….services.haproxy, for instance"
     return f"it belongs under {section}:" if section else did_you_mean(key, names)
 
 

@@ -20,6 +20,8 @@ LARGE_KIB = 1024
 MOST_ADMINS = 128
 # Prefix of proxies of the balancer that only refuse; no pool's name has a capital letter.
 FULL = "Full:"
+# Every address, of IPv6 as well.
+EVERYWHERE = "[::]"
 
 
 def fronts(gateway: Gateway, bind: str, most_clients: int, certificate: str) -> list[dict[str, Any]]:
@@ -38,7 +40,7 @@ def fronts(gateway: Gateway, bind: str, most_clients: int, certificate: str) -> 
     """
     inside = {
         "name": "gateway",
-        "entry": f"{bind}:{gateway.port}",
+        "entry": entry(bind, gateway.port),
         "most_clients": most_clients,
         "per_address": most_clients // 2,
         "connections_10s": most_clients * 10,
@@ -49,13 +51,25 @@ def fronts(gateway: Gateway, bind: str, most_clients: int, certificate: str) -> 
         "certificate": "",
         "guard": "",
     }
-    return [inside, *([_entrance(gateway.entrance, bind, most_clients, certificate)] if gateway.entrance else [])]
+    common = {"path": (gateway.path or "").replace(".", "[.]"), "proxies": " ".join(gateway.proxies)}
+    return [
+        front | common
+        for front in (
+            inside,
+            *([_entrance(gateway.entrance, bind, most_clients, certificate)] if gateway.entrance else []),
+        )
+    ]
+
+
+def entry(bind: str, port: int) -> str:
+    """Where HAProxy listens: `bind` is an address, `*` for all of IPv4, or `[::]` for all of both."""
+    return f"*:{port},[::]:{port} v6only" if bind == EVERYWHERE else f"{bind}:{port}"
 
 
 def _entrance(entrance: Entrance, bind: str, most_clients: int, certificate: str) -> dict[str, Any]:
     return {
         "name": "entrance",
-        "entry": f"{bind}:{entrance.port}",
+        "entry": entry(bind, entrance.port),
         "most_clients": most_clients,
         "per_address": most_clients // 8,
         "connections_10s": most_clients // 4,
@@ -85,6 +99,11 @@ def gateway_publish_address(site: Site) -> str:
     if site.is_local(gateway.host):
         return "127.0.0.1"
     return gateway.address or ("127.0.0.1" if gateway.entrance else site.host(gateway.host).address)
+
+
+def entrance_address(site: Site, entrance: Entrance) -> str:
+    """Address on the gateway's host for clients outside the farm."""
+    return entrance.address or site.host(site.inventory.gateway.host).address
 
 
 def named_doors(

@@ -9,10 +9,20 @@ from functools import cache, partial
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from corral.config.inventory import Host, Inventory, Model, Node, Placement, ServerSettings, Shared, folder_of
+from corral.config.inventory import (
+    Host,
+    Inventory,
+    Model,
+    Node,
+    Placement,
+    ServerSettings,
+    Shared,
+    Sleep,
+    folder_of,
+)
 from corral.config.model_lock import Gguf, ModelLock
 from corral.config.model_paths import model_paths, path_on, with_files_of_tags
-from corral.contributions import Endpoint, Service
+from corral.contributions import Backend, Endpoint, Service
 from corral.plan.cards import JETSON, VRAM_RESERVE_MIB, CardFacts, card_facts, vram_mib
 from corral.plan.memory import Memory
 from corral.plan.placement import Room, placed
@@ -209,18 +219,44 @@ class Site:
         """Whether the host runs processes instead of containers."""
         return self.host(host).runtime == "local"
 
+    def container(self, host: str, service: str) -> str:
+        """Name of a service's container."""
+        return container_name(self.inventory, host, service)
+
     @property
     def has_store_exporters(self) -> bool:
         """Whether Prometheus reads metrics of the gateway's database and cache."""
         monitoring = self.inventory.monitoring
         return monitoring is not None and monitoring.store_exporters
 
+    @property
+    def has_ipv6(self) -> bool:
+        """Whether a host, a node or a receiver of traces has an IPv6 address."""
+        inventory = self.inventory
+        urls = [*(node.url for node in inventory.nodes.values()), inventory.tracing.url if inventory.tracing else None]
+        return any(":" in host.address for host in inventory.hosts.values()) or any("[" in (url or "") for url in urls)
+
+    @property
+    def sleepers(self) -> dict[str, Sleep]:
+        """Hosts and nodes that may be asleep, by name."""
+        machines: dict[str, Host | Node] = {**self.inventory.hosts, **self.inventory.nodes}
+        return {name: machine.sleep for name, machine in machines.items() if machine.sleep}
+
+    def machine_of(self, backend: Backend) -> str:
+        """Name of the host or node on which a backend is."""
+        return backend.endpoint.host or backend.name
+
+    def reached_at(self, host: str) -> str:
+        """Name or address under which other hosts reach a host."""
+        facts = self.host(host)
+        return facts.hostname or bracketed(facts.address)
+
     def address(self, endpoint: Endpoint, seen_from: str) -> str:
         """`name:port` under which a program on host `seen_from` reaches an endpoint; on another host its edge."""
         if endpoint.address:
             return f"{bracketed(endpoint.address)}:{endpoint.port}"
         if endpoint.host != seen_from:
-            return f"{bracketed(self.host(endpoint.host).address)}:{self.inventory.gateway.edge_port}"
+            return f"{self.reached_at(endpoint.host)}:{self.inventory.gateway.edge_port}"
         return f"{'127.0.0.1' if self.is_local(seen_from) else endpoint.service}:{endpoint.port}"
 
     def is_outside(self, endpoint: Endpoint, seen_from: str) -> bool:
@@ -485,7 +521,7 @@ def _in_place(inventory: Inventory, replica: Replica, placement: Placement, copy
     return replace(
         replica,
         service=placement.shared or service,
-        container=f"{replica.host}-{service}",
+        container=container_name(inventory, replica.host, service),
         port=port,
         is_port_explicit=named is not None,
         engine=engine,
@@ -514,6 +550,11 @@ def memory_on_cpu_mib(replica: Replica) -> int:
         memory = replace(memory, host_weights=memory.total, host_cache=0, host_compute=0, output=0, checkpoint=0)
     limit = host_mib(replica.weights, replica.engine, memory, replica.draft, is_on_gpu=False)
     return limit + replica.cache_ram_mib
+
+
+def container_name(inventory: Inventory, host: str, service: str) -> str:
+    """Name of a service's container; two sites on one machine differ in what it begins with."""
+    return "-".join(part for part in (inventory.container_prefix, host, service) if part)
 
 
 def bracketed(address: str) -> str:

@@ -18,11 +18,12 @@ from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PrefixLoader, St
 
 from corral.build import Plan
 from corral.components import edge
-from corral.contributions import File, Secret, Service
+from corral.components.additions import summed
+from corral.contributions import File, Secret, Service, distinct, is_systems
 from corral.declarations import packages, shipped
 from corral.errors import CorralError
 from corral.plan.devices import POWER_FILES, gpu_access
-from corral.plan.networks import WAY_OUT, aliases, networks, outer_network
+from corral.plan.networks import WAY_OUT, aliases, joined_key, networks, outer_network
 from corral.plan.site import HERE, bracketed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,8 +53,8 @@ def render(plan: Plan) -> Tree:
     services, files, secrets = _by_host(found.services), _by_host(found.files), _by_host(found.secrets)
     tree: Tree = {}
     for host in services:
-        distinct = {secret.name: secret for secret in reversed(secrets[host])}
-        own = _Host(plan, host, services[host], files[host], [distinct[name] for name in sorted(distinct)])
+        named = sorted(distinct(secrets[host]), key=lambda secret: secret.name)
+        own = _Host(plan, host, services[host], files[host], named)
         tree |= {f"{host}/{path}": data for path, data in _host_files(own).items()}
     return dict(sorted(tree.items()))
 
@@ -91,13 +92,19 @@ class _Host:
         return environment().get_template(template).render(header=header, **values).encode()
 
 
+def site_of(text: str) -> str:
+    """The site for which a file was rendered, by its header; empty when it was not."""
+    found = _SITE.search(text)
+    return found[1] if found else ""
+
+
 def refuse_other_site(plan: Plan, out: Path) -> None:
     """Raises CorralError when `out` holds another site: rendering this one there would remove it."""
     for folder in sorted(path.parent for path in out.glob("*/.env.example")):
         first_line = (folder / ".env.example").read_text(encoding="utf-8", errors="replace").partition("\n")[0]
-        found = _SITE.search(first_line)
-        if found and found.group(1) != plan.inventory.name:
-            words = f'{folder} belongs to the site "{found.group(1)}", not "{plan.inventory.name}"'
+        found = site_of(first_line)
+        if found and found != plan.inventory.name:
+            words = f'{folder} belongs to the site "{found}", not "{plan.inventory.name}"'
             raise CorralError(f"{words}; name another folder with --out, or remove that one")
 
 
@@ -119,7 +126,7 @@ def _file(host: _Host, file: File) -> bytes:
     if file.template:
         return host.render(file.template, COMMENT_OF.get(Path(file.path).suffix, "#"), **file.values)
     head = host.header(f"corral/components/{file.component}/__init__.py") + (f"\n# {file.note}" if file.note else "")
-    return f"{head}\n\n{dump_yaml(deep_merge(file.data or {}, file.extra))}".encode()
+    return f"{head}\n\n{dump_yaml(summed(file).data)}".encode()
 
 
 def _asset(host: _Host, path: str) -> bytes:
@@ -130,15 +137,6 @@ def _asset(host: _Host, path: str) -> bytes:
         return data
     first, newline, rest = data.partition(b"\n") if data.startswith(b"#!") else (b"", b"", data)
     return b"".join([first, newline, host.header(path, mark).encode(), b"\n\n", rest])
-
-
-def deep_merge(base: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
-    """`extra` laid over `base`: mappings are merged, everything else (lists too) is replaced; neither is changed."""
-    merged = dict(base)
-    for key, value in extra.items():
-        old = merged.get(key)
-        merged[key] = deep_merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return merged
 
 
 class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
@@ -161,6 +159,7 @@ def _compose_host(host: _Host, content: Mapping[str, bytes]) -> Tree:
     for service in host.services:
         by_component[service.component].append(service)
     tree = {f"{name}/compose.yaml": _component(host, members, content) for name, members in by_component.items()}
+    facts = host.plan.site.host(host.name)
     tree["compose.yaml"] = host.render(
         "_runtime/compose.yaml.j2",
         project=project_name(host.plan, host.name),
@@ -168,12 +167,14 @@ def _compose_host(host: _Host, content: Mapping[str, bytes]) -> Tree:
         networks=sorted({name for service in host.services for name in networks(service, host.services)}),
         outer={outer_network(service) for service in host.services},
         way_out=WAY_OUT,
-        secrets=sorted({name for service in host.services for name in service.secrets}),
+        ipv6={outer_network(service) for service in host.services if service.has_ipv6},
+        joined={joined_key(name): name for service in host.services for name in service.joins},
+        secrets=[] if facts.selinux else sorted({name for service in host.services for name in service.secrets}),
     )
     on_cards = [service for service in host.services if service.gpus]
     if on_cards:
         told = [(service, _details(host, service, content)) for service in on_cards]
-        tree["compose.cpu.yaml"] = host.render("_runtime/compose.cpu.yaml.j2", services=told)
+        tree["compose.cpu.yaml"] = host.render("_runtime/compose.cpu.yaml.j2", services=told, mode=_mode(host))
     return tree | _units(host)
 
 
@@ -185,7 +186,12 @@ def project_name(plan: Plan, host: str) -> str:
 def unit_names(plan: Plan, host: str) -> list[str]:
     """The systemd units that are rendered for a host, in the order in which they start."""
     has_power = any(card.has_nvidia_smi or card.power_limit_w for card in plan.site.cards[host])
-    return [*([POWER_UNIT] if has_power else []), f"corral-{plan.inventory.name}.service"]
+    power = (
+        POWER_UNIT.replace("corral-", f"corral-{plan.inventory.name}-")
+        if plan.inventory.container_prefix
+        else POWER_UNIT
+    )
+    return [*([power] if has_power else []), f"corral-{plan.inventory.name}.service"]
 
 
 def figure_units(plan: Plan, host: str) -> list[str]:
@@ -240,14 +246,17 @@ def _details(host: _Host, service: Service, content: Mapping[str, bytes]) -> dic
     way = gpu_access(host.plan.site, host.name)
     seen = "all" if any(card.is_jetson for card in host.plan.site.cards[host.name]) else ",".join(cards)
     handed = {"NVIDIA_VISIBLE_DEVICES": seen} if cards and way == "runtime" else {}
+    is_labelled = host.plan.site.host(host.name).selinux
     return {
         "environment": {**service.environment, **handed},
         "command_lines": list(_command_lines(service.args)),
         "networks": _attachments(service, host.services),
+        "extra_hosts": [f"{name}={bracketed(address)}" for name, address in service.extra_hosts.items()],
         "ports": [f"{bracketed(port.publish)}:{port.number}:{port.number}" for port in service.ports if port.publish],
         "volumes": [
-            *(f"{_host_folder(folder)}:{path}:ro" for folder, path in service.mounts),
-            *(f"./{mount.file}:{mount.target}:ro" for mount in service.configs if mount.target),
+            *(f"{_host_folder(folder)}:{path}:{_mode(host, folder)}" for folder, path in service.mounts),
+            *(f"./{mount.file}:{mount.target}:{_mode(host)}" for mount in service.configs if mount.target),
+            *(f"../secrets/{name}:/run/secrets/{name}:{_mode(host)}" for name in service.secrets if is_labelled),
             *(f"{name}:{path}" for name, path in service.volumes),
         ],
         "labels": _labels(host.plan, service, content),
@@ -256,6 +265,8 @@ def _details(host: _Host, service: Service, content: Mapping[str, bytes]) -> dic
         "groups": [str(group) for group in service.groups],
         "gpu_devices": cards if way == "reservation" else [],
         "has_runtime": bool(handed),
+        # Compose cannot label the file of a secret; as a mount it can.
+        "secrets": () if is_labelled else service.secrets,
     }
 
 
@@ -268,7 +279,8 @@ def _devices(paths: Iterable[str]) -> Iterator[str | dict[str, str]]:
 
 def _attachments(service: Service, on_host: list[Service]) -> str:
     """A service's networks as Compose has them, in one line."""
-    names, known = networks(service, on_host), aliases(service)
+    names = (*networks(service, on_host), *(joined_key(name) for name in service.joins))
+    known = aliases(service)
     if not known:
         return to_yaml(names)
     parts = (f"{name}: {{aliases: {to_yaml([known[name]])}}}" if name in known else f"{name}: {{}}" for name in names)
@@ -298,6 +310,11 @@ def _host_folder(folder: str) -> str:
     return folder if folder.startswith("/") else f"../{folder.removeprefix('./')}"
 
 
+def _mode(host: _Host, folder: str = "") -> str:
+    """How a file or folder of the host is mounted: read-only, and where SELinux is on with a label for containers."""
+    return "ro,z" if host.plan.site.host(host.name).selinux and not is_systems(folder) else "ro"
+
+
 def _labels(plan: Plan, service: Service, content: Mapping[str, bytes]) -> list[str]:
     """Labels by which the kit finds its containers; the hash makes `up -d` notice a changed configuration."""
     labels = {"corral.site": plan.inventory.name, "corral.role": service.role or service.component}
@@ -306,7 +323,7 @@ def _labels(plan: Plan, service: Service, content: Mapping[str, bytes]) -> list[
         for mount in service.configs:
             digest.update(content[f"{service.component}/{mount.file}"])
         labels["corral.config"] = digest.hexdigest()[:16]
-    return [f"{name}={value}" for name, value in labels.items()]
+    return [f"{name}={value}" for name, value in (labels | dict(service.labels)).items()]
 
 
 # --- local processes -------------------------------------------------------------------------------------------------

@@ -50,22 +50,17 @@ models:
   painter:
     {{source: "hf:example/painter", revision: "1111111111111111111111111111111111111111", kind: image, size_gib: 0.01}}
 pools:
-  chat: {{model: tiny, on: {{host: {host}}}, engine: {{slots: 2, threads: 1, memory_mib: 512}}}}
+  chat:
+    model: tiny
+    on: {{host: {host}}}
+    engine: {{slots: 2, threads: 1, memory_mib: 512}}
+    price: {{input_usd_per_million: 1000, output_usd_per_million: 1000}}   # so that there is something to spend
   image: {{model: painter, on: {{host: {host}}}, engine: {{memory_mib: 512}}}}
 gateway:
   host: {host}
   port: {port}
   admin_port: 21702
   cache: false
-  extra:   # a price, so that there is something to spend
-    model_list:
-      - model_name: chat
-        litellm_params:
-          model: openai/chat
-          api_base: http://haproxy:8081/chat/any/v1
-          api_key: os.environ/CORRAL_KEY_LLAMA_API_KEY
-          input_cost_per_token: 0.001
-          output_cost_per_token: 0.001
 """
 
 

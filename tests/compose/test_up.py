@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -9,22 +10,40 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 
+from corral.render.secrets import read_env
 from corral.tiny_models import KNOWN_ANSWER
 from tests.compose.far import Sshd, client_config
 from tests.compose.images.build import ensure_images
-from tests.compose.project import docker, without_permission
-from tests.compose.site_up import HOST, PORT, Site, site_in
-from tests.processes.helpers import free_port, wait_until
+from tests.compose.project import PREFIX, Client, CommandFailed, Project, docker, without_permission
+from tests.compose.site_up import HOST, PORT, SITE, Site, site_in
+from tests.processes.helpers import free_port, serving_http, wait_until
 
 pytestmark = pytest.mark.needs("docker-engine", "mmdebstrap", "prisma-engine")
 
 SERVICES = {"ua-chat-1", "ua-chat-2", "ua-solo-1", "ua-haproxy", "ua-litellm", "ua-prometheus"}
 UP_LIMIT_S = 300
+PROXY = f"{PREFIX}proxy"
+# This machine, on a network of its own.
+SIX = "fd00:c0a2::1"
+MAC = "02:00:00:00:00:02"
+WAKE_LIMIT_S = 30
+SECOND = """\
+schema_version: 1
+name: {site}
+hosts:
+  {host}: {{address: 127.0.0.1, services: {{haproxy: {{networks: [{network}]}}}}}}
+nodes:
+  six: {{url: "http://[{six}]:{node}", model: m, health: /health, sleep: {{mac: "{mac}", wake_s: 60}}}}
+pools: {{six: {{on: {{node: six}}}}}}
+gateway: {{host: {host}, port: 21400, admin_port: 21402, stats_port: 21404, database: false, cache: false, path: /llm}}
+"""
 # Far more than a second `up` takes, far less than a start.
 QUICK_S = 20
 # An image of a registry that does not answer.
@@ -104,6 +123,81 @@ def test_a_second_up_touches_nothing_and_is_quick(running: Site) -> None:
     assert time.monotonic() - began < QUICK_S
     assert "nothing to do" in said
     assert running.ids() == before
+
+
+class Answering(BaseHTTPRequestHandler):
+    """A node that knows one answer."""
+
+    def do_GET(self) -> None:
+        """Healthy."""
+        self._say({})
+
+    def do_POST(self) -> None:
+        """The answer."""
+        self.rfile.read(int(self.headers["content-length"]))
+        message = {"role": "assistant", "content": KNOWN_ANSWER}
+        choice = {"index": 0, "finish_reason": "stop", "message": message}
+        self._say({"id": "a", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]})
+
+    def _say(self, data: dict[str, object]) -> None:
+        text = json.dumps(data).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+
+def packet_of_wake_on_lan() -> bytes:
+    """The first that this machine sends or gets."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
+        listener.settimeout(WAKE_LIMIT_S)
+        listener.bind(("", 9))
+        return listener.recv(200)
+
+
+@pytest.fixture
+def networks() -> Iterator[None]:
+    """A network as a reverse proxy has one, and one that gives this machine the address `SIX`."""
+    made = {PROXY: (), f"{PREFIX}six": ("--ipv6", "--subnet", SIX.removesuffix("1") + "/64")}
+    try:
+        for name, words in made.items():
+            docker("network", "create", *words, name)
+        yield
+    finally:
+        for name in made:
+            docker("network", "rm", name, check=False)
+
+
+def test_a_second_farm_lives_beside_the_first_behind_a_proxy_and_wakes_an_ipv6_node(
+    running: Site, networks: None, tmp_path: Path
+) -> None:
+    before, second, port = running.ids(), Site(tmp_path), free_port()
+    text = SECOND.format(site=f"{SITE}-two", host=HOST, network=PROXY, six=SIX, node=port, mac=MAC)
+    second.inventory.write_text(text)
+    with ThreadPoolExecutor() as clients, Project(second.plan, HOST, second.out, f"{SITE}-two-{HOST}"):
+        second.corral("render", "--quiet")
+        second.corral("secrets", "init")
+        said = second.corral("up", code=1)
+        assert f"ua-haproxy, ua-litellm of the Compose project {SITE}-{HOST} has a name of this site's" in said
+        assert "set container_prefix" in said
+        second.edit("schema_version: 1", "schema_version: 1\ncontainer_prefix: two")
+        second.corral("up", "--render")
+        key = read_env(second.out / HOST / ".env")["LITELLM_MASTER_KEY"]
+        client = Client("http://127.0.0.1:21400/llm", key)
+        asked_in_its_sleep = clients.submit(client.chat_text, "six")
+        assert packet_of_wake_on_lan() == b"\xff" * 6 + bytes.fromhex(MAC.replace(":", "")) * 16
+        with serving_http(Answering, port, address="::"):
+            assert asked_in_its_sleep.result() == KNOWN_ANSWER
+        script = "exec 3<>/dev/tcp/two-ua-haproxy/$1; printf 'GET /llm/healthz HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3"
+        image = next(item.image for item in second.plan.contributions.services if item.name == "haproxy")
+        asked = ("run", "--rm", "--network", PROXY, "--entrypoint", "bash", image, "-c", script, "-")
+        assert docker(*asked, "21400").endswith("ok")
+        for inner in (21402, 8081, 21404):
+            with pytest.raises(CommandFailed, match="refused"):
+                docker(*asked, str(inner))
+    assert running.ids() == before
+    assert running.client.chat_text() == KNOWN_ANSWER
 
 
 def test_a_stopped_and_a_removed_service_come_back_and_nothing_else_is_touched(running: Site) -> None:

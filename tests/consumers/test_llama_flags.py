@@ -12,6 +12,7 @@ import xllamacpp
 import yaml
 
 from corral.components.llama import COMPONENT as LLAMA
+from corral.components.llama import HTTP
 from corral.components.llama.flags import ENDS, GONE, IDLE, NOT_ENOUGH, SET, TABLE, troubles
 from tests.consumers.test_rendered import llama_servers
 from tests.trees import CASES, services_of, tree_of
@@ -101,7 +102,7 @@ def test_every_flag_that_a_remedy_names_exists() -> None:
 
 
 def test_what_the_kit_sets_is_what_it_renders() -> None:
-    """A flag of the rendered command lines stands in SET, or is judged by its value."""
+    """A flag of the rendered command lines stands in SET, is judged by its value, or gives way to the user's."""
     owned = {name for names in SET for given in names.split() for name in group(given)}
     rendered = {
         word
@@ -111,7 +112,7 @@ def test_what_the_kit_sets_is_what_it_renders() -> None:
         if word in every_name()
     }
 
-    assert rendered - set(NOT_ENOUGH) <= owned
+    assert rendered - {*NOT_ENOUGH, HTTP} <= owned
 
 
 def group(name: str) -> tuple[str, ...]:

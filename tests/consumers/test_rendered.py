@@ -327,10 +327,12 @@ def test_haproxy_takes_its_configuration(case: str, path: str, folder: Path) -> 
     secrets = folder / path.partition("/")[0] / "secrets"
     initialise({secrets.parent.name: plan_of(case).secrets_of(secrets.parent.name)}, folder)
     text = (folder / path).read_text().replace("/run/secrets/", f"{secrets}/")
-    text = re.sub(r"(bind |,)haproxy\.\w+:", r"\g<1>127.0.0.1:", text)  # names that Docker gives its own addresses
+    text = re.sub(r"(bind |,)(?:ipv4@)?haproxy\.\w+:", r"\g<1>127.0.0.1:", text)  # names of its own addresses
     for certificate in {name for name in re.findall(r" crt (\S+)", text) if not name.startswith(f"{secrets}/")}:
         make_certificate(folder / "farm.pem", "farm.example.com")
         text = text.replace(certificate, str(folder / "farm.pem"))
+    make_certificate(folder / "house.pem", "studio.example.com")
+    text = re.sub(r"/etc/corral/authorities/\S+", str(folder / "house.pem"), text)
     (folder / path).write_text(text)
     done = subprocess.run(
         [program("haproxy"), "-c", "-f", folder / path], capture_output=True, text=True, check=False, timeout=DEADLINE_S

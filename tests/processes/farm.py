@@ -69,6 +69,8 @@ CONSUMERS: dict[str, dict[str, Any]] = {
 PRICES = {"mixed": {"input_usd_per_million": 5000, "output_usd_per_million": 5000}}
 # In `least-busy`: the pool for models that do not exist.
 UNKNOWN_GOES_TO = "even"
+# A model of `gateway.extra`.
+ADDED = "added"
 EVEN_DEPTH = 4
 BRIEF_TIMEOUT_S = 1
 LIMIT_RPM = 5
@@ -187,6 +189,7 @@ def inventory_of(mode: Mode, ports: dict[str, int], extras: Extras) -> dict[str,
             "balancer_port": ports["balancer"], "stats_port": ports["stats"],
             "database": extras.has_database, "database_port": ports["database"],
             "cache": extras.has_cache, "cache_port": ports["cache"],
+            **({"extra": _added(ports["limited-1"])} if "limited-1" in ports else {}),
         },
         **({"consumers": CONSUMERS} if extras.has_database else {}),
         **({"monitoring": _monitoring(ports)} if extras.has_monitoring else {}),
@@ -208,9 +211,18 @@ def _node(port: int, slots: int, name: str) -> dict[str, Any]:
     return node | kind | health
 
 
+def _added(port: int) -> dict[str, Any]:
+    """A deployment that the kit knows nothing of, with a key of its own."""
+    params = {
+        "model": "openai/fake-model", "api_base": f"http://{LOOPBACK}:{port}/v1", "api_key": "os.environ/SPEECH_KEY",
+    }  # fmt: skip
+    return {"model_list": [{"model_name": ADDED, "litellm_params": params}]}
+
+
 def _monitoring(ports: dict[str, int]) -> dict[str, Any]:
     own = {"port": ports["prometheus"], "node_exporter_port": ports["node-exporter"], "store_exporters": False}
-    return {"host": HOST, "scrape_interval_s": 4} | own
+    job = {"job_name": "router", "static_configs": [{"targets": [f"{LOOPBACK}:{ports['prometheus']}"]}]}
+    return {"host": HOST, "scrape_interval_s": 4, "extra": {"scrape_configs": [job]}} | own
 
 
 @dataclass(frozen=True)

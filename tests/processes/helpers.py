@@ -31,9 +31,11 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving_http(handler: type[BaseHTTPRequestHandler], port: int = 0) -> Iterator[int]:
-    """The port of the loopback address (a free one for 0) where this answers, in a thread, until the block ends."""
-    with ThreadingHTTPServer(("127.0.0.1", port), handler) as server:
+def serving_http(handler: type[BaseHTTPRequestHandler], port: int = 0, address: str = "127.0.0.1") -> Iterator[int]:
+    """The port of an address (a free one for 0) where this answers, in a thread, until the block ends."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    kind = type("Server", (ThreadingHTTPServer,), {"address_family": family})
+    with kind((address, port), handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": POLL_S})
         thread.start()
         try:

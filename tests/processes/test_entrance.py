@@ -40,6 +40,8 @@ KEY = "sk-a-key-of-the-farm"
 WRONG_KEY = "sk-wrong"
 # Another address of the loopback network, as a client's of somewhere else.
 STRANGER = "127.0.0.66"
+# That of a reverse proxy of the site's.
+PROXY = "127.0.0.77"
 
 
 def make_certificate(path: Path, name: str) -> None:
@@ -94,6 +96,8 @@ class Entrance:
     inside: httpx.Client
     """Comes in by the gateway's own port, with a key."""
     admin: httpx.Client
+    balancer: str
+    """Where LiteLLM calls pools."""
 
     def shown(self) -> str:
         """The certificate that a client is shown, as text."""
@@ -106,9 +110,9 @@ class Entrance:
         """What reached the gateway of requests, without those that only ask whether a key is known."""
         return [item for item in _Gateway.arrived if item[:2] != ("GET", "/v1/models")]
 
-    def from_stranger(self, key: str) -> httpx.Client:
+    def from_stranger(self, key: str, address: str = STRANGER) -> httpx.Client:
         """A client of the entrance from another address."""
-        transport = httpx.HTTPTransport(local_address=STRANGER, verify=ssl_context(self.certificate))
+        transport = httpx.HTTPTransport(local_address=address, verify=ssl_context(self.certificate))
         headers = {"Authorization": f"Bearer {key}"}
         return httpx.Client(base_url=self.client.base_url, headers=headers, transport=transport, timeout=DEADLINE_S)
 
@@ -128,19 +132,23 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Entrance]:
     folder = tmp_path_factory.mktemp("entrance")
     certificate = folder / "farm.pem"
     make_certificate(certificate, "farm.example.com")
-    names = ("entrance", "node", "fakes", "gateway", "admin", "litellm", "balancer", "figures")
+    authority = folder / "house.pem"
+    make_certificate(authority, "localhost")
+    names = ("entrance", "node", "house", "fakes", "gateway", "admin", "litellm", "balancer", "figures")
     ports = {name: free_port() for name in names}
     inventory = {
         "schema_version": 1,
         "name": "entrance",
         "hosts": {"here": {"runtime": "local"}},
         "nodes": {
-            "node-1": {"url": f"http://{LOOPBACK}:{ports['node']}", "engine": "llama.cpp", "model": "m", "slots": 1}
+            "node-1": {"url": f"http://{LOOPBACK}:{ports['node']}", "engine": "llama.cpp", "model": "m", "slots": 1},
+            "house": {"url": f"https://localhost:{ports['house']}", "model": "m", "ca_file": str(authority)},
         },
-        "pools": {"chat": {"on": [{"node": "node-1"}]}},
+        "pools": {"chat": {"on": [{"node": "node-1"}]}, "house": {"on": [{"node": "house"}]}},
         "gateway": {
             "host": "here", "port": ports["gateway"], "admin_port": ports["admin"], "litellm_port": ports["litellm"],
             "balancer_port": ports["balancer"], "stats_port": ports["figures"], "database": False, "cache": False,
+            "path": "/llm", "proxies": [PROXY],
             "entrance": {
                 "port": ports["entrance"], "certificate": str(certificate), "origins": [ORIGIN, APP],
                 "max_body_kib": MAX_KIB, "max_messages": 5, "max_tokens": 64,
@@ -152,9 +160,14 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Entrance]:
     here = folder / "here"
     (here / "logs").mkdir()
     haproxy: list[str | Path] = [program("haproxy"), "-W", "-db", "-f", str(here / "haproxy" / "haproxy.cfg")]
-    served = [("node-1", ports["node"], 1)]
+    served, balancer = [("node-1", ports["node"], 1)], f"http://{LOOPBACK}:{ports['balancer']}"
     gateway = ThreadingHTTPServer((LOOPBACK, ports["litellm"]), _Gateway)
-    threading.Thread(target=gateway.serve_forever, daemon=True).start()
+    house = ThreadingHTTPServer((LOOPBACK, ports["house"]), _Gateway)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(authority)
+    house.socket = context.wrap_socket(house.socket, server_side=True)
+    for server in (gateway, house):
+        threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         with (
             Process(command(ports["fakes"], served), folder / "fakes.log"),
@@ -166,10 +179,11 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Entrance]:
             wait_http(f"http://{LOOPBACK}:{ports['fakes']}/")
             wait_until(lambda: _answers(client), DEADLINE_S, f"the entrance: {own.output}")
             Fakes(ports["fakes"]).reset()
-            yield Entrance(ports["entrance"], certificate, client, inside, admin)
+            yield Entrance(ports["entrance"], certificate, client, inside, admin, balancer)
     finally:
-        gateway.shutdown()
-        gateway.server_close()
+        for server in (gateway, house):
+            server.shutdown()
+            server.server_close()
 
 
 @pytest.fixture
@@ -205,6 +219,39 @@ def test_requests_reach_the_gateway_with_the_limits_that_it_has_to_keep(entrance
     assert got["authorization"] == f"Bearer {KEY}"
     kept = {"x-session-id", "x-corral-guard", "x-forwarded-for", "x-litellm-session-id", "x-corral-thinking"}
     assert [name for name in forged if name.lower() in got and name.lower() not in kept] == []
+
+
+def test_a_proxys_path_is_taken_away_at_both_doors(entrance: Entrance) -> None:
+    for client in (entrance.client, entrance.inside):
+        assert client.post(f"/llm{PATH}", json=body()).status_code == 200
+        assert client.post("/llm/openai/deployments/chat/chat/completions", json=body()).status_code == 200
+        assert client.get("/llm/healthz").status_code == 200
+        assert client.post(f"/llm/llm{PATH}", json=body()).status_code == 404
+        assert client.post(f"/llmx{PATH}", json=body()).status_code == 404
+        assert client.get("/llm/metrics").status_code == 404
+    assert [path for _, path, _, _ in entrance.arrived()] == [PATH] * 4
+
+
+def test_the_address_of_a_client_comes_from_the_sites_proxy_only(entrance: Entrance) -> None:
+    sent = {"x-forwarded-for": "203.0.113.7, 192.0.2.66"}
+    for address in (PROXY, STRANGER):
+        with entrance.from_stranger(KEY, address) as client:
+            assert client.post(PATH, json=body(), headers=sent).status_code == 200
+    assert [got["x-forwarded-for"] for _, _, got, _ in entrance.arrived()] == ["192.0.2.66", STRANGER]
+
+
+def test_a_node_with_a_certificate_of_a_house_authority_is_called(entrance: Entrance) -> None:
+    assert httpx.post(f"{entrance.balancer}/house/any{PATH}", json=body(), trust_env=False).status_code == 200
+
+
+def test_wrong_keys_through_a_proxy_count_for_the_client_alone(entrance: Entrance) -> None:
+    with entrance.from_stranger(WRONG_KEY, PROXY) as client:
+        said = [
+            client.post(PATH, json=body(), headers={"x-forwarded-for": "192.0.2.67"}).status_code for _ in range(23)
+        ]
+        assert said[0] == 401
+        assert said[-1] == 429
+        assert client.post(PATH, json=body(), headers={"x-forwarded-for": "192.0.2.68"}).status_code == 401
 
 
 @pytest.mark.parametrize(
@@ -432,10 +479,11 @@ def test_answers_name_no_address_and_no_version(entrance: Entrance) -> None:
 
 def test_the_farms_state_is_one_word_outside_and_names_no_address_inside(entrance: Entrance) -> None:
     with httpx.Client(base_url=entrance.client.base_url, verify=ssl_context(entrance.certificate)) as client:
-        assert client.get("/health").json() == {"status": "ok"}
+        wait_until(lambda: client.get("/health").json() == {"status": "ok"}, DEADLINE_S, "both nodes are well")
     state = entrance.inside.get("/health")
-    assert state.json()["nodes"][0]["name"] == "node-1"
+    assert [node["name"] for node in state.json()["nodes"]] == ["node-1", "house"]
     assert LOOPBACK not in state.text
+    assert "localhost" not in state.text
 
 
 def test_a_renewed_certificate_is_in_use_without_a_restart(entrance: Entrance) -> None:

@@ -17,6 +17,7 @@ from corral.config.client_names import all_aliases
 from corral.tiny_models import KNOWN_ANSWER
 from tests.processes.fakes import LOOPBACK, PIECES_BEFORE_BREAK, POISON
 from tests.processes.farm import (
+    ADDED,
     BRIEF,
     BRIEF_TIMEOUT_S,
     CHAT_REPLICAS,
@@ -119,7 +120,15 @@ def test_alias_answers_as_its_pool(farm: Farm, alias: str) -> None:
 @in_slots
 def test_models_are_the_pools_and_their_aliases(farm: Farm) -> None:
     models = farm.client.get("/v1/models").raise_for_status().json()["data"]
-    assert {model["id"] for model in models} == {"chat", "embed", *POOLS, *all_aliases(farm.plan.inventory)}
+    assert {model["id"] for model in models} == {"chat", "embed", ADDED, *POOLS, *all_aliases(farm.plan.inventory)}
+
+
+@in_modes("slots", "direct")
+def test_a_model_of_the_sites_own_is_called_with_its_key_beside_the_pools(farm: Farm) -> None:
+    farm.ask(ADDED).raise_for_status()
+    asked = httpx.Headers(farm.fakes.seen()[LIMITED[0]].headers[-1])
+    assert asked["authorization"] == "Bearer value-of-SPEECH_KEY"
+    assert farm.ask("chat").raise_for_status().json()["choices"][0]["message"]["content"] == KNOWN_ANSWER
 
 
 @in_modes("least-busy")

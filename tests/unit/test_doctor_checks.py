@@ -256,6 +256,7 @@ FAULTS: list[tuple[str, Callable[[Case], Case], str]] = [
                              with_info(ClientInfo={"Plugins": [{"Name": "compose", "Version": "2.26.1"}]})),
      "Compose 2.26.1 cannot hand in a card by its PCI slot; 2.30 can"),
     ("limits-supported", with_info(MemoryLimit=False), "does not limit the memory"),
+    ("selinux", with_info(SecurityOptions=["name=seccomp", "name=selinux"]), "keeps containers from files"),
     ("limits-supported", with_info(SwapLimit=False), "does not limit the swap"),
     (
         "address",

@@ -2,11 +2,11 @@
 
 import pytest
 
-from corral.components.llama.flags import troubles
+from corral.components.llama.flags import FORK, troubles
 
 MLOCK = "write mlock: true in engine, which lets the container lock memory, too"
 NGRAM = "use the respective --spec-ngram-*-size-n or --spec-ngram-mod-n-match"
-ALL = "leave it out; corral/components/llama/flags.yaml has all that it knows"
+ALL = f"leave it out; {FORK}; corral/components/llama/flags.yaml has all that it knows"
 
 
 @pytest.mark.parametrize(

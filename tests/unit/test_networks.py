@@ -61,4 +61,4 @@ def test_a_project_declares_its_networks_and_few_enough(case: str) -> None:
             for name, settings in declared.items():
                 options = settings.get("driver_opts", {})
                 is_closed = options.get("com.docker.network.bridge.enable_icc") == "false"
-                assert settings.get("internal") is True or is_closed, name
+                assert settings.get("internal") is True or settings.get("external") is True or is_closed, name

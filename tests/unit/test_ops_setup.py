@@ -418,6 +418,18 @@ def test_units_are_installed_enabled_and_then_left_alone(make: Make) -> None:
     assert not [call for call in mutating(straw.calls) if call.startswith("systemctl")]
 
 
+def test_a_unit_of_another_site_is_left_alone(make: Make) -> None:
+    straw = make()
+    straw.set("systemd", "")
+    straw.setup(units=True)
+    power = straw.folder / "units" / "corral-gpu-power.service"
+    theirs = power.read_text().replace('from the inventory "straw"', 'from the inventory "other"')
+    power.write_text(theirs)
+    assert not straw.setup(units=True)
+    assert "belongs to the site other; set container_prefix" in straw.said
+    assert power.read_text() == theirs
+
+
 def test_the_timer_of_figures_is_installed_for_this_kit_and_inventory(make: Make) -> None:
     straw = make(SITE + "monitoring: {host: box}\n")
     straw.set("systemd", "")

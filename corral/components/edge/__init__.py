@@ -14,6 +14,7 @@ from typing import Any, Literal
 from corral.components import Stage
 from corral.components.declared import service
 from corral.contributions import Contribution, Contributions, Endpoint, File, Secret
+from corral.gateway.frontends import EVERYWHERE, entry
 from corral.plan.site import Site
 
 STAGE = Stage.MONITORING
@@ -111,9 +112,10 @@ def authority(host: str) -> Secret:
 
 
 def _edge(site: Site, host: str, doors: list[Door]) -> Iterator[Contribution]:
-    address = site.host(host).address
+    facts = site.host(host)
+    names = (host, f"*.{host}", facts.address, *([facts.hostname] if facts.hostname else ()))
     yield authority(host)
-    yield Secret(CERTIFICATE, host, "certificate and key of this host", "server", names=(host, f"*.{host}", address))
+    yield Secret(CERTIFICATE, host, "certificate and key of this host", "server", names=names)
     keys = sorted({door.secret for door in doors if door.secret})
     if keys:
         lines = "".join(f"{name} Bearer {{{name}}}\n" for name in keys)
@@ -134,7 +136,7 @@ def _edge(site: Site, host: str, doors: list[Door]) -> Iterator[Contribution]:
 
 def _values(site: Site, host: str, doors: list[Door], connections: int) -> dict[str, Any]:
     return {
-        "entry": f"*:{site.inventory.gateway.edge_port}",
+        "entry": entry(EVERYWHERE if site.has_ipv6 else "*", site.inventory.gateway.edge_port),
         "control": f"ipv4@127.0.0.1:{control_port(site)}",
         "certificate": site.secret_path(host, CERTIFICATE),
         "authority": site.secret_path(host, AUTHORITY),

@@ -15,6 +15,7 @@ from typing import Any
 
 from corral.components import Stage, edge, litellm
 from corral.components.declared import service
+from corral.config.client_names import added_models
 from corral.config.inventory import Entrance
 from corral.contributions import (
     Backend,
@@ -34,7 +35,16 @@ from corral.contributions import (
     is_system_folder,
 )
 from corral.declarations import declaration
-from corral.gateway.frontends import FULL, LARGE_KIB, MOST_ADMINS, fronts, gateway_publish_address, named_doors
+from corral.gateway.frontends import (
+    EVERYWHERE,
+    FULL,
+    LARGE_KIB,
+    MOST_ADMINS,
+    entrance_address,
+    fronts,
+    gateway_publish_address,
+    named_doors,
+)
 from corral.gateway.routes import AZURE_PREFIX, MODEL_ROUTES, READ_ROUTES
 from corral.plan.networks import INSIDE, OUTSIDE, alias
 from corral.plan.site import Site
@@ -50,6 +60,8 @@ SHARED_ASSETS = ("fair_swapping.lua", "models.lua")
 # For sites whose entrance has a certificate.
 CERTIFICATE_ASSETS = ("certificate_reload.lua",)
 CERTIFICATES = "/etc/corral/certificates"
+AUTHORITIES = "/etc/corral/authorities"
+AUTHORITY_THERE = "certificates and authorities are kept in such folders; nothing beside them is mounted"
 CERTIFICATE_THERE = "the certificate is kept in that folder; nothing beside it is mounted, and nothing can be written"
 GUARDED = "a key, one list of routes, limits for each address"
 # Memory of the tables of addresses and keys, when full.
@@ -102,7 +114,8 @@ def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
         url = "" if backend.protocol == "cloud" else _url(backend, site.address(backend.endpoint, gateway.host))
         yield Route(backend, backend.name, url, backend.slots)
     if not is_direct or gateway.entrance is not None:
-        yield from _balancer(site, groups, {backend.pool for backend in past})
+        elsewhere = {backend.pool for backend in past} | {name for name, _ in added_models(site.inventory)}
+        yield from _balancer(site, groups, elsewhere)
 
 
 def grouped(backends: list[Backend]) -> Iterator[Group]:
@@ -114,7 +127,7 @@ def grouped(backends: list[Backend]) -> Iterator[Group]:
         key = (
             backend.protocol, backend.upstream_model, backend.api_path, backend.secret, backend.key_header,
             backend.health_path, host, repr(sorted(backend.parameters.items())), backend.hides_thoughts,
-            repr(backend.adapters), backend.cost, alone, backend.cache_field,
+            repr(backend.adapters), backend.cost, alone, backend.cache_field, backend.ca_file,
         )  # fmt: skip
         pools.setdefault(backend.pool, {}).setdefault(key, []).append(backend)
     for pool, kinds in pools.items():
@@ -128,7 +141,9 @@ def _balancer(site: Site, groups: list[Group], cloud: set[str]) -> Iterator[Cont
     figures = Endpoint(gateway.stats_port, gateway.host, COMPONENT)
     values = _values(site, groups, cloud)
     yield File(gateway.host, COMPONENT, "haproxy.cfg", template="haproxy/haproxy.cfg.j2", values=values)
-    told = {name: values[name] for name in ("groups", "shared")} | {"own_address": values["successor_address"]}
+    told = {name: values[name] for name in ("groups", "shared", "sleepers")} | {
+        "own_address": values["successor_address"]
+    }
     yield File(gateway.host, COMPONENT, "farm.lua", template="haproxy/farm.lua.j2", values=told)
     assets = (
         *ASSETS,
@@ -186,7 +201,10 @@ def _service(site: Site, groups: list[Group], most_connections: int, files: tupl
     gateway = site.inventory.gateway
     endpoints = [backend.endpoint for group in groups for backend in group.backends]
     is_far = any(site.is_outside(endpoint, gateway.host) for endpoint in endpoints)
-    mounts = _mounts(site)
+    authorities = {
+        (item.ca_file, _authority(site, item)) for group in groups for item in group.backends if item.ca_file
+    }
+    mounts = (*_mounts(site), *(() if site.is_local(gateway.host) else sorted(authorities)))
     keys = (edge.AUTHORITY, edge.CLIENTS["gateway"]) if _calls_edges(site, groups) else ()
     is_mounted = any(is_system_folder(folder) for folder, _ in mounts)
     return service(
@@ -199,6 +217,7 @@ def _service(site: Site, groups: list[Group], most_connections: int, files: tupl
         stats_port=gateway.stats_port,
         inside=gateway_publish_address(site),
         entrance=_entrance_port(site),
+        stats_open="127.0.0.1" if site.sleepers else site.publish_address(gateway.host),
         program=() if site.is_local(gateway.host) else ("haproxy",),
         memory_mib=BASE_MIB + TABLES_MIB + most_connections * CONNECTION_KIB // 1024,
         keys=(*keys, *((MODELS_KEY,) if any(_shared(site, groups)) else ())),
@@ -206,13 +225,13 @@ def _service(site: Site, groups: list[Group], most_connections: int, files: tupl
         mounts=mounts,
         calls=(*endpoints, Endpoint(gateway.litellm_port, gateway.host, litellm.COMPONENT)),
         exceptions=({"way-out": "it calls servers on other machines"} if is_far else {})
-        | ({"host-mount": CERTIFICATE_THERE} if is_mounted else {}),
+        | ({"host-mount": AUTHORITY_THERE if authorities else CERTIFICATE_THERE} if is_mounted else {}),
     )
 
 
 def _entrance_port(site: Site) -> tuple[tuple[int, str, str], ...]:
     entrance = site.inventory.gateway.entrance
-    return ((entrance.port, site.host(site.inventory.gateway.host).address, GUARDED),) if entrance else ()
+    return ((entrance.port, entrance_address(site, entrance), GUARDED),) if entrance else ()
 
 
 def _mounts(site: Site) -> tuple[tuple[str, str], ...]:
@@ -224,6 +243,12 @@ def _mounts(site: Site) -> tuple[tuple[str, str], ...]:
     if entrance is None or not entrance.certificate:
         return (own,)
     return own, (str(PurePosixPath(entrance.certificate).parent), CERTIFICATES)
+
+
+def _authority(site: Site, backend: Backend) -> str:
+    """The file with the authority of a node's certificate as HAProxy sees it, or HAProxy's word for the public ones."""
+    is_own = not site.is_local(site.inventory.gateway.host)
+    return (f"{AUTHORITIES}/{backend.name}.pem" if is_own else backend.ca_file) if backend.ca_file else "@system-ca"
 
 
 def _certificate(entrance: Entrance | None, *, is_local: bool) -> str:
@@ -270,9 +295,10 @@ def _values(site: Site, groups: list[Group], cloud: set[str]) -> dict[str, Any]:
     depths, per_pool = _depths(site, groups), Counter(group.pool for group in groups)
     values = [_group_values(site, group, depths[group.name]) for group in groups]
     most_clients = _most_clients(groups, depths)
-    inward = fronts(gateway, bind, most_clients, certificate)
+    is_dual = site.has_ipv6 and not is_local
+    inward = fronts(gateway, EVERYWHERE if is_dual else bind, most_clients, certificate)
     return {
-        "entry": _own_addresses(site, INSIDE, gateway.balancer_port),
+        "entry": _own_addresses(site, gateway.balancer_port, INSIDE),
         "entrance_certificate": certificate,
         "most_connections": 2 * sum(front["most_clients"] for front in inward) + MOST_ADMINS + FEWEST_CLIENTS // 8,
         "model_routes": " ".join(MODEL_ROUTES),
@@ -286,7 +312,7 @@ def _values(site: Site, groups: list[Group], cloud: set[str]) -> dict[str, Any]:
         "large_body": LARGE_KIB * 1024,
         "door": {
             "fronts": inward,
-            "admin": _own_addresses(site, OUTSIDE, gateway.admin_port),
+            "admin": _own_addresses(site, gateway.admin_port, OUTSIDE),
             "most_admins": MOST_ADMINS,
             "large_at_once": litellm.large_bodies_at_once(gateway),
             "named": list(named_doors(site.inventory, values, cloud)),
@@ -296,7 +322,7 @@ def _values(site: Site, groups: list[Group], cloud: set[str]) -> dict[str, Any]:
             "address": site.address(Endpoint(gateway.litellm_port, gateway.host, litellm.COMPONENT), gateway.host),
         },
         "successor_address": f"127.0.0.1:{gateway.balancer_port}",
-        "figures": f"{bind}:{gateway.stats_port}",
+        "figures": _figures(site, bind),
         "has_docker_dns": not is_local,
         "control": LOCAL_SOCKET if is_local else f"ipv4@127.0.0.1:{control_port(site)}",
         "state_file": "" if is_local else STATE_FILE,
@@ -306,6 +332,11 @@ def _values(site: Site, groups: list[Group], cloud: set[str]) -> dict[str, Any]:
         "certificate": _secret_file(site, edge.CLIENTS["gateway"]),
         "models_key": _secret_file(site, MODELS_KEY),
         "shared": list(_shared(site, groups)),
+        "sleepers": [
+            {"name": group.name, "machines": machines}
+            for group in groups
+            if (machines := sorted({site.machine_of(item) for item in group.backends} & site.sleepers.keys()))
+        ],
         "unlike": [group.name for group in groups if per_pool[group.pool] > 1],
         "slots_path": SLOTS_PATH if _has_spill(site) else "",
         "pools": [
@@ -316,9 +347,19 @@ def _values(site: Site, groups: list[Group], cloud: set[str]) -> dict[str, Any]:
     }
 
 
-def _own_addresses(site: Site, side: str, port: int) -> str:
+def _figures(site: Site, bind: str) -> str:
+    """Where its metrics are; not on networks that the project did not make."""
+    gateway = site.inventory.gateway
+    added = site.host(gateway.host).services.get(COMPONENT)
+    if added is None or not added.networks:
+        return f"{bind}:{gateway.stats_port}"
+    return _own_addresses(site, gateway.stats_port, OUTSIDE, INSIDE)
+
+
+def _own_addresses(site: Site, port: int, *sides: str) -> str:
     """Where HAProxy listens for some only: on one of its networks, or on loopback on a `local` host, and for itself."""
-    names = [] if site.is_local(site.inventory.gateway.host) else [alias(COMPONENT, side)]
+    names = [] if site.is_local(site.inventory.gateway.host) else [alias(COMPONENT, side) for side in sides]
+    names = [f"ipv4@{name}" for name in names] if site.has_ipv6 else names
     return ",".join(f"{name}:{port}" for name in (*names, "127.0.0.1"))
 
 
@@ -420,7 +461,7 @@ def _server(site: Site, number: int, backend: Backend) -> dict[str, Any]:
         "slots": backend.slots,
         "model_text": json.dumps(backend.upstream_model, ensure_ascii=False),
         "is_ours": backend.is_ours,
-        "is_tls": backend.scheme == "https",
+        "authority": _authority(site, backend) if backend.scheme == "https" else "",
         "edge_name": edge.server_name(backend.endpoint) if is_far else "",
         "host": backend.endpoint.host,
     }

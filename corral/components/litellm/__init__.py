@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from corral.components import Stage, edge
+from corral.components.additions import named_secrets
 from corral.components.declared import filled, service
 from corral.config.client_names import all_aliases
 from corral.config.inventory import Auto, Gateway, TokenLimits
@@ -70,18 +71,20 @@ SPARE_TIME_S = 60
 def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
     """The gateway, its configuration, its keys and its metrics."""
     host = site.inventory.gateway.host
-    secrets = _needed_secrets(published)
+    secrets = _needed_secrets(site, published)
     yield Secret(MASTER_KEY, host, "opens everything on the gateway; for the operator only", "sk")
     if published.stores:
         yield Secret(SALT_KEY, host, "encrypts what the gateway keeps in its database; never change it", "sk")
     yield File(
-        host, COMPONENT, "config.yaml", data=configuration(site, published), extra=site.inventory.gateway.extra,
+        host, COMPONENT, "config.yaml", data=configuration(site, published),
+        extra=_own_part(site), extra_at=("gateway", "extra"),
         note="pools and limits come from the plan; add your own settings through `gateway.extra`",
     )  # fmt: skip
     yield from (File(host, COMPONENT, name, asset=f"litellm/{name}") for name in _files(site, published))
     yield File(host, COMPONENT, "limits.yaml", data={"pools": limits(site, published)}, note="read by corral_limits.py")
     if has_routing(site.inventory):
         yield File(host, COMPONENT, "routing.yaml", data=routing(site, published), note="read by corral_routing.py")
+    yield from _added_secrets(site)
     yield _service(site, published, secrets)
     if _has_far_receiver(site, published):
         yield from edge.client_secrets(host, "gateway")
@@ -138,16 +141,41 @@ def _buckets(site: Site) -> list[float]:
     return sorted({*DATA["buckets"], *ends})
 
 
-def _server_keys(published: Contributions) -> tuple[str, ...]:
-    """Names of the secrets with which LiteLLM calls pools' servers."""
-    return tuple(sorted({route.backend.secret for route in published.routes if route.backend.secret}))
+def _server_keys(site: Site, published: Contributions) -> tuple[str, ...]:
+    """Names of the secrets with which LiteLLM calls pools' servers, and what `gateway.extra` adds to its models."""
+    added = named_secrets(site.inventory.gateway.extra.get("model_list"))
+    keys = {route.backend.secret for route in published.routes if route.backend.secret}
+    return tuple(sorted(keys | {name.removeprefix(CLOUD_KEY) for name in added}))
 
 
-def _needed_secrets(published: Contributions) -> tuple[str, ...]:
+def _needed_secrets(site: Site, published: Contributions) -> tuple[str, ...]:
     """Names of every other secret that LiteLLM takes from its environment."""
     named: tuple[Iterable[Store | TraceReceiver], ...] = (published.stores, published.trace_receivers)
     names = {item.secret for items in named for item in items if item.secret}
+    names |= set(named_secrets(site.inventory.gateway.extra | {"model_list": None}))
     return tuple(sorted(names | {MASTER_KEY} | ({SALT_KEY} if published.stores else set())))
+
+
+def _own_part(site: Site) -> dict[str, Any]:
+    """`gateway.extra` with the variables of its models' keys called as all such keys are."""
+    extra = site.inventory.gateway.extra
+    return {key: _with_own_variables(value) if key == "model_list" else value for key, value in extra.items()}
+
+
+def _with_own_variables(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_own_variables(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_own_variables(item) for item in value]
+    is_secret = bool(named_secrets(value)) and f"/{CLOUD_KEY}" not in value
+    return value.replace("os.environ/", f"os.environ/{CLOUD_KEY}") if is_secret else value
+
+
+def _added_secrets(site: Site) -> Iterator[Secret]:
+    """The secrets that `gateway.extra` names; one that the kit makes up as well stays as it makes it."""
+    gateway = site.inventory.gateway
+    for name in sorted({name.removeprefix(CLOUD_KEY) for name in named_secrets(gateway.extra)}):
+        yield Secret(name, gateway.host, "named in gateway.extra", "given")
 
 
 def limits(site: Site, published: Contributions) -> dict[str, dict[str, int]]:
@@ -358,11 +386,11 @@ def _service(site: Site, published: Contributions, secrets: tuple[str, ...]) -> 
         open_on=address,
         memory_mib=gateway.memory_mib,
         names=" ".join(secrets),
-        server_keys=" ".join(_server_keys(published)),
+        server_keys=" ".join(_server_keys(site, published)),
         unknown_model=gateway.unknown_model or None,
         environment=environment,
         **_tracing(site, published),
-        keys=tuple(sorted({*secrets, *_server_keys(published), *_certificates(site, published)})),
+        keys=tuple(sorted({*secrets, *_server_keys(site, published), *_certificates(site, published)})),
         files=tuple((name, f"/etc/corral/{name}") for name in files),
         calls=tuple(_calls(published)),
         after=tuple((name, "service_healthy") for name in sorted(stores)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 from corral.components import Stage
@@ -32,14 +33,17 @@ COUNTS = "llama-restarts"
 VULKAN_DRIVER, DRIVERS = "corral_nvidia.json", "/etc/vulkan/icd.d"
 # What one batch may take on a processor: 2048 tokens of an 8B model, on two slow cores.
 LONG_BATCH_S = 900
+HTTP = "--threads-http"
 # Settings of the models of a shared server: their path in the container.
 PRESETS = "/etc/corral/models.ini"
 # What a shared server is told itself; it gives its models names, addresses and what they have in common.
 OF_THE_SERVER = ("--alias", "--host", "--port", "--api-key-file", "--offline", "--metrics")
 # Prometheus asks a shared server for a model's metrics without making it load that model.
 ASKED_FOR = {"__param_autoload": "false"}
-# HTTP threads of a shared server besides one for each request: for health, metrics and requests that wait for a model.
+# HTTP threads besides one for each request: for health, metrics and requests that wait for a model.
 SPARE_THREADS = 8
+# Threads and processes of a server besides those that compute and those for HTTP; and the least limit.
+SPARE_PIDS, LEAST_PIDS = 64, 256
 
 
 def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
@@ -124,6 +128,7 @@ def _service(site: Site, replica: Replica) -> Service:
         "cpu_variant": _cpu_variant(site, replica),
         "mlock": bool(engine.mlock),
         "threads": engine.threads or 0,
+        "pids": _pids(site, (replica,)),
     }
     service = server(site, replica, fields)
     return service if site.is_local(replica.host) else _watched(service, replica)
@@ -143,12 +148,13 @@ def _shared_service(site: Site, members: Sequence[Replica]) -> Service:
         variant = replace(variant, memory_mib=max(limit, on_cpu))
     return replace(
         one,
-        container=f"{first.host}-{first.service}",
+        container=site.container(first.host, first.service),
         role="chat" if any(item.kind == "chat" for item in members) else first.kind,
         args=shared_arguments(site, members),
         health=replace(one.health, start_timeout_s=max(item.start_timeout_s for item in members)),
         memory_swap_mib=0,
         threads=worst((item.engine.threads or 0 for item in members), shared.loaded),
+        pids=_pids(site, members),
         configs=(*one.configs, ConfigMount(preset_file(first.service), PRESETS)),
         mounts=(*one.mounts, *(mount for mount in mounts if mount not in one.mounts)),
         cpu_variant=variant,
@@ -169,6 +175,27 @@ def shared_arguments(site: Site, members: Sequence[Replica]) -> tuple[str, ...]:
         "--metrics": True,
     }
     return tuple(_words(options))
+
+
+def _http_threads(replica: Replica) -> int:
+    """HTTP threads of a replica's server; by itself it would start one for each processor of the host."""
+    return _said(replica, HTTP) or replica.slots + SPARE_THREADS
+
+
+def _said(replica: Replica, flag: str) -> int:
+    """The number that `extra_args` gives a flag; 0 when it is not there."""
+    words = replica.engine.extra_args or ()
+    values = [value for name, value in pairwise(words) if name == flag and value.isdecimal()]
+    return int(values[-1]) if values else 0
+
+
+def _pids(site: Site, members: Sequence[Replica]) -> int:
+    """Limit of threads and processes: for batches there are as many threads again as for tokens."""
+    cores = site.host(members[0].host).cpu.cores or 0
+    threads = [max(item.engine.threads or cores, _said(item, "--threads-batch")) for item in members]
+    loaded = members[0].shared.loaded if members[0].shared else 1
+    http = sum(map(_http_threads, members)) * (2 if members[0].shared else 1)
+    return max(LEAST_PIDS, 2 * worst(threads, loaded) + http + SPARE_PIDS)
 
 
 def server_settings(site: Site, replica: Replica) -> dict[str, object]:
@@ -295,6 +322,7 @@ def options(site: Site, replica: Replica) -> dict[str, Any]:
         "--kv-unified": bool(engine.kv_unified),
         "--ctx-checkpoints": checkpoints(engine, replica.memory),
         "--threads": engine.threads,
+        "--threads-http": None if HTTP in (engine.extra_args or ()) else _http_threads(replica),
         "--no-cache-prompt": is_private,
         "--cache-reuse": None if is_private else engine.cache_reuse or None,
         "--load-mode": _load_mode(engine),

@@ -18,7 +18,10 @@ from corral.errors import did_you_mean, shown
 
 TABLE = Path(__file__).with_suffix(".yaml")
 ALL = "corral/components/llama/flags.yaml has all that it knows"
-SET, GONE, IDLE, ENDS, NOT_ENOUGH = (own_words("llama")[key] for key in ("set", "gone", "idle", "ends", "not_enough"))
+FORK = "a flag of a fork, such as ik_llama.cpp, needs the fork's image (engine.image)"
+SET, GONE, IDLE, BARRED, ENDS, NOT_ENOUGH = (
+    own_words("llama")[key] for key in ("set", "gone", "idle", "barred", "ends", "not_enough")
+)
 
 
 class Flag(NamedTuple):
@@ -44,6 +47,7 @@ def remedies() -> Mapping[str, tuple[str, str]]:
         ("is set by the kit", SET),
         ("prints something and ends the server", dict.fromkeys(ENDS, LEAVE)),
         ("is read by llama-server and ignored", IDLE),
+        ("cuts the server off from the rest of the farm", BARRED),
         ("was removed from llama-server", {**read_yaml(TABLE)["removed"], **GONE}),
     )
     known = known_flags()
@@ -141,5 +145,5 @@ def _judged(name: str, word: str, values: Sequence[str]) -> tuple[str, str]:
     flag = word.replace("=", " ").split()[0]
     if flag != word and _name(flag) in {**known, **remedies()}:
         return f"{shown(word)} is one word", f"write {flag} and its value as two words of the list"
-    near = did_you_mean(name, known)
-    return f"llama-server has no flag {shown(word)}", near if near.startswith("did") else f"{LEAVE}; {ALL}"
+    near = did_you_mean(name, known) if name.startswith("--") else ""  # short ones are alike by chance
+    return f"llama-server has no flag {shown(word)}", near if near.startswith("did") else f"{LEAVE}; {FORK}; {ALL}"

@@ -56,7 +56,7 @@ def _metrics(pool: str, name: str, node: Node) -> Iterator[Contribution]:
     if node.engine in DATA["open_metrics"]:
         yield Rules(DATA["open_metrics"][node.engine])
         scheme: Literal["http", "https"] = "https" if (node.url or "").startswith("https:") else "http"
-        yield ScrapeTarget(node.engine, node_endpoint(node), labels, scheme=scheme)
+        yield ScrapeTarget(node.engine, node_endpoint(node), labels, scheme=scheme, ca_file=node.ca_file or "")
 
 
 def _backend(pool: str, name: str, node: Node, thinking: Thinking) -> Backend:
@@ -72,6 +72,7 @@ def _backend(pool: str, name: str, node: Node, thinking: Thinking) -> Backend:
         scheme="https" if scheme == "https" else "http",
         protocol="cloud" if is_cloud else "ollama" if is_ollama else "openai",
         secret=node.api_key or "", is_ours=False, cost=_cost(node),
+        ca_file=node.ca_file or "",
         key_header=node.key_header or "",
         parameters=_parameters(node, thinking) if is_chat else {},
         hides_thoughts=is_chat and thinking != "shown",

@@ -6,11 +6,14 @@ the values of the inventory that both compare with.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import PurePosixPath
 from typing import Any
 
 from corral.components import Stage, edge
+from corral.components.additions import named_secrets
 from corral.components.declared import filled, service
 from corral.config.inventory import Monitoring, Objective
 from corral.contributions import (
@@ -23,11 +26,13 @@ from corral.contributions import (
     File,
     Relabel,
     ScrapeTarget,
+    Secret,
     Service,
+    is_system_folder,
 )
 from corral.declarations import declaration, read_yaml, shipped
 from corral.plan.networks import INSIDE, OUTSIDE, alias
-from corral.plan.site import Site, bracketed
+from corral.plan.site import Site
 
 STAGE = Stage.MONITORING
 COMPONENT = "prometheus"
@@ -38,6 +43,8 @@ OWN_RULES = (f"{RULES}farm.yml", f"{RULES}monitoring.yml")
 RUNBOOKS = "docs/runbooks"
 FAR = "it reads figures on other machines"
 EXTRA = "`monitoring.extra` may name something on another machine"
+AUTHORITIES = "/etc/corral/authorities"
+AUTHORITY_THERE = "the authority of a node's certificate is kept there; nothing beside it is mounted"
 MIB_OF_GIB = 1024
 # Ending of the name of a job whose targets are on other hosts of the site; their label `job` has no such ending.
 FAR_JOB = "-elsewhere"
@@ -72,8 +79,11 @@ def _instance(
     monitoring = _monitoring(site)
     yield File(
         host, COMPONENT, "prometheus.yml", data=configuration(site, host, targets, rules, published),
-        extra=monitoring.extra, note="scrape targets come from the plan; add your own through `monitoring.extra`",
+        extra=_added(site, host), extra_at=("monitoring", "extra"),
+        note="scrape targets come from the plan; add your own through `monitoring.extra`",
     )  # fmt: skip
+    named = named_secrets(monitoring.extra)
+    yield from (Secret(name, host, "named in monitoring.extra", "given") for name in named)
     yield _service(site, host, port, targets, rules, [sink.endpoint for sink in published.sinks])
     if _calls_edges(site, host, targets):
         yield from edge.client_secrets(host, "monitoring")
@@ -88,7 +98,7 @@ def _secrets(site: Site, host: str, targets: list[ScrapeTarget]) -> tuple[str, .
     """Keys of what is asked without an edge in between, and the own certificate for the edges."""
     keys = {item.secret for item in targets if item.secret and not site.is_behind_edge(item.endpoint, host)}
     certificates = {edge.AUTHORITY, edge.CLIENTS["monitoring"]} if _calls_edges(site, host, targets) else set()
-    return tuple(sorted(keys | certificates))
+    return tuple(sorted({*keys, *certificates, *named_secrets(_monitoring(site).extra)}))
 
 
 def _monitoring(site: Site) -> Monitoring:
@@ -96,6 +106,15 @@ def _monitoring(site: Site) -> Monitoring:
     if monitoring is None:
         raise ValueError("a site without monitoring has no Prometheus")
     return monitoring
+
+
+def _added(site: Site, host: str) -> dict[str, Any]:
+    """`monitoring.extra` with the files of its secrets where this Prometheus has them."""
+    extra = _monitoring(site).extra
+    if not site.is_local(host):
+        return extra
+    moved: dict[str, Any] = json.loads(json.dumps(extra).replace('"/run/secrets/', '"../secrets/'))
+    return moved
 
 
 # --- configuration ---------------------------------------------------------------------------------------------------
@@ -128,7 +147,7 @@ def _edge_labels(site: Site, target: ScrapeTarget) -> dict[str, str]:
     endpoint = target.endpoint
     return {
         "__metrics_path__": f"/{endpoint.service}{target.path}",
-        "instance": f"{bracketed(site.host(endpoint.host).address)}:{endpoint.port}",
+        "instance": f"{site.reached_at(endpoint.host)}:{endpoint.port}",
         "job": target.job,
     }
 
@@ -240,6 +259,10 @@ def _service(
     site: Site, host: str, port: int, targets: list[ScrapeTarget], rules: list[str], sinks: list[Endpoint]
 ) -> Service:
     monitoring = _monitoring(site)
+    files = sorted({target.ca_file for target in targets if target.ca_file})
+    mounts = () if site.is_local(host) else tuple((file, f"{AUTHORITIES}/{n}.pem") for n, file in enumerate(files, 1))
+    folders = {str(PurePosixPath(path).parent) for path in (files if site.is_local(host) else [to for _, to in mounts])}
+    reasons = {"host-mount": AUTHORITY_THERE} if any(is_system_folder(file) for file, _ in mounts) else {}
     is_far = any(site.is_outside(target.endpoint, host) for target in targets)
     return service(
         site,
@@ -252,5 +275,7 @@ def _service(
         keys=_secrets(site, host, targets),
         rules=tuple((name, f"{FOLDER}/{name}") for name in rules),
         calls=(*(target.endpoint for target in targets), *sinks),
-        exceptions={"way-out": FAR if is_far else EXTRA} if is_far or monitoring.extra else {},
+        mounts=mounts,
+        authorities=":".join(sorted(folders)) or None,
+        exceptions=reasons | ({"way-out": FAR if is_far else EXTRA} if is_far or monitoring.extra else {}),
     )

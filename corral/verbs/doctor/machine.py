@@ -18,6 +18,8 @@ from corral.verbs.doctor.case import Case, error, json_of, version_of, warning
 REACHABLE = "host-reachable"
 # The first engine that knows `start_interval` of health checks.
 ENGINE_FLOOR = (25, 0)
+# The first engine that chooses IPv6 addresses for networks by itself.
+IPV6_FLOOR = (27, 0)
 # The first Compose that knows `!reset`; `include` and `start_interval` are older.
 COMPOSE_FLOOR = (2, 24)
 # Paths with colons want the long form of `devices`.
@@ -72,6 +74,14 @@ def engine_version(case: Case) -> Iterator[Finding]:
     if found and version_of(found) < ENGINE_FLOOR:
         words = f"Docker Engine {found} is older than 25"
         yield error(words, "install a newer one from docs.docker.com or your distribution")
+    elif (
+        found
+        and version_of(found) < IPV6_FLOOR
+        and case.plan.site.has_ipv6
+        and not case.info.get("DefaultAddressPools")
+    ):
+        words = f"Docker Engine {found} is older than 27 and gives networks no IPv6 addresses by itself"
+        yield error(words, "install a newer one, or write default-address-pools with an IPv6 range into daemon.json")
 
 
 @engine("compose-version", "engine", remedy="install a newer Compose plugin")
@@ -108,6 +118,17 @@ def limits_supported(case: Case) -> Iterator[Finding]:
         yield warning("this kernel does not limit the swap of containers", remedy)
     if info.get("PidsLimit") is False:
         yield warning("this kernel does not limit the number of processes of containers")
+
+
+@machine("selinux", "engine", remedy="write selinux: true for the host")
+def selinux(case: Case) -> Iterator[Finding]:
+    """The inventory says whether Docker confines containers by SELinux."""
+    is_on = any("name=selinux" in item for item in case.info.get("SecurityOptions") or ())
+    if is_on and not case.declared.selinux:
+        words = "SELinux keeps containers from files that are not labelled for them"
+        yield error(words, f"write hosts.{case.name}.selinux: true")
+    elif case.declared.selinux and not is_on:
+        yield warning("Docker does not use SELinux here", "remove selinux, or set selinux-enabled in daemon.json")
 
 
 @machine("address", "engine", remedy="correct hosts.….address")

@@ -15,6 +15,7 @@ from corral.checks.registry import check
 from corral.components import litellm
 from corral.config.inventory import ConsumerLimits
 from corral.errors import Finding
+from corral.gateway.frontends import entrance_address
 from corral.runtime.causes import ENDS
 from corral.verbs.doctor.case import Case, error, hint, version_of, warning
 from corral.verbs.doctor.machine import EVERYWHERE
@@ -134,9 +135,10 @@ def summary(case: Case) -> str:
 
 @exposure("entrance-tls", "entrance", remedy="set gateway.entrance.certificate")
 def entrance_tls(case: Case) -> Iterator[str]:
-    """The entrance speaks TLS."""
+    """The entrance speaks TLS, or is on loopback behind a proxy that does."""
     entrance = case.plan.inventory.gateway.entrance
-    if entrance and not entrance.certificate:
+    is_behind_proxy = entrance and ipaddress.ip_address(entrance_address(case.plan.site, entrance)).is_loopback
+    if entrance and not entrance.certificate and not is_behind_proxy:
         yield "the entrance has no certificate: keys and prompts cross the network in clear"
 
 
@@ -146,7 +148,8 @@ def entrance_tls(case: Case) -> Iterator[str]:
 )  # fmt: skip
 def ports_exposed(case: Case) -> Iterator[str]:
     """On the entrance's address nothing is published but the entrance."""
-    entrance, public = case.plan.inventory.gateway.entrance, case.declared.address
+    entrance = case.plan.inventory.gateway.entrance
+    public = entrance_address(case.plan.site, entrance) if entrance else ""
     for item in case.seen.containers:
         for address, port in item.published if item.is_running and entrance else ():
             if entrance and port != entrance.port and address in (public, *EVERYWHERE):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from corral.errors import CorralError
-from corral.render.tree import ROOT, Tree, figure_units, metrics_hosts, unit_names
+from corral.render.tree import ROOT, Tree, figure_units, metrics_hosts, site_of, unit_names
 from corral.runtime.hosts import CommandError, ComposeHost
 from corral.verbs.setup.machine import Look
 
@@ -60,8 +60,12 @@ def unit_files(host: ComposeHost, tree: Tree, units_folder: str) -> dict[str, by
 
 
 def _stale(host: ComposeHost, files: Mapping[str, bytes]) -> dict[str, bytes]:
-    found = {path: host.run(["cat", path], check=False).out.encode() for path in files}
-    return {path: data for path, data in files.items() if found[path] != data}
+    found = {path: host.run(["cat", path], check=False).out for path in files}
+    for path, text in found.items():
+        if site_of(text) not in ("", host.plan.inventory.name):
+            words = f"{host.name}: {path} belongs to the site {site_of(text)}"
+            raise CorralError(f"{words}; set container_prefix in one of the inventories, or remove the unit")
+    return {path: data for path, data in files.items() if found[path].encode() != data}
 
 
 def _enabled_units(host: ComposeHost) -> list[str]:

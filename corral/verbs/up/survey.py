@@ -16,6 +16,13 @@ from corral.runtime.observe import hashes_in
 from corral.runtime.waiting import ABSENT, COMMAND_LIMIT_S
 
 IMAGE_IDS = 'for name; do docker image inspect --format "{{.Id}}" "$name" 2>/dev/null || echo -; done'
+# A line for each container: name, project, and its further names on each of its networks.
+ALL_NAMES = (
+    "docker ps --all --quiet | xargs -r docker inspect --format "
+    """'{{.Name}} project={{index .Config.Labels "com.docker.compose.project"}}"""
+    """{{range $net, $it := .NetworkSettings.Networks}} {{$net}}/{{range $it.Aliases}} {{$net}}/{{.}}{{end}}{{end}}'"""
+    " 2>/dev/null || true"
+)
 NO_CHANGE = ("--no-start", "--no-recreate", "--no-deps", "--no-build", "--pull", "never")
 
 
@@ -48,6 +55,38 @@ def check_engine(host: ComposeHost) -> None:
     if done.code != 0:
         cause = cause_of(done.words, "docker")
         raise CorralError(f"{host.name}: {done.last_line}" + (f"\n  {cause.words}" if cause else ""))
+
+
+def check_names(host: ComposeHost) -> None:
+    """Raises CorralError when a container that is not of the project has a name that one of its services needs.
+
+    That is a container's name, or on a network that a service joins a name by which services call each other.
+    """
+    ours = {service.container_name for service in host.services}
+    called = {service.name for service in host.services}
+    joined = {f"{network}/{name}" for service in host.services for network in service.joins for name in called}
+    clashes: dict[str, list[str]] = {}
+    for line in host.run(["sh", "-c", ALL_NAMES]).out.splitlines():
+        name, project, *places = line.removeprefix("/").split()
+        known = {*places, *(f"{place.partition('/')[0]}/{name}" for place in places)}
+        if project != f"project={host.project}" and (name in ours or not joined.isdisjoint(known)):
+            clashes.setdefault(project.removeprefix("project="), []).append(name)
+    for project, names in clashes.items():
+        owner = f"the Compose project {project}" if project else "no Compose project"
+        words = f"{host.name}: {', '.join(sorted(names))} of {owner} has a name of this site's; nothing was changed"
+        raise CorralError(
+            f"{words}\n  set container_prefix in one of the two inventories, or rename the other container"
+        )
+
+
+def check_files(host: ComposeHost) -> None:
+    """Raises CorralError when a certificate that is mounted by itself is not there: Docker would make a folder."""
+    wanted = sorted({file for service in host.services for file, path in service.mounts if path.endswith(".pem")})
+    script = 'for file; do [ -f "$file" ] || echo "$file"; done'
+    missing = host.run(["sh", "-c", script, "-", *wanted]).out.splitlines() if wanted else []
+    if missing:
+        words = f"{host.name}: {', '.join(missing)} is not there; nothing was changed"
+        raise CorralError(f"{words}\n  put the file there, or correct ca_file of the node")
 
 
 def survey(host: ComposeHost, seen: Iterable[Container]) -> Survey:

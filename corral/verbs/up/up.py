@@ -20,6 +20,7 @@ from corral.components import haproxy
 from corral.config.image_lock import IMAGE_LOCK
 from corral.contributions import Service
 from corral.errors import CorralError, DriftError, UsageError
+from corral.gateway.frontends import entrance_address
 from corral.plan.site import bracketed
 from corral.render.output import compare
 from corral.render.tree import render
@@ -36,7 +37,17 @@ from corral.verbs.keys.gateway import client_address
 from corral.verbs.up import history
 from corral.verbs.up.order import Phase, in_order, phases
 from corral.verbs.up.rolling import drain_for_good, roll, wait_usable
-from corral.verbs.up.survey import Found, Survey, check_engine, is_reconfigured, join_networks, prune_networks, survey
+from corral.verbs.up.survey import (
+    Found,
+    Survey,
+    check_engine,
+    check_files,
+    check_names,
+    is_reconfigured,
+    join_networks,
+    prune_networks,
+    survey,
+)
 
 LOCK = ".up.lock"
 PULL_LIMIT_S = 7200
@@ -126,6 +137,8 @@ def look(run: Run) -> None:
     """Checks the engines, copies renderings to far hosts, and sees what is there."""
     for number, host in enumerate(run.hosts):
         check_engine(host)
+        check_names(host)
+        check_files(host)
         _copy(host)
         containers = host.containers()
         run.hosts[number] = as_started(host, containers)
@@ -329,7 +342,9 @@ def next_words(plan: Plan, out: Path, hosts: Sequence[ComposeHost]) -> str:
     bases = [f"{client_address(plan)}/v1"]
     if gateway.entrance is not None:
         scheme = "https" if gateway.entrance.certificate else "http"
-        bases.append(f"{scheme}://{bracketed(plan.site.host(gateway.host).address)}:{gateway.entrance.port}/v1")
+        bases.append(
+            f"{scheme}://{bracketed(entrance_address(plan.site, gateway.entrance))}:{gateway.entrance.port}/v1"
+        )
     key = f"LITELLM_MASTER_KEY in {out / gateway.host / '.env'}"
     return f"base URL: {' and '.join(bases)} (key: {key}); next: ./generate.py status"
 
