@@ -2,7 +2,7 @@
 -- Change the inventory or haproxy/request_gate.lua, then run: ./generate.py render
 
 -- Holds requests to a pool while `./generate.py up` changes its only server or all its servers, while a model of a shared
--- server is swapped, and until it is the pool's turn there (fair_swapping.lua).
+-- server is swapped, until it is the pool's turn there (fair_swapping.lua), and until a machine that sleeps is awake.
 --
 -- In a backend: http-request lua.hold DEPTH SECONDS; it sets txn.refused for requests that cannot wait any longer.
 -- On the runtime API: `corral hold POOL SECONDS` and `corral release POOL`.
@@ -58,7 +58,7 @@ local function must_wait(txn, name)
         return true
     end
     if txn.f:nbsrv(name) == 0 then
-        return is_being_changed(core.backends[name])
+        return is_being_changed(core.backends[name]) or (corral_sleepers or {})[name] ~= nil
     end
     return corral_waits_for_its_turn ~= nil and corral_waits_for_its_turn(txn, name)
 end
@@ -90,6 +90,22 @@ core.register_action("hold", { "http-req" }, function(txn, depth, seconds)
         txn:unset_var("txn.refused")
     end
 end, 2)
+
+-- Names of sleeping machines for which requests wait; wake.py asks.
+core.register_service("wanted", "http", function(applet)
+    local names = {}
+    for name, machines in pairs(corral_sleepers or {}) do
+        if core.backends[name]:get_srv_act() == 0 and corral_waiting(name) > 0 then
+            table.insert(names, table.concat(machines, "\n"))
+        end
+    end
+    local text = table.concat(names, "\n")
+    applet:set_status(200)
+    applet:add_header("content-length", tostring(#text))
+    applet:add_header("content-type", "text/plain")
+    applet:start_response()
+    applet:send(text)
+end)
 
 core.register_cli({ "corral", "hold" }, "corral hold POOL SECONDS", function(applet, _, _, name, seconds)
     corral_hold(name, tonumber(seconds))
