@@ -371,8 +371,8 @@ def _gpu_list(value: Any) -> Any:
 class _GpuGroup(Gpu):
     """The short form of several equal cards (only for the JSON Schema)."""
 
-    count: int = Field(ge=0, le=MAX_GPUS)
-    """Number of equal cards."""
+    count: int = Field(1, ge=0, le=MAX_GPUS)
+    """Number of equal cards; one when absent."""
 
 
 class Cpu(Section):

@@ -223,7 +223,7 @@ def test_checkpoints_are_bounded_and_counted(build: Build) -> None:
         ({"host_tensors": ["ffn_(up"]}, "must be a regular expression"),
         ({"host_tensors": ["ffn_up=CPU"]}, "has a sign in it that parts the pairs"),
         ({"host_tensors": ["_exps"]}, "no tensor is called like"),
-        ({"extra_args": ["--rpc", "192.0.2.7:50052"]}, "reaches no other host"),
+        ({"extra_args": ["--rpc", "192.0.2.7:50052"]}, "leads to no other machine"),
         ({"extra_args": ["-ot", "exps=CPU"]}, "write host_tensors: in engine"),
         ({"extra_args": ["--main-gpu", "1"]}, "write gpus: in on: of the pool"),
     ],

@@ -272,7 +272,8 @@ def test_every_reference_resolves(case: str) -> None:
         for secret in used:
             assert root["secrets"][secret] == {"file": f"./secrets/{secret}"}
         for name, (path, body) in services.items():
-            assert set(body["networks"]) <= set(root["networks"]), name
+            assert set(body.get("networks", ())) <= set(root["networks"]), name
+            assert ("networks" in body) != (body.get("network_mode") == "host"), name
             assert set(body.get("depends_on", {})) <= set(services), name
             check_mounts(case, path, body.get("volumes", []), set(parts[path].get("volumes", {})))
 
