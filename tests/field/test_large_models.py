@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,10 @@ def build(tmp_path: Path) -> Build:
     def made(
         model: str, *cards: str, on: object = AUTO, engine: Mapping[str, Any] | None = None, context: int = 8192,
         is_known: bool = True, kind: str = "chat", file: str = "", more: Mapping[str, Any] | None = None,
+        keeps_lock: bool = False,
     ) -> Plan:  # fmt: skip
         source = file or f"{model}.gguf"
-        if is_known:
+        if is_known and not keeps_lock:
             write_header(tmp_path / source, model)
             with (tmp_path / source).open("rb") as content:
                 known = LockedFile(file=source, gguf=facts_of(read_header(content.read)))
@@ -105,6 +107,20 @@ def test_experts_stay_in_host_memory_and_the_container_holds_them(build: Build) 
     ]
     assert some.vram_mib == replica.vram_mib
     assert told(build("gpt-oss-120b", "3090", engine={"host_tensors": ["_exps"]}))["--override-tensor"] == "_exps=CPU"
+
+
+def test_a_lock_of_before_is_not_believed_about_tensors(build: Build, tmp_path: Path) -> None:
+    build("qwen3-30b-a3b", "3090")
+    path = tmp_path / "models.lock.json"
+    data = json.loads(path.read_text())
+    del data["files"]["qwen3-30b-a3b.gguf"]["gguf"]["tensors"]
+    path.write_text(json.dumps(data))
+    [warning] = [
+        str(item)
+        for item in build("qwen3-30b-a3b", "3090", engine={"cpu_moe": 8}, keeps_lock=True).warnings
+        if item.rule == "offload"
+    ]
+    assert "models inspect" in warning
 
 
 def test_copied_weights_have_to_fit_into_the_container(build: Build) -> None:

@@ -14,7 +14,7 @@ from corral.contributions import Contributions
 from corral.declarations import read_yaml
 from corral.errors import Finding, shown
 from corral.plan.own_image import BUILD
-from corral.plan.settings import WHOLE_INPUT, takes_parts
+from corral.plan.settings import WHOLE_INPUT, host_patterns, takes_parts
 from corral.plan.site import Replica, Site
 
 # Tokens by which vocabularies may differ (llama.cpp's SPEC_VOCAB_MAX_SIZE_DIFFERENCE): padding of the larger one.
@@ -85,6 +85,15 @@ def _offload(site: Site, _found: Contributions) -> Iterator[Finding]:
             place = engine_key(site, replica, key)
             if place[0] in ("pools", "models"):
                 yield Finding(words, place, hint)
+        if (
+            replica.gguf is not None
+            and replica.gguf.layers
+            and not replica.gguf.tensors
+            and host_patterns(replica.engine)
+        ):
+            words = f"the lock does not know the tensors of {replica.model}, so the plan counts all of them on cards"
+            hint = "an earlier version wrote it; look into the file again: ./generate.py models inspect"
+            yield Finding(words, ("models", replica.model, "source"), hint, level="warning")
 
 
 def _without_effect(replica: Replica) -> Iterator[tuple[str, str, str]]:
