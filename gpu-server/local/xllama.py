@@ -108,6 +108,14 @@ def _keys_in(file: str) -> list[str]:
     return keys
 
 
+def _shares(value: str) -> list[float]:
+    """Shares of cards, of all that llama.cpp can use."""
+    import xllamacpp
+
+    shares, usual = list(map(float, _words(value))), list(xllamacpp.CommonParams().tensor_split)
+    return [*shares, *usual[len(shares) :]]
+
+
 def _speculative_types(value: str) -> list[object]:
     return [_member("common_speculative_type", ("none", "draft-simple"))(word) for word in _words(value)]
 
@@ -196,6 +204,7 @@ OPTIONS: Mapping[str, Option] = {
     "--threads": _value("cpuparams.n_threads", _threads, "cpuparams_batch.n_threads"),
     "--n-gpu-layers": _value("n_gpu_layers", _gpu_layers),
     "--split-mode": _value("split_mode", _SPLIT_MODE),
+    "--tensor-split": _value("tensor_split", _shares),
     "--flash-attn": _value("flash_attn_type", _FLASH_ATTENTION),
     "--fit": _value("fit_params", _is_on),
     # what it serves
