@@ -119,9 +119,16 @@ def _place(inventory: Inventory, place: Placement, path: KeyPath) -> Findings:
         (not (place.auto or has_host or has_node), "place-exists/nowhere", ""),
         (has_host and has_node, "place-exists/both", ""),
         (has_node and not has_host and (place.gpus or place.replicas), "place-exists/node-gpus", ""),
+        (place.model and not has_node, "place-exists/host-model", "model"),
     )
     yield from _known("place-exists", "host", place.host, (*path, "host"), inventory.hosts)
     yield from _known("place-exists", "node", place.node, (*path, "node"), inventory.nodes)
+    node = inventory.nodes.get(place.node or "")
+    if node is not None and node.models:
+        yield from _broken(path, (place.model is None, "node-model/unnamed", ""), models=", ".join(node.models))
+        yield from _known("node-model", f"model of {place.node}", place.model, (*path, "model"), node.models)
+    elif node is not None:
+        yield from _broken(path, (place.model is not None, "node-model/only", "model"), node=place.node)
 
 
 def _gpus(inventory: Inventory, place: Placement, path: KeyPath) -> Findings:
@@ -319,12 +326,28 @@ def _nodes(inventory: Inventory) -> Findings:
         path, is_cloud, price = ("nodes", name), node.engine == "cloud", node.price
         has_price = price and (price.input_usd_per_million or price.output_usd_per_million)
         is_small = node.engine in ("ollama", "inferrlm")
+        yield from _first(
+            path,
+            (node.model is None and not node.models, "node-model/missing", ""),
+            (node.model is not None and node.models, "node-model/both", "model"),
+            (is_cloud and node.models, "node-model/cloud", "models"),
+            (node.budget and node.models, "node-model/budget", "budget"),
+        )
+        for model in node.models:
+            served = node.serving(model)
+            yield from _broken(
+                (*path, "models", model),
+                (is_small and served.kind not in ("chat", "embedding"), "node-kind/kind", "kind"),
+                (node.models[model].thinking and served.kind != "chat", "thinking-kind/kind", "thinking"),
+                engine=node.engine,
+                kind=served.kind,
+            )
         yield from _broken(
             path,
             (is_cloud and node.url is not None, "node-address/cloud-url", "url"),
-            (is_cloud and "/" not in node.model, "node-address/no-provider", "model"),
+            (is_cloud and node.model and "/" not in node.model, "node-address/no-provider", "model"),
             (not is_cloud and node.url is None, "node-address/no-url", ""),
-            (is_small and node.kind not in ("chat", "embedding"), "node-kind/kind", "kind"),
+            (is_small and not node.models and node.kind not in ("chat", "embedding"), "node-kind/kind", "kind"),
             (node.thinking is not None and node.kind != "chat", "thinking-kind/kind", "thinking"),
             (node.budget and not has_price, "budget-price/missing", "budget"),
             engine=node.engine,
@@ -341,10 +364,11 @@ def _nodes(inventory: Inventory) -> Findings:
 
 def _nodes_of_pools(inventory: Inventory) -> Findings:
     places = list(_places(inventory))
-    for index, other in _repeated(place.node for _, place, _ in places):
+    for index, _ in _repeated(place.node and (name, place.node) for name, place, _ in places):
+        yield _finding("node-once/twice", (*places[index][2], "node"))
+    for index, other in _repeated(place.node and (place.node, place.model) for _, place, _ in places):
         (name, _, path), first = places[index], places[other][0]
-        text = "node-once/taken" if first != name else "node-once/twice"
-        yield _finding(text, (*path, "node"), other=first)
+        yield from _broken(path, (first != name, "node-once/taken", "node"), other=first)
     for name, pool in inventory.pools.items():
         model = _model_of(inventory, name)
         if pool.thinking is not None and model is not None and model.kind != "chat":

@@ -20,7 +20,7 @@ def kinds_of(inventory: Inventory, pool: str) -> tuple[Kind, ...]:
     """What a pool does; more than one thing only where the inventory is wrong, nothing where it is incomplete."""
     found = inventory.pools[pool]
     models = [inventory.models[found.model].kind] if found.model in inventory.models else []
-    nodes = [inventory.nodes[place.node].kind for place in found.on if place.node in inventory.nodes]
+    nodes = [node.kind for place in found.on if (node := inventory.node_of(place))]
     return tuple(dict.fromkeys([*models, *nodes]))
 
 

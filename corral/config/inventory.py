@@ -155,6 +155,15 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, Mapping) else value
 
 
+def _models(value: Any) -> Any:
+    """Models by name; a list of names is short for models that differ in nothing else."""
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        return value
+    if len(set(value)) < len(value):
+        raise ValueError("names a model twice")
+    return {name: {} for name in value}
+
+
 def _places(value: Any) -> Any:
     """Places as a list; `auto` is one that the plan chooses."""
     return [{"auto": True}] if value == "auto" else _as_list(value)
@@ -540,6 +549,17 @@ class Budget(Section):
     """After which spending counts from zero again, such as `30d`; absent: never for a key, `30d` for a node."""
 
 
+class NodeModel(Section):
+    """One of several models of a node, where it differs from what the node says."""
+
+    kind: Kind | None = None
+    """What it does."""
+    context: int | None = Field(None, ge=32, le=16_777_216)
+    """Tokens that one request may use, prompt and answer together; needed for `context_fallback` only."""
+    thinking: Thinking | None = None
+    """What becomes of its thoughts."""
+
+
 class Node(Section):
     """An inference server that the kit does not start: a Mac, a phone, another farm, a cloud account."""
 
@@ -547,12 +567,17 @@ class Node(Section):
     """Base address, for instance `http://192.0.2.7:8080`; not for `engine: cloud`."""
     engine: Literal["openai", "llama.cpp", "mlx", "ollama", "inferrlm", "vllm", "lmstudio", "cloud"] = "openai"
     """What answers there; it decides protocol and health check. `cloud` is a provider known to LiteLLM."""
-    model: Line
+    model: Line | None = None
     """Name of the model at that server, or for `cloud` LiteLLM's name such as `openai/gpt-4o-mini`."""
+    models: Annotated[
+        dict[Line, NodeModel],
+        BeforeValidator(_models, json_schema_input_type=dict[Line, NodeModel] | list[Line]),
+    ] = Field(default_factory=dict)
+    """Instead of `model`, where one server has several: their names there; pools say `on: {node: …, model: …}`."""
     kind: Kind = "chat"
     """What it does."""
     slots: int = Field(1, ge=1, le=4096)
-    """Requests that it works on at the same time."""
+    """Requests that it works on at the same time, for all its models together."""
     tier: Name | None = None
     """Class of the node for complexity routing, for instance `primary` or `smart`."""
     health: Annotated[str, _text("path")] | None = None
@@ -570,6 +595,16 @@ class Node(Section):
     thinking: Thinking | None = None
     """What becomes of the model's thoughts, when it differs from the pool's."""
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all its models."""
+        return (self.model,) if self.model else tuple(self.models)
+
+    def serving(self, model: str | None) -> Node:
+        """The node as a pool on one of its `models` has it; itself when it has one model."""
+        own = self.models.get(model or "")
+        return self if own is None else self.model_copy(update={"model": model, **own.model_dump(exclude_none=True)})
+
 
 class Placement(Section):
     """Where replicas of a pool live: on GPUs or the CPU of a host, or on a node."""
@@ -586,6 +621,8 @@ class Placement(Section):
     """One of the host's `shared` servers, which serves this pool beside others, on `gpus` or on the CPU."""
     node: Name | None = None
     """A node instead of a host."""
+    model: Line | None = None
+    """Which of the node's `models`."""
     auto: bool = False
     """The plan chooses a card for every replica: on `host`, or on any host; `on: auto` is short for it."""
 
@@ -1035,6 +1072,11 @@ class Inventory(Section):
     """Container images, instead of the pinned ones."""
 
     _notes: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    def node_of(self, place: Placement) -> Node | None:
+        """The node of a place, with the model that the place names; None where it is none."""
+        node = self.nodes.get(place.node or "")
+        return node and node.serving(place.model)
 
     @property
     def notes(self) -> dict[str, Any]:

@@ -87,12 +87,20 @@ def inventory_of(ports: dict[str, int]) -> dict[str, Any]:
     url = {name: f"http://{LOOPBACK}:{ports[name]}" for name in WIRES}
     rest = {"engine": "openai", "model": "some-model", "api_key": "LAB_KEY"}
     site["nodes"] |= {
-        "desk": {"url": url["desk"], "engine": "ollama", "model": "qwen3:4b", "slots": 3, "thinking": "off"},
+        "desk": {
+            "url": url["desk"],
+            "engine": "ollama",
+            "models": ["qwen3:4b", "llama3.2:3b"],
+            "slots": 2,
+            "thinking": "off",
+        },
         "lab": {"url": f"{url['lab']}/v1", **rest, "slots": 4, "key_header": "X-Api-Key"},
         "studio": {"url": url["studio"], **rest, "engine": "lmstudio"},
         "raw": {"url": url["raw"], **rest, "thinking": "shown"},
     }
-    site["pools"] |= {name: {"on": {"node": name}} for name in ("desk", "lab", "studio", "raw")}
+    site["pools"] |= {name: {"on": {"node": name}} for name in ("lab", "studio", "raw")}
+    for name, model in (("desk", "qwen3:4b"), ("herd", "llama3.2:3b")):
+        site["pools"][name] = {"on": {"node": "desk", "model": model}, "queue": {"depth": 2, "timeout_s": 30}}
     site["models"] = {"tiny-rank": {"source": "rank.gguf", "kind": "rerank", "context": 256}}
     site["pools"]["ranks"] = {
         "model": "tiny-rank", "on": {"host": HOST}, "ports": ports["rank"], "engine": {"threads": 1},
@@ -401,6 +409,22 @@ def test_no_node_gets_more_than_its_slots_and_the_queue_is_bounded(farm: Nodes) 
     assert {farm.replica(answer) for answer in answers if answer.is_success} == {"pixel", *PHONES}
 
 
+def test_models_of_one_server_share_its_slots_and_its_queue(farm: Nodes) -> None:
+    before = len(farm.requests_of("desk"))
+    with ThreadPoolExecutor(4) as threads:
+        pools, text = ("desk", "herd", "herd", "desk"), order(["done"], service_s=2.5)
+        answers = [threads.submit(farm.ask, pool, text) for pool in pools]
+        wait_until(lambda: farm.queue("node.desk") == 2, WITHIN_S, "two requests wait")
+        assert sum(farm.balancer_figures("haproxy_backend_current_queue").values()) == 2
+        refused = [farm.ask(pool, "hello") for pool in ("desk", "herd")]
+        assert [answer.status_code for answer in refused] == [429, 429]
+        assert all(answer.headers["retry-after"] for answer in refused)
+        assert {answer.result().status_code for answer in answers} == {200}
+    assert farm.in_flight_at_most("desk") == 2
+    models = Counter(request["body"]["model"] for request in farm.requests_of("desk")[before:])
+    assert models == {"qwen3:4b": 2, "llama3.2:3b": 2}
+
+
 @pytest.mark.parametrize("name", ["iphone15", "pixel"])
 def test_dead_node_is_routed_around_and_used_again(farm: Nodes, name: str) -> None:
     farm.processes[name].__exit__(None, None, None)
@@ -424,5 +448,5 @@ def test_only_node_of_a_pool_dies_and_comes_back(farm: Nodes) -> None:
 def test_health_is_asked_without_inference(farm: Nodes) -> None:
     before = {name: len(farm.requests_of(name)) for name in WIRES}
     text = wait_http(f"http://{LOOPBACK}:{farm.ports['stats']}/metrics").text
-    assert 'haproxy_server_check_status{proxy="desk"' in text
+    assert 'haproxy_server_check_status{proxy="node.desk"' in text
     assert {name: len(farm.requests_of(name)) for name in WIRES} == before

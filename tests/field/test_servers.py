@@ -1,0 +1,118 @@
+"""Servers that the kit does not start: one machine with many models, and speech."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+
+from corral.build import Plan, build_plan
+from corral.config.load import validate
+from corral.config.source import parse
+from corral.errors import SiteError
+from corral.render.tree import render
+
+BOX = {"url": "http://192.0.2.21:11434", "engine": "ollama", "slots": 2}
+BOTH = {"models": ["qwen3:8b", "gemma3:12b"]}
+QWEN, GEMMA = ({"on": {"node": "box", "model": name}} for name in BOTH["models"])
+
+
+def plan_of(nodes: dict[str, Any], pools: dict[str, Any], **gateway: Any) -> Plan:
+    """The plan of a site with these nodes and pools."""
+    site = {
+        "schema_version": 1,
+        "name": "site",
+        "hosts": {"rig": {"address": "192.0.2.10"}},
+        "nodes": nodes,
+        "pools": pools,
+        "gateway": {"host": "rig", **gateway},
+    }
+    return build_plan(validate(parse(yaml.safe_dump(site), "inventory.yaml")))
+
+
+def words_of(nodes: dict[str, Any], pools: dict[str, Any]) -> str:
+    """What is said of a site that is refused."""
+    with pytest.raises(SiteError) as refused:
+        plan_of(nodes, pools)
+    return str(refused.value)
+
+
+def file_of(plan: Plan, path: str) -> str:
+    """A rendered file."""
+    return render(plan)[path].decode()
+
+
+# --- row 46; 002-03, 002-04: one Ollama with several models, one card behind them ------------------------------------
+
+
+LAB = {"url": "http://192.0.2.22:8000", "engine": "vllm", "model": "qwen3"}
+
+
+def balancer_of(plan: Plan) -> dict[str, list[str]]:
+    """HAProxy's servers of every backend that is a pool's or a node's, as they are rendered."""
+    found: dict[str, list[str]] = {}
+    for part in file_of(plan, "rig/haproxy/haproxy.cfg").split("# pool ")[1:]:
+        name = part.split("backend ")[1].split()[0]
+        found[name] = [line.strip() for line in part.splitlines() if line.startswith("    server ")]
+    return found
+
+
+def deployments_of(plan: Plan) -> dict[str, tuple[str, str]]:
+    """Name of the pool and address of every deployment in LiteLLM's list, by its id."""
+    models = yaml.safe_load(file_of(plan, "rig/litellm/config.yaml"))["model_list"]
+    assert len({item["model_info"]["id"] for item in models}) == len(models)
+    return {
+        item["model_info"]["id"]: (item["model_name"], item["litellm_params"].get("api_base", "")) for item in models
+    }
+
+
+def test_one_server_is_one_backend_whatever_pools_point_to_it() -> None:
+    plan = plan_of({"box": BOX | BOTH | {"api_key": "BOX_KEY"}}, {"qwen": QWEN, "gemma": GEMMA})
+
+    assert balancer_of(plan) == {
+        "node.box": ["server box 192.0.2.21:11434 id 1 maxconn 2 weight 2 inter 5s downinter 4s"]
+    }
+    address = "http://haproxy:8081/node.box/any"
+    assert deployments_of(plan) == {"qwen": ("qwen", address), "gemma": ("gemma", address)}
+    facts = [fact for fact in plan.contributions.facts if fact.name == "inventory:replica_slots"]
+    assert [(fact.value, fact.labels["pool"]) for fact in facts] == [(2, "node.box")]
+
+
+def test_a_pool_may_have_a_replica_elsewhere() -> None:
+    places = [QWEN["on"], {"node": "lab"}]
+    plan = plan_of({"box": BOX | BOTH, "lab": LAB}, {"qwen": {"on": places}, "gemma": GEMMA})
+
+    assert list(balancer_of(plan)) == ["node.box", "qwen.lab"]
+    assert list(deployments_of(plan)) == ["gemma", "qwen.box", "qwen.lab"]
+
+
+@pytest.mark.parametrize("balancing", ["least-busy", "direct"])
+def test_deployments_have_names_of_their_own(balancing: str) -> None:
+    plan = plan_of({"box": BOX | BOTH}, {"qwen": QWEN, "gemma": GEMMA}, balancing=balancing)
+    assert list(deployments_of(plan)) == ["gemma.box", "qwen.box"]
+
+
+def test_models_may_differ_in_kind() -> None:
+    models = {"qwen3:8b": {"thinking": "shown"}, "bge-m3": {"kind": "embedding"}}
+    plan = plan_of(
+        {"box": BOX | {"models": models}}, {"qwen": QWEN, "embed": {"on": {"node": "box", "model": "bge-m3"}}}
+    )
+    found = yaml.safe_load(file_of(plan, "rig/litellm/config.yaml"))["model_list"]
+    assert [(item["litellm_params"]["model"], item["model_info"]["mode"]) for item in found] == [
+        ("ollama/bge-m3", "embedding"), ("ollama_chat/qwen3:8b", "chat"),
+    ]  # fmt: skip
+    assert "thinking" not in found[1]["model_info"]
+
+
+def test_one_model_in_two_pools_is_told_the_way_out() -> None:
+    words = words_of(
+        {"box": BOX | {"model": "qwen3:8b"}}, {"qwen": {"on": {"node": "box"}}, "gemma": {"on": {"node": "box"}}}
+    )
+    assert "write models: [NAME, …]" in words
+
+
+def test_two_nodes_with_one_address_are_one_machine() -> None:
+    nodes = {name: {"url": "http://192.0.2.21:11434", "engine": "ollama", "model": name, "slots": 2} for name in "ab"}
+    plan = plan_of(nodes, {name: {"on": {"node": name}} for name in "ab"})
+    assert "a and b are one server, and each counts its own slots there" in [item.message for item in plan.warnings]
