@@ -37,6 +37,10 @@ SOURCES = "write hf:owner/repo/file.gguf, https://…, file:/folder/file.gguf or
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _LOOPBACK = re.compile(r"http://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?/")
 
+# What counts tokens of a node.
+COSTS = ("price", "budget")
+# Kinds that nodes alone serve.
+SPEECH = ("transcription", "speech")
 Findings = Iterator[Finding]
 # Whether a rule is broken, the rule with its text (`rule/text`), and the key below the path that is meant, if any.
 Row = tuple[object, str, str]
@@ -349,7 +353,7 @@ def _nodes(inventory: Inventory) -> Findings:
             (not is_cloud and node.url is None, "node-address/no-url", ""),
             (is_small and not node.models and node.kind not in ("chat", "embedding"), "node-kind/kind", "kind"),
             (node.thinking is not None and node.kind != "chat", "thinking-kind/kind", "thinking"),
-            (node.budget and not has_price, "budget-price/missing", "budget"),
+            (node.budget and not has_price and node.kind not in SPEECH, "budget-price/missing", "budget"),
             engine=node.engine,
             kind=node.kind,
         )
@@ -360,6 +364,23 @@ def _nodes(inventory: Inventory) -> Findings:
                 (node.api_key is None, "key-header/no-key", ""),
                 (inventory.gateway.balancing == "direct", "key-header/direct", ""),
             )
+
+
+def _speech(inventory: Inventory) -> Findings:
+    """Speech is served by nodes, and has no tokens."""
+    for name, model in inventory.models.items():
+        yield from _broken(("models", name, "kind"), (model.kind in SPEECH, "speech/model", ""), kind=model.kind)
+    for name, node in inventory.nodes.items():
+        is_speech = all(node.serving(model).kind in SPEECH for model in node.names)
+        yield from _broken(("nodes", name), *((getattr(node, key) and is_speech, "speech/price", key) for key in COSTS))
+    for name, pool in inventory.pools.items():
+        is_speech = kind_of(inventory, name) in SPEECH
+        counted: tuple[tuple[KeyPath, object], ...] = (
+            (("price",), pool.price), (("request", "max_tokens"), pool.request.max_tokens),
+            (("limits", "tpm"), pool.limits.tpm),
+        )  # fmt: skip
+        for key, value in counted:
+            yield from _broken(("pools", name, *key), (value and is_speech, "speech/price", ""))
 
 
 def _nodes_of_pools(inventory: Inventory) -> Findings:
@@ -615,5 +636,6 @@ def _values(value: Any, path: KeyPath, before: str = "") -> Iterator[tuple[KeyPa
 
 CHECKS: tuple[Callable[[Inventory], Findings], ...] = (
     _pools_and_places, _shared_places, _hosts_of_roles, _cards, _far_servers, _quantized_caches, _names, _receivers,
-    _consumers, _paid_settings, _nodes, _nodes_of_pools, _tiers, _fallbacks, _models, _settings_of_servers, _secrets,
+    _consumers, _paid_settings, _nodes, _nodes_of_pools, _speech, _tiers, _fallbacks, _models, _settings_of_servers,
+    _secrets,
 )  # fmt: skip

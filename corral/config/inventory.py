@@ -189,7 +189,7 @@ Address = Annotated[str, AfterValidator(_address)]
 PortNumber = Annotated[int, Field(ge=1, le=LAST_PORT)]
 Mib = Annotated[int, Field(ge=16, le=64 * TIB_MIB)]
 Gib = Annotated[float, Field(gt=0, le=65536)]
-Kind = Literal["chat", "embedding", "rerank", "image"]
+Kind = Literal["chat", "embedding", "rerank", "image", "transcription", "speech"]
 if TYPE_CHECKING:
     ServerName = str
 else:

@@ -116,3 +116,31 @@ def test_two_nodes_with_one_address_are_one_machine() -> None:
     nodes = {name: {"url": "http://192.0.2.21:11434", "engine": "ollama", "model": name, "slots": 2} for name in "ab"}
     plan = plan_of(nodes, {name: {"on": {"node": name}} for name in "ab"})
     assert "a and b are one server, and each counts its own slots there" in [item.message for item in plan.warnings]
+
+
+# --- row 45; 002-06, 002-25: a Whisper server and a voice that are there already ----------------------------------------
+
+
+def test_speech_is_a_pool_like_all_others() -> None:
+    nodes = {
+        "ear": {"url": "http://192.0.2.20:8000/v1", "model": "whisper-large-v3", "kind": "transcription", "slots": 2},
+        "voice": {"url": "http://192.0.2.20:8880/v1", "model": "kokoro", "kind": "speech"},
+    }
+    plan = plan_of(
+        nodes, {"dictation": {"on": {"node": "ear"}, "editor_names": True}, "tts-1": {"on": {"node": "voice"}}}
+    )
+
+    models = yaml.safe_load(file_of(plan, "rig/litellm/config.yaml"))
+    assert {item["model_name"]: item["model_info"]["mode"] for item in models["model_list"]} == {
+        "dictation": "audio_transcription", "tts-1": "audio_speech",
+    }  # fmt: skip
+    assert models["router_settings"]["model_group_alias"]["whisper-1"] == "dictation"
+    haproxy = file_of(plan, "rig/haproxy/haproxy.cfg")
+    assert "/v1/audio/speech /v1/audio/transcriptions " in haproxy
+    assert "server ear 192.0.2.20:8000 id 1 maxconn 2" in haproxy
+
+
+@pytest.mark.parametrize("engine", ["ollama", "inferrlm"])
+def test_servers_without_speech_are_refused(engine: str) -> None:
+    node = {"url": "http://192.0.2.20:8000", "engine": engine, "model": "a", "kind": "speech"}
+    assert f"{engine} has no speech requests" in words_of({"a": node}, {"a": {"on": {"node": "a"}}})

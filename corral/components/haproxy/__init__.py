@@ -394,6 +394,7 @@ def _group_values(site: Site, group: Group, depth: int) -> dict[str, Any]:
         "has_sessions": group.first.kind == "chat" and len(group.backends) > 1,
         "has_choice": len(group.backends) > 1,
         "probe": _probe(group.first),
+        "takes_files": any(item.kind == "transcription" for item in group.members),
         "models": [json.dumps(item.upstream_model, ensure_ascii=False) for item in group.members],
         "servers": [_server(site, number, backend) for number, backend in enumerate(group.backends, start=1)],
     }
