@@ -39,7 +39,7 @@ _LOOPBACK = re.compile(r"http://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?/")
 
 # What counts tokens of a node.
 COSTS = ("price", "budget")
-# Kinds that nodes alone serve.
+# Kinds without tokens.
 SPEECH = ("transcription", "speech")
 Findings = Iterator[Finding]
 # Whether a rule is broken, the rule with its text (`rule/text`), and the key below the path that is meant, if any.
@@ -367,9 +367,7 @@ def _nodes(inventory: Inventory) -> Findings:
 
 
 def _speech(inventory: Inventory) -> Findings:
-    """Speech is served by nodes, and has no tokens."""
-    for name, model in inventory.models.items():
-        yield from _broken(("models", name, "kind"), (model.kind in SPEECH, "speech/model", ""), kind=model.kind)
+    """Speech has no tokens."""
     for name, node in inventory.nodes.items():
         is_speech = all(node.serving(model).kind in SPEECH for model in node.names)
         yield from _broken(("nodes", name), *((getattr(node, key) and is_speech, "speech/price", key) for key in COSTS))

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
 from corral.build import Plan, build_plan
+from corral.checks.policy import check_tree
 from corral.config.load import validate
 from corral.config.source import parse
+from corral.declarations import ROOT
 from corral.errors import SiteError
 from corral.render.tree import render
 
@@ -18,7 +24,7 @@ BOTH = {"models": ["qwen3:8b", "gemma3:12b"]}
 QWEN, GEMMA = ({"on": {"node": "box", "model": name}} for name in BOTH["models"])
 
 
-def plan_of(nodes: dict[str, Any], pools: dict[str, Any], **gateway: Any) -> Plan:
+def plan_of(nodes: dict[str, Any], pools: dict[str, Any], **more: Any) -> Plan:
     """The plan of a site with these nodes and pools."""
     site = {
         "schema_version": 1,
@@ -26,8 +32,8 @@ def plan_of(nodes: dict[str, Any], pools: dict[str, Any], **gateway: Any) -> Pla
         "hosts": {"rig": {"address": "192.0.2.10"}},
         "nodes": nodes,
         "pools": pools,
-        "gateway": {"host": "rig", **gateway},
-    }
+        "gateway": {"host": "rig"},
+    } | more
     return build_plan(validate(parse(yaml.safe_dump(site), "inventory.yaml")))
 
 
@@ -89,7 +95,7 @@ def test_a_pool_may_have_a_replica_elsewhere() -> None:
 
 @pytest.mark.parametrize("balancing", ["least-busy", "direct"])
 def test_deployments_have_names_of_their_own(balancing: str) -> None:
-    plan = plan_of({"box": BOX | BOTH}, {"qwen": QWEN, "gemma": GEMMA}, balancing=balancing)
+    plan = plan_of({"box": BOX | BOTH}, {"qwen": QWEN, "gemma": GEMMA}, gateway={"host": "rig", "balancing": balancing})
     assert list(deployments_of(plan)) == ["gemma.box", "qwen.box"]
 
 
@@ -118,7 +124,7 @@ def test_two_nodes_with_one_address_are_one_machine() -> None:
     assert "a and b are one server, and each counts its own slots there" in [item.message for item in plan.warnings]
 
 
-# --- row 45; 002-06, 002-25: a Whisper server and a voice that are there already ----------------------------------------
+# --- row 45; 002-06, 002-25: a Whisper server and a voice that are there already --------------------------------------
 
 
 def test_speech_is_a_pool_like_all_others() -> None:
@@ -138,6 +144,73 @@ def test_speech_is_a_pool_like_all_others() -> None:
     haproxy = file_of(plan, "rig/haproxy/haproxy.cfg")
     assert "/v1/audio/speech /v1/audio/transcriptions " in haproxy
     assert "server ear 192.0.2.20:8000 id 1 maxconn 2" in haproxy
+
+
+REVISION = "c0ffee1234" * 4
+SPEECH: dict[str, Any] = {
+    "models": {
+        "whisper": {"source": "hf:Systran/faster-whisper-large-v3", "revision": REVISION, "kind": "transcription"},
+        "kokoro": {"source": "hf:speaches-ai/Kokoro-82M-v1.0-ONNX", "revision": REVISION, "kind": "speech"},
+    },
+    "pools": {
+        "ear": {"model": "whisper", "on": {"host": "rig", "gpus": 1}, "engine": {"slots": 2}},
+        "mouth": {"model": "kokoro", "on": {"host": "rig"}},
+    },
+    "hosts": {"rig": {"address": "192.0.2.10", "gpus": {"card": "rtx-3060", "count": 1}}},
+}
+
+
+def test_the_kit_starts_servers_for_speech() -> None:
+    plan = plan_of({}, **SPEECH)
+    services = {service.name: service for service in plan.contributions.services if service.component == "speaches"}
+    assert [services[name].image.rpartition("-")[2] for name in ("ear-1", "mouth-cpu-1")] == ["cuda", "cpu"]
+    models = yaml.safe_load(file_of(plan, "rig/litellm/config.yaml"))["model_list"]
+    assert {item["model_name"]: item["litellm_params"]["model"] for item in models} == {
+        "ear": "openai/Systran/faster-whisper-large-v3", "mouth": "openai/speaches-ai/Kokoro-82M-v1.0-ONNX",
+    }  # fmt: skip
+    assert check_tree(plan, render(plan)) == {"rig": []}
+
+
+READ_CACHE = """
+import huggingface_hub, pathlib
+print(pathlib.Path(huggingface_hub.snapshot_download("speaches-ai/Kokoro-82M-v1.0-ONNX")).name)
+[found] = huggingface_hub.scan_cache_dir().repos
+[revision] = found.revisions
+print(found.repo_id, sorted(file.file_name for file in revision.files))
+"""
+
+
+def test_the_hub_finds_the_pulled_folder_without_a_network(tmp_path: Path) -> None:
+    """By the Hub's own client, as speaches does; twice, as after a restart of the container."""
+    plan = plan_of({}, **SPEECH)
+    [service] = [service for service in plan.contributions.services if service.name == "mouth-cpu-1"]
+    folder = tmp_path / Path(service.environment["CORRAL_WEIGHTS"]).name
+    (tmp_path / "key").write_text("k3y")
+    (tmp_path / "uvicorn").write_text('#!/bin/sh\necho "$API_KEY $*"\n')
+    (tmp_path / "uvicorn").chmod(0o755)
+    own = {
+        "CORRAL_WEIGHTS": str(folder),
+        "HF_HUB_CACHE": str(tmp_path / "hub"),
+        "CORRAL_API_KEY_FILE": f"{tmp_path}/key",
+    }
+    environment = {**os.environ, **service.environment, **own, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+
+    def start() -> tuple[int, str]:
+        script = "gpu-server/speaches/start.sh"
+        done = subprocess.run(["sh", ROOT / script], env=environment, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout
+
+    assert start() == (78, "")
+    (folder / "voices").mkdir(parents=True)
+    for name in ("README.md", "model.onnx", "voices/all.bin"):
+        (folder / name).write_text("x")
+    assert start() == start() == (0, "k3y --factory speaches.main:create_app\n")
+    done = subprocess.run(
+        [sys.executable, "-c", READ_CACHE], env=environment, capture_output=True, text=True, check=True
+    )
+    name, listed = done.stdout.splitlines()
+    assert name == folder.name
+    assert listed == "speaches-ai/Kokoro-82M-v1.0-ONNX ['README.md', 'all.bin', 'model.onnx']"
 
 
 @pytest.mark.parametrize("engine", ["ollama", "inferrlm"])
