@@ -88,6 +88,16 @@ core.register_action("hold", { "http-req" }, function(txn, depth, seconds)
     end
 end, 2)
 
+core.register_cli({ "corral", "hold" }, "corral hold POOL SECONDS", function(applet, _, _, name, seconds)
+    corral_hold(name, tonumber(seconds))
+    applet:send("held\n")
+end)
+
+core.register_cli({ "corral", "release" }, "corral release POOL", function(applet, _, _, name)
+    corral_release(name)
+    applet:send("released\n")
+end)
+
 -- Refuses a request after reading its body: while a client still sends a file, closing would hide the answer from it.
 core.register_service("refuse_upload", "http", function(applet)
     repeat
@@ -100,14 +110,4 @@ core.register_service("refuse_upload", "http", function(applet)
     applet:add_header("retry-after", "5")
     applet:start_response()
     applet:send(text)
-end)
-
-core.register_cli({ "corral", "hold" }, "corral hold POOL SECONDS", function(applet, _, _, name, seconds)
-    corral_hold(name, tonumber(seconds))
-    applet:send("held\n")
-end)
-
-core.register_cli({ "corral", "release" }, "corral release POOL", function(applet, _, _, name)
-    corral_release(name)
-    applet:send("released\n")
 end)

@@ -633,7 +633,7 @@ def _values(value: Any, path: KeyPath, before: str = "") -> Iterator[tuple[KeyPa
 
 
 CHECKS: tuple[Callable[[Inventory], Findings], ...] = (
+    _speech,
     _pools_and_places, _shared_places, _hosts_of_roles, _cards, _far_servers, _quantized_caches, _names, _receivers,
-    _consumers, _paid_settings, _nodes, _nodes_of_pools, _speech, _tiers, _fallbacks, _models, _settings_of_servers,
-    _secrets,
+    _consumers, _paid_settings, _nodes, _nodes_of_pools, _tiers, _fallbacks, _models, _settings_of_servers, _secrets,
 )  # fmt: skip
