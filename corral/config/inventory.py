@@ -435,7 +435,8 @@ class Model(Section):
     """What it does: chat, embedding, rerank, image, transcription (recordings to text) or speech (text to sound)."""
     server: ServerName = USUAL
     """What serves it: llama.cpp from a GGUF file, or vLLM, on NVIDIA cards, from a repository such as
-    `hf:owner/repo` or a folder in the models folder; LocalAI serves images, speaches speech. Installed packages may add others."""
+    `hf:owner/repo` or a folder in the models folder; LocalAI serves images, speaches speech. Installed packages may add
+    others."""
     context: int = Field(4096, ge=32, le=16_777_216)
     """Tokens that one request may use, prompt and answer together; every slot gets that much."""
     size_gib: Gib | None = None
