@@ -230,6 +230,11 @@ class Backend:
     adapters: Mapping[str, Any] = field(default_factory=dict)
 
 
+def name_of_shared(node: str) -> str:
+    """What stands for the pool in the figures of a node that has several; no pool has a dot in its name."""
+    return f"node.{node}"
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
     """How the gateway reaches a pool, or one replica of it, through whatever stands in between."""

@@ -32,6 +32,7 @@ CASES = (
     "routing",
     "shared",
     "vllm",
+    "speech",
     "traced",
     "everything-on",
 )

@@ -57,7 +57,7 @@ def _through_the_library(_configuration: Configuration, environment: Environment
 
 def _prices_looked_up(configuration: Configuration, _environment: Environment) -> None:
     for deployment in configuration["model_list"]:
-        for name in litellm.FREE:
+        for name in litellm.DATA["free"].get(deployment["model_info"]["mode"], {}):
             del deployment["model_info"][name]
 
 

@@ -52,6 +52,10 @@ ASK_FOR_CARD = {
 }
 _LOOPBACK = re.compile(r"http://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?/")
 
+# What counts tokens of a node.
+COSTS = ("price", "budget")
+# Kinds without tokens.
+SPEECH = ("transcription", "speech")
 Findings = Iterator[Finding]
 # Whether a rule is broken, the rule with its text (`rule/text`), and the key below the path that is meant, if any.
 Row = tuple[object, str, str]
@@ -134,9 +138,16 @@ def _place(inventory: Inventory, place: Placement, path: KeyPath) -> Findings:
         (not (place.auto or has_host or has_node), "place-exists/nowhere", ""),
         (has_host and has_node, "place-exists/both", ""),
         (has_node and not has_host and (place.gpus or place.replicas), "place-exists/node-gpus", ""),
+        (place.model and not has_node, "place-exists/host-model", "model"),
     )
     yield from _known("place-exists", "host", place.host, (*path, "host"), inventory.hosts)
     yield from _known("place-exists", "node", place.node, (*path, "node"), inventory.nodes)
+    node = inventory.nodes.get(place.node or "")
+    if node is not None and node.models:
+        yield from _broken(path, (place.model is None, "node-model/unnamed", ""), models=", ".join(node.models))
+        yield from _known("node-model", f"model of {place.node}", place.model, (*path, "model"), node.models)
+    elif node is not None:
+        yield from _broken(path, (place.model is not None, "node-model/only", "model"), node=place.node)
 
 
 def _gpus(inventory: Inventory, place: Placement, path: KeyPath) -> Findings:
@@ -377,14 +388,30 @@ def _nodes(inventory: Inventory) -> Findings:
         path, is_cloud, price = ("nodes", name), node.engine == "cloud", node.price
         has_price = price and (price.input_usd_per_million or price.output_usd_per_million)
         is_small = node.engine in ("ollama", "inferrlm")
+        yield from _first(
+            path,
+            (node.model is None and not node.models, "node-model/missing", ""),
+            (node.model is not None and node.models, "node-model/both", "model"),
+            (is_cloud and node.models, "node-model/cloud", "models"),
+            (node.budget and node.models, "node-model/budget", "budget"),
+        )
+        for model in node.models:
+            served = node.serving(model)
+            yield from _broken(
+                (*path, "models", model),
+                (is_small and served.kind not in ("chat", "embedding"), "node-kind/kind", "kind"),
+                (node.models[model].thinking and served.kind != "chat", "thinking-kind/kind", "thinking"),
+                engine=node.engine,
+                kind=served.kind,
+            )
         yield from _broken(
             path,
             (is_cloud and node.url is not None, "node-address/cloud-url", "url"),
-            (is_cloud and "/" not in node.model, "node-address/no-provider", "model"),
+            (is_cloud and node.model and "/" not in node.model, "node-address/no-provider", "model"),
             (not is_cloud and node.url is None, "node-address/no-url", ""),
-            (is_small and node.kind not in ("chat", "embedding"), "node-kind/kind", "kind"),
+            (is_small and not node.models and node.kind not in ("chat", "embedding"), "node-kind/kind", "kind"),
             (node.thinking is not None and node.kind != "chat", "thinking-kind/kind", "thinking"),
-            (node.budget and not has_price, "budget-price/missing", "budget"),
+            (node.budget and not has_price and node.kind not in SPEECH, "budget-price/missing", "budget"),
             engine=node.engine,
             kind=node.kind,
         )
@@ -403,12 +430,28 @@ def _nodes(inventory: Inventory) -> Findings:
             )
 
 
+def _speech(inventory: Inventory) -> Findings:
+    """Speech has no tokens."""
+    for name, node in inventory.nodes.items():
+        is_speech = all(node.serving(model).kind in SPEECH for model in node.names)
+        yield from _broken(("nodes", name), *((getattr(node, key) and is_speech, "speech/price", key) for key in COSTS))
+    for name, pool in inventory.pools.items():
+        is_speech = kind_of(inventory, name) in SPEECH
+        counted: tuple[tuple[KeyPath, object], ...] = (
+            (("price",), pool.price), (("request", "max_tokens"), pool.request.max_tokens),
+            (("limits", "tpm"), pool.limits.tpm),
+        )  # fmt: skip
+        for key, value in counted:
+            yield from _broken(("pools", name, *key), (value and is_speech, "speech/price", ""))
+
+
 def _nodes_of_pools(inventory: Inventory) -> Findings:
     places = list(_places(inventory))
-    for index, other in _repeated(place.node for _, place, _ in places):
+    for index, _ in _repeated(place.node and (name, place.node) for name, place, _ in places):
+        yield _finding("node-once/twice", (*places[index][2], "node"))
+    for index, other in _repeated(place.node and (place.node, place.model) for _, place, _ in places):
         (name, _, path), first = places[index], places[other][0]
-        text = "node-once/taken" if first != name else "node-once/twice"
-        yield _finding(text, (*path, "node"), other=first)
+        yield from _broken(path, (first != name, "node-once/taken", "node"), other=first)
     for name, pool in inventory.pools.items():
         model = _model_of(inventory, name)
         if pool.thinking is not None and model is not None and model.kind != "chat":
@@ -666,6 +709,7 @@ def _values(value: Any, path: KeyPath, before: str = "") -> Iterator[tuple[KeyPa
 
 
 CHECKS: tuple[Callable[[Inventory], Findings], ...] = (
+    _speech,
     _pools_and_places, _shared_places, _hosts_of_roles, _cards, _far_servers, _quantized_caches, _names, _receivers,
     _consumers, _path_prefix, _paid_settings, _nodes, _nodes_of_pools, _tiers, _fallbacks, _models,
     _settings_of_servers, _secrets,

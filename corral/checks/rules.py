@@ -16,7 +16,7 @@ from corral.components.additions import summed
 from corral.components.serving import engine_key, one_of_each_sort
 from corral.config.file_names import ollama_manifest, tag_of
 from corral.config.inventory import Consumer, Inventory
-from corral.contributions import Contributions, Service
+from corral.contributions import Backend, Contributions, Service
 from corral.errors import Finding, KeyPath, did_you_mean
 from corral.plan.advice import what_fits
 from corral.plan.cards import VRAM_RESERVE_MIB
@@ -142,11 +142,12 @@ def _name_unique(site: Site, found: Contributions) -> Iterator[Finding]:
             yield Finding(
                 f"{times} services of {host} are called {name}", path, "give the pools different short: names"
             )
-    backends: dict[str, str] = {}
+    backends: dict[str, Backend] = {}
     for backend in found.backends:
-        other = backends.setdefault(backend.name, backend.pool)
-        if other != backend.pool and backend.name not in told:
-            words = f"{other} and {backend.pool} both have a server called {backend.name}"
+        other = backends.setdefault(backend.name, backend)
+        is_node = not (other.is_ours or backend.is_ours)
+        if other.pool != backend.pool and not is_node and backend.name not in told:
+            words = f"{other.pool} and {backend.pool} both have a server called {backend.name}"
             yield Finding(words, ("pools", backend.pool), "rename the node, or give one pool a short: name")
     for name, times in Counter(route.name for route in found.routes).items():
         if times > 1 and name not in backends and name not in told:
@@ -676,8 +677,10 @@ def _room(site: Site, published: Contributions, pools: Iterable[str]) -> int:
     """Requests that pools work on and let wait; 0 where nothing bounds them."""
     if site.inventory.gateway.balancing == "direct":
         return 0
-    slots = sum(backend.slots for backend in published.backends if backend.pool in set(pools))
-    return slots + sum((site.inventory.pools[pool].queue or site.inventory.gateway.queue).depth for pool in pools)
+    slots = {backend.name: backend.slots for backend in published.backends if backend.pool in set(pools)}
+    return sum(slots.values()) + sum(
+        (site.inventory.pools[pool].queue or site.inventory.gateway.queue).depth for pool in pools
+    )
 
 
 @check("plan", "budget-counts", level="warning")

@@ -150,7 +150,7 @@ def _show_clients_view(plan: Plan, console: Console) -> None:
     _section(
         console, "nodes", "used, not started by the kit", ("node", "engine", "address", "model", "tier", "slots"),
         [
-            (name, node.engine, node.url or "provider", node.model, node.tier or "", str(node.slots))
+            (name, node.engine, node.url or "provider", "\n".join(node.names), node.tier or "", str(node.slots))
             for name, node in inventory.nodes.items()
         ],
     )  # fmt: skip

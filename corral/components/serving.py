@@ -91,16 +91,20 @@ def served(replica: Replica, health_path: str, secret: str, job: str, **more: An
         replica: the replica.
         health_path: path by which the balancer asks whether it is well.
         secret: name of the key to its API.
-        job: the scrape job; a key is sent along unless `scrape_secret=""` says that none is needed.
-        more: further fields of the backend, `scrape_secret`, and `scrape_labels` for the target alone.
+        job: the scrape job, empty without metrics; a key is sent along unless `scrape_secret=""` says that none is
+            needed.
+        more: further fields of the backend (`upstream_model`: its name there, when that is not the pool's),
+            `scrape_secret`, and `scrape_labels` for the target alone.
     """
     endpoint, labels = Endpoint(replica.port, replica.host, replica.service), labels_of(replica)
     scrape_secret, asked = more.pop("scrape_secret", secret), more.pop("scrape_labels", {})
+    model = more.pop("upstream_model", replica.pool)
     yield Backend(
-        replica.pool, replica.container, replica.kind, endpoint, replica.slots, replica.pool, health_path,
+        replica.pool, replica.container, replica.kind, endpoint, replica.slots, model, health_path,
         secret=secret, **more,
     )  # fmt: skip
-    yield ScrapeTarget(job, endpoint, labels | asked, secret=scrape_secret)
+    if job:
+        yield ScrapeTarget(job, endpoint, labels | asked, secret=scrape_secret)
     yield Fact("inventory:replica_slots", replica.slots, labels)
     yield Fact("inventory:replica_start_seconds", replica.start_timeout_s, labels)
 

@@ -13,6 +13,8 @@ EDITOR_NAMES: Mapping[Kind, tuple[str, ...]] = {
     "embedding": ("text-embedding-3-small", "text-embedding-3-large", "text-embedding-ada-002"),
     "image": ("dall-e-3", "dall-e-2", "gpt-image-1"),
     "rerank": ("rerank-v3.5", "rerank-english-v3.0", "rerank-multilingual-v3.0"),
+    "transcription": ("whisper-1", "gpt-4o-transcribe", "gpt-4o-mini-transcribe"),
+    "speech": ("tts-1", "tts-1-hd", "gpt-4o-mini-tts"),
 }
 
 
@@ -20,7 +22,7 @@ def kinds_of(inventory: Inventory, pool: str) -> tuple[Kind, ...]:
     """What a pool does; more than one thing only where the inventory is wrong, nothing where it is incomplete."""
     found = inventory.pools[pool]
     models = [inventory.models[found.model].kind] if found.model in inventory.models else []
-    nodes = [inventory.nodes[place.node].kind for place in found.on if place.node in inventory.nodes]
+    nodes = [node.kind for place in found.on if (node := inventory.node_of(place))]
     return tuple(dict.fromkeys([*models, *nodes]))
 
 

@@ -202,6 +202,15 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, Mapping) else value
 
 
+def _models(value: Any) -> Any:
+    """Models by name; a list of names is short for models that differ in nothing else."""
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        return value
+    if len(set(value)) < len(value):
+        raise ValueError("names a model twice")
+    return {name: {} for name in value}
+
+
 def _places(value: Any) -> Any:
     """Places as a list; `auto` is one that the plan chooses."""
     return [{"auto": True}] if value == "auto" else _as_list(value)
@@ -231,7 +240,7 @@ Network = Annotated[str, AfterValidator(_network)]
 PortNumber = Annotated[int, Field(ge=1, le=LAST_PORT)]
 Mib = Annotated[int, Field(ge=16, le=64 * TIB_MIB)]
 Gib = Annotated[float, Field(gt=0, le=65536)]
-Kind = Literal["chat", "embedding", "rerank", "image"]
+Kind = Literal["chat", "embedding", "rerank", "image", "transcription", "speech"]
 if TYPE_CHECKING:
     ServerName = str
 else:
@@ -563,10 +572,11 @@ class Model(Section):
     sha256: Sha256 | None = None
     """Checksum of the file that `source` names; `models pull` takes no other. Needed for `http://`."""
     kind: Kind
-    """What it does: chat, embedding, rerank or image."""
+    """What it does: chat, embedding, rerank, image, transcription (recordings to text) or speech (text to sound)."""
     server: ServerName = USUAL
     """What serves it: llama.cpp from a GGUF file, or vLLM, on NVIDIA cards, from a repository such as
-    `hf:owner/repo` or a folder in the models folder; LocalAI serves image models. Installed packages may add others."""
+    `hf:owner/repo` or a folder in the models folder; LocalAI serves images, speaches speech. Installed packages may add
+    others."""
     context: int = Field(4096, ge=32, le=16_777_216)
     """Tokens that one request may use, prompt and answer together; every slot gets that much."""
     size_gib: Gib | None = None
@@ -701,6 +711,17 @@ class Budget(Section):
     """After which spending counts from zero again, such as `30d`; absent: never for a key, `30d` for a node."""
 
 
+class NodeModel(Section):
+    """One of several models of a node, where it differs from what the node says."""
+
+    kind: Kind | None = None
+    """What it does."""
+    context: int | None = Field(None, ge=32, le=16_777_216)
+    """Tokens that one request may use, prompt and answer together; needed for `context_fallback` only."""
+    thinking: Thinking | None = None
+    """What becomes of its thoughts."""
+
+
 class Node(Section):
     """An inference server that the kit does not start: a Mac, a phone, another farm, a cloud account."""
 
@@ -708,12 +729,17 @@ class Node(Section):
     """Base address, for instance `http://192.0.2.7:8080`; not for `engine: cloud`."""
     engine: Literal["openai", "llama.cpp", "mlx", "ollama", "inferrlm", "vllm", "lmstudio", "cloud"] = "openai"
     """What answers there; it decides protocol and health check. `cloud` is a provider known to LiteLLM."""
-    model: Line
+    model: Line | None = None
     """Name of the model at that server, or for `cloud` LiteLLM's name such as `openai/gpt-4o-mini`."""
+    models: Annotated[
+        dict[Line, NodeModel],
+        BeforeValidator(_models, json_schema_input_type=dict[Line, NodeModel] | list[Line]),
+    ] = Field(default_factory=dict)
+    """Instead of `model`, where one server has several: their names there; pools say `on: {node: …, model: …}`."""
     kind: Kind = "chat"
     """What it does."""
     slots: int = Field(1, ge=1, le=4096)
-    """Requests that it works on at the same time."""
+    """Requests that it works on at the same time, for all its models together."""
     tier: Name | None = None
     """Class of the node for complexity routing, for instance `primary` or `smart`."""
     health: Annotated[str, _text("path")] | None = None
@@ -736,6 +762,16 @@ class Node(Section):
     thinking: Thinking | None = None
     """What becomes of the model's thoughts, when it differs from the pool's."""
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all its models."""
+        return (self.model,) if self.model else tuple(self.models)
+
+    def serving(self, model: str | None) -> Node:
+        """The node as a pool on one of its `models` has it; itself when it has one model."""
+        own = self.models.get(model or "")
+        return self if own is None else self.model_copy(update={"model": model, **own.model_dump(exclude_none=True)})
+
 
 class Placement(Section):
     """Where replicas of a pool live: on GPUs or the CPU of a host, or on a node."""
@@ -752,6 +788,8 @@ class Placement(Section):
     """One of the host's `shared` servers, which serves this pool beside others, on `gpus` or on the CPU."""
     node: Name | None = None
     """A node instead of a host."""
+    model: Line | None = None
+    """Which of the node's `models`."""
     auto: bool = False
     """The plan chooses a card for every replica: on `host`, or on any host; `on: auto` is short for it."""
 
@@ -1213,6 +1251,11 @@ class Inventory(Section):
     """Container images, instead of the pinned ones."""
 
     _notes: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    def node_of(self, place: Placement) -> Node | None:
+        """The node of a place, with the model that the place names; None where it is none."""
+        node = self.nodes.get(place.node or "")
+        return node and node.serving(place.model)
 
     @property
     def notes(self) -> dict[str, Any]:

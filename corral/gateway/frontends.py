@@ -115,14 +115,14 @@ def named_doors(
 
     Args:
         inventory: the site's.
-        groups: the balancer's, with `name`, `pool`, `depth` and `retry_after_s`.
+        groups: the balancer's, with `name`, `pools`, `depth` and `retry_after_s`.
         elsewhere: pools that (also) have replicas which the balancer does not count, such as cloud models. Names that
             may end there are never refused here.
     """
     auto = inventory.gateway.auto
     for name in (*inventory.pools, *([auto.name] if auto else [])):
         pools = reachable(inventory, name)
-        found = [group for group in groups if group["pool"] in pools]
+        found = [group for group in groups if not set(pools).isdisjoint(group["pools"])]
         if found and set(elsewhere).isdisjoint(pools):
             yield {
                 "name": name,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 # POST: routes that take a model.
 MODEL_ROUTES = (
+    "/v1/audio/speech",
+    "/v1/audio/transcriptions",
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/embeddings",

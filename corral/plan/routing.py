@@ -28,7 +28,7 @@ def tier_settings(tier: Tier) -> dict[str, Any]:
 def pool_context(inventory: Inventory, name: str) -> int | None:
     """Tokens that every replica of a pool takes in one request; None where a node does not say."""
     pool = inventory.pools[name]
-    contexts = [inventory.nodes[place.node].context for place in pool.on if place.node in inventory.nodes]
+    contexts = [node.context for place in pool.on if (node := inventory.node_of(place))]
     if pool.model in inventory.models and any(place.host for place in pool.on):
         contexts.append(inventory.models[pool.model].context)
     known = [context for context in contexts if context is not None]

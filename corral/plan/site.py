@@ -42,7 +42,7 @@ from corral.plan.sizes import worst
 from corral.plan.split import with_shares
 
 # Port of GPU 0 (the CPU) for each kind, when the inventory names none; the GPU number is added.
-PORT_BASE = {"chat": 8100, "embedding": 8300, "rerank": 8500, "image": 8700}
+PORT_BASE = {"chat": 8100, "embedding": 8300, "rerank": 8500, "image": 8700, "transcription": 8720, "speech": 8740}
 # The same for servers that several pools share.
 SHARED_PORT_BASE = 8900
 # Distance between the derived ports of several replicas on one card.

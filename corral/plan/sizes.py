@@ -14,7 +14,7 @@ BITS_PER_WEIGHT = {
     "iq1": 1.9, "iq2": 2.6, "iq3": 3.6, "iq4": 4.4, "tq1": 1.8, "tq2": 2.2, "mxfp4": 4.7,
     "fp16": 16.0, "f16": 16.0, "bf16": 16.0, "f32": 32.0,
 }  # fmt: skip
-DEFAULT_GIB = {"chat": 5.0, "embedding": 0.3, "rerank": 0.4, "image": 5.0}
+DEFAULT_GIB = {"chat": 5.0, "embedding": 0.3, "rerank": 0.4, "image": 5.0, "transcription": 3.0, "speech": 0.4}
 # Cache of one token at 16 bits in small models: 28 layers, 8 KV heads of 128 (Qwen3 0.6B, Llama 3.2 3B).
 KV_KIB_PER_TOKEN = 112.0
 # Cache of one token at 16 bits, times the root of the billions: 128 KiB at 8B, 256 at 32B, 376 at 70B (really 320).
@@ -34,7 +34,7 @@ MOE_LAYERS = 48
 # Layers of a model: about 31 at 8 billion parameters, 55 at 32, 78 at 70.
 LAYERS, LAYERS_POWER = 12.5, 0.43
 # CUDA context and compute buffers; measured on 8 GB Pascal cards.
-OVERHEAD_MIB = {"chat": 550, "embedding": 150, "rerank": 150, "image": 800}
+OVERHEAD_MIB = {"chat": 550, "embedding": 150, "rerank": 150, "image": 800, "transcription": 800, "speech": 800}
 
 _PARAMETERS = re.compile(r"(?<![a-z0-9.])(?:(\d{1,3})x)?(\d{1,4}(?:\.\d{1,2})?)([bm])(?![a-z0-9])", re.IGNORECASE)
 _QUANTIZATION = re.compile(r"(?<![a-z0-9])(iq[1-4]|tq[12]|q[2-8]|mxfp4|bf16|fp16|f16|f32)(?![0-9])", re.IGNORECASE)

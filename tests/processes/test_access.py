@@ -51,17 +51,25 @@ def at(farm: Farm, port: str, key: str = "", address: str = "") -> httpx.Client:
 
 def body_for(route: str, **fields: Any) -> dict[str, Any]:
     """A request that the route would answer."""
-    if "embeddings" in route:
-        return {"input": "x", **fields}
-    if "rerank" in route:
-        return {"query": "x", "documents": ["a", "b"], **fields}
-    if "images" in route:
-        return {"prompt": "x", **fields}
-    if route.endswith("responses"):
-        return {"input": "x", **fields}
+    inputs: dict[str, dict[str, Any]] = {
+        "embeddings": {"input": "x"},
+        "rerank": {"query": "x", "documents": ["a", "b"]},
+        "generations": {"prompt": "x"},
+        "speech": {"input": "x", "voice": "alloy"},
+        "responses": {"input": "x"},
+    }
     if route in {"/v1/completions", "/completions"}:
         return {"prompt": "x", **fields}
-    return {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 8, **fields}
+    chat = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 8}
+    return {**inputs.get(route.rpartition("/")[2], chat), **fields}
+
+
+def sent(route: str, **fields: Any) -> dict[str, Any]:
+    """How httpx is told to send that request: recordings as a form with a file, all else as JSON."""
+    if "transcriptions" not in route:
+        return {"json": body_for(route, **fields)}
+    form = {name: value if isinstance(value, str) else json.dumps(value) for name, value in fields.items()}
+    return {"data": form, "files": {"file": ("talk.wav", b"RIFF", "audio/wav")}}
 
 
 # --- every path of LiteLLM's
@@ -103,9 +111,9 @@ def test_haproxy_lets_through_the_listed_routes_alone(farm: Farm, key: str) -> N
                 assert codes <= {404, 405}, (method, path)
         for route in (*MODEL_ROUTES, *READ_ROUTES):
             method = "GET" if route in READ_ROUTES else "POST"
-            given = {"json": body_for(route, model=ALLOWED)} if method == "POST" else {}
-            assert stranger.request(method, route, **given).status_code == 401, route  # type: ignore[arg-type]
-            answer = client.request(method, route, **given)  # type: ignore[arg-type]
+            given = sent(route, model=ALLOWED) if method == "POST" else {}
+            assert stranger.request(method, route, **given).status_code == 401, route
+            answer = client.request(method, route, **given)
             assert answer.status_code not in {401, 403, 405}, route
             assert "this farm serves" not in answer.text, route
 
@@ -114,7 +122,7 @@ def test_haproxy_lets_through_the_listed_routes_alone(farm: Farm, key: str) -> N
 def test_a_wrong_key_opens_no_route(farm: Farm) -> None:
     with at(farm, "gateway", "sk-wrong", STRANGERS[0]) as client:
         for route in MODEL_ROUTES:
-            assert client.post(route, json=body_for(route, model=ALLOWED)).status_code == 401, route
+            assert client.post(route, **sent(route, model=ALLOWED)).status_code == 401, route
         assert client.get("/v1/models").status_code == 401
 
 
@@ -177,8 +185,15 @@ def test_no_spelling_reaches_a_pool_that_the_key_does_not_open(farm: Farm, key: 
         for route in MODEL_ROUTES:
             for path, fields in spellings(route):
                 headers = {"x-litellm-model": CLOSED}
-                answer = client.post(path, json=body_for(route, **fields), headers=headers)
+                answer = client.post(path, **sent(route, **fields), headers=headers)
                 assert not any(reached(farm).values()), (path, fields, answer.text)
+
+
+@slots
+def test_a_key_is_told_that_a_pool_is_not_its_own(farm: Farm, key: str) -> None:
+    with at(farm, "gateway", key) as client:
+        for route in MODEL_ROUTES:
+            assert client.post(route, **sent(route, model=CLOSED)).status_code == 403, route
 
 
 @slots

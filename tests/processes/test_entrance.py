@@ -260,7 +260,7 @@ def test_wrong_keys_through_a_proxy_count_for_the_client_alone(entrance: Entranc
         "/", "/key/generate", "/ui", "/ui/", "/metrics/", "/health/readiness", "/health/liveliness", "/v1",
         "/openapi.json", "/redoc", "/docs", "/v1/%2e%2e/key/list", "/v1/chat/completions/",
         "/v1/files", "/v1/batches", "/v1/vector_stores", "/v1/moderations", "/v1/responses/resp_1", "/v1/models/",
-        "/engines/chat/chat/completions", "/openai/deployments/chat/audio/speech", "/anthropic/v1/messages",
+        "/engines/chat/chat/completions", "/openai/deployments/chat/audio/translations", "/anthropic/v1/messages",
         "/v1%2fchat/completions", "/V1/chat/completions", "/models/x/load", "/utils/token_counter",
     ],
 )  # fmt: skip

@@ -5,11 +5,13 @@ The site is inventories/neural-farm.yaml with other addresses, and a few nodes m
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
 import sys
 import tempfile
+import wave
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +36,7 @@ from tests.processes.farm import HOST, Extras, Farm, Streamed
 from tests.processes.helpers import REPOSITORY, Process, wait_http, wait_until
 from tests.processes.wires import orders
 from tests.processes.wires.orders import LOOPBACK, order
+from tests.processes.wires.rest import SOUND
 
 pytestmark = [pytest.mark.needs("haproxy"), pytest.mark.xdist_group("nodes")]
 
@@ -44,6 +47,7 @@ PHONES = ("iphone15", "iphone16")
 WIRES: dict[str, tuple[str, ...]] = {
     "mac": ("mlx",), "iphone15": ("inferrlm",), "iphone16": ("inferrlm",), "desk": ("ollama",),
     "lab": ("rest", "X-Api-Key"), "studio": ("rest", "Authorization"), "raw": ("rest", "Authorization"),
+    "voices": ("rest", "Authorization"),
 }  # fmt: skip
 # Pools of one node, each of another wire format.
 NODE_OF_POOL = {"smart": "mac", "desk": "desk", "lab": "lab", "studio": "studio"}
@@ -87,12 +91,25 @@ def inventory_of(ports: dict[str, int]) -> dict[str, Any]:
     url = {name: f"http://{LOOPBACK}:{ports[name]}" for name in WIRES}
     rest = {"engine": "openai", "model": "some-model", "api_key": "LAB_KEY"}
     site["nodes"] |= {
-        "desk": {"url": url["desk"], "engine": "ollama", "model": "qwen3:4b", "slots": 3, "thinking": "off"},
+        "desk": {
+            "url": url["desk"],
+            "engine": "ollama",
+            "models": ["qwen3:4b", "llama3.2:3b"],
+            "slots": 2,
+            "thinking": "off",
+        },
         "lab": {"url": f"{url['lab']}/v1", **rest, "slots": 4, "key_header": "X-Api-Key"},
         "studio": {"url": url["studio"], **rest, "engine": "lmstudio"},
         "raw": {"url": url["raw"], **rest, "thinking": "shown"},
     }
-    site["pools"] |= {name: {"on": {"node": name}} for name in ("desk", "lab", "studio", "raw")}
+    site["pools"] |= {name: {"on": {"node": name}} for name in ("lab", "studio", "raw")}
+    for name, model in (("desk", "qwen3:4b"), ("herd", "llama3.2:3b")):
+        site["pools"][name] = {"on": {"node": "desk", "model": model}, "queue": {"depth": 2, "timeout_s": 30}}
+    models = {"whisper-1": {"kind": "transcription"}, "tts-1": {"kind": "speech"}}
+    site["nodes"]["voices"] = {"url": f"{url['voices']}/v1", "api_key": "LAB_KEY", "models": models}
+    for name, model in (("ear", "whisper-1"), ("mouth", "tts-1")):
+        place = {"node": "voices", "model": model}
+        site["pools"][name] = {"on": place, "editor_names": True, "queue": {"depth": 1, "timeout_s": 30}}
     site["models"] = {"tiny-rank": {"source": "rank.gguf", "kind": "rerank", "context": 256}}
     site["pools"]["ranks"] = {
         "model": "tiny-rank", "on": {"host": HOST}, "ports": ports["rank"], "engine": {"threads": 1},
@@ -227,6 +244,103 @@ def test_documents_are_ranked_by_a_real_llama_server(farm: Nodes) -> None:
     direct = httpx.post(address, json=body, headers=headers, trust_env=False).raise_for_status().json()["results"]
     assert [result["index"] for result in results] == [result["index"] for result in direct]
     assert scores == pytest.approx([result["relevance_score"] for result in direct], abs=1e-4)
+
+
+# --- speech
+
+
+def recording(seconds: float = 0.5) -> bytes:
+    """A WAV file with silence."""
+    made = io.BytesIO()
+    with wave.open(made, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16_000)
+        file.writeframes(bytes(2 * int(16_000 * seconds)))
+    return made.getvalue()
+
+
+def heard(farm: Nodes, model: str = "ear", sound: bytes = b"", key: str = "", **fields: str) -> httpx.Response:
+    """The answer to a recording, which is sent as clients send it: a form of several parts."""
+    files = {"file": ("a talk.wav", sound or recording(), "audio/wav")}
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    return farm.client.post("/v1/audio/transcriptions", data={"model": model, **fields}, files=files, headers=headers)
+
+
+def spoken(farm: Nodes, model: str = "mouth", text: str = "hello", key: str = "") -> httpx.Response:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    body = {"model": model, "input": text, "voice": "af_heart", "response_format": "mp3"}
+    return farm.client.post("/v1/audio/speech", json=body, headers=headers)
+
+
+@pytest.mark.parametrize("model", ["ear", "whisper-1"])
+def test_a_recording_becomes_text(farm: Nodes, model: str) -> None:
+    sound = recording()
+    answer = heard(farm, model, sound, language="de", translate="true", prompt=order(["Guten ", "Tag"]))
+    assert answer.raise_for_status().json()["text"] == "Guten Tag"
+    assert farm.replica(answer) == "voices"
+    request = farm.requests_of("voices")[-1]
+    wanted = {
+        "model": "whisper-1",
+        "language": "de",
+        "translate": "true",
+        "bytes": len(sound),
+        "filename": "a talk.wav",
+    }
+    assert wanted.items() <= request["body"].items()
+    assert request["headers"]["authorization"] == f"Bearer {KEY}"
+
+
+def test_a_long_recording_passes(farm: Nodes) -> None:
+    sound = recording(240)
+    assert heard(farm, sound=sound).raise_for_status().json()["text"] == "an answer"
+    assert farm.requests_of("voices")[-1]["body"]["bytes"] == len(sound) > 7 * 1024**2
+    assert heard(farm, sound=recording(600)).status_code == 413
+
+
+@pytest.mark.parametrize("model", ["mouth", "tts-1"])
+def test_a_text_becomes_sound(farm: Nodes, model: str) -> None:
+    answer = spoken(farm, model, "Guten Tag").raise_for_status()
+    assert answer.content == SOUND
+    assert answer.headers["content-type"] == "audio/mpeg"
+    wanted = {"model": "tts-1", "input": "Guten Tag", "voice": "af_heart", "response_format": "mp3"}
+    assert wanted.items() <= farm.requests_of("voices")[-1]["body"].items()
+
+
+def test_speech_is_refused_like_all_else(farm: Nodes) -> None:
+    assert heard(farm, key="sk-unknown").status_code == spoken(farm, key="sk-unknown").status_code == 401
+    assert heard(farm, "no-such-pool").status_code == spoken(farm, "no-such-pool").status_code == 404
+    assert farm.client.get("/v1/audio/speech").status_code == 405
+    assert farm.client.post("/v1/audio/translations", json={}).status_code == 404
+
+
+def test_speech_waits_and_is_counted_like_all_else(farm: Nodes) -> None:
+    text = order(["done"], service_s=2.5)
+    with ThreadPoolExecutor(2) as threads:
+        answers = [threads.submit(spoken, farm, "mouth", text), threads.submit(heard, farm, prompt=text)]
+        wait_until(lambda: farm.queue("node.voices") == 1, WITHIN_S, "one request waits")
+        refused = [heard(farm), spoken(farm)]
+        assert [answer.status_code for answer in refused] == [429, 429]
+        assert all(answer.headers["retry-after"] for answer in refused)
+        assert {answer.result().status_code for answer in answers} == {200}
+    assert farm.in_flight_at_most("voices") == 1
+    served = farm.balancer_figures("haproxy_server_http_responses_total", "code")
+    assert served["node.voices/2xx"] >= 2
+
+
+def test_speech_is_counted_and_costs_nothing(farm: Nodes) -> None:
+    """The node's models have names for which LiteLLM knows OpenAI's prices."""
+    for answer in (heard(farm), spoken(farm)):
+        answer.raise_for_status()
+    address = f"http://{LOOPBACK}:{farm.ports['litellm']}/metrics/"
+
+    def figures(name: str) -> dict[str, str]:
+        text = httpx.get(address, headers={"Authorization": f"Bearer {farm.key}"}, trust_env=False).text
+        return dict(re.findall(rf'^{name}{{[^}}]*model_id="(ear|mouth)"[^}}]*}} (\S+)$', text, re.MULTILINE))
+
+    wait_until(lambda: len(figures("litellm_spend_metric_total")) == 2, WITHIN_S, "both are counted")
+    assert max(map(float, figures("litellm_spend_metric_total").values())) < 1e-20
+    assert set(figures("litellm_request_total_latency_metric_count")) == {"ear", "mouth"}
 
 
 # --- keys in the header that a server wants (001-13)
@@ -401,6 +515,22 @@ def test_no_node_gets_more_than_its_slots_and_the_queue_is_bounded(farm: Nodes) 
     assert {farm.replica(answer) for answer in answers if answer.is_success} == {"pixel", *PHONES}
 
 
+def test_models_of_one_server_share_its_slots_and_its_queue(farm: Nodes) -> None:
+    before = len(farm.requests_of("desk"))
+    with ThreadPoolExecutor(4) as threads:
+        pools, text = ("desk", "herd", "herd", "desk"), order(["done"], service_s=2.5)
+        answers = [threads.submit(farm.ask, pool, text) for pool in pools]
+        wait_until(lambda: farm.queue("node.desk") == 2, WITHIN_S, "two requests wait")
+        assert sum(farm.balancer_figures("haproxy_backend_current_queue").values()) == 2
+        refused = [farm.ask(pool, "hello") for pool in ("desk", "herd")]
+        assert [answer.status_code for answer in refused] == [429, 429]
+        assert all(answer.headers["retry-after"] for answer in refused)
+        assert {answer.result().status_code for answer in answers} == {200}
+    assert farm.in_flight_at_most("desk") == 2
+    models = Counter(request["body"]["model"] for request in farm.requests_of("desk")[before:])
+    assert models == {"qwen3:4b": 2, "llama3.2:3b": 2}
+
+
 @pytest.mark.parametrize("name", ["iphone15", "pixel"])
 def test_dead_node_is_routed_around_and_used_again(farm: Nodes, name: str) -> None:
     farm.processes[name].__exit__(None, None, None)
@@ -424,5 +554,5 @@ def test_only_node_of_a_pool_dies_and_comes_back(farm: Nodes) -> None:
 def test_health_is_asked_without_inference(farm: Nodes) -> None:
     before = {name: len(farm.requests_of(name)) for name in WIRES}
     text = wait_http(f"http://{LOOPBACK}:{farm.ports['stats']}/metrics").text
-    assert 'haproxy_server_check_status{proxy="desk"' in text
+    assert 'haproxy_server_check_status{proxy="node.desk"' in text
     assert {name: len(farm.requests_of(name)) for name in WIRES} == before

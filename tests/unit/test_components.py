@@ -70,7 +70,7 @@ def test_its_image_may_be_replaced_by_name(tmp_path: Path) -> None:
 def test_without_the_package_its_name_is_refused() -> None:
     command = [sys.executable, str(ROOT / "generate.py"), "check", "--inventory", str(INVENTORY)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert 'models.fun.server: must be one of llama.cpp, vllm, not "toy"' in done.stdout + done.stderr
+    assert 'models.fun.server: must be one of llama.cpp, speaches, vllm, not "toy"' in done.stdout + done.stderr
 
 
 def test_values_are_put_in_as_they_are_and_not_looked_at_again() -> None:

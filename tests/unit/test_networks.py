@@ -9,7 +9,7 @@ from corral.plan.networks import networks, outer_network
 from tests.trees import each_case, plan_of, tree_of
 
 STORES = {"postgres", "valkey"}
-SERVERS = {"llama", "vllm", "image"}
+SERVERS = {"llama", "vllm", "image", "speaches"}
 # Docker's default address pools hold thirty, one of which is its own bridge.
 MOST = 25
 

@@ -33,6 +33,7 @@ from corral.contributions import (
     Service,
     SlotFigures,
     is_system_folder,
+    name_of_shared,
 )
 from corral.declarations import declaration
 from corral.gateway.frontends import (
@@ -87,16 +88,27 @@ RETRY_AFTER_SHARE = 12
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Replicas of a pool that take the same request: same protocol, model name, path and key."""
+    """Replicas of a pool that take the same request: same protocol, model name, path and key.
+
+    Or a node that has models of several pools: it is one server, so its pools have one queue and share its slots.
+    """
 
     name: str
+    # The pool, or what stands for it in figures.
     pool: str
     backends: tuple[Backend, ...]
+    # The same server as each of its pools has it.
+    members: tuple[Backend, ...]
 
     @property
     def first(self) -> Backend:
         """Stands for what all of them share."""
         return self.backends[0]
+
+    @property
+    def pools(self) -> tuple[str, ...]:
+        """The pools whose requests it takes."""
+        return tuple(member.pool for member in self.members)
 
     @property
     def slots(self) -> int:
@@ -110,9 +122,11 @@ def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
     is_direct = gateway.balancing == "direct"
     past = [backend for backend in published.backends if is_direct or backend.protocol == "cloud"]
     groups = list(grouped([backend for backend in published.backends if backend not in past]))
+    times = Counter(backend.name for backend in past)
     for backend in past:
+        name = backend.name if times[backend.name] == 1 else f"{backend.pool}.{backend.name}"
         url = "" if backend.protocol == "cloud" else _url(backend, site.address(backend.endpoint, gateway.host))
-        yield Route(backend, backend.name, url, backend.slots)
+        yield Route(backend, name, url, backend.slots)
     if not is_direct or gateway.entrance is not None:
         elsewhere = {backend.pool for backend in past} | {name for name, _ in added_models(site.inventory)}
         yield from _balancer(site, groups, elsewhere)
@@ -121,9 +135,14 @@ def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
 def grouped(backends: list[Backend]) -> Iterator[Group]:
     """Backends by pool and by what a request to them looks like; the pool's own name when they are all alike."""
     pools: dict[str, dict[tuple[Any, ...], list[Backend]]] = {}
+    nodes: dict[str, list[Backend]] = {}
+    for backend in backends:
+        if not backend.is_ours:
+            nodes.setdefault(backend.name, []).append(backend)
     for backend in backends:
         host = backend.endpoint.address if backend.scheme == "https" else ""
-        alone = backend.name if backend.cost and backend.cost.budget_usd else ""
+        is_shared = len(nodes.get(backend.name, ())) > 1
+        alone = backend.name if is_shared or (backend.cost and backend.cost.budget_usd) else ""
         key = (
             backend.protocol, backend.upstream_model, backend.api_path, backend.secret, backend.key_header,
             backend.health_path, host, repr(sorted(backend.parameters.items())), backend.hides_thoughts,
@@ -132,7 +151,13 @@ def grouped(backends: list[Backend]) -> Iterator[Group]:
         pools.setdefault(backend.pool, {}).setdefault(key, []).append(backend)
     for pool, kinds in pools.items():
         for alike in kinds.values():
-            yield Group(pool if len(kinds) == 1 else f"{pool}.{alike[0].name}", pool, tuple(alike))
+            first, members = alike[0], nodes.get(alike[0].name, ())
+            if len(members) <= 1:
+                name = pool if len(kinds) == 1 else f"{pool}.{first.name}"
+                yield Group(name, pool, tuple(alike), (first,))
+            elif members[0].pool == pool:
+                name = name_of_shared(first.name)
+                yield Group(name, name, (first,), tuple(members))
 
 
 def _balancer(site: Site, groups: list[Group], cloud: set[str]) -> Iterator[Contribution]:
@@ -170,16 +195,23 @@ def _balancer(site: Site, groups: list[Group], cloud: set[str]) -> Iterator[Cont
 
 def _routes(groups: list[Group], base: str, *, is_by_pool: bool) -> Iterator[Route]:
     """A route for every group, or for every replica of it."""
-    per_pool = Counter(group.pool for group in groups)
+    per_pool = _groups_of_pools(groups)
     for group in groups:
-        named = (
-            [(group.first, group.name, "any", group.slots)]
-            if is_by_pool
-            else [(item, item.name, item.name, item.slots) for item in group.backends]
-        )
-        for backend, name, part, slots in named:
+        for backend in group.members if is_by_pool or len(group.members) > 1 else group.backends:
+            is_only = per_pool[backend.pool] == 1
+            if is_by_pool:
+                name = backend.pool if is_only else f"{backend.pool}.{backend.name}"
+                part, slots = "any", group.slots
+            else:
+                name = backend.name if len(group.members) == 1 else f"{backend.pool}.{backend.name}"
+                part, slots = backend.name, backend.slots
             url = f"{base}/{group.name}/{part}{backend.api_path}"
-            yield Route(backend, name, url, slots, has_siblings=per_pool[group.pool] > 1)
+            yield Route(backend, name, url, slots, has_siblings=not is_only)
+
+
+def _groups_of_pools(groups: list[Group]) -> Counter[str]:
+    """How many groups every pool has."""
+    return Counter(pool for group in groups for pool in group.pools)
 
 
 def _relabel(groups: list[Group], doors: list[dict[str, Any]]) -> tuple[Relabel, ...]:
@@ -188,7 +220,7 @@ def _relabel(groups: list[Group], doors: list[dict[str, Any]]) -> tuple[Relabel,
     for group in groups:
         pools.setdefault(group.pool, []).append(group.name)
     for door in doors:
-        pools[door["pool"]].append(f"{FULL}{door['name']}")
+        pools.setdefault(door["pool"], []).append(f"{FULL}{door['name']}")
     named = (Relabel("proxy", tuple(names), "pool", pool) for pool, names in pools.items())
     return (*named, Relabel("server", (), "replica"))
 
@@ -292,7 +324,7 @@ def _values(site: Site, groups: list[Group], cloud: set[str]) -> dict[str, Any]:
     is_local = site.is_local(gateway.host)
     bind = "127.0.0.1" if is_local else "*"
     certificate = _certificate(gateway.entrance, is_local=is_local)
-    depths, per_pool = _depths(site, groups), Counter(group.pool for group in groups)
+    depths, per_pool = _depths(site, groups), _groups_of_pools(groups)
     values = [_group_values(site, group, depths[group.name]) for group in groups]
     most_clients = _most_clients(groups, depths)
     is_dual = site.has_ipv6 and not is_local
@@ -337,12 +369,9 @@ def _values(site: Site, groups: list[Group], cloud: set[str]) -> dict[str, Any]:
             for group in groups
             if (machines := sorted({site.machine_of(item) for item in group.backends} & site.sleepers.keys()))
         ],
-        "unlike": [group.name for group in groups if per_pool[group.pool] > 1],
+        "unlike": [group.name for group in groups if any(per_pool[pool] > 1 for pool in group.pools)],
         "slots_path": SLOTS_PATH if _has_spill(site) else "",
-        "pools": [
-            {"name": pool, "groups": [value for value in values if value["pool"] == pool]}
-            for pool in dict.fromkeys(group.pool for group in groups)
-        ],
+        "pools": [{"name": pool, "groups": [value for value in values if pool in value["pools"]]} for pool in per_pool],
         "has_background": any(pool.background for pool in site.inventory.pools.values()),
     }
 
@@ -369,29 +398,34 @@ def _most_clients(groups: list[Group], depths: dict[str, int]) -> int:
 
 
 def _depths(site: Site, groups: list[Group]) -> dict[str, int]:
-    """Requests that may wait for each group: the pool's queue, shared out by slots where a pool has several groups."""
+    """Requests that may wait for each group: the pool's queue, shared out by slots where a pool has several groups.
+
+    Before a node with several pools as many wait as the one with the most may let wait there.
+    """
     found: dict[str, int] = {}
-    for name in dict.fromkeys(group.pool for group in groups):
-        members = [group for group in groups if group.pool == name]
+    for name in _groups_of_pools(groups):
+        members = [group for group in groups if name in group.pools]
         depth = (site.inventory.pools[name].queue or site.inventory.gateway.queue).depth
         parts = list(accumulate((group.slots for group in members), initial=0))
         bounds = pairwise(depth * part // parts[-1] for part in parts)
-        found |= {group.name: end - start for group, (start, end) in zip(members, bounds, strict=True)}
+        for group, (start, end) in zip(members, bounds, strict=True):
+            found[group.name] = max(end - start, found.get(group.name, 0))
     return found
 
 
 def _group_values(site: Site, group: Group, depth: int) -> dict[str, Any]:
-    pool = site.inventory.pools[group.pool]
-    queue = pool.queue or site.inventory.gateway.queue
+    pools = [site.inventory.pools[name] for name in group.pools]
+    queue = pools[0].queue or site.inventory.gateway.queue
     return {
         "name": group.name,
         "pool": group.pool,
+        "pools": group.pools,
         "depth": depth,
-        "background_depth": (depth + 1) // 2 if pool.background else 0,
+        "background_depth": (depth + 1) // 2 if any(pool.background for pool in pools) else 0,
         "key_header": group.first.key_header.lower(),
         "queue_timeout_s": queue.timeout_s,
         "retry_after_s": max(1, queue.timeout_s // RETRY_AFTER_SHARE),
-        "answer_timeout_s": answer_timeout_s(site, group.pool),
+        "answer_timeout_s": answer_timeout_s(site, group.pools[0]),
         "health_path": group.first.health_path,
         "health_status": "200,401,403" if group.first.health_path == "/v1/models" else "200",
         "host_header": group.first.endpoint.address if group.first.scheme == "https" else "",
@@ -401,6 +435,8 @@ def _group_values(site: Site, group: Group, depth: int) -> dict[str, Any]:
         "has_sessions": group.first.kind == "chat" and len(group.backends) > 1,
         "has_choice": len(group.backends) > 1,
         "probe": _probe(group.first),
+        "takes_files": any(item.kind == "transcription" for item in group.members),
+        "models": [json.dumps(item.upstream_model, ensure_ascii=False) for item in group.members],
         "servers": [_server(site, number, backend) for number, backend in enumerate(group.backends, start=1)],
     }
 

@@ -39,7 +39,6 @@ SALT_KEY = "LITELLM_SALT_KEY"
 METRICS_KEY = "LITELLM_METRICS_KEY"
 DATA = declaration(COMPONENT)
 IMAGE: str = DATA["services"][COMPONENT]["image"]
-FREE: dict[str, float] = DATA["free"]
 DIRECT_CALLS: dict[str, str] = DATA["direct_calls"]
 METRICS: list[str] = DATA["metrics"]
 # Shipped files beside the configuration, below /etc/corral in the container.
@@ -335,7 +334,7 @@ def _deployment(site: Site, route: Route, pool_slots: int) -> dict[str, Any]:
         "parameters": backend.parameters,
         "cost": _cost(backend),
         "mode": DATA["modes"][backend.kind],
-        "free": FREE if backend.kind in ("chat", "embedding") and not is_priced else {},
+        "free": {} if is_priced else DATA["free"].get(backend.kind, {}),
         "supports_reasoning": False if is_openai and backend.kind == "chat" else None,
         "thinking": "hidden" if backend.hides_thoughts else None,
         "cache_field": backend.cache_field or None,

@@ -18,6 +18,7 @@ from corral.contributions import (
     Rules,
     ScrapeTarget,
     Secret,
+    name_of_shared,
 )
 from corral.declarations import declaration
 from corral.plan.routing import has_private_cache
@@ -35,23 +36,31 @@ CACHE_FIELDS: dict[str, str] = DATA["cache_fields"]
 
 def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
     """A backend for every node that a pool uses, and a place for its key."""
+    seen: dict[str, list[Backend]] = {}
     for pool_name, pool in site.inventory.pools.items():
         for placement in pool.on:
-            if placement.node is not None:
-                node = site.inventory.nodes[placement.node]
+            node = site.inventory.node_of(placement)
+            if node is not None and placement.node is not None:
                 backend = _backend(pool_name, placement.node, node, node.thinking or pool.thinking or "hidden")
                 is_private = node.kind == "chat" and has_private_cache(site.inventory, pool_name)
                 yield replace(backend, cache_field=CACHE_FIELDS.get(node.engine, "") if is_private else "")
-                yield from _metrics(pool_name, placement.node, node)
-                if node.api_key:
-                    yield Secret(
-                        node.api_key, site.inventory.gateway.host, f"key of the node {placement.node}", "given"
-                    )
+                seen.setdefault(placement.node, []).append(backend)
+    for name, backends in seen.items():
+        node = site.inventory.nodes[name]
+        yield from _metrics(name, node, backends)
+        if node.api_key:
+            yield Secret(node.api_key, site.inventory.gateway.host, f"key of the node {name}", "given")
 
 
-def _metrics(pool: str, name: str, node: Node) -> Iterator[Contribution]:
+def _metrics(name: str, node: Node, backends: list[Backend]) -> Iterator[Contribution]:
     """What a node has, and a scrape target for servers whose metrics need no key."""
-    labels = {"host": name, "pool": pool, "model": node.model, "replica": name, "role": node.kind}
+    labels = {
+        "host": name,
+        "pool": backends[0].pool if len(backends) == 1 else name_of_shared(name),
+        "model": ", ".join(backend.upstream_model for backend in backends),
+        "replica": name,
+        "role": backends[0].kind if len({backend.kind for backend in backends}) == 1 else "node",
+    }
     yield Fact("inventory:replica_slots", node.slots, labels)
     if node.engine in DATA["open_metrics"]:
         yield Rules(DATA["open_metrics"][node.engine])
@@ -67,7 +76,7 @@ def _backend(pool: str, name: str, node: Node, thinking: Thinking) -> Backend:
     is_chat = node.kind == "chat" and not is_cloud
     health = "" if is_cloud else node.health or folder + DATA["health_path"][node.engine]
     return Backend(
-        pool, name, node.kind, Endpoint(443) if is_cloud else node_endpoint(node), node.slots, node.model, health,
+        pool, name, node.kind, Endpoint(443) if is_cloud else node_endpoint(node), node.slots, node.model or "", health,
         api_path=folder + ("" if is_ollama else "/v1"),
         scheme="https" if scheme == "https" else "http",
         protocol="cloud" if is_cloud else "ollama" if is_ollama else "openai",

@@ -240,7 +240,7 @@ def _places(plan: Plan) -> dict[str, str]:
     for name, host in plan.inventory.hosts.items():
         found[f"host {name}"] = f"address {host.address}, ssh {host.ssh or '-'}, folder {host.folder or '-'}"
         found[f"models of {name}"] = host.models_dir
-    found |= {f"node {name}": node.url or node.model for name, node in plan.inventory.nodes.items()}
+    found |= {f"node {name}": node.url or node.model or "" for name, node in plan.inventory.nodes.items()}
     if plan.inventory.tracing is not None:
         found["traces"] = plan.inventory.tracing.url or plan.inventory.tracing.host or ""
     images = {service.image for service in plan.contributions.services if service.image}

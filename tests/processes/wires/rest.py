@@ -23,6 +23,8 @@ SEEN = Seen()
 KEY = "value-of-the-key"
 # Bytes that are written at once.
 PART = 7
+# What it says: no text of any coding.
+SOUND = bytes(range(256)) * 64
 
 
 @web.middleware
@@ -72,6 +74,31 @@ def _event(choice: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(packet, ensure_ascii=False).encode() + b"\n\n"
 
 
+async def transcriptions(request: web.Request) -> web.StreamResponse:
+    """`/v1/audio/transcriptions`: a form with the recording; its prompt is the order."""
+    form = await request.post()
+    file = form["file"]
+    assert isinstance(file, web.FileField)
+    fields: dict[str, Any] = {name: value for name, value in form.items() if isinstance(value, str)}
+    body = fields | {"bytes": len(file.file.read()), "filename": file.filename}
+    body["messages"] = [{"content": fields.get("prompt", "")}]
+    with SEEN.request(request.path, dict(request.headers), body) as order:
+        await asyncio.sleep(order.service_s)
+        text = "".join(order.say)
+        if fields.get("response_format") in ("text", "srt", "vtt"):
+            return web.Response(text=text)
+        return web.json_response({"text": text})
+
+
+async def speech(request: web.Request) -> web.StreamResponse:
+    """`/v1/audio/speech`: sound for a text, which is the order."""
+    body = await request.json()
+    body["messages"] = [{"content": body["input"]}]
+    with SEEN.request(request.path, dict(request.headers), body) as order:
+        await asyncio.sleep(order.service_s)
+        return web.Response(body=SOUND, content_type="audio/mpeg")
+
+
 async def models(_request: web.Request) -> web.Response:
     """What it serves."""
     return web.json_response({"object": "list", "data": [{"id": "some-model", "object": "model"}]})
@@ -83,8 +110,10 @@ async def told(_request: web.Request) -> web.Response:
 
 
 if __name__ == "__main__":
-    app = web.Application(middlewares=[authentication])
+    app = web.Application(middlewares=[authentication], client_max_size=64 * 1024**2)
     app.router.add_post("/v1/chat/completions", chat)
+    app.router.add_post("/v1/audio/transcriptions", transcriptions)
+    app.router.add_post("/v1/audio/speech", speech)
     app.router.add_get("/v1/models", models)
     app.router.add_get("/seen", told)
     web.run_app(app, host=LOOPBACK, port=int(sys.argv[1]), print=None, access_log=None)
