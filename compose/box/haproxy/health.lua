@@ -45,7 +45,7 @@ local function node_of(pool, replica)
         json = {
             { "name", replica.name },
             { "pool", pool.pool },
-            { "models", { replica.model, is_list = true } },
+            { "models", replica.models or { replica.model, is_list = true } },
             { "healthy", is_healthy },
             { "status", figures.status },
             { "busy", number(figures.scur) },

@@ -116,3 +116,17 @@ core.register_cli({ "corral", "release" }, "corral release POOL", function(apple
     corral_release(name)
     applet:send("released\n")
 end)
+
+-- Refuses a request after reading its body: while a client still sends a file, closing would hide the answer from it.
+core.register_service("refuse_upload", "http", function(applet)
+    repeat
+        local part = applet:receive(65536)
+    until not part or #part == 0
+    local text = '{"error":{"message":"all slots are busy and the queue is full","type":"rate_limit_error","code":429}}'
+    applet:set_status(429)
+    applet:add_header("content-type", "application/json")
+    applet:add_header("content-length", tostring(#text))
+    applet:add_header("retry-after", "5")
+    applet:start_response()
+    applet:send(text)
+end)
