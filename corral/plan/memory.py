@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate, zip_longest
 from typing import Literal
@@ -116,78 +116,66 @@ class Memory:
 
 def memory_of(model: Gguf, use: Use) -> Memory:
     """What a server takes with that model in that use."""
-    places = _places(model, use)
-    parts = [_Part(model, use, layer) for layer in range(model.layers)]
-    on_cards = [part for part in parts if places[part.layer] is not None]
-    compute = compute_bytes(model, use)
-    cards = [0] * len(use.split)
-    for part in on_cards:
-        cards[places[part.layer] or 0] += part.weights + (part.cache + part.state) * use.has_cache_on_cards
-    output, end = _output_bytes(model), places[model.layers]
-    if end is not None:
-        cards[end] += output
-    elif on_cards:
-        output = 0
-    weights = sum(part.weights for part in on_cards) + (output if end is not None else 0)
-    used = {place for place in places if place is not None}
-    is_whole = all(place is not None for place in places)
-    pipelined = _pipelined(model, use) if is_whole else 0
-    converted = _converted(model, use) if on_cards else 0
-    copied = _copied(model, use, places) if used else 0
-    buffers = {card: compute + pipelined + copied * (card == min(used)) for card in used}
-    cached = on_cards if use.has_cache_on_cards else []
+    places, parts = _places(model, use), [_part(model, use, layer) for layer in range(model.layers)]
+    *of_layers, end = places
+    on_cards = [(card, part) for card, part in zip(of_layers, parts, strict=True) if card is not None]
+    used = sorted({card for card in places if card is not None})
+    output = _output_bytes(model) if end is not None else 0
+    weights = sum(part.weights for _, part in on_cards) + output
+    cached = [part for _, part in on_cards] if use.has_cache_on_cards else []
     cache, state = sum(part.cache for part in cached), sum(part.state for part in cached)
     everything = sum(model.layer_bytes) + model.input_bytes + model.output_bytes + model.other_bytes
     tied = _table_bytes(model) if _is_tied(model) and end is not None else 0
+    compute, is_whole = compute_bytes(model, use), None not in places
+    pipelined = _pipelined(model, use) if is_whole else 0
+    converted = _converted(model, use) if on_cards else 0
+    copied = _copied(model, of_layers, parts) if used else 0
+    cards = [(compute + pipelined + converted) * (card in used) for card in range(len(use.split))]
+    for card, part in on_cards:
+        cards[card] += part.weights + (part.cache + part.state) * use.has_cache_on_cards
+    if end is not None:
+        cards[end] += output
+    if used:
+        cards[used[0]] += copied
     return Memory(
         weights=weights,
         cache=cache,
         state=state,
-        compute=sum(buffers.values()),
+        compute=(compute + pipelined) * len(used) + copied,
         output=use.slots * (model.vocabulary if not use.embeds or is_causal(model) else model.embedding) * FLOAT,
         host_weights=everything - weights + tied,
         host_cache=sum(part.cache + part.state for part in parts) - cache - state,
         host_compute=_input_bytes(model, use) + pipelined if is_whole else compute,
         converted=converted * len(used),
-        checkpoint=_checkpoint_bytes(parts),
-        cards=tuple(size + buffers.get(card, 0) + converted * (card in used) for card, size in enumerate(cards)),
+        checkpoint=sum(part.checkpoint for part in parts) // use.slots,
+        cards=tuple(cards),
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Part:
-    """One layer: its bytes on a card when it is there, and those of its cache and state."""
+    """Bytes of one layer."""
 
-    model: Gguf
-    use: Use
-    layer: int
-
-    @property
-    def weights(self) -> int:
-        return self.model.layer_bytes[self.layer] - sum(_on_host(self.model, self.use, self.layer))
-
-    @property
-    def cache(self) -> int:
-        return _cache_bytes(self.model, self.use, self.layer)
-
-    @property
-    def state(self) -> int:
-        return _state_bytes(self.model, self.use, self.layer)
+    # Weights on the card where the layer is, and those of it that stay in host memory, the largest first.
+    weights: int
+    kept: tuple[int, ...]
+    cache: int
+    state: int
+    # Of cache and state what a checkpoint has.
+    checkpoint: int
 
 
-def _checkpoint_bytes(parts: Iterable[_Part]) -> int:
-    """Bytes of one slot's states, and of its caches that forget what is older than their window."""
-    return sum(
-        part.state // part.use.slots
-        + (part.cache // part.use.slots if any(part.model.sliding) and part.model.sliding[part.layer] else 0)
-        for part in parts
-    )
+def _part(model: Gguf, use: Use, layer: int) -> _Part:
+    kept = tuple(sorted(_on_host(model, use, layer), reverse=True))
+    cache, state = _cache_bytes(model, use, layer), _state_bytes(model, use, layer)
+    is_sliding = bool(model.sliding and model.sliding[layer])
+    return _Part(model.layer_bytes[layer] - sum(kept), kept, cache, state, state + cache * is_sliding)
 
 
-def _on_host(model: Gguf, use: Use, layer: int) -> Iterable[int]:
+def _on_host(model: Gguf, use: Use, layer: int) -> Iterator[int]:
     """Bytes of a layer's tensors that stay in host memory whatever is on cards."""
     for name, sizes in model.tensors.items() if use.on_host else ():
-        if any(re.search(pattern, f"blk.{layer}.{name}") for pattern in use.on_host):
+        if sizes[layer] and any(re.search(pattern, f"blk.{layer}.{name}") for pattern in use.on_host):
             yield sizes[layer]
 
 
@@ -223,17 +211,16 @@ def is_causal(model: Gguf) -> bool:
     return model.is_causal and not BOTH_WAYS.search(model.architecture)
 
 
-def _copied(model: Gguf, use: Use, places: list[int | None]) -> int:
+def _copied(model: Gguf, places: Sequence[int | None], parts: Sequence[_Part]) -> int:
     """Bytes of weights in host memory that llama.cpp copies onto the first card, one tensor after the other.
 
     With experts in every layer and a recurrent state in some, two of those that `on_host` means are there at a time.
     """
-    layers = range(model.layers)
-    far = max((_largest(model, layer) for layer in layers if places[layer] is None), default=0)
-    left = [sorted(_on_host(model, use, layer), reverse=True) for layer in layers if places[layer] is not None]
     has_experts = any(all(sizes) for name, sizes in model.tensors.items() if "_exps" in name)
     count = 2 if any(model.recurrent) and has_experts else 1
-    return max([far, *(sum(sizes[:count]) for sizes in left)])
+    return max(
+        _largest(model, layer) if places[layer] is None else sum(part.kept[:count]) for layer, part in enumerate(parts)
+    )
 
 
 def _largest(model: Gguf, layer: int) -> int:

@@ -127,10 +127,11 @@ def _memory_of_model(
 
 def host_patterns(engine: ServerSettings) -> tuple[str, ...]:
     """Patterns of tensors that stay in host memory."""
-    experts = {None: (), "all": (EXPERTS,)}.get(engine.cpu_moe) if not isinstance(engine.cpu_moe, int) else None
-    if experts is None:
-        experts = tuple(rf"blk\.{layer}{EXPERTS}" for layer in range(int(engine.cpu_moe or 0)))
-    return (*experts, *(engine.host_tensors or ()))
+    layers, own = engine.cpu_moe, engine.host_tensors or ()
+    if not layers:
+        return own
+    first = "" if layers == "all" else rf"blk\.({'|'.join(map(str, range(layers)))})"
+    return (f"{first}{EXPERTS}", *own)
 
 
 def checkpoints(engine: ServerSettings, memory: Memory | None) -> int | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from corral.plan.cards import VRAM_RESERVE_MIB
@@ -29,6 +30,7 @@ def with_shares(replicas: Sequence[Replica], resized: Resized, claimed: Claimed)
     for replica in replicas:
         services[replica.host, replica.service].append(replica)
     taken: Counter[tuple[str, int]] = Counter()
+    found: dict[tuple[str, tuple[str, ...], tuple[int, ...]], tuple[float, ...]] = {}
     for members in services.values():
         for card, mib in zip(members[0].cards, claimed(members), strict=True):
             taken[card.host, card.number] += mib
@@ -37,33 +39,46 @@ def with_shares(replicas: Sequence[Replica], resized: Resized, claimed: Claimed)
             yield replica
             continue
         own = claimed(services[replica.host, replica.service])
-        rooms = [
+        rooms = tuple(
             max(1, card.vram_mib - VRAM_RESERVE_MIB - taken[card.host, card.number] + mib)
             for card, mib in zip(replica.cards, own, strict=True)
-        ]
-        yield _fitted(replica, rooms, resized)
+        )
+        # Replicas of a pool on equal cards with equal neighbours are set alike.
+        alike = replica.pool, tuple(card.card for card in replica.cards), rooms
+        if alike not in found:
+            found[alike] = _fitted(replica, rooms, resized).split
+        fitted = resized(replica, found[alike])
+        if replica.shared is None:
+            for card, before, after in zip(replica.cards, replica.card_mib, fitted.card_mib, strict=True):
+                taken[card.host, card.number] += after - before
+        yield fitted
 
 
 def _fitted(replica: Replica, rooms: Sequence[int], resized: Resized) -> Replica:
     """The replica with shares that fill its cards evenly; in layers where its model is known."""
-    if replica.memory is None:
+    total = replica.layers_on_cards
+    if replica.memory is None or not total:
         steps = [max(1, room // STEP_MIB) for room in rooms]
         return resized(replica, tuple(step // math.gcd(*steps) for step in steps))
-    total = replica.layers_on_cards
     best = resized(replica, _counts(total, rooms))
     for _ in range(total):
-        load = [mib / room for mib, room in zip(best.card_mib, rooms, strict=True)]
-        fullest, emptiest = load.index(max(load)), load.index(min(load))
+        load = _load(best, rooms)
         counts = list(best.split)
-        counts[fullest], counts[emptiest] = counts[fullest] - 1, counts[emptiest] + 1
-        other = resized(replica, tuple(counts))
-        if min(counts) < 0 or max(mib / room for mib, room in zip(other.card_mib, rooms, strict=True)) >= max(load):
+        counts[load.index(max(load))] -= 1
+        counts[load.index(min(load))] += 1
+        other = resized(replica, tuple(counts)) if min(counts) >= 0 else best
+        if max(_load(other, rooms)) >= max(load):
             break
         best = other
     return best
 
 
+def _load(replica: Replica, rooms: Sequence[int]) -> list[float]:
+    """How full its cards are."""
+    return [mib / room for mib, room in zip(replica.card_mib, rooms, strict=True)]
+
+
 def _counts(total: int, rooms: Sequence[int]) -> tuple[int, ...]:
     """So many layers in proportion to the rooms."""
-    ends = [round(total * sum(rooms[: place + 1]) / sum(rooms)) for place in range(len(rooms))]
+    ends = [round(total * end / sum(rooms)) for end in accumulate(rooms)]
     return tuple(end - start for start, end in zip([0, *ends], ends, strict=False))
