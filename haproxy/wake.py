@@ -2,10 +2,12 @@
 
     python3 wake.py URL ADDRESS NAME=MAC …
 
-URL answers with the names of these machines; ADDRESS is the host's own in the network that it shares with them.
+URL answers with the names of these machines; ADDRESS is the host's own in the network that it shares with them. One
+of IPv6, or the loopback address, tells no such network: the packets then take the host's usual way out.
 """
 # ruff: noqa: INP001 - it runs by itself, in a container
 
+import ipaddress
 import socket
 import sys
 import time
@@ -26,10 +28,13 @@ def magic_packet(mac: str) -> bytes:
 
 
 def send(mac: str, address: str) -> None:
-    """Sends the packet to every machine of the network in which this host has the address."""
+    """Sends the packet to every machine of the network in which this host has the address, if it tells one."""
+    own = ipaddress.ip_address(address)
+    tells_network = isinstance(own, ipaddress.IPv4Address) and not own.is_loopback
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         sender.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-        sender.bind((address, 0))
+        if tells_network:
+            sender.bind((address, 0))
         sender.sendto(magic_packet(mac), ("255.255.255.255", PORT))
 
 
