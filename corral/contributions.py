@@ -5,7 +5,7 @@ Producers publish (a backend, a scrape target, a secret …), consumers read; no
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from posixpath import normpath
@@ -233,6 +233,11 @@ class Backend:
 def name_of_shared(node: str) -> str:
     """What stands for the pool in the figures of a node that has several; no pool has a dot in its name."""
     return f"node.{node}"
+
+
+def pool_in_figures(backends: Sequence[Backend]) -> str:
+    """What stands for the pool in the figures of one server, from its backends in every pool that uses it."""
+    return backends[0].pool if len(backends) == 1 else name_of_shared(backends[0].name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from corral.contributions import (
     Rules,
     ScrapeTarget,
     Secret,
-    name_of_shared,
+    pool_in_figures,
 )
 from corral.declarations import declaration
 from corral.plan.routing import has_private_cache
@@ -56,7 +56,7 @@ def _metrics(name: str, node: Node, backends: list[Backend]) -> Iterator[Contrib
     """What a node has, and a scrape target for servers whose metrics need no key."""
     labels = {
         "host": name,
-        "pool": backends[0].pool if len(backends) == 1 else name_of_shared(name),
+        "pool": pool_in_figures(backends),
         "model": ", ".join(backend.upstream_model for backend in backends),
         "replica": name,
         "role": backends[0].kind if len({backend.kind for backend in backends}) == 1 else "node",
