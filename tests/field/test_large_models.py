@@ -152,6 +152,19 @@ def test_advice_names_the_layers_that_fit(build: Build) -> None:
         build("llama-3.3-70b", "3090", context=4096, engine={"gpu_layers": layers + 1})
 
 
+def test_no_layer_on_two_cards_is_possible(build: Build) -> None:
+    plan = build("gemma-3n-e4b", "3090", "3060", on=TWO, engine={"gpu_layers": 0})
+    assert plan.site.replicas[0].card_mib == (0, 0)
+
+
+def test_a_split_sees_what_another_one_took(build: Build) -> None:
+    """Two of 15 GB on 24 + 12 GB: the second gets what the first, which is mostly on the large card, left."""
+    plan = build("gemma-3-27b", "3090", "3060", on=TWO, context=2048, more={"other": {"model": "m", "on": TWO}})
+    taken = [sum(sizes) for sizes in zip(*(replica.card_mib for replica in plan.site.replicas), strict=True)]
+    full = [mib / (gib * 1024 - 256) for mib, gib in zip(taken, (24, 12), strict=True)]
+    assert full[0] == pytest.approx(full[1], abs=0.1)
+
+
 def test_auto_splits_what_no_card_holds(build: Build) -> None:
     """Row 39."""
     plan = build("llama-3.3-70b", "3090", "3090", on="auto")
