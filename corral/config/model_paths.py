@@ -35,7 +35,7 @@ def model_paths(models: Iterable[Model], lock: ModelLock) -> dict[str, str]:
             names = {key: _plain(source) for key, source in group.items()}
             is_shared = any(claims[name] - {key} for key, name in names.items())
             key, source = next(iter(group.items()))
-            # A path in the models folder is what a person says.
+            # A source that is a path says where the file is.
             folder = _folder(key, source) if is_shared and ":" in source else ""
             found |= {key: folder + name for key, name in names.items()}
     return found
@@ -57,7 +57,7 @@ def _claims(groups: Iterable[Mapping[str, str]], lock: ModelLock) -> Mapping[str
 
 
 def _is_taken(claims: Mapping[str, set[str]], key: str, path: str, lock: ModelLock) -> bool:
-    """Whether the path that the lock has for a file is that of another content, or a person means another by it."""
+    """Whether the path that the lock has for a file is that of another content, or a source in itself."""
     own = lock.files[key]
     for other in claims[path] - {key}:
         known = lock.get(other)

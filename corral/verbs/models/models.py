@@ -508,7 +508,7 @@ def _refuse_other_pins(store: Store, items: Sequence[Wanted]) -> None:
 
 
 def _lacks(store: SiteStore, item: Wanted, host: str, progress: net.Progress) -> bool:
-    """Whether the pinned file is not there. Unless an earlier run has read it, it is read; a person's own is pinned.
+    """Whether the pinned file is not there. It is read unless an earlier run did; one that cannot be fetched is pinned.
 
     A file that has its checksum for its name, as in a Hugging Face cache, is not read before `verify`.
     """
