@@ -7,7 +7,7 @@ component's component.yaml says by which field entries of a list are known, what
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +40,15 @@ def summed(file: File) -> Sum:
 def named_secrets(extra: Any) -> list[str]:
     """Names of the secrets that additions want, as `os.environ/NAME` or `/run/secrets/NAME`."""
     return sorted({match[1] for text in _texts(extra) if (match := _SECRET.fullmatch(text))})
+
+
+def with_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """The same data with every text changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: with_texts(item, change) for key, item in value.items()}
+    return [with_texts(item, change) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from corral.components import Stage, edge
-from corral.components.additions import named_secrets
+from corral.components.additions import named_secrets, with_texts
 from corral.components.declared import filled, service
 from corral.config.client_names import all_aliases
 from corral.config.inventory import Auto, Gateway, TokenLimits
@@ -158,16 +158,13 @@ def _needed_secrets(site: Site, published: Contributions) -> tuple[str, ...]:
 def _own_part(site: Site) -> dict[str, Any]:
     """`gateway.extra` with the variables of its models' keys called as all such keys are."""
     extra = site.inventory.gateway.extra
-    return {key: _with_own_variables(value) if key == "model_list" else value for key, value in extra.items()}
+    own = with_texts(extra.get("model_list"), _own_variable)
+    return extra | ({"model_list": own} if own else {})
 
 
-def _with_own_variables(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _with_own_variables(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_with_own_variables(item) for item in value]
-    is_secret = bool(named_secrets(value)) and f"/{CLOUD_KEY}" not in value
-    return value.replace("os.environ/", f"os.environ/{CLOUD_KEY}") if is_secret else value
+def _own_variable(text: str) -> str:
+    is_secret = bool(named_secrets(text)) and f"/{CLOUD_KEY}" not in text
+    return text.replace("os.environ/", f"os.environ/{CLOUD_KEY}") if is_secret else text
 
 
 def _added_secrets(site: Site) -> Iterator[Secret]:

@@ -6,14 +6,15 @@ the values of the inventory that both compare with.
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
 from corral.components import Stage, edge
-from corral.components.additions import named_secrets
+from corral.components.additions import named_secrets, with_texts
 from corral.components.declared import filled, service
 from corral.config.inventory import Monitoring, Objective
 from corral.contributions import (
@@ -113,7 +114,7 @@ def _added(site: Site, host: str) -> dict[str, Any]:
     extra = _monitoring(site).extra
     if not site.is_local(host):
         return extra
-    moved: dict[str, Any] = json.loads(json.dumps(extra).replace('"/run/secrets/', '"../secrets/'))
+    moved: dict[str, Any] = with_texts(extra, partial(re.sub, "^/run/secrets/", "../secrets/"))
     return moved
 
 
