@@ -38,7 +38,9 @@ def device_files() -> Iterator[None]:
         os.chown(path, 0, DEVICES[str(path)])
     has_slots = SLOT.parent.exists()
     SLOT.parent.mkdir(exist_ok=True)
-    SLOT.symlink_to(f"../{Path(ITS_FILE).name}")
+    target = f"../{Path(ITS_FILE).name}"
+    if not (SLOT.is_symlink() and str(SLOT.readlink()) == target):  # a run that was killed has left it
+        SLOT.symlink_to(target)
     yield
     SLOT.unlink()
     if not has_slots:
