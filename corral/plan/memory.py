@@ -218,9 +218,9 @@ def _copied(model: Gguf, places: Sequence[int | None], parts: Sequence[_Part]) -
     """
     has_experts = any(all(sizes) for name, sizes in model.tensors.items() if "_exps" in name)
     count = 2 if any(model.recurrent) and has_experts else 1
-    return max(
-        _largest(model, layer) if places[layer] is None else sum(part.kept[:count]) for layer, part in enumerate(parts)
-    )
+    kept = [sum(part.kept[:count]) if place is not None else 0 for place, part in zip(places, parts, strict=True)]
+    far = [_largest(model, layer) for layer, place in enumerate(places) if place is None]
+    return max([*kept, *far], default=0)
 
 
 def _largest(model: Gguf, layer: int) -> int:
