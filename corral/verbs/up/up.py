@@ -127,6 +127,8 @@ def carry_out(run: Run) -> None:
             _bring_up(run, phase, order[phase])
         look(run)
     for phase, services in order.items():
+        if phase == Phase.STORES:
+            _stop_gateway(run, services, order[Phase.GATEWAY])
         _bring_up(run, phase, services)
     _restore_rotation(run)
     for host in run.hosts:
@@ -229,6 +231,24 @@ def _bring_up(run: Run, phase: Phase, services: Sequence[Service]) -> None:
     for item in run.haproxies:
         if item.container in names and item.loaded() != item.rendered():
             _reload(run, item)
+
+
+def _stop_gateway(run: Run, stores: Sequence[Service], gateways: Sequence[Service]) -> None:
+    """Stops a gateway that is changed together with its stores: with the new ones it may refuse valid keys.
+
+    Clients get 503, which they repeat, until the new gateway is there.
+    """
+    changed = {
+        (host, name) for host, seen in run.seen.items() for name, item in seen.found.items() if not item.is_current
+    }
+    if not any((item.host, item.name) in changed for item in stores):
+        return
+    for host in run.hosts:
+        found = run.seen[host.name].found
+        names = [item.name for item in gateways if item.host == host.name and (host.name, item.name) in changed]
+        if running := [found[name].container.id for name in names if found[name].container.is_up]:
+            run.board.say(f"{host.name}: stores change: stopping {', '.join(names)} until they are well")
+            host.run(["docker", "stop", *running], limit_s=COMMAND_LIMIT_S)
 
 
 def _settle(run: Run, host: ComposeHost, found: Sequence[Found]) -> None:
