@@ -37,6 +37,8 @@ OWN_HEADERS = "x-corral-"
 WEIGHT = "corral_weight"
 KEY_HASH = re.compile(r"[0-9a-f]{64}")
 CONSUMER_LENGTH = 32
+# Bytes of a conversation's opening, or of a client's name for it, that count.
+OPENING_BYTES = 4096
 
 # Headers with which a client may name its conversation; the first match wins.
 CLIENT_SESSION_HEADERS = ("x-litellm-session-id", "x-session-id", "litellm_session_id")
@@ -134,8 +136,7 @@ class CorralGateway(CustomLogger):
         if call_type not in CONVERSATIONS:
             return data
         upstream = _foreign(data.get("extra_headers")) | consumer_headers(user_api_key_dict)
-        key = str(getattr(user_api_key_dict, "api_key", None) or "")
-        name = conversation_name(data, key)
+        name = conversation_name(data, key_hash(user_api_key_dict))
         if name:
             upstream[SESSION_HEADER] = name
         if upstream:
@@ -163,14 +164,19 @@ def consumer_headers(key: object) -> dict[str, str]:
 
     The public frontend computes the same from the credential, so LiteLLM's alias for the master key is replaced.
     """
-    hashed = str(getattr(key, "api_key", None) or "")
-    if not KEY_HASH.fullmatch(hashed):
-        from litellm.proxy import proxy_server
-
-        hashed = hashlib.sha256(str(proxy_server.master_key or hashed).encode()).hexdigest()
     weight = (getattr(key, "metadata", None) or {}).get(WEIGHT)
-    named = {CONSUMER_HEADER: hashed[:CONSUMER_LENGTH]}
+    named = {CONSUMER_HEADER: key_hash(key)[:CONSUMER_LENGTH]}
     return named | ({WEIGHT_HEADER: str(weight)} if weight else {})
+
+
+def key_hash(key: object) -> str:
+    """Returns the hash of a request's key, as HAProxy computes it."""
+    hashed = str(getattr(key, "api_key", None) or "")
+    if KEY_HASH.fullmatch(hashed):
+        return hashed
+    from litellm.proxy import proxy_server
+
+    return hashlib.sha256(str(proxy_server.master_key or hashed).encode()).hexdigest()
 
 
 def _foreign(headers: object) -> dict[str, str]:
@@ -223,11 +229,12 @@ def conversation_name(data: Mapping[str, Any], key: str) -> str | None:
 
     A conversation is what the client says it is, otherwise all requests with one key, model and opening: the messages
     up to and including the first of the user. The key is part of both, so that tenants never share a name.
+    haproxy/fast_lane.lua computes the same.
     """
     if session := _client_session(data):
-        return _digest(["session", key, session])
+        return _digest("session", key, session)
     if opening := _opening(data.get("messages")):
-        return _digest(["opening", key, data.get("model"), opening])
+        return _digest("opening", key, str(data.get("model")), opening)
     return None
 
 
@@ -238,19 +245,26 @@ def _client_session(data: Mapping[str, Any]) -> str | None:
     return next((value for value in named if value), None)
 
 
-def _opening(messages: object) -> list[object]:
-    """Returns the messages up to the user's first one, which are the same in every turn."""
+def _opening(messages: object) -> str:
+    """Returns the messages up to the user's first one, which are the same in every turn, as one text."""
     if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)):
-        return []
-    for index, message in enumerate(messages):
-        if isinstance(message, Mapping) and message.get("role") == "user":
-            return list(messages[: index + 1])
-    return []
+        return ""
+    parts: list[str] = []
+    for message in messages:
+        if not isinstance(message, Mapping):
+            continue
+        content = message.get("content")
+        text = content if isinstance(content, str) else json.dumps(content, sort_keys=True, default=str)
+        parts.append(f"{message.get('role')}\x1f{text}")
+        if message.get("role") == "user":
+            return "\x1e".join(parts)
+    return ""
 
 
-def _digest(parts: list[object]) -> str:
-    text = json.dumps(parts, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+def _digest(kind: str, *parts: str) -> str:
+    *names, text = parts
+    whole = "\n".join((kind, *names)).encode(errors="replace") + b"\n" + text.encode(errors="replace")[:OPENING_BYTES]
+    return hashlib.sha256(whole).hexdigest()[:CONSUMER_LENGTH]
 
 
 def _response_headers(error: Exception) -> object:

@@ -994,6 +994,8 @@ class Gateway(Section):
     """What chooses the replica: HAProxy by free slots, LiteLLM by load, or LiteLLM at random without HAProxy."""
     queue: Queue = Queue()
     """How requests wait when every slot of their pool is taken."""
+    fast_lane: bool = False
+    """Whether HAProxy passes plain chat and embedding requests of known keys to their pool without LiteLLM."""
     timeout_s: int = Field(300, ge=1, le=DAY_S)
     """Longest time in seconds that one answer may take, after waiting for a slot."""
     auto: Auto | None = None

@@ -148,6 +148,11 @@ class Balancer:
         """Lets the waiting requests of a pool go on."""
         self.ask(f"corral release {group}")
 
+    def forget(self, token: str) -> None:
+        """Ends the leases of a key, named by its hash: its next request is LiteLLM's to judge."""
+        if (answer := self.ask(f"corral forget {token}").strip()) != "forgotten":
+            raise BalancerError(f"{self.host.name}: the balancer may let this key pass for some seconds more: {answer}")
+
     def put_all_back(self) -> list[str]:
         """Undoes what a killed run left: every server in rotation, no request held; names of those that were out."""
         servers = self.servers()

@@ -36,6 +36,7 @@ from corral.contributions import (
     name_of_shared,
 )
 from corral.declarations import declaration
+from corral.gateway import fast_lane
 from corral.gateway.frontends import (
     EVERYWHERE,
     FULL,
@@ -58,6 +59,10 @@ RENDERED = ("haproxy.cfg", "farm.lua")
 ASSETS = ("request_gate.lua", "outlier_ejection.lua", "fair.lua", "health.lua", "credentials.lua")
 # For sites with shared servers.
 SHARED_ASSETS = ("fair_swapping.lua", "models.lua")
+# For sites with `gateway.fast_lane`.
+FAST_ASSETS = ("fast_lane.lua",)
+# The backend of the fast lane, and where HAProxy shows what went through it.
+FAST, USAGE_PATH = "Fast", "/usage"
 # For sites whose entrance has a certificate.
 CERTIFICATE_ASSETS = ("certificate_reload.lua",)
 CERTIFICATES = "/etc/corral/certificates"
@@ -166,13 +171,14 @@ def _balancer(site: Site, groups: list[Group], cloud: set[str]) -> Iterator[Cont
     figures = Endpoint(gateway.stats_port, gateway.host, COMPONENT)
     values = _values(site, groups, cloud)
     yield File(gateway.host, COMPONENT, "haproxy.cfg", template="haproxy/haproxy.cfg.j2", values=values)
-    told = {name: values[name] for name in ("groups", "shared", "sleepers")} | {
+    told = {name: values[name] for name in ("groups", "shared", "sleepers", "fast")} | {
         "own_address": values["successor_address"]
     }
     yield File(gateway.host, COMPONENT, "farm.lua", template="haproxy/farm.lua.j2", values=told)
     assets = (
         *ASSETS,
         *(SHARED_ASSETS if values["shared"] else ()),
+        *(FAST_ASSETS if values["fast"] else ()),
         *(CERTIFICATE_ASSETS if values["entrance_certificate"] else ()),
     )
     yield from (File(gateway.host, COMPONENT, name, asset=f"haproxy/{name}") for name in assets)
@@ -190,6 +196,8 @@ def _balancer(site: Site, groups: list[Group], cloud: set[str]) -> Iterator[Cont
     base = f"http://{site.address(entry, gateway.host)}"
     if _has_spill(site):
         yield SlotFigures(f"{base}{SLOTS_PATH}")
+    if values["fast"]:
+        yield ScrapeTarget("haproxy-fast-lane", figures, labels, USAGE_PATH)
     yield from _routes(groups, base, is_by_pool=gateway.balancing == "slots")
 
 
@@ -252,7 +260,7 @@ def _service(site: Site, groups: list[Group], most_connections: int, files: tupl
         stats_open="127.0.0.1" if site.sleepers else site.publish_address(gateway.host),
         program=() if site.is_local(gateway.host) else ("haproxy",),
         memory_mib=BASE_MIB + TABLES_MIB + most_connections * CONNECTION_KIB // 1024,
-        keys=(*keys, *((MODELS_KEY,) if any(_shared(site, groups)) else ())),
+        keys=(*keys, *((MODELS_KEY,) if any(_shared(site, groups)) else ()), *_fast_keys(site, groups)),
         files=tuple((name, "") for name in files),
         mounts=mounts,
         calls=(*endpoints, Endpoint(gateway.litellm_port, gateway.host, litellm.COMPONENT)),
@@ -370,10 +378,40 @@ def _values(site: Site, groups: list[Group], cloud: set[str]) -> dict[str, Any]:
             if (machines := sorted({site.machine_of(item) for item in group.backends} & site.sleepers.keys()))
         ],
         "unlike": [group.name for group in groups if any(per_pool[pool] > 1 for pool in group.pools)],
+        "fast": _fast(site, groups, per_pool) if gateway.fast_lane else None,
         "slots_path": SLOTS_PATH if _has_spill(site) else "",
         "pools": [{"name": pool, "groups": [value for value in values if pool in value["pools"]]} for pool in per_pool],
         "has_background": any(pool.background for pool in site.inventory.pools.values()),
     }
+
+
+def _fast(site: Site, groups: list[Group], per_pool: Counter[str]) -> dict[str, Any]:
+    """The backend of the fast lane, and the pools that it takes."""
+    limits = {pool: litellm.request_limits(site, pool, kind) for pool, kind in _kinds(groups).items()}
+    pools = [
+        {
+            "pool": pool,
+            "kind": group.first.kind,
+            "path": f"/{group.name}/any{group.first.api_path}",
+            "key_file": _secret_file(site, group.first.secret) if group.first.secret else "",
+            "limits": {name: limit for name, limit in limits[pool].items() if name != "choices"},
+        }
+        for group in groups
+        for pool in group.pools
+        if not fast_lane.reason_against(site, pool, group.backends, is_one_queue=per_pool[pool] == 1)
+    ]
+    return {"backend": FAST, "pools": pools}
+
+
+def _fast_keys(site: Site, groups: list[Group]) -> tuple[str, ...]:
+    """Names of the secrets with which the fast lane calls servers."""
+    if not site.inventory.gateway.fast_lane:
+        return ()
+    return tuple(sorted({group.first.secret for group in groups if group.first.secret}))
+
+
+def _kinds(groups: list[Group]) -> dict[str, str]:
+    return {member.pool: member.kind for group in groups for member in group.members}
 
 
 def _figures(site: Site, bind: str) -> str:

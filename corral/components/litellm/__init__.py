@@ -57,6 +57,8 @@ CALLBACKS: dict[str, Callable[[Route], bool]] = {
     "corral_ollama": lambda route: route.backend.protocol == "ollama" and route.backend.kind == "chat",
     "corral_thinking": lambda route: route.backend.hides_thoughts,
 }
+# The callback of sites with a fast lane.
+LEASES = "corral_lease"
 # The callback of sites with tracing.
 TRACES = "corral_traces"
 CLOUD = "it calls cloud providers"
@@ -90,14 +92,15 @@ def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
     yield from _scraped(site, published)
 
 
-def _callbacks(published: Contributions) -> list[str]:
+def _callbacks(site: Site, published: Contributions) -> list[str]:
     needed = [name for name, is_needed in CALLBACKS.items() if any(map(is_needed, published.routes))]
-    return [*needed, *([TRACES] if published.trace_receivers else [])]
+    leases = [LEASES] if site.inventory.gateway.fast_lane else []
+    return [*needed, *leases, *([TRACES] if published.trace_receivers else [])]
 
 
 def _files(site: Site, published: Contributions) -> list[str]:
     """Shipped files beside the configuration."""
-    names = [*FILES, *(f"{name}.py" for name in _callbacks(published))]
+    names = [*FILES, *(f"{name}.py" for name in _callbacks(site, published))]
     return [*names, *(["corral_routing.py"] if has_routing(site.inventory) else [])]
 
 
@@ -178,10 +181,11 @@ def limits(site: Site, published: Contributions) -> dict[str, dict[str, int]]:
     """What one request may ask of each pool, as corral_limits.py reads it."""
     kinds = {route.pool: route.backend.kind for route in published.routes}
     cloud = {route.pool for route in published.routes if route.backend.protocol == "cloud"}
-    return {pool: _request_limits(site, pool, kind, is_cloud=pool in cloud) for pool, kind in kinds.items()}
+    return {pool: request_limits(site, pool, kind, is_cloud=pool in cloud) for pool, kind in kinds.items()}
 
 
-def _request_limits(site: Site, pool: str, kind: str, *, is_cloud: bool) -> dict[str, int]:
+def request_limits(site: Site, pool: str, kind: str, *, is_cloud: bool = False) -> dict[str, int]:
+    """What one request may ask of a pool, by the names that corral_limits.py knows."""
     own, common = site.inventory.pools[pool].request, site.inventory.gateway.request
     tokens = own.max_tokens or common.max_tokens or TokenLimits()
     choices = own.max_choices or common.max_choices or (None if is_cloud or kind == "image" else 1)
@@ -218,7 +222,7 @@ def configuration(site: Site, published: Contributions) -> dict[str, Any]:
         "deployments": deployments,
         "router": _router(site),
         "routing": routing_callback,
-        "callbacks": tuple(f"{name}.{name}" for name in _callbacks(published)),
+        "callbacks": tuple(f"{name}.{name}" for name in _callbacks(site, published)),
         "buckets": _buckets(site),
         "metrics": METRICS,
         "patience_s": patience_s(site),

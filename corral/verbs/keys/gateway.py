@@ -17,6 +17,7 @@ from corral.gateway.frontends import gateway_publish_address
 from corral.gateway.keys import StoredKey, stored_key
 from corral.plan.site import bracketed
 from corral.render.secrets import ENV_FILE, read_env
+from corral.runtime.haproxy import Balancer, running_balancer
 from corral.runtime.hosts import ComposeHost
 
 LIMIT_S = 60.0
@@ -27,10 +28,11 @@ MAX_SHOWN = 300
 class GatewayKeys:
     """The keys of one gateway. Every method raises CorralError with a message that says what to do."""
 
-    def __init__(self, client: httpx.Client, place: str, secrets: Path) -> None:
+    def __init__(self, client: httpx.Client, place: str, secrets: Path, balancer: Balancer | None = None) -> None:
         self._client = client
         self._place = place
         self._secrets = secrets
+        self._balancer = balancer
 
     def all(self) -> list[StoredKey]:
         """Every key that LiteLLM has."""
@@ -51,10 +53,17 @@ class GatewayKeys:
     def update(self, token: str, body: Mapping[str, Any]) -> None:
         """Changes settings of a key; None removes a limit."""
         self._ask("POST", "/key/update", json={**body, "key": token})
+        self._forget(token)
 
     def delete(self, token: str) -> None:
         """Revokes a key; one that does not exist is no error."""
         self._ask("POST", "/key/delete", json={"keys": [token]}, missing_is_fine=True)
+        self._forget(token)
+
+    def _forget(self, token: str) -> None:
+        """Ends what the balancer lets the key do without asking LiteLLM."""
+        if self._balancer is not None:
+            self._balancer.forget(token)
 
     def _ask(self, method: str, path: str, *, missing_is_fine: bool = False, **given: Any) -> dict[str, Any]:
         try:
@@ -112,7 +121,8 @@ def connected(plan: Plan, out: Path) -> Iterator[GatewayKeys]:
         reached(plan, out) as place,
         httpx.Client(base_url=place, headers=headers, timeout=LIMIT_S, trust_env=False) as client,
     ):
-        yield GatewayKeys(client, gateway_address(plan), secrets)
+        balancer = running_balancer(plan, out) if plan.inventory.gateway.fast_lane else None
+        yield GatewayKeys(client, gateway_address(plan), secrets, balancer)
 
 
 @contextmanager

@@ -1,0 +1,488 @@
+-- The fast lane: plain requests of known keys go to their pool without LiteLLM.
+--
+-- LiteLLM remains the only judge of keys. With each of its answers it says in a header what the key may do
+-- (corral_lease.py). This lease holds for a few seconds, for this key and this model; then one request asks LiteLLM
+-- again. A request that is not plain, or that a limit of its pool could change, is passed to LiteLLM.
+--
+-- In a public frontend:       http-request lua.fast, which sets txn.fast, or txn.over for a key that is over its limits
+-- In the backends of LiteLLM: http-response lua.lease
+-- In the backend `Fast`:      filter lua.usage, which counts requests and tokens for /usage
+-- On the runtime API:         corral forget HASH, which ends all leases of a key at once
+
+local RENEW_MS, LIMIT_MS = 4000, 8000   -- age at which one request renews a lease, and at which it ends
+local RENEWAL_MS = 2000                 -- time for a renewal; meanwhile others use the old lease
+local OUTAGE_MS = 600000                -- age at which a lease ends while LiteLLM does not answer
+local MINUTE_MS = 60000
+local ALIVE_PATH = "/health/liveliness"
+local OPENING_BYTES = 4096              -- of a conversation's opening, by which it is named
+local FORWARDED = { ["content-type"] = true, ["content-length"] = true, host = true, ["x-request-id"] = true }
+
+local leases = {}      -- by hash of the key and model
+local keys = {}        -- by hash of the key: its limits, and its requests in this minute in both lanes
+local forgotten = {}   -- by hash of the key: when its leases were ended
+local usage = {}       -- by consumer and pool: requests and tokens
+local is_answering = true
+
+-- --- plain requests: JSON in which every field is known
+
+local function after_space(body, at)
+    return body:find("[^ \t\r\n]", at) or #body + 1
+end
+
+local ESCAPES = { ['"'] = '"', ["/"] = "/", b = "\b", f = "\f", n = "\n", r = "\r", t = "\t" }
+
+-- The text of a JSON string; nil if it is not valid.
+local function unescaped(raw)
+    local text = raw:gsub("\\\\", "\\u005c"):gsub('\\(["/bfnrt])', ESCAPES)
+    local _, escapes = text:gsub("\\", "")
+    local _, codes = text:gsub("\\u%x%x%x%x", "")
+    if escapes ~= codes then
+        return nil
+    end
+    text = text:gsub("\\u([dD][89abAB]%x%x)\\u([dD][c-fC-F]%x%x)", function(high, low)
+        return utf8.char(0x10000 + (tonumber(high, 16) - 0xd800) * 1024 + tonumber(low, 16) - 0xdc00)
+    end)
+    if text:find("\\u[dD][89a-fA-F]") or text:find("\\u0000", 1, true) then
+        return nil
+    end
+    return (text:gsub("\\u(%x%x%x%x)", function(code) return utf8.char(tonumber(code, 16)) end))
+end
+
+-- Each of these functions returns the value at a position and the position after it, or nil if it is not of its kind.
+
+local function text_at(body, at)
+    if body:byte(at) ~= 34 then
+        return nil
+    end
+    local stop, has_escape = body:find('["\\]', at + 1), false
+    while stop and body:byte(stop) == 92 do
+        has_escape, stop = true, body:find('["\\]', stop + 2)
+    end
+    if not stop then
+        return nil
+    end
+    local raw = body:sub(at + 1, stop - 1)
+    if raw:find("[\1-\31]") then
+        return nil
+    end
+    return has_escape and unescaped(raw) or not has_escape and raw or nil, stop + 1
+end
+
+local function flag_at(body, at)
+    if body:find("^true", at) then
+        return "true", at + 4
+    end
+    if body:find("^false", at) then
+        return "false", at + 5
+    end
+end
+
+local function number_at(least, most)
+    return function(body, at)
+        local digits, after = body:match("^(%d+%.?%d*)()", at)
+        local number = digits and not digits:find("^0%d") and not digits:find("%.$") and tonumber(digits)
+        if number and number >= least and number <= most then
+            return number, after
+        end
+    end
+end
+
+local function whole_at(body, at)
+    local digits, after = body:match("^([1-9]%d*)()", at)
+    if digits and #digits < 10 then
+        return tonumber(digits), after
+    end
+end
+
+local function list_at(item_at)
+    return function(body, at)
+        local found = {}
+        if body:byte(at) ~= 91 then
+            return nil
+        end
+        repeat
+            local value
+            value, at = item_at(body, after_space(body, at + 1))
+            if value == nil then
+                return nil
+            end
+            found[#found + 1] = value
+            at = after_space(body, at)
+        until body:byte(at) ~= 44
+        if body:byte(at) == 93 then
+            return found, at + 1
+        end
+    end
+end
+
+local function either_at(one_at, other_at)
+    return function(body, at)
+        local value, after = one_at(body, at)
+        if value ~= nil then
+            return value, after
+        end
+        return other_at(body, at)
+    end
+end
+
+local function object_at(fields)
+    return function(body, at)
+        local found = {}
+        if body:byte(at) ~= 123 then
+            return nil
+        end
+        repeat
+            local name, value
+            name, at = text_at(body, after_space(body, at + 1))
+            if not name or not fields[name] or found[name] ~= nil then
+                return nil
+            end
+            at = after_space(body, at)
+            if body:byte(at) ~= 58 then
+                return nil
+            end
+            value, at = fields[name](body, after_space(body, at + 1))
+            if value == nil then
+                return nil
+            end
+            found[name] = value
+            at = after_space(body, at)
+        until body:byte(at) ~= 44
+        if body:byte(at) == 125 then
+            return found, at + 1
+        end
+    end
+end
+
+local PLAIN = {
+    chat = object_at({
+        model = text_at,
+        messages = list_at(object_at({ role = text_at, content = text_at })),
+        stream = flag_at,
+        stream_options = object_at({ include_usage = flag_at }),
+        max_tokens = whole_at,
+        max_completion_tokens = whole_at,
+        temperature = number_at(0, 2),
+        top_p = number_at(0, 1),
+        presence_penalty = number_at(0, 2),
+        frequency_penalty = number_at(0, 2),
+        seed = whole_at,
+        stop = either_at(text_at, list_at(text_at)),
+    }),
+    embedding = object_at({
+        model = text_at,
+        input = either_at(text_at, list_at(text_at)),
+        encoding_format = text_at,
+    }),
+}
+local PATHS = { ["/v1/chat/completions"] = "chat", ["/v1/embeddings"] = "embedding" }
+local ROLES = { system = true, user = true, assistant = true }
+local FORMATS = { float = true, base64 = true }
+
+-- Whether LiteLLM would pass this chat request on unchanged, and limits do not apply to it.
+local function is_plain_chat(request, limits)
+    if not request.messages or request.max_tokens and request.max_completion_tokens then
+        return false
+    end
+    if request.stream_options and request.stream ~= "true" then
+        return false
+    end
+    for _, message in ipairs(request.messages) do
+        if not ROLES[message.role] or not message.content then
+            return false
+        end
+    end
+    local tokens = request.max_tokens or request.max_completion_tokens
+    if limits.default_tokens and not tokens or limits.tokens and (not tokens or tokens > limits.tokens) then
+        return false
+    end
+    return #request.messages <= (limits.messages or #request.messages)
+end
+
+local function is_plain_embedding(request, limits)
+    if not request.input or request.encoding_format and not FORMATS[request.encoding_format] then
+        return false
+    end
+    local count = type(request.input) == "table" and #request.input or 1
+    return request.input ~= "" and count <= (limits.messages or count)
+end
+
+-- The request if it is plain, else nil.
+local function plain_request(body, kind, limits)
+    local request, at = PLAIN[kind](body, after_space(body, 1))
+    if not request or after_space(body, at) <= #body or not utf8.len(body) then
+        return nil
+    end
+    for _, name in ipairs({ "text_kib", "message_kib" }) do
+        if limits[name] and #body > limits[name] * 1024 then
+            return nil
+        end
+    end
+    local is_plain = kind == "chat" and is_plain_chat or is_plain_embedding
+    return is_plain(request, limits) and request or nil
+end
+
+-- --- the conversation's name, as corral_gateway.py computes it
+
+local function digest(txn, text)
+    return txn.c:hex(txn.c:sha2(text, 256)):lower():sub(1, 32)
+end
+
+local function opening_of(messages)
+    local parts = {}
+    for _, message in ipairs(messages) do
+        parts[#parts + 1] = message.role .. "\31" .. message.content
+        if message.role == "user" then
+            return table.concat(parts, "\30"):sub(1, OPENING_BYTES)
+        end
+    end
+    return nil
+end
+
+local function conversation_of(txn, key, request)
+    local session = txn:get_var("txn.session")
+    if session and session ~= "" then
+        return digest(txn, "session\n" .. key .. "\n" .. session:sub(1, OPENING_BYTES))
+    end
+    local opening = request.messages and opening_of(request.messages)
+    return opening and digest(txn, "opening\n" .. key .. "\n" .. request.model .. "\n" .. opening)
+end
+
+-- --- leases
+
+local function parsed(text)
+    local found = {}
+    for name, value in text:gmatch("(%w+)=(%S+)") do
+        found[name] = value
+    end
+    return found
+end
+
+core.register_action("lease", { "http-res" }, function(txn)
+    local values = txn.http:res_get_headers()["x-corral-lease"]
+    txn.http:res_del_header("x-corral-lease")
+    local key, model, asked = txn:get_var("txn.key"), txn:get_var("txn.model"), txn:get_var("txn.asked")
+    if not values or not asked or not corral_fast[model] or asked <= (forgotten[key] or 0) then
+        return
+    end
+    local said = parsed(values[0])
+    local known = keys[key] or { minute = 0, count = 0 }
+    known.parallel, known.rpm, known.seen = tonumber(said.parallel), tonumber(said.rpm), asked
+    keys[key] = known
+    leases[key .. "/" .. model] = {
+        granted = asked, renewal = 0, expires = tonumber(said.expires), weight = said.weight or "1", name = said.name or "",
+    }
+end)
+
+core.register_cli({ "corral", "forget" }, "corral forget HASH", function(applet, _, _, key)
+    forgotten[key] = corral_now_ms()
+    for name in pairs(leases) do
+        if name:sub(1, #key) == key then
+            leases[name] = nil
+        end
+    end
+    keys[key] = nil
+    applet:send("forgotten\n")
+end)
+
+-- Whether a request may use the lease; one request of each few seconds renews it at LiteLLM instead.
+local function is_valid(lease, now)
+    local age = now - lease.granted
+    if lease.expires and now >= lease.expires * 1000 then
+        return false
+    end
+    if not is_answering then
+        return age < OUTAGE_MS
+    end
+    if age > RENEW_MS and now > lease.renewal then
+        lease.renewal = now + RENEWAL_MS
+        return false
+    end
+    return age < LIMIT_MS
+end
+
+-- Counts a request in either lane; the limit of the key that it would exceed.
+local function limit_exceeded(txn, key, now)
+    local known = keys[key]
+    if not known then
+        return nil
+    end
+    if known.parallel and (txn.f:sc1_conn_cur() or 1) > known.parallel then
+        return "parallel"
+    end
+    if now - known.minute >= MINUTE_MS then
+        known.minute, known.count = now, 0
+    end
+    if known.rpm and known.count >= known.rpm then
+        return "rpm"
+    end
+    known.count = known.count + 1
+end
+
+local function keep_only_forwarded(txn)
+    for name in pairs(txn.http:req_get_headers()) do
+        if not FORWARDED[name] then
+            txn.http:req_del_header(name)
+        end
+    end
+end
+
+-- The smaller one of each limit: of the pool, and of the frontend as `messages=100 tokens=1024`.
+local function limits_of(pool, guard)
+    local found = {}
+    for name, limit in pairs(pool.limits) do
+        found[name] = limit
+    end
+    for name, limit in pairs(parsed(guard or "")) do
+        found[name] = math.min(tonumber(limit), found[name] or tonumber(limit))
+    end
+    return found
+end
+
+local function pass(txn, pool, lease, key, request, path)
+    keep_only_forwarded(txn)
+    txn.http:req_set_header("authorization", "Bearer " .. pool.key)
+    txn.http:req_set_header("x-corral-consumer", txn:get_var("txn.consumer"))
+    txn.http:req_set_header("x-corral-weight", lease.weight)
+    local conversation = conversation_of(txn, key, request)
+    if conversation and pool.kind == "chat" then
+        txn.http:req_set_header("x-corral-session", conversation)
+    end
+    txn.http:req_set_path(pool.path .. path:sub(#"/v1" + 1))
+    local name = lease.name .. "\t" .. pool.pool
+    usage[name] = usage[name] or { requests = 0, input = 0, output = 0, unknown = 0 }
+    usage[name].requests = usage[name].requests + 1
+    txn:set_var("txn.usage", name)
+    txn:set_var("txn.fast", "yes")
+end
+
+core.register_action("fast", { "http-req" }, function(txn, guard)
+    local key, model, path, now = txn:get_var("txn.key"), txn:get_var("txn.model"), txn.f:path(), corral_now_ms()
+    txn:set_var("txn.asked", now)
+    local over = limit_exceeded(txn, key, now)
+    if over then
+        txn:set_var("txn.over", over)
+        return
+    end
+    local pool, lease = corral_fast[model], leases[key .. "/" .. model]
+    local body = txn.f:req_body()
+    if not pool or not lease or PATHS[path] ~= pool.kind or #body ~= txn.f:req_body_size() then
+        return
+    end
+    if txn:get_var("txn.thinking") or not is_valid(lease, now) then
+        return
+    end
+    local request = plain_request(body, pool.kind, limits_of(pool, guard))
+    if request and request.model == model then
+        pass(txn, pool, lease, key, request, path)
+    end
+end, 1)
+
+-- Watches whether LiteLLM answers, and removes what is out of date.
+core.register_task(function()
+    while true do
+        core.msleep(1000)
+        local server = core.backends["Gateway"].servers["litellm"]
+        local answer = core.httpclient():get({
+            url = "http://" .. server:get_addr() .. ALIVE_PATH, headers = { host = { "litellm" } }, timeout = 3000,
+        })
+        is_answering = answer ~= nil and answer.status == 200
+        local now = corral_now_ms()
+        for name, lease in pairs(leases) do
+            leases[name] = now - lease.granted < OUTAGE_MS and lease or nil
+        end
+        for key, known in pairs(keys) do
+            keys[key] = now - known.seen < OUTAGE_MS and known or nil
+        end
+        for key, at in pairs(forgotten) do
+            forgotten[key] = now - at < OUTAGE_MS and at or nil
+        end
+    end
+end)
+
+-- --- usage: the token counts are at the end of an answer; those of embeddings may be at the beginning
+
+local KEPT_BYTES = 2048
+local Usage = { id = "usage of the fast lane", flags = filter.FLT_CFG_FL_HTX }
+Usage.__index = Usage
+
+function Usage:new()
+    return setmetatable({ head = "", tail = "" }, Usage)
+end
+
+function Usage:start_analyze(txn, channel)
+    if channel:is_resp() then
+        filter.register_data_filter(self, channel)
+    end
+end
+
+function Usage:http_payload(txn, message)
+    if message.channel:is_resp() then
+        local data = message:body() or ""
+        if #self.head < KEPT_BYTES then
+            self.head = (self.head .. data):sub(1, KEPT_BYTES)
+        end
+        self.tail = (self.tail .. data):sub(-KEPT_BYTES)
+    end
+end
+
+local function count_in(text, name)
+    return tonumber(text:match('"' .. name .. '"%s*:%s*(%d+)')) or 0
+end
+
+-- Prompt and answer tokens; llama-server's `timings` are in the last event of a stream without `usage`.
+local function tokens_in(text)
+    local found = text:match('.*"usage"%s*:%s*(%b{})')
+    if found then
+        return count_in(found, "prompt_tokens"), count_in(found, "completion_tokens")
+    end
+    found = text:match('.*"timings"%s*:%s*(%b{})')
+    if found then
+        return count_in(found, "prompt_n") + count_in(found, "cache_n"), count_in(found, "predicted_n")
+    end
+end
+
+function Usage:http_end(txn, message)
+    local known = usage[txn:get_var("txn.usage")]
+    if not message.channel:is_resp() or not known or txn:get_var("txn.status") ~= 200 then
+        return
+    end
+    local input, output = tokens_in(self.tail)
+    if not input then
+        input, output = tokens_in(self.head)
+    end
+    if not input then
+        known.unknown = known.unknown + 1
+        return
+    end
+    known.input, known.output = known.input + input, known.output + output
+end
+
+core.register_filter("usage", Usage, function(own) return own end)
+
+local METRICS = {
+    { "corral_fast_requests_total", "Requests of the fast lane.", "requests" },
+    { "corral_fast_input_tokens_total", "Prompt tokens of the fast lane.", "input" },
+    { "corral_fast_output_tokens_total", "Answer tokens of the fast lane.", "output" },
+    { "corral_fast_uncounted_requests_total", "Answers of the fast lane without a count of tokens.", "unknown" },
+}
+
+core.register_service("usage", "http", function(applet)
+    local lines = {}
+    for _, metric in ipairs(METRICS) do
+        lines[#lines + 1] = "# HELP " .. metric[1] .. " " .. metric[2]
+        lines[#lines + 1] = "# TYPE " .. metric[1] .. " counter"
+        for name, known in pairs(usage) do
+            local consumer, pool = name:match("^(.-)\t(.*)$")
+            lines[#lines + 1] = string.format(
+                "%s{api_key_alias=%s,pool=%s} %d", metric[1], corral_quoted(consumer), corral_quoted(pool), known[metric[3]]
+            )
+        end
+    end
+    local text = table.concat(lines, "\n") .. "\n"
+    applet:set_status(200)
+    applet:add_header("content-length", tostring(#text))
+    applet:add_header("content-type", "text/plain; version=0.0.4")
+    applet:start_response()
+    applet:send(text)
+end)
