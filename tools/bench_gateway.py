@@ -1,4 +1,4 @@
-"""What the gateway costs and how well it shares: direct, HAProxy alone, plain LiteLLM and ours, in one run.
+"""What the gateway costs and how well it shares: HAProxy alone, plain LiteLLM, and both lanes of ours, in one run.
 
 Prints a table and writes docs/benchmarks/gateway.json; takes about twelve minutes and needs nothing but HAProxy and the
 environment that `make env` makes. All stacks run all the time, one is measured at a time, in turns; the replicas
@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +56,8 @@ SERVICE_S = 0.4
 # A short answer of a language model; the waiting is measured with these, too.
 ANSWER_S = 2.0
 WIDE_SLOTS = 16
+# What takes a request out of the fast lane, and changes nothing else.
+SLOW = {"n": 1}
 DEPTH = 8
 OVERLOAD = 3
 LOAD = 0.8
@@ -68,6 +70,8 @@ NEVER_MS = 1e9
 ANSWER_LIMIT_S = 120
 TOKENS = 24
 TOKEN_GAP_S = 0.03
+# How long an answer takes, in the text of a request.
+WISH = re.compile(r"takes ([\d.]+) s")
 # A token whose text is the time at which the replica wrote it.
 STAMP = re.compile(rb'"(?:content|text|delta)": ?"(\d+\.\d+) ')
 SEED = 20_261_120
@@ -85,6 +89,10 @@ TARGETS: dict[str, tuple[str, float]] = {
     "overload_goodput_ratio": (">=", 0.99),
     "refusal_p95_ms": ("<=", 250.0),
     "affinity": (">=", 0.9),
+    "fast_throughput_ratio": (">=", 10.0),
+    "fast_added_ms": ("<=", 2.0),
+    "fast_stream_late_ms": ("<=", 3.0),
+    "fast_short_wait_mean_ratio": ("<=", 1.1),
 }
 MEANING = {
     "overhead_ratio": "median latency of one request after the other, ours to plain LiteLLM",
@@ -98,6 +106,10 @@ MEANING = {
     "short_wait_p95_ratio": "95th percentile where answers take 0.4 s",
     "overload_goodput_ratio": "answers a second at three times the capacity, to the full pool",
     "refusal_p95_ms": "95th percentile of the time until a client is refused at three times the capacity",
+    "fast_throughput_ratio": "requests a second of 16 clients, the fast lane to ours through LiteLLM",
+    "fast_added_ms": "median latency of one request after the other, the fast lane above HAProxy alone",
+    "fast_stream_late_ms": "95th percentile of how late a token is in the fast lane, above the replica itself",
+    "fast_short_wait_mean_ratio": "mean wait in the fast lane where answers take 0.4 s, to the ideal queue",
     "affinity": "turns that came to the replica of the turn before, four users on four replicas",
 }
 
@@ -124,7 +136,7 @@ QUICK = Lengths(rounds=1, light_rounds=1, sequential=10, throughput_s=1.0, satur
 
 @dataclass
 class Fake:
-    """One server that takes as long as a request says, however many it has at once."""
+    """One server that takes as long as the text of a request says, however many it has at once."""
 
     name: str
     port: int
@@ -133,14 +145,16 @@ class Fake:
     most_in_flight: int = 0
 
     async def infer(self, request: web.Request) -> web.StreamResponse:
-        """Answers after the `service_s` of the request's body, or for so long with tokens."""
+        """Answers after as many seconds as the last message says, or for so long with tokens."""
         body = await request.json()
+        wish = WISH.search(body["messages"][-1]["content"])
+        service_s = float(wish[1]) if wish else 0.0
         if body.get("stream"):
-            return await _stamps(request, body["service_s"])
+            return await _stamps(request, service_s)
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
-            await asyncio.sleep(body.get("service_s", 0))
+            await asyncio.sleep(service_s)
         finally:
             self.in_flight -= 1
         message = {"role": "assistant", "content": self.name}
@@ -211,6 +225,8 @@ class Stack:
     name: str
     urls: dict[str, str]
     key: str = KEY
+    # Fields of every request beside the model and the messages.
+    fields: Mapping[str, object] = field(default_factory=dict)
 
 
 def free_ports(count: int) -> list[int]:
@@ -229,8 +245,9 @@ def inventory(ports: dict[str, int]) -> dict[str, Any]:
     """Ours: two pools of fakes, `narrow` with a slot each for waiting, `wide` for what the gateway itself costs."""
 
     def node(name: str, slots: int) -> dict[str, Any]:
-        url = f"http://{LOOPBACK}:{ports[name]}"
-        return {"url": url, "engine": "openai", "model": "fake", "slots": slots, "health": "/health"}
+        url, pool = f"http://{LOOPBACK}:{ports[name]}", name.partition("-")[0]
+        node = {"url": url, "engine": "openai", "model": pool, "slots": slots, "health": "/health"}
+        return node | {"thinking": "shown"}
 
     nodes = {name: node(name, 1) for name in names("narrow")} | {name: node(name, WIDE_SLOTS) for name in names("wide")}
     pools: dict[str, Any] = {pool: {"on": [{"node": name} for name in names(pool)]} for pool in ("narrow", "wide")}
@@ -244,7 +261,7 @@ def inventory(ports: dict[str, int]) -> dict[str, Any]:
         "gateway": {
             "host": "here", "port": ports["ours"], "admin_port": ports["admin"], "litellm_port": ports["litellm"],
             "balancer_port": ports["balancer"], "stats_port": ports["stats"],
-            "database": False, "cache": False,
+            "database": False, "cache": False, "fast_lane": True,
         },
     }  # fmt: skip
 
@@ -264,7 +281,6 @@ def plain_configuration(ports: dict[str, int]) -> dict[str, Any]:
                     "model": "openai/fake",
                     "api_base": f"http://{LOOPBACK}:{ports[name]}/v1",
                     "api_key": "none",
-                    "allowed_openai_params": ["service_s"],
                 },
                 "model_info": {"id": name},
             }
@@ -336,7 +352,7 @@ def farm() -> Iterator[Bench]:
 
 @contextmanager
 def stacks() -> Iterator[tuple[list[Stack], dict[str, int]]]:
-    """All four, healthy."""
+    """All five, healthy."""
     with farm() as bench:
         path, port = bench.folder / "plain.yaml", str(bench.ports["plain"])
         path.write_text(yaml.safe_dump(plain_configuration(bench.ports)), encoding="utf-8")
@@ -368,7 +384,8 @@ def _when_healthy(ports: dict[str, int], key: str) -> list[Stack]:
         Stack("direct", {"wide": base("wide-1"), "narrow": base("narrow-1")}),
         Stack("haproxy", {pool: f"{base('balancer')}/{pool}/any" for pool in ("wide", "narrow")}),
         Stack("plain", {pool: base("plain") for pool in ("wide", "narrow")}),
-        Stack("ours", {pool: base("ours") for pool in ("wide", "narrow")}, key),
+        Stack("ours", {pool: base("ours") for pool in ("wide", "narrow")}, key, SLOW),
+        Stack("fast", {pool: base("ours") for pool in ("wide", "narrow")}, key),
     ]
     asyncio.run(answering(found))
     return found
@@ -426,9 +443,7 @@ async def ask(
     session_name: str = "",
 ) -> Answer:
     """One request that opens a conversation of its own, unless it has a text."""
-    body: dict[str, Any] = {"model": pool, "messages": _question(text)}
-    if service_s:
-        body["service_s"] = service_s
+    body: dict[str, Any] = {"model": pool, "messages": _question(text, service_s), **stack.fields}
     headers = {"Authorization": f"Bearer {stack.key}"}
     if session_name:
         headers["x-litellm-session-id"] = session_name
@@ -506,14 +521,15 @@ async def pieces(stack: Stack, pool: str, path: str, **fields: object) -> AsyncI
 
 async def streaming(stack: Stack) -> dict[str, float]:
     """Figures of one streamed answer."""
-    found = await stream(stack, "wide", "/v1/chat/completions", messages=_question(), service_s=TOKENS * TOKEN_GAP_S)
+    messages = _question(service_s=TOKENS * TOKEN_GAP_S)
+    found = await stream(stack, "wide", "/v1/chat/completions", messages=messages, **stack.fields)
     late_ms = percentile(found.late_ms, 95)
     return {"stream_first_ms": found.first_ms, "stream_late_p95_ms": late_ms, "stream_reads": found.reads}
 
 
-def _question(text: str = "") -> list[dict[str, str]]:
-    """Messages of a conversation of its own, unless it has a text."""
-    return [{"role": "user", "content": text or f"question {next(_numbers)}"}]
+def _question(text: str = "", service_s: float = 0.0) -> list[dict[str, str]]:
+    """Messages of a conversation of its own, unless it has a text; `service_s` is how long its answers take."""
+    return [{"role": "user", "content": f"{text or f'question {next(_numbers)}'} takes {service_s:.6f} s"}]
 
 
 async def throughput(stack: Stack, seconds: float) -> float:
@@ -655,6 +671,12 @@ async def most_in_flight(ports: dict[str, int]) -> int:
 # --- the run ------------------------------------------------------------------------------------------------------
 
 
+# Compared round by round: a figure of one stack with that of another.
+RATIOS = (
+    ("overhead_ratio", "ours", "plain", "sequential_ms"),
+    ("throughput_ratio", "ours", "plain", "requests_per_s"),
+    ("fast_throughput_ratio", "fast", "ours", "requests_per_s"),
+)
 # What was measured, by stack and figure.
 Samples = dict[tuple[str, str], list[float]]
 
@@ -694,23 +716,26 @@ async def run(
     for stack in queued:
         rows[stack.name] |= waits[stack.name].figures("") | short_waits[stack.name].figures("short_")
     return rows, {
-        ratio: [own / other for own, other in zip(samples["ours", name], samples["plain", name], strict=True)]
-        for ratio, name in (("overhead_ratio", "sequential_ms"), ("throughput_ratio", "requests_per_s"))
+        ratio: [own / other for own, other in zip(samples[one, name], samples[than, name], strict=True)]
+        for ratio, one, than, name in RATIOS
     }
 
 
 def judge(rows: dict[str, dict[str, Any]], ratios: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
     """Each figure beside what it should be; the ratios of each round are compared, and their middle half is told."""
-    ours = rows["ours"]
+    ours, fast = rows["ours"], rows["fast"]
     values = {
         **{name: statistics.median(found) for name, found in ratios.items()},
         "stream_late_ms": ours["stream_late_p95_ms"] - rows["plain"]["stream_late_p95_ms"],
         "stream_reads": ours["stream_reads"],
         "saturation_efficiency": ours["saturation"],
-        **{name: ours[name] for name in TARGETS if "wait" in name},
+        **{name: ours[name] for name in TARGETS if "wait" in name and not name.startswith("fast")},
         "overload_goodput_ratio": ours["goodput"] / ours["saturation"],
         "refusal_p95_ms": ours.get("refusal_p95_ms", NEVER_MS),
         "affinity": ours["affinity"],
+        "fast_added_ms": fast["sequential_ms"] - rows["haproxy"]["sequential_ms"],
+        "fast_stream_late_ms": fast["stream_late_p95_ms"] - rows["direct"]["stream_late_p95_ms"],
+        "fast_short_wait_mean_ratio": fast["short_wait_mean_ratio"],
     }
     return {
         name: {

@@ -15,6 +15,7 @@ from corral.build import Plan
 from corral.config.client_names import aliases_of
 from corral.config.inventory import Consumer, Tier
 from corral.contributions import Service
+from corral.gateway import fast_lane
 from corral.gateway.frontends import gateway_publish_address
 from corral.plan.cards import VRAM_RESERVE_MIB
 from corral.plan.routing import tier_settings
@@ -177,10 +178,23 @@ def _show_clients_view(plan: Plan, console: Console) -> None:
         if pool.background:
             console.print(f"{', '.join(pool.background)} → {name}  [dim]after all other requests[/]")
     gateway = inventory.gateway
+    if gateway.fast_lane:
+        _show_fast_lane(plan, console)
     entrance = f"entrance port {gateway.entrance.port}, or " if gateway.entrance else ""
     address = f"http://{bracketed(gateway_publish_address(plan.site))}:{gateway.port}/v1"
     route = f"(LiteLLM on {gateway.host}) → {ROUTES[gateway.balancing]} → replicas"
     console.print(f"\nclients → {entrance}[bold]{address}[/] {route}")
+
+
+def _show_fast_lane(plan: Plan, console: Console) -> None:
+    reasons = fast_lane.verdicts(plan.site, plan.contributions)
+    console.print(f"fast lane: {', '.join(pool for pool, reason in reasons.items() if not reason) or 'no pool'}")
+    for pool, reason in reasons.items():
+        if reason:
+            console.print(f"[dim]{pool} through LiteLLM: {escape(reason)}[/]", soft_wrap=True)
+    counted = [name for name, item in plan.inventory.consumers.items() if item.budget or item.limits.tpm]
+    if counted:
+        console.print(f"[dim]{', '.join(counted)} through LiteLLM: it counts their tokens[/]", soft_wrap=True)
 
 
 def _section(console: Console, title: str, note: str, columns: Sequence[str], rows: Sequence[tuple[str, ...]]) -> None:

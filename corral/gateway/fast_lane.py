@@ -8,13 +8,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from corral.config.client_names import added_models
-from corral.contributions import Backend
+from corral.contributions import Backend, Contributions
 from corral.plan.site import Site
 
 # Kinds whose answers LiteLLM passes on unchanged.
 KINDS = ("chat", "embedding")
 # Sections of `gateway.extra` that may look at every request.
 WATCHING = ("litellm_settings", "router_settings", "guardrails")
+
+
+def verdicts(site: Site, published: Contributions) -> dict[str, str]:
+    """For each pool why its requests need LiteLLM; empty text for those that take the fast lane."""
+    unlike = {route.pool for route in published.routes if route.has_siblings}
+    found: dict[str, list[Backend]] = {}
+    for backend in published.backends:
+        found.setdefault(backend.pool, []).append(backend)
+    return {
+        pool: reason_against(site, pool, backends, is_one_queue=pool not in unlike) for pool, backends in found.items()
+    }
 
 
 def reason_against(site: Site, pool: str, backends: Sequence[Backend], *, is_one_queue: bool) -> str:
@@ -43,8 +54,8 @@ def _reasons(site: Site, name: str, backends: Sequence[Backend], *, is_one_queue
         "its requests or tokens are limited": bool(pool.limits.rpm or pool.limits.tpm),
         "it has a price": pool.price is not None or first.cost is not None,
         "its servers have several models": any(item.shared for item in replicas),
-        "thoughts are taken out of its answers": first.hides_thoughts,
-        "each key has a cache of its own": bool(first.cache_field),
+        "thoughts are taken out of its answers (thinking: shown leaves them in)": first.hides_thoughts,
+        "each key has a cache of its own (cache: shared has none)": bool(first.cache_field),
         "its requests get further fields": bool(first.parameters),
         f"its servers call the model {first.upstream_model}": first.upstream_model != name,
     }

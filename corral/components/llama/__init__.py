@@ -68,7 +68,6 @@ def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
             API_KEY,
             "llama-shared" if replica.shared else "llama",
             hides_thoughts=_leaves_thoughts(site, replica),
-            cache_field="cache_prompt" if has_private_cache(site, replica) else "",
             adapters={
                 adapter_name(replica.pool, adapter): {"lora": [{"id": number, "scale": adapter.scale}]}
                 for number, adapter in enumerate(replica.weights.adapters)
