@@ -6,7 +6,7 @@
 --
 -- In a public frontend:       http-request lua.fast, which sets txn.fast, or txn.over for a key that is over its limits
 -- In the backends of LiteLLM: http-response lua.lease
--- In the backend `Fast`:      filter lua.usage, which counts requests and tokens for /usage
+-- In the backend `Fast`:      filter lua.usage, which counts requests and tokens for /usage and, since last asked, /-/usage
 -- On the runtime API:         corral forget HASH, which ends all leases of a key at once
 
 local RENEW_MS, LIMIT_MS = 4000, 8000   -- age at which one request renews a lease, and at which it ends
@@ -20,7 +20,7 @@ local FORWARDED = { ["content-type"] = true, ["content-length"] = true, host = t
 local leases = {}      -- by hash of the key and model
 local keys = {}        -- by hash of the key: its limits, and its requests in this minute in both lanes
 local forgotten = {}   -- by hash of the key: when its leases were ended
-local usage = {}       -- by consumer and pool: requests and tokens
+local usage = {}       -- by key and pool: requests and tokens, and how many of each LiteLLM has been told of
 local is_answering = true
 
 -- --- plain requests: JSON in which every field is known
@@ -349,9 +349,10 @@ local function pass(txn, pool, lease, key, request, path)
         txn.http:req_set_header("x-corral-session", conversation)
     end
     txn.http:req_set_path(pool.path .. path:sub(#"/v1" + 1))
-    local name = lease.name .. "\t" .. pool.pool
-    usage[name] = usage[name] or { requests = 0, input = 0, output = 0, unknown = 0 }
-    usage[name].requests = usage[name].requests + 1
+    local name = key .. "\t" .. pool.pool
+    local fresh = { requests = 0, input = 0, output = 0, unknown = 0, pool = pool.pool, kind = pool.kind, key = key }
+    usage[name] = usage[name] or fresh
+    usage[name].alias, usage[name].requests = lease.name, usage[name].requests + 1
     txn:set_var("txn.usage", name)
     txn:set_var("txn.fast", "yes")
 end
@@ -467,22 +468,42 @@ local METRICS = {
     { "corral_fast_uncounted_requests_total", "Answers of the fast lane without a count of tokens.", "unknown" },
 }
 
+local function answer(applet, kind, text)
+    applet:set_status(200)
+    applet:add_header("content-length", tostring(#text))
+    applet:add_header("content-type", kind)
+    applet:start_response()
+    applet:send(text)
+end
+
 core.register_service("usage", "http", function(applet)
     local lines = {}
     for _, metric in ipairs(METRICS) do
         lines[#lines + 1] = "# HELP " .. metric[1] .. " " .. metric[2]
         lines[#lines + 1] = "# TYPE " .. metric[1] .. " counter"
-        for name, known in pairs(usage) do
-            local consumer, pool = name:match("^(.-)\t(.*)$")
-            lines[#lines + 1] = string.format(
-                "%s{api_key_alias=%s,pool=%s} %d", metric[1], corral_quoted(consumer), corral_quoted(pool), known[metric[3]]
-            )
+        for _, known in pairs(usage) do
+            local labels = "{api_key_alias=" .. corral_quoted(known.alias) .. ",hashed_api_key=" .. corral_quoted(known.key)
+            lines[#lines + 1] = metric[1] .. labels .. ",pool=" .. corral_quoted(known.pool) .. "} " .. known[metric[3]]
         end
     end
-    local text = table.concat(lines, "\n") .. "\n"
-    applet:set_status(200)
-    applet:add_header("content-length", tostring(#text))
-    applet:add_header("content-type", "text/plain; version=0.0.4")
-    applet:start_response()
-    applet:send(text)
+    answer(applet, "text/plain; version=0.0.4", table.concat(lines, "\n") .. "\n")
+end)
+
+-- JSON: what has been added since it was last asked for.
+core.register_service("take_usage", "http", function(applet)
+    local rows = {}
+    for _, known in pairs(usage) do
+        local told, counts = known.told or { requests = 0, input = 0, output = 0 }, {}
+        local is_new = false
+        for name, was in pairs(told) do
+            counts[#counts + 1] = '"' .. name .. '":' .. known[name] - was
+            is_new = is_new or known[name] > was
+        end
+        known.told = { requests = known.requests, input = known.input, output = known.output }
+        if is_new then
+            local names = '{"key":' .. corral_quoted(known.key) .. ',"pool":' .. corral_quoted(known.pool)
+            rows[#rows + 1] = names .. ',"kind":"' .. known.kind .. '",' .. table.concat(counts, ",") .. "}"
+        end
+    end
+    answer(applet, "application/json", "[" .. table.concat(rows, ",") .. "]")
 end)

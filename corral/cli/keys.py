@@ -52,12 +52,12 @@ def keys_ls(site: SiteOptions, as_json: JsonOption = False) -> None:
 @app.command("spend")
 @shared("inventory", "out")
 def keys_spend(site: SiteOptions, as_json: JsonOption = False) -> None:
-    """Show what every key has spent in its period, the highest first."""
+    """Show what every key has spent in its period, and its requests and tokens of 30 days; the highest first."""
     from corral.verbs.keys import keys, show
 
-    found = keys.by_spend(keys.listed(site.plan(), site.out))
+    found = keys.spending(site.plan(), site.out)
     if as_json:
-        print_json([{name: row[name] for name in ("name", "spend_usd", "budget")} for row in found])
+        print_json([{name: row[name] for name in ("name", "spend_usd", "budget", "usage_30d")} for row in found])
     else:
         show.show_spend(found, Console(highlight=False))
 

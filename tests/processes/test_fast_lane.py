@@ -31,6 +31,8 @@ pytestmark = pytest.mark.needs("haproxy", "postgres", "prisma-engine", "redis")
 
 CHAT, EMBED = "/v1/chat/completions", "/v1/embeddings"
 RPM = 6
+# LiteLLM writes its sums every ten seconds, what HAProxy has counted a few seconds later.
+WRITTEN_S = 40
 # Each request with the key of `slow` is LiteLLM's to count.
 CONSUMERS: dict[str, dict[str, Any]] = {
     "fast": {},
@@ -40,6 +42,7 @@ CONSUMERS: dict[str, dict[str, Any]] = {
     "single": {"limits": {"parallel": 1}},
     "gone": {},
     "rotated": {},
+    "counted": {},
 }
 # Fields of answers that no two requests share.
 OWN = ("id", "created", "system_fingerprint", "timings", "completion_tokens_details", "prompt_tokens_details")
@@ -304,20 +307,30 @@ def test_both_lanes_name_a_conversation_alike(farm: Farm) -> None:
         assert seen == {farm.replica(slow)}
 
 
-def test_usage_is_exact(farm: Farm) -> None:
-    leased(farm, "fast", "chat")
-    names = ("corral_fast_input_tokens_total", "corral_fast_output_tokens_total")
-    before = [used(farm, "fast", name) for name in names]
-    counted, requests = [0, 0], used(farm, "fast")
-    for streamed in (False, True, False, True):
-        body = {"model": "chat", "messages": MESSAGES, "max_tokens": 5, "stream": streamed}
-        if streamed:
-            body["stream_options"] = {"include_usage": True}
-        answer = _fast_answer(farm, body, CHAT)
+def _usage_of(farm: Farm, name: str) -> dict[str, int]:
+    rows = keys.spending(farm.plan, farm.out)
+    return next(row["usage_30d"] for row in rows if row["name"] == name)
+
+
+def test_usage_of_both_lanes_is_exact(farm: Farm) -> None:
+    """A client counts what answers say; HAProxy counts the fast lane, `keys spend` both."""
+    body: dict[str, Any] = {"model": "chat", "messages": MESSAGES, "max_tokens": 5}
+    streamed = {"stream": True, "stream_options": {"include_usage": True}}
+    counted = {"requests": 0, "input_tokens": 0, "output_tokens": 0}
+    for number in range(16):
+        fields = (streamed if number % 2 else {}) | ({"n": 1} if number % 5 == 4 else {})
+        answer = send(farm, "counted", body | fields)
         lines = [line.removeprefix("data: ") for line in answer.text.splitlines() if '"usage"' in line]
-        usage = json.loads(lines[-1] if streamed else answer.text)["usage"]
-        counted = [counted[0] + usage["prompt_tokens"], counted[1] + usage["completion_tokens"]]
-    assert used(farm, "fast") - requests == 4
-    assert [used(farm, "fast", name) - was for name, was in zip(names, before, strict=True)] == counted
-    _fast_answer(farm, {"model": "chat", "messages": MESSAGES, "max_tokens": 5, "stream": True}, CHAT)
-    assert used(farm, "fast", names[1]) == before[1] + counted[1] + 5
+        usage = json.loads(lines[-1] if number % 2 else answer.text)["usage"]
+        more = (1, usage["prompt_tokens"], usage["completion_tokens"])
+        counted = {name: count + one for (name, count), one in zip(counted.items(), more, strict=True)}
+    fast = {name: used(farm, "counted", f"corral_fast_{name}_total") for name in counted}
+    assert 10 <= fast["requests"] < counted["requests"]
+    each = {name: count // counted["requests"] for name, count in counted.items()}
+    assert fast == {name: fast["requests"] * one for name, one in each.items()}
+    wait_until(lambda: _usage_of(farm, "counted")["requests"] >= counted["requests"], WRITTEN_S, "all is written")
+    assert _usage_of(farm, "counted") == counted
+    # llama-server's last event has the counts, too, where the client does not ask for them.
+    before = used(farm, "counted", "corral_fast_output_tokens_total")
+    assert through(farm, "counted", body | {"stream": True})
+    assert used(farm, "counted", "corral_fast_output_tokens_total") - before in {5, 10}

@@ -57,8 +57,8 @@ CALLBACKS: dict[str, Callable[[Route], bool]] = {
     "corral_ollama": lambda route: route.backend.protocol == "ollama" and route.backend.kind == "chat",
     "corral_thinking": lambda route: route.backend.hides_thoughts,
 }
-# The callback of sites with a fast lane.
-LEASES = "corral_lease"
+# The callbacks of sites with a fast lane, and of those that have a database as well.
+LEASES, USAGE = "corral_lease", "corral_usage"
 # The callback of sites with tracing.
 TRACES = "corral_traces"
 CLOUD = "it calls cloud providers"
@@ -94,8 +94,9 @@ def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
 
 def _callbacks(site: Site, published: Contributions) -> list[str]:
     needed = [name for name, is_needed in CALLBACKS.items() if any(map(is_needed, published.routes))]
-    leases = [LEASES] if site.inventory.gateway.fast_lane else []
-    return [*needed, *leases, *([TRACES] if published.trace_receivers else [])]
+    gateway = site.inventory.gateway
+    fast = [LEASES, *([USAGE] if gateway.database else [])] if gateway.fast_lane else []
+    return [*needed, *fast, *([TRACES] if published.trace_receivers else [])]
 
 
 def _files(site: Site, published: Contributions) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from corral.runtime.hosts import ComposeHost
 LIMIT_S = 60.0
 PAGE = 100
 MAX_SHOWN = 300
+# Rows of LiteLLM's daily sums that are asked for at a time, and the sums by the names that `keys spend` has for them.
+ROWS = 1000
+USAGE = {"requests": "api_requests", "input_tokens": "prompt_tokens", "output_tokens": "completion_tokens"}
 
 
 class GatewayKeys:
@@ -43,6 +47,20 @@ class GatewayKeys:
             answer = self._ask("GET", "/key/list", params=wanted)
             found += map(stored_key, answer.get("keys", []))
             page, last = page + 1, int(answer.get("total_pages") or 1)
+        return found
+
+    def usage(self, first: date, last: date) -> dict[str, dict[str, int]]:
+        """Requests and tokens of every key from the first to the last day (UTC), by the key's hash."""
+        found: dict[str, dict[str, int]] = {}
+        page, is_last = 1, False
+        while not is_last:
+            wanted = {"start_date": str(first), "end_date": str(last), "page": page, "page_size": ROWS}
+            answer = self._ask("GET", "/user/daily/activity", params=wanted)
+            for day in answer["results"]:
+                for token, item in day["breakdown"]["api_keys"].items():
+                    sums = found.setdefault(token, dict.fromkeys(USAGE, 0))
+                    sums |= {name: sums[name] + item["metrics"][metric] for name, metric in USAGE.items()}
+            page, is_last = page + 1, not answer["metadata"].get("has_more")
         return found
 
     def create(self, value: str, body: Mapping[str, Any]) -> None:

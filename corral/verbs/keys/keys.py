@@ -7,7 +7,7 @@ file and gives LiteLLM the same key.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -38,10 +38,12 @@ from corral.plan.routing import pools_behind
 from corral.render.secrets import ENV_FILE, read_env
 from corral.runtime.lock import alone
 from corral.verbs.keys.files import KeyFiles
-from corral.verbs.keys.gateway import GatewayKeys, connected
+from corral.verbs.keys.gateway import USAGE, GatewayKeys, connected
 
 FOLDER = "keys"
 LOCK = ".keys.lock"
+# Days of which `keys spend` shows requests and tokens.
+USAGE_DAYS = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +280,16 @@ def listed(plan: Plan, out: Path) -> list[dict[str, Any]]:
         return [_as_data(key, _state(key, keyring.now), files.get(key.token)) for key in keys]
 
 
+def spending(plan: Plan, out: Path) -> list[dict[str, Any]]:
+    """What every key has spent, and its requests and tokens of the last USAGE_DAYS days; the highest spending first."""
+    with opened(plan, out) as keyring:
+        today = keyring.now.date()
+        usage = keyring.gateway.usage(today - timedelta(days=USAGE_DAYS - 1), today)
+        rows = [_as_data(key, _state(key, keyring.now), None) for key in keyring.gateway.all()]
+        found = [row | {"usage_30d": usage.get(row["token"], dict.fromkeys(USAGE, 0))} for row in rows]
+        return sorted(found, key=lambda row: (-row["spend_usd"], row["name"].lower()))
+
+
 def _as_data(key: StoredKey, state: str, file: str | None) -> dict[str, Any]:
     settings = key.settings
     return {
@@ -305,8 +317,3 @@ def _state(key: StoredKey, now: datetime) -> str:
     if budget is not None and key.spend >= budget:
         return "over budget"
     return "replaced" if key.replaced_by else "active"
-
-
-def by_spend(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same keys, the highest spending first."""
-    return sorted(rows, key=lambda row: (-row["spend_usd"], row["name"].lower()))

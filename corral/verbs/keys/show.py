@@ -16,7 +16,8 @@ from corral.components.litellm import METRICS_KEY
 from corral.config.client_names import all_aliases
 from corral.gateway.keys import NO_MODELS, KeyChange, words_of
 from corral.tables import new_table
-from corral.verbs.keys.keys import FOLDER
+from corral.verbs.keys.gateway import USAGE
+from corral.verbs.keys.keys import FOLDER, USAGE_DAYS
 
 # A key as `listed` returns it.
 Row = dict[str, Any]
@@ -93,15 +94,20 @@ def show_keys(plan: Plan, rows: Iterable[Row], console: Console) -> None:
 
 
 def show_spend(rows: Sequence[Row], console: Console) -> None:
-    """A table of the spending of keys."""
-    table = new_table("key", ">spent, USD", ">budget, USD", "resets")
+    """A table of the spending of keys, and of their requests and tokens in the last days."""
+    table = new_table("key", ">spent, USD", ">budget, USD", "resets", ">requests", ">tokens in", ">tokens out")
     for row in rows:
         resets = row["budget"]["resets"]
         until = f"{_minute(resets)} UTC" if resets else ""
-        table.add_row(escape(row["name"] or row["key"]), f"{row['spend_usd']:.6f}", _budget(row), until)
+        counts = (f"{count:,}" for count in row["usage_30d"].values())
+        table.add_row(escape(row["name"] or row["key"]), f"{row['spend_usd']:.6f}", _budget(row), until, *counts)
     table.add_section()
-    table.add_row("total", f"{sum(row['spend_usd'] for row in rows):.6f}", "", "")
+    sums = (f"{sum(row['usage_30d'][name] for row in rows):,}" for name in USAGE)
+    table.add_row("total", f"{sum(row['spend_usd'] for row in rows):.6f}", "", "", *sums)
     console.print(table)
+    console.print(
+        f"requests and tokens: of the last {USAGE_DAYS} days, both lanes; LiteLLM writes them every few seconds"
+    )
 
 
 def _budget(row: Row) -> str:
