@@ -418,10 +418,21 @@ def _lower_case(headers: object) -> dict[str, str]:
 
 
 def install(server: Any) -> None:
-    """Puts the layer around LiteLLM's application, and serves `GET /v1/models/NAME` for names with slashes too."""
-    server.app.add_api_route(
-        "/v1/models/{model_id:path}", server.model_info, dependencies=[Depends(server.user_api_key_auth)]
-    )
+    """Puts the layer around LiteLLM's application, and replaces `GET /v1/models/NAME`.
+
+    LiteLLM's own finds neither aliases nor names with a slash.
+    """
+
+    async def model(model_id: str, key: Any = Depends(server.user_api_key_auth)) -> dict[str, Any]:  # noqa: B008
+        listed = (await server.model_list(user_api_key_dict=key))["data"]
+        found: dict[str, Any] | None = next((item for item in listed if item["id"] == model_id), None)
+        if found is None:
+            raise HTTPException(NOT_FOUND, _no_such_model(model_id))
+        return found
+
+    routes = server.app.router.routes
+    server.app.add_api_route("/v1/models/{model_id:path}", model, response_model=None)
+    routes.insert(0, routes.pop())
     server.app.middleware_stack = ErrorFormat(server.app.middleware_stack or server.app.build_middleware_stack())
 
 
