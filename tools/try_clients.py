@@ -26,7 +26,6 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
 from tests.processes.farm import (  # noqa: E402 - the checkout is not installed
-    POOLS,
     Extras,
     Farm,
     Mode,
@@ -147,7 +146,7 @@ def main() -> None:
     has_failed = False
     print("| client | version | works | fails |\n|---|---|---|---|", flush=True)
     try:
-        with running("slots", site, {name: POOLS[name] for name in ("even", "vectors")}) as farm:
+        with running("slots", site) as farm:
             for client in chosen:
                 own = folder.resolve() / "".join(filter(str.isalnum, client.client))
                 version = client.install(own)
