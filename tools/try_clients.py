@@ -37,6 +37,7 @@ from tests.processes.farm import (  # noqa: E402 - the checkout is not installed
 CLIENTS = Path(__file__).with_suffix(".yaml")
 # The fake server's answers: whole and streamed.
 EXPECTED = ("answer of ", "piece0 piece1 ")
+UV = Path(sys.executable).with_name("uv")
 CHECK_S = 180
 INSTALL_S = 1200
 SUFFIXES = {"python": "py", "node": "mjs"}
@@ -66,8 +67,8 @@ class Client:
         """Installs its packages, and returns the version of the first one."""
         folder.mkdir(parents=True, exist_ok=True)
         if self.python:
-            _run([sys.executable, "-m", "venv", folder])
-            _run([folder / "bin/pip", "install", "--quiet", *self.python])
+            _run([UV, "--no-config", "venv", "--quiet", "--allow-existing", "--python", sys.executable, folder])
+            _run([UV, "--no-config", "pip", "install", "--quiet", "--python", folder, *self.python])
             name = self.python[0].partition("[")[0]
             asked = f"import importlib.metadata as m; print(m.version({name!r}))"
             return _run([folder / "bin/python", "-c", asked]).strip()
