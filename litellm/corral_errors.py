@@ -242,7 +242,7 @@ def described(status: int, payload: object) -> tuple[int, dict[str, Any]]:
     found = _found(payload)
     message, kind, code = str(found.get("message") or ""), str(found.get("type") or ""), found.get("code")
     named = code if isinstance(code, str) and not code.isdecimal() else None
-    rule = next((rule for rule in RULES if rule.pattern.search(f"{kind} {message}")), None)
+    rule = next((rule for rule in RULES if rule.pattern.search(f"{kind} {code} {message}")), None)
     if rule is not None:
         status, named, message = rule.status or status, rule.code or named, rule.message or message
     status = BAD_REQUEST if status == 422 else 500 if status == 501 else status  # noqa: PLR2004
