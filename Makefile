@@ -9,7 +9,7 @@ CORRAL := $(PYTHON) generate.py
 LOCK := .venv/bin/uv --no-config pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
 	--generate-hashes --no-emit-index-url --no-emit-find-links --no-header
 
-.PHONY: help env demo demo-down test test-fast lint format check bench-memory bench-render bench-gateway bench-litellm bench-operations bench-simulation bench render golden own-image flags catalogue dashboards rules schema lock clean
+.PHONY: help env demo demo-down test test-fast lint format check bench-memory bench-render bench-gateway bench-litellm bench-operations bench-simulation bench clients render golden own-image flags catalogue dashboards rules schema lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,6 +17,9 @@ help: ## this list
 env: ## make or repair .venv; the other targets do it by themselves
 	@command -v python3 >/dev/null || { echo "corral: needs Python 3.11 or newer; there is no python3 on PATH" >&2; exit 1; }
 	@python3 tools/make_env.py
+
+clients: env ## real clients against a rendered farm, from PyPI and npm; ten minutes
+	@$(PYTHON) tools/try_clients.py $(ARGS)
 
 demo: env ## the whole request path on this machine; MODEL=file.gguf or MODEL=hf:owner/repo/file.gguf
 	@$(CORRAL) demo $(if $(MODEL),--model "$$MODEL")

@@ -22,8 +22,8 @@ end
 local KINDS = { [400] = "invalid_request_error", [401] = "authentication_error", [404] = "not_found_error" }
 
 local function refuse(applet, status, words)
-    local kind = KINDS[status] or "server_error"
-    reply(applet, status, string.format('{"error":{"message":%s,"type":"%s","code":%d}}', corral_quoted(words), kind, status))
+    local kind = KINDS[status] or "api_error"
+    reply(applet, status, string.format('{"type":"error","error":{"type":"%s","message":%s,"param":null,"code":null}}', kind, corral_quoted(words)))
 end
 
 -- Every shared server with the pool's model, and the pool's entry there.

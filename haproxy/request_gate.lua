@@ -119,7 +119,7 @@ core.register_service("refuse_upload", "http", function(applet)
     repeat
         local part = applet:receive(65536)
     until not part or #part == 0
-    local text = '{"error":{"message":"all slots are busy and the queue is full","type":"rate_limit_error","code":429}}'
+    local text = '{"type":"error","error":{"type":"rate_limit_error","message":"all slots are busy and the queue is full","param":null,"code":"rate_limit_exceeded"}}'
     applet:set_status(429)
     applet:add_header("content-type", "application/json")
     applet:add_header("content-length", tostring(#text))

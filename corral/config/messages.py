@@ -33,6 +33,8 @@ _BOUNDS = {
 }
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _NUMBERS = re.compile(r"[0-9][0-9 -]*")
+# For engines of nodes that the kit does not know.
+PROVIDERS = "other providers are engine: cloud with their model, such as openrouter/…, or engine: openai with a url"
 # Problems of a file up to which they are looked at one by one; a million of them take a minute.
 MOST_TOLD = 1000
 Checked = TypeVar("Checked", bound=BaseModel)
@@ -90,6 +92,7 @@ def _about_value(details: ErrorDetails, path: KeyPath) -> tuple[str, str]:
     elif kind == "literal_error":
         choices = str(context["expected"]).replace(" or ", ", ").replace("'", "").split(", ")
         message, hint = f"must be one of {', '.join(choices)}, not {shown(given)}", _near(given, choices)
+        hint = hint or (PROVIDERS if "cloud" in choices else "")
     elif kind == "string_pattern_mismatch":
         pattern = _PATTERNS[str(context["pattern"])]
         told = f", not {shown(given)}" if pattern.is_shown else ""

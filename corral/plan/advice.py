@@ -13,7 +13,7 @@ from corral.plan.sizes import worst
 
 # Contexts are proposed in multiples of this.
 STEP = 1024
-GENERAL = "less context, fewer slots, cache_type q8_0, or a smaller quantization"
+GENERAL = "less context, fewer slots, cache_type q8_0, a smaller quantization, or more cards with gpus_per_replica"
 
 
 def what_fits(site: Site, replicas: list[Replica], lacking: int) -> str:

@@ -27,7 +27,7 @@ ANSWER = {
 
 @pytest.fixture(scope="module")
 def gateway() -> ModuleType:
-    return load_callback("corral_gateway")
+    return load_callback("corral_errors")
 
 
 @pytest.fixture(params=[True, False], ids=["direct calls", "library"], autouse=True)
@@ -85,7 +85,7 @@ async def status_after(gateway: ModuleType, port: int, *, stream: bool = False) 
     """The status that a client would get."""
     with pytest.raises(Exception) as failed:  # noqa: PT011 - which class it is, is LiteLLM's affair
         await ask(port, stream=stream)
-    await gateway.corral_gateway.async_post_call_failure_hook({"model": ""}, failed.value, None)
+    await gateway.corral_errors.async_post_call_failure_hook({"model": ""}, failed.value, None)
     return int(vars(failed.value)["status_code"])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import ssl
 import subprocess
@@ -261,7 +262,7 @@ def test_wrong_keys_through_a_proxy_count_for_the_client_alone(entrance: Entranc
         "/openapi.json", "/redoc", "/docs", "/v1/%2e%2e/key/list", "/v1/chat/completions/",
         "/v1/files", "/v1/batches", "/v1/vector_stores", "/v1/moderations", "/v1/responses/resp_1", "/v1/models/",
         "/engines/chat/chat/completions", "/openai/deployments/chat/audio/translations", "/anthropic/v1/messages",
-        "/v1%2fchat/completions", "/V1/chat/completions", "/models/x/load", "/utils/token_counter",
+        "/v1%2fchat/completions", "/V1/chat/completions", "/utils/token_counter",
     ],
 )  # fmt: skip
 def test_nothing_but_the_listed_routes_is_let_through(entrance: Entrance, path: str) -> None:
@@ -412,8 +413,9 @@ def test_half_a_head_and_half_a_body_end_within_seconds(entrance: Entrance) -> N
     for name, start in starts.items():
         with socket.create_connection((LOOPBACK, entrance.inside.base_url.port or 0), DEADLINE_S) as link:
             link.sendall(start.encode())
-            status = link.recv(4096).split(b" ")[1]
-            assert status in {b"401", b"408"}, name
+            answer = link.recv(4096)
+            assert answer.split(b" ")[1] in {b"401", b"408"}, name
+            assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["message"], name
     assert entrance.arrived() == []
 
 
@@ -474,7 +476,7 @@ def test_pages_of_other_origins_may_not(entrance: Entrance) -> None:
 def test_answers_name_no_address_and_no_version(entrance: Entrance) -> None:
     for client in (entrance.client, entrance.inside):
         headers = client.post(PATH, json=body()).headers
-        assert [name for name in headers if name.startswith("x-litellm-")] == ["x-litellm-call-id"]
+        assert [name for name in headers if name.startswith("x-litellm-")] == []
 
 
 def test_the_farms_state_is_one_word_outside_and_names_no_address_inside(entrance: Entrance) -> None:

@@ -319,7 +319,7 @@ def test_b3_a_full_pool_refuses_at_the_door(farm: Farm) -> None:
         assert (answer.status_code, answer.headers["retry-after"]) == (429, "2")
         assert answer.json()["error"] == {
             "message": "even is full: all slots are busy and 4 requests wait",
-            "type": "rate_limit_error", "param": None, "code": "429",
+            "type": "rate_limit_error", "param": None, "code": "rate_limit_exceeded",
         }  # fmt: skip
         assert "access-control-allow-origin" not in answer.headers
     assert farm.ask("even").status_code == 200

@@ -150,7 +150,7 @@ def test_a_response_is_not_found_afterwards(farm: Farm, who: str) -> None:
         for ask in (client.responses.retrieve, client.responses.delete, client.responses.input_items.list):
             with pytest.raises(openai.NotFoundError) as missing:
                 ask(made.id)
-            assert missing.value.type == "invalid_request_error"
+            assert missing.value.type == "not_found_error"
             assert "send the whole input" in missing.value.message
 
 

@@ -42,7 +42,9 @@ IMAGE: str = DATA["services"][COMPONENT]["image"]
 DIRECT_CALLS: dict[str, str] = DATA["direct_calls"]
 METRICS: list[str] = DATA["metrics"]
 # Shipped files beside the configuration, below /etc/corral in the container.
-FILES = ("corral_access.py", "corral_gateway.py", "corral_limits.py", "corral_interfaces.py", "start.sh")
+FILES = (
+    "corral_access.py", "corral_errors.py", "corral_gateway.py", "corral_limits.py", "corral_interfaces.py", "start.sh",
+)  # fmt: skip
 # Begins the variables with the keys of pools' servers: LiteLLM takes a provider's usual variable for any request.
 CLOUD_KEY = "CORRAL_KEY_"
 # How many times LiteLLM holds a body in memory while it works on it, at most.
