@@ -6,7 +6,8 @@
 --
 -- In a public frontend:       http-request lua.fast, which sets txn.fast, or txn.over for a key that is over its limits
 -- In the backends of LiteLLM: http-response lua.lease
--- In the backend `Fast`:      filter lua.usage, which counts requests and tokens for /usage and, since last asked, /-/usage
+-- In the backend `Fast`:      http-response lua.failed, which sets txn.failed (status), txn.message and txn.code
+--                             filter lua.usage, which counts requests and tokens for /usage and, since last asked, /-/usage
 -- On the runtime API:         corral forget HASH, which ends all leases of a key at once
 
 local RENEW_MS, LIMIT_MS = 4000, 8000   -- age at which one request renews a lease, and at which it ends
@@ -399,6 +400,26 @@ core.register_task(function()
             forgotten[key] = now - at < OUTAGE_MS and at or nil
         end
     end
+end)
+
+-- --- errors of servers, as corral_errors.py describes them
+
+core.register_action("failed", { "http-res" }, function(txn)
+    local said, status = txn.c:json_query(txn.f:res_body() or "", "$.error.message"), txn.f:status()
+    if not said or said == "" then
+        return
+    end
+    local tokens, most = said:match("%((%d+) tokens%)%D+(%d+)")
+    local is_long = said:find("available context size", 1, true) or said:find("is too large to process", 1, true)
+    txn:set_var("txn.code", "null")
+    if is_long and tokens then
+        said = "prompt is too long: " .. tokens .. " tokens > " .. most .. " maximum; this model's maximum context length is "
+            .. most .. " tokens"
+        status = 400
+        txn:set_var("txn.code", '"context_length_exceeded"')
+    end
+    txn:set_var("txn.message", said)
+    txn:set_var("txn.failed", status)
 end)
 
 -- --- usage: the token counts are at the end of an answer; those of embeddings may be at the beginning

@@ -128,6 +128,7 @@ PLAIN: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "more than the context": (CHAT, {"model": "chat", "messages": [{"role": "user", "content": "word " * 2600}]}),
+    "an embedding of too much": (EMBED, {"model": "embed", "input": "word " * 700}),
     "an embedding": (EMBED, {"model": "embed", "input": "hello"}),
     "embeddings": (EMBED, {"model": "embed", "input": ["hello", "you"], "encoding_format": "base64"}),
 }  # fmt: skip
