@@ -11,6 +11,7 @@ LiteLLM loads this file from beside its `config.yaml`, and only on sites with su
 # No postponed annotations: LiteLLM loads this file without registering its module, which dataclasses would need.
 
 import asyncio
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -154,11 +155,17 @@ class RefusedError(Exception):
 
     def as_error(self, model: str) -> Exception:
         """The error that LiteLLM raises when a server refuses like this."""
+        if self.status >= SERVICE_UNAVAILABLE:  # of a kind for which LiteLLM leases no other slot
+            return litellm.APIError(self.status, self._message(), llm_provider="", model=model)
         request = httpx.Request("POST", "http://haproxy")
         response = httpx.Response(self.status, headers=dict(self.headers), text=str(self), request=request)
-        kind = litellm.ServiceUnavailableError if self.status >= SERVICE_UNAVAILABLE else litellm.RateLimitError
-        error: Exception = kind(message=str(self), llm_provider="", model=model, response=response)
-        return error
+        return litellm.RateLimitError(self._message(), llm_provider="", model=model, response=response)
+
+    def _message(self) -> str:
+        try:
+            return str(json.loads(str(self))["error"]["message"])
+        except (ValueError, LookupError, TypeError):
+            return str(self)
 
 
 def _until_the_end() -> list[Lease]:

@@ -261,7 +261,8 @@ def test_wrong_keys_through_a_proxy_count_for_the_client_alone(entrance: Entranc
         "/openapi.json", "/redoc", "/docs", "/v1/%2e%2e/key/list", "/v1/chat/completions/",
         "/v1/files", "/v1/batches", "/v1/vector_stores", "/v1/moderations", "/v1/responses/resp_1", "/v1/models/",
         "/engines/chat/chat/completions", "/openai/deployments/chat/audio/translations", "/anthropic/v1/messages",
-        "/v1%2fchat/completions", "/V1/chat/completions", "/models/x/load", "/api/v1", "/api/v1/x", "/utils/token_counter",
+        "/v1%2fchat/completions", "/V1/chat/completions", "/models/x/load", "/utils/token_counter",
+        "/api/v1", "/api/v1/x",
     ],
 )  # fmt: skip
 def test_nothing_but_the_listed_routes_is_let_through(entrance: Entrance, path: str) -> None:
@@ -279,7 +280,7 @@ def test_every_route_has_one_spelling_behind_haproxy(entrance: Entrance) -> None
     assert entrance.inside.get("/api/v1/health").json() == entrance.inside.get("/health").json()
     azure = "/openai/deployments/secret/chat/completions?api-version=2024-10-21"
     assert entrance.inside.post(azure, json=body(), headers={"api-key": KEY}).status_code == 200
-    assert {path for _, path, _, _ in entrance.arrived()} == {*MODEL_ROUTES, "/v1/models"}
+    assert {path for _, path, _, _ in entrance.arrived()} == set(MODEL_ROUTES)
     named = entrance.inside.post(f"{PATH}?model=secret", json=body())
     assert (named.status_code, "in the body" in named.json()["error"]["message"]) == (400, True)
 

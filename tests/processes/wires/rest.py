@@ -3,8 +3,8 @@
     python -m tests.processes.wires.rest PORT HEADER
 
 It answers 401 to what does not carry the key in HEADER (with `Bearer ` before it in `Authorization`), in the words of
-vLLM's `AuthenticationMiddleware` (vllm/entrypoints/openai); without HEADER it wants no key. Thoughts stand in `reasoning_content`, as llama-server and
-LM Studio put them. No event of a stream arrives in one piece.
+vLLM's `AuthenticationMiddleware` (vllm/entrypoints/openai); without HEADER it wants no key. Thoughts stand in
+`reasoning_content`, as llama-server and LM Studio put them. No event of a stream arrives in one piece.
 """
 
 from __future__ import annotations
