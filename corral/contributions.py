@@ -299,6 +299,8 @@ class Relabel:
     target: str
     # What the new label says; empty: the same as the source.
     replacement: str = ""
+    # Instead of adding a label, leaves out the metrics whose names this expression matches.
+    left_out: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -245,7 +245,9 @@ def _relabel(groups: list[dict[str, Any]], doors: list[dict[str, Any]]) -> tuple
     for door in doors:
         pools.setdefault(door["pool"], []).append(f"{FULL}{door['name']}")
     named = (Relabel("proxy", tuple(names), "pool", pool) for pool, names in pools.items())
-    return (*named, Relabel("server", (), "replica"))
+    leases = tuple(group["name"] for group in groups if group["is_lease"])
+    twice = (Relabel("proxy", leases, "", left_out="haproxy_server_.+"),) if leases else ()
+    return (*twice, *named, Relabel("server", (), "replica"))
 
 
 def _url(backend: Backend, address: str) -> str:
