@@ -250,8 +250,8 @@ class Route:
     # Empty for cloud models, whose provider LiteLLM knows.
     url: str
     slots: int = 1
-    # Whether the pool has further routes, among which the gateway has to choose by what the balancer knows.
-    has_siblings: bool = False
+    # Where the gateway leases a slot before it sends a request: the balancer chooses among the pool's routes.
+    lease_url: str = ""
 
     @property
     def pool(self) -> str:
@@ -299,6 +299,8 @@ class Relabel:
     target: str
     # What the new label says; empty: the same as the source.
     replacement: str = ""
+    # Instead of adding a label, leaves out the metrics whose names this expression matches.
+    left_out: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@
 -- On the runtime API: `corral hold POOL SECONDS` and `corral release POOL`.
 
 local POLL_MS = 50
+local LEASE_PAUSE_MS = 10000
 local LEFT_MS = 1000   -- Lua is not told about disconnects: drop waiters that have not polled for this time
 local held_until = {}
 local waiting = {}     -- by pool: for each waiting request, its arrival and its last poll
@@ -43,7 +44,7 @@ end
 local function is_being_changed(backend)
     for _, server in pairs(backend.servers) do
         local status = server:get_stats().status
-        if status == "MAINT" or status:sub(1, 5) == "DOWN " then
+        if status == "MAINT" or status:sub(1, 10) == "MAINT (via" or status:sub(1, 5) == "DOWN " then
             return true
         end
     end
@@ -126,4 +127,15 @@ core.register_service("refuse_upload", "http", function(applet)
     applet:add_header("retry-after", "5")
     applet:start_response()
     applet:send(text)
+end)
+
+-- The server behind the backends `Leases.<pool>`: it keeps a slot of theirs for as long as its client keeps the answer open.
+core.register_service("lease", "http", function(applet)
+    applet:set_status(200)
+    applet:add_header("transfer-encoding", "chunked")
+    applet:start_response()
+    while true do
+        applet:send("\n")
+        core.msleep(LEASE_PAUSE_MS)
+    end
 end)

@@ -101,6 +101,8 @@ class Decision:
 
     tier: str = ""
     pool: str = ""
+    # Pools to which it may go as well while it waits.
+    spill: tuple[str, ...] = ()
     fallbacks: list[dict[str, list[str]]] = field(default_factory=list)
 
 
@@ -226,10 +228,16 @@ class CorralRouting(CustomLogger):
         tier = decision.tier if decision is not None else ""
         return {name: value for name, value in ((TIER_HEADER, tier), (POOL_HEADER, pool)) if value}
 
+    def spill(self, pool: str) -> list[str]:
+        """Pools that may take this request instead of `pool`, the one it was led to; corral_leases.py asks."""
+        decision = _decision.get()
+        return list(decision.spill) if decision is not None and decision.pool == pool else []
+
     async def _route(self, data: dict[str, Any], decision: Decision) -> None:
         tier = self.tier_of(data)
         decision.tier = tier.name
         decision.pool = await self._pool_with_room(tier)
+        decision.spill = tuple(pool for pool in (tier.pool, *tier.spill) if pool != decision.pool)
         self._rooms.sent(decision)
         data["model"] = decision.pool
         call = str(data.get("litellm_call_id") or "")

@@ -262,7 +262,7 @@ def test_wrong_keys_through_a_proxy_count_for_the_client_alone(entrance: Entranc
         "/openapi.json", "/redoc", "/docs", "/v1/%2e%2e/key/list", "/v1/chat/completions/",
         "/v1/files", "/v1/batches", "/v1/vector_stores", "/v1/moderations", "/v1/responses/resp_1", "/v1/models/",
         "/engines/chat/chat/completions", "/openai/deployments/chat/audio/translations", "/anthropic/v1/messages",
-        "/v1%2fchat/completions", "/V1/chat/completions", "/utils/token_counter",
+        "/v1%2fchat/completions", "/V1/chat/completions", "/utils/token_counter", "/api/v1", "/api/v1/x",
     ],
 )  # fmt: skip
 def test_nothing_but_the_listed_routes_is_let_through(entrance: Entrance, path: str) -> None:
@@ -274,8 +274,10 @@ def test_nothing_but_the_listed_routes_is_let_through(entrance: Entrance, path: 
 
 def test_every_route_has_one_spelling_behind_haproxy(entrance: Entrance) -> None:
     for route in MODEL_ROUTES:
-        for path in {route, route.removeprefix("/v1")}:
+        for path in {route, route.removeprefix("/v1"), route.replace("/v1/", "/api/v1/")}:
             assert entrance.inside.post(f"{path}?api-version=2024-10-21&user=x", json=body()).status_code == 200, path
+    assert entrance.inside.get("/api/v1/models", headers={"api-key": KEY}).status_code == 200
+    assert entrance.inside.get("/api/v1/health").json() == entrance.inside.get("/health").json()
     azure = "/openai/deployments/secret/chat/completions?api-version=2024-10-21"
     assert entrance.inside.post(azure, json=body(), headers={"api-key": KEY}).status_code == 200
     assert {path for _, path, _, _ in entrance.arrived()} == set(MODEL_ROUTES)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import secrets
 import shutil
 import sys
 import tempfile
@@ -29,6 +30,7 @@ from corral.config.source import read_source
 from corral.render.output import write
 from corral.render.secrets import initialise
 from corral.render.tree import render
+from corral.runtime.haproxy import balancer_of
 from corral.tiny_models import KNOWN_ANSWER, make_chat_model
 from tests.model_files import make_rerank_model
 from tests.processes import farm as farms
@@ -138,6 +140,7 @@ def running() -> Iterator[Nodes]:
         make_rerank_model(folder / HOST / "models" / "rank.gguf")
         farm = Nodes("slots", folder, plan, ports, Extras())
         farm.processes = {}
+        farm.client.event_hooks = {"request": [_alone]}
         with ExitStack() as stack:
             for name in [*WIRES, "pixel"]:
                 farm.processes[name] = stack.enter_context(_process(farm, name))
@@ -146,6 +149,11 @@ def running() -> Iterator[Nodes]:
             yield farm
     finally:
         shutil.rmtree(folder)
+
+
+def _alone(request: httpx.Request) -> None:
+    """Makes every request a conversation of its own, which returns to no node."""
+    request.headers.setdefault("x-litellm-session-id", secrets.token_hex())
 
 
 def _free_ports() -> list[int]:
@@ -513,6 +521,96 @@ def test_no_node_gets_more_than_its_slots_and_the_queue_is_bounded(farm: Nodes) 
     for name in PHONES:
         assert farm.in_flight_at_most(name) == 1
     assert {farm.replica(answer) for answer in answers if answer.is_success} == {"pixel", *PHONES}
+
+
+@pytest.fixture
+def all_fakes(farm: Nodes) -> Iterator[Nodes]:
+    """The farm with a fake instead of the real llama-server, which is too fast to be busy."""
+    balancer = balancer_of(farm.plan, farm.out)
+    assert balancer is not None
+    pixel, real = balancer.servers()["pixel"], farm.processes["pixel"]
+
+    @contextmanager
+    def changed() -> Iterator[None]:
+        balancer.take_out(pixel)
+        yield
+        balancer.put_back(pixel)
+        wait_until(lambda: "pixel" not in farm.down(), WITHIN_S, "the Pixel is used")
+
+    with ExitStack() as stack:
+        with changed():
+            real.__exit__(None, None, None)
+            stack.enter_context(Process(orders.command("rest", farm.ports["pixel"]), farm.folder / "fake-pixel.log"))
+            wait_http(f"http://{LOOPBACK}:{farm.ports['pixel']}/health")
+        yield farm
+        with changed():
+            stack.close()
+            real.__enter__()
+            wait_http(f"http://{LOOPBACK}:{farm.ports['pixel']}/health")
+
+
+def state(farm: Nodes) -> dict[str, Any]:
+    """The farm's state, as everybody may ask for it."""
+    found: dict[str, Any] = farm.client.get("/health", headers={"Authorization": ""}).json()
+    return found
+
+
+def test_six_run_ten_wait_and_the_next_is_refused(all_fakes: Nodes) -> None:
+    """000-06, 000-07, 000-08: over both tiers, which spill into each other."""
+    farm, text = all_fakes, order(["done"], service_s=3.0)
+    before = {name: len(farm.requests_of(name)) for name in ("mac", "pixel", *PHONES)}
+    with ThreadPoolExecutor(16) as threads:
+        answers = [threads.submit(farm.ask, "auto", text) for _ in range(16)]
+        wait_until(lambda: (state(farm)["busy"], state(farm)["queued"]) == (6, 10), WITHIN_S, "six run and ten wait")
+        refused = farm.ask("auto", text)
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "5")
+        assert Counter(answer.result().status_code for answer in answers) == {200: 16}
+    assert sum(len(farm.requests_of(name)) - before[name] for name in before) == 16
+    assert [farm.in_flight_at_most(name) for name in ("mac", "pixel", *PHONES)] == [2, 2, 1, 1]
+    assert state(farm)["busy"] == state(farm)["queued"] == 0
+
+
+def test_waiting_request_takes_the_first_slot_of_any_node(all_fakes: Nodes) -> None:
+    farm = all_fakes
+    with ThreadPoolExecutor(5) as threads:
+        long = [threads.submit(farm.ask, "primary", order(["done"], service_s=6.0)) for _ in range(3)]
+        threads.submit(farm.ask, "primary", order(["done"], service_s=1.0))
+        wait_until(lambda: state(farm)["busy"] == 4, WITHIN_S, "all are busy")
+        assert farm.ask("primary", "hello").is_success
+        assert not any(answer.done() for answer in long)
+
+
+def test_killed_phone_costs_what_was_in_flight_on_it(all_fakes: Nodes) -> None:
+    farm = all_fakes
+    with ThreadPoolExecutor(14) as threads:
+        answers = [threads.submit(farm.ask, "primary", order(["done"], service_s=1.5)) for _ in range(14)]
+        wait_until(lambda: farm.queue("Leases.primary") == 10, WITHIN_S, "ten wait")
+        farm.processes["iphone15"].__exit__(None, None, None)
+        try:
+            failed = [answer.result() for answer in answers if not answer.result().is_success]
+        finally:
+            farm.processes["iphone15"].__enter__()
+    assert len(failed) <= 1, [answer.text for answer in failed]
+    wait_until(lambda: "iphone15" not in farm.down(), WITHIN_S, "it is up again")
+
+
+def test_requests_that_meet_a_dead_node_move_on(all_fakes: Nodes) -> None:
+    """Also those that are too long for HAProxy to repeat: nothing has told it yet that the node is gone."""
+    farm = all_fakes
+    farm.processes["iphone16"].__exit__(None, None, None)
+    try:
+        answers = [farm.ask("primary", f"hello {'x' * 20_000 * (turn % 2)}") for turn in range(8)]
+    finally:
+        farm.processes["iphone16"].__enter__()
+    assert {answer.status_code for answer in answers} == {200}
+    wait_until(lambda: "iphone16" not in farm.down(), WITHIN_S, "it is up again")
+
+
+def test_conversation_returns_to_its_node(farm: Nodes) -> None:
+    name = {"x-litellm-session-id": "one-and-the-same"}
+    body = {"model": "primary", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
+    answers = [farm.client.post("/v1/chat/completions", json=body, headers=name) for _ in range(6)]
+    assert len({farm.replica(answer) for answer in answers}) == 1
 
 
 def test_models_of_one_server_share_its_slots_and_its_queue(farm: Nodes) -> None:

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -47,7 +46,7 @@ from corral.gateway.frontends import (
     gateway_publish_address,
     named_doors,
 )
-from corral.gateway.routes import AZURE_PREFIX, MODEL_ROUTES, READ_ROUTES
+from corral.gateway.routes import API_PREFIX, AZURE_PREFIX, MODEL_ROUTES, READ_ROUTES
 from corral.plan.networks import INSIDE, OUTSIDE, alias
 from corral.plan.site import Site
 
@@ -80,6 +79,15 @@ LOCAL_SOCKET = "unix@logs/haproxy.sock mode 600"
 BEHIND_THE_DOOR = "Gateway"
 # The secret that authorizes changes of the models on shared servers.
 MODELS_KEY = "MODELS_KEY"
+# Begins the backend that leases the slots of a pool whose servers take different requests.
+#
+# Its servers have the names of the replicas, and their states.
+LEASES = "Leases."
+# What such a backend has not: LiteLLM sends no request through it.
+LEASE: dict[str, Any] = {
+    "is_lease": True, "is_leased": False, "has_choice": False, "takes_files": False, "keeps_key": True,
+    "key_header": "", "host_header": "", "models": (),
+}  # fmt: skip
 # Where HAProxy says how many slots of every pool are free; no pool's path is of one part only.
 SLOTS_PATH = "/slots"
 CONTROL_PORTS = (9999, 9998, 9997)
@@ -192,16 +200,30 @@ def _balancer(site: Site, groups: list[Group], cloud: set[str]) -> Iterator[Cont
     yield Rules("monitoring/rules/haproxy.yml")
     yield Dashboard("monitoring/dashboards/pool.json")
     labels = {"host": gateway.host, "role": "balancer"}
-    yield ScrapeTarget("haproxy", figures, labels, relabel=_relabel(groups, values["door"]["named"]))
+    yield ScrapeTarget("haproxy", figures, labels, relabel=_relabel(values["groups"], values["door"]["named"]))
     base = f"http://{site.address(entry, gateway.host)}"
     if _has_spill(site):
         yield SlotFigures(f"{base}{SLOTS_PATH}")
     if values["fast"]:
         yield ScrapeTarget("haproxy-fast-lane", figures, labels, USAGE_PATH)
-    yield from _routes(groups, base, is_by_pool=gateway.balancing == "slots")
+    yield from _routes(groups, base, leased_pools(site, groups), is_by_pool=gateway.balancing == "slots")
 
 
-def _routes(groups: list[Group], base: str, *, is_by_pool: bool) -> Iterator[Route]:
+def leased_pools(site: Site, groups: list[Group]) -> dict[str, bool]:
+    """Pools whose slots are leased: LiteLLM has to know which replica is free before it builds the request.
+
+    Those with several groups, and pools of `auto` to which their requests spill: the value says whether a request that
+    waits there waits for other pools as well.
+    """
+    known = _groups_of_pools(groups)
+    unlike = {pool for pool, count in known.items() if count > 1}
+    auto = site.inventory.gateway.auto
+    chains = [{tier.pool, *tier.spill} for tier in auto.tiers if tier.spill] if auto else []
+    spilling = set().union(*(chain for chain in chains if chain & unlike))
+    return {pool: pool in spilling for pool in known if pool in unlike | spilling}
+
+
+def _routes(groups: list[Group], base: str, leased: Collection[str], *, is_by_pool: bool) -> Iterator[Route]:
     """A route for every group, or for every replica of it."""
     per_pool = _groups_of_pools(groups)
     for group in groups:
@@ -214,7 +236,8 @@ def _routes(groups: list[Group], base: str, *, is_by_pool: bool) -> Iterator[Rou
                 name = backend.name if len(group.members) == 1 else f"{backend.pool}.{backend.name}"
                 part, slots = backend.name, backend.slots
             url = f"{base}/{group.name}/{part}{backend.api_path}"
-            yield Route(backend, name, url, slots, has_siblings=not is_only)
+            lease = f"{base}/{LEASES}{backend.pool}/any/-/lease" if backend.pool in leased else ""
+            yield Route(backend, name, url, slots, lease_url=lease)
 
 
 def _groups_of_pools(groups: list[Group]) -> Counter[str]:
@@ -222,15 +245,17 @@ def _groups_of_pools(groups: list[Group]) -> Counter[str]:
     return Counter(pool for group in groups for pool in group.pools)
 
 
-def _relabel(groups: list[Group], doors: list[dict[str, Any]]) -> tuple[Relabel, ...]:
+def _relabel(groups: list[dict[str, Any]], doors: list[dict[str, Any]]) -> tuple[Relabel, ...]:
     """Labels `pool` and `replica` for HAProxy's own `proxy` and `server`."""
     pools: dict[str, list[str]] = {}
     for group in groups:
-        pools.setdefault(group.pool, []).append(group.name)
+        pools.setdefault(group["pool"], []).append(group["name"])
     for door in doors:
         pools.setdefault(door["pool"], []).append(f"{FULL}{door['name']}")
     named = (Relabel("proxy", tuple(names), "pool", pool) for pool, names in pools.items())
-    return (*named, Relabel("server", (), "replica"))
+    leases = tuple(group["name"] for group in groups if group["is_lease"])
+    twice = (Relabel("proxy", leases, "", left_out="haproxy_server_.+"),) if leases else ()
+    return (*twice, *named, Relabel("server", (), "replica"))
 
 
 def _url(backend: Backend, address: str) -> str:
@@ -332,9 +357,15 @@ def _values(site: Site, groups: list[Group], cloud: set[str]) -> dict[str, Any]:
     is_local = site.is_local(gateway.host)
     bind = "127.0.0.1" if is_local else "*"
     certificate = _certificate(gateway.entrance, is_local=is_local)
-    depths, per_pool = _depths(site, groups), _groups_of_pools(groups)
-    values = [_group_values(site, group, depths[group.name]) for group in groups]
-    most_clients = _most_clients(groups, depths)
+    leased = leased_pools(site, groups)
+    values = [_group_values(site, group, is_leased=leased.keys() >= set(group.pools)) for group in groups]
+    leases = [_lease_values(site, pool, values) | {"spills": spills} for pool, spills in leased.items()]
+    # What admits the requests of every pool.
+    queues = [
+        *({**value, "pools": [pool for pool in value["pools"] if pool not in leased]} for value in values),
+        *leases,
+    ]
+    most_clients = _most_clients(queues)
     is_dual = site.has_ipv6 and not is_local
     inward = fronts(gateway, EVERYWHERE if is_dual else bind, most_clients, certificate)
     return {
@@ -347,6 +378,7 @@ def _values(site: Site, groups: list[Group], cloud: set[str]) -> dict[str, Any]:
             route.removeprefix("/v1") for route in (*MODEL_ROUTES, *READ_ROUTES) if route.startswith("/v1/")
         ),
         "served": ", ".join((*MODEL_ROUTES, *READ_ROUTES)),
+        "api_prefix": API_PREFIX,
         "azure_prefix": AZURE_PREFIX,
         **declaration(COMPONENT)["settings"],
         "large_body": LARGE_KIB * 1024,
@@ -355,7 +387,7 @@ def _values(site: Site, groups: list[Group], cloud: set[str]) -> dict[str, Any]:
             "admin": _own_addresses(site, gateway.admin_port, OUTSIDE),
             "most_admins": MOST_ADMINS,
             "large_at_once": litellm.large_bodies_at_once(gateway),
-            "named": list(named_doors(site.inventory, values, cloud)),
+            "named": list(named_doors(site.inventory, queues, cloud)),
             "full": FULL,
             "behind": BEHIND_THE_DOOR,
             "patience_s": litellm.patience_s(site),
@@ -367,20 +399,22 @@ def _values(site: Site, groups: list[Group], cloud: set[str]) -> dict[str, Any]:
         "control": LOCAL_SOCKET if is_local else f"ipv4@127.0.0.1:{control_port(site)}",
         "state_file": "" if is_local else STATE_FILE,
         "longest_answer_s": max((answer_timeout_s(site, pool) for pool in site.inventory.pools), default=1),
-        "groups": values,
+        "groups": [*values, *leases],
         "authority": _secret_file(site, edge.AUTHORITY),
         "certificate": _secret_file(site, edge.CLIENTS["gateway"]),
         "models_key": _secret_file(site, MODELS_KEY),
         "shared": list(_shared(site, groups)),
         "sleepers": [
-            {"name": group.name, "machines": machines}
-            for group in groups
-            if (machines := sorted({site.machine_of(item) for item in group.backends} & site.sleepers.keys()))
+            {"name": value["name"], "machines": machines}
+            for value in (*values, *leases)
+            if (machines := [name for name in value["machines"] if name in site.sleepers])
         ],
-        "unlike": [group.name for group in groups if any(per_pool[pool] > 1 for pool in group.pools)],
-        "fast": _fast(site, groups, per_pool) if gateway.fast_lane else None,
+        "fast": _fast(site, groups, _groups_of_pools(groups)) if gateway.fast_lane else None,
         "slots_path": SLOTS_PATH if _has_spill(site) else "",
-        "pools": [{"name": pool, "groups": [value for value in values if pool in value["pools"]]} for pool in per_pool],
+        "pools": [
+            {"name": pool, "groups": [value for value in queues if pool in value["pools"]]}
+            for pool in _groups_of_pools(groups)
+        ],
         "has_background": any(pool.background for pool in site.inventory.pools.values()),
     }
 
@@ -430,39 +464,50 @@ def _own_addresses(site: Site, port: int, *sides: str) -> str:
     return ",".join(f"{name}:{port}" for name in (*names, "127.0.0.1"))
 
 
-def _most_clients(groups: list[Group], depths: dict[str, int]) -> int:
+def _most_clients(queues: list[dict[str, Any]]) -> int:
     """Connections of clients at once: twice what the farm can hold, for those that are idle or refused."""
-    return max(FEWEST_CLIENTS, 2 * (sum(group.slots for group in groups) + sum(depths.values())))
+    held: int = sum(queue["slots"] + queue["depth"] for queue in queues if queue["pools"])
+    return max(FEWEST_CLIENTS, 2 * held)
 
 
-def _depths(site: Site, groups: list[Group]) -> dict[str, int]:
-    """Requests that may wait for each group: the pool's queue, shared out by slots where a pool has several groups.
-
-    Before a node with several pools as many wait as the one with the most may let wait there.
-    """
-    found: dict[str, int] = {}
-    for name in _groups_of_pools(groups):
-        members = [group for group in groups if name in group.pools]
-        depth = (site.inventory.pools[name].queue or site.inventory.gateway.queue).depth
-        parts = list(accumulate((group.slots for group in members), initial=0))
-        bounds = pairwise(depth * part // parts[-1] for part in parts)
-        for group, (start, end) in zip(members, bounds, strict=True):
-            found[group.name] = max(end - start, found.get(group.name, 0))
-    return found
-
-
-def _group_values(site: Site, group: Group, depth: int) -> dict[str, Any]:
-    pools = [site.inventory.pools[name] for name in group.pools]
-    queue = pools[0].queue or site.inventory.gateway.queue
+def _queue_values(site: Site, pools: Sequence[str]) -> dict[str, Any]:
+    """The queue before what these pools share: as many wait as the one with the most may let wait."""
+    found = [site.inventory.pools[name] for name in pools]
+    queues = [pool.queue or site.inventory.gateway.queue for pool in found]
+    depth, timeout_s = max(queue.depth for queue in queues), queues[0].timeout_s
     return {
+        "pools": pools,
+        "depth": depth,
+        "background_depth": (depth + 1) // 2 if any(pool.background for pool in found) else 0,
+        "queue_timeout_s": timeout_s,
+        "retry_after_s": max(1, timeout_s // RETRY_AFTER_SHARE),
+    }
+
+
+def _lease_values(site: Site, pool: str, groups: list[dict[str, Any]]) -> dict[str, Any]:
+    """A backend in front of a pool's groups: it has their replicas, slots and states, and the pool's queue."""
+    members = [group for group in groups if pool in group["pools"]]
+    servers = [{**server, "group": group["name"]} for group in members for server in group["servers"]]
+    return _queue_values(site, (pool,)) | LEASE | {
+        "name": f"{LEASES}{pool}",
+        "pool": pool,
+        "has_sessions": any(group["is_chat"] for group in members) and len(servers) > 1,
+        "machines": sorted(set().union(*(group["machines"] for group in members))),
+        "slots": sum(group["slots"] for group in members),
+        "servers": [server | {"id": number} for number, server in enumerate(servers, start=1)],
+    }  # fmt: skip
+
+
+def _group_values(site: Site, group: Group, *, is_leased: bool) -> dict[str, Any]:
+    return _queue_values(site, group.pools) | {
         "name": group.name,
         "pool": group.pool,
-        "pools": group.pools,
-        "depth": depth,
-        "background_depth": (depth + 1) // 2 if any(pool.background for pool in pools) else 0,
+        "is_lease": False,
+        "is_leased": is_leased,
+        "is_chat": group.first.kind == "chat",
+        "machines": sorted({site.machine_of(item) for item in group.backends}),
+        "slots": group.slots,
         "key_header": group.first.key_header.lower(),
-        "queue_timeout_s": queue.timeout_s,
-        "retry_after_s": max(1, queue.timeout_s // RETRY_AFTER_SHARE),
         "answer_timeout_s": answer_timeout_s(site, group.pools[0]),
         "health_path": group.first.health_path,
         "health_status": "200,401,403" if group.first.health_path == "/v1/models" else "200",
@@ -535,6 +580,7 @@ def _server(site: Site, number: int, backend: Backend) -> dict[str, Any]:
         "slots": backend.slots,
         "model_text": json.dumps(backend.upstream_model, ensure_ascii=False),
         "is_ours": backend.is_ours,
+        "tier": node.tier or "" if (node := site.inventory.nodes.get(backend.name)) else "",
         "authority": _authority(site, backend) if backend.scheme == "https" else "",
         "edge_name": edge.server_name(backend.endpoint) if is_far else "",
         "host": backend.endpoint.host,

@@ -55,7 +55,7 @@ OWN_MIB = 1100
 CALLBACKS: dict[str, Callable[[Route], bool]] = {
     "corral_adapters": lambda route: bool(route.backend.adapters),
     "corral_cache": lambda route: bool(route.backend.cache_field),
-    "corral_groups": lambda route: route.has_siblings,
+    "corral_leases": lambda route: bool(route.lease_url),
     "corral_ollama": lambda route: route.backend.protocol == "ollama" and route.backend.kind == "chat",
     "corral_thinking": lambda route: route.backend.hides_thoughts,
 }
@@ -223,7 +223,7 @@ def configuration(site: Site, published: Contributions) -> dict[str, Any]:
     routing_callback = ("corral_routing.corral_routing",) if has_routing(site.inventory) else ()
     values = {
         "deployments": deployments,
-        "router": _router(site),
+        "router": _router(site, published.routes),
         "routing": routing_callback,
         "callbacks": tuple(f"{name}.{name}" for name in _callbacks(site, published)),
         "buckets": _buckets(site),
@@ -286,8 +286,9 @@ def patience_s(site: Site) -> int:
     return max(longest) + SPARE_TIME_S
 
 
-def _router(site: Site) -> dict[str, Any]:
+def _router(site: Site, routes: list[Route]) -> dict[str, Any]:
     gateway = site.inventory.gateway
+    leased = dict.fromkeys(route.pool for route in routes if route.lease_url)
     aliases = all_aliases(site.inventory)
     longer = chains(site.inventory, "context_fallback")
     router: dict[str, Any] = {"num_retries": 0, "timeout": patience_s(site)}
@@ -305,6 +306,7 @@ def _router(site: Site) -> dict[str, Any]:
         router
         | ({"model_group_alias": aliases} if aliases else {})
         | ({"optional_pre_call_checks": checks} if checks else {})
+        | ({"model_group_retry_policy": dict.fromkeys(leased, DATA["leased_retries"])} if leased else {})
         | ({"context_window_fallbacks": [{name: pools} for name, pools in longer.items()]} if longer else {})
     )
 
@@ -343,6 +345,7 @@ def _deployment(site: Site, route: Route, pool_slots: int) -> dict[str, Any]:
         "thinking": "hidden" if backend.hides_thoughts else None,
         "cache_field": backend.cache_field or None,
         "adapters": dict(backend.adapters) or None,
+        "lease_url": route.lease_url or None,
         "rpm": max(1, round(pool.limits.rpm * share)) if pool.limits.rpm else None,
         "tpm": max(1, round(pool.limits.tpm * share)) if pool.limits.tpm else None,
     }

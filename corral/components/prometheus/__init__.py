@@ -179,9 +179,12 @@ def _job(site: Site, host: str, target: ScrapeTarget, *, is_far: bool) -> dict[s
 
 def _relabel(rule: Relabel) -> dict[str, Any]:
     """Prometheus anchors the expression at both ends."""
+    values = f"({'|'.join(value.replace('.', '[.]') for value in rule.values)})" if rule.values else "(.+)"
+    if rule.left_out:
+        return {"source_labels": ["__name__", rule.source], "regex": f"{rule.left_out};{values}", "action": "drop"}
     return {
         "source_labels": [rule.source],
-        "regex": f"({'|'.join(value.replace('.', '[.]') for value in rule.values)})" if rule.values else "(.+)",
+        "regex": values,
         "target_label": rule.target,
         "replacement": rule.replacement or "$1",
     }

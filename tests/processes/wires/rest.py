@@ -3,8 +3,8 @@
     python -m tests.processes.wires.rest PORT HEADER
 
 It answers 401 to what does not carry the key in HEADER (with `Bearer ` before it in `Authorization`), in the words of
-vLLM's `AuthenticationMiddleware` (vllm/entrypoints/openai). Thoughts stand in `reasoning_content`, as llama-server and
-LM Studio put them. No event of a stream arrives in one piece.
+vLLM's `AuthenticationMiddleware` (vllm/entrypoints/openai); without HEADER it wants no key. Thoughts stand in
+`reasoning_content`, as llama-server and LM Studio put them. No event of a stream arrives in one piece.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ async def authentication(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
     """Lets requests with the key in."""
+    if len(sys.argv) == 2:
+        return await handler(request)
     header = sys.argv[2]
     wanted = f"Bearer {KEY}" if header.lower() == "authorization" else KEY
     if request.path != "/seen" and request.headers.get(header) != wanted:
@@ -115,5 +117,6 @@ if __name__ == "__main__":
     app.router.add_post("/v1/audio/transcriptions", transcriptions)
     app.router.add_post("/v1/audio/speech", speech)
     app.router.add_get("/v1/models", models)
+    app.router.add_get("/health", models)
     app.router.add_get("/seen", told)
     web.run_app(app, host=LOOPBACK, port=int(sys.argv[1]), print=None, access_log=None)
