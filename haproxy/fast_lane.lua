@@ -1,26 +1,26 @@
 -- The fast lane: plain requests of known keys go to their pool without LiteLLM.
 --
 -- LiteLLM remains the only judge of keys. With each of its answers it says in a header what the key may do
--- (corral_lease.py). This lease holds for a few seconds, for this key and this model; then one request asks LiteLLM
+-- (corral_permit.py). This permit holds for a few seconds, for this key and this model; then one request asks LiteLLM
 -- again. A request that is not plain, or that a limit of its pool could change, is passed to LiteLLM.
 --
 -- In a public frontend:       http-request lua.fast, which sets txn.fast, or txn.over for a key that is over its limits
--- In the backends of LiteLLM: http-response lua.lease
+-- In the backends of LiteLLM: http-response lua.permit
 -- In the backend `Fast`:      http-response lua.failed, which sets txn.failed (status), txn.message and txn.code
 --                             filter lua.usage, which counts requests and tokens for /usage and, since last asked, /-/usage
--- On the runtime API:         corral forget HASH, which ends all leases of a key at once
+-- On the runtime API:         corral forget HASH, which ends all permits of a key at once
 
-local RENEW_MS, LIMIT_MS = 4000, 8000   -- age at which one request renews a lease, and at which it ends
-local RENEWAL_MS = 2000                 -- time for a renewal; meanwhile others use the old lease
-local OUTAGE_MS = 600000                -- age at which a lease ends while LiteLLM does not answer
+local RENEW_MS, LIMIT_MS = 4000, 8000   -- age at which one request renews a permit, and at which it ends
+local RENEWAL_MS = 2000                 -- time for a renewal; meanwhile others use the old permit
+local OUTAGE_MS = 600000                -- age at which a permit ends while LiteLLM does not answer
 local MINUTE_MS = 60000
 local ALIVE_PATH = "/health/liveliness"
 local OPENING_BYTES = 4096              -- of a conversation's opening, by which it is named
 local FORWARDED = { ["content-type"] = true, ["content-length"] = true, host = true, ["x-request-id"] = true }
 
-local leases = {}      -- by hash of the key and model
+local permits = {}      -- by hash of the key and model
 local keys = {}        -- by hash of the key: its limits, and its requests in this minute in both lanes
-local forgotten = {}   -- by hash of the key: when its leases were ended
+local forgotten = {}   -- by hash of the key: when its permits were ended
 local usage = {}       -- by key and pool: requests and tokens, and how many of each LiteLLM has been told of
 local is_answering = true
 
@@ -249,7 +249,7 @@ local function conversation_of(txn, key, request)
     return opening and digest(txn, "opening\n" .. key .. "\n" .. request.model .. "\n" .. opening)
 end
 
--- --- leases
+-- --- permits
 
 local function parsed(text)
     local found = {}
@@ -259,9 +259,9 @@ local function parsed(text)
     return found
 end
 
-core.register_action("lease", { "http-res" }, function(txn)
-    local values = txn.http:res_get_headers()["x-corral-lease"]
-    txn.http:res_del_header("x-corral-lease")
+core.register_action("permit", { "http-res" }, function(txn)
+    local values = txn.http:res_get_headers()["x-corral-permit"]
+    txn.http:res_del_header("x-corral-permit")
     local key, model, asked = txn:get_var("txn.key"), txn:get_var("txn.model"), txn:get_var("txn.asked")
     if not values or not asked or not corral_fast[model] or asked <= (forgotten[key] or 0) then
         return
@@ -270,33 +270,33 @@ core.register_action("lease", { "http-res" }, function(txn)
     local known = keys[key] or { minute = 0, count = 0 }
     known.parallel, known.rpm, known.seen = tonumber(said.parallel), tonumber(said.rpm), asked
     keys[key] = known
-    leases[key .. "/" .. model] = {
+    permits[key .. "/" .. model] = {
         granted = asked, renewal = 0, expires = tonumber(said.expires), weight = said.weight or "1", name = said.name or "",
     }
 end)
 
 core.register_cli({ "corral", "forget" }, "corral forget HASH", function(applet, _, _, key)
     forgotten[key] = corral_now_ms()
-    for name in pairs(leases) do
+    for name in pairs(permits) do
         if name:sub(1, #key) == key then
-            leases[name] = nil
+            permits[name] = nil
         end
     end
     keys[key] = nil
     applet:send("forgotten\n")
 end)
 
--- Whether a request may use the lease; one request of each few seconds renews it at LiteLLM instead.
-local function is_valid(lease, now)
-    local age = now - lease.granted
-    if lease.expires and now >= lease.expires * 1000 then
+-- Whether a request may use the permit; one request of each few seconds renews it at LiteLLM instead.
+local function is_valid(permit, now)
+    local age = now - permit.granted
+    if permit.expires and now >= permit.expires * 1000 then
         return false
     end
     if not is_answering then
         return age < OUTAGE_MS
     end
-    if age > RENEW_MS and now > lease.renewal then
-        lease.renewal = now + RENEWAL_MS
+    if age > RENEW_MS and now > permit.renewal then
+        permit.renewal = now + RENEWAL_MS
         return false
     end
     return age < LIMIT_MS
@@ -340,11 +340,11 @@ local function limits_of(pool, guard)
     return found
 end
 
-local function pass(txn, pool, lease, key, request, path)
+local function pass(txn, pool, permit, key, request, path)
     keep_only_forwarded(txn)
     txn.http:req_set_header("authorization", "Bearer " .. pool.key)
     txn.http:req_set_header("x-corral-consumer", txn:get_var("txn.consumer"))
-    txn.http:req_set_header("x-corral-weight", lease.weight)
+    txn.http:req_set_header("x-corral-weight", permit.weight)
     local conversation = conversation_of(txn, key, request)
     if conversation and pool.kind == "chat" then
         txn.http:req_set_header("x-corral-session", conversation)
@@ -353,7 +353,7 @@ local function pass(txn, pool, lease, key, request, path)
     local name = key .. "\t" .. pool.pool
     local fresh = { requests = 0, input = 0, output = 0, unknown = 0, pool = pool.pool, kind = pool.kind, key = key }
     usage[name] = usage[name] or fresh
-    usage[name].alias, usage[name].requests = lease.name, usage[name].requests + 1
+    usage[name].alias, usage[name].requests = permit.name, usage[name].requests + 1
     txn:set_var("txn.usage", name)
     txn:set_var("txn.fast", "yes")
 end
@@ -366,17 +366,17 @@ core.register_action("fast", { "http-req" }, function(txn, guard)
         txn:set_var("txn.over", over)
         return
     end
-    local pool, lease = corral_fast[model], leases[key .. "/" .. model]
+    local pool, permit = corral_fast[model], permits[key .. "/" .. model]
     local body = txn.f:req_body()
-    if not pool or not lease or PATHS[path] ~= pool.kind or #body ~= txn.f:req_body_size() then
+    if not pool or not permit or PATHS[path] ~= pool.kind or #body ~= txn.f:req_body_size() then
         return
     end
-    if txn:get_var("txn.thinking") or not is_valid(lease, now) then
+    if txn:get_var("txn.thinking") or not is_valid(permit, now) then
         return
     end
     local request = plain_request(body, pool.kind, limits_of(pool, guard))
     if request and request.model == model then
-        pass(txn, pool, lease, key, request, path)
+        pass(txn, pool, permit, key, request, path)
     end
 end, 1)
 
@@ -390,8 +390,8 @@ core.register_task(function()
         })
         is_answering = answer ~= nil and answer.status == 200
         local now = corral_now_ms()
-        for name, lease in pairs(leases) do
-            leases[name] = now - lease.granted < OUTAGE_MS and lease or nil
+        for name, permit in pairs(permits) do
+            permits[name] = now - permit.granted < OUTAGE_MS and permit or nil
         end
         for key, known in pairs(keys) do
             keys[key] = now - known.seen < OUTAGE_MS and known or nil

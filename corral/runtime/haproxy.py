@@ -149,7 +149,7 @@ class Balancer:
         self.ask(f"corral release {group}")
 
     def forget(self, token: str) -> None:
-        """Ends the leases of a key, named by its hash: its next request is LiteLLM's to judge."""
+        """Ends the permits of a key, named by its hash: its next request is LiteLLM's to judge."""
         if (answer := self.ask(f"corral forget {token}").strip()) != "forgotten":
             raise BalancerError(f"{self.host.name}: the balancer may let this key pass for some seconds more: {answer}")
 

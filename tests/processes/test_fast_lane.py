@@ -89,7 +89,7 @@ def send(farm: Farm, consumer: str, body: dict[str, Any], path: str = CHAT) -> h
     return farm.client.post(path, json=body, headers=headers)
 
 
-def leased(farm: Farm, consumer: str, model: str, path: str = CHAT) -> None:
+def permitted(farm: Farm, consumer: str, model: str, path: str = CHAT) -> None:
     """Has the consumer's key used until HAProxy answers for it."""
     body = body_of(model) if path == CHAT else {"model": model, "input": "hello"}
 
@@ -98,11 +98,11 @@ def leased(farm: Farm, consumer: str, model: str, path: str = CHAT) -> None:
         assert send(farm, consumer, body, path).status_code == 200
         return used(farm, consumer) > before
 
-    wait_until(is_fast, 10, f"a lease of {consumer} for {model}")
+    wait_until(is_fast, 10, f"{consumer} may use the lane to {model}")
 
 
 def through(farm: Farm, consumer: str, body: dict[str, Any], path: str = CHAT) -> bool:
-    """Whether a request, sent again where it renewed the lease, took the fast lane."""
+    """Whether a request, sent again where it renewed the permit, took the fast lane."""
     before = used(farm, consumer)
     for _ in range(2):
         send(farm, consumer, body, path)
@@ -164,7 +164,7 @@ def _said(value: Any) -> Any:
 
 
 def _fast_answer(farm: Farm, body: dict[str, Any], path: str) -> httpx.Response:
-    """The answer of the fast lane; a request that renews the lease is sent again."""
+    """The answer of the fast lane; a request that renews the permit is sent again."""
     for _ in range(2):
         before = used(farm, "fast")
         answer = send(farm, "fast", body, path)
@@ -176,7 +176,7 @@ def _fast_answer(farm: Farm, body: dict[str, Any], path: str) -> httpx.Response:
 @pytest.mark.parametrize("name", PLAIN)
 def test_a_client_cannot_tell_the_lanes_apart(farm: Farm, name: str) -> None:
     path, body = PLAIN[name]
-    leased(farm, "fast", body["model"], path)
+    permitted(farm, "fast", body["model"], path)
     send(farm, "fast", body, path)  # what the server keeps of a prompt is kept
     fast = _fast_answer(farm, body, path)
     slow = send(farm, "slow", body, path)
@@ -207,7 +207,7 @@ ODD: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", ODD)
 def test_what_is_not_plain_is_litellms(farm: Farm, name: str) -> None:
-    leased(farm, "fast", "chat")
+    permitted(farm, "fast", "chat")
     assert not through(farm, "fast", {"model": "chat", "messages": MESSAGES, "max_tokens": 3, **ODD[name]})
 
 
@@ -224,7 +224,7 @@ RAW = {
 
 @pytest.mark.parametrize("name", RAW)
 def test_json_of_two_readings_is_litellms(farm: Farm, name: str) -> None:
-    leased(farm, "fast", "chat")
+    permitted(farm, "fast", "chat")
     headers = {"Authorization": f"Bearer {key_of(farm, 'fast')}", "Content-Type": "application/json"}
     before = used(farm, "fast")
     for _ in range(2):
@@ -236,7 +236,7 @@ def test_json_of_two_readings_is_litellms(farm: Farm, name: str) -> None:
 
 
 def test_a_key_takes_the_lane_only_to_its_own_pools(farm: Farm) -> None:
-    leased(farm, "narrow", "vectors", EMBED)
+    permitted(farm, "narrow", "vectors", EMBED)
     before = used(farm, "narrow")
     for _ in range(3):
         assert send(farm, "narrow", {"model": "chat", "messages": MESSAGES}).status_code == 403
@@ -246,7 +246,7 @@ def test_a_key_takes_the_lane_only_to_its_own_pools(farm: Farm) -> None:
 
 
 def test_a_revoked_key_is_refused_at_once_and_does_not_come_back(farm: Farm) -> None:
-    leased(farm, "gone", "chat")
+    permitted(farm, "gone", "chat")
     body = {"model": "chat", "messages": MESSAGES, "max_tokens": 2}
     value = key_of(farm, "gone")
     keys.revoke(farm.plan, farm.out, ["gone"])
@@ -255,7 +255,7 @@ def test_a_revoked_key_is_refused_at_once_and_does_not_come_back(farm: Farm) -> 
 
 
 def test_the_old_value_of_a_rotated_key_is_refused_at_once(farm: Farm) -> None:
-    leased(farm, "rotated", "chat")
+    permitted(farm, "rotated", "chat")
     old = {"Authorization": f"Bearer {key_of(farm, 'rotated')}"}
     keys.rotate(farm.plan, farm.out, "rotated")
     body = {"model": "chat", "messages": MESSAGES, "max_tokens": 2}
@@ -274,7 +274,7 @@ def test_a_limit_on_requests_counts_both_lanes(farm: Farm) -> None:
 
 
 def test_a_limit_at_a_time_counts_both_lanes(farm: Farm) -> None:
-    leased(farm, "single", "even")
+    permitted(farm, "single", "even")
     with farm.fakes.behaving(EVEN, "hold"), ThreadPoolExecutor(4) as pool:
         asking = [pool.submit(send, farm, "single", body_of("even", **extra)) for extra in ({}, {"user": "me"}, {}, {})]
         wait_until(lambda: sum(item.done() for item in asking) == 3, 10, "all but one are refused")
@@ -287,7 +287,7 @@ def test_a_limit_at_a_time_counts_both_lanes(farm: Farm) -> None:
 
 
 def test_it_goes_on_while_litellm_is_away(farm: Farm) -> None:
-    leased(farm, "fast", "chat")
+    permitted(farm, "fast", "chat")
     supervisor.call(farm.folder, "stopProcess", "litellm", timeout_s=60)
     try:
         body = {"model": "chat", "messages": MESSAGES, "max_tokens": 2}
@@ -299,7 +299,7 @@ def test_it_goes_on_while_litellm_is_away(farm: Farm) -> None:
 
 def test_both_lanes_name_a_conversation_alike(farm: Farm) -> None:
     """So each turn is answered by the replica that has its beginning, whichever lane it takes."""
-    leased(farm, "fast", "even")
+    permitted(farm, "fast", "even")
     for number in range(4):
         opening = [{"role": "system", "content": 'ä "\n" \\ \U0001f600'}, {"role": "user", "content": f"talk {number}"}]
         body: dict[str, Any] = {"model": "even", "messages": opening}

@@ -55,12 +55,12 @@ OWN_MIB = 1100
 CALLBACKS: dict[str, Callable[[Route], bool]] = {
     "corral_adapters": lambda route: bool(route.backend.adapters),
     "corral_cache": lambda route: bool(route.backend.cache_field),
-    "corral_leases": lambda route: bool(route.lease_url),
+    "corral_permits": lambda route: bool(route.lease_url),
     "corral_ollama": lambda route: route.backend.protocol == "ollama" and route.backend.kind == "chat",
     "corral_thinking": lambda route: route.backend.hides_thoughts,
 }
 # The callbacks of sites with a fast lane, and of those that have a database as well.
-LEASES, USAGE = "corral_lease", "corral_usage"
+PERMITS, USAGE = "corral_permit", "corral_usage"
 # The callback of sites with tracing.
 TRACES = "corral_traces"
 CLOUD = "it calls cloud providers"
@@ -97,7 +97,7 @@ def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
 def _callbacks(site: Site, published: Contributions) -> list[str]:
     needed = [name for name, is_needed in CALLBACKS.items() if any(map(is_needed, published.routes))]
     gateway = site.inventory.gateway
-    fast = [LEASES, *([USAGE] if gateway.database else [])] if gateway.fast_lane else []
+    fast = [PERMITS, *([USAGE] if gateway.database else [])] if gateway.fast_lane else []
     return [*needed, *fast, *([TRACES] if published.trace_receivers else [])]
 
 

@@ -2,7 +2,7 @@
 
 Every answer to a key without spending to count has a header with the key's limits. HAProxy removes the header and lets
 the same key call the same model for a few seconds (haproxy/fast_lane.lua). A key with a budget, with a limit on tokens,
-or of a team, user or customer gets no such lease: LiteLLM has to count each of its requests.
+or of a team, user or customer gets no such permit: LiteLLM has to count each of its requests.
 
 LiteLLM loads this file from beside its `config.yaml`, on sites with `gateway.fast_lane`.
 """
@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from litellm.integrations.custom_logger import CustomLogger
 
-LEASE_HEADER = "x-corral-lease"
+PERMIT_HEADER = "x-corral-permit"
 # Metadata of a key with a weight other than 1; `keys sync` writes it.
 WEIGHT = "corral_weight"
 # Attributes of a key that only LiteLLM can apply, or that lead to further limits.
@@ -28,8 +28,8 @@ COUNTED = (
 )  # fmt: skip
 
 
-class CorralLease(CustomLogger):
-    """LiteLLM hooks that grant leases; one instance serves every request of a worker."""
+class CorralPermit(CustomLogger):
+    """LiteLLM hooks that grant permits; one instance serves every request of a worker."""
 
     async def async_post_call_response_headers_hook(
         self,
@@ -39,12 +39,12 @@ class CorralLease(CustomLogger):
         request_headers: dict[str, str] | None = None,
         litellm_call_info: dict[str, object] | None = None,
     ) -> dict[str, str] | None:
-        """Returns the header with the key's lease; None for a failure, or a key that gets none."""
-        lease = lease_of(user_api_key_dict) if response is not None else ""
-        return {LEASE_HEADER: lease} if lease else None
+        """Returns the header with the key's permit; None for a failure, or a key that gets none."""
+        permit = permit_of(user_api_key_dict) if response is not None else ""
+        return {PERMIT_HEADER: permit} if permit else None
 
 
-def lease_of(key: object) -> str:
+def permit_of(key: object) -> str:
     """What HAProxy may let a key do, such as `weight=1 rpm=60 name=reader`; empty if each request must be counted."""
     if any(getattr(key, name, None) for name in COUNTED):
         return ""
@@ -68,4 +68,4 @@ def _seconds(moment: object) -> int | None:
     return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
 
 
-corral_lease = CorralLease()
+corral_permit = CorralPermit()
