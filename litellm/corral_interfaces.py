@@ -3,20 +3,32 @@
 LiteLLM loads this file from beside its `config.yaml`, on every site:
 
 - `/v1/responses`: refuses requests that refer to a stored answer. The gateway stores none, and LiteLLM would silently
-  send the rest of the request.
+  send the rest of the request. Gives thinking and the events of a stream the documented fields, which LiteLLM omits.
 - `/v1/messages`: includes thinking in a plain answer only on request. Unsigned thinking gets an empty signature, as in
-  streams; LiteLLM would write null.
+  streams; LiteLLM would write null. Names the stop sequence that the server names.
+- Both become chat requests that strict chat templates accept: one system text in front, and no two messages of the user
+  in a row.
 - `/v1/completions`: adds `text` to every chunk of a stream; LiteLLM omits it in the last ones.
+
+It is the last callback, so that it numbers events which another one adds.
 """
 # ruff: noqa: ARG002 - LiteLLM passes the parameters of hooks by name
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextvars import ContextVar
+from itertools import groupby
 from typing import Any
 
 from litellm.integrations.custom_logger import CustomLogger
+from litellm.litellm_core_utils.prompt_templates.mid_conversation_system import (
+    message_field,
+    place_mid_conversation_system,
+    split_leading_system_run,
+)
 from litellm.proxy._types import ProxyException
+from litellm.types.llms.base import BaseLiteLLMOpenAIResponseObject
 
 BAD_REQUEST = 400
 NOT_FOUND = 404
@@ -28,6 +40,12 @@ STATE = {
     "conversation": "unsupported_parameter",
     "prompt": "unsupported_parameter",
 }
+# LiteLLM's names of the calls of which it makes a chat request, and of that request.
+TRANSLATED = frozenset({"aresponses", "anthropic_messages"})
+CHAT = "acompletion"
+BETWEEN_TEXTS = "\n\n"
+# Whether the request is a translated one for a server of the farm.
+_is_own: ContextVar[bool] = ContextVar("corral_is_own", default=False)
 REMEDY = "This gateway keeps no answers: send the whole input with every request, and `store: false`."
 
 
@@ -54,19 +72,30 @@ class CorralInterfaces(CustomLogger):
         if "responses" in call_type:
             refuse_state(data)
 
+    async def async_pre_call_deployment_hook(self, kwargs: dict[str, Any], call_type: object) -> dict[str, Any] | None:
+        """Returns the chat request that LiteLLM has made of another interface's; None for no change."""
+        kind = getattr(call_type, "value", call_type)
+        if kind in TRANSLATED:
+            _is_own.set(is_own(kwargs))
+        return {**kwargs, "messages": in_strict_order(kwargs["messages"])} if kind == CHAT and _is_own.get() else None
+
     async def async_post_call_success_hook(
         self, data: dict[str, Any], user_api_key_dict: object, response: Any
     ) -> None:
         """Fills what is missing in a plain answer."""
         if isinstance(response, dict):
             _mend_thoughts(response, data.get("thinking"))
+        elif getattr(response, "object", None) == "response":
+            _mend_response(response, response.model)
         else:
             _fill_texts(response)
 
     def async_post_call_streaming_iterator_hook(
         self, user_api_key_dict: object, response: AsyncIterator[Any], request_data: dict[str, Any]
     ) -> AsyncIterator[Any]:
-        """Returns the stream itself unless it is of `/v1/completions`, so that others have no cost per chunk."""
+        """Returns the stream itself for `/v1/chat/completions`, which has no cost per chunk."""
+        if "input" in request_data:
+            return _documented(response, request_data)
         return _filled(response) if "prompt" in request_data else response
 
 
@@ -99,6 +128,105 @@ def _mend_thoughts(answer: dict[str, Any], wish: object) -> None:
         answer["content"] = [block for block in blocks if block not in thoughts]
     for block in thoughts:
         block["signature"] = block.get("signature") or ""
+
+
+# --- chat requests for strict templates
+
+
+def is_own(call: Mapping[str, Any]) -> bool:
+    """Whether a deployment is a server of the farm; cloud providers need the marks of their caches on each part."""
+    return bool(call.get("use_chat_completions_api")) or str(call.get("model")).startswith("ollama_chat/")
+
+
+def in_strict_order(messages: Iterable[Any]) -> list[Any]:
+    """Returns messages that strict chat templates accept: one system text in front, then no two users in a row.
+
+    A later system message becomes part of the user's turn: in front, it would change the beginning of the conversation,
+    and the server would read all of it again.
+    """
+    known = [{**item, "role": "system"} if message_field(item, "role") == "developer" else item for item in messages]
+    leading, rest = split_leading_system_run(known)
+    system = joined(leading)
+    turns = place_mid_conversation_system(rest, supports_mid_conversation_system=False)
+    return [*([{"role": "system", "content": system}] if system else []), *_merged(turns)]
+
+
+def _merged(messages: Iterable[Any]) -> Iterator[Any]:
+    for role, run in groupby(messages, key=lambda message: message_field(message, "role")):
+        turns = list(run)
+        yield from turns if role != "user" or len(turns) == 1 else [{"role": "user", "content": joined(turns)}]
+
+
+def joined(messages: Iterable[Any]) -> str | list[Any]:
+    """Returns the content of several messages: one text if there is nothing else, else all parts."""
+    contents = [message_field(message, "content") or [] for message in messages]
+    parts = [
+        part
+        for content in contents
+        for part in ([{"type": "text", "text": content}] if isinstance(content, str) else content)
+    ]
+    if any(part.get("type") != "text" for part in parts):
+        return parts
+    return BETWEEN_TEXTS.join(part["text"] for part in parts if part["text"])
+
+
+# --- responses
+
+
+async def _documented(response: AsyncIterator[Any], request: Mapping[str, Any]) -> AsyncIterator[Any]:
+    """The events of a stream with every field that OpenAI documents."""
+    model = request.get("_litellm_client_requested_model") or request.get("model")
+    number, begun = 0, set()
+    async for event in response:
+        for shown in _with_beginning(event, begun):
+            _mend_event(shown, model)
+            shown.sequence_number = number
+            number += 1
+            yield shown
+
+
+def _with_beginning(event: Any, begun: set[str]) -> Iterator[Any]:
+    """An event, after the one that begins its part of a summary."""
+    if event.type == "response.reasoning_summary_text.delta" and event.item_id not in begun:
+        begun.add(event.item_id)
+        yield BaseLiteLLMOpenAIResponseObject(
+            type="response.reasoning_summary_part.added", item_id=event.item_id, output_index=event.output_index,
+            part={"type": "summary_text", "text": ""},
+        )  # fmt: skip
+    yield event
+
+
+def _mend_event(event: Any, model: object) -> None:
+    if "reasoning_summary" in event.type:
+        event.summary_index = 0
+    elif event.type in ("response.output_text.delta", "response.output_text.done"):
+        event.logprobs = getattr(event, "logprobs", None) or []
+    elif item := getattr(event, "item", None):
+        event.item = _mended_item(item)
+    elif answer := getattr(event, "response", None):
+        _mend_response(answer, model)
+
+
+def _mend_response(answer: Any, model: object) -> None:
+    answer.model = model
+    answer.output = [_mended_item(item) for item in answer.output]
+    if usage := answer.usage:
+        usage.input_tokens_details = usage.input_tokens_details or {"cached_tokens": 0}
+        usage.output_tokens_details = usage.output_tokens_details or {"reasoning_tokens": 0}
+
+
+def _mended_item(item: Any) -> Any:
+    """An item of a response; a thought is a summary, where LiteLLM gives it the shape of a message."""
+    if message_field(item, "type") != "reasoning":
+        return item
+    known = item if isinstance(item, Mapping) else item.model_dump(exclude_none=True)
+    texts = [part["text"] for part in known.get("content") or [] if part.get("type") == "output_text"]
+    summary = known.get("summary") or [{"type": "summary_text", "text": text} for text in texts]
+    left = {name: value for name, value in known.items() if name not in ("content", "phase", "role")}
+    return left | {"summary": summary}
+
+
+# --- legacy completions
 
 
 async def _filled(response: AsyncIterator[Any]) -> AsyncIterator[Any]:
