@@ -8,7 +8,9 @@ LiteLLM loads this file from beside its `config.yaml`, on every site:
   streams; LiteLLM would write null. Names the stop sequence that the server names.
 - Both become chat requests that strict chat templates accept: one system text in front, and no two messages of the user
   in a row.
-- `/v1/completions`: adds `text` to every chunk of a stream; LiteLLM omits it in the last ones.
+- `/v1/completions`: adds `text` to every chunk of a stream; LiteLLM omits it in the last ones, and writes a usage of 0.
+- `/v1/embeddings`: decodes the token numbers that clients send for OpenAI's names; the farm's models have other tokens.
+  Refuses `dimensions` if the server has ignored it.
 
 It is the last callback, so that it numbers events which another one adds.
 """
@@ -16,14 +18,17 @@ It is the last callback, so that it numbers events which another one adds.
 
 from __future__ import annotations
 
+from base64 import b64decode
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from itertools import groupby
 from typing import Any
 
+import litellm
 from litellm.integrations.custom_logger import CustomLogger
 from litellm.litellm_core_utils.prompt_templates.mid_conversation_system import (
     message_field,
+    parts_of,
     place_mid_conversation_system,
     split_leading_system_run,
 )
@@ -44,8 +49,15 @@ STATE = {
 TRANSLATED = frozenset({"aresponses", "anthropic_messages"})
 CHAT = "acompletion"
 BETWEEN_TEXTS = "\n\n"
-# Whether the request is a translated one for a server of the farm.
-_is_own: ContextVar[bool] = ContextVar("corral_is_own", default=False)
+# How OpenAI's names of embedding models begin; clients encode text for them with OpenAI's tokenizer.
+OPENAI_EMBEDDER = "text-embedding-"
+# A name for which LiteLLM uses the same tokenizer.
+OPENAI_TOKENS = "gpt-4"
+BYTES_PER_NUMBER = 4
+# Fields in which servers name the stop sequence that ended an answer: vLLM, SGLang.
+STOPPED_BY = ("stop_reason", "matched_stop")
+# Of a translated request, what its chat request and its answer have to know.
+_call: ContextVar[dict[str, Any] | None] = ContextVar("corral_translated_call", default=None)
 REMEDY = "This gateway keeps no answers: send the whole input with every request, and `store: false`."
 
 
@@ -67,26 +79,45 @@ class CorralInterfaces(CustomLogger):
         self, user_api_key_dict: object, cache: object, data: dict[str, Any], call_type: str
     ) -> None:
         """Leaves the request unchanged; raises Refusal for one of `/v1/responses` that refers to a stored answer."""
+        _call.set({})
         if call_type in ASKED_AGAIN:
             raise Refusal(f"There is no such response. {REMEDY}", "response_not_found", "response_id", NOT_FOUND)
         if "responses" in call_type:
             refuse_state(data)
+        if "embedding" in call_type and str(data.get("model")).startswith(OPENAI_EMBEDDER):
+            _decode_input(data)
 
     async def async_pre_call_deployment_hook(self, kwargs: dict[str, Any], call_type: object) -> dict[str, Any] | None:
         """Returns the chat request that LiteLLM has made of another interface's; None for no change."""
-        kind = getattr(call_type, "value", call_type)
+        kind, call = getattr(call_type, "value", call_type), _call.get()
+        if call is None:
+            return None
         if kind in TRANSLATED:
-            _is_own.set(is_own(kwargs))
-        return {**kwargs, "messages": in_strict_order(kwargs["messages"])} if kind == CHAT and _is_own.get() else None
+            call["is_own"] = is_own(kwargs)
+        is_changed = kind == CHAT and call.get("is_own")
+        return {**kwargs, "messages": in_strict_order(kwargs["messages"])} if is_changed else None
+
+    async def async_post_call_success_deployment_hook(
+        self, request_data: dict[str, Any], response: Any, call_type: object
+    ) -> None:
+        """Remembers which stop sequence ended the answer to a chat request, before LiteLLM translates it."""
+        call = _call.get()
+        if call and getattr(response, "object", None) == "chat.completion":
+            fields = getattr(response.choices[0], "provider_specific_fields", None) or {}
+            call["stopped_by"] = [fields[name] for name in STOPPED_BY if fields.get(name)]
 
     async def async_post_call_success_hook(
         self, data: dict[str, Any], user_api_key_dict: object, response: Any
     ) -> None:
         """Fills what is missing in a plain answer."""
+        kind = getattr(response, "object", None)
         if isinstance(response, dict):
             _mend_thoughts(response, data.get("thinking"))
-        elif getattr(response, "object", None) == "response":
+            _name_stop(response, data.get("stop_sequences") or ())
+        elif kind == "response":
             _mend_response(response, response.model)
+        elif kind == "list" and data.get("dimensions"):
+            _check_dimensions(response.data, data["dimensions"])
         else:
             _fill_texts(response)
 
@@ -229,6 +260,13 @@ def _mended_item(item: Any) -> Any:
 # --- legacy completions
 
 
+def _name_stop(answer: dict[str, Any], sequences: Iterable[str]) -> None:
+    """Names the stop sequence if the server has named one of the request's."""
+    found = [name for name in (_call.get() or {}).get("stopped_by", ()) if name in sequences]
+    if found:
+        answer |= {"stop_reason": "stop_sequence", "stop_sequence": found[0]}
+
+
 async def _filled(response: AsyncIterator[Any]) -> AsyncIterator[Any]:
     async for chunk in response:
         _fill_texts(chunk)
@@ -236,12 +274,43 @@ async def _filled(response: AsyncIterator[Any]) -> AsyncIterator[Any]:
 
 
 def _fill_texts(answer: Any) -> None:
-    """Adds `text` to every choice of a legacy completion or of its chunk."""
+    """Adds `text` to every choice of a legacy completion or of its chunk; only the last chunk has a usage."""
     if getattr(answer, "object", None) != "text_completion":
         return
     for choice in answer.choices:
         if choice.text is None:
             choice.text = ""
+    if (usage := getattr(answer, "usage", None)) and not usage.total_tokens:
+        answer.usage = None
+
+
+# --- embeddings
+
+
+def _decode_input(data: dict[str, Any]) -> None:
+    """Turns token numbers of OpenAI's tokenizer into text; raises Refusal if there is no such token."""
+    given = data.get("input")
+    if not isinstance(given, list) or not given:
+        return
+    texts = [given] if isinstance(given[0], int) else given
+    try:
+        data["input"] = [_decoded(text) if isinstance(text, list) else text for text in texts]
+    except (KeyError, OverflowError, TypeError):
+        message = "`input` has numbers that are no tokens of OpenAI's tokenizer. Send text."
+        raise Refusal(message, "invalid_value", "input") from None
+
+
+def _decoded(tokens: list[int]) -> str:
+    return str(litellm.decode(model=OPENAI_TOKENS, tokens=tokens))
+
+
+def _check_dimensions(items: list[Any], wanted: object) -> None:
+    """Raises Refusal if vectors have another length: cutting is right only for models that are trained for it."""
+    vector = message_field(items[0], "embedding") if items else None
+    found = len(b64decode(vector)) // BYTES_PER_NUMBER if isinstance(vector, str) else len(parts_of(vector))
+    if found and found != wanted:
+        message = f"The server of this model ignores `dimensions`: its vectors have {found} numbers. Leave it out."
+        raise Refusal(message, "unsupported_parameter", "dimensions")
 
 
 corral_interfaces = CorralInterfaces()

@@ -172,3 +172,32 @@ def test_every_piece_of_a_legacy_completion_has_a_text(farm: Farm, options: dict
     choices = [choice for event in events for choice in event["choices"]]
     assert "".join(choice["text"] for choice in choices) == "Tiny: 1 2 3"
     assert [choice["finish_reason"] for choice in choices if choice.get("finish_reason")] == ["length"]
+
+
+# --- embeddings
+
+
+def test_token_numbers_for_a_name_of_openai_become_text(farm: Farm) -> None:
+    """LangChain's default: the server would read the numbers as its own tokens."""
+    texts = ["the cat is in the river", "Grüße"]
+    numbers = [[1820, 8415, 374, 304, 279, 15140], [6600, 2448, 24352]]  # in cl100k_base
+    for given, wanted in ((numbers, texts), (numbers[0], texts[:1]), (texts, texts), ("x", "x")):
+        farm.fakes.reset()
+        body = {"model": "text-embedding-3-small", "input": given}
+        farm.client.post("/v1/embeddings", json=body).raise_for_status()
+        assert farm.fakes.seen()["vectors-1"].bodies[0]["input"] == wanted
+    body = {"model": "text-embedding-3-small", "input": [[2_000_000]]}
+    error = farm.client.post("/v1/embeddings", json=body).json()["error"]
+    assert (error["code"], error["param"]) == ("invalid_value", "input")
+    farm.client.post("/v1/embeddings", json={"model": "vectors", "input": [[1, 2]]}).raise_for_status()
+    assert farm.fakes.seen()["vectors-1"].bodies[-1]["input"] == [[1, 2]]
+
+
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+def test_dimensions_that_the_server_ignores_are_refused(farm: Farm, encoding: str) -> None:
+    body = {"model": "embed", "input": "hello", "encoding_format": encoding}
+    answer = farm.client.post("/v1/embeddings", json=body | {"dimensions": 4})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (400, "unsupported_parameter", "dimensions")
+    assert "128 numbers" in error["message"]
+    assert farm.client.post("/v1/embeddings", json=body | {"dimensions": 128}).is_success
