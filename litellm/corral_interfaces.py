@@ -49,6 +49,11 @@ STATE = {
 TRANSLATED = frozenset({"aresponses", "anthropic_messages"})
 CHAT = "acompletion"
 BETWEEN_TEXTS = "\n\n"
+# Fields of a response's usage that have to be there.
+TOKEN_DETAILS = {
+    "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+    "output_tokens_details": {"reasoning_tokens": 0},
+}
 # How OpenAI's names of embedding models begin; clients encode text for them with OpenAI's tokenizer.
 OPENAI_EMBEDDER = "text-embedding-"
 # A name for which LiteLLM uses the same tokenizer.
@@ -206,55 +211,70 @@ def joined(messages: Iterable[Any]) -> str | list[Any]:
 
 async def _documented(response: AsyncIterator[Any], request: Mapping[str, Any]) -> AsyncIterator[Any]:
     """The events of a stream with every field that OpenAI documents."""
-    model = request.get("_litellm_client_requested_model") or request.get("model")
-    number, begun = 0, set()
+    events = Events(request.get("_litellm_client_requested_model") or request.get("model"))
     async for event in response:
-        for shown in _with_beginning(event, begun):
-            _mend_event(shown, model)
-            shown.sequence_number = number
-            number += 1
+        for shown in events.complete(event) if hasattr(event, "type") else (event,):
             yield shown
 
 
-def _with_beginning(event: Any, begun: set[str]) -> Iterator[Any]:
-    """An event, after the one that begins its part of a summary."""
-    if event.type == "response.reasoning_summary_text.delta" and event.item_id not in begun:
-        begun.add(event.item_id)
-        yield BaseLiteLLMOpenAIResponseObject(
-            type="response.reasoning_summary_part.added", item_id=event.item_id, output_index=event.output_index,
-            part={"type": "summary_text", "text": ""},
-        )  # fmt: skip
-    yield event
+class Events:
+    """Completes the events of one stream."""
 
+    def __init__(self, model: object) -> None:
+        self._model = model
+        self._number = 0
+        # Thoughts that have begun, and the functions of calls, by the item's id.
+        self._thoughts: set[str] = set()
+        self._functions: dict[str, str] = {}
 
-def _mend_event(event: Any, model: object) -> None:
-    if "reasoning_summary" in event.type:
-        event.summary_index = 0
-    elif event.type in ("response.output_text.delta", "response.output_text.done"):
-        event.logprobs = getattr(event, "logprobs", None) or []
-    elif item := getattr(event, "item", None):
-        event.item = _mended_item(item)
-    elif answer := getattr(event, "response", None):
-        _mend_response(answer, model)
+    def complete(self, event: Any) -> Iterator[Any]:
+        """The event with all of its fields, after the one that LiteLLM does not send before a thought."""
+        if event.type == "response.reasoning_summary_text.delta" and event.item_id not in self._thoughts:
+            self._thoughts.add(event.item_id)
+            part, kind = {"type": "summary_text", "text": ""}, "response.reasoning_summary_part.added"
+            place = {"item_id": event.item_id, "output_index": event.output_index}
+            yield from self.complete(BaseLiteLLMOpenAIResponseObject(type=kind, part=part, **place))
+        self._fill(event)
+        event.sequence_number = self._number
+        self._number += 1
+        yield event
+
+    def _fill(self, event: Any) -> None:
+        if "reasoning_summary" in event.type:
+            event.summary_index = 0
+        elif event.type in ("response.output_text.delta", "response.output_text.done"):
+            event.logprobs = getattr(event, "logprobs", None) or []
+        elif event.type == "response.function_call_arguments.done":
+            event.name = self._functions.get(event.item_id, "")
+        elif item := getattr(event, "item", None):
+            self._functions[str(message_field(item, "id"))] = str(message_field(item, "name"))
+            event.item = _mended_item(item)
+        elif answer := getattr(event, "response", None):
+            _mend_response(answer, self._model)
 
 
 def _mend_response(answer: Any, model: object) -> None:
     answer.model = model
     answer.output = [_mended_item(item) for item in answer.output]
-    if usage := answer.usage:
-        usage.input_tokens_details = usage.input_tokens_details or {"cached_tokens": 0}
-        usage.output_tokens_details = usage.output_tokens_details or {"reasoning_tokens": 0}
+    for name, none in TOKEN_DETAILS.items() if answer.usage else ():
+        setattr(answer.usage, name, none | _fields(getattr(answer.usage, name)))
 
 
 def _mended_item(item: Any) -> Any:
     """An item of a response; a thought is a summary, where LiteLLM gives it the shape of a message."""
     if message_field(item, "type") != "reasoning":
         return item
-    known = item if isinstance(item, Mapping) else item.model_dump(exclude_none=True)
+    known = _fields(item)
     texts = [part["text"] for part in known.get("content") or [] if part.get("type") == "output_text"]
     summary = known.get("summary") or [{"type": "summary_text", "text": text} for text in texts]
     left = {name: value for name, value in known.items() if name not in ("content", "phase", "role")}
     return left | {"summary": summary}
+
+
+def _fields(item: Any) -> dict[str, Any]:
+    """The fields of an object of LiteLLM's that have a value; none of None."""
+    known = item if isinstance(item, Mapping) else item.model_dump() if item else {}
+    return {name: value for name, value in known.items() if value is not None}
 
 
 # --- legacy completions

@@ -9,17 +9,16 @@ import httpx
 import openai
 import pytest
 
+from corral.tiny_models import KNOWN_ANSWER
 from tests.processes.fakes import LOOPBACK
 from tests.processes.farm import EVEN, HOST, Farm, in_modes
+from tests.processes.interfaces import INTERFACES
 
 pytestmark = in_modes("slots")
 
 QUESTION = [{"role": "user", "content": "hello"}]
-TOOL = {
-    "name": "weather",
-    "description": "the weather of a city",
-    "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}},
-}
+PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}}
+TOOL = {"name": "weather", "description": "the weather of a city", "input_schema": PARAMETERS}
 
 
 def anthropic(farm: Farm, model: str, **fields: object) -> httpx.Response:
@@ -40,6 +39,34 @@ def arrived(farm: Farm) -> dict[str, Any]:
     seen = farm.fakes.seen()
     [only] = [body for name in EVEN for body in seen[name].bodies]
     return only
+
+
+# --- all of them
+
+as_wanted = pytest.mark.parametrize("is_streamed", [False, True], ids=["plain", "streamed"])
+
+
+@as_wanted
+@pytest.mark.parametrize("name", INTERFACES)
+def test_every_interface_delivers_what_a_real_server_says(farm: Farm, name: str, *, is_streamed: bool) -> None:
+    interface = INTERFACES[name]
+    body = {"model": "chat", **interface.body("be brief", QUESTION, 7)}
+    said = interface.ask(farm, body, is_streamed=is_streamed)
+    assert (said.text, said.stop) == (KNOWN_ANSWER[: len(said.text)], interface.stops["length"])
+    assert said.text.endswith(" 6")
+    assert said.usage[0] > 3
+    assert said.usage[1] == 7
+
+
+@as_wanted
+@pytest.mark.parametrize("name", ["chat", "responses", "messages"])
+def test_every_interface_delivers_a_call(farm: Farm, name: str, *, is_streamed: bool) -> None:
+    interface = INTERFACES[name]
+    assert interface.tool is not None
+    body = {"model": "even", **interface.body("be brief", QUESTION, 7), **interface.tool("weather", PARAMETERS)}
+    said = interface.ask(farm, body, is_streamed=is_streamed)
+    assert (said.calls, said.stop) == ([("weather", {"city": "Paris"})], interface.stops["tool_calls"])
+    assert arrived(farm)["tools"][0]["function"]["parameters"] == PARAMETERS
 
 
 # --- Anthropic's messages

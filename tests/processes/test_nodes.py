@@ -34,6 +34,7 @@ from tests.model_files import make_rerank_model
 from tests.processes import farm as farms
 from tests.processes.farm import HOST, Extras, Farm, Streamed
 from tests.processes.helpers import REPOSITORY, Process, wait_http, wait_until
+from tests.processes.interfaces import INTERFACES, Said
 from tests.processes.wires import orders
 from tests.processes.wires.orders import LOOPBACK, order
 from tests.processes.wires.rest import SOUND
@@ -213,6 +214,34 @@ def test_ollama_gets_its_own_options_and_its_figures_are_used(farm: Nodes) -> No
     assert farm.requests_of("desk")[-1]["body"]["options"] == {"num_predict": 5}
     streamed = farm.ask_streamed("desk", "hello", stream_options={"include_usage": True})
     assert streamed.events[-1]["usage"]["prompt_tokens"] == 7
+
+
+TURNS = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+# Nodes that are told not to think.
+SILENT = ("smart", "desk")
+
+
+@pytest.mark.parametrize("is_streamed", [False, True], ids=["plain", "streamed"])
+@pytest.mark.parametrize("interface", INTERFACES)
+@pytest.mark.parametrize("pool", NODE_OF_POOL)
+def test_every_interface_delivers_what_the_server_says(
+    farm: Nodes, pool: str, interface: str, *, is_streamed: bool
+) -> None:
+    """Content, thought, stop reason and usage, in the shape that the interface has by its documentation."""
+    client = INTERFACES[interface]
+    for finish in ("stop", "length"):
+        asked = {"role": "user", "content": order(TEXT, think=["two ", "and two"], finish=finish)}
+        said = client.ask(
+            farm, {"model": pool, **client.body("be brief", [*TURNS, asked], 77)}, is_streamed=is_streamed
+        )
+        thought = "" if pool in SILENT or interface == "completions" else "two and two"
+        assert said == Said("".join(TEXT), thought, [], client.stops[finish], (7, 3))
+        body = farm.requests_of(NODE_OF_POOL[pool])[-1]["body"]
+        if interface != "completions":
+            texts = [(message["role"], message["content"]) for message in body["messages"]]
+            told = [("system", "be brief"), *((turn["role"], turn["content"]) for turn in (*TURNS, asked))]
+            assert texts == told
+        assert 77 in (body | body.get("options", {})).values()
 
 
 # --- images and rerank requests
