@@ -78,7 +78,8 @@ async def _stream(request: web.Request, body: dict[str, Any], order: Order) -> w
             raw = _event(body, said | {"finish_reason": None})
             for start in range(0, len(raw), PART):
                 await response.write(raw[start : start + PART])
-    await response.write(_event(body, ({"text": ""} if is_legacy else {"delta": {}}) | _end(order)))
+    last: dict[str, Any] = {"text": ""} if is_legacy else {"delta": {}}
+    await response.write(_event(body, last | _end(order)))
     if (body.get("stream_options") or {}).get("include_usage"):
         await response.write(_event(body, {}, usage=USAGE))
     await response.write(b"data: [DONE]\n\n")
