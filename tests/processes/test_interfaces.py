@@ -69,6 +69,30 @@ def test_every_interface_delivers_a_call(farm: Farm, name: str, *, is_streamed: 
     assert arrived(farm)["tools"][0]["function"]["parameters"] == PARAMETERS
 
 
+@pytest.mark.parametrize("name", ["responses", "messages"])
+def test_turns_return_to_the_replica_that_has_read_them(farm: Farm, name: str) -> None:
+    interface, opening = INTERFACES[name], f"a conversation by {name}"
+    turns = [{"role": "user", "content": opening}]
+    for turn in range(5):
+        body = {"model": "even", **interface.body("be brief", turns, 7)}
+        farm.client.post(interface.path, json=body).raise_for_status()
+        turns = [*turns, {"role": "assistant", "content": "yes"}, {"role": "user", "content": "and then?"}]
+        for _other in range(turn):  # now fewer, now more, so that no turn comes back to its replica by chance
+            farm.ask("even").raise_for_status()
+    seen = farm.fakes.seen()
+    assert len([name for name in EVEN if opening in str(seen[name].bodies)]) == 1
+
+
+def test_conversations_with_one_opening_are_told_apart_by_their_key(farm: Farm) -> None:
+    """Codex opens all of them in a folder alike."""
+    body = {"model": "even", "input": QUESTION}
+    keyed = [body | {"prompt_cache_key": f"talk-{number}"} for number in range(12)]
+    replicas = [farm.replica(farm.client.post("/v1/responses", json=each).raise_for_status()) for each in keyed]
+    assert set(replicas) == set(EVEN)
+    again = [farm.replica(farm.client.post("/v1/responses", json=each).raise_for_status()) for each in keyed]
+    assert again == replicas
+
+
 # --- Anthropic's messages
 
 
