@@ -9,6 +9,7 @@ LiteLLM loads this file from beside its `config.yaml`, on every site:
 - Both become chat requests that strict chat templates accept: one system text in front, and no two messages of the user
   in a row.
 - `/v1/completions`: adds `text` to every chunk of a stream; LiteLLM omits it in the last ones, and writes a usage of 0.
+- The chunk with the usage has no choices, in chats as well.
 - `/v1/embeddings`: decodes the token numbers that clients send for OpenAI's names; the farm's models have other tokens.
   Refuses `dimensions` if the server has ignored it.
 
@@ -129,10 +130,11 @@ class CorralInterfaces(CustomLogger):
     def async_post_call_streaming_iterator_hook(
         self, user_api_key_dict: object, response: AsyncIterator[Any], request_data: dict[str, Any]
     ) -> AsyncIterator[Any]:
-        """Returns the stream itself for `/v1/chat/completions`, which has no cost per chunk."""
+        """Returns the stream itself for a chat without usage, which has no cost per chunk."""
         if "input" in request_data:
             return _documented(response, request_data)
-        return _filled(response) if "prompt" in request_data else response
+        has_usage = (request_data.get("stream_options") or {}).get("include_usage")
+        return _filled(response) if has_usage or "prompt" in request_data else response
 
 
 def refuse_state(data: Mapping[str, Any]) -> None:
@@ -277,7 +279,7 @@ def _fields(item: Any) -> dict[str, Any]:
     return {name: value for name, value in known.items() if value is not None}
 
 
-# --- legacy completions
+# --- chats and legacy completions
 
 
 def _name_stop(answer: dict[str, Any], sequences: Iterable[str]) -> None:
@@ -288,9 +290,17 @@ def _name_stop(answer: dict[str, Any], sequences: Iterable[str]) -> None:
 
 
 async def _filled(response: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    """The chunks of a chat or of a legacy completion; the one with the usage has no choices."""
     async for chunk in response:
         _fill_texts(chunk)
-        yield chunk
+        is_last = getattr(chunk, "usage", None) and not any(map(_says, chunk.choices))
+        yield chunk.model_copy(update={"choices": []}) if is_last else chunk
+
+
+def _says(choice: Any) -> bool:
+    delta = getattr(choice, "delta", None)
+    said = choice.text if delta is None else delta.model_dump(exclude_none=True)
+    return bool(choice.finish_reason or said)
 
 
 def _fill_texts(answer: Any) -> None:

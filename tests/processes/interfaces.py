@@ -87,6 +87,7 @@ def _chat(answer: dict[str, Any]) -> Said:
 def _chat_streamed(events: list[Event]) -> Said:
     for event in events:
         ChatCompletionChunk.model_validate(event)
+    assert (events[-1]["choices"], len({event["id"] for event in events})) == ([], 1)
     choices = [choice for event in events for choice in event["choices"]]
     deltas = [choice["delta"] for choice in choices]
     text = "".join(delta.get("content") or "" for delta in deltas)
@@ -116,6 +117,7 @@ def _completion(answer: dict[str, Any]) -> Said:
 
 def _completion_streamed(events: list[Event]) -> Said:
     assert {event["object"] for event in events} == {"text_completion"}
+    assert (events[-1]["choices"], len({event["id"] for event in events})) == ([], 1)
     choices = [choice for event in events for choice in event["choices"]]
     [stop] = [choice["finish_reason"] for choice in choices if choice.get("finish_reason")]
     text = "".join(choice["text"] for choice in choices)  # every one has it
