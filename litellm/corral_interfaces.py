@@ -203,9 +203,9 @@ def joined(messages: Iterable[Any]) -> str | list[Any]:
         for content in contents
         for part in ([{"type": "text", "text": content}] if isinstance(content, str) else content)
     ]
-    if any(part.get("type") != "text" for part in parts):
+    if any(message_field(part, "type") != "text" for part in parts):
         return parts
-    return BETWEEN_TEXTS.join(part["text"] for part in parts if part["text"])
+    return BETWEEN_TEXTS.join(part["text"] for part in parts if part.get("text"))
 
 
 # --- responses

@@ -16,7 +16,8 @@ Config = dict[str, Any]
 
 PARAMETERS: dict[str, Config] = {
     "chat": {
-        "model": "openai/chat", "allowed_openai_params": ["user", "verbosity", "chat_template_kwargs"],
+        "model": "openai/chat",
+        "allowed_openai_params": ["user", "verbosity", "chat_template_kwargs"],
         "use_chat_completions_api": True,
     },
     "embedding": {"model": "openai/embed", "allowed_openai_params": ["user", "dimensions"]},
