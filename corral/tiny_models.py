@@ -70,7 +70,7 @@ class Size:
 
 def make_chat_model(  # noqa: PLR0913 - keywords with defaults
     path: Path, *, answer: str = KNOWN_ANSWER, width: int = 128, layers: int = 2, context: int = 8192,
-    ff: int | None = None, weight_type: WeightType = "f16", seed: int = 1,
+    ff: int | None = None, weight_type: WeightType = "f16", seed: int = 1, template: str = CHAT_TEMPLATE,
 ) -> None:  # fmt: skip
     """Write a llama model that answers `answer` to whatever it is asked; ValueError: the answer is empty.
 
@@ -88,7 +88,7 @@ def make_chat_model(  # noqa: PLR0913 - keywords with defaults
             rope_dimension_count=HEAD_SIZE, rope_freq_base=10000.0, layer_norm_rms_eps=1e-5,
             tokenizer_model="gpt2", tokenizer_pre="qwen2", token_list=vocabulary.tokens, token_types=vocabulary.types,
             token_merges=vocabulary.merges, eos_token_id=vocabulary.end_of_turn, pad_token_id=vocabulary.end_of_text,
-            bos_token_id=vocabulary.end_of_text, add_bos_token=False, chat_template=CHAT_TEMPLATE,
+            bos_token_id=vocabulary.end_of_text, add_bos_token=False, chat_template=template,
         )  # fmt: skip
         _add_llama_weights(Tensors(writer, np.random.default_rng(seed), weight_type), vocabulary, size)
 

@@ -149,13 +149,15 @@ def conversation_name(data: Mapping[str, Any], key: str) -> str | None:
     """Returns the same 32 characters for every turn of a conversation, None for other requests.
 
     A conversation is what the client says it is, otherwise all requests with one key, model and opening: the messages
-    up to and including the first of the user. The key is part of both, so that tenants never share a name.
+    up to and including the first of the user. The key is part of both, so that tenants never share a name. OpenAI's
+    `prompt_cache_key`, where a client sends it, tells conversations with the same opening apart.
     haproxy/fast_lane.lua computes the same.
     """
     if session := _client_session(data):
         return _digest("session", key, session)
-    if opening := _opening(data.get("messages")):
-        return _digest("opening", key, str(data.get("model")), opening)
+    if opening := _opening(data.get("messages") or data.get("input")):
+        named = [str(data["prompt_cache_key"])] if data.get("prompt_cache_key") else []
+        return _digest("opening", key, str(data.get("model")), *named, opening)
     return None
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import litellm
@@ -53,14 +54,18 @@ class CorralOllamaChat(OllamaChatConfig):
 
 
 class Lines(OllamaChatCompletionResponseIterator):
-    """Reads a stream of JSON lines."""
+    """Reads a stream of JSON lines; LiteLLM would give each of them an id of its own."""
+
+    def __init__(self, *args: Any, **arguments: Any) -> None:
+        super().__init__(*args, **arguments)
+        self._id = f"chatcmpl-{uuid4()}"
 
     def chunk_parser(self, chunk: dict[str, Any]) -> ModelResponseStream:
         """Returns one line as a chunk of the answer; raises OllamaError if the node reports a failure."""
         line = ollama_form(chunk)
         text = line["message"].pop("content", None)
         piece = super().chunk_parser(line)
-        piece.choices[0].delta.content = text
+        piece.id, piece.choices[0].delta.content = self._id, text
         return piece
 
 

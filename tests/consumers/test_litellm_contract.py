@@ -15,7 +15,11 @@ Config = dict[str, Any]
 
 
 PARAMETERS: dict[str, Config] = {
-    "chat": {"model": "openai/chat", "allowed_openai_params": ["user", "verbosity"], "use_chat_completions_api": True},
+    "chat": {
+        "model": "openai/chat",
+        "allowed_openai_params": ["user", "verbosity", "chat_template_kwargs"],
+        "use_chat_completions_api": True,
+    },
     "embedding": {"model": "openai/embed", "allowed_openai_params": ["user", "dimensions"]},
     "image_generation": {"model": "hosted_vllm/image"},
 }

@@ -9,17 +9,16 @@ import httpx
 import openai
 import pytest
 
+from corral.tiny_models import KNOWN_ANSWER
 from tests.processes.fakes import LOOPBACK
 from tests.processes.farm import EVEN, HOST, Farm, in_modes
+from tests.processes.interfaces import INTERFACES
 
 pytestmark = in_modes("slots")
 
 QUESTION = [{"role": "user", "content": "hello"}]
-TOOL = {
-    "name": "weather",
-    "description": "the weather of a city",
-    "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}},
-}
+PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}}
+TOOL = {"name": "weather", "description": "the weather of a city", "input_schema": PARAMETERS}
 
 
 def anthropic(farm: Farm, model: str, **fields: object) -> httpx.Response:
@@ -40,6 +39,58 @@ def arrived(farm: Farm) -> dict[str, Any]:
     seen = farm.fakes.seen()
     [only] = [body for name in EVEN for body in seen[name].bodies]
     return only
+
+
+# --- all of them
+
+as_wanted = pytest.mark.parametrize("is_streamed", [False, True], ids=["plain", "streamed"])
+
+
+@as_wanted
+@pytest.mark.parametrize("name", INTERFACES)
+def test_every_interface_delivers_what_a_real_server_says(farm: Farm, name: str, *, is_streamed: bool) -> None:
+    interface = INTERFACES[name]
+    body = {"model": "chat", **interface.body("be brief", QUESTION, 7)}
+    said = interface.ask(farm, body, is_streamed=is_streamed)
+    assert (said.text, said.stop) == (KNOWN_ANSWER[: len(said.text)], interface.stops["length"])
+    assert said.text.endswith(" 6")
+    assert said.usage[0] > 3
+    assert said.usage[1] == 7
+
+
+@as_wanted
+@pytest.mark.parametrize("name", ["chat", "responses", "messages"])
+def test_every_interface_delivers_a_call(farm: Farm, name: str, *, is_streamed: bool) -> None:
+    interface = INTERFACES[name]
+    assert interface.tool is not None
+    body = {"model": "even", **interface.body("be brief", QUESTION, 7), **interface.tool("weather", PARAMETERS)}
+    said = interface.ask(farm, body, is_streamed=is_streamed)
+    assert (said.calls, said.stop) == ([("weather", {"city": "Paris"})], interface.stops["tool_calls"])
+    assert arrived(farm)["tools"][0]["function"]["parameters"] == PARAMETERS
+
+
+@pytest.mark.parametrize("name", ["responses", "messages"])
+def test_turns_return_to_the_replica_that_has_read_them(farm: Farm, name: str) -> None:
+    interface, opening = INTERFACES[name], f"a conversation by {name}"
+    turns = [{"role": "user", "content": opening}]
+    for turn in range(5):
+        body = {"model": "even", **interface.body("be brief", turns, 7)}
+        farm.client.post(interface.path, json=body).raise_for_status()
+        turns = [*turns, {"role": "assistant", "content": "yes"}, {"role": "user", "content": "and then?"}]
+        for _other in range(turn):  # now fewer, now more, so that no turn comes back to its replica by chance
+            farm.ask("even").raise_for_status()
+    seen = farm.fakes.seen()
+    assert len([name for name in EVEN if opening in str(seen[name].bodies)]) == 1
+
+
+def test_conversations_with_one_opening_are_told_apart_by_their_key(farm: Farm) -> None:
+    """Codex opens all of them in a folder alike."""
+    body = {"model": "even", "input": QUESTION}
+    keyed = [body | {"prompt_cache_key": f"talk-{number}"} for number in range(12)]
+    replicas = [farm.replica(farm.client.post("/v1/responses", json=each).raise_for_status()) for each in keyed]
+    assert set(replicas) == set(EVEN)
+    again = [farm.replica(farm.client.post("/v1/responses", json=each).raise_for_status()) for each in keyed[::-1]]
+    assert again == replicas[::-1]
 
 
 # --- Anthropic's messages
@@ -172,3 +223,32 @@ def test_every_piece_of_a_legacy_completion_has_a_text(farm: Farm, options: dict
     choices = [choice for event in events for choice in event["choices"]]
     assert "".join(choice["text"] for choice in choices) == "Tiny: 1 2 3"
     assert [choice["finish_reason"] for choice in choices if choice.get("finish_reason")] == ["length"]
+
+
+# --- embeddings
+
+
+def test_token_numbers_for_a_name_of_openai_become_text(farm: Farm) -> None:
+    """LangChain's default: the server would read the numbers as its own tokens."""
+    texts = ["the cat is in the river", "Grüße"]
+    numbers = [[1820, 8415, 374, 304, 279, 15140], [6600, 2448, 24352]]  # in cl100k_base
+    for given, wanted in ((numbers, texts), (numbers[0], texts[:1]), (texts, texts), ("x", "x")):
+        farm.fakes.reset()
+        body = {"model": "text-embedding-3-small", "input": given}
+        farm.client.post("/v1/embeddings", json=body).raise_for_status()
+        assert farm.fakes.seen()["vectors-1"].bodies[0]["input"] == wanted
+    body = {"model": "text-embedding-3-small", "input": [[2_000_000]]}
+    error = farm.client.post("/v1/embeddings", json=body).json()["error"]
+    assert (error["code"], error["param"]) == ("invalid_value", "input")
+    farm.client.post("/v1/embeddings", json={"model": "vectors", "input": [[1, 2]]}).raise_for_status()
+    assert farm.fakes.seen()["vectors-1"].bodies[-1]["input"] == [[1, 2]]
+
+
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+def test_dimensions_that_the_server_ignores_are_refused(farm: Farm, encoding: str) -> None:
+    body = {"model": "embed", "input": "hello", "encoding_format": encoding}
+    answer = farm.client.post("/v1/embeddings", json=body | {"dimensions": 4})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (400, "unsupported_parameter", "dimensions")
+    assert "128 numbers" in error["message"]
+    assert farm.client.post("/v1/embeddings", json=body | {"dimensions": 128}).is_success

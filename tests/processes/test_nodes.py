@@ -31,11 +31,12 @@ from corral.render.output import write
 from corral.render.secrets import initialise
 from corral.render.tree import render
 from corral.runtime.haproxy import balancer_of
-from corral.tiny_models import KNOWN_ANSWER, make_chat_model
+from corral.tiny_models import CHAT_TEMPLATE, KNOWN_ANSWER, make_chat_model
 from tests.model_files import make_rerank_model
 from tests.processes import farm as farms
 from tests.processes.farm import HOST, Extras, Farm, Streamed
 from tests.processes.helpers import REPOSITORY, Process, wait_http, wait_until
+from tests.processes.interfaces import INTERFACES, Said
 from tests.processes.wires import orders
 from tests.processes.wires.orders import LOOPBACK, order
 from tests.processes.wires.rest import SOUND
@@ -51,6 +52,17 @@ WIRES: dict[str, tuple[str, ...]] = {
     "lab": ("rest", "X-Api-Key"), "studio": ("rest", "Authorization"), "raw": ("rest", "Authorization"),
     "voices": ("rest", "Authorization"),
 }  # fmt: skip
+# As strict as the chat templates of Qwen and Gemma together.
+STRICT = (
+    "{%- set turns = messages[1:] if messages[0].role == 'system' else messages -%}"
+    "{%- for message in messages -%}{%- if message.content is not string -%}"
+    "{{ raise_exception('type must be string, but is array') }}{%- endif -%}{%- endfor -%}"
+    "{%- for message in turns -%}{%- if message.role == 'system' -%}"
+    "{{ raise_exception('System message must be at the beginning.') }}{%- endif -%}"
+    "{%- if (message.role == 'user') != (loop.index0 % 2 == 0) -%}"
+    "{{ raise_exception('Conversation roles must alternate') }}{%- endif -%}{%- endfor -%}"
+) + CHAT_TEMPLATE
+SERVERS = {"pixel": CHAT_TEMPLATE, "strict": STRICT}
 # Pools of one node, each of another wire format.
 NODE_OF_POOL = {"smart": "mac", "desk": "desk", "lab": "lab", "studio": "studio"}
 
@@ -104,7 +116,8 @@ def inventory_of(ports: dict[str, int]) -> dict[str, Any]:
         "studio": {"url": url["studio"], **rest, "engine": "lmstudio"},
         "raw": {"url": url["raw"], **rest, "thinking": "shown"},
     }
-    site["pools"] |= {name: {"on": {"node": name}} for name in ("lab", "studio", "raw")}
+    site["nodes"]["strict"] = site["nodes"]["pixel"] | {"url": f"http://{LOOPBACK}:{ports['strict']}"}
+    site["pools"] |= {name: {"on": {"node": name}} for name in ("lab", "studio", "raw", "strict")}
     for name, model in (("desk", "qwen3:4b"), ("herd", "llama3.2:3b")):
         site["pools"][name] = {"on": {"node": "desk", "model": model}, "queue": {"depth": 2, "timeout_s": 30}}
     models = {"whisper-1": {"kind": "transcription"}, "tts-1": {"kind": "speech"}}
@@ -125,7 +138,7 @@ def inventory_of(ports: dict[str, int]) -> dict[str, Any]:
 
 @contextmanager
 def running() -> Iterator[Nodes]:
-    wanted = [*WIRES, "pixel", "rank", "gateway", "admin", "litellm", "balancer", "stats", "fakes"]
+    wanted = [*WIRES, *SERVERS, "rank", "gateway", "admin", "litellm", "balancer", "stats", "fakes"]
     ports = dict(zip(wanted, _free_ports(), strict=False))
     folder = Path(tempfile.mkdtemp(prefix="corral-nodes-"))
     folder.chmod(0o755)
@@ -142,7 +155,7 @@ def running() -> Iterator[Nodes]:
         farm.processes = {}
         farm.client.event_hooks = {"request": [_alone]}
         with ExitStack() as stack:
-            for name in [*WIRES, "pixel"]:
+            for name in [*WIRES, *SERVERS]:
                 farm.processes[name] = stack.enter_context(_process(farm, name))
             stack.enter_context(farms._started(farm))
             stack.enter_context(farm.client)
@@ -165,8 +178,8 @@ def _process(farm: Nodes, name: str) -> Process:
     if name in WIRES:
         wire, *further = WIRES[name]
         return Process(orders.command(wire, farm.ports[name], *further), farm.folder / f"{name}.log")
-    model = farm.folder / "pixel.gguf"
-    make_chat_model(model)
+    model = farm.folder / f"{name}.gguf"
+    make_chat_model(model, template=SERVERS[name])
     program = REPOSITORY / "gpu-server" / "local" / "llama-server"
     words = f"--model {model} --host {LOOPBACK} --port {farm.ports[name]} --parallel 2 --ctx-size 4096 --threads 1"
     return Process([sys.executable, program, *words.split()], farm.folder / f"{name}.log")
@@ -221,6 +234,91 @@ def test_ollama_gets_its_own_options_and_its_figures_are_used(farm: Nodes) -> No
     assert farm.requests_of("desk")[-1]["body"]["options"] == {"num_predict": 5}
     streamed = farm.ask_streamed("desk", "hello", stream_options={"include_usage": True})
     assert streamed.events[-1]["usage"]["prompt_tokens"] == 7
+
+
+TURNS = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+# Nodes that are told not to think.
+SILENT = ("smart", "desk")
+
+
+@pytest.mark.parametrize("is_streamed", [False, True], ids=["plain", "streamed"])
+@pytest.mark.parametrize("interface", INTERFACES)
+@pytest.mark.parametrize("pool", NODE_OF_POOL)
+def test_every_interface_delivers_what_the_server_says(
+    farm: Nodes, pool: str, interface: str, *, is_streamed: bool
+) -> None:
+    """Content, thought, stop reason and usage, in the shape that the interface has by its documentation."""
+    client = INTERFACES[interface]
+    for finish in ("stop", "length"):
+        asked = {"role": "user", "content": order(TEXT, think=["two ", "and two"], finish=finish)}
+        said = client.ask(
+            farm, {"model": pool, **client.body("be brief", [*TURNS, asked], 77)}, is_streamed=is_streamed
+        )
+        thought = "" if pool in SILENT or interface == "completions" else "two and two"
+        assert said == Said("".join(TEXT), thought, [], client.stops[finish], (7, 3))
+        body = farm.requests_of(NODE_OF_POOL[pool])[-1]["body"]
+        if interface != "completions":
+            texts = [(message["role"], message["content"]) for message in body["messages"]]
+            told = [("system", "be brief"), *((turn["role"], turn["content"]) for turn in (*TURNS, asked))]
+            assert texts == told
+        assert 77 in (body | body.get("options", {})).values()
+
+
+SYSTEM = [{"type": "text", "text": text, "cache_control": {"type": "ephemeral"}} for text in ("be brief", "be kind")]
+NOW = {"role": "system", "content": "now"}
+# What coding agents send: an interface, and fields. Of Codex the second message describes where it runs.
+AGENTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "Claude Code": ("messages", {"system": SYSTEM, "messages": [*TURNS, TURNS[0], NOW]}),
+    "Claude Code, later": ("messages", {"system": SYSTEM, "messages": [
+        TURNS[0], NOW, TURNS[1], {"role": "user", "content": [
+            {"type": "text", "text": "one"}, {"type": "text", "text": "two"},
+        ]},
+    ]}),
+    "Codex": ("responses", {"instructions": "be brief", "input": [
+        {"type": "message", "role": "developer", "content": [{"type": "input_text", "text": "be kind"}]},
+        {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "in /tmp"}]},
+        {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hi"}]},
+    ]}),
+    "Codex, later": ("responses", {"instructions": "be brief", "input": [
+        *TURNS, {"role": "developer", "content": "now"}, {"role": "user", "content": "and?"},
+    ]}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("is_streamed", [False, True], ids=["plain", "streamed"])
+@pytest.mark.parametrize("agent", AGENTS)
+def test_a_strict_chat_template_accepts_what_agents_send(farm: Nodes, agent: str, *, is_streamed: bool) -> None:
+    name, fields = AGENTS[agent]
+    client = INTERFACES[name]
+    body = {"model": "strict", **client.body("", [], 7), **fields}
+    assert client.ask(farm, body, is_streamed=is_streamed).text == KNOWN_ANSWER[: len("Tiny: 1 2 3 4 5 6")]
+
+
+def test_a_later_system_text_does_not_change_the_beginning(farm: Nodes) -> None:
+    """A server reads again what comes after the first change, which takes minutes on old cards."""
+    for agent, first in (("Claude Code", "be brief\n\nbe kind"), ("Codex, later", "be brief")):
+        name, fields = AGENTS[agent]
+        body = {"model": "lab", **INTERFACES[name].body("", [], 7), **fields}
+        farm.client.post(INTERFACES[name].path, json=body).raise_for_status()
+        system, *turns, last = farm.requests_of("lab")[-1]["body"]["messages"]
+        assert (system, turns) == ({"role": "system", "content": first}, TURNS)
+        assert last["role"] == "user"
+        assert "now" in last["content"]
+
+
+def test_a_chat_request_keeps_its_messages(farm: Nodes) -> None:
+    messages = [{"role": "system", "content": "be brief"}, *TURNS, NOW, TURNS[0], TURNS[0]]
+    farm.client.post("/v1/chat/completions", json={"model": "lab", "messages": messages}).raise_for_status()
+    assert farm.requests_of("lab")[-1]["body"]["messages"] == messages
+
+
+@pytest.mark.parametrize("sequence", ["###", "another"])
+def test_a_stop_sequence_is_named_if_the_server_names_it(farm: Nodes, sequence: str) -> None:
+    """vLLM does."""
+    plain, _ = said(farm, "lab", order(["4"], stop="###"), stop_sequences=[sequence])
+    is_named = sequence == "###"
+    wanted = ("stop_sequence", "###") if is_named else ("end_turn", None)
+    assert (plain["stop_reason"], plain["stop_sequence"]) == wanted
 
 
 # --- images and rerank requests

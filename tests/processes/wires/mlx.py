@@ -37,7 +37,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """A chat request."""
-        if self.path not in ("/v1/chat/completions", "/chat/completions"):
+        if self.path not in ("/v1/chat/completions", "/chat/completions", "/v1/completions"):
             self._send(404, "Not Found")
             return
         if self.headers.get("Content-Length") is None:
@@ -49,27 +49,28 @@ class Handler(BaseHTTPRequestHandler):
         elif body.get("model", MODEL) != MODEL:
             self._send(404, json.dumps({"error": f"Repository Not Found: {body['model']}"}))
         else:
+            if "prompt" in body:
+                body["messages"] = [{"content": body["prompt"]}]
             with SEEN.request(self.path, dict(self.headers), body) as order:
                 self._stream(body, order) if body.get("stream") else self._answer(body, order)
 
     def _answer(self, body: dict[str, Any], order: Order) -> None:
         time.sleep(order.service_s)
-        thoughts = "".join(_thoughts(body, order))
-        message = {"role": "assistant", "content": "".join(order.say) or None}
-        message |= {"reasoning": thoughts} if thoughts else {}
-        self._send(200, json.dumps(_packet("", {"message": message, "finish_reason": "stop"}) | {"usage": USAGE}))
+        thoughts, text = "".join(_thoughts(body, order)), "".join(order.say)
+        message = {"role": "assistant", "content": text or None} | ({"reasoning": thoughts} if thoughts else {})
+        said = {"text": text} if "prompt" in body else {"message": message}
+        self._send(200, json.dumps(_packet(body, said | {"finish_reason": order.finish}) | {"usage": USAGE}))
 
     def _stream(self, body: dict[str, Any], order: Order) -> None:
         self._head(200, "text/event-stream")
         self._write(": keepalive 0/7")
         for key, pieces in (("reasoning", _thoughts(body, order)), ("content", order.say)):
             for piece in pieces:
-                delta = {"role": "assistant", key: piece}
-                self._event(_packet(".chunk", {"delta": delta, "finish_reason": None}))
+                self._event(_chunk(body, {key: piece}, None))
                 time.sleep(order.service_s / len(pieces))
-        self._event(_packet(".chunk", {"delta": {"role": "assistant"}, "finish_reason": "stop"}))
+        self._event(_chunk(body, {}, order.finish))
         if (body.get("stream_options") or {}).get("include_usage"):
-            self._event(_packet("", {}) | {"choices": [], "usage": USAGE})
+            self._event(_packet(body, {}) | {"choices": [], "usage": USAGE})
         self._write("data: [DONE]")
 
     def _event(self, packet: dict[str, Any]) -> None:
@@ -93,6 +94,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def _thoughts(body: dict[str, Any], order: Order) -> list[str]:
+    if "prompt" in body:
+        return []
     return order.think if body.get("chat_template_kwargs", {}).get("enable_thinking", True) else []
 
 
@@ -105,9 +108,16 @@ def _wrong(body: dict[str, Any]) -> str:
     return ""
 
 
-def _packet(suffix: str, choice: dict[str, Any]) -> dict[str, Any]:
+def _chunk(body: dict[str, Any], delta: dict[str, str], finish: str | None) -> dict[str, Any]:
+    """One event of a stream, of a chat or of a legacy completion."""
+    said = {"text": delta.get("content", "")} if "prompt" in body else {"delta": {"role": "assistant", **delta}}
+    return _packet(body, said | {"finish_reason": finish}, ".chunk")
+
+
+def _packet(body: dict[str, Any], choice: dict[str, Any], suffix: str = "") -> dict[str, Any]:
+    kind = "text_completion" if "prompt" in body else f"chat.completion{suffix}"
     head = {"id": "chatcmpl-1", "system_fingerprint": "0.32.2", "model": MODEL, "created": 1}
-    return head | {"object": f"chat.completion{suffix}", "choices": [{"index": 0} | choice]}
+    return head | {"object": kind, "choices": [{"index": 0} | choice]}
 
 
 if __name__ == "__main__":

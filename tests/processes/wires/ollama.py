@@ -18,7 +18,7 @@ from tests.processes.wires.orders import LOOPBACK, Order, Seen
 SEEN = Seen()
 MODELS = ("llama3.2:3b", "qwen3:4b")
 FIGURES = {
-    "done_reason": "stop", "total_duration": 9, "load_duration": 1, "prompt_eval_count": 7, "prompt_eval_duration": 3,
+    "total_duration": 9, "load_duration": 1, "prompt_eval_count": 7, "prompt_eval_duration": 3,
     "eval_count": 3, "eval_duration": 5,
 }  # fmt: skip
 
@@ -34,7 +34,7 @@ async def chat(request: web.Request) -> web.StreamResponse:
         await asyncio.sleep(order.service_s)
         message = {"role": "assistant", "content": "".join(order.say)}
         message |= {"thinking": "".join(order.think)} if order.think and _thinks(body) else {}
-        return web.json_response(_line(body, message, done=True) | FIGURES)
+        return web.json_response(_line(body, message, done=True) | FIGURES | {"done_reason": order.finish})
 
 
 async def _stream(request: web.Request, body: dict[str, Any], order: Order) -> web.StreamResponse:
@@ -46,7 +46,7 @@ async def _stream(request: web.Request, body: dict[str, Any], order: Order) -> w
         line = _line(body, {"role": "assistant", **message}, done=False)
         await response.write(json.dumps(line).encode() + b"\n")
         await asyncio.sleep(order.service_s / len(messages))
-    end = _line(body, {"role": "assistant", "content": ""}, done=True) | FIGURES
+    end = _line(body, {"role": "assistant", "content": ""}, done=True) | FIGURES | {"done_reason": order.finish}
     await response.write(json.dumps(end).encode() + b"\n")
     return response
 

@@ -31,6 +31,10 @@ class Order:
     # What the server separates from the answer by itself.
     think: list[str] = field(default_factory=list)
     service_s: float = 0.0
+    # The stop sequence that ended the answer.
+    stop: str | None = None
+    # Why it ended, in OpenAI's words.
+    finish: str = "stop"
 
     @classmethod
     def of(cls, body: dict[str, Any]) -> Order:
@@ -45,9 +49,9 @@ class Order:
             return cls()
 
 
-def order(say: list[str], *, think: list[str] | None = None, service_s: float = 0.0) -> str:
+def order(say: list[str], *, think: list[str] | None = None, service_s: float = 0.0, **end: str) -> str:
     """The text of a message that wants this answer."""
-    return json.dumps(asdict(Order(say, think or [], service_s)))
+    return json.dumps(asdict(Order(say, think or [], service_s, **end)))
 
 
 class Seen:

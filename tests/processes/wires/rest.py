@@ -21,6 +21,7 @@ from tests.processes.wires.orders import LOOPBACK, Order, Seen
 
 SEEN = Seen()
 KEY = "value-of-the-key"
+USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
 # Bytes that are written at once.
 PART = 7
 # What it says: no text of any coding.
@@ -46,23 +47,44 @@ async def chat(request: web.Request) -> web.StreamResponse:
     body = await request.json()
     with SEEN.request(request.path, dict(request.headers), body) as order:
         if body.get("stream"):
-            return await _stream(request, order)
+            return await _stream(request, body, order)
         await asyncio.sleep(order.service_s)
         message = {"role": "assistant", "content": "".join(order.say)}
         message |= {"reasoning_content": "".join(order.think)} if order.think else {}
-        usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
-        return web.json_response(_packet({"message": message, "finish_reason": "stop"}) | {"usage": usage})
+        return web.json_response(_packet({"message": message, **_end(order)}) | {"usage": USAGE})
 
 
-async def _stream(request: web.Request, order: Order) -> web.StreamResponse:
+async def completions(request: web.Request) -> web.StreamResponse:
+    """A legacy completion; its prompt is the order."""
+    body = await request.json()
+    body["messages"] = [{"content": body["prompt"]}]
+    with SEEN.request(request.path, dict(request.headers), body) as order:
+        if body.get("stream"):
+            return await _stream(request, body, order)
+        choice = {"text": "".join(order.say), "logprobs": None, **_end(order)}
+        return web.json_response(_packet(choice) | {"object": "text_completion", "usage": USAGE})
+
+
+def _end(order: Order) -> dict[str, Any]:
+    """Why the answer ended; vLLM names the stop sequence in `stop_reason`."""
+    return {"finish_reason": order.finish, "stop_reason": order.stop}
+
+
+async def _stream(request: web.Request, body: dict[str, Any], order: Order) -> web.StreamResponse:
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
     await response.prepare(request)
-    for key, pieces in (("reasoning_content", order.think), ("content", order.say)):
+    is_legacy = "prompt" in body
+    for key, pieces in (("reasoning_content", [] if is_legacy else order.think), ("content", order.say)):
         for piece in pieces:
-            raw = _event({"delta": {"role": "assistant", key: piece}, "finish_reason": None})
+            said = {"text": piece} if is_legacy else {"delta": {"role": "assistant", key: piece}}
+            raw = _event(body, said | {"finish_reason": None})
             for start in range(0, len(raw), PART):
                 await response.write(raw[start : start + PART])
-    await response.write(_event({"delta": {}, "finish_reason": "stop"}) + b"data: [DONE]\n\n")
+    last: dict[str, Any] = {"text": ""} if is_legacy else {"delta": {}}
+    await response.write(_event(body, last | _end(order)))
+    if (body.get("stream_options") or {}).get("include_usage"):
+        await response.write(_event(body, {}, usage=USAGE))
+    await response.write(b"data: [DONE]\n\n")
     return response
 
 
@@ -71,8 +93,10 @@ def _packet(choice: dict[str, Any]) -> dict[str, Any]:
     return head | {"choices": [{"index": 0, **choice}]}
 
 
-def _event(choice: dict[str, Any]) -> bytes:
-    packet = _packet(choice) | {"object": "chat.completion.chunk"}
+def _event(body: dict[str, Any], choice: dict[str, Any], usage: dict[str, int] | None = None) -> bytes:
+    """One event of a stream; the one with the usage has no choice."""
+    packet = _packet(choice) | {"object": "text_completion" if "prompt" in body else "chat.completion.chunk"}
+    packet |= {"choices": [], "usage": usage} if usage else {}
     return b"data: " + json.dumps(packet, ensure_ascii=False).encode() + b"\n\n"
 
 
@@ -114,6 +138,7 @@ async def told(_request: web.Request) -> web.Response:
 if __name__ == "__main__":
     app = web.Application(middlewares=[authentication], client_max_size=64 * 1024**2)
     app.router.add_post("/v1/chat/completions", chat)
+    app.router.add_post("/v1/completions", completions)
     app.router.add_post("/v1/audio/transcriptions", transcriptions)
     app.router.add_post("/v1/audio/speech", speech)
     app.router.add_get("/v1/models", models)
