@@ -19,7 +19,7 @@ WATCHING = ("litellm_settings", "router_settings", "guardrails")
 
 def verdicts(site: Site, published: Contributions) -> dict[str, str]:
     """For each pool why its requests need LiteLLM; empty text for those that take the fast lane."""
-    unlike = {route.pool for route in published.routes if route.has_siblings}
+    unlike = {route.pool for route in published.routes if route.lease_url}
     found: dict[str, list[Backend]] = {}
     for backend in published.backends:
         found.setdefault(backend.pool, []).append(backend)

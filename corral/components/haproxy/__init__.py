@@ -409,7 +409,7 @@ def _values(site: Site, groups: list[Group], cloud: set[str]) -> dict[str, Any]:
             for value in (*values, *leases)
             if (machines := [name for name in value["machines"] if name in site.sleepers])
         ],
-        "fast": _fast(site, groups, _groups_of_pools(groups)) if gateway.fast_lane else None,
+        "fast": _fast(site, groups) if gateway.fast_lane else None,
         "slots_path": SLOTS_PATH if _has_spill(site) else "",
         "pools": [
             {"name": pool, "groups": [value for value in queues if pool in value["pools"]]}
@@ -419,8 +419,9 @@ def _values(site: Site, groups: list[Group], cloud: set[str]) -> dict[str, Any]:
     }
 
 
-def _fast(site: Site, groups: list[Group], per_pool: Counter[str]) -> dict[str, Any]:
+def _fast(site: Site, groups: list[Group]) -> dict[str, Any]:
     """The backend of the fast lane, and the pools that it takes."""
+    leased = leased_pools(site, groups)
     limits = {pool: litellm.request_limits(site, pool, kind) for pool, kind in _kinds(groups).items()}
     pools = [
         {
@@ -432,7 +433,7 @@ def _fast(site: Site, groups: list[Group], per_pool: Counter[str]) -> dict[str, 
         }
         for group in groups
         for pool in group.pools
-        if not fast_lane.reason_against(site, pool, group.backends, is_one_queue=per_pool[pool] == 1)
+        if not fast_lane.reason_against(site, pool, group.backends, is_one_queue=pool not in leased)
     ]
     return {"backend": FAST, "pools": pools}
 

@@ -55,7 +55,7 @@ OWN_MIB = 1100
 CALLBACKS: dict[str, Callable[[Route], bool]] = {
     "corral_adapters": lambda route: bool(route.backend.adapters),
     "corral_cache": lambda route: bool(route.backend.cache_field),
-    "corral_permits": lambda route: bool(route.lease_url),
+    "corral_leases": lambda route: bool(route.lease_url),
     "corral_ollama": lambda route: route.backend.protocol == "ollama" and route.backend.kind == "chat",
     "corral_thinking": lambda route: route.backend.hides_thoughts,
 }
