@@ -34,7 +34,7 @@ local function number(text)
 end
 
 local function node_of(pool, replica)
-    local figures = core.backends[pool.name].servers[replica.name]:get_stats()
+    local figures = core.backends[replica.group or pool.name].servers[replica.name]:get_stats()
     local is_healthy = figures.status:sub(1, 2) == "UP"
     return {
         is_healthy = is_healthy,
@@ -45,6 +45,7 @@ local function node_of(pool, replica)
         json = {
             { "name", replica.name },
             { "pool", pool.pool },
+            { "tier", replica.tier or pool.pool },
             { "models", replica.models or { replica.model, is_list = true } },
             { "healthy", is_healthy },
             { "status", figures.status },
@@ -62,7 +63,7 @@ end
 local function pool_of(pool, busy, slots)
     local figures = core.backends[pool.name]:get_stats()
     return {
-        { "name", pool.name },
+        { "name", pool.is_lease and pool.pool or pool.name },
         { "busy", busy },
         { "slots", slots },
         { "queued", number(figures.qcur) },
@@ -73,20 +74,32 @@ end
 local function state()
     local sum = { healthy = 0, total = 0, busy = 0, slots = 0, queued = 0, requests = 0, errors = 0 }
     local nodes, pools = { is_list = true }, { is_list = true }
+    local spilling = 0  -- a request that may spill waits in several of these queues
     for _, pool in ipairs(corral_farm) do
         local busy, slots = 0, 0
         for _, replica in ipairs(pool.replicas) do
             local node = node_of(pool, replica)
-            nodes[#nodes + 1] = node.json
-            sum.total = sum.total + 1
-            sum.healthy = sum.healthy + (node.is_healthy and 1 or 0)
-            sum.requests, sum.errors = sum.requests + node.requests, sum.errors + node.errors
-            busy, slots = busy + node.busy, slots + (node.is_healthy and node.slots or 0)
+            local node_slots = node.is_healthy and node.slots or 0
+            busy, slots = busy + node.busy, slots + node_slots
+            if not pool.is_lease then  -- there the replicas of other groups appear once more
+                nodes[#nodes + 1] = node.json
+                sum.total = sum.total + 1
+                sum.healthy = sum.healthy + (node.is_healthy and 1 or 0)
+                sum.requests, sum.errors = sum.requests + node.requests, sum.errors + node.errors
+                sum.busy, sum.slots = sum.busy + node.busy, sum.slots + node_slots
+            end
         end
         local described, queued = pool_of(pool, busy, slots)
-        pools[#pools + 1] = described
-        sum.busy, sum.slots, sum.queued = sum.busy + busy, sum.slots + slots, sum.queued + queued
+        if pool.spills then
+            spilling = math.max(spilling, queued)
+        else
+            sum.queued = sum.queued + queued
+        end
+        if not pool.is_leased then
+            pools[#pools + 1] = described
+        end
     end
+    sum.queued = sum.queued + spilling
     local word = sum.healthy == sum.total and "ok" or sum.healthy > 0 and "degraded" or "down"
     return sum.healthy > 0 and 200 or 503, json({
         { "status", word },

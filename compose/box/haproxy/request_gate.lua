@@ -8,6 +8,7 @@
 -- On the runtime API: `corral hold POOL SECONDS` and `corral release POOL`.
 
 local POLL_MS = 50
+local LEASE_PAUSE_MS = 10000
 local LEFT_MS = 1000   -- Lua is not told about disconnects: drop waiters that have not polled for this time
 local held_until = {}
 local waiting = {}     -- by pool: for each waiting request, its arrival and its last poll
@@ -46,7 +47,7 @@ end
 local function is_being_changed(backend)
     for _, server in pairs(backend.servers) do
         local status = server:get_stats().status
-        if status == "MAINT" or status:sub(1, 5) == "DOWN " then
+        if status == "MAINT" or status:sub(1, 10) == "MAINT (via" or status:sub(1, 5) == "DOWN " then
             return true
         end
     end
@@ -122,11 +123,22 @@ core.register_service("refuse_upload", "http", function(applet)
     repeat
         local part = applet:receive(65536)
     until not part or #part == 0
-    local text = '{"error":{"message":"all slots are busy and the queue is full","type":"rate_limit_error","code":429}}'
+    local text = '{"type":"error","error":{"type":"rate_limit_error","message":"all slots are busy and the queue is full","param":null,"code":"rate_limit_exceeded"}}'
     applet:set_status(429)
     applet:add_header("content-type", "application/json")
     applet:add_header("content-length", tostring(#text))
     applet:add_header("retry-after", "5")
     applet:start_response()
     applet:send(text)
+end)
+
+-- The server behind the backends `Leases.<pool>`: it keeps a slot of theirs for as long as its client keeps the answer open.
+core.register_service("lease", "http", function(applet)
+    applet:set_status(200)
+    applet:add_header("transfer-encoding", "chunked")
+    applet:start_response()
+    while true do
+        applet:send("\n")
+        core.msleep(LEASE_PAUSE_MS)
+    end
 end)

@@ -78,7 +78,11 @@ async def _check_model(data: Mapping[str, Any], key: Any) -> None:
 
     model = data.get("model")
     if not isinstance(model, str) or not model:
-        raise HTTPException(BAD_REQUEST, "model must be the name of a model; GET /v1/models lists those of your key")
+        raise HTTPException(
+            BAD_REQUEST,
+            "the body must be a JSON object in UTF-8 with the name of a model in `model`; GET /v1/models lists those of"
+            " your key",
+        )
     await can_key_call_resolved_model(
         model=model, llm_model_list=None, valid_token=key, llm_router=proxy_server.llm_router
     )

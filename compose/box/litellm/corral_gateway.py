@@ -8,9 +8,8 @@ LiteLLM loads this file from beside its `config.yaml`:
     litellm_settings:
       callbacks: ["corral_gateway.corral_gateway"]
 
-It adds what LiteLLM has no setting for: it passes a backend's `Retry-After` to the client, sends the conversation of a
-request to the balancer, alternates between equally busy replicas, refuses with the statuses that OpenAI's clients
-expect, and logs a refusal in one line.
+It adds what LiteLLM has no setting for: it sends the conversation of a request to the balancer, alternates between
+equally busy replicas, and logs a refusal in one line.
 """
 # ruff: noqa: ARG002 - LiteLLM passes the parameters of hooks by name
 
@@ -19,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -40,6 +38,8 @@ OWN_HEADERS = "x-corral-"
 WEIGHT = "corral_weight"
 KEY_HASH = re.compile(r"[0-9a-f]{64}")
 CONSUMER_LENGTH = 32
+# Bytes of a conversation's opening, or of a client's name for it, that count.
+OPENING_BYTES = 4096
 
 # Headers with which a client may name its conversation; the first match wins.
 CLIENT_SESSION_HEADERS = ("x-litellm-session-id", "x-session-id", "litellm_session_id")
@@ -61,19 +61,7 @@ CONVERSATIONS = frozenset(
 # Kinds of call to which LiteLLM adds the headers in `headers`; `extra_headers` would end up in some bodies.
 OTHER_CALLS = frozenset({"aembedding", "embedding", "arerank", "rerank", "aimage_generation", "image_generation"})
 
-RETRY_AFTER = "retry-after"
 TOO_MANY_REQUESTS = 429
-NOT_FOUND = 404
-SERVICE_UNAVAILABLE = 503
-# LiteLLM's messages for a backend that was unreachable or closed the connection without an answer.
-#
-# The first comes from OpenAI's library, the others from LiteLLM's own connections.
-NOBODY_THERE = re.compile(r"Exception - (Connection error\.|Server disconnected|Cannot connect to host)")
-SOON_S = "5"
-MOST_SHOWN = 127
-# The pool for models that do not exist; without it they get 404.
-UNKNOWN_MODEL = os.environ.get("CORRAL_UNKNOWN_MODEL", "")
-DELAY_OR_DATE = re.compile(r"[\w,: .+-]{1,40}", re.ASCII)
 
 
 class ShortRefusals(logging.Filter):
@@ -102,43 +90,16 @@ class CorralGateway(CustomLogger):
         super().__init__()
         self._turns: Counter[str] = Counter()
 
-    async def async_post_call_failure_hook(
-        self,
-        request_data: dict[str, Any],
-        original_exception: Exception,
-        user_api_key_dict: object,
-        traceback_str: str | None = None,
-    ) -> None:
-        """Refuses like OpenAI and with `Retry-After`, which LiteLLM alone would hide."""
-        _correct_status(original_exception, request_data.get("model"))
-        if str(getattr(original_exception, "status_code", "")) != str(TOO_MANY_REQUESTS):
-            return
-        own_headers = _lower_case(getattr(original_exception, "headers", None))
-        if own_headers.get("rate_limit_type") == "max_parallel_requests":
-            # LiteLLM says one minute, as for its other limits, but a place is free as soon as an answer ends.
-            vars(original_exception)["headers"] = {**own_headers, RETRY_AFTER: SOON_S}
-        delay = _lower_case(_response_headers(original_exception)).get(RETRY_AFTER, "")
-        if RETRY_AFTER in own_headers or not DELAY_OR_DATE.fullmatch(delay):
-            return
-        # The proxy sends this attribute, which the exception classes do not declare.
-        vars(original_exception)["headers"] = {**own_headers, RETRY_AFTER: delay}
-
     async def async_pre_call_hook(
         self, user_api_key_dict: object, cache: object, data: dict[str, Any], call_type: str
     ) -> dict[str, Any]:
-        """Returns the request with the conversation's name in a header for the balancer; the body is unchanged.
-
-        Where the site names a pool for models that do not exist, such a request gets its name.
-        """
-        if UNKNOWN_MODEL and _is_unknown(data.get("model")):
-            data["model"] = UNKNOWN_MODEL
+        """Returns the request with the conversation's name in a header for the balancer; the body is unchanged."""
         if call_type in OTHER_CALLS:
             data["headers"] = _foreign(data.get("headers")) | consumer_headers(user_api_key_dict)
         if call_type not in CONVERSATIONS:
             return data
         upstream = _foreign(data.get("extra_headers")) | consumer_headers(user_api_key_dict)
-        key = str(getattr(user_api_key_dict, "api_key", None) or "")
-        name = conversation_name(data, key)
+        name = conversation_name(data, key_hash(user_api_key_dict))
         if name:
             upstream[SESSION_HEADER] = name
         if upstream:
@@ -166,14 +127,19 @@ def consumer_headers(key: object) -> dict[str, str]:
 
     The public frontend computes the same from the credential, so LiteLLM's alias for the master key is replaced.
     """
-    hashed = str(getattr(key, "api_key", None) or "")
-    if not KEY_HASH.fullmatch(hashed):
-        from litellm.proxy import proxy_server
-
-        hashed = hashlib.sha256(str(proxy_server.master_key or hashed).encode()).hexdigest()
     weight = (getattr(key, "metadata", None) or {}).get(WEIGHT)
-    named = {CONSUMER_HEADER: hashed[:CONSUMER_LENGTH]}
+    named = {CONSUMER_HEADER: key_hash(key)[:CONSUMER_LENGTH]}
     return named | ({WEIGHT_HEADER: str(weight)} if weight else {})
+
+
+def key_hash(key: object) -> str:
+    """Returns the hash of a request's key, as HAProxy computes it."""
+    hashed = str(getattr(key, "api_key", None) or "")
+    if KEY_HASH.fullmatch(hashed):
+        return hashed
+    from litellm.proxy import proxy_server
+
+    return hashlib.sha256(str(proxy_server.master_key or hashed).encode()).hexdigest()
 
 
 def _foreign(headers: object) -> dict[str, str]:
@@ -182,55 +148,19 @@ def _foreign(headers: object) -> dict[str, str]:
     return {name: value for name, value in items if name == CLASS_HEADER or not name.lower().startswith(OWN_HEADERS)}
 
 
-def _correct_status(error: Exception, model: object) -> None:
-    """Replaces LiteLLM's status by OpenAI's.
-
-    404 for an unknown model, 401 for an unknown key, 429 for a budget that is spent, 503 when no server took the
-    request: on a reused connection, HAProxy signals that by closing it.
-    """
-    kind = str(getattr(error, "type", ""))
-    if NOBODY_THERE.search(str(getattr(error, "message", ""))) and str(getattr(error, "status_code", "")) == "500":
-        vars(error)["status_code"] = SERVICE_UNAVAILABLE
-    if type(error).__name__ == "BudgetExceededError":
-        vars(error)["status_code"] = TOO_MANY_REQUESTS
-    elif kind.endswith("no_db_connection"):  # without a database the master key is the only key
-        vars(error).update(code="401", message="Authentication Error, this key is not known here", type="auth_error")
-    elif not _is_unknown(model):
-        return
-    elif type(error).__name__ == "ProxyModelNotFoundError":
-        vars(error).update(status_code=NOT_FOUND, detail=_no_such_model(model))
-    elif kind.endswith("key_model_access_denied"):
-        found = {"code": str(NOT_FOUND), "message": _no_such_model(model), "type": "invalid_request_error"}
-        vars(error).update(found)
-
-
-def _no_such_model(model: object) -> str:
-    return f"The model '{str(model)[:MOST_SHOWN]}' does not exist. GET /v1/models lists the models of your key."
-
-
-def _is_unknown(model: object) -> bool:
-    """Whether the gateway has no pool, alias or deployment of this name."""
-    if not isinstance(model, str) or not model:
-        return False
-    from litellm.proxy import proxy_server
-
-    router = proxy_server.llm_router
-    if router is None:
-        return False
-    known = model in router.model_names or model in (router.model_group_alias or {}) or router.has_model_id(model)
-    return not known and not router.pattern_router.route(model)
-
-
 def conversation_name(data: Mapping[str, Any], key: str) -> str | None:
     """Returns the same 32 characters for every turn of a conversation, None for other requests.
 
     A conversation is what the client says it is, otherwise all requests with one key, model and opening: the messages
-    up to and including the first of the user. The key is part of both, so that tenants never share a name.
+    up to and including the first of the user. The key is part of both, so that tenants never share a name. OpenAI's
+    `prompt_cache_key`, where a client sends it, tells conversations with the same opening apart.
+    haproxy/fast_lane.lua computes the same.
     """
     if session := _client_session(data):
-        return _digest(["session", key, session])
-    if opening := _opening(data.get("messages")):
-        return _digest(["opening", key, data.get("model"), opening])
+        return _digest("session", key, session)
+    if opening := _opening(data.get("messages") or data.get("input")):
+        named = [str(data["prompt_cache_key"])] if data.get("prompt_cache_key") else []
+        return _digest("opening", key, str(data.get("model")), *named, opening)
     return None
 
 
@@ -241,26 +171,26 @@ def _client_session(data: Mapping[str, Any]) -> str | None:
     return next((value for value in named if value), None)
 
 
-def _opening(messages: object) -> list[object]:
-    """Returns the messages up to the user's first one, which are the same in every turn."""
+def _opening(messages: object) -> str:
+    """Returns the messages up to the user's first one, which are the same in every turn, as one text."""
     if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)):
-        return []
-    for index, message in enumerate(messages):
-        if isinstance(message, Mapping) and message.get("role") == "user":
-            return list(messages[: index + 1])
-    return []
+        return ""
+    parts: list[str] = []
+    for message in messages:
+        if not isinstance(message, Mapping):
+            continue
+        content = message.get("content")
+        text = content if isinstance(content, str) else json.dumps(content, sort_keys=True, default=str)
+        parts.append(f"{message.get('role')}\x1f{text}")
+        if message.get("role") == "user":
+            return "\x1e".join(parts)
+    return ""
 
 
-def _digest(parts: list[object]) -> str:
-    text = json.dumps(parts, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def _response_headers(error: Exception) -> object:
-    """Returns the backend's headers, which are in one of two places depending on the call."""
-    return getattr(error, "litellm_response_headers", None) or getattr(
-        getattr(error, "response", None), "headers", None
-    )
+def _digest(kind: str, *parts: str) -> str:
+    *names, text = parts
+    whole = "\n".join((kind, *names)).encode(errors="replace") + b"\n" + text.encode(errors="replace")[:OPENING_BYTES]
+    return hashlib.sha256(whole).hexdigest()[:CONSUMER_LENGTH]
 
 
 def _lower_case(headers: object) -> dict[str, str]:
