@@ -65,7 +65,7 @@ OPENAI_TOKENS = "gpt-4"
 BYTES_PER_NUMBER = 4
 # Fields in which servers name the stop sequence that ended an answer: vLLM, SGLang.
 STOPPED_BY = ("stop_reason", "matched_stop")
-# Of a translated request, what its chat request and its answer have to know.
+# What the hooks of one request tell each other: `is_own` (see there), `stopped_by` (stop sequences that servers named).
 _call: ContextVar[dict[str, Any] | None] = ContextVar("corral_translated_call", default=None)
 REMEDY = "This gateway keeps no answers: send the whole input with every request, and `store: false`."
 
@@ -87,7 +87,7 @@ class CorralInterfaces(CustomLogger):
     async def async_pre_call_hook(
         self, user_api_key_dict: object, cache: object, data: dict[str, Any], call_type: str
     ) -> None:
-        """Leaves the request unchanged; raises Refusal for one of `/v1/responses` that refers to a stored answer."""
+        """Decodes token numbers to embed; raises Refusal for a response that refers to a stored answer."""
         _call.set({})
         if call_type in ASKED_AGAIN:
             raise Refusal(f"There is no such response. {REMEDY}", "response_not_found", "response_id", NOT_FOUND)
