@@ -124,11 +124,11 @@ def results(client: Client, farm: Farm, folder: Path) -> Iterator[tuple[str, str
 
 
 def _result(command: list[str], environment: Mapping[str, str], folder: str, expect: str | None) -> str:
-    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     try:
         done = subprocess.run(
-            command, env=dict(environment), cwd=folder, text=True, timeout=CHECK_S, check=False, **streams
-        )
+            command, env=dict(environment), cwd=folder, text=True, timeout=CHECK_S, check=False,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
         return f"no end after {CHECK_S} s"
     told = any(text in done.stdout for text in ([expect] if expect else EXPECTED))
