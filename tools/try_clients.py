@@ -33,6 +33,7 @@ from tests.processes.farm import (  # noqa: E402 - the checkout is not installed
     keep_only,
     running,
 )
+from tools.make_env import Pip, settings_of_pip  # noqa: E402
 
 CLIENTS = Path(__file__).with_suffix(".yaml")
 # The fake server's answers: whole and streamed.
@@ -86,7 +87,11 @@ class Client:
 
 
 def _run(command: list[Any]) -> str:
-    done = subprocess.run(list(map(str, command)), text=True, capture_output=True, timeout=INSTALL_S, check=False)
+    """What an installing command prints; uv uses the package index that pip is set up for."""
+    known = {**os.environ, **settings_of_pip(Pip([sys.executable, "-m", "pip"], {}))}
+    done = subprocess.run(
+        list(map(str, command)), text=True, capture_output=True, timeout=INSTALL_S, check=False, env=known
+    )
     if done.returncode:
         raise SystemExit(f"corral: {' '.join(map(str, command))}:\n{done.stderr[-2000:]}")
     return done.stdout
