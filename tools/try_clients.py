@@ -33,6 +33,7 @@ from tests.processes.farm import (  # noqa: E402 - the checkout is not installed
     keep_only,
     running,
 )
+from tools.make_env import Pip, settings_of_pip  # noqa: E402
 
 CLIENTS = Path(__file__).with_suffix(".yaml")
 # The fake server's answers: whole and streamed.
@@ -86,7 +87,11 @@ class Client:
 
 
 def _run(command: list[Any]) -> str:
-    done = subprocess.run(list(map(str, command)), text=True, capture_output=True, timeout=INSTALL_S, check=False)
+    """What an installing command prints; uv uses the package index that pip is set up for."""
+    known = {**os.environ, **settings_of_pip(Pip([sys.executable, "-m", "pip"], {}))}
+    done = subprocess.run(
+        list(map(str, command)), text=True, capture_output=True, timeout=INSTALL_S, check=False, env=known
+    )
     if done.returncode:
         raise SystemExit(f"corral: {' '.join(map(str, command))}:\n{done.stderr[-2000:]}")
     return done.stdout
@@ -124,11 +129,11 @@ def results(client: Client, farm: Farm, folder: Path) -> Iterator[tuple[str, str
 
 
 def _result(command: list[str], environment: Mapping[str, str], folder: str, expect: str | None) -> str:
-    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     try:
         done = subprocess.run(
-            command, env=dict(environment), cwd=folder, text=True, timeout=CHECK_S, check=False, **streams
-        )
+            command, env=dict(environment), cwd=folder, text=True, timeout=CHECK_S, check=False,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
         return f"no end after {CHECK_S} s"
     told = any(text in done.stdout for text in ([expect] if expect else EXPECTED))

@@ -905,7 +905,7 @@ class Pool(Section):
     queue: Queue | None = None
     """Waiting room of this pool, when it differs from the gateway's."""
     timeout_s: int | None = Field(None, ge=1, le=DAY_S)
-    """Longest time in seconds that one answer may take."""
+    """Longest time in seconds that an answer may take; for a stream, the longest silence."""
     objective: Objective | None = None
     """What clients of this pool may expect, when it differs from the monitoring's."""
     cache: Literal["private", "shared"] | None = None
@@ -997,7 +997,7 @@ class Gateway(Section):
     fast_lane: bool = False
     """Whether HAProxy passes plain chat and embedding requests of known keys to their pool without LiteLLM."""
     timeout_s: int = Field(300, ge=1, le=DAY_S)
-    """Longest time in seconds that one answer may take, after waiting for a slot."""
+    """Longest time in seconds that an answer may take, after waiting for a slot; for a stream, the longest silence."""
     auto: Auto | None = None
     """The name under which requests are routed by how difficult they are."""
     database: bool = True

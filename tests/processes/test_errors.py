@@ -163,7 +163,7 @@ def test_a_request_has_one_name_for_its_client_and_in_litellms_log(farm: Farm) -
 
 def test_wrong_requests_of_one_client_take_no_replica_out(farm: Farm) -> None:
     """llama-server answers 500 to tools that it does not know."""
-    wrong = {"tools": [{"type": "code_interpreter"}]}
+    wrong: dict[str, Any] = {"tools": [{"type": "code_interpreter"}]}
     for _ in range(4):
         assert farm.ask("chat", max_tokens=2).status_code == 200
         assert {farm.ask("chat", **wrong).status_code for _ in range(5)} == {400}

@@ -437,7 +437,8 @@ def test_a_budget_that_is_used_up_takes_the_last_resort_out(farm: Farm) -> None:
     assert spent <= BUDGET_USD + 2 * DOLLARS_PER_ANSWER, "counted in time"
     refused = farm.ask("last")
     assert refused.status_code == 429
-    assert "budget" in refused.json()["error"]["message"]
+    assert refused.json()["error"]["message"] == "the budget of this pool is spent"
+    assert (refused.json()["error"]["code"], refused.headers.get("retry-after")) == ("insufficient_quota", None)
     farm.fakes.reset()
     with farm.fakes.behaving(["front-1", "second-1"], "error"):
         assert not farm.ask("front").is_success

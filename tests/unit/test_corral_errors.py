@@ -17,10 +17,11 @@ def errors() -> ModuleType:
 
 
 def test_haproxy_has_the_same_types_and_codes(errors: ModuleType) -> None:
-    refusal = environment().get_template("haproxy/errors.j2").module.refusal
+    template = '{% from "haproxy/errors.j2" import refusal %}{{ refusal(status, kind, "words") }}'
+    refusal = environment().from_string(template)
     for status, (kind, code) in errors.BY_STATUS.items():
         _, error = errors.described(status, "words")
-        assert json.loads(refusal(status, kind, "words")) == {"type": "error", "error": error}
+        assert json.loads(refusal.render(status=status, kind=kind)) == {"type": "error", "error": error}
         assert error["code"] == code
 
 
