@@ -170,3 +170,16 @@ def test_a_connection_that_was_kept_open_over_a_reload_reaches_the_new_worker(
         balancer.take_out(balancer.servers()["here-solo-1"])  # in the old worker: a local host keeps no states
         reload()
         assert client.get(url).status_code == 200
+
+
+def test_the_farms_state_goes_on_counting_over_reloads(balancer: Balancer, reload: Reload) -> None:
+    def requests() -> int:
+        address = f"http://127.0.0.1:{balancer.plan.inventory.gateway.stats_port}/health"
+        found: int = httpx.get(address, trust_env=False).raise_for_status().json()["nodes"][0]["requests"]
+        return found
+
+    for count in (1, 2):
+        assert _ask(balancer) == 200
+        balancer.keep_figures()
+        reload()
+        wait_until(lambda count=count: requests() == count, LIMIT_S, f"{count} requests are counted")
