@@ -300,7 +300,7 @@ def test_000_the_balancer_listens_on_8899() -> None:
     door = next(service for service in services_of("neural-farm") if service.role == "balancer")
     assert [port.number for port in door.ports if port.publish] == [8899, 4002]
     config = tree_of("neural-farm")["gateway/haproxy/haproxy.cfg"].decode()
-    assert sum(map(int, re.findall(r"^    server (?!litellm).* maxconn (\d+)", config, re.MULTILINE))) == 6
+    assert sum(map(int, re.findall(r"^    server (?!litellm)(?!.* track ).* maxconn (\d+)", config, re.MULTILINE))) == 6
 
 
 def options(command: list[str]) -> dict[str, str]:
