@@ -83,6 +83,8 @@ class CorralLeases(CustomLogger):
         Raises:
             Exception: HAProxy's refusal, or the last attempt's failure if a server had begun the request.
         """
+        if not request_kwargs:  # no request follows: LiteLLM counts tokens
+            return healthy_deployments
         last = _lease.get()
         if last is not None:
             last.end()
@@ -95,7 +97,7 @@ class CorralLeases(CustomLogger):
         lease = Lease(model)
         _lease.set(lease)
         try:
-            lease.answer = await self._first_slot(list(places), own_headers(request_kwargs or {}))
+            lease.answer = await self._first_slot(list(places), own_headers(request_kwargs))
         except RefusedError as refusal:
             outside = [item for item in healthy_deployments if not lease_url(item)]
             if outside and refusal.status == SERVICE_UNAVAILABLE:

@@ -197,8 +197,13 @@ class Balancer:
         except BalancerError:  # its workers are changing places
             return False
 
+    def keep_figures(self) -> None:
+        """Lets the next worker go on counting requests and errors where this one is, for `/health`."""
+        self.ask("corral keep")
+
     def _store_state(self) -> None:
         """Keeps who is up for the next worker; servers that moved are left out, it has to look at them anew."""
+        self.keep_figures()
         site = self.plan.site
         places = {item.name: site.address(item.endpoint, self.host.name) for item in self.plan.contributions.backends}
         state = keep_known(self.ask("show servers state"), places)

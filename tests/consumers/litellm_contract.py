@@ -67,6 +67,7 @@ INFO_EXTRAS = {
     "thinking": "litellm/corral_thinking.py",
     "adapters": "litellm/corral_adapters.py",
     "cache_field": "litellm/corral_cache.py",
+    "lease_url": "litellm/corral_leases.py",
 }
 
 CACHE_EXTRAS = {

@@ -300,7 +300,7 @@ def test_000_the_balancer_listens_on_8899() -> None:
     door = next(service for service in services_of("neural-farm") if service.role == "balancer")
     assert [port.number for port in door.ports if port.publish] == [8899, 4002]
     config = tree_of("neural-farm")["gateway/haproxy/haproxy.cfg"].decode()
-    assert sum(map(int, re.findall(r"^    server (?!litellm).* maxconn (\d+)", config, re.MULTILINE))) == 6
+    assert sum(map(int, re.findall(r"^    server (?!litellm)(?!.* track ).* maxconn (\d+)", config, re.MULTILINE))) == 6
 
 
 def options(command: list[str]) -> dict[str, str]:
@@ -350,9 +350,11 @@ def test_haproxy_has_every_backend_once_with_its_slots(case: str, path: str) -> 
     planned = {
         backend.name: backend.slots for backend in plan_of(case).contributions.backends if backend.protocol != "cloud"
     }
-    servers = re.findall(r"^    server (\S+) \S+ id \d+ maxconn (\d+) weight (\d+)", text, re.MULTILINE)
-    assert {name: int(slots) for name, slots, _ in servers} == planned
-    assert len(servers) == len(planned)
+    line = re.compile(r"^    server (\S+) \S+ id \d+ maxconn (\d+) weight (\d+)( no-check track)?", re.MULTILINE)
+    servers = line.findall(text)
+    assert {name: int(slots) for name, slots, _, lease in servers if not lease} == planned
+    assert sum(not lease for *_, lease in servers) == len(planned)
+    assert all((name, int(slots)) in planned.items() for name, slots, _, lease in servers if lease)
 
 
 # --- Prometheus -------------------------------------------------------------------------------------------------------

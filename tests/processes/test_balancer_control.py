@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
@@ -170,3 +171,16 @@ def test_a_connection_that_was_kept_open_over_a_reload_reaches_the_new_worker(
         balancer.take_out(balancer.servers()["here-solo-1"])  # in the old worker: a local host keeps no states
         reload()
         assert client.get(url).status_code == 200
+
+
+def test_the_farms_state_goes_on_counting_over_reloads(balancer: Balancer, reload: Reload) -> None:
+    def has_counted(count: int) -> bool:
+        address = f"http://127.0.0.1:{balancer.plan.inventory.gateway.stats_port}/health"
+        found: int = httpx.get(address, trust_env=False).raise_for_status().json()["nodes"][0]["requests"]
+        return found == count
+
+    for count in (1, 2):
+        assert _ask(balancer) == 200
+        balancer.keep_figures()
+        reload()
+        wait_until(partial(has_counted, count), LIMIT_S, f"{count} requests are counted")

@@ -671,9 +671,12 @@ def test_six_run_ten_wait_and_the_next_is_refused(all_fakes: Nodes) -> None:
 def test_waiting_request_takes_the_first_slot_of_any_node(all_fakes: Nodes) -> None:
     farm = all_fakes
     with ThreadPoolExecutor(5) as threads:
-        long = [threads.submit(farm.ask, "primary", order(["done"], service_s=6.0)) for _ in range(3)]
-        threads.submit(farm.ask, "primary", order(["done"], service_s=1.0))
+        long = [threads.submit(farm.ask, "primary", order(["done"], service_s=9.0)) for _ in range(3)]
+        threads.submit(farm.ask, "primary", order(["done"], service_s=3.0))
         wait_until(lambda: state(farm)["busy"] == 4, WITHIN_S, "all are busy")
+        with farm.leaving("primary"):
+            wait_until(lambda: farm.queue("Leases.primary") == 1, WITHIN_S, "a client waits, and leaves")
+        wait_until(lambda: farm.queue("Leases.primary") == 0, WITHIN_S, "its place is free")
         assert farm.ask("primary", "hello").is_success
         assert not any(answer.done() for answer in long)
 

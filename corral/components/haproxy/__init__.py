@@ -73,6 +73,8 @@ GUARDED = "a key, one list of routes, limits for each address"
 TABLES_MIB = 24
 # Where the servers' states are kept over a reload; gone with the container, so that a new one looks for itself.
 STATE_FILE = "/tmp/servers.state"  # noqa: S108 - a path in the container
+# Where it keeps what it has counted over a reload, on a `local` host and in a container.
+FIGURES_FILES = ("logs/haproxy.figures", "/tmp/figures")  # noqa: S108 - a path in the container
 # Relative to the host's folder, in which supervisord starts every program.
 LOCAL_SOCKET = "unix@logs/haproxy.sock mode 600"
 # The backend with LiteLLM, for requests that are not refused at the door.
@@ -180,7 +182,8 @@ def _balancer(site: Site, groups: list[Group], cloud: set[str]) -> Iterator[Cont
     values = _values(site, groups, cloud)
     yield File(gateway.host, COMPONENT, "haproxy.cfg", template="haproxy/haproxy.cfg.j2", values=values)
     told = {name: values[name] for name in ("groups", "shared", "sleepers", "fast")} | {
-        "own_address": values["successor_address"]
+        "own_address": values["successor_address"],
+        "figures_file": FIGURES_FILES[not site.is_local(gateway.host)],
     }
     yield File(gateway.host, COMPONENT, "farm.lua", template="haproxy/farm.lua.j2", values=told)
     assets = (
