@@ -6,6 +6,15 @@
 -- All values are HAProxy's own statistics; no server is called. farm.lua, which is rendered, sets `corral_farm`.
 
 local kept, kept_at = nil, -1
+local before = {}        -- by group/replica: requests and errors of the workers that a reload has replaced
+
+core.register_init(function()  -- not earlier: while HAProxy reads its configuration, it is in another folder
+    local file = io.open(corral_figures_file)
+    for line in file and file:lines() or function() end do
+        local replica, requests, errors = line:match("^(%S+) (%d+) (%d+)$")
+        before[replica or ""] = { tonumber(requests), tonumber(errors) }
+    end
+end)
 
 function corral_quoted(text)
     return '"' .. tostring(text):gsub('[%c"\\]', function(letter)
@@ -33,15 +42,24 @@ local function number(text)
     return math.tointeger(tonumber(text) or 0) or 0
 end
 
+-- Requests to a replica, and those that failed there.
+local function counts_of(group, name, figures)
+    local earlier = before[group .. "/" .. name] or { 0, 0 }
+    local errors = number(figures.hrsp_5xx) + number(figures.econ) + number(figures.eresp)
+    return earlier[1] + number(figures.stot), earlier[2] + errors
+end
+
 local function node_of(pool, replica)
-    local figures = core.backends[replica.group or pool.name].servers[replica.name]:get_stats()
+    local group = replica.group or pool.name
+    local figures = core.backends[group].servers[replica.name]:get_stats()
+    local requests, errors = counts_of(group, replica.name, figures)
     local is_healthy = figures.status:sub(1, 2) == "UP"
     return {
         is_healthy = is_healthy,
         busy = number(figures.scur),
         slots = replica.slots,
-        requests = number(figures.stot),
-        errors = number(figures.hrsp_5xx) + number(figures.econ) + number(figures.eresp),
+        requests = requests,
+        errors = errors,
         json = {
             { "name", replica.name },
             { "pool", pool.pool },
@@ -52,8 +70,8 @@ local function node_of(pool, replica)
             { "busy", number(figures.scur) },
             { "parallel", replica.slots },
             { "queued", number(figures.qcur) },
-            { "requests", number(figures.stot) },
-            { "errors", number(figures.hrsp_5xx) + number(figures.econ) + number(figures.eresp) },
+            { "requests", requests },
+            { "errors", errors },
             { "avgMs", number(figures.ttime) },
             { "uptimeMs", is_healthy and number(figures.lastchg) * 1000 or 0 },
         },
@@ -144,4 +162,17 @@ end)
 core.register_service("health_word", "http", function(applet)
     local now = refresh()
     send(applet, now.status, now.word)
+end)
+
+-- Before a reload: the counts, for the next worker.
+core.register_cli({ "corral", "keep" }, "corral keep", function(applet)
+    local file = assert(io.open(corral_figures_file, "w"))
+    for _, pool in ipairs(corral_farm) do
+        for _, replica in ipairs(pool.is_lease and {} or pool.replicas) do
+            local node = node_of(pool, replica)
+            file:write(pool.name, "/", replica.name, " ", node.requests, " ", node.errors, "\n")
+        end
+    end
+    file:close()
+    applet:send("kept\n")
 end)

@@ -98,6 +98,7 @@ RULES = (
         r"|maximum context length|input \(\d+ tokens\) is too large to process",
         BAD_REQUEST, CONTEXT,
     ),
+    _rule(r"Exceeded budget for", TOO_MANY_REQUESTS, QUOTA, "the budget of this pool is spent"),
     _rule(r"budget_?exceeded|budget has been exceeded|over budget|insufficient_quota", TOO_MANY_REQUESTS, QUOTA),
     _rule(
         r"token_not_found_in_db|no_db_connection|VerificationTokenTable|Malformed API Key", 401, "invalid_api_key",
