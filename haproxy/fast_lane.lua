@@ -418,6 +418,9 @@ core.register_action("failed", { "http-res" }, function(txn)
         status = 400
         txn:set_var("txn.code", '"context_length_exceeded"')
     end
+    for _, wrong in ipairs({ "Failed to parse", "Unsupported tool type", "Unsupported param" }) do
+        status = said:find(wrong, 1, true) and 400 or status
+    end
     txn:set_var("txn.message", said)
     txn:set_var("txn.failed", status)
 end)
