@@ -11,6 +11,7 @@ from typing import Any
 import litellm
 import pytest
 from aiohttp import web
+from litellm.exceptions import APIError, RateLimitError
 
 from tests.callbacks import load_callback
 
@@ -100,7 +101,7 @@ def test_slot_is_leased_for_as_long_as_the_request_lasts(leases: ModuleType) -> 
     assert "x-other" not in seen[0]
 
 
-@pytest.mark.parametrize(("status", "kind"), [(429, litellm.RateLimitError), (503, litellm.APIError)])
+@pytest.mark.parametrize(("status", "kind"), [(429, RateLimitError), (503, APIError)])
 def test_refusal_is_the_balancers_own(leases: ModuleType, status: int, kind: type[Any]) -> None:
     async def answer(_pool: str, _headers: dict[str, str]) -> tuple[int, str]:
         return status, ""
@@ -120,7 +121,7 @@ def test_refusal_is_the_balancers_own(leases: ModuleType, status: int, kind: typ
 
 
 def test_balancer_that_is_away_is_503(leases: ModuleType) -> None:
-    with pytest.raises(litellm.APIError) as refusal:
+    with pytest.raises(APIError) as refusal:
         asyncio.run(chosen(leases, [node(DEAD, "small", "a")], **REQUEST))
     assert refusal.value.status_code == 503
 
@@ -138,13 +139,13 @@ def test_only_what_no_server_began_gets_another_slot(
         async with haproxy(answer) as (base, held):
             nodes = [node(base, "small", "a")]
             await chosen(leases, nodes, **REQUEST)
-            failure = litellm.APIError(status, text, llm_provider="", model="small")
+            failure = APIError(status, text, llm_provider="", model="small")
             await leases.corral_leases.async_post_call_failure_deployment_hook({}, failure, None)
             if is_repeated:
                 assert await chosen(leases, nodes, **REQUEST) == nodes
                 await until(held, ["small"])
             else:
-                with pytest.raises(litellm.APIError):
+                with pytest.raises(APIError):
                     await chosen(leases, nodes, **REQUEST)
                 await until(held, [])
 
