@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import httpx
 import litellm
+from litellm.exceptions import APIError, RateLimitError
 from litellm.integrations.custom_logger import CustomLogger
 
 GROUP_HEADER = "x-corral-group"
@@ -110,7 +111,11 @@ class CorralLeases(CustomLogger):
         return [item for item in places[_url_of(lease.answer)] if group_of(item) == group]
 
     async def async_post_call_failure_deployment_hook(
-        self, request_data: Mapping[str, object], exception: Exception, call_type: object
+        self,
+        request_data: Mapping[str, object],
+        exception: Exception,
+        call_type: object,
+        fallback_depth: int | None = None,
     ) -> None:
         """Remembers a failure of a request that a server may have begun: it is not sent to another one."""
         lease, status = _lease.get(), str(getattr(exception, "status_code", ""))
@@ -158,10 +163,10 @@ class RefusedError(Exception):
     def as_error(self, model: str) -> Exception:
         """The error that LiteLLM raises when a server refuses like this."""
         if self.status >= SERVICE_UNAVAILABLE:  # of a kind for which LiteLLM leases no other slot
-            return litellm.APIError(self.status, self._message(), llm_provider="", model=model)
+            return APIError(self.status, self._message(), llm_provider="", model=model)
         request = httpx.Request("POST", "http://haproxy")
         response = httpx.Response(self.status, headers=dict(self.headers), text=str(self), request=request)
-        return litellm.RateLimitError(self._message(), llm_provider="", model=model, response=response)
+        return RateLimitError(self._message(), llm_provider="", model=model, response=response)
 
     def _message(self) -> str:
         try:
@@ -173,9 +178,14 @@ class RefusedError(Exception):
 def _until_the_end() -> list[Lease]:
     """A list whose leases end with the current task."""
     leases: list[Lease] = []
+
+    def end(_task: object) -> None:
+        for lease in leases:
+            lease.end()
+
     task = asyncio.current_task()
     if task is not None:
-        task.add_done_callback(lambda _: [lease.end() for lease in leases])
+        task.add_done_callback(end)
     return leases
 
 
@@ -204,8 +214,8 @@ def places_of(model: str, deployments: list[Any]) -> Iterator[tuple[str, list[An
     from litellm.proxy import proxy_server
 
     router, spills = proxy_server.llm_router, [item.spill for item in litellm.callbacks if hasattr(item, "spill")]
-    others = [pool for spill in spills for pool in spill(model)] if router else []
-    for found in (deployments, *(router.get_model_list(model_name=pool) or [] for pool in others)):
+    others = [pool for spill in spills for pool in spill(model)]
+    for found in (deployments, *(router.get_model_list(model_name=pool) or [] for pool in others if router)):
         if url := next(filter(None, map(lease_url, found)), ""):
             yield url, found
 
