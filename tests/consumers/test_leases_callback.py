@@ -8,13 +8,10 @@ from contextlib import asynccontextmanager
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import litellm
 import pytest
 from aiohttp import web
-<<<<<<< HEAD
-from litellm import exceptions
-=======
 from litellm.exceptions import APIError, RateLimitError
->>>>>>> h19C
 
 from tests.callbacks import load_callback
 
@@ -104,11 +101,7 @@ def test_slot_is_leased_for_as_long_as_the_request_lasts(leases: ModuleType) -> 
     assert "x-other" not in seen[0]
 
 
-<<<<<<< HEAD
-@pytest.mark.parametrize(("status", "kind"), [(429, exceptions.RateLimitError), (503, exceptions.APIError)])
-=======
 @pytest.mark.parametrize(("status", "kind"), [(429, RateLimitError), (503, APIError)])
->>>>>>> h19C
 def test_refusal_is_the_balancers_own(leases: ModuleType, status: int, kind: type[Any]) -> None:
     async def answer(_pool: str, _headers: dict[str, str]) -> tuple[int, str]:
         return status, ""
@@ -128,11 +121,7 @@ def test_refusal_is_the_balancers_own(leases: ModuleType, status: int, kind: typ
 
 
 def test_balancer_that_is_away_is_503(leases: ModuleType) -> None:
-<<<<<<< HEAD
-    with pytest.raises(exceptions.APIError) as refusal:
-=======
     with pytest.raises(APIError) as refusal:
->>>>>>> h19C
         asyncio.run(chosen(leases, [node(DEAD, "small", "a")], **REQUEST))
     assert refusal.value.status_code == 503
 
@@ -150,21 +139,13 @@ def test_only_what_no_server_began_gets_another_slot(
         async with haproxy(answer) as (base, held):
             nodes = [node(base, "small", "a")]
             await chosen(leases, nodes, **REQUEST)
-<<<<<<< HEAD
-            failure = exceptions.APIError(status, text, llm_provider="", model="small")
-=======
             failure = APIError(status, text, llm_provider="", model="small")
->>>>>>> h19C
             await leases.corral_leases.async_post_call_failure_deployment_hook({}, failure, None)
             if is_repeated:
                 assert await chosen(leases, nodes, **REQUEST) == nodes
                 await until(held, ["small"])
             else:
-<<<<<<< HEAD
-                with pytest.raises(exceptions.APIError):
-=======
                 with pytest.raises(APIError):
->>>>>>> h19C
                     await chosen(leases, nodes, **REQUEST)
                 await until(held, [])
 
@@ -186,7 +167,7 @@ def test_request_that_may_spill_takes_the_first_slot_and_no_other(
             small, large = node(base, "small", "a"), node(base, "large", "a")
             router = SimpleNamespace(get_model_list=lambda model_name: [large] if model_name == "large" else [])
             monkeypatch.setattr("litellm.proxy.proxy_server.llm_router", router)
-            monkeypatch.setattr("litellm.callbacks", [SimpleNamespace(spill=lambda _model: ["large"])])
+            monkeypatch.setattr(litellm, "callbacks", [SimpleNamespace(spill=lambda _model: ["large"])])
             assert await chosen(leases, [small], **REQUEST) == [large]
             is_free.set()
             await until(held, ["large"])
