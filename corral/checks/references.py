@@ -22,7 +22,7 @@ from corral.config.source import plain_yaml
 from corral.errors import Finding, KeyPath, did_you_mean, dotted
 from corral.gateway.routes import AZURE_PREFIX, CONSUMER_ROUTES
 from corral.plan.cards import CATALOGUE, card_facts
-from corral.plan.routing import SECTIONS, pool_context, tier_settings
+from corral.plan.routing import SECTIONS, local_names, pool_context, reaches_cloud, tier_settings
 from corral.plan.settings import engine_place, merged_engine
 
 _TEXTS: dict[str, dict[str, str]] = plain_yaml(Path(__file__).with_suffix(".yaml").read_bytes())
@@ -341,7 +341,16 @@ def _consumers(inventory: Inventory) -> Findings:
             yield from _known("pool-exists", "pool", pool, (*path, "pools", index), names)
         for index, _ in _repeated(pool if pool in names else "" for pool in opened):
             yield _finding("pool-exists/twice", (*path, "pools", index), pool=opened[index])
+        yield from _known("team-exists", "team", consumer.team, (*path, "team"), inventory.teams)
+        if consumer.local_only:
+            for index, pool in enumerate(opened):
+                if reaches_cloud(inventory, pool):
+                    yield _finding("local-only/cloud", (*path, "pools", index), pool=pool)
+            yield from _broken(path, (not opened and not local_names(inventory), "local-only/none", "local_only"))
         yield from _broken(path, (name.lower().startswith(OWN_PREFIX), "consumer-name/own", ""), prefix=OWN_PREFIX)
+    used = {consumer.team for consumer in inventory.consumers.values()}
+    for name in inventory.teams:
+        yield from _broken(("teams", name), (name not in used, "team-exists/unused", ""), team=name)
     consumers = list(inventory.consumers)
     for index, other in _repeated(name.lower() for name in consumers):
         name = consumers[index]

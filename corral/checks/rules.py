@@ -693,3 +693,8 @@ def _budget_counts(site: Site, published: Contributions) -> Iterator[Finding]:
         if consumer.budget and not paid & set(_pools_of(site, consumer)):
             words = "this budget is never reached: tokens of its pools cost nothing"
             yield Finding(words, ("consumers", name, "budget"), "give its pools a price, or limit requests and tokens")
+    for name in site.inventory.teams:
+        members = [item for item in site.inventory.consumers.values() if item.team == name]
+        if not paid & {pool for consumer in members for pool in _pools_of(site, consumer)}:
+            words = "this budget is never reached: tokens of its consumers' pools cost nothing"
+            yield Finding(words, ("teams", name, "budget"), "give their pools a price")

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from corral.build import Plan
 from corral.config.client_names import aliases_of
-from corral.config.inventory import Consumer, Tier
+from corral.config.inventory import Budget, Consumer, Inventory, Tier
 from corral.contributions import Service
 from corral.gateway import fast_lane
 from corral.gateway.frontends import gateway_publish_address
@@ -163,7 +163,7 @@ def _show_clients_view(plan: Plan, console: Console) -> None:
     _section(
         console, "consumers", "who calls; `keys sync` makes their keys",
         ("consumer", "opens", "limits per minute", "at a time", "budget", "until"),
-        [_consumer_row(name, consumer) for name, consumer in inventory.consumers.items()],
+        [_consumer_row(inventory, name, consumer) for name, consumer in inventory.consumers.items()],
     )  # fmt: skip
     if auto := inventory.gateway.auto:
         title = ", ".join((auto.name, *auto.aliases))
@@ -224,13 +224,18 @@ def _pool_row(plan: Plan, name: str) -> tuple[str, ...]:
     return "\n".join(names), "\n".join(models), str(len(backends)), str(slots), waiting, limits
 
 
-def _consumer_row(name: str, consumer: Consumer) -> tuple[str, ...]:
-    limits, budget = consumer.limits, consumer.budget
-    period = f" in {budget.period}" if budget and budget.period else ""
+def _consumer_row(inventory: Inventory, name: str, consumer: Consumer) -> tuple[str, ...]:
+    limits, team = consumer.limits, consumer.team
+    budgets = [_budget(consumer.budget)] if consumer.budget else []
+    budgets += [f"{_budget(inventory.teams[team].budget)} with team {team}"] if team else []
     return (
         name, "\n".join(consumer.pools or ["all pools"]), _limits(limits.rpm, limits.tpm), str(limits.parallel or ""),
-        f"{budget.max_usd:g} USD{period}" if budget else "", consumer.expires or "",
+        "\n".join(budgets), consumer.expires or "",
     )  # fmt: skip
+
+
+def _budget(budget: Budget) -> str:
+    return f"{budget.max_usd:g} USD" + (f" in {budget.period}" if budget.period else "")
 
 
 def _limits(rpm: int | None, tpm: int | None, origin: str = "") -> str:

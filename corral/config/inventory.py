@@ -1045,17 +1045,28 @@ class ConsumerLimits(Section):
     """Requests at the same time."""
 
 
+class Team(Section):
+    """Consumers that share one budget."""
+
+    budget: Budget
+    """What all its keys may spend together; a consumer's own budget applies as well."""
+
+
 class Consumer(Section):
     """A person or program with a key of its own; `keys sync` makes LiteLLM agree."""
 
     pools: Annotated[tuple[Name, ...], Field(min_length=1, strict=False)] | None = None
     """Pools that the key opens, with their aliases; all of them when absent."""
+    local_only: bool = False
+    """Whether requests with the key stay in the house: without `pools` it opens those that have no `cloud` node."""
     limits: ConsumerLimits = ConsumerLimits()
     """What the key may ask for."""
     weight: int = Field(1, ge=1, le=100)
     """Share of slots and queue places while several keys wait, in relation to the weights of the others."""
     budget: Budget | None = None
     """What the key may spend."""
+    team: ConsumerName | None = None
+    """Team whose budget it shares."""
     expires: Annotated[Line, AfterValidator(_moment)] | None = None
     """Day (its first moment, UTC) or moment from which the key is refused, such as `2027-01-31`."""
     metadata: dict[Name, Line | int | float | bool] = Field(default_factory=dict)
@@ -1245,6 +1256,8 @@ class Inventory(Section):
     """The one address that clients call."""
     consumers: dict[ConsumerName, Consumer] = Field(default_factory=dict)
     """Keys of people and programs, by name (LiteLLM's `key_alias`)."""
+    teams: dict[ConsumerName, Team] = Field(default_factory=dict)
+    """Budgets that several consumers share, by name (LiteLLM's `team_alias`)."""
     monitoring: Monitoring | None = None
     """Prometheus and the exporters; without this section there is no monitoring."""
     tracing: Tracing | None = None

@@ -12,17 +12,20 @@ from corral.checks.references import OWN_PREFIX
 from corral.config.client_names import aliases_of
 from corral.config.inventory import Consumer, Inventory
 from corral.gateway.routes import CONSUMER_ROUTES, METRICS_ROUTES
+from corral.plan.routing import local_names
 
 # In the metadata of every key that `keys sync` may change and revoke.
 MANAGED = {"managed_by": "corral"}
 # In the metadata of a key with a weight other than 1; the gateway's callback passes it to the balancer.
 WEIGHT = "corral_weight"
+# LiteLLM's fields of a team that the inventory decides; its `team_id` is made of the name.
+TEAM_FIELDS = ("team_alias", "max_budget", "budget_duration", "metadata")
 METRICS_NAME = f"{OWN_PREFIX}prometheus"
 NO_MODELS = "no-default-models"
 # LiteLLM's fields that the inventory decides, beside the expiry.
 FIELDS = (
     "models", "rpm_limit", "tpm_limit", "max_parallel_requests", "max_budget", "budget_duration", "allowed_routes",
-    "metadata",
+    "metadata", "team_id",
 )  # fmt: skip
 # Two expiries that differ by less are the same: LiteLLM takes a duration, and clocks differ.
 TOLERANCE = timedelta(minutes=10)
@@ -125,8 +128,9 @@ def wanted_of(inventory: Inventory, name: str, consumer: Consumer, *, is_managed
     """The key of one consumer, in LiteLLM's terms; LiteLLM lists an alias as a model only if the key names it."""
     limits, budget = consumer.limits, consumer.budget
     weight = {WEIGHT: consumer.weight} if consumer.weight != 1 else {}
+    opened = consumer.pools or (local_names(inventory) or (NO_MODELS,) if consumer.local_only else ())
     settings = {
-        "models": [model for pool in consumer.pools or () for model in (pool, *aliases_of(inventory, pool))],
+        "models": [model for pool in opened for model in (pool, *aliases_of(inventory, pool))],
         "rpm_limit": limits.rpm,
         "tpm_limit": limits.tpm,
         "max_parallel_requests": limits.parallel,
@@ -134,8 +138,27 @@ def wanted_of(inventory: Inventory, name: str, consumer: Consumer, *, is_managed
         "budget_duration": budget.period if budget else None,
         "allowed_routes": list(CONSUMER_ROUTES),
         "metadata": {**consumer.metadata, **weight, **(MANAGED if is_managed else {})},
+        "team_id": team_id(consumer.team) if consumer.team else None,
     }
     return KeySpec(name, settings, moment(consumer.expires))
+
+
+def team_id(name: str) -> str:
+    """LiteLLM's id of a team of the inventory."""
+    return f"{OWN_PREFIX}{name}"
+
+
+def wanted_teams(inventory: Inventory) -> dict[str, dict[str, Any]]:
+    """The teams that LiteLLM should have, by id, in its terms."""
+    return {
+        team_id(name): {
+            "team_alias": name,
+            "max_budget": team.budget.max_usd,
+            "budget_duration": team.budget.period,
+            "metadata": dict(MANAGED),
+        }
+        for name, team in inventory.teams.items()
+    }
 
 
 def stored_key(row: Mapping[str, Any]) -> StoredKey:
@@ -185,6 +208,21 @@ def compare(
             found.append(_present(want, key, value, now, adopted))
     left = (key for key in stored if key.token not in claimed and _is_over(key, now))
     return found + [KeyChange("revoke", key.name, key.token) for key in left]
+
+
+def compare_teams(wanted: Mapping[str, Mapping[str, Any]], stored: Iterable[Mapping[str, Any]]) -> list[KeyChange]:
+    """What makes LiteLLM's teams agree with the inventory: changes only, those that end last."""
+    known = {str(row["team_id"]): row for row in stored if MANAGED.items() <= (row.get("metadata") or {}).items()}
+    found = []
+    for token, team in wanted.items():
+        old = known.get(token)
+        pairs = {name: ((old or {}).get(name), team[name]) for name in TEAM_FIELDS if name != "metadata"}
+        changes = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+        if old is None or changes:
+            action: Action = "update" if old else "create"
+            found.append(KeyChange(action, f"team {team['team_alias']}", token, changes if old else {}))
+    gone = (row for token, row in known.items() if token not in wanted)
+    return [*found, *(KeyChange("revoke", f"team {row.get('team_alias')}", str(row["team_id"])) for row in gone)]
 
 
 def _present(want: KeySpec, key: StoredKey, value: str, now: datetime, adopted: Collection[str]) -> KeyChange:

@@ -61,6 +61,19 @@ def pools_behind(inventory: Inventory, name: str) -> tuple[str, ...]:
     return tuple(pool for pool, found in inventory.pools.items() if name in found.background)
 
 
+def reaches_cloud(inventory: Inventory, name: str) -> bool:
+    """Whether requests for this name may be sent to a cloud account, without those that fall back to another pool."""
+    places = (place for pool in pools_behind(inventory, name) for place in inventory.pools[pool].on)
+    return any(node.engine == "cloud" for place in places if (node := inventory.node_of(place)))
+
+
+def local_names(inventory: Inventory) -> tuple[str, ...]:
+    """The pools, and the name of `auto`, whose requests stay in the house."""
+    auto = inventory.gateway.auto
+    names = (*inventory.pools, *([auto.name] if auto else []))
+    return tuple(name for name in names if not reaches_cloud(inventory, name))
+
+
 def has_private_cache(inventory: Inventory, name: str) -> bool:
     """Whether a pool must not use for one key what it computed for another; decided by who may open it."""
     pool = inventory.pools[name]

@@ -22,6 +22,7 @@ from corral.cli import main
 from corral.config.client_names import EDITOR_NAMES
 from corral.gateway.keys import hash_of
 from corral.runtime.haproxy import balancer_of
+from corral.verbs.keys import keys
 from tests.processes.fakes import LOOPBACK
 from tests.processes.farm import CONSUMERS, EVEN, EVEN_DEPTH, HOST, MIXED, VECTORS, Farm, in_modes
 from tests.processes.helpers import free_port, wait_until
@@ -108,6 +109,30 @@ def actions(said: Said) -> dict[str, str]:
 
 def as_listed(run: Run) -> dict[str, dict[str, Any]]:
     return {item["name"]: item for item in json.loads(run("ls", "--json").out)}
+
+
+def test_a_team_shares_one_budget_until_it_is_gone(farm: Farm, run: Run, tmp_path: Path) -> None:
+    """One answer costs more than the team may spend, so the second is refused, whichever key asks."""
+    member = {"pools": ["mixed", "even"], "team": "family"}
+    path = changed(farm, tmp_path, ann=member, bob=member)
+    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    data["teams"] = {"family": {"budget": {"max_usd": 0.05, "period": "30d"}}}
+    path.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
+    assert actions(run("sync", inventory=path)) == {"ann": "create", "bob": "create", "team": "create"}
+    assert "nothing to do" in run("sync", "--dry-run", inventory=path).err
+    ann, bob = (client_of(farm, key_of(farm, name)) for name in ("ann", "bob"))
+    ask(ann, "mixed")
+    for client in (bob, ann):
+        _, refused = ask_until_refused(client, "mixed", 20)
+        assert refused.code == "insufficient_quota"
+        assert ask(client, "even"), "what costs nothing still answers"
+    spent = next(row for row in keys.spending(farm.plan, farm.out) if row["name"] == "team family")
+    assert spent["budget"]["max_usd"] == 0.05
+
+    left = changed(farm, tmp_path, ann={"pools": ["mixed"]})
+    said = actions(run("sync", inventory=left))
+    assert said == {"ann": "update", "bob": "revoke", "team": "revoke"}
+    assert ask(client_of(farm, key_of(farm, "ann")), "mixed"), "a key that has left the team goes on"
 
 
 # --- sync (004-36, 002-08)

@@ -11,7 +11,10 @@ from typing import Any
 
 import httpx
 import pytest
+import yaml
 
+from corral.config.inventory import Inventory
+from corral.gateway.keys import wanted_keys
 from tests.processes.fakes import LOOPBACK, PIECES_BEFORE_BREAK
 from tests.processes.farm import HOST, Extras, Farm, Mode, in_modes, running
 from tests.processes.helpers import wait_until
@@ -417,6 +420,21 @@ def test_a_key_for_the_background_stays_there(farm: Farm) -> None:
 
 @in_slots
 @pytest.mark.needs("postgres", "prisma-engine")
+def test_a_local_only_key_stays_in_the_house(farm: Farm) -> None:
+    site = yaml.safe_load((farm.out / "inventory.yaml").read_text(encoding="utf-8"))
+    site["nodes"]["last-1"] = {"engine": "cloud", "model": "openai/gpt-4o", "slots": 4}
+    inventory = Inventory.model_validate(site | {"consumers": {"child": {"local_only": True}}})
+    (spec,) = wanted_keys(inventory)
+    key = new_key(farm, *spec.settings["models"])
+    assert pool_of(farm.ask("live", key=key)) == "shared"
+    assert farm.ask("last", key=key).status_code in (401, 403)
+    with farm.fakes.behaving(["front-1", "second-1"], "error"):
+        assert not farm.ask("front", key=key).is_success
+    assert farm.fakes.arrivals(CHAIN)["last-1"] == 0
+
+
+@in_slots
+@pytest.mark.needs("postgres", "prisma-engine")
 def test_a_fallback_leads_only_where_the_key_may_go(farm: Farm) -> None:
     with farm.fakes.behaving(["front-1"], "error"):
         assert farm.ask("front", key=new_key(farm, "front")).status_code == 500
@@ -444,5 +462,6 @@ def test_a_budget_that_is_used_up_takes_the_last_resort_out(farm: Farm) -> None:
         assert not farm.ask("front").is_success
     assert farm.fakes.arrivals(CHAIN)["last-1"] == 0
     if farm.extras.has_cache:
-        farm.restart("litellm")
-        assert farm.ask("last").status_code == 429, "and stays out after a restart"
+        for program in ("valkey", "litellm"):
+            farm.restart(program)
+        assert farm.ask("last").status_code == 429, "and stays out after a restart of both"

@@ -1,4 +1,4 @@
-"""Valkey: counters and cached keys that several gateway processes share. Nothing in it is worth keeping."""
+"""Valkey: counters and cached keys that several gateway processes share, and what cloud budgets have spent."""
 
 from __future__ import annotations
 

@@ -63,6 +63,19 @@ class GatewayKeys:
             page, is_last = page + 1, not answer["metadata"].get("has_more")
         return found
 
+    def teams(self) -> list[dict[str, Any]]:
+        """Every team that LiteLLM has, in its terms."""
+        return list(self._ask("GET", "/team/list"))
+
+    def set_team(self, token: str, body: Mapping[str, Any], *, is_new: bool) -> None:
+        """Makes a team, or changes its settings; None removes a limit."""
+        given = {name: item for name, item in body.items() if item is not None or not is_new}
+        self._ask("POST", "/team/new" if is_new else "/team/update", json={**given, "team_id": token})
+
+    def delete_team(self, token: str) -> None:
+        """Removes a team, and with it every key that is still in it."""
+        self._ask("POST", "/team/delete", json={"team_ids": [token]})
+
     def create(self, value: str, body: Mapping[str, Any]) -> None:
         """Makes `value` a key with these settings."""
         given = {name: item for name, item in body.items() if item is not None}
@@ -83,7 +96,7 @@ class GatewayKeys:
         if self._balancer is not None:
             self._balancer.forget(token)
 
-    def _ask(self, method: str, path: str, *, missing_is_fine: bool = False, **given: Any) -> dict[str, Any]:
+    def _ask(self, method: str, path: str, *, missing_is_fine: bool = False, **given: Any) -> Any:
         try:
             answer = self._client.request(method, path, **given)
         except httpx.HTTPError as error:

@@ -29,10 +29,12 @@ from corral.gateway.keys import (
     StoredKey,
     body_of,
     compare,
+    compare_teams,
     duration_of,
     hash_of,
     wanted_keys,
     wanted_of,
+    wanted_teams,
 )
 from corral.plan.routing import pools_behind
 from corral.render.secrets import ENV_FILE, read_env
@@ -100,11 +102,19 @@ def sync(plan: Plan, out: Path, *, dry_run: bool = False, adopted: Collection[st
     with opened(plan, out) as keyring:
         if not dry_run:
             _settle_rotations(keyring)
+        wanted = wanted_teams(plan.inventory)
+        teams = compare_teams(wanted, keyring.gateway.teams())
+        ended = [change for change in teams if change.action == "revoke"]
         found = compare(keyring.wanted(), keyring.gateway.all(), keyring.files.values(), keyring.now, adopted)
-        for change in found:
-            if change.is_change and not dry_run:
-                _carry_out(keyring, change)
-    return found
+        if not dry_run:
+            for change in teams[: len(teams) - len(ended)]:
+                keyring.gateway.set_team(change.token, wanted[change.token], is_new=change.action == "create")
+            for change in found:
+                if change.is_change:
+                    _carry_out(keyring, change)
+            for change in ended:  # keys that stay have left it
+                keyring.gateway.delete_team(change.token)
+    return [*teams, *found]
 
 
 def _carry_out(keyring: Keyring, change: KeyChange) -> None:
@@ -287,7 +297,19 @@ def spending(plan: Plan, out: Path) -> list[dict[str, Any]]:
         usage = keyring.gateway.usage(today - timedelta(days=USAGE_DAYS - 1), today)
         rows = [_as_data(key, _state(key, keyring.now), None) for key in keyring.gateway.all()]
         found = [row | {"usage_30d": usage.get(row["token"], dict.fromkeys(USAGE, 0))} for row in rows]
+        found += [_team_as_data(row) for row in keyring.gateway.teams()]
         return sorted(found, key=lambda row: (-row["spend_usd"], row["name"].lower()))
+
+
+def _team_as_data(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The spending of a team in the shape of a key's; its requests are those of its keys."""
+    limits = {"max_usd": "max_budget", "period": "budget_duration", "resets": "budget_reset_at"}
+    return {
+        "name": f"team {row.get('team_alias') or row['team_id']}",
+        "spend_usd": float(row.get("spend") or 0),
+        "budget": {name: row.get(field) for name, field in limits.items()},
+        "usage_30d": dict.fromkeys(USAGE, 0),
+    }
 
 
 def _as_data(key: StoredKey, state: str, file: str | None) -> dict[str, Any]:

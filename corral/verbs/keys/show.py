@@ -102,8 +102,9 @@ def show_spend(rows: Sequence[Row], console: Console) -> None:
         counts = (f"{count:,}" for count in row["usage_30d"].values())
         table.add_row(escape(row["name"] or row["key"]), f"{row['spend_usd']:.6f}", _budget(row), until, *counts)
     table.add_section()
-    sums = (f"{sum(row['usage_30d'][name] for row in rows):,}" for name in USAGE)
-    table.add_row("total", f"{sum(row['spend_usd'] for row in rows):.6f}", "", "", *sums)
+    keys = [row for row in rows if "token" in row]  # the others are teams, whose spending is that of their keys
+    sums = (f"{sum(row['usage_30d'][name] for row in keys):,}" for name in USAGE)
+    table.add_row("total", f"{sum(row['spend_usd'] for row in keys):.6f}", "", "", *sums)
     console.print(table)
     console.print(
         f"requests and tokens: of the last {USAGE_DAYS} days, both lanes; LiteLLM writes them every few seconds"
