@@ -93,6 +93,7 @@ def test_a_consumer_in_litellms_words() -> None:
         "budget_duration": "30d",
         "allowed_routes": list(CONSUMER_ROUTES),
         "metadata": {"team": "vets", "managed_by": "corral"},
+        "team_id": None,
     }
     assert WANT.expires == datetime(2027, 1, 31, tzinfo=UTC)
     assert body_of(WANT, NOW)["duration"] == f"{(WANT.expires - NOW).days * 86400 + 12 * 3600}s"
