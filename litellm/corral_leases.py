@@ -139,6 +139,12 @@ class CorralLeases(CustomLogger):
                     task.add_done_callback(_give_back)
                     task.cancel()
 
+    async def close(self) -> None:
+        """Closes the connections to HAProxy."""
+        if self._client is not None:
+            await self._client.close()
+            self._client = None
+
     async def _slot(self, url: str, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
         if self._client is None:
             endless = aiohttp.ClientTimeout(total=None)  # HAProxy ends the wait

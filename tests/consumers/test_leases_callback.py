@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -69,6 +69,18 @@ async def chosen(leases: ModuleType, deployments: list[Any], **request: Any) -> 
     return found
 
 
+def play(leases: ModuleType, scene: Coroutine[Any, Any, Any]) -> None:
+    """Runs a scene, and closes the callback's connections in its loop."""
+
+    async def whole() -> None:
+        try:
+            await scene
+        finally:
+            await leases.corral_leases.close()
+
+    asyncio.run(whole())
+
+
 async def until(held: list[str], wanted: list[str]) -> None:
     async with asyncio.timeout(5):
         while held != wanted:  # noqa: ASYNC110 - the fake says nothing when a client leaves
@@ -96,7 +108,7 @@ def test_slot_is_leased_for_as_long_as_the_request_lasts(leases: ModuleType) -> 
             await until(held, [])
             assert await chosen(leases, nodes) == nodes  # LiteLLM counts tokens
 
-    asyncio.run(run())
+    play(leases, run())
     assert [headers.get("x-corral-consumer") for headers in seen] == ["me"]
     assert "x-other" not in seen[0]
 
@@ -117,12 +129,12 @@ def test_refusal_is_the_balancers_own(leases: ModuleType, status: int, kind: typ
             if status == 429:
                 assert refusal.value.response.headers["retry-after"] == "5"
 
-    asyncio.run(run())
+    play(leases, run())
 
 
 def test_balancer_that_is_away_is_503(leases: ModuleType) -> None:
     with pytest.raises(APIError) as refusal:
-        asyncio.run(chosen(leases, [node(DEAD, "small", "a")], **REQUEST))
+        play(leases, chosen(leases, [node(DEAD, "small", "a")], **REQUEST))
     assert refusal.value.status_code == 503
 
 
@@ -149,7 +161,7 @@ def test_only_what_no_server_began_gets_another_slot(
                     await chosen(leases, nodes, **REQUEST)
                 await until(held, [])
 
-    asyncio.run(run())
+    play(leases, run())
 
 
 def test_request_that_may_spill_takes_the_first_slot_and_no_other(
@@ -172,4 +184,4 @@ def test_request_that_may_spill_takes_the_first_slot_and_no_other(
             is_free.set()
             await until(held, ["large"])
 
-    asyncio.run(run())
+    play(leases, run())

@@ -89,7 +89,7 @@ def test_a_pool_may_have_a_replica_elsewhere() -> None:
     places = [QWEN["on"], {"node": "lab"}]
     plan = plan_of({"box": BOX | BOTH, "lab": LAB}, {"qwen": {"on": places}, "gemma": GEMMA})
 
-    assert list(balancer_of(plan)) == ["node.box", "qwen.lab"]
+    assert list(balancer_of(plan)) == ["node.box", "qwen.lab", "Leases.qwen"]
     assert list(deployments_of(plan)) == ["gemma", "qwen.box", "qwen.lab"]
 
 
