@@ -3,7 +3,7 @@
 set -eu
 option=
 for word; do
-    [ "$option" != --dir ] || mkdir -p -m 700 "$word"
+    [ "$option" != --dir ] || { mkdir -p "$word" && chmod 700 "$word"; }
     option=$word
 done
 exec "$(command -v valkey-server || command -v redis-server)" "$@"

@@ -419,7 +419,9 @@ def test_half_a_head_and_half_a_body_end_within_seconds(entrance: Entrance) -> N
             answer = http.client.HTTPResponse(link)
             answer.begin()
             assert answer.status in {401, 408}, name
-            assert json.loads(answer.read())["error"]["message"], name
+            said = answer.read()
+            if name != "half a head":  # before there is a request HAProxy has its own page
+                assert json.loads(said)["error"]["message"], name
     assert entrance.arrived() == []
 
 
