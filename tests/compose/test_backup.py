@@ -222,7 +222,7 @@ def test_a_place_that_is_not_empty_is_left_alone(saved: Saved) -> None:
         for words in (
             "inventory.yaml, another one",
             "5 containers of this site",
-            f"volume {SITE}-{HOST}_database",
+            f"{SITE}-{HOST}_database",
             "--replace",
         ):
             assert words in said

@@ -69,7 +69,7 @@ EMPTY_HERE = {
         )
     },
 }  # fmt: skip
-VOLUMES = ("dashboards", "database", "llama-restarts", "metrics")
+VOLUMES = ("cache", "dashboards", "database", "llama-restarts", "metrics")
 ATTEMPTS = 3
 # Two scrapes and a start.
 FIGURES_LIMIT_S = 60
