@@ -16,6 +16,7 @@ local OUTAGE_MS = 600000                -- age at which a permit ends while Lite
 local MINUTE_MS = 60000
 local ALIVE_PATH = "/health/liveliness"
 local OPENING_BYTES = 4096              -- of a conversation's opening, by which it is named
+local JSON = "application/json"
 local FORWARDED = { ["content-type"] = true, ["content-length"] = true, host = true, ["x-request-id"] = true }
 
 local permits = {}      -- by hash of the key and model
@@ -369,6 +370,9 @@ core.register_action("fast", { "http-req" }, function(txn, guard)
     local pool, permit = corral_fast[model], permits[key .. "/" .. model]
     local body = txn.f:req_body()
     if not pool or not permit or PATHS[path] ~= pool.kind or #body ~= txn.f:req_body_size() then
+        return
+    end
+    if (txn.f:req_hdr("content-type") or ""):lower():sub(1, #JSON) ~= JSON then
         return
     end
     if txn:get_var("txn.thinking") or not is_valid(permit, now) then

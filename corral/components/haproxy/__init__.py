@@ -193,7 +193,7 @@ def _balancer(site: Site, groups: list[Group], cloud: set[str]) -> Iterator[Cont
         *(CERTIFICATE_ASSETS if values["entrance_certificate"] else ()),
     )
     yield from (File(gateway.host, COMPONENT, name, asset=f"haproxy/{name}") for name in assets)
-    yield _service(site, groups, values["most_connections"], (*RENDERED, *assets))
+    yield _service(site, groups, values, (*RENDERED, *assets))
     if values["shared"]:
         key = f"Bearer {{{values['shared'][0]['secret']}}}\n"
         yield Secret(MODELS_KEY, gateway.host, "opens /models/load, unload and swap", template=key)
@@ -265,7 +265,7 @@ def _url(backend: Backend, address: str) -> str:
     return f"{backend.scheme}://{address}{backend.api_path}"
 
 
-def _service(site: Site, groups: list[Group], most_connections: int, files: tuple[str, ...]) -> Service:
+def _service(site: Site, groups: list[Group], values: dict[str, Any], files: tuple[str, ...]) -> Service:
     gateway = site.inventory.gateway
     endpoints = [backend.endpoint for group in groups for backend in group.backends]
     is_far = any(site.is_outside(endpoint, gateway.host) for endpoint in endpoints)
@@ -274,6 +274,7 @@ def _service(site: Site, groups: list[Group], most_connections: int, files: tupl
     }
     mounts = (*_mounts(site), *(() if site.is_local(gateway.host) else sorted(authorities)))
     keys = (edge.AUTHORITY, edge.CLIENTS["gateway"]) if _calls_edges(site, groups) else ()
+    fast_keys = sorted({item["secret"] for item in (values["fast"] or {}).get("pools", ()) if item["secret"]})
     is_mounted = any(is_system_folder(folder) for folder, _ in mounts)
     return service(
         site,
@@ -287,8 +288,8 @@ def _service(site: Site, groups: list[Group], most_connections: int, files: tupl
         entrance=_entrance_port(site),
         stats_open="127.0.0.1" if site.sleepers else site.publish_address(gateway.host),
         program=() if site.is_local(gateway.host) else ("haproxy",),
-        memory_mib=BASE_MIB + TABLES_MIB + most_connections * CONNECTION_KIB // 1024,
-        keys=(*keys, *((MODELS_KEY,) if any(_shared(site, groups)) else ()), *_fast_keys(site, groups)),
+        memory_mib=BASE_MIB + TABLES_MIB + values["most_connections"] * CONNECTION_KIB // 1024,
+        keys=(*keys, *((MODELS_KEY,) if values["shared"] else ()), *fast_keys),
         files=tuple((name, "") for name in files),
         mounts=mounts,
         calls=(*endpoints, Endpoint(gateway.litellm_port, gateway.host, litellm.COMPONENT)),
@@ -425,31 +426,20 @@ def _values(site: Site, groups: list[Group], cloud: set[str]) -> dict[str, Any]:
 def _fast(site: Site, groups: list[Group]) -> dict[str, Any]:
     """The backend of the fast lane, and the pools that it takes."""
     leased = leased_pools(site, groups)
-    limits = {pool: litellm.request_limits(site, pool, kind) for pool, kind in _kinds(groups).items()}
     pools = [
         {
             "pool": pool,
             "kind": group.first.kind,
             "path": f"/{group.name}/any{group.first.api_path}",
+            "secret": group.first.secret,
             "key_file": _secret_file(site, group.first.secret) if group.first.secret else "",
-            "limits": {name: limit for name, limit in limits[pool].items() if name != "choices"},
+            "limits": litellm.request_limits(site, pool, group.first.kind),
         }
         for group in groups
         for pool in group.pools
         if not fast_lane.reason_against(site, pool, group.backends, is_one_queue=pool not in leased)
     ]
     return {"backend": FAST, "pools": pools}
-
-
-def _fast_keys(site: Site, groups: list[Group]) -> tuple[str, ...]:
-    """Names of the secrets with which the fast lane calls servers."""
-    if not site.inventory.gateway.fast_lane:
-        return ()
-    return tuple(sorted({group.first.secret for group in groups if group.first.secret}))
-
-
-def _kinds(groups: list[Group]) -> dict[str, str]:
-    return {member.pool: member.kind for group in groups for member in group.members}
 
 
 def _figures(site: Site, bind: str) -> str:
