@@ -192,7 +192,8 @@ def _show_fast_lane(plan: Plan, console: Console) -> None:
     for pool, reason in reasons.items():
         if reason:
             console.print(f"[dim]{pool} through LiteLLM: {escape(reason)}[/]", soft_wrap=True)
-    counted = [name for name, item in plan.inventory.consumers.items() if item.budget or item.limits.tpm]
+    consumers = plan.inventory.consumers.items()
+    counted = [name for name, item in consumers if item.budget or item.team or item.limits.tpm]
     if counted:
         console.print(f"[dim]{', '.join(counted)} through LiteLLM: it counts their tokens[/]", soft_wrap=True)
 

@@ -102,19 +102,25 @@ def sync(plan: Plan, out: Path, *, dry_run: bool = False, adopted: Collection[st
     with opened(plan, out) as keyring:
         if not dry_run:
             _settle_rotations(keyring)
-        wanted = wanted_teams(plan.inventory)
-        teams = compare_teams(wanted, keyring.gateway.teams())
-        ended = [change for change in teams if change.action == "revoke"]
+        teams = compare_teams(wanted_teams(plan.inventory), keyring.gateway.teams())
         found = compare(keyring.wanted(), keyring.gateway.all(), keyring.files.values(), keyring.now, adopted)
         if not dry_run:
-            for change in teams[: len(teams) - len(ended)]:
-                keyring.gateway.set_team(change.token, wanted[change.token], is_new=change.action == "create")
-            for change in found:
-                if change.is_change:
-                    _carry_out(keyring, change)
-            for change in ended:  # keys that stay have left it
-                keyring.gateway.delete_team(change.token)
+            _carry_out_all(keyring, teams, found)
     return [*teams, *found]
+
+
+def _carry_out_all(keyring: Keyring, teams: Sequence[KeyChange], found: Sequence[KeyChange]) -> None:
+    """Keys enter teams that exist, and have left those that end."""
+    wanted = wanted_teams(keyring.plan.inventory)
+    for change in teams:
+        if change.action != "revoke":
+            keyring.gateway.set_team(change.token, wanted[change.token], is_new=change.action == "create")
+    for change in found:
+        if change.is_change:
+            _carry_out(keyring, change)
+    for change in teams:
+        if change.action == "revoke":
+            keyring.gateway.delete_team(change.token)
 
 
 def _carry_out(keyring: Keyring, change: KeyChange) -> None:
