@@ -1,4 +1,4 @@
-"""LiteLLM callback: gives every error one shape, for all interfaces and whatever its source.
+"""LiteLLM callback: gives every error one shape, for all interfaces and from every source.
 
     {"type": "error", "error": {"type": "…", "message": "…", "param": null, "code": "context_length_exceeded"}}
 

@@ -26,7 +26,7 @@ EVENT_TYPES: Mapping[str, type[BaseModel]] = {
 
 @dataclass(frozen=True)
 class Said:
-    """An answer, whatever the interface."""
+    """An answer of any interface."""
 
     text: str
     thought: str

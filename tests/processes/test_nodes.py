@@ -648,7 +648,7 @@ def all_fakes(farm: Nodes) -> Iterator[Nodes]:
 
 
 def state(farm: Nodes) -> dict[str, Any]:
-    """The farm's state, as everybody may ask for it."""
+    """The farm's state, as every client may ask for it."""
     found: dict[str, Any] = farm.client.get("/health", headers={"Authorization": ""}).json()
     return found
 

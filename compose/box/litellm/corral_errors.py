@@ -1,7 +1,7 @@
 # Rendered by corral from the inventory "farm", host box; do not edit.
 # Change the inventory or litellm/corral_errors.py, then run: ./generate.py render
 
-"""LiteLLM callback: gives every error one shape, for all interfaces and whatever its source.
+"""LiteLLM callback: gives every error one shape, for all interfaces and from every source.
 
     {"type": "error", "error": {"type": "…", "message": "…", "param": null, "code": "context_length_exceeded"}}
 
