@@ -303,6 +303,15 @@ local function is_valid(permit, now)
     return age < LIMIT_MS
 end
 
+-- What is counted of a key and a pool, by status; `limited` are refused by a limit of the key.
+local function usage_of(key, pool, alias)
+    local name = key .. "\t" .. pool.pool
+    local fresh = { requests = 0, input = 0, output = 0, unknown = 0, limited = 0, statuses = {}, pool = pool.pool, kind = pool.kind, key = key }
+    usage[name] = usage[name] or fresh
+    usage[name].alias = alias
+    return usage[name], name
+end
+
 -- Counts a request in either lane; the limit of the key that it would exceed.
 local function limit_exceeded(txn, key, now)
     local known = keys[key]
@@ -351,10 +360,8 @@ local function pass(txn, pool, permit, key, request, path)
         txn.http:req_set_header("x-corral-session", conversation)
     end
     txn.http:req_set_path(pool.path .. path:sub(#"/v1" + 1))
-    local name = key .. "\t" .. pool.pool
-    local fresh = { requests = 0, input = 0, output = 0, unknown = 0, pool = pool.pool, kind = pool.kind, key = key }
-    usage[name] = usage[name] or fresh
-    usage[name].alias, usage[name].requests = permit.name, usage[name].requests + 1
+    local known, name = usage_of(key, pool, permit.name)
+    known.requests = known.requests + 1
     txn:set_var("txn.usage", name)
     txn:set_var("txn.fast", "yes")
 end
@@ -362,12 +369,15 @@ end
 core.register_action("fast", { "http-req" }, function(txn, guard)
     local key, model, path, now = txn:get_var("txn.key"), txn:get_var("txn.model"), txn.f:path(), corral_now_ms()
     txn:set_var("txn.asked", now)
-    local over = limit_exceeded(txn, key, now)
+    local over, pool, permit = limit_exceeded(txn, key, now), corral_fast[model], permits[key .. "/" .. model]
     if over then
         txn:set_var("txn.over", over)
+        if pool and permit then
+            local known = usage_of(key, pool, permit.name)
+            known.limited = known.limited + 1
+        end
         return
     end
-    local pool, permit = corral_fast[model], permits[key .. "/" .. model]
     local body = txn.f:req_body()
     if not pool or not permit or PATHS[path] ~= pool.kind or #body ~= txn.f:req_body_size() then
         return
@@ -429,6 +439,28 @@ core.register_action("failed", { "http-res" }, function(txn)
     txn:set_var("txn.failed", status)
 end)
 
+-- --- times: as LiteLLM counts them, in the same buckets
+
+local times = {}
+
+local function observe(kind, pool, milliseconds)
+    local seconds, name = milliseconds / 1000, kind .. "\t" .. pool
+    local known = times[name] or { kind = kind, pool = pool, sum = 0, count = 0, buckets = {} }
+    times[name], known.sum, known.count = known, known.sum + seconds, known.count + 1
+    for index, edge in ipairs(corral_buckets) do
+        known.buckets[index] = (known.buckets[index] or 0) + (seconds <= tonumber(edge) and 1 or 0)
+    end
+end
+
+-- Counts an answer; a fetch, because HAProxy 2.6 has no actions of Lua after responses.
+core.register_fetches("answered", function(txn)
+    local known, status = usage[txn:get_var("txn.usage")], txn.f:status()
+    if known then
+        known.statuses[status] = (known.statuses[status] or 0) + 1
+    end
+    return ""
+end)
+
 -- --- usage: the token counts are at the end of an answer; those of embeddings may be at the beginning
 
 local KEPT_BYTES = 2048
@@ -436,7 +468,7 @@ local Usage = { id = "usage of the fast lane", flags = filter.FLT_CFG_FL_HTX }
 Usage.__index = Usage
 
 function Usage:new()
-    return setmetatable({ head = "", tail = "" }, Usage)
+    return setmetatable({ head = "", tail = "", is_timed = false }, Usage)
 end
 
 function Usage:start_analyze(txn, channel)
@@ -447,7 +479,11 @@ end
 
 function Usage:http_payload(txn, message)
     if message.channel:is_resp() then
-        local data = message:body() or ""
+        local data, known = message:body() or "", usage[txn:get_var("txn.usage")]
+        if known and not self.is_timed and txn:get_var("txn.streamed") then
+            observe("first_token", known.pool, corral_now_ms() - txn:get_var("txn.asked"))
+        end
+        self.is_timed = true
         if #self.head < KEPT_BYTES then
             self.head = (self.head .. data):sub(1, KEPT_BYTES)
         end
@@ -476,6 +512,7 @@ function Usage:http_end(txn, message)
     if not message.channel:is_resp() or not known or txn:get_var("txn.status") ~= 200 then
         return
     end
+    observe("answer", known.pool, corral_now_ms() - txn:get_var("txn.asked"))
     local input, output = tokens_in(self.tail)
     if not input then
         input, output = tokens_in(self.head)
@@ -490,11 +527,37 @@ end
 core.register_filter("usage", Usage, function(own) return own end)
 
 local METRICS = {
-    { "corral_fast_requests_total", "Requests of the fast lane.", "requests" },
     { "corral_fast_input_tokens_total", "Prompt tokens of the fast lane.", "input" },
     { "corral_fast_output_tokens_total", "Answer tokens of the fast lane.", "output" },
     { "corral_fast_uncounted_requests_total", "Answers of the fast lane without a count of tokens.", "unknown" },
+    { "corral_fast_limited_requests_total", "Requests that a limit of their key refused before LiteLLM.", "limited" },
 }
+local STATUSES = "corral_fast_requests_total"
+
+local function head_of(name, help, kind)
+    return "# HELP " .. name .. " " .. help .. "\n# TYPE " .. name .. " " .. kind
+end
+
+local function labels_of(known)
+    return "{api_key_alias=" .. corral_quoted(known.alias) .. ",hashed_api_key=" .. corral_quoted(known.key)
+        .. ",pool=" .. corral_quoted(known.pool)
+end
+
+local function add_times(lines, kind, help)
+    local name = "corral_fast_" .. kind .. "_seconds"
+    lines[#lines + 1] = head_of(name, help, "histogram")
+    for _, known in pairs(times) do
+        local pool = "{pool=" .. corral_quoted(known.pool)
+        if known.kind == kind then
+            for index, edge in ipairs(corral_buckets) do
+                lines[#lines + 1] = name .. "_bucket" .. pool .. ',le="' .. edge .. '"} ' .. known.buckets[index]
+            end
+            lines[#lines + 1] = name .. "_bucket" .. pool .. ',le="+Inf"} ' .. known.count
+            lines[#lines + 1] = name .. "_count" .. pool .. "} " .. known.count
+            lines[#lines + 1] = name .. "_sum" .. pool .. "} " .. known.sum
+        end
+    end
+end
 
 local function answer(applet, kind, text)
     applet:set_status(200)
@@ -505,15 +568,20 @@ local function answer(applet, kind, text)
 end
 
 core.register_service("usage", "http", function(applet)
-    local lines = {}
-    for _, metric in ipairs(METRICS) do
-        lines[#lines + 1] = "# HELP " .. metric[1] .. " " .. metric[2]
-        lines[#lines + 1] = "# TYPE " .. metric[1] .. " counter"
-        for _, known in pairs(usage) do
-            local labels = "{api_key_alias=" .. corral_quoted(known.alias) .. ",hashed_api_key=" .. corral_quoted(known.key)
-            lines[#lines + 1] = metric[1] .. labels .. ",pool=" .. corral_quoted(known.pool) .. "} " .. known[metric[3]]
+    local lines = { head_of(STATUSES, "Answers of the fast lane.", "counter") }
+    for _, known in pairs(usage) do
+        for status, count in pairs(known.statuses) do
+            lines[#lines + 1] = STATUSES .. labels_of(known) .. ',status_code="' .. status .. '"} ' .. count
         end
     end
+    for _, metric in ipairs(METRICS) do
+        lines[#lines + 1] = head_of(metric[1], metric[2], "counter")
+        for _, known in pairs(usage) do
+            lines[#lines + 1] = metric[1] .. labels_of(known) .. "} " .. known[metric[3]]
+        end
+    end
+    add_times(lines, "first_token", "Time until the first byte of a streamed answer.")
+    add_times(lines, "answer", "Time of whole answers.")
     answer(applet, "text/plain; version=0.0.4", table.concat(lines, "\n") .. "\n")
 end)
 

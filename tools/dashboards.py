@@ -468,8 +468,7 @@ GATEWAY = Page(
         "Gateway": [
             lines(
                 "Answers", "Per second, by status.", "reqps",
-                Query(f"sum by (status_code) (rate(litellm_proxy_total_requests_metric_total[{RATE}]))",
-                      "{{status_code}}"), is_stacked=True,
+                Query("sum by (status_code) (key:requests:rate5m)", "{{status_code}}"), is_stacked=True,
             ),
             lines("Requests at work", "In all its processes.", "none", Query("gateway:in_flight", "{{host}}")),
             lines(

@@ -16,11 +16,14 @@ FAST = ((14.4, "1h", "5m"), (6.0, "6h", "30m"))
 SLOW = ((3.0, "1d", "2h"), (1.0, "3d", "6h"))
 # Minimum of bad requests in the long window: at night one failure may be a fifth of all requests.
 LEAST_BAD = 5
+# Times in LiteLLM and in the fast lane, in the same buckets.
 TIMES = {
-    "first_token": "litellm_llm_api_time_to_first_token_metric",
-    "answer": "litellm_request_total_latency_metric",
+    "first_token": ("litellm_llm_api_time_to_first_token_metric", "corral_fast_first_token_seconds"),
+    "answer": ("litellm_request_total_latency_metric", "corral_fast_answer_seconds"),
 }
 OWN_FAULT = "40[013457]|413|415|422|429|499"
+# In the fast lane a 429 is always a queue without room: limits of keys are counted apart.
+FAST_OWN_FAULT = "40[013457]|413|415|422"
 HEAD = """\
 # Made by tools/objectives.py; write it again with `make rules`.
 #
@@ -53,18 +56,25 @@ def _recorded(window: str) -> Iterator[str]:
     refused = f'{failures}{{pool!="", exception_class=~".+[.]RateLimitError"}}[{window}]'
     at_the_door = f'haproxy_backend_http_responses_total{{pool!="", proxy=~"Full:.+", code="4xx"}}[{window}]'
     known = f'litellm_proxy_total_requests_metric_total{{pool!=""}}[{window}]'
-    total = f"sum by (pool) (increase({known}) or increase({at_the_door}))"
-    bad = f"sum by (pool) (increase({failed}) or increase({refused}) or increase({at_the_door})) or 0 * {total}"
+    fast = f"corral_fast_requests_total[{window}]"
+    fast_failed = f'corral_fast_requests_total{{status_code!~"2..|{FAST_OWN_FAULT}"}}[{window}]'
+    total = _summed(known, at_the_door, fast)
+    bad = f"{_summed(failed, refused, at_the_door, fast_failed)} or 0 * {total}"
     yield _rule("pool:total:increase", window, "availability", total)
     yield _rule("pool:bad:increase", window, "availability", bad)
-    for objective, metric in TIMES.items():
-        count = f'sum by (pool) (increase({metric}_count{{pool!=""}}[{window}]))'
-        bucket = f'sum by (pool, le) (increase({metric}_bucket{{pool!=""}}[{window}]))'
+    for objective, (metric, fast_metric) in TIMES.items():
+        count = _summed(f'{metric}_count{{pool!=""}}[{window}]', f"{fast_metric}_count[{window}]")
+        bucket = _summed(f'{metric}_bucket{{pool!=""}}[{window}]', f"{fast_metric}_bucket[{window}]", by="pool, le")
         in_time = f'sum by (pool) ({bucket} * on (pool, le) objective:bucket{{objective="{objective}"}})'
         yield _rule("pool:total:increase", window, objective, count)
         yield _rule("pool:bad:increase", window, objective, f"clamp_min({count} - {in_time}, 0)")
     ratio = f"pool:bad:increase_{window} / (pool:total:increase_{window} > 0)"
     yield f"      - record: pool:bad:ratio_{window}\n        expr: {ratio}\n"
+
+
+def _summed(*ranges: str, by: str = "pool") -> str:
+    """The increase of different counters together."""
+    return f"sum by ({by}) ({' or '.join(f'increase({item})' for item in ranges)})"
 
 
 def _rule(name: str, window: str, objective: str, expression: str) -> str:

@@ -224,6 +224,7 @@ def _gateway() -> Iterator[Series]:
     for pool in POOLS:
         for key, height in KEYS.items():
             yield from _asked(job | {"pool": pool, "requested_model": pool, "api_key_alias": key}, pool, height)
+    yield from _fast_lane({**HOST, "job": "haproxy-fast-lane", "role": "balancer"})
     for key, height in KEYS.items():
         labels = job | {"api_key_alias": key, "hashed_api_key": f"hash-of-{key}", "instance": "gateway"}
         for kind, allowed in (("requests", 420.0), ("tokens", 60_000.0)):
@@ -259,6 +260,19 @@ def _asked(labels: dict[str, str], pool: str, height: float) -> Iterator[Series]
     group = {key: value for key, value in labels.items() if key != "requested_model"} | {"model_group": pool}
     yield from _times("litellm_deployment_latency_per_output_token", group, asks, 0.04)
     yield from _times("litellm_overhead_latency_metric", group, asks, 0.02)
+
+
+def _fast_lane(job: dict[str, str]) -> Iterator[Series]:
+    """What HAProxy says of one key's requests that do not go through LiteLLM."""
+    key = job | {"pool": "chat", "api_key_alias": "VISTA", "hashed_api_key": "hash-of-VISTA"}
+    asks: Shape = lambda when: 4 * load(when)  # noqa: E731
+    for status, share in (("200", 0.98), ("429", 0.02)):
+        counted = _grows(_scaled(asks, share))
+        yield Series("corral_fast_requests_total", key | {"status_code": status}, counted)
+    for name, each in (("input_tokens", 210.0), ("output_tokens", 42.0), ("limited_requests", 0.05)):
+        yield Series(f"corral_fast_{name}_total", key, _grows(_scaled(asks, each)))
+    yield from _times("corral_fast_answer_seconds", job | {"pool": "chat"}, asks, 4.0)
+    yield from _times("corral_fast_first_token_seconds", job | {"pool": "chat"}, asks, 0.9)
 
 
 def _times(name: str, labels: dict[str, str], asks: Shape, middle: float) -> Iterator[Series]:

@@ -13,7 +13,7 @@ import pytest
 
 from corral.runtime import supervisor
 from corral.verbs.keys import keys
-from tests.processes.fakes import LOOPBACK
+from tests.processes.fakes import LOOPBACK, Manner
 from tests.processes.farm import (
     EVEN,
     HOST,
@@ -26,6 +26,7 @@ from tests.processes.farm import (
     running,
 )
 from tests.processes.helpers import wait_until
+from tools.catalogue import FOLDER, metrics_in
 
 pytestmark = pytest.mark.needs("haproxy", "postgres", "prisma-engine", "redis")
 
@@ -337,3 +338,47 @@ def test_usage_of_both_lanes_is_exact(farm: Farm) -> None:
     before = used(farm, "counted", "corral_fast_output_tokens_total")
     assert through(farm, "counted", body | {"stream": True})
     assert used(farm, "counted", "corral_fast_output_tokens_total") - before in {5, 10}
+
+
+# --- what goes wrong
+
+
+FAILURES = [
+    *((manner, how) for manner in ("error", "loading", "refuse") for how in ("plain", "streamed")),
+    ("break", "plain"),
+]
+
+
+@pytest.mark.parametrize(("manner", "how"), FAILURES)
+def test_failures_are_told_alike(farm: Farm, manner: Manner, how: str) -> None:
+    """Every replica of a pool behaves badly. Only LiteLLM ends a stream that breaks off with an error event."""
+    found = []
+    for consumer in ("slow", "fast"):
+        wait_until(lambda: farm.down() == [], 20, "the pool is well")
+        permitted(farm, "fast", "even")
+        with farm.fakes.behaving(EVEN, manner):
+            found.append(_comparable(send(farm, consumer, body_of("even", stream=how == "streamed"))))
+    assert found[0] == found[1]
+
+
+def test_prometheus_has_times_and_failures_too(farm: Farm) -> None:
+    """HAProxy's metrics are those of the catalogue, with which rules and dashboards are compared."""
+    permitted(farm, "fast", "chat")
+    assert through(farm, "fast", {"model": "chat", "messages": MESSAGES, "stream": True, "max_tokens": 2})
+    assert through(farm, "fast", PLAIN["more than the context"][1])
+    permitted(farm, "single", "even")
+    with farm.fakes.behaving(EVEN, "hold"), ThreadPoolExecutor(1) as pool:
+        first = pool.submit(send, farm, "single", body_of("even"))
+        wait_until(lambda: send(farm, "single", body_of("even")).status_code == 429, 10, "one is at work")
+        farm.fakes.tell(EVEN)
+    assert first.result().status_code == 200
+    text = httpx.get(f"http://{LOOPBACK}:{farm.ports['stats']}/usage", trust_env=False).text
+    assert metrics_in(text) == json.loads((FOLDER / "fast-lane.json").read_text(encoding="utf-8"))["metrics"]
+    for series in (
+        'requests_total{api_key_alias="fast",.*,pool="chat",status_code="200"}',
+        'requests_total{api_key_alias="fast",.*,pool="chat",status_code="400"}',
+        'limited_requests_total{api_key_alias="single",.*,pool="even"}',
+        'first_token_seconds_bucket{pool="chat",le="[+]Inf"}',
+        'answer_seconds_bucket{pool="chat",le="[+]Inf"}',
+    ):
+        assert re.search(f"^corral_fast_{series} [1-9]", text, re.MULTILINE), series

@@ -424,7 +424,7 @@ def _values(site: Site, groups: list[Group], cloud: set[str]) -> dict[str, Any]:
 
 
 def _fast(site: Site, groups: list[Group]) -> dict[str, Any]:
-    """The backend of the fast lane, and the pools that it takes."""
+    """The backend of the fast lane, the pools that it takes, and the buckets in which it counts times."""
     leased = leased_pools(site, groups)
     pools = [
         {
@@ -439,7 +439,7 @@ def _fast(site: Site, groups: list[Group]) -> dict[str, Any]:
         for pool in group.pools
         if not fast_lane.reason_against(site, pool, group.backends, is_one_queue=pool not in leased)
     ]
-    return {"backend": FAST, "pools": pools}
+    return {"backend": FAST, "pools": pools, "buckets": litellm.buckets(site)}
 
 
 def _figures(site: Site, bind: str) -> str:

@@ -137,8 +137,8 @@ def _relabel(routes: list[Route]) -> tuple[Relabel, ...]:
     return tuple(Relabel("model_id", tuple(names), "pool", pool) for pool, names in pools.items())
 
 
-def _buckets(site: Site) -> list[float]:
-    """Upper ends of the buckets in which times are counted; every objective is one of them."""
+def buckets(site: Site) -> list[float]:
+    """Upper ends in seconds of the buckets in which times are counted; every objective is one of them."""
     monitoring = site.inventory.monitoring
     own = [pool.objective for pool in site.inventory.pools.values() if pool.objective]
     objectives = [*own, *([monitoring.objective] if monitoring else [])]
@@ -226,7 +226,7 @@ def configuration(site: Site, published: Contributions) -> dict[str, Any]:
         "router": _router(site, published.routes),
         "routing": routing_callback,
         "callbacks": tuple(f"{name}.{name}" for name in _callbacks(site, published)),
-        "buckets": _buckets(site),
+        "buckets": buckets(site),
         "metrics": METRICS,
         "patience_s": patience_s(site),
         "cache": _cache(site, published),
