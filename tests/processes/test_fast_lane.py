@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from corral.errors import CorralError
 from corral.runtime import supervisor
 from corral.verbs.keys import keys
 from tests.processes.fakes import LOOPBACK, Manner
@@ -42,6 +43,7 @@ CONSUMERS: dict[str, dict[str, Any]] = {
     "bounded": {"limits": {"rpm": RPM}},
     "single": {"limits": {"parallel": 1}},
     "gone": {},
+    "gone-meanwhile": {},
     "rotated": {},
     "counted": {},
 }
@@ -290,12 +292,17 @@ def test_a_limit_at_a_time_counts_both_lanes(farm: Farm) -> None:
 
 
 def test_it_goes_on_while_litellm_is_away(farm: Farm) -> None:
-    permitted(farm, "fast", "chat")
+    for consumer in ("fast", "gone-meanwhile"):
+        permitted(farm, consumer, "chat")
     supervisor.call(farm.folder, "stopProcess", "litellm", timeout_s=60)
     try:
         body = {"model": "chat", "messages": MESSAGES, "max_tokens": 2}
         wait_until(lambda: send(farm, "fast", body).status_code == 200, 10, "HAProxy has noticed")
         assert [send(farm, "fast", body).status_code for _ in range(5)] == [200] * 5
+        assert send(farm, "gone-meanwhile", body).status_code == 200
+        with pytest.raises(CorralError, match="the gateway does not answer"):
+            keys.revoke(farm.plan, farm.out, ["gone-meanwhile"])
+        assert send(farm, "gone-meanwhile", body).status_code == 503
     finally:
         farm.restart("litellm")
 
@@ -369,7 +376,8 @@ def test_prometheus_has_times_and_failures_too(farm: Farm) -> None:
     permitted(farm, "single", "even")
     with farm.fakes.behaving(EVEN, "hold"), ThreadPoolExecutor(1) as pool:
         first = pool.submit(send, farm, "single", body_of("even"))
-        wait_until(lambda: send(farm, "single", body_of("even")).status_code == 429, 10, "one is at work")
+        wait_until(lambda: farm.fakes.in_flight(EVEN) == 1, 10, "one is at work")
+        assert send(farm, "single", body_of("even")).status_code == 429
         farm.fakes.tell(EVEN)
     assert first.result().status_code == 200
     text = httpx.get(f"http://{LOOPBACK}:{farm.ports['stats']}/usage", trust_env=False).text

@@ -84,15 +84,15 @@ class GatewayKeys:
     def update(self, token: str, body: Mapping[str, Any]) -> None:
         """Changes settings of a key; None removes a limit."""
         self._ask("POST", "/key/update", json={**body, "key": token})
-        self._forget(token)
+        self.forget(token)
 
     def delete(self, token: str) -> None:
         """Revokes a key; one that does not exist is no error."""
         self._ask("POST", "/key/delete", json={"keys": [token]}, missing_is_fine=True)
-        self._forget(token)
+        self.forget(token)
 
-    def _forget(self, token: str) -> None:
-        """Ends what the balancer lets the key do without asking LiteLLM."""
+    def forget(self, token: str) -> None:
+        """Ends what the balancer lets the key do without asking LiteLLM, also while LiteLLM does not answer."""
         if self._balancer is not None:
             self._balancer.forget(token)
 

@@ -186,9 +186,18 @@ def create(plan: Plan, out: Path, name: str, consumer: Consumer) -> Path:
 
 
 def revoke(plan: Plan, out: Path, names: Collection[str]) -> list[str]:
-    """Revokes keys by name and removes their files; returns the names that the next `sync` would make again."""
+    """Revokes keys by name and removes their files; returns the names that the next `sync` would make again.
+
+    While LiteLLM does not answer it raises CorralError, and the fast lane refuses the keys nevertheless.
+    """
     with opened(plan, out) as keyring:
-        found = {key.name: key for key in keyring.gateway.all() if key.name}
+        try:
+            found = {key.name: key for key in keyring.gateway.all() if key.name}
+        except CorralError:
+            values = keyring.files.values()
+            for name in set(names) & set(values):
+                keyring.gateway.forget(hash_of(values[name]))
+            raise
         for name in names:
             if name not in found:
                 raise UsageError(f'no key named "{name}"; {did_you_mean(name, found)}; nothing was revoked')
