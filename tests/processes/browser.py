@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import connect
+from websockets.sync.connection import Connection
 
 from tests.needs import program
 from tests.processes.fakes import LOOPBACK
@@ -29,7 +30,7 @@ OPTIONS = (
 class Tab:
     """One tab. What the page asks for and what it complains of is kept."""
 
-    def __init__(self, link: ClientConnection) -> None:
+    def __init__(self, link: Connection) -> None:
         self._link = link
         self._numbers = itertools.count(1)
         self.requests: list[str] = []
@@ -102,13 +103,9 @@ class Tab:
 def browsing(folder: Path) -> Iterator[Tab]:
     """A tab of a Chromium that keeps everything in this folder and ends with the block."""
     port_file = folder / "profile" / "DevToolsActivePort"
-    words = [
-        program("chromium", "google-chrome"),
-        *OPTIONS,
-        "--remote-debugging-port=0",
-        f"--user-data-dir={port_file.parent}",
-    ]
-    with Process([*words, "about:blank"], folder / "chromium.log", environment={"HOME": str(folder)}) as chromium:
+    options = (*OPTIONS, "--remote-debugging-port=0", f"--user-data-dir={port_file.parent}", "about:blank")
+    words: list[str | Path] = [program("chromium", "google-chrome"), *options]
+    with Process(words, folder / "chromium.log", environment={"HOME": str(folder)}) as chromium:
         wait_until(lambda: _has_lines(port_file), START_S, f"Chromium listens: {chromium.log}")
         port = port_file.read_text().split()[0]
         tabs = httpx.get(f"http://{LOOPBACK}:{port}/json/list", trust_env=False, timeout=ANSWER_S).json()

@@ -32,7 +32,8 @@ def open_page(tab: Tab, farm: Farm) -> None:
 def card(tab: Tab, pool: str) -> str:
     """What is to be read on the card of a pool."""
     cards = "[...document.querySelectorAll('.pool')].map((card) => card.innerText)"
-    return next(text for text in tab.value(cards) if text.startswith(f"{pool}\n"))
+    texts: list[str] = tab.value(cards)
+    return next(text for text in texts if text.startswith(f"{pool}\n"))
 
 
 def test_the_page_shows_the_load_of_every_pool_as_it_changes(farm: Farm, tab: Tab) -> None:
@@ -55,7 +56,7 @@ def test_the_page_shows_the_load_of_every_pool_as_it_changes(farm: Farm, tab: Ta
 def test_a_key_shows_its_pools_and_limits_and_a_wrong_one_why_not(farm: Farm, tab: Tab) -> None:
     open_page(tab, farm)
     tab.type("#key", "sk-nothing")
-    tab.wait_text("Invalid API Key", "#key-answer")
+    tab.wait_text("this key is not known here", "#key-answer")
     open_page(tab, farm)
     tab.type("#key", key := key_of(farm, "VISTA"))
     tab.wait_text("Limits: 35 requests a minute · 2 requests at the same time.", "#key-answer")
