@@ -134,7 +134,7 @@ async function showKey(event) {
     if (models.status !== 200) {
       throw new Error(models.body.error ? models.body.error.message : `status ${models.status}`);
     }
-    opened = models.body.data.map((model) => model.id);
+    opened = (models.body.data || []).map((model) => model.id);
     const pools = farm.pools.map((pool) => pool.name).filter((name) => opened.includes(name));
     said.replaceChildren(element("p", "", `It opens ${few([...new Set([...pools, ...opened])]) || "no pool"}.`));
     const { body } = await ask("key/info", key);
