@@ -18,10 +18,9 @@ import logging
 import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from fastapi import HTTPException
@@ -60,8 +59,7 @@ FORGET = "DELETE FROM corral.answers WHERE until < now()"
 log = logging.getLogger("corral.conversations")
 
 
-@dataclass(frozen=True)
-class Turn:
+class Turn(NamedTuple):  # no dataclass: LiteLLM puts the module nowhere that one could look itself up
     """A request that is to be kept once it is answered."""
 
     id: str
