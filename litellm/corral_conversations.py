@@ -174,10 +174,17 @@ def items_of(given: object) -> list[Any]:
 
 
 def answered(output: list[Any]) -> list[dict[str, Any]]:
-    """An answer's output as input of the next turn: without thoughts, and without ids of this one answer."""
+    """An answer's output as input of the next turn: without thoughts and ids of this one answer, texts in one piece."""
     items = [dict(item) if isinstance(item, Mapping) else item.model_dump(exclude_none=True) for item in output]
     kept = [item for item in items if item.get("type") != "reasoning"]
-    return [{name: value for name, value in item.items() if name not in ("id", "status")} for item in kept]
+    return [{name: _text(value) for name, value in item.items() if name not in ("id", "status")} for item in kept]
+
+
+def _text(value: Any) -> Any:
+    """The text of a content that is nothing else; strict chat templates take no list from an assistant."""
+    parts = [part if isinstance(part, Mapping) else {} for part in value] if isinstance(value, list) else []
+    is_text = bool(parts) and all(part.get("type") == "output_text" for part in parts)
+    return "".join(part["text"] for part in parts) if is_text else value
 
 
 def _keep_s() -> int:

@@ -14,6 +14,7 @@ import httpx
 import openai
 import pytest
 import yaml
+from openai.resources.responses import Responses
 
 from corral.config.inventory import Inventory
 from corral.gateway.keys import wanted_keys
@@ -451,7 +452,7 @@ keeps_conversations = pytest.mark.needs("postgres", "prisma-engine")
 
 
 @contextmanager
-def talking(farm: Farm, key: str = "") -> Iterator[openai.resources.Responses]:
+def talking(farm: Farm, key: str = "") -> Iterator[Responses]:
     base = f"http://{LOOPBACK}:{farm.ports['gateway']}/v1"
     with openai.OpenAI(
         base_url=base, api_key=key or farm.key, max_retries=0, http_client=httpx.Client(trust_env=False)
@@ -515,7 +516,7 @@ def test_a_conversation_is_of_one_key_and_ends(farm: Farm) -> None:
         assert on_rows(farm, "SELECT count(*) FROM corral.answers") == "1"
 
 
-def refuses(responses: openai.resources.Responses, previous: str) -> None:
+def refuses(responses: Responses, previous: str) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         responses.create(model="easy", input="who am I?", previous_response_id=previous)
     assert (refused.value.code, refused.value.param) == ("previous_response_not_found", "previous_response_id")
