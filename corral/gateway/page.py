@@ -9,11 +9,15 @@ from typing import Any
 from corral.config.client_names import aliases_of, kind_of
 from corral.config.inventory import Inventory
 
+# Bytes of an answer that HAProxy gives by itself; its buffer has 16 KiB, with the headers.
+MOST_BYTES = 14_000
 FILES = ("page.html", "page.css", "page.js")
 
 
 def data(inventory: Inventory, queues: Sequence[Mapping[str, Any]], *, is_inside: bool) -> str:
     """JSON for the page at one frontend, without `'` and without letters beyond ASCII; empty where there is no page.
+
+    A site with too many pools for one answer of HAProxy's has a page without their aliases, or none.
 
     Args:
         inventory: the site's.
@@ -24,8 +28,10 @@ def data(inventory: Inventory, queues: Sequence[Mapping[str, Any]], *, is_inside
     if not queues or shown == "nowhere" or (shown == "inside" and not is_inside):
         return ""
     pools = list(_pools(inventory, queues)) if is_inside else []
-    links = list(inventory.gateway.page.links.items())
-    return json.dumps({"name": inventory.name, "pools": pools, "links": links}).replace("'", "\\u0027")
+    named = {"name": inventory.name, "links": list(inventory.gateway.page.links.items())}
+    choices = ({"pools": pools, **named}, {"pools": [pool | {"aliases": ()} for pool in pools], **named})
+    texts = [json.dumps(told, separators=(",", ":")).replace("'", "\\u0027") for told in choices]
+    return next((text for text in texts if len(text) <= MOST_BYTES), "")
 
 
 def _pools(inventory: Inventory, queues: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -22,8 +22,8 @@ gateway: {host: box, entrance: {port: 443}, page: {shown: SHOWN, links: {"it's G
 QUEUES = [{"name": "chat", "pool": "chat", "pools": ["chat"], "is_lease": False, "servers": [{"name": "mac"}]}]
 
 
-def inventory_of(shown: str) -> Inventory:
-    return validate(parse(INVENTORY.replace("SHOWN", shown), "inventory.yaml")).inventory
+def inventory_of(shown: str, aliases: str = "talk") -> Inventory:
+    return validate(parse(INVENTORY.replace("SHOWN", shown).replace("talk", aliases), "inventory.yaml")).inventory
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,12 @@ def test_the_page_is_where_the_inventory_says(shown: str, *, is_inside: bool, ha
     inventory = inventory_of(shown)
     assert bool(page.data(inventory, QUEUES, is_inside=is_inside)) == has_page
     assert page.data(inventory, [], is_inside=is_inside) == ""
+
+
+def test_a_page_that_is_too_long_leaves_out_aliases() -> None:
+    inventory = inventory_of("inside", ", ".join(f"alias-{number}" for number in range(2000)))
+    assert [pool["aliases"] for pool in json.loads(page.data(inventory, QUEUES, is_inside=True))["pools"]] == [[], []]
+    assert page.data(inventory, [QUEUES[0] | {"servers": [{"name": "mac"}] * 9000}], is_inside=True) == ""
 
 
 def test_the_page_knows_pools_inside_only_and_no_quote_ends_its_text() -> None:
