@@ -118,6 +118,7 @@ NEEDS = {
     "amtool": Need(
         "Alertmanager's amtool, 0.26 or newer", "apt install prometheus-alertmanager/sid", _lacks_new_amtool
     ),
+    "chromium": Need("Chromium", "apt install chromium", _lacks_program("chromium", "google-chrome")),
     "curl": Need("curl", "apt install curl", _lacks_program("curl")),
     "docker-compose": Need("Docker Compose", "install its plugin, 2.24 or newer", _lacks_docker_compose),
     "docker-engine": Need("a Docker engine", "install and start Docker Engine 25 or newer", _lacks_docker_engine),

@@ -356,7 +356,12 @@ def _consumers(inventory: Inventory) -> Findings:
         name = consumers[index]
         yield _finding("consumer-name/case", ("consumers", name), name=name, other=consumers[other])
     has_no_database = consumers and not inventory.gateway.database
-    yield from _broken(("gateway",), (has_no_database, "consumer-database/missing", "database"))
+    keeps_nowhere = inventory.gateway.conversations and not inventory.gateway.database
+    yield from _broken(
+        ("gateway",),
+        (has_no_database, "consumer-database/missing", "database"),
+        (keeps_nowhere, "conversations-database/missing", "database"),
+    )
 
 
 def _path_prefix(inventory: Inventory) -> Findings:

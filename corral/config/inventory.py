@@ -977,6 +977,23 @@ class Entrance(Section):
     """Most tokens of one answer; requests for more get this many."""
 
 
+class Page(Section):
+    """A page for people at `/` of the gateway's address: pools, load, what a key may use, how to call the farm."""
+
+    shown: Literal["inside", "everywhere", "nowhere"] = "inside"
+    """`inside`: on the gateway's port. `everywhere`: at the entrance as well, where it shows strangers the farm's name,
+    the links and one word of state, but no pools. There is no page in `direct`."""
+    links: dict[Line, Annotated[str, _text("url")]] = Field(default_factory=dict)
+    """Where the page links to, by title, such as `Grafana: http://192.0.2.7:3000`; all who see the page see them."""
+
+
+class Conversations(Section):
+    """Answers of `/v1/responses` are kept in the gateway's database, so that requests may go on from them."""
+
+    keep: Period = "24h"
+    """How long a conversation is kept after its last turn; a month has 30 days."""
+
+
 class Gateway(Section):
     """The one address that clients call: LiteLLM, with HAProxy behind it."""
 
@@ -1028,6 +1045,10 @@ class Gateway(Section):
     """Longest request in KiB, pictures included; longer ones get 413."""
     request: RequestLimits = RequestLimits()
     """What one request may ask for, for pools that do not say otherwise."""
+    conversations: Conversations | None = None
+    """Keep answers of `/v1/responses`, for `previous_response_id`; absent: the gateway stores no prompts."""
+    page: Page = Page()
+    """A page for people at `/` of the gateway's address."""
     entrance: Entrance | None = None
     """A restricted endpoint for clients outside the farm, with TLS and CORS."""
     extra: dict[str, Any] = Field(default_factory=dict)

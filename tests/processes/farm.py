@@ -71,6 +71,8 @@ PRICES = {"mixed": {"input_usd_per_million": 5000, "output_usd_per_million": 500
 UNKNOWN_GOES_TO = "even"
 # A model of `gateway.extra`.
 ADDED = "added"
+# A link on the page about the farm, with a title that must not become HTML.
+LINK = "<img src=x onerror=alert(1)>"
 EVEN_DEPTH = 4
 BRIEF_TIMEOUT_S = 1
 LIMIT_RPM = 5
@@ -190,6 +192,7 @@ def inventory_of(mode: Mode, ports: dict[str, int], extras: Extras) -> dict[str,
             "database": extras.has_database, "database_port": ports["database"],
             "cache": extras.has_cache, "cache_port": ports["cache"],
             **({"extra": _added(ports["limited-1"])} if "limited-1" in ports else {}),
+            "page": {"links": {LINK: "http://192.0.2.7:3000"}},
         },
         **({"consumers": CONSUMERS} if extras.has_database else {}),
         **({"monitoring": _monitoring(ports)} if extras.has_monitoring else {}),

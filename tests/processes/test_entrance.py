@@ -40,6 +40,8 @@ PATH = "/v1/chat/completions"
 KEY = "sk-a-key-of-the-farm"
 # The fake gateway answers 401 to it.
 WRONG_KEY = "sk-wrong"
+# The files of the page about the farm.
+PAGE = {"/": "text/html", "/page.css": "text/css", "/page.js": "text/javascript", "/page.json": "application/json"}
 # Another address of the loopback network, as a client's of somewhere else.
 STRANGER = "127.0.0.66"
 # That of a reverse proxy of the site's.
@@ -150,7 +152,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Entrance]:
         "gateway": {
             "host": "here", "port": ports["gateway"], "admin_port": ports["admin"], "litellm_port": ports["litellm"],
             "balancer_port": ports["balancer"], "stats_port": ports["figures"], "database": False, "cache": False,
-            "path": "/llm", "proxies": [PROXY],
+            "path": "/llm", "proxies": [PROXY], "page": {"shown": "everywhere", "links": {"It's <here>": "http://x.test"}},
             "entrance": {
                 "port": ports["entrance"], "certificate": str(certificate), "origins": [ORIGIN, APP],
                 "max_body_kib": MAX_KIB, "max_messages": 5, "max_tokens": 64,
@@ -259,11 +261,12 @@ def test_wrong_keys_through_a_proxy_count_for_the_client_alone(entrance: Entranc
 @pytest.mark.parametrize(
     "path",
     [
-        "/", "/key/generate", "/ui", "/ui/", "/metrics/", "/health/readiness", "/health/liveliness", "/v1",
+        "/key/generate", "/ui", "/ui/", "/metrics/", "/health/readiness", "/health/liveliness", "/v1",
         "/openapi.json", "/redoc", "/docs", "/v1/%2e%2e/key/list", "/v1/chat/completions/",
         "/v1/files", "/v1/batches", "/v1/vector_stores", "/v1/moderations", "/v1/responses/resp_1", "/v1/models/",
         "/engines/chat/chat/completions", "/openai/deployments/chat/audio/translations", "/anthropic/v1/messages",
         "/v1%2fchat/completions", "/V1/chat/completions", "/utils/token_counter", "/api/v1", "/api/v1/x",
+        "/page.html", "/farm.lua",
     ],
 )  # fmt: skip
 def test_nothing_but_the_listed_routes_is_let_through(entrance: Entrance, path: str) -> None:
@@ -492,6 +495,21 @@ def test_the_farms_state_is_one_word_outside_and_names_no_address_inside(entranc
     assert [node["name"] for node in state.json()["nodes"]] == ["node-1", "house"]
     assert LOOPBACK not in state.text
     assert "localhost" not in state.text
+
+
+def test_the_page_tells_strangers_nothing_of_the_pools(entrance: Entrance) -> None:
+    """Its files come from both doors, below the proxy's path as well, and to GET only; no key opens more of them."""
+    for client, names in ((entrance.client, []), (entrance.inside, ["chat", "house"])):
+        for path, kind in PAGE.items():
+            shown = client.get(f"/llm{path}")
+            assert (shown.status_code, shown.headers["content-type"].split(";")[0]) == (200, kind)
+            assert (client.head(path).status_code, client.post(path, json={}).status_code) == (200, 404)
+            if kind != "application/json":
+                assert "default-src 'none'; script-src 'self'" in shown.headers["content-security-policy"]
+        told = client.get("/page.json").json()
+        assert told["links"] == [["It's <here>", "http://x.test"]]
+        assert [pool["name"] for pool in told["pools"]] == names
+    assert entrance.arrived() == []
 
 
 def test_a_renewed_certificate_is_in_use_without_a_restart(entrance: Entrance) -> None:

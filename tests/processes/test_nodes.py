@@ -653,6 +653,18 @@ def state(farm: Nodes) -> dict[str, Any]:
     return found
 
 
+def test_the_page_finds_every_pool_in_the_farms_state(farm: Nodes) -> None:
+    """Pools with a queue of their own, with leased slots, and on one server; `auto` has no queue."""
+    told, found = farm.client.get("/page.json").json(), state(farm)
+    queues, replicas = ({item["name"] for item in found[field]} for field in ("pools", "nodes"))
+    pools = {pool["name"]: pool for pool in told["pools"]}
+    assert pools.keys() == {*farm.plan.inventory.pools, "auto"}
+    assert {name for name, pool in pools.items() if pool["queue"] not in queues or not pool["replicas"]} == {"auto"}
+    assert {name for pool in pools.values() for name in pool["replicas"]} == replicas
+    assert pools["primary"]["queue"] == "primary"
+    assert pools["desk"]["queue"] == pools["herd"]["queue"]
+
+
 def test_six_run_ten_wait_and_the_next_is_refused(all_fakes: Nodes) -> None:
     """000-06, 000-07, 000-08: over both tiers, which spill into each other."""
     farm, text = all_fakes, order(["done"], service_s=3.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,11 +11,14 @@ from functools import partial
 from typing import Any
 
 import httpx
+import openai
 import pytest
 import yaml
+from openai.resources.responses import Responses
 
 from corral.config.inventory import Inventory
 from corral.gateway.keys import wanted_keys
+from tests.needs import postgres_folder
 from tests.processes.fakes import LOOPBACK, PIECES_BEFORE_BREAK
 from tests.processes.farm import HOST, Extras, Farm, Mode, in_modes, running
 from tests.processes.helpers import wait_until
@@ -95,6 +99,7 @@ def routing_inventory(mode: Mode, ports: dict[str, int], extras: Extras) -> dict
             "balancer_port": ports["balancer"], "stats_port": ports["stats"],
             "database": extras.has_database, "database_port": ports["database"],
             "cache": extras.has_cache, "cache_port": ports["cache"],
+            **({"conversations": {"keep": "1h"}} if extras.has_database else {}),
             "auto": {
                 "aliases": ["gpt-4o"],
                 "tiers": [
@@ -439,6 +444,94 @@ def test_a_fallback_leads_only_where_the_key_may_go(farm: Farm) -> None:
     with farm.fakes.behaving(["front-1"], "error"):
         assert farm.ask("front", key=new_key(farm, "front")).status_code == 500
         assert pool_of(farm.ask("front", key=new_key(farm, "front", "second"))) == "second"
+
+
+# --- conversations of /v1/responses (002-12, 002-13)
+
+keeps_conversations = pytest.mark.needs("postgres", "prisma-engine")
+
+
+@contextmanager
+def talking(farm: Farm, key: str = "") -> Iterator[Responses]:
+    base = f"http://{LOOPBACK}:{farm.ports['gateway']}/v1"
+    with openai.OpenAI(
+        base_url=base, api_key=key or farm.key, max_retries=0, http_client=httpx.Client(trust_env=False)
+    ) as client:
+        yield client.responses
+
+
+def heard(farm: Farm) -> list[tuple[str, str]]:
+    """Role and text of the messages that the simple tier's server got last."""
+    return [(item["role"], item["content"]) for item in farm.fakes.seen()["easy-1"].bodies[-1]["messages"]]
+
+
+def on_rows(farm: Farm, statement: str) -> str:
+    words = [str(postgres_folder() or "") + "/psql", (farm.out / HOST / "secrets" / "DATABASE_URL").read_text()]
+    done = subprocess.run([*words, "-Atc", statement], capture_output=True, text=True, check=True, timeout=20)
+    return done.stdout.strip()
+
+
+@in_slots
+@keeps_conversations
+def test_a_conversation_goes_on_after_a_restart_and_from_every_turn_of_it(farm: Farm) -> None:
+    """The second turn is streamed by a real llama-server, the third comes after a restart of LiteLLM."""
+    with talking(farm) as responses:
+        first = responses.create(model="easy", input="I am Ada")
+        with responses.create(model="long", input="again", previous_response_id=first.id, stream=True) as stream:
+            events = list(stream)
+        second = next(event.response for event in events if event.type == "response.completed")
+        ids = {event.response.id for event in events if event.type in ("response.created", "response.completed")}
+        assert ids == {second.id}
+        assert second.previous_response_id == first.id
+        farm.restart("litellm")
+        third = responses.create(
+            model="easy", input=[{"role": "user", "content": "who?"}], previous_response_id=second.id
+        )
+        assert [role for role, _ in heard(farm)] == ["user", "assistant"] * 2 + ["user"]
+        assert heard(farm)[0] == ("user", "I am Ada")
+        assert heard(farm)[1:4:2] == [("assistant", first.output_text), ("assistant", second.output_text)]
+        responses.create(model="easy", input="and from here?", previous_response_id=first.id)
+        assert heard(farm)[1:] == [("assistant", first.output_text), ("user", "and from here?")]
+        assert third.output_text
+
+
+@in_slots
+@keeps_conversations
+def test_a_conversation_is_of_one_key_and_ends(farm: Farm) -> None:
+    with talking(farm) as responses, talking(farm, new_key(farm, "easy")) as others:
+        kept, unkept = responses.create(model="easy", input="I am Ada"), responses.create(
+            model="easy", input="I am Bob", store=False
+        )  # fmt: skip
+        with responses.create(model="easy", input="x", previous_response_id=kept.id, stream=True) as stream:
+            begun = next(event.response for event in stream if event.type == "response.created")
+        own = others.create(model="easy", input="I am Eve")
+        assert others.create(model="easy", input="x", previous_response_id=own.id).output_text
+        for asked, previous in ((others, kept), (responses, own), (responses, unkept), (responses, begun)):
+            refuses(asked, previous.id)
+        assert "I am" not in (farm.folder / "logs" / "litellm.log").read_text()
+        assert responses.create(model="easy", input="x", previous_response_id=kept.id).output_text
+        on_rows(farm, "UPDATE corral.answers SET until = now() - interval '1 second'")
+        refuses(responses, kept.id)
+        responses.create(model="easy", input="what has ended is deleted")
+        assert on_rows(farm, "SELECT count(*) FROM corral.answers") == "1"
+
+
+def refuses(responses: Responses, previous: str) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        responses.create(model="easy", input="who am I?", previous_response_id=previous)
+    assert (refused.value.code, refused.value.param) == ("previous_response_not_found", "previous_response_id")
+
+
+@in_slots
+@keeps_conversations
+def test_a_tools_result_follows_its_call_of_the_turn_before(farm: Farm) -> None:
+    tool: Any = {"type": "function", "name": "weather", "parameters": {"type": "object", "properties": {}}}
+    call: Any = {"type": "function_call", "call_id": "call_1", "name": "weather", "arguments": "{}"}
+    result: Any = {"type": "function_call_output", "call_id": "call_1", "output": "sunny"}
+    with talking(farm) as responses:
+        asked = responses.create(model="easy", input=[{"role": "user", "content": "weather?"}, call], tools=[tool])
+        responses.create(model="easy", input=[result], tools=[tool], previous_response_id=asked.id)
+    assert ("tool", "sunny") in heard(farm)
 
 
 # --- a budget that is used up (the last test: afterwards the last resort is out)

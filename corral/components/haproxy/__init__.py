@@ -35,7 +35,7 @@ from corral.contributions import (
     name_of_shared,
 )
 from corral.declarations import declaration
-from corral.gateway import fast_lane
+from corral.gateway import fast_lane, page
 from corral.gateway.frontends import (
     EVERYWHERE,
     FULL,
@@ -191,6 +191,7 @@ def _balancer(site: Site, groups: list[Group], cloud: set[str]) -> Iterator[Cont
         *(SHARED_ASSETS if values["shared"] else ()),
         *(FAST_ASSETS if values["fast"] else ()),
         *(CERTIFICATE_ASSETS if values["entrance_certificate"] else ()),
+        *(page.FILES if any(front["page"] for front in values["door"]["fronts"]) else ()),
     )
     yield from (File(gateway.host, COMPONENT, name, asset=f"haproxy/{name}") for name in assets)
     yield _service(site, groups, values, (*RENDERED, *assets))
@@ -371,7 +372,10 @@ def _values(site: Site, groups: list[Group], cloud: set[str]) -> dict[str, Any]:
     ]
     most_clients = _most_clients(queues)
     is_dual = site.has_ipv6 and not is_local
-    inward = fronts(gateway, EVERYWHERE if is_dual else bind, most_clients, certificate)
+    inward = [
+        front | {"page": page.data(site.inventory, queues, is_inside=front["is_inside"])}
+        for front in fronts(gateway, EVERYWHERE if is_dual else bind, most_clients, certificate)
+    ]
     return {
         "entry": _own_addresses(site, gateway.balancer_port, INSIDE),
         "entrance_certificate": certificate,

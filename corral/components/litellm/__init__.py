@@ -63,6 +63,9 @@ CALLBACKS: dict[str, Callable[[Route], bool]] = {
 PERMITS, USAGE = "corral_permit", "corral_usage"
 # The callback of sites with tracing.
 TRACES = "corral_traces"
+# The callback of sites that keep conversations, and its data: seconds in a unit of the inventory's periods.
+CONVERSATIONS = "corral_conversations"
+SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "mo": 30 * 86_400}
 CLOUD = "it calls cloud providers"
 FAR = "it calls servers on other machines"
 TRACED = "it sends traces to another machine"
@@ -85,6 +88,9 @@ def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
     )  # fmt: skip
     yield from (File(host, COMPONENT, name, asset=f"litellm/{name}") for name in _files(site, published))
     yield File(host, COMPONENT, "limits.yaml", data={"pools": limits(site, published)}, note="read by corral_limits.py")
+    if conversations := site.inventory.gateway.conversations:
+        data = {"keep_s": seconds(conversations.keep)}
+        yield File(host, COMPONENT, "conversations.yaml", data=data, note=f"read by {CONVERSATIONS}.py")
     if has_routing(site.inventory):
         yield File(host, COMPONENT, "routing.yaml", data=routing(site, published), note="read by corral_routing.py")
     yield from _added_secrets(site)
@@ -92,6 +98,12 @@ def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
     if _has_far_receiver(site, published):
         yield from edge.client_secrets(host, "gateway")
     yield from _scraped(site, published)
+
+
+def seconds(period: str) -> int:
+    """A period of the inventory, such as `24h`, in seconds."""
+    unit = period.lstrip("0123456789")
+    return int(period.removesuffix(unit)) * SECONDS[unit]
 
 
 def _callbacks(site: Site, published: Contributions) -> list[str]:
@@ -104,7 +116,8 @@ def _callbacks(site: Site, published: Contributions) -> list[str]:
 def _files(site: Site, published: Contributions) -> list[str]:
     """Shipped files beside the configuration."""
     names = [*FILES, *(f"{name}.py" for name in _callbacks(site, published))]
-    return [*names, *(["corral_routing.py"] if has_routing(site.inventory) else [])]
+    kept = [f"{CONVERSATIONS}.py"] if site.inventory.gateway.conversations else []
+    return [*names, *kept, *(["corral_routing.py"] if has_routing(site.inventory) else [])]
 
 
 def _scraped(site: Site, published: Contributions) -> Iterator[Contribution]:
@@ -225,6 +238,7 @@ def configuration(site: Site, published: Contributions) -> dict[str, Any]:
         "deployments": deployments,
         "router": _router(site, published.routes),
         "routing": routing_callback,
+        "conversations": (f"{CONVERSATIONS}.{CONVERSATIONS}",) if gateway.conversations else (),
         "callbacks": tuple(f"{name}.{name}" for name in _callbacks(site, published)),
         "buckets": buckets(site),
         "metrics": METRICS,
@@ -235,6 +249,7 @@ def configuration(site: Site, published: Contributions) -> dict[str, Any]:
         "database_write_s": 10 if has_database else None,
         "has_fallbacks": has_fallbacks or None,
         "keeps_prompts": False if gateway.database else None,
+        "keeps_conversations": True if gateway.conversations else None,
     }
     return dict(filled(DATA["configuration"], values))
 
@@ -382,7 +397,8 @@ def _service(site: Site, published: Contributions, secrets: tuple[str, ...]) -> 
         **(DIRECT_CALLS if gateway.balancing != "direct" else {}),
     }
     routing_file = ["routing.yaml"] if has_routing(site.inventory) else []
-    files = (*_files(site, published), *routing_file)
+    conversations_file = ["conversations.yaml"] if gateway.conversations else []
+    files = (*_files(site, published), *routing_file, *conversations_file)
     return service(
         site,
         gateway.host,
