@@ -69,9 +69,10 @@ class Known:
         What has changed is forgotten twice: a request may have read the row before, and keep it in memory after.
         """
         here = {token: digests.get(token, "") for token in tokens}
-        before, self._changed = self._changed, {key for key, value in here.items() if self._digests.get(key) != value}
+        different = {key for key, value in here.items() if self._digests.get(key) != value}
+        again, self._changed = self._changed, different & self._digests.keys()
         self._digests |= here
-        return [key for key, value in here.items() if not value or key in before | self._changed]
+        return [key for key, value in here.items() if not value or key in different | again]
 
 
 async def _again(act: Callable[[], Awaitable[None]]) -> None:

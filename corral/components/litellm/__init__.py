@@ -333,7 +333,8 @@ def _cache(site: Site, published: Contributions) -> dict[str, Any] | None:
         if store.kind == "cache":
             address, _, port = site.address(store.endpoint, site.inventory.gateway.host).rpartition(":")
             login = {"username": store.user, "password": f"os.environ/{store.secret}"}
-            return {"host": address, "port": int(port), **login}
+            checks = DATA["one_of_several"]["cache"] if site.inventory.gateway.workers > 1 else {}
+            return {"host": address, "port": int(port), **login, **checks}
     return None
 
 
@@ -396,8 +397,9 @@ def _service(site: Site, published: Contributions, secrets: tuple[str, ...], wor
         **({} if is_local else DATA["writable"]),
         **DATA["behind_the_door" if published.doors else "no_pages"],
         **(DIRECT_CALLS if gateway.balancing != "direct" else {}),
-        **(DATA["one_of_several"] if gateway.workers > 1 else {}),
+        **(DATA["one_of_several"]["environment"] if gateway.workers > 1 else {}),
         **({} if is_first else DATA["further_worker"]),
+        **({"CORRAL_AFTER": str(gateway.litellm_port)} if is_local and not is_first else {}),
     }
     routing_file = ["routing.yaml"] if has_routing(site.inventory) else []
     files = (*_files(site, published), *routing_file)
