@@ -99,11 +99,11 @@ def figures(farm: Farm, name: str, **labels: str) -> dict[str, float]:
     return found
 
 
-def at_once(farm: Farm, count: int, model: str, name: str, **fields: object) -> Counter[int]:
+def at_once(farm: Farm, count: int, model: str, name: str) -> Counter[int]:
     """Statuses of so many requests with a consumer's key at the same time."""
     key = key_of(farm, name)
     with ThreadPoolExecutor(count) as pool:
-        answers = pool.map(lambda _: farm.ask(model, key=key, **fields), range(count))
+        answers = pool.map(lambda _: farm.ask(model, key=key), range(count))
         return Counter(answer.status_code for answer in answers)
 
 
