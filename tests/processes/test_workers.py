@@ -117,6 +117,7 @@ def counts_together(farm: Farm) -> bool:
 
 
 def test_both_work_and_their_figures_add_up(farm: Farm) -> None:
+    wait_until(lambda: at_once(farm, 8, "mixed", "free") == {200: 8}, 60, "both know the key")
     sent = 24
     wanted = {"requested_model": "even", "api_key_alias": "free"}
     assert at_once(farm, sent // 2, "even", "free") + at_once(farm, sent // 2, "even", "free") == {200: sent}
