@@ -12,6 +12,7 @@
 
 local RENEW_MS, LIMIT_MS = 4000, 8000   -- age at which one request renews a permit, and at which it ends
 local RENEWAL_MS = 2000                 -- time for a renewal; meanwhile others use the old permit
+local SETTLE_MS = 3000                  -- time after `forget` in which another worker of LiteLLM may not know yet
 local OUTAGE_MS = 600000                -- age at which a permit ends while LiteLLM does not answer
 local MINUTE_MS = 60000
 local ALIVE_PATH = "/health/liveliness"
@@ -264,7 +265,7 @@ core.register_action("permit", { "http-res" }, function(txn)
     local values = txn.http:res_get_headers()["x-corral-permit"]
     txn.http:res_del_header("x-corral-permit")
     local key, model, asked = txn:get_var("txn.key"), txn:get_var("txn.model"), txn:get_var("txn.asked")
-    if not values or not asked or not corral_fast[model] or asked <= (forgotten[key] or 0) then
+    if not values or not asked or not corral_fast[model] or asked <= (forgotten[key] or -SETTLE_MS) + SETTLE_MS then
         return
     end
     local said = parsed(values[0])
@@ -398,9 +399,8 @@ end, 1)
 core.register_task(function()
     while true do
         core.msleep(1000)
-        local server = core.backends["Gateway"].servers["litellm"]
         local answer = core.httpclient():get({
-            url = "http://" .. server:get_addr() .. ALIVE_PATH, headers = { host = { "litellm" } }, timeout = 3000,
+            url = "http://" .. corral_litellm_address() .. ALIVE_PATH, headers = { host = { "litellm" } }, timeout = 3000,
         })
         is_answering = answer ~= nil and answer.status == 200
         local now = corral_now_ms()

@@ -1034,7 +1034,9 @@ class Gateway(Section):
     cache_port: PortNumber = 6379
     """Port of Valkey; used inside the farm only."""
     memory_mib: int = Field(2048, ge=256, le=64 * TIB_MIB)
-    """Memory limit of LiteLLM's container, in MiB."""
+    """Memory limit of each of LiteLLM's containers, in MiB."""
+    workers: int = Field(1, ge=1, le=32)
+    """Processes of LiteLLM that share its work, each in a container of its own, which may use about one core."""
     path: Annotated[str, _text("prefix")] | None = None
     """Path below which a reverse proxy passes requests on without removing it, such as `/llm` for `/llm/v1/…`; for the
     entrance, too. Requests without it are taken as well."""

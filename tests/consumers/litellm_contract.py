@@ -139,11 +139,13 @@ def _misplaced_in_entry(entry: Config) -> Iterator[str]:
 
 
 def _misplaced_in_general(settings: Config) -> Iterator[str]:
+    from litellm._redis import _get_redis_kwargs
     from litellm.proxy._types import CoordinationRedisParams
 
     yield from _not_in(_general_keys(), settings)
     redis = _section(settings, "coordination_redis")
-    yield from _under("coordination_redis", _not_in(CoordinationRedisParams.model_fields, redis))
+    passed_on = _get_redis_kwargs()  # type: ignore[no-untyped-call]
+    yield from _under("coordination_redis", _not_in({*CoordinationRedisParams.model_fields, *passed_on}, redis))
 
 
 def _misplaced_in_litellm(settings: Config) -> Iterator[str]:

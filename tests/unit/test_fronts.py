@@ -37,3 +37,13 @@ def test_the_gateways_port_is_published_where_clients_are_told(gateway: str, add
     assert client_address(plan) == f"http://{address}:4000"
     is_bare = "direct" in gateway
     assert gateway_address(plan) == (f"http://{address}:4000" if is_bare else "http://127.0.0.1:4002")
+
+
+@pytest.mark.parametrize(("runtime", "ports"), [("compose", [4001, 4001, 4001]), ("local", [4001, 4003, 4004])])
+def test_every_worker_has_a_port_that_is_free_where_it_runs(runtime: str, ports: list[int]) -> None:
+    text = INVENTORY.replace("192.0.2.10}", f"127.0.0.1, runtime: {runtime}}}")
+    plan = build_plan(validate(parse(f"{text}gateway: {{host: box, workers: 3}}\n", "inventory.yaml")))
+    workers = [service for service in plan.contributions.services if service.component == "litellm"]
+    assert [service.name for service in workers] == ["litellm", "litellm-2", "litellm-3"]
+    assert [service.health.port for service in workers] == ports
+    assert [len(service.after) for service in workers] == [2, 3, 3]

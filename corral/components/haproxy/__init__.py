@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from corral.components import Stage, edge, litellm
+from corral.components import Stage, edge, litellm, valkey
 from corral.components.declared import service
 from corral.config.client_names import added_models
 from corral.config.inventory import Entrance
@@ -293,10 +293,16 @@ def _service(site: Site, groups: list[Group], values: dict[str, Any], files: tup
         keys=(*keys, *((MODELS_KEY,) if values["shared"] else ()), *fast_keys),
         files=tuple((name, "") for name in files),
         mounts=mounts,
-        calls=(*endpoints, Endpoint(gateway.litellm_port, gateway.host, litellm.COMPONENT)),
+        calls=(*endpoints, *litellm.workers_behind(site), *_counters(site)),
         exceptions=({"way-out": "it calls servers on other machines"} if is_far else {})
         | ({"host-mount": AUTHORITY_THERE if authorities else CERTIFICATE_THERE} if is_mounted else {}),
     )
+
+
+def _counters(site: Site) -> tuple[Endpoint, ...]:
+    """Where several workers of LiteLLM count together; nothing for one."""
+    gateway = site.inventory.gateway
+    return (Endpoint(gateway.cache_port, gateway.host, valkey.COMPONENT),) if gateway.workers > 1 else ()
 
 
 def _entrance_port(site: Site) -> tuple[tuple[int, str, str], ...]:
@@ -399,7 +405,11 @@ def _values(site: Site, groups: list[Group], cloud: set[str]) -> dict[str, Any]:
             "full": FULL,
             "behind": BEHIND_THE_DOOR,
             "patience_s": litellm.patience_s(site),
-            "address": site.address(Endpoint(gateway.litellm_port, gateway.host, litellm.COMPONENT), gateway.host),
+            "workers": [
+                {"name": worker.service, "address": site.address(worker, gateway.host)}
+                for worker in litellm.workers_behind(site)
+            ],
+            "counters": [site.address(store, gateway.host) for store in _counters(site)],
         },
         "successor_address": f"127.0.0.1:{gateway.balancer_port}",
         "figures": _figures(site, bind),

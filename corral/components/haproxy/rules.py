@@ -1,4 +1,4 @@
-"""What must hold for a fast lane."""
+"""What must hold for a fast lane, and for several workers of LiteLLM."""
 
 from __future__ import annotations
 
@@ -25,3 +25,18 @@ def _fast_lane(site: Site, published: Contributions) -> Iterator[Finding]:
     if all(reasons.values()):
         why = "; ".join(f"{pool}: {reason}" for pool, reason in reasons.items())
         yield Finding(f"no pool can use it ({why})", path, "remove it, or change one of these pools", level="warning")
+
+
+@check("plan", "gateway-workers")
+def _gateway_workers(site: Site, _published: Contributions) -> Iterator[Finding]:
+    """Several workers of LiteLLM have HAProxy in front, which chooses the replica, and a cache in which they count."""
+    gateway = site.inventory.gateway
+    path: KeyPath = ("gateway", "workers")
+    if gateway.workers == 1:
+        return
+    if gateway.balancing != "slots":
+        words = f"with balancing: {gateway.balancing} each worker would choose replicas without the others"
+        yield Finding(words, path, "use balancing: slots, or leave workers out")
+    if not gateway.cache:
+        words = f"{gateway.workers} workers without a cache would each allow the whole of every limit"
+        yield Finding(words, path, "write cache: true, or leave workers out")

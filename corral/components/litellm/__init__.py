@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from itertools import count, repeat
 from typing import Any
 
 from corral.components import Stage, edge
@@ -61,6 +62,8 @@ CALLBACKS: dict[str, Callable[[Route], bool]] = {
 }
 # The callbacks of sites with a fast lane, and of those that have a database as well.
 PERMITS, USAGE = "corral_permit", "corral_usage"
+# The callback of sites with several workers and a database.
+REVOCATION = "corral_revocation"
 # The callback of sites with tracing.
 TRACES = "corral_traces"
 # The callback of sites that keep conversations, and its data: seconds in a unit of the inventory's periods.
@@ -94,7 +97,7 @@ def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
     if has_routing(site.inventory):
         yield File(host, COMPONENT, "routing.yaml", data=routing(site, published), note="read by corral_routing.py")
     yield from _added_secrets(site)
-    yield _service(site, published, secrets)
+    yield from (_service(site, published, secrets, worker) for worker in workers(site, published))
     if _has_far_receiver(site, published):
         yield from edge.client_secrets(host, "gateway")
     yield from _scraped(site, published)
@@ -110,7 +113,8 @@ def _callbacks(site: Site, published: Contributions) -> list[str]:
     needed = [name for name, is_needed in CALLBACKS.items() if any(map(is_needed, published.routes))]
     gateway = site.inventory.gateway
     fast = [PERMITS, *([USAGE] if gateway.database else [])] if gateway.fast_lane else []
-    return [*needed, *fast, *([TRACES] if published.trace_receivers else [])]
+    shared = [REVOCATION] if gateway.database and gateway.workers > 1 else []
+    return [*needed, *fast, *shared, *([TRACES] if published.trace_receivers else [])]
 
 
 def _files(site: Site, published: Contributions) -> list[str]:
@@ -131,15 +135,27 @@ def _scraped(site: Site, published: Contributions) -> Iterator[Contribution]:
     yield Dashboard("monitoring/dashboards/gateway.json")
     if gateway.database:
         yield Dashboard("monitoring/dashboards/keys.json")
-    endpoint = own_endpoint(site, published)
     labels = {"host": gateway.host, "role": "gateway"}
-    yield ScrapeTarget("litellm", endpoint, labels, "/metrics/", key, relabel=_relabel(published.routes))
+    for endpoint in workers(site, published):
+        yield ScrapeTarget("litellm", endpoint, labels, "/metrics/", key, relabel=_relabel(published.routes))
 
 
-def own_endpoint(site: Site, published: Contributions) -> Endpoint:
-    """Where LiteLLM itself listens: behind the door, where there is one."""
+def workers(site: Site, published: Contributions) -> tuple[Endpoint, ...]:
+    """Where LiteLLM's processes listen: behind the door, where there is one."""
     gateway = site.inventory.gateway
-    return Endpoint(gateway.litellm_port if published.doors else gateway.port, gateway.host, COMPONENT)
+    return workers_behind(site) if published.doors else (Endpoint(gateway.port, gateway.host, COMPONENT),)
+
+
+def workers_behind(site: Site) -> tuple[Endpoint, ...]:
+    """Where LiteLLM's processes listen behind the door; on a `local` host each on a port that the gateway has not."""
+    gateway = site.inventory.gateway
+    entrance = gateway.entrance.port if gateway.entrance else 0
+    taken = {entrance, *(value for name, value in gateway if name.endswith("port"))}
+    free = (port for port in count(gateway.litellm_port) if port not in taken)
+    further = free if site.is_local(gateway.host) else repeat(gateway.litellm_port)
+    names = (f"{COMPONENT}-{number}" for number in range(2, gateway.workers + 1))
+    first = Endpoint(gateway.litellm_port, gateway.host, COMPONENT)
+    return first, *(Endpoint(port, gateway.host, name) for name, port in zip(names, further, strict=False))
 
 
 def _relabel(routes: list[Route]) -> tuple[Relabel, ...]:
@@ -332,7 +348,8 @@ def _cache(site: Site, published: Contributions) -> dict[str, Any] | None:
         if store.kind == "cache":
             address, _, port = site.address(store.endpoint, site.inventory.gateway.host).rpartition(":")
             login = {"username": store.user, "password": f"os.environ/{store.secret}"}
-            return {"host": address, "port": int(port), **login}
+            checks = DATA["one_of_several"]["cache"] if site.inventory.gateway.workers > 1 else {}
+            return {"host": address, "port": int(port), **login, **checks}
     return None
 
 
@@ -385,16 +402,19 @@ def _model_name(route: Route) -> str:
     return f"{provider}/{route.backend.upstream_model}"
 
 
-def _service(site: Site, published: Contributions, secrets: tuple[str, ...]) -> Service:
+def _service(site: Site, published: Contributions, secrets: tuple[str, ...], worker: Endpoint) -> Service:
+    """One of LiteLLM's processes; the first brings the database's tables up to date, the others wait for it."""
     gateway = site.inventory.gateway
-    is_local = site.is_local(gateway.host)
-    port = own_endpoint(site, published).port
+    is_local, is_first = site.is_local(gateway.host), worker.service == COMPONENT
     address = site.publish_address(gateway.host) if published.doors else gateway_publish_address(site)
     stores = {store.endpoint.service for store in published.stores}
     environment = {
         **({} if is_local else DATA["writable"]),
         **DATA["behind_the_door" if published.doors else "no_pages"],
         **(DIRECT_CALLS if gateway.balancing != "direct" else {}),
+        **(DATA["one_of_several"]["environment"] if gateway.workers > 1 else {}),
+        **({} if is_first else DATA["further_worker"]),
+        **({"CORRAL_AFTER": str(gateway.litellm_port)} if is_local and not is_first else {}),
     }
     routing_file = ["routing.yaml"] if has_routing(site.inventory) else []
     conversations_file = ["conversations.yaml"] if gateway.conversations else []
@@ -403,7 +423,8 @@ def _service(site: Site, published: Contributions, secrets: tuple[str, ...]) -> 
         site,
         gateway.host,
         COMPONENT,
-        port=port,
+        worker=worker.service,
+        port=worker.port,
         bind="127.0.0.1" if is_local else "0.0.0.0",  # noqa: S104 - inside the container's own network
         open_on=address,
         memory_mib=gateway.memory_mib,
@@ -415,7 +436,7 @@ def _service(site: Site, published: Contributions, secrets: tuple[str, ...]) -> 
         keys=tuple(sorted({*secrets, *_server_keys(site, published), *_certificates(site, published)})),
         files=tuple((name, f"/etc/corral/{name}") for name in files),
         calls=tuple(_calls(published)),
-        after=tuple((name, "service_healthy") for name in sorted(stores)),
+        after=tuple((name, "service_healthy") for name in (*sorted(stores), *(() if is_first else (COMPONENT,)))),
         exceptions=_way_out(site, published),
     )
 
