@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from corral.checks import references, rules
 from corral.checks.policy import RULES as POLICY_RULES
-from corral.checks.references import RULES as REFERENCE_RULES
 from corral.checks.registry import Stage, checks
 from corral.config.inventory import Inventory
 from corral.errors import Level
@@ -88,7 +88,7 @@ def _type(kind: object) -> str:
 
 RULES_HEAD = """# Every rule
 
-Made from `corral/checks/references.yaml`, `corral/checks/rules.py` and `rules.py` of components;
+Made from `corral/checks/references.yaml`, `corral/checks/rules.yaml` and `rules.py` of components;
 `pytest tests/rules --update-golden` writes it again. `./generate.py check` applies all rules; a problem ends with the
 rule's id in brackets. `tests/rules/<id>` has an inventory that keeps the rule and one that breaks it. An error stops
 rendering, what is questionable is a warning.
@@ -100,16 +100,12 @@ def rules_reference() -> str:
     return "\n".join(
         [
             RULES_HEAD,
-            *_rule_table("In the inventory", _levels(REFERENCE_RULES) | _registered("inventory")),
+            *_rule_table("In the inventory", references.TEXTS.demands | _registered("inventory")),
             "",
-            *_rule_table("In the plan made from it", _registered("plan")),
+            *_rule_table("In the plan made from it", dict(sorted((rules.TEXTS.demands | _registered("plan")).items()))),
             "",
         ]
     )
-
-
-def _levels(demands: Mapping[str, str]) -> dict[str, tuple[str, Level]]:
-    return {rule: (demand, "error") for rule, demand in demands.items()}
 
 
 def _registered(stage: Stage) -> dict[str, tuple[str, Level]]:

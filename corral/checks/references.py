@@ -9,11 +9,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from corral.checks.registry import findings
+from corral.checks.registry import Findings, Row, Texts, findings, known
 from corral.config.card_names import ROWS, maker_of, meant_by
 from corral.config.client_names import added_models, all_aliases, kind_of, kinds_of, routed_names
 from corral.config.file_names import file_of, is_below, ollama_manifest, tag_of
@@ -25,9 +24,8 @@ from corral.plan.cards import CATALOGUE, card_facts
 from corral.plan.routing import SECTIONS, local_names, pool_context, reaches_cloud, tier_settings
 from corral.plan.settings import engine_place, merged_engine
 
-_TEXTS: dict[str, dict[str, str]] = plain_yaml(Path(__file__).with_suffix(".yaml").read_bytes())
-# What each rule demands.
-RULES = {rule: texts["demand"] for rule, texts in _TEXTS.items()}
+TEXTS = Texts.beside(__file__)
+_finding, _broken, _first, _known = TEXTS.finding, TEXTS.broken, TEXTS.first, known
 # What LiteLLM sells.
 PAID: dict[str, Any] = plain_yaml(Path(__file__).with_name("litellm_paid.yaml").read_bytes())
 # With this begin the names of keys that the kit makes for itself.
@@ -56,39 +54,12 @@ _LOOPBACK = re.compile(r"http://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?/")
 COSTS = ("price", "budget")
 # Kinds without tokens.
 SPEECH = ("transcription", "speech")
-Findings = Iterator[Finding]
-# Whether a rule is broken, the rule with its text (`rule/text`), and the key below the path that is meant, if any.
-Row = tuple[object, str, str]
 
 
 def check_references(inventory: Inventory) -> list[Finding]:
     """Every name in the inventory that leads nowhere, and what else must hold before a site can be resolved."""
     own = [finding for check in CHECKS for finding in check(inventory)]
     return [*own, *findings("inventory", inventory)]
-
-
-def _finding(text: str, path: KeyPath, **values: object) -> Finding:
-    """A finding with a text of `references.yaml` (`rule/text`), filled with values."""
-    rule, _, key = text.partition("/")
-    message, _, remedy = _TEXTS[rule][key].partition(" → ")
-    return Finding(message.format_map(values), path, remedy.format_map(values), rule)
-
-
-def _broken(path: KeyPath, *rows: Row, **values: object) -> Findings:
-    for is_broken, text, key in rows:
-        if is_broken:
-            yield _finding(text, (*path, key) if key else path, **values)
-
-
-def _first(path: KeyPath, *rows: Row, **values: object) -> Findings:
-    """Like _broken, for reasons of which one is enough."""
-    return islice(_broken(path, *rows, **values), 1)
-
-
-def _known(rule: str, what: str, name: str | None, path: KeyPath, known: Iterable[str]) -> Findings:
-    """A finding where something is named that is not there."""
-    if name is not None and name not in known:
-        yield Finding(f'no {what} named "{name}"', path, did_you_mean(name, known), rule)
 
 
 def _repeated(items: Iterable[Any]) -> Iterator[tuple[int, int]]:

@@ -1,22 +1,31 @@
 """Every check, by the stage in which it looks: the inventory, the plan, the rendering, or the running hosts.
 
-A check is a generator that is registered with `@check("plan", "host-used", level="warning")`. Its docstring says what
-must hold; the reference pages are made from it. It yields a Finding for everything that breaks it.
+What rules demand and what is told when they are broken is in YAML beside the code that looks (`Texts`). A component
+registers its rules one by one with `@check("plan", "host-used", level="warning")`, whose docstring says what must hold.
 """
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
-from corral.errors import Finding, Level
+from corral.config.source import plain_yaml
+from corral.errors import Finding, KeyPath, Level, did_you_mean
 
 Stage = Literal["inventory", "plan", "rendering", "running"]
 # Gets the stage's subject; a plain message is a finding with the check's own remedy.
 Find = Callable[..., Iterator[Finding | str]]
 AnyFind = TypeVar("AnyFind", bound=Find)
+Findings = Iterator[Finding]
+# Whether a rule is broken, the rule with its text (`rule/text`), and the key below the path that is meant (`a.b`).
+Row = tuple[object, str, str]
+# A level that is not the rule's own, what is wrong, what to do.
+_TEXT = re.compile(r"\A(?:(warning|hint): )?(.*?)(?: → (.*))?\Z", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +33,9 @@ class Check:
     """One check: its id, and how to look for what breaks it."""
 
     rule: str
-    stage: Stage
     find: Find
+    # What must hold, in a sentence.
+    demand: str
     # Of its findings; those of a check for errors may say another one.
     level: Level = "error"
     # What usually helps.
@@ -35,12 +45,7 @@ class Check:
     # What must be there to look at; the stage says what each word means.
     needs: tuple[str, ...] = ()
 
-    @property
-    def demand(self) -> str:
-        """What must hold, in a sentence."""
-        return " ".join((self.find.__doc__ or "").split())
-
-    def findings(self, *subject: object) -> Iterator[Finding]:
+    def findings(self, *subject: object) -> Findings:
         """What breaks it, each with its rule and level."""
         for item in self.find(*subject):
             finding = Finding(item, remedy=self.remedy) if isinstance(item, str) else item
@@ -59,7 +64,7 @@ def check(
     def register(find: AnyFind) -> AnyFind:
         if rule in _CHECKS[stage]:
             raise ValueError(f"{rule}: a second check of that id")
-        _CHECKS[stage][rule] = Check(rule, stage, find, level, remedy, section, needs)
+        _CHECKS[stage][rule] = Check(rule, find, " ".join((find.__doc__ or "").split()), level, remedy, section, needs)
         return find
 
     return register
@@ -73,3 +78,44 @@ def checks(stage: Stage) -> dict[str, Check]:
 def findings(stage: Stage, *subject: object) -> list[Finding]:
     """What every check of a stage finds in its subject."""
     return [finding for item in _CHECKS[stage].values() for finding in item.findings(*subject)]
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """Rules of one file: what each demands, its level, and what is told when it is broken, by name of the text."""
+
+    rows: Mapping[str, Mapping[str, Any]]
+
+    @classmethod
+    def beside(cls, module: str) -> Texts:
+        """Those of the YAML file beside a module."""
+        return cls(plain_yaml(Path(module).with_suffix(".yaml").read_bytes()))
+
+    @property
+    def demands(self) -> dict[str, tuple[str, Level]]:
+        """What each rule demands, and how grave it is to break it."""
+        return {rule: (row["demand"], row.get("level", "error")) for rule, row in self.rows.items()}
+
+    def finding(self, text: str, path: KeyPath = (), **values: object) -> Finding:
+        """A finding with a text (`rule/text`), filled with values."""
+        rule, _, key = text.partition("/")
+        row = self.rows[rule]
+        level, message, remedy = _TEXT.findall(row[key])[0]
+        filled = (remedy or row.get("remedy", "")).format_map(values)
+        return Finding(message.format_map(values), path, filled, rule, level or row.get("level", "error"))
+
+    def broken(self, path: KeyPath, *rows: Row, **values: object) -> Findings:
+        """A finding for each of these that is broken."""
+        for is_broken, text, key in rows:
+            if is_broken:
+                yield self.finding(text, (*path, *filter(None, key.split("."))), **values)
+
+    def first(self, path: KeyPath, *rows: Row, **values: object) -> Findings:
+        """Like `broken`, for reasons of which one is enough."""
+        return islice(self.broken(path, *rows, **values), 1)
+
+
+def known(rule: str, what: str, name: str | None, path: KeyPath, names: Iterable[str]) -> Findings:
+    """A finding where something is named that is not there."""
+    if name is not None and name not in names:
+        yield Finding(f'no {what} named "{name}"', path, did_you_mean(name, names), rule)
