@@ -16,6 +16,11 @@ def gib(mib: int) -> str:
     return f"{mib / 1024:.1f}"
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 host`, `2 hosts`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def bar(used: int, room: int) -> str:
     """A bar of fixed width that is full when nothing is left."""
     filled = min(BAR_WIDTH, round(BAR_WIDTH * used / room)) if room > 0 else BAR_WIDTH

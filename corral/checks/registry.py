@@ -24,8 +24,8 @@ AnyFind = TypeVar("AnyFind", bound=Find)
 Findings = Iterator[Finding]
 # Whether a rule is broken, the rule with its text (`rule/text`), and the key below the path that is meant (`a.b`).
 Row = tuple[object, str, str]
-# A level that is not the rule's own, what is wrong, what to do.
-_TEXT = re.compile(r"\A(?:(warning|hint): )?(.*?)(?: → (.*))?\Z", re.DOTALL)
+# A level that is not the rule's own.
+_LEVEL = re.compile(r"(warning|hint): ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +96,15 @@ class Texts:
         """What each rule demands, and how grave it is to break it."""
         return {rule: (row["demand"], row.get("level", "error")) for rule, row in self.rows.items()}
 
-    def finding(self, text: str, path: KeyPath = (), **values: object) -> Finding:
-        """A finding with a text (`rule/text`), filled with values."""
+    def finding(self, text: str, path: KeyPath = (), /, level: Any = "", **values: object) -> Finding:
+        """A finding with a text (`rule/text`), filled with values; without a remedy of its own it has the rule's."""
         rule, _, key = text.partition("/")
         row = self.rows[rule]
-        level, message, remedy = _TEXT.findall(row[key])[0]
-        filled = (remedy or row.get("remedy", "")).format_map(values)
-        return Finding(message.format_map(values), path, filled, rule, level or row.get("level", "error"))
+        said, level = row[key], level or row.get("level", "error")
+        if match := _LEVEL.match(said):
+            said, level = said[match.end() :], match[1]
+        message, _, remedy = said.rpartition(" →") if " →" in said else (said, "", row.get("remedy", ""))
+        return Finding(message.format_map(values), path, remedy.format_map(values).strip(), rule, level)
 
     def broken(self, path: KeyPath, *rows: Row, **values: object) -> Findings:
         """A finding for each of these that is broken."""

@@ -21,7 +21,7 @@ from corral.plan.cards import VRAM_RESERVE_MIB
 from corral.plan.routing import tier_settings
 from corral.plan.site import Card, Replica, bracketed, claimed_mib
 from corral.tables import new_table
-from corral.units import bar, gib
+from corral.units import bar, counted, gib
 from corral.whatif import measured
 
 # Columns of tables that go into a file or a pipe, which have no width of their own.
@@ -47,17 +47,13 @@ def show_plan(plan: Plan, console: Console, hosts: Collection[str] | None = None
         "host": len(inventory.hosts), "GPU": sum(map(len, site.cards.values())), "node": len(inventory.nodes),
         "pool": len(inventory.pools), "service": len(plan.contributions.services),
     }  # fmt: skip
-    parts = [_count(number, noun) for noun, number in counts.items() if number]
+    parts = [counted(number, noun) for noun, number in counts.items() if number]
     console.print(f"[bold]{escape(inventory.name)}[/]: {', '.join(parts)}")
     for name in inventory.hosts:
         if hosts is None or name in hosts:
             _show_host(plan, console, name)
     if hosts is None:
         _show_clients_view(plan, console)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 # --- hosts -----------------------------------------------------------------------------------------------------------
@@ -88,7 +84,7 @@ def _facts(plan: Plan, name: str) -> list[str]:
     if pins:
         facts.append("pinned by " + " and ".join(f"{pin} ({n})" if len(pins) > 1 else pin for pin, n in pins.items()))
     if host.cpu.cores:
-        facts.append(_count(host.cpu.cores, "core") + ("" if host.cpu.avx else ", no AVX"))
+        facts.append(counted(host.cpu.cores, "core") + ("" if host.cpu.avx else ", no AVX"))
     wanted = sum(map(plan.site.host_memory_mib, plan.services_of(name)))
     room = round(((host.ram_gib or 0) - host.os_reserve_gib) * 1024)
     memory = f"{bar(wanted, room)} {gib(wanted)} of {gib(room)}" if host.ram_gib else gib(wanted)
@@ -132,7 +128,7 @@ def _placed(place: str, memory: str, rows: Iterable[tuple[str, ...]]) -> list[tu
 
 def _replica_row(replica: Replica) -> tuple[str, ...]:
     is_image = replica.kind == "image"
-    context = _count(replica.slots, "picture") if is_image else f"{replica.slots} × {replica.weights.context}"
+    context = counted(replica.slots, "picture") if is_image else f"{replica.slots} × {replica.weights.context}"
     service = f"{replica.service}, {replica.shared.loaded} at a time" if replica.shared else replica.service
     return service, replica.pool, str(replica.port), context, str(replica.memory_mib)
 

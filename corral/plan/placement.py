@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from corral.config.inventory import Inventory, Placement, Pool
 from corral.plan.sizes import worst
+from corral.units import counted
 
 # Host and GPU number of a card.
 Key = tuple[str, int]
@@ -171,7 +172,7 @@ def _with_places(inventory: Inventory, name: str, chosen: Placing, splits: Split
 
 def _reasons(needs: Sequence[Need], cards: Sequence[Room], chosen: Placing) -> list[str]:
     further = set(chosen.values()) - {card.key for card in cards if card.is_used}
-    replicas, more = _count(len(needs), "replica"), _count(len(further), "further card")
+    replicas, more = counted(len(needs), "replica"), counted(len(further), "further card")
     lines = [f"on: auto: {replicas} on the fewest cards ({more}), evenly filled, those of a pool apart"]
     for card in sorted(cards, key=lambda card: card.key):
         mine = sorted((need for need in needs if chosen[need.pool, need.number] == card.key), key=lambda it: it.pool)
@@ -181,10 +182,6 @@ def _reasons(needs: Sequence[Need], cards: Sequence[Room], chosen: Placing) -> l
             place = f"GPU {card.key[1]} of {card.key[0]}"
             lines.append(f"  {place}: {wanted} of {card.room} MiB that were free; {left} stay")
     return lines
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 # --- the choice ------------------------------------------------------------------------------------------------------

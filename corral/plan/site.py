@@ -40,6 +40,7 @@ from corral.plan.settings import (
 )
 from corral.plan.sizes import worst
 from corral.plan.split import with_shares
+from corral.units import grouped
 
 # Port of GPU 0 (the CPU) for each kind, when the inventory names none; the GPU number is added.
 PORT_BASE = {"chat": 8100, "embedding": 8300, "rerank": 8500, "image": 8700, "transcription": 8720, "speech": 8740}
@@ -206,9 +207,7 @@ class Site:
 
     def __post_init__(self) -> None:
         """Sorts the replicas by their servers: there may be thousands, and every service is asked for its own."""
-        found: dict[tuple[str, str], list[Replica]] = {}
-        for replica in self.replicas:
-            found.setdefault((replica.host, replica.service), []).append(replica)
+        found = grouped(((replica.host, replica.service), replica) for replica in self.replicas)
         object.__setattr__(self, "_members", {key: tuple(members) for key, members in found.items()})
 
     def host(self, name: str) -> Host:
