@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from corral.checks import references, rules
-from corral.checks.policy import RULES as POLICY_RULES
+from corral.checks import policy, references, rules
 from corral.checks.registry import Stage, checks
 from corral.config.inventory import Inventory
 from corral.errors import Level
@@ -133,7 +132,8 @@ point. What is excepted, and why, is in [security](../security.md).
 def policy_reference() -> str:
     """The page of all rules."""
     return POLICY_HEAD + "".join(
-        f"| `{name}` | {rule.cis} | {_weight(rule.level)} | {rule.demand} |\n" for name, rule in POLICY_RULES.items()
+        f"| `{name}` | {row.get('cis', '')} | {_weight(row.get('level', 'error'))} | {row['demand']} |\n"
+        for name, row in policy.TEXTS.rows.items()
     )
 
 
