@@ -21,7 +21,7 @@ from corral.components.additions import summed
 from corral.contributions import File, Secret, Service, is_systems
 from corral.declarations import packages, shipped
 from corral.errors import CorralError
-from corral.plan.devices import POWER_FILES, gpu_access
+from corral.plan.devices import DATA, gpu_access
 from corral.plan.networks import WAY_OUT, aliases, joined_key, networks, outer_network
 from corral.plan.site import HERE, bracketed
 from corral.units import grouped
@@ -215,7 +215,7 @@ def _units(host: _Host) -> Tree:
         "units": units,
         "told": told,
         "cards": cards,
-        "power_files": POWER_FILES,
+        "power_files": DATA["power_files"],
     }
     return {f"systemd/{name}": host.render(template, **values) for name, template in templates.items()}
 

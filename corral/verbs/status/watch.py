@@ -17,6 +17,7 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from corral.build import Plan
+from corral.config.source import plain_yaml
 from corral.errors import CorralError
 from corral.runtime.board import redraw
 from corral.runtime.hosts import CommandError, ComposeHost
@@ -39,27 +40,11 @@ class Figure:
     factor: float = 1.0
 
 
-POOLS = (
-    Figure("busy", "pool:in_flight", "busy", "requests"),
-    Figure("slots", "pool:slots", "slots", "requests"),
-    Figure("queue", "pool:queue", "waiting", "requests"),
-    Figure("requests", "pool:requests:rate5m", "requests/min", "1/min", 1, 60),
-    Figure("refused", "pool:refused:rate5m", "refused/min", "1/min", 1, 60),
-    Figure("failures", "pool:failures:rate5m", "errors/min", "1/min", 1, 60),
-    Figure("tokens", "pool:generated_tokens:rate5m", "tokens/s", "1/s", 1),
-    Figure("first_token", "pool:first_token:p95_5m", "first token p95, s", "s", 2),
-    Figure("answer", "pool:answer:p95_5m", "answer p95, s", "s", 2),
-)
-CARDS = (
-    Figure("utilization", "gpu:utilization:ratio", "busy, %", "%", 0, 100),
-    Figure("temperature", "gpu:temperature:celsius", "°C", "celsius"),
-    Figure("power", "gpu:power:watts", "W", "watts"),
-    Figure("memory_used", "gpu:memory_used:bytes", "memory, GiB", "GiB", 1, 1 / 1024**3),
-    Figure("memory_total", "gpu:memory_total:bytes", "of", "GiB", 1, 1 / 1024**3),
-    Figure("throttled", "gpu:throttled", "throttled", "1 = yes"),
-)
 # What there is to see: the figures of each kind, and the labels that name one of it.
-KINDS = {"pool": (POOLS, ("pool",)), "gpu": (CARDS, ("host", "gpu"))}
+KINDS = {
+    about: ([Figure(**figure) for figure in row["figures"]], row["labels"])
+    for about, row in plain_yaml(Path(__file__).with_suffix(".yaml").read_bytes()).items()
+}
 # Degrees Celsius for the colours; alerts have limits for each card (`GpuWarm`, `GpuHot`).
 WARM_C, HOT_C = 80, 85
 
