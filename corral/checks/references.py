@@ -21,7 +21,7 @@ from corral.config.source import plain_yaml
 from corral.errors import Finding, KeyPath, did_you_mean, dotted
 from corral.gateway.routes import AZURE_PREFIX, CONSUMER_ROUTES
 from corral.plan.cards import CATALOGUE, card_facts
-from corral.plan.routing import SECTIONS, local_names, pool_context, reaches_cloud, tier_settings
+from corral.plan.routing import SECTIONS, local_names, pool_context, reachable, reaches_cloud, tier_settings
 from corral.plan.settings import engine_place, merged_engine
 
 TEXTS = Texts.beside(__file__)
@@ -500,17 +500,8 @@ def _fallback(inventory: Inventory, name: str, other: str, path: KeyPath) -> Fin
             ((contexts[other] or 0) <= (contexts[name] or 0), "fallback-context/shorter", ""),
             pool="".join(unknown[:1]), mine=contexts[name], theirs=contexts[other], **names,
         )  # fmt: skip
-    elif name in _asked_in_turn(inventory, other):
+    elif name in reachable(inventory, other):
         yield _finding("fallback-cycle/itself" if other == name else "fallback-cycle/turn", path, **names)
-
-
-def _asked_in_turn(inventory: Inventory, pool: str) -> list[str]:
-    """A pool and all that are asked instead of it, one after the other."""
-    found = [pool]
-    for name in found:  # grows as it is walked
-        more = inventory.pools[name].fallback if name in inventory.pools else ()
-        found += (other for other in more if other not in found)
-    return found
 
 
 # --- model files -----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Every check, by the stage in which it looks: the inventory, the plan, the rendering, or the running hosts.
+"""What all checks have in common, of the inventory, the plan, the rendering and the running hosts.
 
 What rules demand and what is told when they are broken is in YAML beside the code that looks (`Texts`). A component
 registers its rules one by one with `@check("plan", "host-used", level="warning")`, whose docstring says what must hold.
@@ -7,21 +7,19 @@ registers its rules one by one with `@check("plan", "host-used", level="warning"
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from corral.config.source import plain_yaml
 from corral.errors import Finding, KeyPath, Level, did_you_mean
 
-Stage = Literal["inventory", "plan", "rendering", "running"]
-# Gets the stage's subject; a plain message is a finding with the check's own remedy.
-Find = Callable[..., Iterator[Finding | str]]
-AnyFind = TypeVar("AnyFind", bound=Find)
+Stage = Literal["inventory", "plan"]
 Findings = Iterator[Finding]
+# Gets the stage's subject.
+Find = Callable[..., Findings]
 # Whether a rule is broken, the rule with its text (`rule/text`), and the key below the path that is meant (`a.b`).
 Row = tuple[object, str, str]
 # A level that is not the rule's own.
@@ -38,33 +36,23 @@ class Check:
     demand: str
     # Of its findings; those of a check for errors may say another one.
     level: Level = "error"
-    # What usually helps.
-    remedy: str = ""
-    # Where it belongs within its stage: an area of `doctor`, a number of the CIS benchmark.
-    section: str = ""
-    # What must be there to look at; the stage says what each word means.
-    needs: tuple[str, ...] = ()
 
     def findings(self, *subject: object) -> Findings:
         """What breaks it, each with its rule and level."""
         for item in self.find(*subject):
-            finding = Finding(item, remedy=self.remedy) if isinstance(item, str) else item
-            level = finding.level if self.level == "error" else self.level
-            yield replace(finding, rule=self.rule, level=level)
+            yield replace(item, rule=self.rule, level=item.level if self.level == "error" else self.level)
 
 
-_CHECKS: dict[Stage, dict[str, Check]] = defaultdict(dict)
+_CHECKS: dict[Stage, dict[str, Check]] = {"inventory": {}, "plan": {}}
 
 
-def check(
-    stage: Stage, rule: str, *needs: str, level: Level = "error", remedy: str = "", section: str = ""
-) -> Callable[[AnyFind], AnyFind]:
+def check(stage: Stage, rule: str, *, level: Level = "error") -> Callable[[Find], Find]:
     """Registers a function as the check of a stage; raises ValueError for a second one of that id."""
 
-    def register(find: AnyFind) -> AnyFind:
+    def register(find: Find) -> Find:
         if rule in _CHECKS[stage]:
             raise ValueError(f"{rule}: a second check of that id")
-        _CHECKS[stage][rule] = Check(rule, find, " ".join((find.__doc__ or "").split()), level, remedy, section, needs)
+        _CHECKS[stage][rule] = Check(rule, find, " ".join((find.__doc__ or "").split()), level)
         return find
 
     return register

@@ -25,6 +25,7 @@ from corral.contributions import Service
 from corral.errors import CorralError, UsageError
 from corral.files import private_folder
 from corral.plan.site import bracketed, resolve
+from corral.render.tree import project_name
 from corral.runtime.docker import PROJECT, Container, containers_in
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ class ComposeHost:
     @property
     def project(self) -> str:
         """Name of the Compose project."""
-        return f"{self.plan.inventory.name}-{self.name}".replace(".", "-")
+        return project_name(self.plan, self.name)
 
     def argv(self, command: Sequence[str]) -> list[str]:
         """The command as this machine starts it."""
@@ -232,6 +233,11 @@ class ComposeHost:
         if not ids:
             return []
         return containers_in(self.run(["docker", "inspect", *ids], check=False).out)  # one may have gone in between
+
+    def names_of(self, kind: str) -> set[str]:
+        """Names of the networks (`network`) or volumes (`volume`) of the project."""
+        label = f"label={PROJECT}={self.project}"
+        return set(self.run(["docker", kind, "ls", "--filter", label, "--format", "{{.Name}}"]).out.split())
 
     def container_of(self, service: str) -> Container | None:
         """The container of a service now; None when there is none."""

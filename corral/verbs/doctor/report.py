@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.console import Console
@@ -19,6 +19,19 @@ from corral.runtime.observe import observe_all, servers_seen
 from corral.units import counted
 from corral.verbs.doctor import files, gpus, machine, path, services
 from corral.verbs.doctor.case import ROWS, Case, sections
+
+
+@dataclass(frozen=True, slots=True)
+class DoctorCheck(Check):
+    """A check of running hosts."""
+
+    # What usually helps.
+    remedy: str = ""
+    # Its area.
+    section: str = ""
+    # What must be there to look at; see `Case.has`.
+    needs: tuple[str, ...] = ()
+
 
 # Id of the check that everything else rests on.
 REACHABLE = "host-reachable"
@@ -34,9 +47,9 @@ AREAS: dict[str, Callable[[Case], str]] = {
 }
 # Every check by its id, in the order of areas and then of the table.
 CHECKS = {
-    rule: Check(
-        rule, find := getattr(sys.modules[AREAS[area].__module__], rule.replace("-", "_")), find.__doc__,
-        row.get("level", "error"), row["remedy"].format(), area, tuple(row.get("needs", ())),
+    rule: DoctorCheck(
+        rule, find := getattr(sys.modules[AREAS[area].__module__], rule.replace("-", "_")), str(find.__doc__),
+        remedy=row["remedy"].format(), section=area, needs=tuple(row.get("needs", ())),
     )
     for area in AREAS
     for rule, row in ROWS[area].items()
