@@ -647,24 +647,18 @@ def _secrets(inventory: Inventory) -> Findings:
         text = "" if isinstance(value, bool | float) or _SECRET_NAME.fullmatch(str(value)) else str(value)
         if text and (SECRET_VALUE.search(text) or _is_meant_secret(path, text, before)):
             yield _finding("no-secret/value", path)
-        elif text == "" and value and _is_in_server(path) and SECRET_KEY.search(str(path[-1])):
+            continue
+        is_of_server = path[-2:-1] == ("environment",) and ("engine" in path or path[0] == "defaults")
+        if text == "" and value and is_of_server and SECRET_KEY.search(str(path[-1])):
             yield _finding("no-secret/name", path)
-
-
-def _is_in_server(path: KeyPath) -> bool:
-    """Whether a value is one of the environment of inference servers."""
-    return path[-2:-1] == ("environment",) and ("engine" in path or path[0] == "defaults")
 
 
 def _is_meant_secret(path: KeyPath, text: str, before: str) -> bool:
     """Whether the key, or the option before it, says that a value is a secret."""
     if "extra_args" in path:
         return bool(_SECRET_OPTION.fullmatch(before) or _SECRET_OPTION_AND_VALUE.match(text))
-    return isinstance(path[-1], str) and bool(SECRET_KEY.search(path[-1])) and _is_free_text(path)
-
-
-def _is_free_text(path: KeyPath) -> bool:
-    return any(part in ("environment", "extra") or str(part).startswith("x-") for part in path)
+    is_free_text = any(part in ("environment", "extra") or str(part).startswith("x-") for part in path)
+    return isinstance(path[-1], str) and bool(SECRET_KEY.search(path[-1])) and is_free_text
 
 
 def _values(value: Any, path: KeyPath, before: str = "") -> Iterator[tuple[KeyPath, Any, str]]:

@@ -19,7 +19,7 @@ from corral.gateway import fast_lane
 from corral.gateway.frontends import gateway_publish_address
 from corral.plan.cards import VRAM_RESERVE_MIB
 from corral.plan.routing import tier_settings
-from corral.plan.site import Card, Replica, bracketed, claimed_mib
+from corral.plan.site import Replica, bracketed, claimed_mib
 from corral.tables import new_table
 from corral.units import bar, counted, gib
 from corral.whatif import measured
@@ -98,27 +98,19 @@ def _servers_table(plan: Plan, host: str, replicas: list[Replica]) -> Table:
         here = [replica for replica in replicas if card in replica.cards]
         first = [replica for replica in here if replica.cards[0] == card]
         services = dict.fromkeys(replica.service for replica in here)
-        used = sum(_mib_on(card, [item for item in here if item.service == service]) for service in services)
+        servers = [[item for item in here if item.service == service] for service in services]
+        used = sum(claimed_mib(members)[members[0].cards.index(card)] for members in servers)
+        others = f"[dim]{escape('with ' + ', '.join(item.service for item in here)) if here else 'free'}[/]"
         room = card.vram_mib - VRAM_RESERVE_MIB
         memory = (
             f"{bar(used, room)}{'~' if any(replica.is_guess for replica in here) else ' '}{gib(used):>4} of {gib(room)}"
         )
-        rows += _placed(str(card.number), memory, [_replica_row(replica) for replica in first] or [(_of_others(here),)])
+        rows += _placed(str(card.number), memory, [_replica_row(replica) for replica in first] or [(others,)])
     rows += _placed("CPU", "", [_replica_row(replica) for replica in replicas if not replica.cards])
     columns = ("GPU", "VRAM, GiB", "service", "pool", "port", "slots × tokens", "RAM, MiB")
     table = _table(columns, rows)
     table.columns[1].no_wrap = True
     return table
-
-
-def _mib_on(card: Card, members: Sequence[Replica]) -> int:
-    """What a server takes on one of its cards."""
-    return claimed_mib(members)[members[0].cards.index(card)]
-
-
-def _of_others(here: Sequence[Replica]) -> str:
-    """What a card says on which no server begins."""
-    return f"[dim]{escape('with ' + ', '.join(replica.service for replica in here)) if here else 'free'}[/]"
 
 
 def _placed(place: str, memory: str, rows: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:

@@ -281,18 +281,15 @@ def _command_lines(args: Iterable[str]) -> Iterator[str]:
     """The arguments as YAML list items, an option and its value on one line."""
     groups: list[list[str]] = []
     for word in args:
-        if groups and _takes_value(groups[-1]) and not word.startswith("--"):
-            groups[-1].append(word)
+        last = groups[-1] if groups else ["--="]
+        if len(last) == 1 and last[0].startswith("--") and "=" not in last[0] and not word.startswith("--"):
+            last.append(word)
         else:
             groups.append([word])
     yield "["
     for group in groups:
         yield "  " + ", ".join(map(to_yaml, group)) + ","
     yield "]"
-
-
-def _takes_value(group: list[str]) -> bool:
-    return len(group) == 1 and group[0].startswith("--") and "=" not in group[0]
 
 
 def _host_folder(folder: str) -> str:
