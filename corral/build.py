@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from corral.checks import rules  # noqa: F401 - with the rules of the plan
 from corral.checks.references import check_references
-from corral.checks.registry import findings
+from corral.checks.rules import check_plan
 from corral.components import gather
 from corral.config.image_lock import ImageLock
 from corral.config.inventory import Inventory
@@ -66,7 +65,7 @@ def build_plan(loaded: Loaded) -> Plan:
     """The plan of an inventory; raises SiteError with every broken rule at once, located in the file."""
     site = load_site(loaded)
     contributions = gather(site)
-    found = [loaded.source.locate(problem) for problem in findings("plan", site, contributions)]
+    found = [loaded.source.locate(problem) for problem in check_plan(site, contributions)]
     errors = [problem for problem in found if problem.level == "error"]
     if errors:
         raise SiteError(errors)

@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from corral.checks.policy import RULES as POLICY_RULES
-from corral.checks.references import RULES as REFERENCE_RULES
+from corral.checks import policy, references, rules
 from corral.checks.registry import Stage, checks
 from corral.config.inventory import Inventory
 from corral.errors import Level
@@ -88,7 +87,7 @@ def _type(kind: object) -> str:
 
 RULES_HEAD = """# Every rule
 
-Made from `corral/checks/references.yaml`, `corral/checks/rules.py` and `rules.py` of components;
+Made from `corral/checks/references.yaml`, `corral/checks/rules.yaml` and `rules.py` of components;
 `pytest tests/rules --update-golden` writes it again. `./generate.py check` applies all rules; a problem ends with the
 rule's id in brackets. `tests/rules/<id>` has an inventory that keeps the rule and one that breaks it. An error stops
 rendering, what is questionable is a warning.
@@ -100,16 +99,12 @@ def rules_reference() -> str:
     return "\n".join(
         [
             RULES_HEAD,
-            *_rule_table("In the inventory", _levels(REFERENCE_RULES) | _registered("inventory")),
+            *_rule_table("In the inventory", references.TEXTS.demands | _registered("inventory")),
             "",
-            *_rule_table("In the plan made from it", _registered("plan")),
+            *_rule_table("In the plan made from it", dict(sorted((rules.TEXTS.demands | _registered("plan")).items()))),
             "",
         ]
     )
-
-
-def _levels(demands: Mapping[str, str]) -> dict[str, tuple[str, Level]]:
-    return {rule: (demand, "error") for rule, demand in demands.items()}
 
 
 def _registered(stage: Stage) -> dict[str, tuple[str, Level]]:
@@ -137,7 +132,8 @@ point. What is excepted, and why, is in [security](../security.md).
 def policy_reference() -> str:
     """The page of all rules."""
     return POLICY_HEAD + "".join(
-        f"| `{name}` | {rule.cis} | {_weight(rule.level)} | {rule.demand} |\n" for name, rule in POLICY_RULES.items()
+        f"| `{name}` | {row.get('cis', '')} | {_weight(row.get('level', 'error'))} | {row['demand']} |\n"
+        for name, row in policy.TEXTS.rows.items()
     )
 
 

@@ -1,8 +1,8 @@
 """The security baseline, as rules over a Compose project the way `docker compose config --format json` prints it. Pure.
 
-`policy.yaml` says what each rule demands; docs/reference/policy.md is made from it, tests/policy has a project that
-keeps all rules and one that breaks each. A rule that does not hold for a service is excepted where the plan says why
-(`Service.exceptions`); that each exception has a reason and is needed is tested with what the kit renders.
+`policy.yaml` says what each rule demands and tells; docs/reference/policy.md is made from it, tests/policy has a
+project that keeps all rules and one that breaks each. A rule that does not hold for a service is excepted where the
+plan says why (`Service.exceptions`); that each exception has a reason and is needed is tested with what is rendered.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
 
 from corral.build import Plan
 from corral.checks.references import SECRET_KEY, SECRET_VALUE
+from corral.checks.registry import Findings, Texts
 from corral.config.source import plain_yaml
 from corral.contributions import SYSTEM_ROOTS, is_system_folder, plain_path
-from corral.errors import CorralError, Finding, Level
+from corral.errors import CorralError, Finding
 
 MASQUERADE = "com.docker.network.bridge.enable_ip_masquerade"
 BETWEEN = "com.docker.network.bridge.enable_icc"
@@ -37,20 +37,7 @@ _ANY_KEY = re.compile(r"(?:^|[_-])(?:key|pass|requirepass|masterauth)$", re.IGNO
 _GENERATED = re.compile(r"(?<!/blobs/)(?<!/blobs/sha256-)(?<!/snapshots/)\b[0-9a-f]{32,}\b")
 # Values of secret-like names that hold no secret: nothing, a switch, a path.
 _PLAIN_VALUE = re.compile(r"|none|true|false|0|1|/\S*")
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """One demand of the baseline."""
-
-    demand: str
-    remedy: str
-    # Points of the CIS Docker Benchmark 1.6.
-    cis: str = ""
-    level: Level = "error"
-
-
-RULES = {name: Rule(**row) for name, row in plain_yaml(Path(__file__).with_suffix(".yaml").read_bytes()).items()}
+TEXTS = Texts.beside(__file__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +79,11 @@ def check_project(
     """
     stated = exceptions or {}
     return [
-        Finding(message, remedy=RULES[rule].remedy, rule=rule, level=RULES[rule].level, where=name)
+        replace(finding, where=name)
         for name, service in (project.get("services") or {}).items()
         for check in CHECKS
-        for rule, message in check(Subject(long_form(service), project, address))
-        if rule not in stated.get(name, {})
+        for finding in check(Subject(long_form(service), project, address))
+        if finding.rule not in stated.get(name, {})
     ]
 
 
@@ -188,88 +175,82 @@ def _mount(mount: Any) -> dict[str, Any]:
 
 # --- checks: each yields the rules that a service breaks, and how ----------------------------------------------------
 
-Broken = Iterator[tuple[str, str]]
+
+def _broken(rows: Mapping[str, object], **values: object) -> Findings:
+    """The texts whose rules are broken."""
+    yield from TEXTS.broken((), *((is_broken, text, "") for text, is_broken in rows.items()), **values)
 
 
-def _image(subject: Subject) -> Broken:
+def _image(subject: Subject) -> Findings:
     image = str(subject.get("image", ""))
     name, _, tag = image.rpartition("/")[2].partition(":")
-    if "@sha256:" in image:
-        return
-    if not tag:
-        yield "image-pinned", f"the image {name or '(none)'} has no tag, which means latest"
-    elif _MOVING.search(tag) or not _VERSION.search(tag):
-        yield "image-pinned", f"the tag {tag} of {name} means another image tomorrow"
+    is_moving = tag and (_MOVING.search(tag) or not _VERSION.search(tag))
+    if "@sha256:" not in image:
+        rows = {"image-pinned/none": not tag, "image-pinned/moving": is_moving}
+        yield from _broken(rows, name=name or "(none)", tag=tag)
 
 
-def _privileges(subject: Subject) -> Broken:
-    user, added = str(subject.get("user", "")), subject.get("cap_add", [])
-    if user.partition(":")[0] in ("", "0", "root"):
-        yield "non-root", "runs as root" if user else "runs as the image's user, which may be root"
-    if not subject.get("read_only"):
-        yield "read-only", "can write to its own root file system"
-    if [str(name).upper() for name in subject.get("cap_drop", [])] != ["ALL"]:
-        yield "capabilities", "keeps Linux capabilities"
-    if added:
-        yield "capabilities", f"adds Linux capabilities: {', '.join(added)}"
-    if not {"no-new-privileges:true", "no-new-privileges"} & set(subject.security_options):
-        yield "no-new-privileges", "may gain privileges"
-    for given, option in zip(subject.get("security_opt", []), subject.security_options, strict=True):
-        if option.endswith(UNCONFINED):
-            yield "confined", f"is not confined: {given}"
-    if subject.get("privileged"):
-        yield "privileged", "is privileged: root in it is root on the host"
+def _privileges(subject: Subject) -> Findings:
+    user, options = str(subject.get("user", "")), subject.security_options
+    rows = {
+        "non-root/root": user and user.partition(":")[0] in ("", "0", "root"),
+        "non-root/unsaid": not user,
+        "read-only/writes": not subject.get("read_only"),
+        "capabilities/kept": [str(name).upper() for name in subject.get("cap_drop", [])] != ["ALL"],
+        "capabilities/added": subject.get("cap_add"),
+        "no-new-privileges/may": not {"no-new-privileges:true", "no-new-privileges"} & set(options),
+        "privileged/is": subject.get("privileged"),
+    }
+    yield from _broken(rows, added=", ".join(subject.get("cap_add", [])))
+    for given, option in zip(subject.get("security_opt", []), options, strict=True):
+        yield from _broken({"confined/other": option.endswith(UNCONFINED)}, given=given)
 
 
-def _namespaces(subject: Subject) -> Broken:
-    if subject.get("network_mode") == "host":
-        yield "host-network", "shares the host's network"
-    if subject.get("pid"):
-        yield "host-pid", f"sees the processes of {_whose(subject.get('pid'))}"
-    if subject.get("ipc") and subject.get("ipc") not in ("private", "none"):
-        yield "host-ipc", f"shares memory with {_whose(subject.get('ipc'))}"
+def _namespaces(subject: Subject) -> Findings:
+    shared = {
+        "host-network/shared": subject.get("network_mode") == "host" and "host",
+        "host-pid/shared": subject.get("pid"),
+        "host-ipc/shared": subject.get("ipc") not in (None, "private", "none") and subject.get("ipc"),
+    }
+    for text, mode in shared.items():
+        yield from _broken({text: mode}, whose="the host" if mode == "host" else "another container")
     for key in ("uts", "userns_mode", "cgroup"):
-        if subject.get(key) == "host":
-            yield "host-names", f"shares the host's namespace: {key}"
+        yield from _broken({"host-names/shared": subject.get(key) == "host"}, key=key)
 
 
-def _whose(mode: str) -> str:
-    return "the host" if mode == "host" else "another container"
-
-
-def _files_of_host(subject: Subject) -> Broken:
+def _files_of_host(subject: Subject) -> Findings:
     for mount in (mount for mount in subject.get("volumes", []) if mount["type"] == "bind"):
-        source, target = str(mount["source"]), str(mount["target"])
-        if source.endswith(SOCKETS) or target.endswith(SOCKETS):
-            yield "docker-socket", f"has the engine's socket {source}"
-        if plain_path(source) in SYSTEM_ROOTS or is_system_folder(plain_path(source)):
-            yield "host-mount", f"sees {plain_path(source)} of the host"
-        if not mount.get("read_only"):
-            yield "mount-read-only", f"can write to {source} of the host"
-        if (mount.get("bind") or {}).get("propagation") in ("shared", "rshared"):
-            yield "mount-propagation", f"passes mounts below {source} on to the host"
+        source, folder = str(mount["source"]), plain_path(str(mount["source"]))
+        rows = {
+            "docker-socket/there": source.endswith(SOCKETS) or str(mount["target"]).endswith(SOCKETS),
+            "host-mount/system": folder in SYSTEM_ROOTS or is_system_folder(folder),
+            "mount-read-only/writes": not mount.get("read_only"),
+            "mount-propagation/shared": (mount.get("bind") or {}).get("propagation") in ("shared", "rshared"),
+        }
+        yield from _broken(rows, source=source, folder=folder)
     for device in subject.get("devices", []):
         source = str(device["source"] if isinstance(device, Mapping) else device)
-        if not source.startswith("nvidia.com/gpu="):
-            yield "host-device", f"has the device {source}"
+        yield from _broken({"host-device/there": not source.startswith("nvidia.com/gpu=")}, source=source)
 
 
-def _limits(subject: Subject) -> Broken:
-    if not (subject.get("mem_limit") or subject.limit("memory")):
-        yield "memory-limit", "may take all of the host's memory"
-    if str(subject.get("memswap_limit", "")) == "-1":
-        yield "memory-limit", "may take all of the host's swap"
-    if not (subject.get("cpu_shares") or subject.get("cpus") or subject.limit("cpus")):
-        yield "cpu-weight", "may crowd the others out from the processors"
-    if int(subject.get("pids_limit") or subject.limit("pids") or 0) <= 0:
-        yield "pids-limit", "may start processes without end"
+def _limits(subject: Subject) -> Findings:
     logging = subject.get("logging", {})
     driver, options = logging.get("driver", "json-file"), logging.get("options") or {}
-    if driver not in ROTATING and not {"max-size", "max-file"} <= options.keys():
-        yield "log-rotation", "keeps logs without end"
+    check = subject.get("healthcheck", {})
+    restart = str(subject.get("restart", "no")).partition(":")[0]
+    yield from _broken({
+        "memory-limit/none": not (subject.get("mem_limit") or subject.limit("memory")),
+        "memory-limit/swap": str(subject.get("memswap_limit", "")) == "-1",
+        "cpu-weight/none": not (subject.get("cpu_shares") or subject.get("cpus") or subject.limit("cpus")),
+        "pids-limit/none": int(subject.get("pids_limit") or subject.limit("pids") or 0) <= 0,
+        "log-rotation/none": driver not in ROTATING and not {"max-size", "max-file"} <= options.keys(),
+        "health-check/none": check.get("disable") or not check.get("test") or check["test"][0] == "NONE",
+        "restart-policy/none": restart not in ("unless-stopped", "always", "on-failure"),
+        "init/none": not subject.get("init"),
+    })  # fmt: skip
 
 
-def _file_systems_in_memory(subject: Subject) -> Broken:
+def _file_systems_in_memory(subject: Subject) -> Findings:
     tmpfs = subject.get("tmpfs", [])
     mounts = [str(mount).partition(":") for mount in ([tmpfs] if isinstance(tmpfs, str) else tmpfs)]
     unbounded = [target for target, _, options in mounts if "size=" not in options]
@@ -278,37 +259,27 @@ def _file_systems_in_memory(subject: Subject) -> Broken:
         for mount in subject.get("volumes", [])
         if mount["type"] == "tmpfs" and not (mount.get("tmpfs") or {}).get("size")
     ]
-    yield from (("tmpfs-sized", f"may fill the host's memory through {target}") for target in unbounded)
+    yield from (TEXTS.finding("tmpfs-sized/none", target=target) for target in unbounded)
 
 
-def _life(subject: Subject) -> Broken:
-    check = subject.get("healthcheck", {})
-    if check.get("disable") or not check.get("test") or check["test"][0] == "NONE":
-        yield "health-check", "has no health check"
-    if str(subject.get("restart", "no")).partition(":")[0] not in ("unless-stopped", "always", "on-failure"):
-        yield "restart-policy", "stays down after a crash"
-    if not subject.get("init"):
-        yield "init", "has no init: signals may be lost and dead processes stay"
-
-
-def _networks(subject: Subject) -> Broken:
+def _networks(subject: Subject) -> Findings:
     mode, declared = subject.get("network_mode", ""), subject.declared("networks")
-    if mode and mode not in ("host", "none"):
-        yield "own-network", f"borrows a network: {mode}"
-    if not mode and not subject.get("networks"):
-        yield "own-network", "is on the default network"
+    borrowed = {
+        "own-network/borrowed": mode and mode not in ("host", "none"),
+        "own-network/default": not mode and not subject.get("networks"),
+    }
+    yield from _broken(borrowed, mode=mode)
     for name in subject.get("networks", {}):
         network = declared.get(name) or {}
-        if network.get("external"):
-            yield "joined-network", f"is on the network {network.get('name', name)}, which the project did not make"
-            continue
-        is_inner = network.get("internal")
-        if name == "default" or name not in declared:
-            yield "own-network", f"is on the network {name}, which the project does not declare"
-        if not is_inner and _is_on(network, MASQUERADE):
-            yield "way-out", f"can call beyond the host through the network {name}"
-        if name in declared and not is_inner and _is_on(network, BETWEEN):
-            yield "apart", f"reaches the other containers on the network {name}, and they reach it"
+        is_joined, is_known = network.get("external"), name in declared
+        is_outer = not is_joined and not network.get("internal")
+        rows = {
+            "joined-network/joined": is_joined,
+            "own-network/unknown": not is_joined and (name == "default" or not is_known),
+            "way-out/open": is_outer and _is_on(network, MASQUERADE),
+            "apart/open": is_outer and is_known and _is_on(network, BETWEEN),
+        }
+        yield from _broken(rows, name=name, real=network.get("name", name))
 
 
 def _is_on(network: Mapping[str, Any], option: str) -> bool:
@@ -316,15 +287,13 @@ def _is_on(network: Mapping[str, Any], option: str) -> bool:
     return str((network.get("driver_opts") or {}).get(option, "true")).lower() == "true"
 
 
-def _ports(subject: Subject) -> Broken:
+def _ports(subject: Subject) -> Findings:
     for port in subject.get("ports", []):
-        address = str(port.get("host_ip") or "")
-        if not address or not port.get("published") or _ip(address).is_unspecified:
-            words = f"opens port {port.get('published') or port['target']} on every address of the host"
-            yield "published-address", words
-        elif address != subject.address and not _ip(address).is_loopback:
-            words = f"opens port {port['published']} on {address}; the host's address is {subject.address}"
-            yield "published-address", words
+        address, number = str(port.get("host_ip") or ""), port.get("published") or port["target"]
+        is_everywhere = not address or not port.get("published") or _ip(address).is_unspecified
+        is_other = not is_everywhere and address != subject.address and not _ip(address).is_loopback
+        rows = {"published-address/all": is_everywhere, "published-address/other": is_other}
+        yield from _broken(rows, port=number, address=address, own=subject.address)
 
 
 def _ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
@@ -333,18 +302,19 @@ def _ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     return getattr(found, "ipv4_mapped", None) or found
 
 
-def _secrets(subject: Subject) -> Broken:
+def _secrets(subject: Subject) -> Findings:
     for place in ("environment", "labels"):
         for name, value in subject.get(place, {}).items():
-            if _holds_secret(name, "" if value is None else str(value)):
-                yield "secret-value", f"has a secret in its {place}: {name}"
+            is_secret = _holds_secret(name, "" if value is None else str(value))
+            yield from _broken({"secret-value/there": is_secret}, place=place, name=name)
     commands = {key: subject.get(key) for key in ("command", "entrypoint")}
     commands["health check"] = subject.get("healthcheck", {}).get("test")
     for place, words in commands.items():
-        yield from (("secret-value", f"has a secret in its {place}: {it}") for it in _options_with_secret(words))
+        for name in _options_with_secret(words):
+            yield TEXTS.finding("secret-value/there", place=place, name=name)
     for secret in subject.get("secrets", []):
-        if not (subject.declared("secrets").get(secret["source"]) or {}).get("file"):
-            yield "secret-file", f"has the secret {secret['source']}, which is no file"
+        has_file = (subject.declared("secrets").get(secret["source"]) or {}).get("file")
+        yield from _broken({"secret-file/none": not has_file}, name=secret["source"])
 
 
 def _holds_secret(name: str, value: str) -> bool:
@@ -371,7 +341,6 @@ def _options_with_secret(words: Any) -> Iterator[str]:
         before = "" if "=" in word else word
 
 
-CHECKS: tuple[Callable[[Subject], Broken], ...] = (
-    _image, _privileges, _namespaces, _files_of_host, _limits, _file_systems_in_memory, _life, _networks, _ports,
-    _secrets,
+CHECKS: tuple[Callable[[Subject], Findings], ...] = (
+    _image, _privileges, _namespaces, _files_of_host, _limits, _file_systems_in_memory, _networks, _ports, _secrets,
 )  # fmt: skip

@@ -9,11 +9,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from corral.checks.registry import findings
+from corral.checks.registry import Findings, Row, Texts, findings, known
 from corral.config.card_names import ROWS, maker_of, meant_by
 from corral.config.client_names import added_models, all_aliases, kind_of, kinds_of, routed_names
 from corral.config.file_names import file_of, is_below, ollama_manifest, tag_of
@@ -22,12 +21,11 @@ from corral.config.source import plain_yaml
 from corral.errors import Finding, KeyPath, did_you_mean, dotted
 from corral.gateway.routes import AZURE_PREFIX, CONSUMER_ROUTES
 from corral.plan.cards import CATALOGUE, card_facts
-from corral.plan.routing import SECTIONS, local_names, pool_context, reaches_cloud, tier_settings
+from corral.plan.routing import SECTIONS, local_names, pool_context, reachable, reaches_cloud, tier_settings
 from corral.plan.settings import engine_place, merged_engine
 
-_TEXTS: dict[str, dict[str, str]] = plain_yaml(Path(__file__).with_suffix(".yaml").read_bytes())
-# What each rule demands.
-RULES = {rule: texts["demand"] for rule, texts in _TEXTS.items()}
+TEXTS = Texts.beside(__file__)
+_finding, _broken, _first, _known = TEXTS.finding, TEXTS.broken, TEXTS.first, known
 # What LiteLLM sells.
 PAID: dict[str, Any] = plain_yaml(Path(__file__).with_name("litellm_paid.yaml").read_bytes())
 # With this begin the names of keys that the kit makes for itself.
@@ -56,39 +54,12 @@ _LOOPBACK = re.compile(r"http://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?/")
 COSTS = ("price", "budget")
 # Kinds without tokens.
 SPEECH = ("transcription", "speech")
-Findings = Iterator[Finding]
-# Whether a rule is broken, the rule with its text (`rule/text`), and the key below the path that is meant, if any.
-Row = tuple[object, str, str]
 
 
 def check_references(inventory: Inventory) -> list[Finding]:
     """Every name in the inventory that leads nowhere, and what else must hold before a site can be resolved."""
     own = [finding for check in CHECKS for finding in check(inventory)]
     return [*own, *findings("inventory", inventory)]
-
-
-def _finding(text: str, path: KeyPath, **values: object) -> Finding:
-    """A finding with a text of `references.yaml` (`rule/text`), filled with values."""
-    rule, _, key = text.partition("/")
-    message, _, remedy = _TEXTS[rule][key].partition(" → ")
-    return Finding(message.format_map(values), path, remedy.format_map(values), rule)
-
-
-def _broken(path: KeyPath, *rows: Row, **values: object) -> Findings:
-    for is_broken, text, key in rows:
-        if is_broken:
-            yield _finding(text, (*path, key) if key else path, **values)
-
-
-def _first(path: KeyPath, *rows: Row, **values: object) -> Findings:
-    """Like _broken, for reasons of which one is enough."""
-    return islice(_broken(path, *rows, **values), 1)
-
-
-def _known(rule: str, what: str, name: str | None, path: KeyPath, known: Iterable[str]) -> Findings:
-    """A finding where something is named that is not there."""
-    if name is not None and name not in known:
-        yield Finding(f'no {what} named "{name}"', path, did_you_mean(name, known), rule)
 
 
 def _repeated(items: Iterable[Any]) -> Iterator[tuple[int, int]]:
@@ -534,17 +505,8 @@ def _fallback(inventory: Inventory, name: str, other: str, path: KeyPath) -> Fin
             ((contexts[other] or 0) <= (contexts[name] or 0), "fallback-context/shorter", ""),
             pool="".join(unknown[:1]), mine=contexts[name], theirs=contexts[other], **names,
         )  # fmt: skip
-    elif name in _asked_in_turn(inventory, other):
+    elif name in reachable(inventory, other):
         yield _finding("fallback-cycle/itself" if other == name else "fallback-cycle/turn", path, **names)
-
-
-def _asked_in_turn(inventory: Inventory, pool: str) -> list[str]:
-    """A pool and all that are asked instead of it, one after the other."""
-    found = [pool]
-    for name in found:  # grows as it is walked
-        more = inventory.pools[name].fallback if name in inventory.pools else ()
-        found += (other for other in more if other not in found)
-    return found
 
 
 # --- model files -----------------------------------------------------------------------------------------------------
@@ -690,24 +652,18 @@ def _secrets(inventory: Inventory) -> Findings:
         text = "" if isinstance(value, bool | float) or _SECRET_NAME.fullmatch(str(value)) else str(value)
         if text and (SECRET_VALUE.search(text) or _is_meant_secret(path, text, before)):
             yield _finding("no-secret/value", path)
-        elif text == "" and value and _is_in_server(path) and SECRET_KEY.search(str(path[-1])):
+            continue
+        is_of_server = path[-2:-1] == ("environment",) and ("engine" in path or path[0] == "defaults")
+        if text == "" and value and is_of_server and SECRET_KEY.search(str(path[-1])):
             yield _finding("no-secret/name", path)
-
-
-def _is_in_server(path: KeyPath) -> bool:
-    """Whether a value is one of the environment of inference servers."""
-    return path[-2:-1] == ("environment",) and ("engine" in path or path[0] == "defaults")
 
 
 def _is_meant_secret(path: KeyPath, text: str, before: str) -> bool:
     """Whether the key, or the option before it, says that a value is a secret."""
     if "extra_args" in path:
         return bool(_SECRET_OPTION.fullmatch(before) or _SECRET_OPTION_AND_VALUE.match(text))
-    return isinstance(path[-1], str) and bool(SECRET_KEY.search(path[-1])) and _is_free_text(path)
-
-
-def _is_free_text(path: KeyPath) -> bool:
-    return any(part in ("environment", "extra") or str(part).startswith("x-") for part in path)
+    is_free_text = any(part in ("environment", "extra") or str(part).startswith("x-") for part in path)
+    return isinstance(path[-1], str) and bool(SECRET_KEY.search(path[-1])) and is_free_text
 
 
 def _values(value: Any, path: KeyPath, before: str = "") -> Iterator[tuple[KeyPath, Any, str]]:

@@ -1,22 +1,29 @@
-"""Every check, by the stage in which it looks: the inventory, the plan, the rendering, or the running hosts.
+"""What all checks have in common, of the inventory, the plan, the rendering and the running hosts.
 
-A check is a generator that is registered with `@check("plan", "host-used", level="warning")`. Its docstring says what
-must hold; the reference pages are made from it. It yields a Finding for everything that breaks it.
+What rules demand and what is told when they are broken is in YAML beside the code that looks (`Texts`). A component
+registers its rules one by one with `@check("plan", "host-used", level="warning")`, whose docstring says what must hold.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
 
-from corral.errors import Finding, Level
+from corral.config.source import plain_yaml
+from corral.errors import Finding, KeyPath, Level, did_you_mean
 
-Stage = Literal["inventory", "plan", "rendering", "running"]
-# Gets the stage's subject; a plain message is a finding with the check's own remedy.
-Find = Callable[..., Iterator[Finding | str]]
-AnyFind = TypeVar("AnyFind", bound=Find)
+Stage = Literal["inventory", "plan"]
+Findings = Iterator[Finding]
+# Gets the stage's subject.
+Find = Callable[..., Findings]
+# Whether a rule is broken, the rule with its text (`rule/text`), and the key below the path that is meant (`a.b`).
+Row = tuple[object, str, str]
+# A level that is not the rule's own.
+_LEVEL = re.compile(r"(warning|hint): ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,42 +31,28 @@ class Check:
     """One check: its id, and how to look for what breaks it."""
 
     rule: str
-    stage: Stage
     find: Find
+    # What must hold, in a sentence.
+    demand: str
     # Of its findings; those of a check for errors may say another one.
     level: Level = "error"
-    # What usually helps.
-    remedy: str = ""
-    # Where it belongs within its stage: an area of `doctor`, a number of the CIS benchmark.
-    section: str = ""
-    # What must be there to look at; the stage says what each word means.
-    needs: tuple[str, ...] = ()
 
-    @property
-    def demand(self) -> str:
-        """What must hold, in a sentence."""
-        return " ".join((self.find.__doc__ or "").split())
-
-    def findings(self, *subject: object) -> Iterator[Finding]:
+    def findings(self, *subject: object) -> Findings:
         """What breaks it, each with its rule and level."""
         for item in self.find(*subject):
-            finding = Finding(item, remedy=self.remedy) if isinstance(item, str) else item
-            level = finding.level if self.level == "error" else self.level
-            yield replace(finding, rule=self.rule, level=level)
+            yield replace(item, rule=self.rule, level=item.level if self.level == "error" else self.level)
 
 
-_CHECKS: dict[Stage, dict[str, Check]] = defaultdict(dict)
+_CHECKS: dict[Stage, dict[str, Check]] = {"inventory": {}, "plan": {}}
 
 
-def check(
-    stage: Stage, rule: str, *needs: str, level: Level = "error", remedy: str = "", section: str = ""
-) -> Callable[[AnyFind], AnyFind]:
+def check(stage: Stage, rule: str, *, level: Level = "error") -> Callable[[Find], Find]:
     """Registers a function as the check of a stage; raises ValueError for a second one of that id."""
 
-    def register(find: AnyFind) -> AnyFind:
+    def register(find: Find) -> Find:
         if rule in _CHECKS[stage]:
             raise ValueError(f"{rule}: a second check of that id")
-        _CHECKS[stage][rule] = Check(rule, stage, find, level, remedy, section, needs)
+        _CHECKS[stage][rule] = Check(rule, find, " ".join((find.__doc__ or "").split()), level)
         return find
 
     return register
@@ -73,3 +66,46 @@ def checks(stage: Stage) -> dict[str, Check]:
 def findings(stage: Stage, *subject: object) -> list[Finding]:
     """What every check of a stage finds in its subject."""
     return [finding for item in _CHECKS[stage].values() for finding in item.findings(*subject)]
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """Rules of one file: what each demands, its level, and what is told when it is broken, by name of the text."""
+
+    rows: Mapping[str, Mapping[str, Any]]
+
+    @classmethod
+    def beside(cls, module: str) -> Texts:
+        """Those of the YAML file beside a module."""
+        return cls(plain_yaml(Path(module).with_suffix(".yaml").read_bytes()))
+
+    @property
+    def demands(self) -> dict[str, tuple[str, Level]]:
+        """What each rule demands, and how grave it is to break it."""
+        return {rule: (row["demand"], row.get("level", "error")) for rule, row in self.rows.items()}
+
+    def finding(self, text: str, path: KeyPath = (), /, level: Any = "", **values: object) -> Finding:
+        """A finding with a text (`rule/text`), filled with values; without a remedy of its own it has the rule's."""
+        rule, _, key = text.partition("/")
+        row = self.rows[rule]
+        said, level = row[key], level or row.get("level", "error")
+        if match := _LEVEL.match(said):
+            said, level = said[match.end() :], match[1]
+        message, _, remedy = said.rpartition(" →") if " →" in said else (said, "", row.get("remedy", ""))
+        return Finding(message.format_map(values), path, remedy.format_map(values).strip(), rule, level)
+
+    def broken(self, path: KeyPath, *rows: Row, **values: object) -> Findings:
+        """A finding for each of these that is broken."""
+        for is_broken, text, key in rows:
+            if is_broken:
+                yield self.finding(text, (*path, *filter(None, key.split("."))), **values)
+
+    def first(self, path: KeyPath, *rows: Row, **values: object) -> Findings:
+        """Like `broken`, for reasons of which one is enough."""
+        return islice(self.broken(path, *rows, **values), 1)
+
+
+def known(rule: str, what: str, name: str | None, path: KeyPath, names: Iterable[str]) -> Findings:
+    """A finding where something is named that is not there."""
+    if name is not None and name not in names:
+        yield Finding(f'no {what} named "{name}"', path, did_you_mean(name, names), rule)

@@ -1,21 +1,22 @@
 """What must hold once a site is resolved; what must hold before that is in `references`.
 
-Each rule's docstring says what it demands; `docs/reference/rules.md` is made from them, `tests/rules` has a pair of
-inventories for each. Rules about one component alone are in its folder.
+`rules.yaml` says what each rule demands and what is told when it is broken; docs/reference/rules.md is made from it,
+`tests/rules` has a pair of inventories for each. Rules about one component alone are in its folder.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
-from corral.checks.registry import check
+from corral.checks.registry import Findings, Row, Texts, findings
 from corral.components import component, components, image_keys
 from corral.components.additions import summed
 from corral.components.serving import engine_key, one_of_each_sort
 from corral.config.file_names import ollama_manifest, tag_of
-from corral.config.inventory import Consumer, Inventory
+from corral.config.inventory import Consumer, Host, Inventory
 from corral.contributions import Backend, Contributions, Service
 from corral.errors import Finding, KeyPath, did_you_mean
 from corral.plan.advice import what_fits
@@ -26,9 +27,10 @@ from corral.plan.own_image import CUDA11_FLOOR, CUDA12_FLOOR, build_command, is_
 from corral.plan.routing import pools_behind
 from corral.plan.site import Card, Replica, Site
 from corral.plan.sizes import billions, weights_mib
+from corral.units import grouped
 
 components()  # with their rules
-LOOK = "look into the file: ./generate.py models inspect"
+TEXTS = Texts.beside(__file__)
 # Host memory of one server besides its buffers: program, tokenizer, threads.
 PROGRAM_MIB = 150
 # More threads than this for each core cost more than they bring.
@@ -39,18 +41,15 @@ LABEL_LENGTH = 63
 CUDA13_WORDS = ("cuda13", "cuda-13", "cuda:13", "cu13")
 # From here on NVIDIA's driver locks clocks.
 VOLTA = (7, 0)
-JETSON_IMAGE = "name an engine.image that is made for it, such as those of dustynv/llama_cpp, or build your own there"
-PCI_HINT = "write its pci: as `lspci -D` prints it"
 STOCK_CUDA = "ggml-org/llama.cpp:server-cuda"
 # How many of several equal things a message names.
 TOLD = 5
 
 
-def _by_host(found: Contributions) -> dict[str, list[Service]]:
-    services: dict[str, list[Service]] = defaultdict(list)
-    for service in found.services:
-        services[service.host].append(service)
-    return services
+def check_plan(site: Site, found: Contributions) -> list[Finding]:
+    """Every rule that a resolved site breaks, with those of its components."""
+    own = [finding for check in CHECKS for finding in check(site, found)]
+    return [*own, *findings("plan", site, found)]
 
 
 def _pools_of_services(site: Site) -> dict[tuple[str, str], str]:
@@ -58,33 +57,41 @@ def _pools_of_services(site: Site) -> dict[tuple[str, str], str]:
     return {(replica.host, replica.service): replica.pool for replica in site.replicas}
 
 
+def _more(items: Sequence[object]) -> str:
+    return f" ({len(items) - 1} more as well)" if len(items) > 1 else ""
+
+
+def _listed(items: Iterable[object]) -> str:
+    return " and ".join(map(str, items))
+
+
 # --- ports, names, addresses -----------------------------------------------------------------------------------------
 
 
-@check("plan", "port-unique")
-def _port_unique(site: Site, found: Contributions) -> Iterator[Finding]:
-    """A port of an address belongs to one service (on a local host every port, elsewhere the published ones)."""
-    owners: dict[tuple[str, str, int], list[str]] = defaultdict(list)
-    for service in found.services:
-        for port in service.ports:
-            if port.publish:
-                owners[service.host, port.publish, port.number].append(service.name)
+def _ports(site: Site, found: Contributions) -> Findings:
     pools = _pools_of_services(site)
-    clashes: dict[tuple[str, tuple[str, ...]], list[tuple[int, list[str]]]] = defaultdict(list)
-    for (host, _, number), names in owners.items():
-        if len(names) > 1:
-            clashes[host, tuple(pools.get((host, name), name) for name in names)].append((number, names))
+    for service in found.services:
+        pool = pools.get((service.host, service.name))
+        for port in (port for port in service.ports if port.publish and not port.protection):
+            path: KeyPath = ("pools", pool) if pool else ("hosts", service.host)
+            yield TEXTS.finding("port-protected/open", path, name=service.name, port=port, component=service.component)
+    published = ((item, port) for item in found.services for port in item.ports if port.publish)
+    owners = grouped(((item.host, port.publish, port.number), item.name) for item, port in published)
+    clashes = grouped(
+        ((host, tuple(pools.get((host, name), name) for name in names)), (number, names))
+        for (host, _, number), names in owners.items()
+        if len(names) > 1
+    )
     for (host, who), ports in clashes.items():
         number, names = ports[0]
-        more = f" ({len(ports) - 1} more as well)" if len(ports) > 1 else ""
         pool = next((name for name in reversed(who) if name in site.inventory.pools), "")
         shared = next((name for name in reversed(names) if name in site.host(host).shared), "")
-        path: KeyPath = ("pools", pool, "ports") if pool else _place_of_port(site.inventory, number)
+        path = ("pools", pool, "ports") if pool else _place_of_port(site.inventory, number)
         if shared:
             pool, path = "", ("hosts", host, "shared", shared, "port")
         size = sum(replica.pool == pool for replica in site.replicas) if pool else 1
-        hint = f"set {'ports' if pool else path[-1]}: {_free_port(found, number, size)}, which is free"
-        yield Finding(f"port {number} of {host} is wanted by {' and '.join(names)}{more}", path, hint)
+        values = {"number": number, "host": host, "names": _listed(names), "more": _more(ports), "key": path[-1]}
+        yield TEXTS.finding("port-unique/taken", path, free=_free_port(found, number, size), **values)
 
 
 def _place_of_port(inventory: Inventory, number: int) -> KeyPath:
@@ -104,145 +111,88 @@ def _free_port(found: Contributions, number: int, count: int) -> int:
     return number
 
 
-@check("plan", "port-range")
-def _port_range(site: Site, _found: Contributions) -> Iterator[Finding]:
-    """The ports of a pool's replicas end before 65536."""
-    highest: dict[str, int] = {}
-    for replica in site.replicas:
-        highest[replica.pool] = max(replica.port, highest.get(replica.pool, 0))
-    for pool, port in highest.items():
-        if port > LAST_PORT:
-            words = f"the ports of the replicas run up to {port}; {LAST_PORT} is the last"
-            yield Finding(words, ("pools", pool, "ports"), f"start at {port - LAST_PORT} less")
+def _replicas_of_pools(site: Site, _found: Contributions) -> Findings:
+    for pool, replicas in grouped((item.pool, item) for item in site.replicas).items():
+        port, name = max(item.port for item in replicas), max((item.service for item in replicas), key=len)
+        yield from TEXTS.broken(
+            ("pools", pool),
+            (port > LAST_PORT, "port-range/beyond", "ports"),
+            (len(name) > LABEL_LENGTH, "name-length/long", "short"),
+            port=port, last=LAST_PORT, less=port - LAST_PORT, name=name, length=len(name), longest=LABEL_LENGTH,
+        )  # fmt: skip
 
 
-@check("plan", "port-protected")
-def _port_protected(site: Site, found: Contributions) -> Iterator[Finding]:
-    """A published port has a key or password in front, or a stated reason why it needs none."""
-    pools = _pools_of_services(site)
-    for service in found.services:
-        for port in service.ports:
-            if port.publish and not port.protection:
-                words = f"{service.name} publishes port {port.number} on {port.publish} with nothing in front"
-                pool = pools.get((service.host, service.name))
-                path = ("pools", pool) if pool else ("hosts", service.host)
-                yield Finding(words, path, f"its component ({service.component}) has to say what protects it")
-
-
-@check("plan", "name-unique")
-def _name_unique(site: Site, found: Contributions) -> Iterator[Finding]:
-    """Services of a host, containers of the farm, and what the gateway calls have names of their own."""
-    pools = _pools_of_services(site)
-    told: set[str] = set()
+def _names(site: Site, found: Contributions) -> Findings:
+    pools, told = _pools_of_services(site), set[str]()
     for (host, name), times in Counter((service.host, service.name) for service in found.services).items():
         if times > 1:
             told.add(f"{host}-{name}")
             pool = pools.get((host, name))
             path = ("pools", pool, "short" if site.inventory.pools[pool].short else "on") if pool else ("hosts", host)
-            yield Finding(
-                f"{times} services of {host} are called {name}", path, "give the pools different short: names"
-            )
+            yield TEXTS.finding("name-unique/services", path, times=times, host=host, name=name)
     backends: dict[str, Backend] = {}
     for backend in found.backends:
-        other = backends.setdefault(backend.name, backend)
-        is_node = not (other.is_ours or backend.is_ours)
-        if other.pool != backend.pool and not is_node and backend.name not in told:
-            words = f"{other.pool} and {backend.pool} both have a server called {backend.name}"
-            yield Finding(words, ("pools", backend.pool), "rename the node, or give one pool a short: name")
+        other, name, pool = backends.setdefault(backend.name, backend), backend.name, backend.pool
+        is_other = other.pool != pool and (other.is_ours or backend.is_ours) and name not in told
+        row = (is_other, "name-unique/servers", "")
+        yield from TEXTS.broken(("pools", pool), row, other=other.pool, pool=pool, name=name)
     for name, times in Counter(route.name for route in found.routes).items():
         if times > 1 and name not in backends and name not in told:
-            yield Finding(f"{times} deployments are called {name}", ("pools", name), "rename the pool")
+            yield TEXTS.finding("name-unique/deployments", ("pools", name), times=times, name=name)
 
 
-@check("plan", "name-length")
-def _name_length(site: Site, _found: Contributions) -> Iterator[Finding]:
-    """A replica's service has a name of at most 63 characters, so that DNS can find it."""
-    longest: dict[str, str] = {}
-    for replica in site.replicas:
-        longest[replica.pool] = max(longest.get(replica.pool, ""), replica.service, key=len)
-    for pool, name in longest.items():
-        if len(name) > LABEL_LENGTH:
-            words = f"the service name {name} has {len(name)} characters; {LABEL_LENGTH} are possible"
-            yield Finding(words, ("pools", pool, "short"), "set short: to a shorter name")
-
-
-@check("plan", "address-distinct")
-def _address_distinct(site: Site, found: Contributions) -> Iterator[Finding]:
-    """Hosts on which something runs have addresses of their own."""
+def _addresses(site: Site, found: Contributions) -> Findings:
     first: dict[str, str] = {}
     for name in sorted({service.host for service in found.services}):
-        other = first.setdefault(site.host(name).address, name)
-        if other != name:
-            words = f"{name} has the address of {other}, {site.host(name).address}"
-            yield Finding(words, ("hosts", name, "address"), "give each host its own")
-
-
-@check("plan", "address-reachable")
-def _address_reachable(site: Site, found: Contributions) -> Iterator[Finding]:
-    """The gateway and the monitoring reach what they call on other hosts: not on loopback, not on a local host."""
+        address = site.host(name).address
+        other = first.setdefault(address, name)
+        row = (other != name, "address-distinct/shared", "address")
+        yield from TEXTS.broken(("hosts", name), row, name=name, other=other, address=address)
     gateway, monitoring, tracing = site.inventory.gateway, site.inventory.monitoring, site.inventory.tracing
     wanted = {(backend.endpoint.host, gateway.host) for backend in found.backends}
     wanted |= {(target.endpoint.host, monitoring.host) for target in found.targets} if monitoring else set()
     wanted |= {(tracing.host, gateway.host)} if tracing and tracing.host else set()
     for host, reader in sorted(wanted):
-        if not host or host == reader:
-            continue
-        if site.is_local(host):
-            words = f"{reader} cannot reach {host}, whose programs listen on loopback only"
-            yield Finding(words, ("hosts", host, "runtime"), f"use runtime: compose, or put everything on {host}")
-        elif ipaddress.ip_address(site.host(host).address).is_loopback:
-            words = f"{reader} cannot reach {host} at {site.host(host).address}"
-            yield Finding(words, ("hosts", host, "address"), f"set the address of {host} in your network")
+        address = site.host(host).address if host and host != reader else ""
+        yield from TEXTS.first(
+            ("hosts", host),
+            (address and site.is_local(host), "address-reachable/local", "runtime"),
+            (address and ipaddress.ip_address(address).is_loopback, "address-reachable/loopback", "address"),
+            reader=reader, host=host, address=address,
+        )  # fmt: skip
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
-@check("plan", "vram")
-def _vram(site: Site, found: Contributions) -> Iterator[Finding]:
-    """All servers of a card fit into its memory, with 256 MiB to spare."""
-    tenants: dict[tuple[str, int], list[tuple[str, int]]] = defaultdict(list)
-    for service in found.services:
-        for claim in service.tenancies:
-            tenants[service.host, claim.number].append((service.name, claim.vram_mib))
+def _vram(site: Site, found: Contributions) -> Findings:
+    tenants = grouped(
+        ((service.host, claim.number), (service.name, claim.vram_mib))
+        for service in found.services
+        for claim in service.tenancies
+    )
     pools = _pools_of_services(site)
+    rooms = {key: site.cards[key[0]][key[1] - 1].vram_mib - VRAM_RESERVE_MIB for key in tenants}
+    full = grouped(
+        ((host, tuple(pools.get((host, name), name) for name, _ in claims), rooms[host, number], wanted), number)
+        for (host, number), claims in tenants.items()
+        if (wanted := sum(mib for _, mib in claims)) > rooms[host, number]
+    )
     guessed = {(item.host, item.service): item.model for item in site.replicas if item.is_guess}
-    full: dict[tuple[str, tuple[str, ...], int, int], list[int]] = defaultdict(list)
-    for (host, number), claims in tenants.items():
-        room = site.cards[host][number - 1].vram_mib - VRAM_RESERVE_MIB
-        wanted = sum(mib for _, mib in claims)
-        if wanted > room:
-            full[host, tuple(pools.get((host, name), name) for name, _ in claims), room, wanted].append(number)
     for (host, who, room, wanted), numbers in full.items():
-        parts = ", ".join(f"{name} {mib}{_turns(site, host, name)}" for name, mib in tenants[host, numbers[0]])
-        more = f" ({len(numbers) - 1} more as well)" if len(numbers) > 1 else ""
-        words = (
-            f"GPU {numbers[0]} of {host} lacks {wanted - room} MiB{more}: {room} are free, {wanted} wanted ({parts})"
-        )
-        here = [
-            item for item in site.replicas if any((card.host, card.number) == (host, numbers[0]) for card in item.cards)
-        ]
-        shared = next((name for name, _ in reversed(tenants[host, numbers[0]]) if name in site.host(host).shared), "")
-        path = ("hosts", host, "shared", shared) if shared else ("pools", who[-1], "on")
-        models = {guessed[host, name] for name, _ in tenants[host, numbers[0]] if (host, name) in guessed}
-        hint = what_fits(site, here, wanted - room)
-        if models and sum(mib for name, mib in tenants[host, numbers[0]] if (host, name) not in guessed) <= room:
-            words += f"; the size of {', '.join(sorted(models))} is a guess from the file's name"
-            yield Finding(words, path, f"{LOOK}; if it is right, {hint}", level="warning")
-        else:
-            yield Finding(words, path, hint)
-
-
-@check("plan", "memory-guess", level="warning")
-def _memory_guess(site: Site, _found: Contributions) -> Iterator[Finding]:
-    """A chat model's size is known from its file, or at least its file's name says how many parameters it has."""
-    for name in sorted({replica.model for replica in site.replicas if replica.is_guess and replica.kind == "chat"}):
-        model = site.inventory.models[name]
-        if billions(model) is None and model.size_gib is None:
-            words = (
-                f"the file's name does not say how large the model is; the plan takes it for {weights_mib(model)} MiB"
-            )
-            yield Finding(words, ("models", name, "source"), LOOK)
+        claims = tenants[host, numbers[0]]
+        card = site.cards[host][numbers[0] - 1]
+        here = [item for item in site.replicas if card in item.cards]
+        shared = next((name for name, _ in reversed(claims) if name in site.host(host).shared), "")
+        models = {guessed[host, name] for name, _ in claims if (host, name) in guessed}
+        is_known = sum(mib for name, mib in claims if (host, name) not in guessed) > room or not models
+        yield TEXTS.finding(
+            "vram/full" if is_known else "vram/guessed",
+            ("hosts", host, "shared", shared) if shared else ("pools", who[-1], "on"),
+            number=numbers[0], host=host, lacking=wanted - room, more=_more(numbers), room=room, wanted=wanted,
+            parts=", ".join(f"{name} {mib}{_turns(site, host, name)}" for name, mib in claims),
+            models=", ".join(sorted(models)), hint=what_fits(site, here, wanted - room),
+        )  # fmt: skip
 
 
 def _turns(site: Site, host: str, service: str) -> str:
@@ -255,96 +205,108 @@ def _turns(site: Site, host: str, service: str) -> str:
     return f" = {parts}, the largest {min(shared.loaded, len(members))} of {len(members)}"
 
 
-@check("plan", "host-ram")
-def _host_ram(site: Site, found: Contributions) -> Iterator[Finding]:
-    """A host's RAM less `os_reserve_gib` holds its containers, and what servers take of it as graphics memory."""
-    services = _by_host(found)
+def _memory_of_host(site: Site, name: str, host: Host, services: Iterable[Service]) -> Findings:
+    is_shared = any(card.unified_memory for card in site.cards[name])
+    limits = sorted((-site.host_memory_mib(service), service.name) for service in services)
+    room = round(((host.ram_gib or 0) - host.os_reserve_gib) * 1024)
+    wanted = -sum(mib for mib, _ in limits)
+    yield from TEXTS.broken(
+        ("hosts", name),
+        (host.ram_gib is None and is_shared, "host-ram/unknown", ""),
+        (host.ram_gib is not None and wanted > room, "host-ram/full", "ram_gib"),
+        name=name, lacking=wanted - room, room=room, who="containers and cards" if is_shared else "the containers",
+        wanted=wanted, largest=", ".join(f"{service} {-mib}" for mib, service in limits[:TOLD]),
+    )  # fmt: skip
+
+
+def _servers(site: Site, _found: Contributions) -> Findings:
+    for replica in one_of_each_sort(site):
+        cache, limit, swap = replica.cache_ram_mib, replica.memory_mib, replica.engine.memory_swap_mib
+        # Weights in host memory that are only mapped can be given back and read again.
+        is_mapped = not replica.engine.mlock and replica.engine.load_mode in (None, "mmap")
+        own = replica.memory.locked(is_mapped=is_mapped) // MIB + PROGRAM_MIB if replica.memory else 0
+        for is_broken, text, key in (
+            (cache >= limit, "cache-ram/large", "cache_ram_mib"),
+            (own and own + cache > limit, "server-ram/full", "memory_mib"),
+            (swap is not None and swap < limit, "swap/less", "memory_swap_mib"),
+        ):
+            values = {"cache": cache, "limit": limit, "swap": swap, "own": own, "wanted": own + cache}
+            yield from TEXTS.broken(engine_key(site, replica, key), (is_broken, text, ""), **values)
+        look = getattr(component(replica.weights.served_by.component), "extra_args_troubles", None)
+        place = engine_key(site, replica, "extra_args")
+        for trouble in look(site, replica) if look and replica.engine.extra_args else ():
+            yield TEXTS.finding("server-flag/trouble", (*place, trouble.number), trouble=trouble)
+
+
+# --- hosts, processors and cards -------------------------------------------------------------------------------------
+
+
+def _hosts(site: Site, found: Contributions) -> Findings:
+    services = grouped((service.host, service) for service in found.services)
     for name, host in site.inventory.hosts.items():
-        is_shared = any(card.unified_memory for card in site.cards[name])
-        if host.ram_gib is None:
-            if is_shared:
-                words = f"{name} has one memory for processor and cards, of a size that is not said"
-                hint = "write ram_gib: as `free -g` prints it, what the cards have included"
-                yield Finding(words, ("hosts", name), hint)
+        own, cards, is_local = services.get(name, []), site.cards[name], site.is_local(name)
+        ours = [card for card in cards if card.vendor == "nvidia"]
+        makers = sorted({card.vendor for card in cards} - {"nvidia"})
+        by_slot = [card.number for card in ours if card.pinned_by == "PCI slot"]
+        threads = sum(service.threads for service in own)
+        yield from _memory_of_host(site, name, host, own)
+        yield from TEXTS.broken(
+            ("hosts", name),
+            (not own, "host-used/idle", ""),
+            (host.selinux and is_local, "host-setting/selinux", "selinux"),
+            (host.cpu.cores and threads > THREADS_PER_CORE * host.cpu.cores, "threads/many", "cpu.cores"),
+            (makers and not is_local and not host.device_groups, "device-groups/missing", "gpus"),
+            (host.gpu_access and (not ours or is_local), "gpu-access/nothing", "gpu_access"),
+            (host.gpu_access == "cdi" and by_slot, "gpu-access/slot", "gpu_access"),
+            name=name, host=host, threads=threads, makers=_listed(makers), numbers=", ".join(map(str, by_slot)),
+        )  # fmt: skip
+        for card in cards:
+            for key in ("power_limit_w", "clock_lock_mhz"):
+                yield from _limits_refused(card, key, is_local=is_local)
+        yield from _additions(name, host, {service.name: service for service in own}, is_local=is_local)
+
+
+def _limits_refused(card: Card, key: str, *, is_local: bool) -> Findings:
+    """A limit of a card that would have no effect."""
+    is_given, is_ours = getattr(card, key) is not None, card.vendor == "nvidia"
+    has_clocks = is_ours and (card.compute_capability or VOLTA) >= VOLTA
+    yield from TEXTS.first(
+        ("hosts", card.host, "gpus", card.number - 1, key),
+        (is_given and is_local, "card-limits/local", ""),
+        (is_given and card.uuid.startswith("MIG-"), "card-limits/slice", ""),
+        (is_given and card.is_jetson, "card-limits/jetson", ""),
+        (is_given and key == "clock_lock_mhz" and not has_clocks, "card-limits/clocks", ""),
+        (is_given and not is_ours and not card.pci, "card-limits/slot", ""),
+        host=card.host, who=f"GPU {card.number} ({card.card})",
+    )  # fmt: skip
+
+
+def _additions(host: str, facts: Host, services: dict[str, Service], *, is_local: bool) -> Findings:
+    """What is added to services of a host that is wrong there."""
+    for name, added in facts.services.items():
+        path: KeyPath = ("hosts", host, "services", name)
+        service = services.get(name)
+        if service is None:
+            near = did_you_mean(name, services)
+            yield TEXTS.finding("service-additions/unknown", path, host=host, name=name, near=near)
             continue
-        limits = [(site.host_memory_mib(service), service.name) for service in services[name]]
-        room = round((host.ram_gib - host.os_reserve_gib) * 1024)
-        wanted = sum(mib for mib, _ in limits)
-        if wanted > room:
-            largest = sorted(limits, key=lambda item: (-item[0], item[1]))[:TOLD]
-            who = "containers and cards" if is_shared else "the containers"
-            words = f"{name} lacks {wanted - room} MiB: {room} are free, {who} may take {wanted}"
-            hint = "lower memory_mib; the largest: " + ", ".join(f"{service} {mib}" for mib, service in largest)
-            yield Finding(words, ("hosts", name, "ram_gib"), hint)
+        targets = Counter(path for _, path in service.mounts) + Counter(item.target for item in service.configs)
+        for key, value in added.environment.items():
+            row = (service.environment[key] != value, "service-additions/environment", "")
+            yield from TEXTS.broken((*path, "environment", key), row, key=key)
+        for folder, target in added.mounts.items():
+            row = (targets[target] > 1, "service-additions/mount", "")
+            yield from TEXTS.broken((*path, "mounts", folder), row, key=target)
+        for key in sorted(added.model_fields_set - {"environment"}) if is_local else ():
+            yield TEXTS.finding("service-additions/local", (*path, key), key=key)
 
 
-@check("plan", "cache-ram")
-def _cache_ram(site: Site, _found: Contributions) -> Iterator[Finding]:
-    """The prompt cache in host memory is smaller than its container."""
-    for replica in one_of_each_sort(site):
-        if replica.cache_ram_mib >= replica.memory_mib:
-            size, room = replica.cache_ram_mib, replica.memory_mib
-            words = f"a prompt cache of {size} MiB does not fit into a container of {room} MiB"
-            place = engine_key(site, replica, "cache_ram_mib")
-            yield Finding(words, place, "lower cache_ram_mib or raise memory_mib")
-
-
-@check("plan", "server-ram")
-def _server_ram(site: Site, _found: Contributions) -> Iterator[Finding]:
-    """A server's container holds what its model file says it takes in host memory, and its prompt cache."""
-    for replica in one_of_each_sort(site):
-        if replica.memory is None:
-            continue
-        wanted = replica.memory.locked(is_mapped=_is_mapped(replica)) // MIB + replica.cache_ram_mib + PROGRAM_MIB
-        if wanted > replica.memory_mib:
-            parts = f"{wanted - replica.cache_ram_mib} for the server, {replica.cache_ram_mib} for its prompt cache"
-            words = (
-                f"the server needs {wanted} MiB of host memory ({parts}), its container may take {replica.memory_mib}"
-            )
-            hint = "raise memory_mib, or lower cache_ram_mib, slots or the context"
-            yield Finding(words, engine_key(site, replica, "memory_mib"), hint)
-
-
-def _is_mapped(replica: Replica) -> bool:
-    """Whether weights in host memory are only mapped, so that they can be given back and read again."""
-    return not replica.engine.mlock and replica.engine.load_mode in (None, "mmap")
-
-
-@check("plan", "swap")
-def _swap(site: Site, _found: Contributions) -> Iterator[Finding]:
-    """The limit of memory and swap together is not below that of memory alone."""
-    for replica in one_of_each_sort(site):
-        swap = replica.engine.memory_swap_mib
-        if swap is not None and swap < replica.memory_mib:
-            words = f"memory and swap together ({swap} MiB) are less than memory alone ({replica.memory_mib} MiB)"
-            yield Finding(words, engine_key(site, replica, "memory_swap_mib"), "it is the sum of both")
-
-
-# --- processors and cards --------------------------------------------------------------------------------------------
-
-
-@check("plan", "threads", level="warning")
-def _threads(site: Site, found: Contributions) -> Iterator[Finding]:
-    """The servers of a host start at most eight threads for each core."""
-    services = _by_host(found)
-    for name, host in site.inventory.hosts.items():
-        wanted = sum(service.threads for service in services[name])
-        if host.cpu.cores and wanted > THREADS_PER_CORE * host.cpu.cores:
-            words = f"the servers of {name} start {wanted} threads on {host.cpu.cores} cores"
-            yield Finding(words, ("hosts", name, "cpu", "cores"), "lower engine.threads")
-
-
-@check("plan", "card-pinned", level="warning")
-def _card_pinned(site: Site, _found: Contributions) -> Iterator[Finding]:
-    """Unequal cards, and those of AMD and Intel, have a UUID or PCI slot: a reboot may change their order."""
+def _pins(site: Site, _found: Contributions) -> Findings:
+    loose: dict[tuple[str, str], set[int]] = {}
     for host, cards in site.cards.items():
         ours = [card for card in cards if card.vendor == "nvidia"]
-        by_index = [str(card.number) for card in ours if card.pinned_by == "index"]
-        if by_index and len({card.card for card in ours}) > 1:
-            words = f"GPU {', '.join(by_index)} of {host} {'is' if len(by_index) == 1 else 'are'} known by index only"
-            hint = "give each its uuid, as `nvidia-smi -L` prints it: their order can change, and they are not alike"
-            yield Finding(words, ("hosts", host, "gpus"), hint)
-    loose: dict[tuple[str, str], set[int]] = defaultdict(set)
+        if len({card.card for card in ours}) > 1:
+            loose[host, ""] = {card.number for card in ours if card.pinned_by == "index"}
     for replica in site.replicas:
         backend = backend_of(replica)
         # Graphics of a processor alone in its host are the only ones; of a split over makers one-vendor tells.
@@ -352,143 +314,74 @@ def _card_pinned(site: Site, _found: Contributions) -> Iterator[Finding]:
         is_told = is_only or len({card.vendor for card in replica.cards}) > 1
         for card in replica.cards:
             if card.vendor != "nvidia" and not is_told and not is_pinned(backend, card):
-                loose[replica.host, backend].add(card.number)
+                loose.setdefault((replica.host, backend), set()).add(card.number)
     for (host, backend), numbers in loose.items():
-        who = ", ".join(map(str, sorted(numbers)))
-        words = f"GPU {who} of {host} {'is' if len(numbers) == 1 else 'are'} known to {backend} by a number"
         key, tool = ("uuid", "rocminfo") if backend == "rocm" else ("pci", "lspci -D")
-        hint = (
-            f"give each its {key}, as `{tool}` prints it: the processor's own graphics count, too, and change the order"
-        )
-        yield Finding(words, ("hosts", host, "gpus"), hint)
+        yield from TEXTS.broken(
+            ("hosts", host),
+            (numbers, "card-pinned/number" if backend else "card-pinned/index", "gpus"),
+            numbers=", ".join(map(str, sorted(numbers))), are="is" if len(numbers) == 1 else "are",
+            host=host, backend=backend, key=key, tool=tool,
+        )  # fmt: skip
 
 
-@check("plan", "one-vendor")
-def _one_vendor(site: Site, _found: Contributions) -> Iterator[Finding]:
-    """Cards of one replica can work together: no MIG slices; of several vendors only with llama.cpp, known by slots."""
-    for replica in site.replicas:
-        if len(replica.cards) > 1 and any(card.uuid.startswith("MIG-") for card in replica.cards):
-            words = f"{replica.service} is split over slices (MIG), of which CUDA gives a program one only"
-            yield Finding(words, ("pools", replica.pool, "on"), "leave gpus_per_replica out, or make larger slices")
-        vendors = sorted({card.vendor for card in replica.cards})
-        words = f"{replica.service} is split over cards of {' and '.join(vendors)}"
-        if len(vendors) > 1 and not replica.weights.served_by.has_own_build:
-            yield Finding(words, ("pools", replica.pool, "on"), "no image knows both; group equal cards")
-        elif len(vendors) > 1 and backend_of(replica) == "vulkan":
-            for card in replica.cards:
-                if card.vendor != "nvidia" and not card.pci:
-                    path = ("hosts", card.host, "gpus", card.number - 1)
-                    yield Finding(f"{words}, and where GPU {card.number} is, is not said", path, PCI_HINT)
-
-
-@check("plan", "backend-fits")
-def _backend_fits(site: Site, _found: Contributions) -> Iterator[Finding]:
-    """A build of llama.cpp runs on cards of the makers that it is for; none is for a replica on the processor."""
+def _builds(site: Site, _found: Contributions) -> Findings:
+    """Cards of one replica, and the build that is to use them."""
     for replica in site.replicas:
         wanted, vendors = replica.engine.backend, {card.vendor for card in replica.cards}
-        if wanted and not (vendors and vendors <= set(VENDORS[wanted])):
+        fitting = [backend for backend, makers in VENDORS.items() if vendors and vendors <= set(makers)]
+        is_slice = any(card.uuid.startswith("MIG-") for card in replica.cards)
+        has_own = replica.weights.served_by.has_own_build
+        values: dict[str, object] = {"service": replica.service, "vendors": _listed(sorted(vendors)), "backend": wanted}
+        yield from TEXTS.broken(
+            ("pools", replica.pool, "on"),
+            (is_slice and len(replica.cards) > 1, "one-vendor/slices", ""),
+            (len(vendors) > 1 and not has_own, "one-vendor/image", ""),
+            **values,
+        )
+        for card in replica.cards if len(vendors) > 1 and has_own and backend_of(replica) == "vulkan" else ():
+            if card.vendor != "nvidia" and not card.pci:
+                path = ("hosts", card.host, "gpus", card.number - 1)
+                yield TEXTS.finding("one-vendor/slot", path, number=card.number, **values)
+        if wanted and wanted not in fitting:
             place = f"a card of {' and one of '.join(sorted(vendors))}" if vendors else "the processor"
-            fitting = [backend for backend, makers in VENDORS.items() if vendors and vendors <= set(makers)]
             hint = f"remove it, or use {' or '.join(fitting)}" if fitting else "remove it"
-            words = f"{replica.service} runs on {place}, not with {wanted}"
-            yield Finding(words, engine_key(site, replica, "backend"), hint)
+            place_of = engine_key(site, replica, "backend")
+            yield TEXTS.finding("backend-fits/other", place_of, place=place, hint=hint, **values)
 
 
-@check("plan", "card-limits")
-def _card_limits(site: Site, _found: Contributions) -> Iterator[Finding]:
-    """Power limits and clocks are for whole cards whose driver takes them, on a host with Docker Compose."""
-    for host, cards in site.cards.items():
-        for card in cards:
-            for key, words, hint in _limits_refused(site, card):
-                yield Finding(words, ("hosts", host, "gpus", card.number - 1, key), hint)
-
-
-def _limits_refused(site: Site, card: Card) -> Iterator[tuple[str, str, str]]:
-    """Keys of a card that would have no effect, why, and what to do."""
-    for key in ("power_limit_w", "clock_lock_mhz"):
-        who = f"GPU {card.number} ({card.card})"
-        if getattr(card, key) is None:
-            continue
-        if site.is_local(card.host):
-            yield key, f"{card.host} is local, and no unit is installed there", "remove it, and set it by hand"
-        elif card.uuid.startswith("MIG-"):
-            yield key, f"{who} is a slice; only the whole card has limits", "remove it, and set it by nvidia-smi once"
-        elif card.is_jetson:
-            yield key, f"{who} is a Jetson, which has power modes instead", "remove it, and choose one by nvpmodel"
-        elif key == "clock_lock_mhz" and (card.vendor != "nvidia" or (card.compute_capability or VOLTA) < VOLTA):
-            yield key, f"{who} takes no clocks: NVIDIA's cards from Volta on do", "remove it, or write power_limit_w"
-        elif card.vendor != "nvidia" and not card.pci:
-            yield key, f"{who} is found by its PCI slot for this", PCI_HINT
-
-
-@check("plan", "gpu-access")
-def _gpu_access(site: Site, _found: Contributions) -> Iterator[Finding]:
-    """What `gpu_access` says is for NVIDIA cards of a host with containers, and CDI names them by UUID or index."""
-    for name, cards in site.cards.items():
-        way, path = site.host(name).gpu_access, ("hosts", name, "gpu_access")
-        ours = [card for card in cards if card.vendor == "nvidia"]
-        if way and (not ours or site.is_local(name)):
-            yield Finding(f"{name} has no containers with NVIDIA cards", path, "remove gpu_access")
-        by_slot = [str(card.number) for card in ours if card.pinned_by == "PCI slot"]
-        if way == "cdi" and by_slot:
-            words = f"GPU {', '.join(by_slot)} of {name} is known by its PCI slot, which CDI does not know"
-            yield Finding(words, path, "give it its uuid, as `nvidia-smi -L` prints it")
-
-
-@check("plan", "device-groups")
-def _device_groups(site: Site, _found: Contributions) -> Iterator[Finding]:
-    """Containers with AMD or Intel cards know the groups that may open the device files."""
-    for name, cards in site.cards.items():
-        host = site.host(name)
-        makers = sorted({card.vendor for card in cards} - {"nvidia"})
-        if makers and host.runtime == "compose" and not host.device_groups:
-            words = f"{name} has cards of {' and '.join(makers)}, whose device files only certain groups may open"
-            hint = (
-                "write what `stat -c %g /dev/kfd /dev/dri/render*` prints there, for instance device_groups: [44, 105]"
-            )
-            yield Finding(words, ("hosts", name, "gpus"), hint)
-
-
-@check("plan", "cuda-image")
-def _cuda_image(site: Site, found: Contributions) -> Iterator[Finding]:
-    """The image has code for the card: CUDA 13 from Turing on (compute capability 7.5), stock CUDA 12 from 5.0 on."""
+def _cuda_images(site: Site, found: Contributions) -> Findings:
     replicas = {(replica.host, replica.service): replica for replica in site.replicas}
     for service in found.services:
         replica = replicas.get((service.host, service.name))
-        if replica is None:
-            continue
-        for card in replica.cards:
-            problem = _card_without_code(card, service.image, has_own_build=replica.weights.served_by.has_own_build)
-            if problem:
-                yield Finding(problem[0], _place_of_image(site, replica, service.image), problem[1])
+        for card in replica.cards if replica else ():
+            if replica and (missing := next(_card_without_code(site, replica, card, service.image), None)):
+                yield missing
                 break
 
 
-def _card_without_code(card: Card, image: str, *, has_own_build: bool) -> tuple[str, str] | None:
-    """What is wrong with the image for the card, and what to do; None when nothing is known to be."""
+def _card_without_code(site: Site, replica: Replica, card: Card, image: str) -> Findings:
+    """What is wrong with the image for the card."""
     capability = card.compute_capability
     if not capability or is_own(image):
-        return None
-    who = f"{card.card} has compute capability {'.'.join(map(str, capability))}"
-    if card.is_jetson and (_is_cuda13(image) or STOCK_CUDA in image):
-        return f"{card.card} is a Jetson, for which no stock image has code", JETSON_IMAGE
+        return
+    has_own, is_cuda13 = replica.weights.served_by.has_own_build, any(word in image for word in CUDA13_WORDS)
+    is_stock = is_cuda13 or STOCK_CUDA in image
     own = f"make your own engine.image: {build_command(capability)}"
-    if capability < CUDA12_FLOOR and has_own_build and (_is_cuda13(image) or STOCK_CUDA in image):
-        return f"{who}, for which no stock image has code", own if capability >= CUDA11_FLOOR else "take it out"
-    if capability < CUDA13_FLOOR and _is_cuda13(image):
-        return f"{who}, which CUDA 13 does not know", f"use a CUDA 12 image{f', or {own}' if has_own_build else ''}"
-    return None
-
-
-def _is_cuda13(image: str) -> bool:
-    return any(word in image for word in CUDA13_WORDS)
+    yield from TEXTS.first(
+        _place_of_image(site, replica, image),
+        (card.is_jetson and is_stock, "cuda-image/jetson", ""),
+        (capability < CUDA12_FLOOR and has_own and is_stock, "cuda-image/none", ""),
+        (capability < CUDA13_FLOOR and is_cuda13, "cuda-image/cuda13", ""),
+        card=card.card, capability=".".join(map(str, capability)), other=f", or {own}" if has_own else "",
+        hint=own if capability >= CUDA11_FLOOR else "take it out",
+    )  # fmt: skip
 
 
 def _place_of_image(site: Site, replica: Replica, image: str) -> KeyPath:
-    if replica.engine.image:
-        return engine_key(site, replica, "image")
-    if replica.engine.backend:
-        return engine_key(site, replica, "backend")
+    for key in ("image", "backend"):
+        if getattr(replica.engine, key):
+            return engine_key(site, replica, key)
     place: KeyPath = ("pools", replica.pool, "on")
     return next((("images", key) for key, value in site.inventory.images.items() if value == image), place)
 
@@ -496,175 +389,80 @@ def _place_of_image(site: Site, replica: Replica, image: str) -> KeyPath:
 # --- settings that would do nothing, or not what they say ------------------------------------------------------------
 
 
-@check("plan", "server-flag")
-def _server_flag(site: Site, _found: Contributions) -> Iterator[Finding]:
-    """Words in `extra_args` are flags that the pinned server has, and that the kit does not set."""
-    for replica in one_of_each_sort(site):
-        look = getattr(component(replica.weights.served_by.component), "extra_args_troubles", None)
-        place = engine_key(site, replica, "extra_args")
-        for trouble in look(site, replica) if look and replica.engine.extra_args else ():
-            yield Finding(trouble.message, (*place, trouble.number), trouble.hint)
+def _unused(site: Site, _found: Contributions) -> Findings:
+    inventory, images = site.inventory, image_keys()
+    for key in sorted(inventory.images.keys() - images):
+        yield TEXTS.finding("image-known/unknown", ("images", key), key=key, near=did_you_mean(key, images))
+    used = {pool.model for pool in inventory.pools.values()}
+    used |= {model.draft.model for model in inventory.models.values() if model.draft}
+    for name in sorted(inventory.models.keys() - used):
+        yield TEXTS.finding("model-used/unused", ("models", name), name=name)
+    cards = {card.card for cards in site.cards.values() for card in cards}
+    for name in sorted(inventory.cards.keys() - cards):
+        near = did_you_mean(name, cards)
+        hint = near if near.startswith("did") else "remove it, or name it in hosts.….gpus"
+        yield TEXTS.finding("card-used/unused", ("cards", name), name=name, hint=hint)
+    stores = {(item.host, site.store_of(item.host, file)) for item in site.replicas for file in item.files}
+    for host, facts in inventory.hosts.items():
+        for store in facts.model_stores:
+            path = ("hosts", host, "model_stores", store)
+            yield from TEXTS.broken(path, ((host, store) not in stores, "store-used/unused", ""))
 
 
-@check("plan", "image-known")
-def _image_known(site: Site, _found: Contributions) -> Iterator[Finding]:
-    """Every key of `images` is the name of an image that the kit uses."""
-    known = image_keys()
-    for key in site.inventory.images:
-        if key not in known:
-            yield Finding(f'no image is called "{key}"', ("images", key), did_you_mean(key, known))
-
-
-@check("plan", "host-used", level="warning")
-def _host_used(site: Site, found: Contributions) -> Iterator[Finding]:
-    """Something runs on every host."""
-    busy = {service.host for service in found.services}
-    for name in site.inventory.hosts:
-        if name not in busy:
-            hint = "place a pool there or remove the host"
-            yield Finding(f"nothing runs on {name}", ("hosts", name), hint)
-
-
-@check("plan", "model-used", level="warning")
-def _model_used(site: Site, _found: Contributions) -> Iterator[Finding]:
-    """A pool serves every model, or it drafts for another one."""
-    used = {pool.model for pool in site.inventory.pools.values()}
-    used |= {model.draft.model for model in site.inventory.models.values() if model.draft}
-    for name in site.inventory.models:
-        if name not in used:
-            hint = "remove it or name it in a pool"
-            yield Finding(f"no pool uses the model {name}", ("models", name), hint)
-
-
-@check("plan", "model-unknown", level="warning")
-def _model_unknown(site: Site, _found: Contributions) -> Iterator[Finding]:
-    """It is known which file a quantization (`hf:owner/repo:Q4_K_M`) or a name of Ollama's stands for."""
+def _models(site: Site, _found: Contributions) -> Findings:
+    guessed = {replica.model for replica in site.replicas if replica.is_guess and replica.kind == "chat"}
     names = {name for replica in site.replicas for name in replica.models}
     for name, model in site.inventory.models.items():
+        path = ("models", name, "source")
+        if name in guessed and billions(model) is None and model.size_gib is None:
+            yield TEXTS.finding("memory-guess/unknown", path, mib=weights_mib(model))
         for source in model.sources if name in names else ():
             known = site.lock.get(model.key(source))
             if tag_of(source) or (ollama_manifest(source) and not (known and known.places)):
-                words = f"which file {source.partition('#')[0]} is has not been looked up, so the plan guesses its size"
-                yield Finding(words, ("models", name, "source"), "look it up with: ./generate.py models inspect")
+                yield TEXTS.finding("model-unknown/source", path, source=source.partition("#")[0])
 
 
-@check("plan", "store-used", level="warning")
-def _store_used(site: Site, _found: Contributions) -> Iterator[Finding]:
-    """Every folder in `model_stores` has a file that a server of its host reads."""
-    used = {(item.host, site.store_of(item.host, file)) for item in site.replicas for file in item.files}
-    for host, facts in site.inventory.hosts.items():
-        for store in facts.model_stores:
-            if (host, store) not in used:
-                hint = "./generate.py models pull looks for files there; remove it if it has none"
-                yield Finding("no server reads a file in it", ("hosts", host, "model_stores", store), hint)
-
-
-@check("plan", "card-used", level="warning")
-def _card_used(site: Site, _found: Contributions) -> Iterator[Finding]:
-    """Every kind of card in `cards` is in a host."""
-    used = {card.card for cards in site.cards.values() for card in cards}
-    for name in site.inventory.cards:
-        if name not in used:
-            near = did_you_mean(name, used)
-            hint = near if near.startswith("did") else "remove it, or name it in hosts.….gpus"
-            yield Finding(f"no host has the card {name}", ("cards", name), hint)
-
-
-@check("plan", "direct-mode", level="warning")
-def _direct_mode(site: Site, _found: Contributions) -> Iterator[Finding]:
-    """`balancing` is not `direct`, which bounds no queue and limits no replica to its slots."""
+def _direct_mode(site: Site, _found: Contributions) -> Findings:
     gateway = site.inventory.gateway
     if gateway.balancing != "direct":
         return
-    words = "balancing: direct has no bounded queue and no slot guarantee: a busy replica queues without end"
-    yield Finding(words, ("gateway", "balancing"), "use slots where HAProxy can run")
+    yield TEXTS.finding("direct-mode/queue", ("gateway", "balancing"))
     for index, tier in enumerate(gateway.auto.tiers if gateway.auto else ()):
-        if tier.spill:
-            path: KeyPath = ("gateway", "auto", "tiers", index, "spill")
-            yield Finding("balancing: direct does not track free slots", path, "remove it, or use slots")
+        path = ("gateway", "auto", "tiers", index)
+        yield from TEXTS.broken(path, (tier.spill, "direct-mode/spill", "spill"))
     for name, pool in site.inventory.pools.items():
-        if pool.background:
-            words = "balancing: direct has no queue, so no request overtakes another"
-            yield Finding(words, ("pools", name, "background"), "make them aliases, or use slots")
+        yield from TEXTS.broken(("pools", name), (pool.background, "direct-mode/background", "background"))
 
 
-@check("plan", "limit-share", level="warning")
-def _limit_share(site: Site, found: Contributions) -> Iterator[Finding]:
-    """A pool with limits is one deployment, so that the limit is counted in one place."""
+def _contributed(site: Site, found: Contributions) -> Findings:
     deployments = Counter(route.pool for route in found.routes)
     for name, pool in site.inventory.pools.items():
-        if (pool.limits.rpm or pool.limits.tpm) and deployments[name] > 1:
-            words = f"the limit is shared out among {deployments[name]} deployments, each refuses beyond its share"
-            hint = "balancing: slots with replicas of one sort counts exactly"
-            yield Finding(words, ("pools", name, "limits"), hint)
-
-
-@check("plan", "service-additions")
-def _service_additions(site: Site, found: Contributions) -> Iterator[Finding]:
-    """What is added to a service is for one that the host has, sets nothing anew, and has an effect there."""
-    services = {(service.host, service.name): service for service in found.services}
-    for host, facts in site.inventory.hosts.items():
-        for name, added in facts.services.items():
-            path: KeyPath = ("hosts", host, "services", name)
-            service = services.get((host, name))
-            if service is None:
-                near = did_you_mean(name, [item for place, item in services if place == host])
-                yield Finding(f'no service of {host} is called "{name}"', path, near)
-                continue
-            for key in added.environment:
-                if service.environment[key] != added.environment[key]:
-                    yield Finding(f"the kit sets {key} itself", (*path, "environment", key), "remove it")
-            targets = Counter(path for _, path in service.mounts) + Counter(item.target for item in service.configs)
-            for folder, target in added.mounts.items():
-                if targets[target] > 1:
-                    yield Finding(f"{target} is there already", (*path, "mounts", folder), "choose another path")
-            for key in sorted(added.model_fields_set - {"environment"}) if site.is_local(host) else ():
-                yield Finding(f"processes of a local host have no {key}", (*path, key), "remove it")
-
-
-@check("plan", "host-setting")
-def _host_setting(site: Site, _found: Contributions) -> Iterator[Finding]:
-    """`selinux` is for Compose hosts."""
-    for name, host in site.inventory.hosts.items():
-        if host.selinux and site.is_local(name):
-            yield Finding("a local host has no containers", ("hosts", name, "selinux"), "remove it")
-
-
-@check("plan", "joined-protected")
-def _joined_protected(_site: Site, found: Contributions) -> Iterator[Finding]:
-    """A service that joins an existing network listens there with a key or password only."""
+        is_shared = (pool.limits.rpm or pool.limits.tpm) and deployments[name] > 1
+        row = (is_shared, "limit-share/shared", "limits")
+        yield from TEXTS.broken(("pools", name), row, count=deployments[name])
     for service in found.services:
         is_open = any(not port.protection or port.protection.startswith("loopback") for port in service.ports)
-        if service.joins and is_open and not service.is_picky:
-            words = f"{service.name} has nothing in front of its port, and {' and '.join(service.joins)} would reach it"
-            path: KeyPath = ("hosts", service.host, "services", service.name, "networks")
-            yield Finding(words, path, "remove it; haproxy, litellm and grafana can join a network")
-
-
-@check("plan", "extra-adds")
-def _extra_adds(_site: Site, found: Contributions) -> Iterator[Finding]:
-    """`gateway.extra` and `monitoring.extra` add to what the kit configures; they remove and replace nothing of it."""
-    yield from dict.fromkeys(problem for file in found.files for problem in (summed(file).wrong if file.extra else ()))
+        row = (bool(service.joins) and is_open and not service.is_picky, "joined-protected/open", "networks")
+        path = ("hosts", service.host, "services", service.name)
+        yield from TEXTS.broken(path, row, name=service.name, networks=_listed(service.joins))
+    wrong = (problem for file in found.files if file.extra for problem in summed(file).wrong)
+    yield from (replace(problem, rule="extra-adds") for problem in dict.fromkeys(wrong))
 
 
 # --- consumers -------------------------------------------------------------------------------------------------------
 
 
-@check("plan", "consumer-limits", level="warning")
-def _consumer_limits(site: Site, published: Contributions) -> Iterator[Finding]:
-    """A consumer's limits are not above what all its pools take together: such a limit never limits."""
+def _limits_of_consumers(site: Site, published: Contributions) -> Findings:
     for name, consumer in site.inventory.consumers.items():
-        pools = _pools_of(site, consumer)
-        for what, least in (("rpm", "requests a minute"), ("tpm", "tokens a minute")):
-            limit = getattr(consumer.limits, what)
-            most = [getattr(site.inventory.pools[pool].limits, what) for pool in pools]
-            if limit and all(most) and limit > sum(most):
-                words = f"{limit} {least} are more than the {sum(most)} that its pools take together"
-                yield Finding(words, ("consumers", name, "limits", what), f"set it to {sum(most)} or less")
-        room = _room(site, published, pools)
-        if consumer.limits.parallel and room and consumer.limits.parallel > room:
-            words = f"{consumer.limits.parallel} requests at a time are more than the {room} that its pools take"
-            yield Finding(words, ("consumers", name, "limits", "parallel"), f"set it to {room} or less")
+        pools, path = _pools_of(site, consumer), ("consumers", name, "limits")
+        for key, unit in (("rpm", "requests a minute"), ("tpm", "tokens a minute")):
+            limit = getattr(consumer.limits, key)
+            most = [getattr(site.inventory.pools[pool].limits, key) for pool in pools]
+            row: Row = (limit and all(most) and limit > sum(most), "consumer-limits/rate", key)
+            yield from TEXTS.broken(path, row, limit=limit, unit=unit, most=sum(map(int, filter(None, most))))
+        room, limit = _room(site, published, pools), consumer.limits.parallel
+        row = (limit and room and limit > room, "consumer-limits/parallel", "parallel")
+        yield from TEXTS.broken(path, row, limit=limit, most=room)
 
 
 def _pools_of(site: Site, consumer: Consumer) -> tuple[str, ...]:
@@ -683,18 +481,21 @@ def _room(site: Site, published: Contributions, pools: Iterable[str]) -> int:
     )
 
 
-@check("plan", "budget-counts", level="warning")
-def _budget_counts(site: Site, published: Contributions) -> Iterator[Finding]:
-    """A consumer with a budget has a pool whose tokens cost something."""
+def _budgets(site: Site, published: Contributions) -> Findings:
+    inventory = site.inventory
     paid = {backend.pool for backend in published.backends if backend.protocol == "cloud"}
-    paid |= {name for name, pool in site.inventory.pools.items() if pool.price}
+    paid |= {name for name, pool in inventory.pools.items() if pool.price}
     paid |= {route.pool for route in published.routes if route.backend.cost}
-    for name, consumer in site.inventory.consumers.items():
-        if consumer.budget and not paid & set(_pools_of(site, consumer)):
-            words = "this budget is never reached: tokens of its pools cost nothing"
-            yield Finding(words, ("consumers", name, "budget"), "give its pools a price, or limit requests and tokens")
-    for name in site.inventory.teams:
-        members = [item for item in site.inventory.consumers.values() if item.team == name]
-        if not paid & {pool for consumer in members for pool in _pools_of(site, consumer)}:
-            words = "this budget is never reached: tokens of its consumers' pools cost nothing"
-            yield Finding(words, ("teams", name, "budget"), "give their pools a price")
+    opened = {name: set(_pools_of(site, consumer)) for name, consumer in inventory.consumers.items()}
+    for name, consumer in inventory.consumers.items():
+        row = (consumer.budget and not paid & opened[name], "budget-counts/consumer", "budget")
+        yield from TEXTS.broken(("consumers", name), row)
+    for team in inventory.teams:
+        pools = {pool for name, item in inventory.consumers.items() if item.team == team for pool in opened[name]}
+        yield from TEXTS.broken(("teams", team), (not paid & pools, "budget-counts/team", "budget"))
+
+
+CHECKS: tuple[Callable[[Site, Contributions], Findings], ...] = (
+    _ports, _replicas_of_pools, _names, _addresses, _vram, _servers, _hosts, _pins, _builds, _cuda_images, _unused,
+    _models, _direct_mode, _contributed, _limits_of_consumers, _budgets,
+)  # fmt: skip

@@ -19,6 +19,7 @@ from corral.build import Plan, build_plan
 from corral.config.inventory import Inventory
 from corral.config.load import Loaded, load_inventory
 from corral.errors import CorralError, SiteError, UsageError, did_you_mean
+from corral.units import counted
 
 talk = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -101,8 +102,7 @@ def exit_code_of(application: typer.Typer, arguments: list[str] | None = None, p
     except SiteError as error:
         for problem in error.problems:
             talk.print(Text(str(problem)))
-        count = len(error.problems)
-        talk.print(f"{count} problem{'' if count == 1 else 's'}; nothing was written", style="red")
+        talk.print(f"{counted(len(error.problems), 'problem')}; nothing was written", style="red")
         return error.exit_code
     except CorralError as error:
         talk.print(Text(f"corral: {error}"))

@@ -19,9 +19,9 @@ from corral.gateway import fast_lane
 from corral.gateway.frontends import gateway_publish_address
 from corral.plan.cards import VRAM_RESERVE_MIB
 from corral.plan.routing import tier_settings
-from corral.plan.site import Card, Replica, bracketed, claimed_mib
+from corral.plan.site import Replica, bracketed, claimed_mib
 from corral.tables import new_table
-from corral.units import bar, gib
+from corral.units import bar, counted, gib
 from corral.whatif import measured
 
 # Columns of tables that go into a file or a pipe, which have no width of their own.
@@ -47,17 +47,13 @@ def show_plan(plan: Plan, console: Console, hosts: Collection[str] | None = None
         "host": len(inventory.hosts), "GPU": sum(map(len, site.cards.values())), "node": len(inventory.nodes),
         "pool": len(inventory.pools), "service": len(plan.contributions.services),
     }  # fmt: skip
-    parts = [_count(number, noun) for noun, number in counts.items() if number]
+    parts = [counted(number, noun) for noun, number in counts.items() if number]
     console.print(f"[bold]{escape(inventory.name)}[/]: {', '.join(parts)}")
     for name in inventory.hosts:
         if hosts is None or name in hosts:
             _show_host(plan, console, name)
     if hosts is None:
         _show_clients_view(plan, console)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 # --- hosts -----------------------------------------------------------------------------------------------------------
@@ -88,7 +84,7 @@ def _facts(plan: Plan, name: str) -> list[str]:
     if pins:
         facts.append("pinned by " + " and ".join(f"{pin} ({n})" if len(pins) > 1 else pin for pin, n in pins.items()))
     if host.cpu.cores:
-        facts.append(_count(host.cpu.cores, "core") + ("" if host.cpu.avx else ", no AVX"))
+        facts.append(counted(host.cpu.cores, "core") + ("" if host.cpu.avx else ", no AVX"))
     wanted = sum(map(plan.site.host_memory_mib, plan.services_of(name)))
     room = round(((host.ram_gib or 0) - host.os_reserve_gib) * 1024)
     memory = f"{bar(wanted, room)} {gib(wanted)} of {gib(room)}" if host.ram_gib else gib(wanted)
@@ -102,27 +98,19 @@ def _servers_table(plan: Plan, host: str, replicas: list[Replica]) -> Table:
         here = [replica for replica in replicas if card in replica.cards]
         first = [replica for replica in here if replica.cards[0] == card]
         services = dict.fromkeys(replica.service for replica in here)
-        used = sum(_mib_on(card, [item for item in here if item.service == service]) for service in services)
+        servers = [[item for item in here if item.service == service] for service in services]
+        used = sum(claimed_mib(members)[members[0].cards.index(card)] for members in servers)
+        others = f"[dim]{escape('with ' + ', '.join(item.service for item in here)) if here else 'free'}[/]"
         room = card.vram_mib - VRAM_RESERVE_MIB
         memory = (
             f"{bar(used, room)}{'~' if any(replica.is_guess for replica in here) else ' '}{gib(used):>4} of {gib(room)}"
         )
-        rows += _placed(str(card.number), memory, [_replica_row(replica) for replica in first] or [(_of_others(here),)])
+        rows += _placed(str(card.number), memory, [_replica_row(replica) for replica in first] or [(others,)])
     rows += _placed("CPU", "", [_replica_row(replica) for replica in replicas if not replica.cards])
     columns = ("GPU", "VRAM, GiB", "service", "pool", "port", "slots × tokens", "RAM, MiB")
     table = _table(columns, rows)
     table.columns[1].no_wrap = True
     return table
-
-
-def _mib_on(card: Card, members: Sequence[Replica]) -> int:
-    """What a server takes on one of its cards."""
-    return claimed_mib(members)[members[0].cards.index(card)]
-
-
-def _of_others(here: Sequence[Replica]) -> str:
-    """What a card says on which no server begins."""
-    return f"[dim]{escape('with ' + ', '.join(replica.service for replica in here)) if here else 'free'}[/]"
 
 
 def _placed(place: str, memory: str, rows: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
@@ -132,7 +120,7 @@ def _placed(place: str, memory: str, rows: Iterable[tuple[str, ...]]) -> list[tu
 
 def _replica_row(replica: Replica) -> tuple[str, ...]:
     is_image = replica.kind == "image"
-    context = _count(replica.slots, "picture") if is_image else f"{replica.slots} × {replica.weights.context}"
+    context = counted(replica.slots, "picture") if is_image else f"{replica.slots} × {replica.weights.context}"
     service = f"{replica.service}, {replica.shared.loaded} at a time" if replica.shared else replica.service
     return service, replica.pool, str(replica.port), context, str(replica.memory_mib)
 

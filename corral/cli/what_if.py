@@ -40,13 +40,12 @@ def _show(results: Iterable[Result], console: Console) -> None:
         "pool", "", "slots", "asked/min", "in use", "mean wait", "95 % wait", "answered/min", "refused", "by the limit"
     )
     lines = []
-    for result in results:
-        case = result.case
+    for case, now, then in results:
         if case.reason:
             lines.append(f"{case.pool}: not simulated: {case.reason}")
             continue
-        _add_side(table, case.pool, "now", case.now, result.now)
-        _add_side(table, "", "what if", case.then, result.then)
+        _add_side(table, case.pool, "now", case.now, now)
+        _add_side(table, "", "what if", case.then, then)
         lines.append(f"{case.pool}: answers of {_seconds(case.now.answer_s if case.now else 0)}, {case.source}")
     if table.row_count:
         console.print(table)

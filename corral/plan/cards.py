@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from corral.config.card_names import ROWS, meant_by
@@ -57,12 +57,8 @@ def card_facts(name: str, override: GpuKind | None) -> CardFacts | None:
 
 def _in_common(name: str) -> CardFacts | None:
     """What the cards of a name have in common that only their memory tells apart."""
-    alike = {CardFacts(0, *_but_memory(CATALOGUE[item])) for item in meant_by(name)}
+    alike = {replace(CATALOGUE[item], vram_gib=0) for item in meant_by(name)}
     return alike.pop() if len(alike) == 1 else None
-
-
-def _but_memory(facts: CardFacts) -> tuple[str, tuple[int, int] | None, str, bool]:
-    return facts.vendor, facts.compute_capability, facts.backend, facts.unified_memory
 
 
 def vram_mib(gpu: Gpu, facts: CardFacts) -> int:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
+from corral.config.source import plain_yaml
 from corral.contributions import GpuClaim
 from corral.plan.site import Card, Replica, Site
 
@@ -14,32 +17,11 @@ CUDA13_FLOOR = (7, 5)
 # compiles it (PTX) when it is first used.
 COMPILED = ((8, 6), (8, 9), (12, 0))
 DEVICE_FILES = "AMD and Intel cards are reached through device files; there is no container runtime for them"
-KFD, DRI = "/dev/kfd", "/dev/dri"
-FILES = {"rocm": (KFD, DRI), "vulkan": (DRI,), "intel": (DRI,)}
 # The file of one card alone, whatever its number is after the next start of the host.
-RENDER_NODE = f"{DRI}/by-path/pci-{{}}-render"
-# Which of the cards that it sees a program uses; NVIDIA's runtime shows it no other card at all.
-VISIBLE = {
-    "rocm": "ROCR_VISIBLE_DEVICES",
-    "vulkan": "GGML_VK_VISIBLE_DEVICES",
-    "intel": "ONEAPI_DEVICE_SELECTOR",
-}
+RENDER_NODE = "/dev/dri/by-path/pci-{}-render"
+DATA: dict[str, dict[str, Any]] = plain_yaml(Path(__file__).with_suffix(".yaml").read_bytes())
 # Whose cards each build runs on.
-VENDORS = {
-    "cuda12": ("nvidia",),
-    "cuda13": ("nvidia",),
-    "rocm": ("amd",),
-    "vulkan": ("amd", "intel", "nvidia"),
-    "intel": ("intel",),
-}
-# Where the kernel's drivers take a card's power limit, in microwatts, below its `hwmon`.
-POWER_FILES = {"amd": "power1_cap", "intel": "power1_max"}
-# What Vulkan needs for NVIDIA's cards: the runtime hands their driver in, but the file by which Vulkan finds it not to
-# every image, or one that wants a display. Drivers are chosen by these files' names, so that no card is there twice.
-VULKAN_ON_NVIDIA = {
-    "NVIDIA_DRIVER_CAPABILITIES": "compute,utility,graphics",
-    "VK_LOADER_DRIVERS_SELECT": "corral_nvidia*,radeon*,intel*",
-}
+VENDORS: dict[str, list[str]] = DATA["vendors"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,16 +76,16 @@ def access(site: Site, replica: Replica) -> Access:
     variables: dict[str, str] = {}
     if len(others) < len(replica.cards):
         # CUDA's own order of several cards is by speed; this is the order of `nvidia-smi` and of the inventory.
-        variables |= VULKAN_ON_NVIDIA if uses_vulkan_on_nvidia(replica) else {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+        variables |= DATA["vulkan_on_nvidia"] if uses_vulkan_on_nvidia(replica) else {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
         variables |= _cuda_order(replica)
     if backend == "intel" and len(others) > 1:
         variables["ZE_ENABLE_PCI_ID_DEVICE_ORDER"] = "1"
-    if backend in VISIBLE:
+    if backend in DATA["visible"]:
         shown = ",".join(_names(backend, replica.cards))
-        variables[VISIBLE[backend]] = f"level_zero:{shown}" if backend == "intel" else shown
+        variables[DATA["visible"][backend]] = f"level_zero:{shown}" if backend == "intel" else shown
     if not others:
         return Access(variables)
-    files = FILES.get(backend, ())
+    files = tuple(DATA["files"].get(backend, ()))
     if sees_only_its_own(backend, replica.cards):
         files = tuple(RENDER_NODE.format(card.slot) for card in others)
     return Access(variables, files, site.host(replica.host).device_groups, {"host-device": DEVICE_FILES})

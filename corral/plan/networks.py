@@ -17,8 +17,6 @@ JOINED = "joined-network"
 # Ends the names of outer networks with IPv6: another name, because Docker cannot change a network in use.
 IPV6 = "-ipv6"
 INSIDE, OUTSIDE = "inside", "outside"
-# The network of the exporters: Prometheus alone calls them.
-FIGURES = "figures"
 
 
 def own_network(service: Service) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from corral.config.inventory import Inventory, Placement, Pool
 from corral.plan.sizes import worst
+from corral.units import counted
 
 # Host and GPU number of a card.
 Key = tuple[str, int]
@@ -52,7 +53,12 @@ class Need:
 Placing = dict[tuple[str, int], Key]
 # Cards of every replica that is split.
 Splitting = dict[tuple[str, int], tuple[Key, ...]]
-_Choice = Callable[[list[tuple[int, int]]], int]
+# How to choose among cards, by their place in the row and what is left on each afterwards: the least comes first.
+WAYS: dict[str, Callable[[tuple[int, int]], tuple[int, int]]] = {
+    "emptiest": lambda item: (-item[1], item[0]),  # evenly filled
+    "fullest": lambda item: (item[1], item[0]),  # tightly packed
+    "first": lambda item: item,
+}
 NO_WAY = "on: auto: no way was found to fit every replica; each went where most was free"
 
 
@@ -171,7 +177,7 @@ def _with_places(inventory: Inventory, name: str, chosen: Placing, splits: Split
 
 def _reasons(needs: Sequence[Need], cards: Sequence[Room], chosen: Placing) -> list[str]:
     further = set(chosen.values()) - {card.key for card in cards if card.is_used}
-    replicas, more = _count(len(needs), "replica"), _count(len(further), "further card")
+    replicas, more = counted(len(needs), "replica"), counted(len(further), "further card")
     lines = [f"on: auto: {replicas} on the fewest cards ({more}), evenly filled, those of a pool apart"]
     for card in sorted(cards, key=lambda card: card.key):
         mine = sorted((need for need in needs if chosen[need.pool, need.number] == card.key), key=lambda it: it.pool)
@@ -181,10 +187,6 @@ def _reasons(needs: Sequence[Need], cards: Sequence[Room], chosen: Placing) -> l
             place = f"GPU {card.key[1]} of {card.key[0]}"
             lines.append(f"  {place}: {wanted} of {card.room} MiB that were free; {left} stay")
     return lines
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 # --- the choice ------------------------------------------------------------------------------------------------------
@@ -198,11 +200,11 @@ def place(needs: Iterable[Need], rooms: Iterable[Room]) -> Placing | None:
     """
     ordered = sorted(needs, key=lambda need: need.order)
     cards = sorted(rooms, key=lambda card: (not card.is_used, -card.room, card.key))
-    textbook = _packed(ordered, cards, _first)
+    textbook = _packed(ordered, cards, "first")
     limit = len(cards) if textbook is None else _cards(textbook, cards)
     found = [] if textbook is None else [textbook]
     for count in _counts(ordered, cards):
-        ways = [_packed(ordered, cards[:count], choose) for choose in (_emptiest, _fullest, _first)]
+        ways = [_packed(ordered, cards[:count], way) for way in WAYS]
         found += [way for way in ways if way is not None and _cards(way, cards) <= limit]
     return min(found, key=lambda way: _price(way, ordered, cards), default=None)
 
@@ -210,7 +212,7 @@ def place(needs: Iterable[Need], rooms: Iterable[Room]) -> Placing | None:
 def _counts(needs: Sequence[Need], cards: Sequence[Room]) -> list[int]:
     """With how many cards to try: the fewest into which all fits, and enough to keep a pool's replicas apart."""
     counts = range(max(1, sum(card.is_used for card in cards)), len(cards) + 1)
-    fits = (n for n in counts if any(_packed(needs, cards[:n], way) for way in (_emptiest, _fullest)))
+    fits = (n for n in counts if any(_packed(needs, cards[:n], way) for way in ("emptiest", "fullest")))
     fewest = next(fits, len(cards))
     replicas = max(Counter(need.pool for need in needs).values(), default=0)
     return sorted({fewest, min(len(cards), max(fewest, replicas)), len(cards)})
@@ -232,7 +234,7 @@ def _price(found: Placing, needs: Sequence[Need], cards: Sequence[Room]) -> tupl
     return len(found) - len(apart), _cards(found, cards), fullest, [found[key] for key in sorted(found)]
 
 
-def _packed(needs: Sequence[Need], cards: Sequence[Room], choose: _Choice) -> Placing | None:
+def _packed(needs: Sequence[Need], cards: Sequence[Room], way: str) -> Placing | None:
     """Every need onto one of these cards, each in its turn; None when one finds no room."""
     room = [card.room for card in cards]
     pools = [set(card.pools) for card in cards]
@@ -246,22 +248,8 @@ def _packed(needs: Sequence[Need], cards: Sequence[Room], choose: _Choice) -> Pl
         apart = [item for item in fitting if need.pool not in pools[item[0]]]
         if not fitting:
             return None
-        chosen = choose(apart or fitting)
+        chosen, _ = min(apart or fitting, key=WAYS[way])
         room[chosen] -= need.sizes[cards[chosen].key]
         pools[chosen].add(need.pool)
         found[need.pool, need.number] = cards[chosen].key
     return found
-
-
-def _emptiest(fitting: list[tuple[int, int]]) -> int:
-    """The card with the most room afterwards: evenly filled."""
-    return max(fitting, key=lambda item: (item[1], -item[0]))[0]
-
-
-def _fullest(fitting: list[tuple[int, int]]) -> int:
-    """The card with the least room afterwards: tightly packed."""
-    return min(fitting, key=lambda item: (item[1], item[0]))[0]
-
-
-def _first(fitting: list[tuple[int, int]]) -> int:
-    return fitting[0][0]

@@ -88,5 +88,6 @@ def reachable(inventory: Inventory, name: str) -> tuple[str, ...]:
     """Every pool that may answer requests for this name: those behind it, and their fallbacks when they are full."""
     found = list(pools_behind(inventory, name))
     for pool in found:  # grows as it is walked
-        found += (instead for instead in inventory.pools[pool].fallback if instead not in found)
+        more = inventory.pools[pool].fallback if pool in inventory.pools else ()
+        found += (instead for instead in more if instead not in found)
     return tuple(found)

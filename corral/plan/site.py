@@ -23,7 +23,7 @@ from corral.config.inventory import (
 from corral.config.model_lock import Gguf, ModelLock
 from corral.config.model_paths import model_paths, path_on, with_files_of_tags
 from corral.contributions import Backend, Endpoint, Service
-from corral.plan.cards import JETSON, VRAM_RESERVE_MIB, CardFacts, card_facts, vram_mib
+from corral.plan.cards import JETSON, VRAM_RESERVE_MIB, card_facts, vram_mib
 from corral.plan.memory import Memory
 from corral.plan.placement import Room, placed
 from corral.plan.routing import has_private_cache
@@ -40,6 +40,7 @@ from corral.plan.settings import (
 )
 from corral.plan.sizes import worst
 from corral.plan.split import with_shares
+from corral.units import grouped
 
 # Port of GPU 0 (the CPU) for each kind, when the inventory names none; the GPU number is added.
 PORT_BASE = {"chat": 8100, "embedding": 8300, "rerank": 8500, "image": 8700, "transcription": 8720, "speech": 8740}
@@ -206,9 +207,7 @@ class Site:
 
     def __post_init__(self) -> None:
         """Sorts the replicas by their servers: there may be thousands, and every service is asked for its own."""
-        found: dict[tuple[str, str], list[Replica]] = {}
-        for replica in self.replicas:
-            found.setdefault((replica.host, replica.service), []).append(replica)
+        found = grouped(((replica.host, replica.service), replica) for replica in self.replicas)
         object.__setattr__(self, "_members", {key: tuple(members) for key, members in found.items()})
 
     def host(self, name: str) -> Host:
@@ -339,8 +338,7 @@ def resolve(inventory: Inventory, lock: ModelLock = NO_LOCK) -> Site:
     """
     ordered = with_files_of_tags(_in_order(inventory), lock)
     paths = model_paths(ordered.models.values(), lock)
-    facts = _facts_of_cards(ordered)
-    cards = {name: tuple(_cards(name, host, facts)) for name, host in ordered.hosts.items()}
+    cards = {name: tuple(_cards(ordered, name, host)) for name, host in ordered.hosts.items()}
     ordered, reasons = _with_chosen_cards(ordered, lock, cards)
     replicas = [replica for name in ordered.pools for replica in _replicas(ordered, lock, cards, name)]
     shared = with_shares(replicas, partial(_resized, ordered, lock), claimed_mib)
@@ -376,16 +374,11 @@ def _in_order(inventory: Inventory) -> Inventory:
     return inventory.model_copy(update=update)
 
 
-def _facts_of_cards(inventory: Inventory) -> dict[str, CardFacts]:
-    names = {gpu.card for host in inventory.hosts.values() for gpu in host.gpus}
-    found = {name: card_facts(name, inventory.cards.get(name)) for name in sorted(names)}
-    return {name: facts for name, facts in found.items() if facts is not None}
-
-
-def _cards(host: str, facts: Host, known: dict[str, CardFacts]) -> Iterator[Card]:
+def _cards(inventory: Inventory, host: str, facts: Host) -> Iterator[Card]:
     before: Counter[str] = Counter()
     for number, gpu in enumerate(facts.gpus, start=1):
-        kind = known[gpu.card]
+        kind = card_facts(gpu.card, inventory.cards.get(gpu.card))
+        assert kind is not None  # noqa: S101 - the rule `card-known` holds
         yield Card(
             host, number, gpu.card, vram_mib(gpu, kind), kind.vendor, kind.compute_capability, before[kind.vendor],
             kind.backend, gpu.uuid or "", gpu.pci or "", gpu.power_limit_w, gpu.clock_lock_mhz, kind.unified_memory,
@@ -511,6 +504,8 @@ def _in_place(inventory: Inventory, replica: Replica, placement: Placement, copy
     service = _service_name(pool.short or replica.pool, first, copy, has_gpus=bool(host.gpus))
     shared = host.shared.get(placement.shared or "")
     engine, named = replica.engine, pool.ports
+    # Of a server that takes a share of each of its cards, whatever it needs.
+    fraction = engine.gpu_memory_fraction if replica.weights.served_by.takes_share else None
     # A port that is derived follows from what the replica is, not from where it stands in the inventory.
     port = PORT_BASE[replica.kind] + (first + (copy - 1) * PORTS_OF_COPY if first else copy - 1)
     if shared is not None:
@@ -525,15 +520,9 @@ def _in_place(inventory: Inventory, replica: Replica, placement: Placement, copy
         port=port,
         is_port_explicit=named is not None,
         engine=engine,
-        card_mib=_own_shares_mib(replica) or replica.card_mib,
+        card_mib=tuple(round(card.vram_mib * fraction) for card in replica.cards) if fraction else replica.card_mib,
         shared=shared,
     )
-
-
-def _own_shares_mib(replica: Replica) -> tuple[int, ...]:
-    """MiB on its cards of a server that takes a share of each, whatever it needs; nothing for others."""
-    fraction = replica.engine.gpu_memory_fraction or 0 if replica.weights.served_by.takes_share else 0
-    return tuple(round(card.vram_mib * fraction) for card in replica.cards) if fraction else ()
 
 
 def _service_name(short: str, first: int, copy: int, *, has_gpus: bool) -> str:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 from corral.config.inventory import Model, ServerSettings
+from corral.config.source import plain_yaml
 from corral.plan.memory import BLOCK_BYTES
 
-BITS_PER_WEIGHT = {
-    "q2": 3.0, "q3": 3.9, "q4": 4.8, "q5": 5.7, "q6": 6.6, "q8": 8.5,
-    "iq1": 1.9, "iq2": 2.6, "iq3": 3.6, "iq4": 4.4, "tq1": 1.8, "tq2": 2.2, "mxfp4": 4.7,
-    "fp16": 16.0, "f16": 16.0, "bf16": 16.0, "f32": 32.0,
-}  # fmt: skip
-DEFAULT_GIB = {"chat": 5.0, "embedding": 0.3, "rerank": 0.4, "image": 5.0, "transcription": 3.0, "speech": 0.4}
+USUAL: dict[str, dict[str, Any]] = plain_yaml(Path(__file__).with_suffix(".yaml").read_bytes())
 # Cache of one token at 16 bits in small models: 28 layers, 8 KV heads of 128 (Qwen3 0.6B, Llama 3.2 3B).
 KV_KIB_PER_TOKEN = 112.0
 # Cache of one token at 16 bits, times the root of the billions: 128 KiB at 8B, 256 at 32B, 376 at 70B (really 320).
@@ -33,8 +31,6 @@ EXPERTS_WEIGHTS = 0.95
 MOE_LAYERS = 48
 # Layers of a model: about 31 at 8 billion parameters, 55 at 32, 78 at 70.
 LAYERS, LAYERS_POWER = 12.5, 0.43
-# CUDA context and compute buffers; measured on 8 GB Pascal cards.
-OVERHEAD_MIB = {"chat": 550, "embedding": 150, "rerank": 150, "image": 800, "transcription": 800, "speech": 800}
 
 _PARAMETERS = re.compile(r"(?<![a-z0-9.])(?:(\d{1,3})x)?(\d{1,4}(?:\.\d{1,2})?)([bm])(?![a-z0-9])", re.IGNORECASE)
 _QUANTIZATION = re.compile(r"(?<![a-z0-9])(iq[1-4]|tq[12]|q[2-8]|mxfp4|bf16|fp16|f16|f32)(?![0-9])", re.IGNORECASE)
@@ -61,8 +57,8 @@ def weights_mib(model: Model) -> int:
 def _estimated_mib(model: Model) -> int:
     parameters, quantization = billions(model), _QUANTIZATION.search(model.file)
     if parameters is None:
-        return round(DEFAULT_GIB[model.kind] * 1024)
-    bits = BITS_PER_WEIGHT[quantization.group(1).lower()] if quantization else 16.0
+        return round(float(USUAL["gib"][model.kind]) * 1024)
+    bits = USUAL["bits_per_weight"][quantization.group(1).lower()] if quantization else 16.0
     return round(parameters * 1e9 * bits / 8 / 1024**2)
 
 
@@ -89,7 +85,7 @@ def host_weights_mib(model: Model, engine: ServerSettings) -> int:
 def replica_mib(model: Model, engine: ServerSettings) -> int:
     """What one replica takes on its cards: weights, cache, overhead."""
     weights = weights_mib(model) - host_weights_mib(model, engine)
-    return weights + kv_cache_mib(model, engine) + OVERHEAD_MIB[model.kind]
+    return weights + kv_cache_mib(model, engine) + int(USUAL["overhead_mib"][model.kind])
 
 
 def worst(sizes: Iterable[int], count: int) -> int:

@@ -6,12 +6,13 @@ By itself llama.cpp looks at what is free at the moment of the start, so what an
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from corral.plan.cards import VRAM_RESERVE_MIB
+from corral.units import grouped
 
 if TYPE_CHECKING:
     from corral.plan.site import Replica
@@ -26,9 +27,7 @@ Claimed = Callable[[Sequence["Replica"]], tuple[int, ...]]
 
 def with_shares(replicas: Sequence[Replica], resized: Resized, claimed: Claimed) -> Iterator[Replica]:
     """The replicas; those on several cards with shares by what each card has left beside its other tenants."""
-    services: dict[tuple[str, str], list[Replica]] = defaultdict(list)
-    for replica in replicas:
-        services[replica.host, replica.service].append(replica)
+    services = grouped(((replica.host, replica.service), replica) for replica in replicas)
     taken: Counter[tuple[str, int]] = Counter()
     found: dict[tuple[str, tuple[str, ...], tuple[int, ...]], tuple[float, ...]] = {}
     for members in services.values():

@@ -6,12 +6,11 @@ import hashlib
 import json
 import re
 import shlex
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PrefixLoader, StrictUndefined
@@ -19,17 +18,17 @@ from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PrefixLoader, St
 from corral.build import Plan
 from corral.components import edge
 from corral.components.additions import summed
-from corral.contributions import File, Secret, Service, distinct, is_systems
+from corral.contributions import File, Secret, Service, is_systems
 from corral.declarations import packages, shipped
 from corral.errors import CorralError
-from corral.plan.devices import POWER_FILES, gpu_access
+from corral.plan.devices import DATA, gpu_access
 from corral.plan.networks import WAY_OUT, aliases, joined_key, networks, outer_network
 from corral.plan.site import HERE, bracketed
+from corral.units import grouped
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATES = ROOT / "templates"
 Tree = dict[str, bytes]
-OfHost = TypeVar("OfHost", Service, File, Secret)
 POWER_UNIT = "corral-gpu-power.service"
 # Name of NVIDIA's cards among a container's devices, where the engine hands them out itself.
 CDI = "nvidia.com/gpu"
@@ -50,20 +49,13 @@ _AWKWARD = re.compile(r"[\"';#]")
 def render(plan: Plan) -> Tree:
     """Every file of every host, by its path below the output folder."""
     found = plan.contributions
-    services, files, secrets = _by_host(found.services), _by_host(found.files), _by_host(found.secrets)
+    services = grouped((item.host, item) for item in found.services)
     tree: Tree = {}
-    for host in services:
-        named = sorted(distinct(secrets[host]), key=lambda secret: secret.name)
-        own = _Host(plan, host, services[host], files[host], named)
+    for host, own_services in services.items():
+        named = sorted(plan.secrets_of(host), key=lambda secret: secret.name)
+        own = _Host(plan, host, own_services, plan.files_of(host), named)
         tree |= {f"{host}/{path}": data for path, data in _host_files(own).items()}
     return dict(sorted(tree.items()))
-
-
-def _by_host(items: Iterable[OfHost]) -> dict[str, list[OfHost]]:
-    found: dict[str, list[OfHost]] = defaultdict(list)
-    for item in items:
-        found[item.host].append(item)
-    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,9 +147,7 @@ def dump_yaml(data: Mapping[str, Any]) -> str:
 
 
 def _compose_host(host: _Host, content: Mapping[str, bytes]) -> Tree:
-    by_component: dict[str, list[Service]] = defaultdict(list)
-    for service in host.services:
-        by_component[service.component].append(service)
+    by_component = grouped((service.component, service) for service in host.services)
     tree = {f"{name}/compose.yaml": _component(host, members, content) for name, members in by_component.items()}
     facts = host.plan.site.host(host.name)
     tree["compose.yaml"] = host.render(
@@ -225,7 +215,7 @@ def _units(host: _Host) -> Tree:
         "units": units,
         "told": told,
         "cards": cards,
-        "power_files": POWER_FILES,
+        "power_files": DATA["power_files"],
     }
     return {f"systemd/{name}": host.render(template, **values) for name, template in templates.items()}
 
@@ -291,18 +281,15 @@ def _command_lines(args: Iterable[str]) -> Iterator[str]:
     """The arguments as YAML list items, an option and its value on one line."""
     groups: list[list[str]] = []
     for word in args:
-        if groups and _takes_value(groups[-1]) and not word.startswith("--"):
-            groups[-1].append(word)
+        last = groups[-1] if groups else ["--="]
+        if len(last) == 1 and last[0].startswith("--") and "=" not in last[0] and not word.startswith("--"):
+            last.append(word)
         else:
             groups.append([word])
     yield "["
     for group in groups:
         yield "  " + ", ".join(map(to_yaml, group)) + ","
     yield "]"
-
-
-def _takes_value(group: list[str]) -> bool:
-    return len(group) == 1 and group[0].startswith("--") and "=" not in group[0]
 
 
 def _host_folder(folder: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,25 +15,9 @@ from corral.runtime.docker import Container
 
 TABLE = Path(__file__).with_suffix(".yaml")
 SHOWN = 160
-EXIT_WORDS = {
-    75: "ended by its watchdog, see its logs",
-    126: "its program may not be run",
-    127: "its program is not in the image",
-    132: "illegal instruction",
-    134: "it gave up by itself",
-    137: "killed from outside",
-    139: "it crashed: segmentation fault",
-}
 STOPPED = (0, 143)
 # A program that ended so often while it starts will not become well by waiting.
 ENDS = 3
-EXIT_REMEDIES = {
-    127: "check images: and engine.image in the inventory",
-    132: (
-        "this processor lacks what the image was built for: write cpu: {avx: false}; llama.cpp for any processor: "
-        f"{build_command()}, then set engine.image: {tag()}"
-    ),
-}
 COMMANDS = ("docker", "nvidia-smi")
 
 
@@ -85,7 +69,13 @@ def cause_of(text: str, place: Place = "container") -> Reason | None:
 
 def exit_words(container: Container) -> str:
     """What the exit code of a container means; empty when it says nothing."""
-    return "out of memory" if container.was_out_of_memory else EXIT_WORDS.get(container.exit_code, "")
+    return "out of memory" if container.was_out_of_memory else _exit(container.exit_code).get("means", "")
+
+
+def _exit(code: int) -> Mapping[str, str]:
+    """Meaning and remedy of an exit code, where they are known."""
+    found: Mapping[str, str] = read_yaml(TABLE)["exits"].get(code, {})
+    return {key: text.format(build=build_command(), tag=tag()) for key, text in found.items()}
 
 
 def explained(container: Container | None, service: Service | None = None, log: str = "") -> Reason:
@@ -137,7 +127,7 @@ def _stopped(container: Container, service: Service | None, known: Reason | None
         return Reason(f"container {_ended(container, known.what)}", known.remedy)
     by_hand = "./generate.py up starts it" if container.state == "exited" else "see its logs"
     words = f"container {_ended(container, exit_words(container))}{last and f'; it said: {last}'}"
-    return Reason(words, EXIT_REMEDIES.get(container.exit_code, by_hand))
+    return Reason(words, _exit(container.exit_code).get("remedy", by_hand))
 
 
 def _ended(container: Container, words: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -59,7 +59,7 @@ class Container:
     published: tuple[tuple[str, int], ...] = ()
     # The limit that Docker was told; 0 for none.
     wanted_mib: float = 0
-    # Cards that Docker was asked for.
+    # Cards that the runtime was asked to hand in, by id, and device files.
     devices: tuple[str, ...] = ()
 
     @property
@@ -94,7 +94,9 @@ def containers_in(text: str, memory: Memory | None = None) -> list[Container]:
 
 
 def _container(item: Mapping[str, Any], memory: Memory) -> Container:
-    state, config, settings = item["State"], item["Config"], item["HostConfig"]
+    state, config, settings, network = item["State"], item["Config"], item["HostConfig"], item["NetworkSettings"]
+    places = [place for places in (network.get("Ports") or {}).values() for place in places or ()]
+    cards = [card for request in settings.get("DeviceRequests") or () for card in request.get("DeviceIDs") or ()]
     labels = config.get("Labels") or {}
     used, limit = memory.get(item["Id"], (None, None))
     return Container(
@@ -115,12 +117,12 @@ def _container(item: Mapping[str, Any], memory: Memory) -> Container:
         config_hash=labels.get("com.docker.compose.config-hash", ""),
         config_digest=labels.get(CONFIG, ""),
         compose_files=labels.get("com.docker.compose.project.config_files", ""),
-        networks=_networks(item["NetworkSettings"]),
+        networks={name: str(it.get("IPAddress") or "") for name, it in (network.get("Networks") or {}).items()},
         memory_mib=used,
         limit_mib=limit,
-        published=tuple(_published(item["NetworkSettings"])),
+        published=tuple((place["HostIp"], int(place["HostPort"])) for place in places),
         wanted_mib=settings.get("Memory", 0) / MIB,
-        devices=tuple(_devices(settings)),
+        devices=(*cards, *(device["PathOnHost"] for device in settings.get("Devices") or ())),
     )
 
 
@@ -142,22 +144,3 @@ def _health(state: Mapping[str, Any]) -> str:
 
 def _date(text: str) -> datetime | None:
     return datetime.fromisoformat(text) if text and text != NO_DATE else None
-
-
-def _networks(settings: Mapping[str, Any]) -> dict[str, str]:
-    networks = settings.get("Networks") or {}
-    return {name: str(network.get("IPAddress") or "") for name, network in networks.items()}
-
-
-def _published(settings: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    for places in (settings.get("Ports") or {}).values():
-        for place in places or []:
-            yield place["HostIp"], int(place["HostPort"])
-
-
-def _devices(settings: Mapping[str, Any]) -> Iterator[str]:
-    """Cards that the runtime hands in, by the id asked for, and device files."""
-    for request in settings.get("DeviceRequests") or []:
-        yield from request.get("DeviceIDs") or []
-    for device in settings.get("Devices") or []:
-        yield device["PathOnHost"]

@@ -25,6 +25,7 @@ from corral.contributions import Service
 from corral.errors import CorralError, UsageError
 from corral.files import private_folder
 from corral.plan.site import bracketed, resolve
+from corral.render.tree import project_name
 from corral.runtime.docker import PROJECT, Container, containers_in
 
 if TYPE_CHECKING:
@@ -47,29 +48,7 @@ NOT_COPIED = {"models", "data", "logs", "keys"}
 FORWARD_TRIES = 3
 # ssh's own exit code when there was no connection.
 UNREACHABLE = 255
-# Unpack an archive beside the files, then move each into place: a full disk leaves the old ones as they were. Every
-# file belongs to the ssh user, and only that user may enter the folder. Containers read their files all the same: the
-# daemon mounts each file or subfolder by itself, and those are readable for all.
-UNPACK = """
-set -eu
-umask 077
-mkdir -p "$1"
-cd "$1"
-if ! [ -O . ]; then
-  echo "$1 belongs to another user of this host, who could change what is started; chown it to $(id -un)" >&2
-  exit 1
-fi
-chmod 700 .
-umask 022
-mkdir -p secrets
-chmod 700 secrets
-rm -rf .incoming
-trap 'rm -rf "$PWD/.incoming"' EXIT
-mkdir -m 700 .incoming
-tar -x -p --no-same-owner -C .incoming -f -
-(cd .incoming && find . -type d) | while IFS= read -r folder; do mkdir -p "$folder"; done
-(cd .incoming && find . ! -type d) | while IFS= read -r file; do mv -f ".incoming/$file" "$file"; done
-"""
+UNPACK = Path(__file__).with_name("unpack.sh")
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +138,7 @@ class ComposeHost:
     @property
     def project(self) -> str:
         """Name of the Compose project."""
-        return f"{self.plan.inventory.name}-{self.name}".replace(".", "-")
+        return project_name(self.plan, self.name)
 
     def argv(self, command: Sequence[str]) -> list[str]:
         """The command as this machine starts it."""
@@ -255,6 +234,11 @@ class ComposeHost:
             return []
         return containers_in(self.run(["docker", "inspect", *ids], check=False).out)  # one may have gone in between
 
+    def names_of(self, kind: str) -> set[str]:
+        """Names of the networks (`network`) or volumes (`volume`) of the project."""
+        label = f"label={PROJECT}={self.project}"
+        return set(self.run(["docker", kind, "ls", "--filter", label, "--format", "{{.Name}}"]).out.split())
+
     def container_of(self, service: str) -> Container | None:
         """The container of a service now; None when there is none."""
         return next((item for item in self.containers() if item.service == service), None)
@@ -303,7 +287,11 @@ class ComposeHost:
         """Makes a far host's folder agree with the rendering, secrets included; other files there stay."""
         if self.ssh is None:
             return
-        self.run(["sh", "-c", UNPACK, "-", self.folder], given=_packed(self.rendered), limit_s=600)
+        self.run(
+            ["sh", "-c", UNPACK.read_text(encoding="utf-8"), "-", self.folder],
+            given=_packed(self.rendered),
+            limit_s=600,
+        )
 
 
 def _done(code: int, out: bytes, err: bytes) -> Done:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from typing import Any
 
 from corral.build import Plan
@@ -59,13 +60,8 @@ class Case:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    """A case and what comes of it."""
-
-    case: Case
-    now: Outcome | None = None
-    then: Outcome | None = None
+# A case and what comes of it, as it is and as it would be.
+Result = tuple[Case, Outcome | None, Outcome | None]
 
 
 def parse_changes(words: Iterable[str], plan: Plan) -> dict[str, dict[str, float]]:
@@ -140,30 +136,23 @@ def cases(plan: Plan, changes: Mapping[str, Changes], answers: Mapping[str, Meas
 
 def run(found: Iterable[Case]) -> list[Result]:
     """Each case with what comes of it; pools that are alike are simulated once."""
-    known: dict[Station, Outcome] = {}
+    simulated = cache(simulate)
 
     def outcome(station: Station | None) -> Outcome | None:
-        if station is None:
-            return None
-        alike = replace(station, pool="")
-        if alike not in known:
-            known[alike] = simulate(alike)
-        return known[alike]
+        return simulated(replace(station, pool="")) if station else None
 
-    return [Result(case, outcome(case.now), outcome(case.then)) for case in found]
+    return [(case, outcome(case.now), outcome(case.then)) for case in found]
 
 
 def as_data(results: Iterable[Result]) -> dict[str, Any]:
     """The results as plain data, by pool; rates by the second, times in seconds."""
     return {
-        result.case.pool: {
-            "reason": result.case.reason or None,
-            "answer_s_from": result.case.source or None,
-            "now": _side(result.case.now, result.now),
-            "what_if": _side(result.case.then, result.then),
+        case.pool: {
+            "reason": case.reason or None, "answer_s_from": case.source or None,
+            "now": _side(case.now, now), "what_if": _side(case.then, then),
         }
-        for result in results
-    }
+        for case, now, then in results
+    }  # fmt: skip
 
 
 def _side(station: Station | None, outcome: Outcome | None) -> dict[str, Any] | None:
@@ -198,17 +187,10 @@ def _case(plan: Plan, pool: str, changes: Changes, measured: Measured | None) ->
 
 
 def _changed(plan: Plan, now: Station, changes: Changes) -> Station:
-    limit = changes.get("limit_rpm", now.limit_rpm)
-    return replace(
-        now,
-        slots=_slots(plan, now.pool, changes),
-        rate_per_s=changes["rpm"] / 60 if "rpm" in changes else now.rate_per_s,
-        answer_s=changes.get("answer_s", now.answer_s),
-        answer_cv=changes.get("answer_cv", now.answer_cv),
-        queue_depth=int(changes.get("queue_depth", now.queue_depth)),
-        queue_timeout_s=changes.get("queue_timeout_s", now.queue_timeout_s),
-        limit_rpm=None if limit is None else int(limit),
-    )
+    given: dict[str, Any] = {key: int(value) if KEYS[key].is_whole else value for key, value in changes.items()}
+    same = {key: value for key, value in given.items() if key not in ("gpus", "slots", "rpm")}
+    rate = given["rpm"] / 60 if "rpm" in given else now.rate_per_s
+    return replace(now, slots=_slots(plan, now.pool, changes), rate_per_s=rate, **same)
 
 
 def _slots(plan: Plan, pool: str, changes: Changes) -> int:

@@ -101,7 +101,8 @@ def simulate(station: Station, *, arrivals: int | None = None, seed: int = SEED)
         arrivals: how many requests are simulated at least; chosen by the number of slots when None.
         seed: of the chance by which requests come and answers differ.
     """
-    trace = make_trace(station, arrivals or _usual_arrivals(station), seed)
+    usual = min(MOST_ARRIVALS, max(LEAST_ARRIVALS, ARRIVALS_PER_SLOT * station.slots))
+    trace = make_trace(station, arrivals or usual, seed)
     return _outcome(station, trace, replay(station, trace))
 
 
@@ -112,7 +113,9 @@ def make_trace(station: Station, arrivals: int, seed: int = SEED) -> Trace:
     """
     # Two of them, so that farms that differ in one thing only get the same requests.
     coming, working = random.Random(seed), random.Random(seed + 1)  # noqa: S311 - no secret
-    least_s = LEAST_MINUTES * MINUTE_S if _meets_limit(station) else 0.0
+    asked, spread = station.rate_per_s * MINUTE_S, station.answer_cv**2
+    meets_limit = station.limit_rpm is not None and asked + RARE * math.sqrt(asked) >= station.limit_rpm
+    least_s = LEAST_MINUTES * MINUTE_S if meets_limit else 0.0
     most = max(arrivals, MOST_ARRIVALS)
     found: list[float] = []
     shut: list[tuple[float, float]] = []
@@ -126,7 +129,9 @@ def make_trace(station: Station, arrivals: int, seed: int = SEED) -> Trace:
         if count == station.limit_rpm:
             shut.append((now, (minute + 1) * MINUTE_S))
             now, minute, count = shut[-1][1], minute + 1, 0
-    answers = [_answer_s(station, working) for _ in found]
+    answers = [station.answer_s] * len(found)
+    if spread:
+        answers = [working.gammavariate(1 / spread, station.answer_s * spread) for _ in found]
     return Trace(found, answers, now, shut)
 
 
@@ -155,20 +160,6 @@ def replay(station: Station, trace: Trace) -> Replayed:
         found.waits_s.append(wait_s)
         found.fates.append(fate)
     return found
-
-
-def _usual_arrivals(station: Station) -> int:
-    return min(MOST_ARRIVALS, max(LEAST_ARRIVALS, ARRIVALS_PER_SLOT * station.slots))
-
-
-def _meets_limit(station: Station) -> bool:
-    asked = station.rate_per_s * MINUTE_S
-    return station.limit_rpm is not None and asked + RARE * math.sqrt(asked) >= station.limit_rpm
-
-
-def _answer_s(station: Station, chance: random.Random) -> float:
-    spread = station.answer_cv**2
-    return chance.gammavariate(1 / spread, station.answer_s * spread) if spread else station.answer_s
 
 
 def _outcome(station: Station, trace: Trace, replayed: Replayed) -> Outcome:

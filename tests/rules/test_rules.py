@@ -3,15 +3,15 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
-import yaml
 
-from corral.checks import references
-from corral.checks.references import RULES as REFERENCE_RULES
+from corral.checks import references, rules
 from corral.checks.references import check_references
-from corral.checks.registry import checks, findings
+from corral.checks.registry import checks
+from corral.checks.rules import check_plan
 from corral.components import gather
 from corral.config.inventory import Inventory
 from corral.config.load import load_inventory
@@ -22,7 +22,8 @@ from tests.reference import rules_reference
 
 HERE = Path(__file__).parent
 LOOKS = {**checks("inventory"), **checks("plan")}
-RULES = sorted({*REFERENCE_RULES, *LOOKS})
+DEMANDS = references.TEXTS.demands | rules.TEXTS.demands
+RULES = sorted({*DEMANDS, *LOOKS})
 
 
 def problems_in(path: Path) -> list[Finding]:
@@ -33,7 +34,7 @@ def problems_in(path: Path) -> list[Finding]:
         site = resolve(loaded.inventory, loaded.lock)
         contributions = gather(site)
         _add_services(loaded.inventory, contributions)
-        found = findings("plan", site, contributions)
+        found = check_plan(site, contributions)
     return [loaded.source.locate(problem) for problem in found]
 
 
@@ -64,15 +65,16 @@ def test_every_fixture_belongs_to_a_rule() -> None:
 
 
 def test_every_rule_says_what_it_demands() -> None:
-    for demand in (*REFERENCE_RULES.values(), *(look.demand for look in LOOKS.values())):
+    for demand in (*(demand for demand, _ in DEMANDS.values()), *(look.demand for look in LOOKS.values())):
         assert demand.endswith("."), demand
 
 
-def test_every_text_of_a_finding_is_used_and_known() -> None:
-    source = Path(references.__file__).read_text(encoding="utf-8")
-    texts = yaml.safe_load(Path(references.__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
-    known = {f"{rule}/{key}" for rule, row in texts.items() for key in row if key != "demand"}
-    assert set(re.findall(r'"([a-z-]+/[a-z-]+)"', source)) == known
+@pytest.mark.parametrize("module", [references, rules])
+def test_every_text_of_a_finding_is_used_and_known(module: ModuleType) -> None:
+    source = Path(str(module.__file__)).read_text(encoding="utf-8")
+    rows: Mapping[str, Mapping[str, str]] = module.TEXTS.rows
+    known = {f"{rule}/{key}" for rule, row in rows.items() for key in row.keys() - {"demand", "level"}}
+    assert set(re.findall(r'"([a-z-]+/[a-z0-9-]+)"', source)) == known
 
 
 def test_the_page_of_rules_is_fresh(*, update_golden: bool) -> None:

@@ -26,8 +26,9 @@ from corral.runtime.haproxy import Server
 from corral.runtime.hosts import ComposeHost, Done
 from corral.runtime.observe import Snapshot, observe, parse_cards, parts, short_slot
 from corral.runtime.observe import understood as observed
+from corral.verbs.doctor import case as case_area
 from corral.verbs.doctor import path as path_area
-from corral.verbs.doctor.case import Answers, Case, sections
+from corral.verbs.doctor.case import ROWS, Answers, Case, sections
 from corral.verbs.doctor.report import AREAS, CHECKS, findings
 from tests.trees import plan_of
 
@@ -241,6 +242,8 @@ def both(*changes: Callable[[Case], Case]) -> Callable[[Case], Case]:
 
 OOM = {"state": "exited", "health": "", "exit_code": 137, "was_out_of_memory": True}
 DOWN = server("DOWN", 0, "L4CON", 0)
+# Keys of a check in its table that are no texts.
+OF_CHECK = {"remedy", "needs", "level"}
 FAULTS: list[tuple[str, Callable[[Case], Case], str]] = [
     ("host-reachable", with_seen(problem="ssh pea does not connect: Permission denied (publickey)", is_reached=False),
      "publickey"),
@@ -402,6 +405,13 @@ def test_checks_are_in_the_documentation() -> None:
     lines += [f"| {item.section} | `{name}` | {item.demand} | {item.remedy} |" for name, item in CHECKS.items()]
     assert "\n".join(lines) + "\n" in text, "docs/doctor.md: put these lines there"
     assert {item.section for item in CHECKS.values()} == set(AREAS)
+
+
+def test_every_text_is_used_and_known() -> None:
+    sources = "\n".join(path.read_text() for path in Path(case_area.__file__).parent.glob("*.py"))
+    texts = {(rule, key) for rows in ROWS.values() for rule, row in rows.items() for key in row.keys() - OF_CHECK}
+    assert set(re.findall(r'say\("([^"]+)"', sources)) <= {"/".join(text) for text in texts}
+    assert [text for text in texts if not re.search(rf"""["'/]{text[1]}["']""", sources)] == []
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

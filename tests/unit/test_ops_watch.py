@@ -12,6 +12,7 @@ from rich.console import Console
 from corral.build import build_plan
 from corral.config.load import load_inventory
 from corral.errors import CorralError
+from corral.runtime.hosts import ComposeHost
 from corral.verbs.status import watch
 from tests.trees import ROOT
 
@@ -92,8 +93,10 @@ def test_a_site_without_monitoring_is_told_what_to_do_instead(tmp_path: Path) ->
         watch.asking(plan, tmp_path)
 
 
-def test_who_is_not_there_or_not_prometheus_is_said() -> None:
+def test_who_is_not_there_or_not_prometheus_is_said(tmp_path: Path) -> None:
+    plan = build_plan(load_inventory(ROOT / "inventory.yaml"))
+    host = ComposeHost(plan, next(iter(plan.inventory.hosts)), tmp_path)
     with pytest.raises(CorralError, match="does not answer at"):
-        watch.answered(9, "up")
+        watch.answered(host, 9, "up")
     with pytest.raises(CorralError, match="is not Prometheus"):
         watch.result_in("<html>")

@@ -13,7 +13,8 @@ from corral.build import build_plan
 from corral.components.llama import IMAGES
 from corral.config.load import load_inventory
 from corral.plan.own_image import BUILD, COMMIT, build_command, is_own, tag
-from corral.runtime.causes import EXIT_REMEDIES
+from corral.runtime.causes import explained
+from corral.runtime.docker import Container
 from tests.compose.own_image_proof import REMEDY, is_fresh
 from tests.rules.test_rules import problems_in
 
@@ -178,7 +179,8 @@ def test_without_avx_chat_takes_the_stock_image_or_the_own_one(tmp_path: Path) -
 
 
 def test_a_server_that_died_of_an_illegal_instruction_is_answered_with_the_command() -> None:
-    assert PROCESSOR in EXIT_REMEDIES[132]
+    died = Container(id="1", name="c", project="", service="s", image="", state="exited", exit_code=132)
+    assert PROCESSOR in explained(died).remedy
 
 
 def test_only_the_own_image_is_taken_for_it() -> None:

@@ -35,7 +35,7 @@ def first_fit_decreasing(needs: list[Need], rooms: list[Room]) -> Placing | None
     """The textbook's way, for comparison: each need, the largest first, onto the first card that has room."""
     ordered = sorted(needs, key=lambda need: need.order)
     cards = sorted(rooms, key=lambda card: (not card.is_used, -card.room, card.key))
-    return placing._packed(ordered, cards, placing._first)
+    return placing._packed(ordered, cards, "first")
 
 
 def taken(found: Placing, rooms: list[Room]) -> int:

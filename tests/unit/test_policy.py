@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from corral.checks.policy import RULES, check_project, check_tree, exceptions_of, project_of
+from corral.checks.policy import TEXTS, check_project, check_tree, exceptions_of, project_of
 from corral.errors import Finding
 from tests.reference import policy_reference
 from tests.trees import CASES, ROOT, each_case, hosts_of, plan_of, put, tree_of
@@ -64,7 +64,7 @@ def test_the_good_project_keeps_every_rule() -> None:
 
 
 def test_every_rule_has_a_bad_project() -> None:
-    assert sorted(BAD) == sorted(RULES)
+    assert sorted(BAD) == sorted(TEXTS.rows)
 
 
 @pytest.mark.parametrize(("rule", "case"), each_bad())
@@ -191,7 +191,7 @@ def test_what_is_excepted_is_told_in_the_documentation() -> None:
     stated = stated_exceptions()
     assert stated
     assert all(reason.strip() for _, reason in stated)
-    assert {rule for rule, _ in stated} <= RULES.keys()
+    assert {rule for rule, _ in stated} <= TEXTS.rows.keys()
     assert [(rule, reason) for rule, reason in sorted(stated) if f"| `{rule}` | {reason} |" not in text] == []
 
 

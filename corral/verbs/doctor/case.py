@@ -7,15 +7,15 @@ import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from corral.build import Plan
+from corral.checks.registry import Texts
 from corral.components import litellm
 from corral.config.inventory import Host
+from corral.config.source import plain_yaml
 from corral.contributions import Service
-from corral.errors import Finding, Level
 from corral.render.output import MANIFEST, digest
 from corral.render.secrets import ENV_FILE, FOLDER
 from corral.runtime.causes import Reason, explained
@@ -27,6 +27,9 @@ from corral.verbs.status.certificates import certificate_script
 
 LOG_LINES = 40
 SCRIPT = Path(__file__).with_name("sections.sh")
+# What each check demands and tells, by area.
+ROWS: dict[str, dict[str, dict[str, Any]]] = plain_yaml(Path(__file__).with_name("checks.yaml").read_bytes())
+say = Texts({rule: row for rows in ROWS.values() for rule, row in rows.items()}).finding
 T = TypeVar("T")
 
 
@@ -145,15 +148,6 @@ def version_of(text: str) -> tuple[int, ...]:
     """The numbers of a version, for comparing: `28.5.2+dfsg4` is (28, 5, 2)."""
     match = re.match(r"v?(\d+(?:\.\d+)*)", text)
     return tuple(map(int, match[1].split("."))) if match else ()
-
-
-def error(message: str, remedy: str = "", *, level: Level = "error") -> Finding:
-    """What keeps requests from being answered, or will; less with another level."""
-    return Finding(message, remedy=remedy, level=level)
-
-
-# What is questionable, and what is well but worth knowing.
-warning, hint = partial(error, level="warning"), partial(error, level="hint")
 
 
 # --- what the host is asked ------------------------------------------------------------------------------------------

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from functools import partial
 
-from corral.checks.registry import check
+from corral.checks.registry import Findings
 from corral.checks.rules import CUDA13_WORDS
-from corral.errors import Finding
+from corral.errors import Level
 from corral.plan.devices import COMPILED, CUDA13_FLOOR
 from corral.plan.own_image import is_own
 from corral.plan.site import Card
 from corral.runtime.causes import card_faults, cause_of
 from corral.runtime.observe import SeenCard, card_at, card_of, short_slot, slot_of
 from corral.units import gib
-from corral.verbs.doctor.case import Case, error, hint, version_of, warning
+from corral.verbs.doctor.case import Case, say, version_of
 
 CUDA13_DRIVER = 580
 # Belongs to CUDA 12.8, which the pinned images are built with.
@@ -25,45 +23,37 @@ CUDA12_OLDEST = 525
 # The last driver branch for Maxwell, Pascal and Volta.
 LAST_BEFORE_TURING = 580
 VRAM_TOLERANCE = 0.1
-INSTALL_TOOLKIT = (
-    "install nvidia-container-toolkit, run sudo nvidia-ctk runtime configure --runtime=docker, restart docker"
-)
 _XID = re.compile(r"^NVRM: Xid \(PCI:([0-9A-Fa-f:.]+)\): (\d+)", re.MULTILINE)
-gpus = partial(check, "running", section="gpus")
 
 
 def _cards(case: Case) -> list[Card]:
     return [card for card in case.plan.site.cards[case.name] if card.has_nvidia_smi]
 
 
-@gpus("gpu-driver", "cards", remedy="install the NVIDIA driver, or reboot after an update of it")
-def gpu_driver(case: Case) -> Iterator[Finding]:
+def gpu_driver(case: Case) -> Findings:
     """The NVIDIA driver answers."""
     words = case.seen.cards_problem
     if not _cards(case):
         return
     if case.has_cpu_variant:
-        yield hint("the servers run on the processor (compose.cpu.yaml), not on the cards")
+        yield say("gpu-driver/unused")
     elif cause := cause_of(words, "nvidia-smi"):
-        yield error(f"{cause.what}: {words}", cause.remedy)
+        yield say("gpu-driver/silent", cause=cause, words=words)
     elif not case.seen.cards:
-        remedy = "install the NVIDIA driver, or start with compose.cpu.yaml on a machine without cards"
-        yield error("the plan has cards, but nvidia-smi is not on this machine", remedy)
+        yield say("gpu-driver/absent")
 
 
-@gpus("gpu-runtime", "cards", "engine", remedy=INSTALL_TOOLKIT)
-def gpu_runtime(case: Case) -> Iterator[str]:
+def gpu_runtime(case: Case) -> Findings:
     """The engine can hand NVIDIA cards to containers."""
     devices = [str(item.get("ID", "")) for item in case.info.get("DiscoveredDevices") or []]
     has_cdi = any(item.startswith("nvidia.com/gpu") for item in devices)
     is_there = has_cdi or "nvidia" in (case.info.get("Runtimes") or {}) or case.said("hook")
     has_nvidia = any(card.vendor == "nvidia" for card in case.plan.site.cards[case.name])
     if has_nvidia and not case.has_cpu_variant and not is_there:
-        yield "the engine has no NVIDIA runtime"
+        yield say("gpu-runtime/none")
 
 
-@gpus("device-files", "cards", remedy="install the kernel driver of the cards: amdgpu, i915 or xe")
-def device_files(case: Case) -> Iterator[Finding]:
+def device_files(case: Case) -> Findings:
     """The device files of AMD and Intel cards are there, and containers are in the groups that own them."""
     there = {name: int(group) for name, group in re.findall(r"(\S+) (\d+)", case.said("devices"))}
     for service in case.services:
@@ -71,18 +61,14 @@ def device_files(case: Case) -> Iterator[Finding]:
         wanted = {group for name, group in there.items() if name.startswith(service.devices)}
         closed = sorted(wanted - {*service.groups, 0})
         if missing and not case.has_cpu_variant:
-            words = f"{service.name} wants {' and '.join(missing)}, which this machine lacks"
             slots = ", or correct its pci, as lspci -D prints it" if any(":" in path for path in missing) else ""
-            yield error(words, f"install the kernel driver of the card (amdgpu, i915, xe), then reboot{slots}")
+            yield say("device-files/absent", service=service.name, missing=" and ".join(missing), slots=slots)
         if closed:
-            numbers = " and ".join(map(str, closed))
-            words = f"{service.name} may not open its card: the device files belong to group {numbers}"
-            groups = ", ".join(map(str, sorted({*service.groups, *closed})))
-            yield error(words, f"write hosts.{case.name}.device_groups: [{groups}]")
+            numbers, groups = " and ".join(map(str, closed)), sorted({*service.groups, *closed})
+            yield say("device-files/closed", service=service.name, numbers=numbers, name=case.name, groups=groups)
 
 
-@gpus("driver-version", "cards", remedy="install a driver that fits image and card")
-def driver_version(case: Case) -> Iterator[Finding]:
+def driver_version(case: Case) -> Findings:
     """The driver is new enough for the images, and still knows the cards."""
     if not case.seen.cards:
         return
@@ -95,28 +81,24 @@ def driver_version(case: Case) -> Iterator[Finding]:
         yield from _image_against_driver(image, driver, major, [card for card in cards if card.number in numbers])
     old = sorted({card.card for card in cards if card.compute_capability and card.compute_capability < CUDA13_FLOOR})
     if old and major > LAST_BEFORE_TURING:
-        remedy = f"install the branch {LAST_BEFORE_TURING}, the last one for cards before Turing, and hold it"
-        yield error(f"driver {driver} no longer knows {', '.join(old)}", remedy)
+        yield say("driver-version/for-cards", driver=driver, cards=", ".join(old), last=LAST_BEFORE_TURING)
 
 
-def _image_against_driver(image: str, driver: str, major: int, cards: list[Card]) -> Iterator[Finding]:
+def _image_against_driver(image: str, driver: str, major: int, cards: list[Card]) -> Findings:
     without_code = sorted({card.card for card in cards if card.compute_capability not in COMPILED})
-    remedy = f"install driver {CUDA12_DRIVER} to {LAST_BEFORE_TURING}"
+    values = {"driver": driver, "image": image, "least": CUDA12_DRIVER, "last": LAST_BEFORE_TURING}
     if any(word in image for word in CUDA13_WORDS):
         if major < CUDA13_DRIVER:
-            remedy = f"install driver {CUDA13_DRIVER} or newer, or name a CUDA 12 image in images:"
-            yield error(f"driver {driver} is too old for {image}, which needs {CUDA13_DRIVER}", remedy)
+            yield say("driver-version/for-cuda13", new=CUDA13_DRIVER, **values)
     elif major < CUDA12_OLDEST or (major < CUDA12_DRIVER and without_code):
         reason = f"; {', '.join(without_code)} needs it to compile for the card" if without_code else ""
-        remedy += ", or build an image with code for the card (docs/own-image.md)" if without_code else ""
-        yield error(f"driver {driver} is too old for {image} (CUDA 12.8 wants {CUDA12_DRIVER}){reason}", remedy)
+        own = ", or build an image with code for the card (docs/own-image.md)" if without_code else ""
+        yield say("driver-version/for-cuda12", reason=reason, own=own, **values)
     elif major < CUDA12_DRIVER:
-        words = f"driver {driver} runs {image} only by minor-version compatibility (CUDA 12.8 wants {CUDA12_DRIVER})"
-        yield warning(words, remedy)
+        yield say("driver-version/by-compatibility", **values)
 
 
-@gpus("card-there", "cards", remedy="reseat the card, or correct hosts.….gpus")
-def card_there(case: Case) -> Iterator[Finding]:
+def card_there(case: Case) -> Findings:
     """Every card of the inventory is in the machine."""
     seen, wanted = case.seen.cards, _cards(case)
     if not seen:
@@ -125,18 +107,13 @@ def card_there(case: Case) -> Iterator[Finding]:
         if card_of(card, seen) is None and card.pinned_by != "index":
             near = card_at(card, seen)
             there = f"; at that place is {near.uuid} in slot {short_slot(near.pci)}" if near else ""
-            words = f"GPU {card.number} ({card.pinned_by} {card.device}) is not in this machine{there}"
-            yield error(words, "reseat it and reboot, or correct its uuid and pci in the inventory")
-    if len(seen) < len(wanted):
-        words = f"{len(seen)} of {len(wanted)} cards answer"
-        yield error(words, "look at riser and power, reboot; card-errors names one that fell off the bus")
-    elif len(seen) > len(wanted):
-        words = f"the machine has {len(seen)} cards, the inventory {len(wanted)}"
-        yield hint(words, f"add them to hosts.{case.name}.gpus to use them")
+            yield say("card-there/absent", card=card, there=there)
+    if len(seen) != len(wanted):
+        text = f"card-there/{'fewer' if len(seen) < len(wanted) else 'more'}"
+        yield say(text, seen=len(seen), wanted=len(wanted), name=case.name)
 
 
-@gpus("card-errors", "cards", remedy="reset the card, reboot the host or reseat it, as the error says")
-def card_errors(case: Case) -> Iterator[Finding]:
+def card_errors(case: Case) -> Findings:
     """The kernel has no message (Xid) of this boot about an error from which a card does not recover by itself."""
     seen = {slot_of(item.pci)[:3]: item for item in case.seen.cards}
     for slot, code in dict.fromkeys(_XID.findall(case.said("xids"))):
@@ -144,25 +121,22 @@ def card_errors(case: Case) -> Iterator[Finding]:
         if fault:
             card = next((card for card in _cards(case) if there and card_of(card, case.seen.cards) == there), None)
             name = f"GPU {card.number}" if card else "a card"
-            words = f"{name} in slot {short_slot(slot)}: {fault.what} (Xid {code}) since the host was started"
-            yield error(words, fault.remedy, level="warning" if there else "error")
+            level: Level = "warning" if there else "error"
+            yield say("card-errors/xid", level=level, card=name, slot=short_slot(slot), fault=fault, code=code)
 
 
-@gpus("card-order", "cards", remedy="pin every card by its uuid")
-def card_order(case: Case) -> Iterator[Finding]:
+def card_order(case: Case) -> Findings:
     """An index still means the card that the inventory means (it changes with reboots and card swaps)."""
     seen = case.seen.cards
     for card in _cards(case):
         near, pinned = card_at(card, seen), card_of(card, seen)
         if near and card.uuid and card.pci and pinned and slot_of(pinned.pci) != slot_of(card.pci):
-            words = f"GPU {card.number} moved from slot {card.pci} to {short_slot(pinned.pci)}"
-            yield warning(words, "correct its pci in the inventory")
+            yield say("card-order/moved", card=card, slot=short_slot(pinned.pci))
         if near and card.pinned_by == "index" and (why := _differs(card, near)):
-            words = f"index {card.index} is not the card that the inventory means by GPU {card.number}: {why}"
-            yield error(words, f"correct the order or the card in the inventory, and pin it: uuid: {near.uuid}")
+            yield say("card-order/other", card=card, why=why, near=near)
     if len(seen) > 1 and any(card.pinned_by == "index" for card in _cards(case)):
         lines = ", ".join(f"GPU {item.index + 1} uuid: {item.uuid}" for item in seen)
-        yield hint("cards are named by index, which can change with every reboot", f"pin them: {lines}")
+        yield say("card-order/loose", lines=lines)
 
 
 def _differs(card: Card, seen: SeenCard) -> str:
@@ -174,8 +148,7 @@ def _differs(card: Card, seen: SeenCard) -> str:
     return ""
 
 
-@gpus("card-kind", "cards", remedy="correct card, vram_gib or compute_capability")
-def card_kind(case: Case) -> Iterator[Finding]:
+def card_kind(case: Case) -> Findings:
     """Memory and compute capability of every card are as the plan counts on."""
     for card in _cards(case):
         seen = card_of(card, case.seen.cards)
@@ -183,12 +156,10 @@ def card_kind(case: Case) -> Iterator[Finding]:
             continue
         name, place = f"GPU {card.number} ({seen.name})", f"hosts.{case.name}.gpus[{card.number - 1}].card"
         if 0 < seen.total_mib < card.vram_mib * (1 - VRAM_TOLERANCE):
-            words = f"{name} has {gib(seen.total_mib)} GiB, the plan counts on {gib(card.vram_mib)}"
-            yield error(words, f"correct {place} or vram_gib")
+            yield say("card-kind/memory", card=name, has=gib(seen.total_mib), wanted=gib(card.vram_mib), place=place)
         if seen.compute_capability and card.compute_capability and seen.compute_capability != card.compute_capability:
             have, want = (".".join(map(str, item)) for item in (seen.compute_capability, card.compute_capability))
-            words = f"{name} has compute capability {have}, the plan counts on {want} ({card.card})"
-            yield error(words, f"correct {place}; the image depends on it")
+            yield say("card-kind/capability", card=name, has=have, wanted=want, kind=card.card, place=place)
 
 
 def summary(case: Case) -> str:

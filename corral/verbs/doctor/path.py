@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import httpx
 
-from corral.checks.registry import check
+from corral.checks.registry import Findings
 from corral.components.litellm import MASTER_KEY
 from corral.config.client_names import routed_names
 from corral.contributions import Backend, Service
-from corral.errors import CorralError, Finding
+from corral.errors import CorralError
 from corral.plan.site import bracketed
 from corral.render.secrets import ENV_FILE, read_env
 from corral.runtime.causes import Reason, check_words
 from corral.runtime.haproxy import Server, balancer_of
 from corral.runtime.hosts import ComposeHost
-from corral.verbs.doctor.case import Answers, Case, error, hint, warning
+from corral.verbs.doctor.case import Answers, Case, say
 from corral.verbs.keys.gateway import client_address, is_out_of_reach, reached
 
 ANSWER_LIMIT_S = 10
@@ -28,12 +27,10 @@ OK, TEAPOT = 200, 400
 NO_KEY = {401, 403}
 # HAProxy's own words for a LiteLLM that is not there, or does not answer.
 UPSTREAM_GONE = {502, 503, 504}
-FORWARDING = "sshd on the host must allow it: AllowTcpForwarding local (or yes) in sshd_config"
 QUESTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "chat": ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 5}),
     "embedding": ("/v1/embeddings", {"input": "hello"}),
 }
-path = partial(check, "running", section="path")
 
 
 # --- asking ----------------------------------------------------------------------------------------------------------
@@ -101,20 +98,19 @@ def _words(problem: Exception) -> str:
 # --- the gateway -----------------------------------------------------------------------------------------------------
 
 
-@path("gateway-answers", "gateway", remedy="./generate.py restart litellm; check address, port and firewall")
-def gateway_answers(case: Case) -> Iterator[Finding]:
+def gateway_answers(case: Case) -> Findings:
     """The gateway answers at its published address."""
     answers = case.answers
     if answers is None or _of_role(case, "balancer")[1]:  # then `balancer-answers` says it
         return
     if answers.problem:
-        yield _no_gateway(case, f"does not answer: {answers.problem}")
+        yield from _no_gateway(case, f"does not answer: {answers.problem}")
     elif answers.unreached:
-        yield error(f"this machine does not reach the operator's port: {answers.unreached}", FORWARDING)
+        yield say("gateway-answers/unreached", problem=answers.unreached)
     elif UPSTREAM_GONE & {answers.stranger, answers.health}:
-        yield _no_gateway(case, "does not answer")
+        yield from _no_gateway(case, "does not answer")
     elif answers.health != OK:
-        yield _no_gateway(case, f"answers {answers.health} to /health/liveliness")
+        yield from _no_gateway(case, f"answers {answers.health} to /health/liveliness")
 
 
 def _of_role(case: Case, role: str) -> tuple[Service | None, Reason | None]:
@@ -123,54 +119,43 @@ def _of_role(case: Case, role: str) -> tuple[Service | None, Reason | None]:
     return service, case.reason(service) if service else None
 
 
-def _no_gateway(case: Case, words: str) -> Finding:
+def _no_gateway(case: Case, words: str) -> Findings:
     service, why = _of_role(case, "gateway")
-    hop = f"clients → {service.name if service else 'gateway'} {words}"
-    if why is not None:
-        return error(f"{hop}: {why.what}", why.remedy)
-    remedy = "a firewall, or an address that this machine does not reach: look with curl on the host itself"
-    return error(f"{hop} at {client_address(case.plan)}, although it is healthy", remedy)
+    name, address = service.name if service else "gateway", client_address(case.plan)
+    yield say(f"gateway-answers/{'unwell' if why else 'well'}", service=name, words=words, why=why, address=address)
 
 
-@path("key-accepted", "gateway", remedy="restart litellm after a change of .env")
-def key_accepted(case: Case) -> Iterator[Finding]:
+def key_accepted(case: Case) -> Findings:
     """The gateway accepts the operator's key, and nothing without a key."""
     answers, secrets = case.answers or Answers(), case.host.rendered / ENV_FILE
     if not _key(case.host):
-        yield error(f"{secrets} has no {MASTER_KEY}", "./generate.py secrets init")
+        yield say("key-accepted/none", file=secrets, key=MASTER_KEY)
     elif answers.models in {*NO_KEY, TEAPOT}:
-        words = f"the gateway refuses {MASTER_KEY} of {secrets} ({answers.models})"
-        yield error(words, "it was started with another value: secrets init, then ./generate.py restart litellm")
+        yield say("key-accepted/refused", file=secrets, key=MASTER_KEY, status=answers.models)
     elif answers.models not in {0, OK, *UPSTREAM_GONE}:  # of those `gateway-answers` says it
-        yield error(f"the gateway answers {answers.models} to /v1/models", "./generate.py logs litellm")
+        yield say("key-accepted/other", status=answers.models)
     if answers.models and answers.stranger not in {0, *NO_KEY, *UPSTREAM_GONE}:
-        words = f"the gateway answers {answers.stranger} without a key: every client may use it"
-        yield error(words, "render, then ./generate.py up")
+        yield say("key-accepted/open", stranger=answers.stranger)
 
 
-@path("pools-offered", "gateway", remedy="render and up: the gateway runs with an older configuration")
-def pools_offered(case: Case) -> Iterator[Finding]:
+def pools_offered(case: Case) -> Findings:
     """The gateway offers every pool and alias."""
     inventory = case.plan.inventory
     wanted = {*inventory.pools, *(name for name, _, _ in routed_names(inventory))}
     if case.answers and case.answers.models == OK and (missing := sorted(wanted - case.answers.offered)):
-        yield error(f"the gateway does not offer {', '.join(missing)}", "render, then ./generate.py up")
+        yield say("pools-offered/missing", missing=", ".join(missing))
 
 
-@path("balancer-answers", "gateway", remedy="./generate.py restart haproxy")
-def balancer_answers(case: Case) -> Iterator[Finding]:
+def balancer_answers(case: Case) -> Findings:
     """The balancer answers and knows every replica."""
     service, why = _of_role(case, "balancer")
     if service is None or balancer_of(case.plan, case.host.out) is None:
         return
     behind = [item for item in case.plan.contributions.backends if item.protocol != "cloud"]
     unknown = [item.name for item in behind if item.name not in case.servers]
-    if why is not None:
-        yield error(f"clients → {service.name} does not answer: {why.what}", why.remedy)
-    elif unknown and len(unknown) == len(behind):
-        yield error(f"{service.name} gives no figures", f"./generate.py restart {service.name}")
-    elif unknown:
-        yield error(f"{service.name} does not know {', '.join(unknown)}", "render, then ./generate.py up")
+    if why is not None or unknown:
+        text = "unwell" if why else "silent" if len(unknown) == len(behind) else "older"
+        yield say(f"balancer-answers/{text}", service=service.name, why=why, unknown=", ".join(unknown))
 
 
 # --- replicas --------------------------------------------------------------------------------------------------------
@@ -184,64 +169,46 @@ def _down(case: Case) -> Iterator[tuple[Backend, Server]]:
             yield backend, server
 
 
-@path("replicas-up", remedy="depends on the reason that is given")
-def replicas_up(case: Case) -> Iterator[Finding]:
+def replicas_up(case: Case) -> Findings:
     """The balancer reaches every replica on this host, and gives it work."""
     for backend, server in _down(case):
         hop = f"{backend.pool}: HAProxy → {backend.name}"
         if backend.endpoint.host != case.name:
             continue
         if server.state in ("MAINT", "DRAIN", "NOLB"):
-            words = f"{hop} gets no work: it was taken out of the balancer ({server.state.lower()})"
-            yield warning(words, f"./generate.py restart {backend.name} brings it back")
+            yield say("replicas-up/out", hop=hop, state=server.state.lower(), name=backend.name)
             continue
-        place = case.plan.site.address(backend.endpoint, case.plan.inventory.gateway.host)
+        gateway = case.plan.inventory.gateway
+        place = case.plan.site.address(backend.endpoint, gateway.host)
         why = case.reason(next(item for item in case.services if item.name == backend.endpoint.service))
-        words = f"{hop} {check_words(server.check, server.code)} on {place}"
-        if why is None:
-            yield error(f"{words}, although it is healthy on {case.name}", _network(case))
-        else:
-            yield error(f"{words}: {why.what}", why.remedy)
+        words = f"{check_words(server.check, server.code)} on {place}"
+        text = "unwell" if why else "here" if gateway.host == case.name else "network"
+        values = {"hop": hop, "words": words, "why": why, "host": case.name}
+        yield say(f"replicas-up/{text}", port=gateway.edge_port, gateway=gateway.host, **values)
 
 
-def _network(case: Case) -> str:
-    gateway = case.plan.inventory.gateway
-    if gateway.host == case.name:
-        return "wait some seconds and look again; then ./generate.py restart haproxy"
-    return (
-        f"open port {gateway.edge_port} of {case.name} for {gateway.host} in the firewall; "
-        "both must be in one network, and their clocks right"
-    )
-
-
-@path("pools-alive", "gateway", remedy="see what is said about its replicas")
-def pools_alive(case: Case) -> Iterator[str]:
+def pools_alive(case: Case) -> Findings:
     """Every pool has a replica that gets work."""
     down = {backend.name for backend, _ in _down(case)}
     for name in case.plan.inventory.pools:
         backends = {item.name for item in case.plan.contributions.backends if item.pool == name}
         if backends and backends <= down:
-            yield f"{name}: no replica is up; every request is refused"
+            yield say("pools-alive/none", pool=name)
 
 
-@path("nodes", "gateway", remedy="switch the node on, or take it out of the pool")
-def nodes(case: Case) -> Iterator[Finding]:
+def nodes(case: Case) -> Findings:
     """Every node that pools use answers the balancer."""
     for backend, server in _down(case):
         if not backend.is_ours:
             place = f"{bracketed(backend.endpoint.address)}:{backend.endpoint.port}"
-            words = f"{backend.pool}: HAProxy → node {backend.name} {check_words(server.check, server.code)} on {place}"
-            yield warning(words, "switch it on; see that it listens on its network address, not only on its own")
+            words = check_words(server.check, server.code)
+            yield say("nodes/down", pool=backend.pool, name=backend.name, words=words, place=place)
 
 
-@path("answers", "gateway", remedy="see the other checks; ./generate.py logs litellm")
-def answers(case: Case) -> Iterator[Finding]:
+def answers(case: Case) -> Findings:
     """With --ask: every chat and embedding pool answers a short question through the gateway."""
     for pool, found in case.answers.pools.items() if case.answers else ():
-        if isinstance(found, str):
-            yield error(f"{pool}: {found}", f"./generate.py logs litellm {pool}")
-        else:
-            yield hint(f"{pool} answered after {found:.1f} s")
+        yield say(f"answers/{'refused' if isinstance(found, str) else 'seconds'}", pool=pool, found=found)
 
 
 def summary(case: Case) -> str:

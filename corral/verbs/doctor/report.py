@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
 from corral.build import Plan
-from corral.checks.registry import checks
+from corral.checks.registry import Check
 from corral.errors import Finding
 from corral.runtime.hosts import ComposeHost
 from corral.runtime.observe import observe_all, servers_seen
+from corral.units import counted
 from corral.verbs.doctor import files, gpus, machine, path, services
-from corral.verbs.doctor.case import Case, sections
+from corral.verbs.doctor.case import ROWS, Case, sections
 
+
+@dataclass(frozen=True, slots=True)
+class DoctorCheck(Check):
+    """A check of running hosts."""
+
+    # What usually helps.
+    remedy: str = ""
+    # Its area.
+    section: str = ""
+    # What must be there to look at; see `Case.has`.
+    needs: tuple[str, ...] = ()
+
+
+# Id of the check that everything else rests on.
+REACHABLE = "host-reachable"
 # In the order in which they are shown, with what is said of each that is well.
 AREAS: dict[str, Callable[[Case], str]] = {
     "engine": machine.engine_summary,
@@ -28,8 +45,15 @@ AREAS: dict[str, Callable[[Case], str]] = {
     "path": path.summary,
     "exposure": services.exposure_summary,
 }
-# Every check by its id, by area and then in the order in which they are written.
-CHECKS = dict(sorted(checks("running").items(), key=lambda item: list(AREAS).index(item[1].section)))
+# Every check by its id, in the order of areas and then of the table.
+CHECKS = {
+    rule: DoctorCheck(
+        rule, find := getattr(sys.modules[AREAS[area].__module__], rule.replace("-", "_")), str(find.__doc__),
+        remedy=row["remedy"].format(), section=area, needs=tuple(row.get("needs", ())),
+    )
+    for area in AREAS
+    for rule, row in ROWS[area].items()
+}  # fmt: skip
 # The worst first.
 MARKS = {"error": ("✗", "red"), "warning": ("!", "yellow"), "hint": ("·", "dim")}
 INDENT = 14
@@ -78,7 +102,7 @@ def _host(case: Case, must_ask: bool) -> Data:  # noqa: FBT001 - of a map
 def findings(case: Case) -> list[Finding]:
     """What every check finds that can look at this host; of a host that gives no answer only that."""
     able = [item for item in CHECKS.values() if all(map(case.has, item.needs))]
-    able = able if case.seen.is_reached else [CHECKS[machine.REACHABLE]]
+    able = able if case.seen.is_reached else [CHECKS[REACHABLE]]
     return [finding for item in able for finding in item.findings(case)]
 
 
@@ -96,7 +120,7 @@ def show(diagnosis: Data, console: Console) -> None:
                 console.print(line)
     levels = [item["level"] for host in diagnosis["hosts"].values() for item in host["findings"]]
     counts = {level: levels.count(level) for level in ("error", "warning") if level in levels}
-    words = ", ".join(f"{count} {level}{'' if count == 1 else 's'}" for level, count in counts.items())
+    words = ", ".join(counted(count, level) for level, count in counts.items())
     console.print(Text(f"\n{words or 'all is well'}", MARKS[next(iter(counts))][1] if counts else "green"))
 
 

@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterator
 from datetime import UTC, datetime
-from functools import partial
 
-from corral.checks.registry import check
+from corral.checks.registry import Findings
 from corral.components import litellm
 from corral.config.inventory import ConsumerLimits
-from corral.errors import Finding
 from corral.gateway.frontends import entrance_address
 from corral.runtime.causes import ENDS
-from corral.verbs.doctor.case import Case, error, hint, version_of, warning
+from corral.verbs.doctor.case import Case, say, version_of
 from corral.verbs.doctor.machine import EVERYWHERE
 
 # The first version without CVE-2026-42208: SQL injection before any key is checked, used by attackers.
@@ -27,81 +24,67 @@ LITELLM_MALWARE = ((1, 82, 7), (1, 82, 8))
 RESTARTS = 3
 YOUNG_S = 600
 MIB_TOLERANCE = 1
-BOUNDS = "set limits: {parallel: …} and pools: […] for the consumer"
-services = partial(check, "running", section="services")
-exposure = partial(check, "running", section="exposure")
 
 
-@services("started", "engine", remedy="./generate.py up")
-def started(case: Case) -> Iterator[Finding]:
+def started(case: Case) -> Findings:
     """The host's services were started."""
     if case.services and not case.own:
-        yield hint("nothing runs here yet", case.up)
+        yield say("started/nothing", up=case.up)
 
 
-@services("running", "engine", "running", remedy="see the log line, or ./generate.py up")
-def running(case: Case) -> Iterator[Finding]:
+def running(case: Case) -> Findings:
     """Every service of the plan runs and is healthy."""
     for service in case.services:
         why = None if service.needs_cards and case.has_cpu_variant else case.reason(service)
         if why is not None:
             found = case.container_of(service)
             is_starting = found is not None and found.condition == "starting" and found.restarts < ENDS
-            yield error(f"{service.name}: {why.what}", why.remedy, level="hint" if is_starting else "error")
+            yield say("running/unwell", level="hint" if is_starting else "error", service=service.name, why=why)
 
 
-@services("restarts", "engine", "running", remedy="./generate.py logs shows why it ends")
-def restarts(case: Case) -> Iterator[Finding]:
+def restarts(case: Case) -> Findings:
     """No service keeps ending and being started again."""
     for item in case.own:
         age_s = (datetime.now(UTC) - item.started).total_seconds() if item.started else YOUNG_S
         if item.restarts >= RESTARTS and item.is_running and age_s < YOUNG_S:
-            words = f"{item.service}: started again {item.restarts} times, last {age_s:.0f} s ago"
-            yield warning(words, f"./generate.py logs {item.name}")
+            yield say("restarts/often", item=item, age_s=age_s)
 
 
-@services("memory-limits", "engine", "running", remedy="switch the kernel's memory controller on, then up")
-def memory_limits(case: Case) -> Iterator[Finding]:
+def memory_limits(case: Case) -> Findings:
     """The kernel holds every container to its memory limit."""
     limited = [item for item in case.own if item.limit_mib is not None and item.wanted_mib]
     free = [item.service for item in limited if (item.limit_mib or 0) > item.wanted_mib + MIB_TOLERANCE]
     if free:
-        words = f"the memory limit is not in force for {', '.join(free)}"
-        yield error(words, "restart docker, then ./generate.py up")
+        yield say("memory-limits/free", free=", ".join(free))
 
 
-@services("memory-room", "engine", "running", remedy="raise memory_mib or lower cache_ram_mib")
-def memory_room(case: Case) -> Iterator[Finding]:
+def memory_room(case: Case) -> Findings:
     """No container is about to reach its memory limit."""
     for item in case.own:
         limit = item.limit_mib or item.wanted_mib
         if limit and (item.memory_mib or 0) > 0.95 * limit:
-            words = f"{item.service}: {item.memory_mib:.0f} of {limit:.0f} MiB are taken"
-            yield warning(words, "raise memory_mib, or for a replica lower cache_ram_mib")
+            yield say("memory-room/full", service=item.service, used=item.memory_mib, limit=limit)
 
 
-@services("strangers", "engine", remedy="docker rm -f the container, if you do not need it")
-def strangers(case: Case) -> Iterator[Finding]:
+def strangers(case: Case) -> Findings:
     """No container of this site runs that the plan does not know."""
     planned = {service.name for service in case.services}
     for item in case.own:
         if item.service not in planned:
-            yield warning(f"{item.name} is not in the plan", f"./generate.py up, or docker rm -f {item.name}")
+            yield say("strangers/unknown", name=item.name)
 
 
-@services("litellm-version", remedy="remove images.litellm from the inventory, render, up")
-def litellm_version(case: Case) -> Iterator[Finding]:
+def litellm_version(case: Case) -> Findings:
     """LiteLLM is 1.83.7 or newer (CVE-2026-42208), in the plan and in the running container."""
     version = case.said("litellm")
     for service in (item for item in case.services if item.component == litellm.COMPONENT):
         planned, actual = version_of(service.image.partition("@")[0].rpartition(":")[2]), version_of(version)
         if planned and (words := _unsafe(planned)):
-            remedy = f"remove images.{litellm.COMPONENT} from the inventory (the kit pins {litellm.IMAGE})"
-            yield error(f"the image {service.image} {words}", remedy)
+            yield say("litellm-version/planned", image=service.image, words=words, pinned=litellm.IMAGE)
         elif not planned and not version:
-            yield warning(f"the tag of {service.image} does not say its version", "name a tag with a version")
+            yield say("litellm-version/unsaid", image=service.image)
         if actual and actual != planned and (words := _unsafe(actual)):
-            yield error(f"the running LiteLLM {version} {words}", "./generate.py up with a newer image")
+            yield say("litellm-version/actual", version=version, words=words)
 
 
 def _unsafe(version: tuple[int, ...]) -> str:
@@ -112,14 +95,13 @@ def _unsafe(version: tuple[int, ...]) -> str:
     )
 
 
-@services("images-pinned", remedy="name a tag with a version, or a digest", level="warning")
-def images_pinned(case: Case) -> Iterator[str]:
+def images_pinned(case: Case) -> Findings:
     """Every image is named with a version that does not move."""
     for service in case.services:
         tag = re.search(r":([^/:]+)$", service.image)
         is_moving = tag is None or re.fullmatch(r"(.*-)?(latest|stable|main|nightly|edge)(-.*)?", tag[1])
         if is_moving and "@sha256:" not in service.image:
-            yield f"{service.name}: the image {service.image} can become another one at any time"
+            yield say("images-pinned/moving", service=service.name, image=service.image)
 
 
 def summary(case: Case) -> str:
@@ -133,61 +115,48 @@ def summary(case: Case) -> str:
 # --- exposure --------------------------------------------------------------------------------------------------------
 
 
-@exposure("entrance-tls", "entrance", remedy="set gateway.entrance.certificate")
-def entrance_tls(case: Case) -> Iterator[str]:
+def entrance_tls(case: Case) -> Findings:
     """The entrance speaks TLS, or is on loopback behind a proxy that does."""
     entrance = case.plan.inventory.gateway.entrance
     is_behind_proxy = entrance and ipaddress.ip_address(entrance_address(case.plan.site, entrance)).is_loopback
     if entrance and not entrance.certificate and not is_behind_proxy:
-        yield "the entrance has no certificate: keys and prompts cross the network in clear"
+        yield say("entrance-tls/plain")
 
 
-@exposure(
-    "ports-exposed", "entrance", "running", level="warning",
-    remedy="publish the port on 127.0.0.1, or write rules into the chain DOCKER-USER",
-)  # fmt: skip
-def ports_exposed(case: Case) -> Iterator[str]:
+def ports_exposed(case: Case) -> Findings:
     """On the entrance's address nothing is published but the entrance."""
     entrance = case.plan.inventory.gateway.entrance
     public = entrance_address(case.plan.site, entrance) if entrance else ""
     for item in case.seen.containers:
         for address, port in item.published if item.is_running and entrance else ():
             if entrance and port != entrance.port and address in (public, *EVERYWHERE):
-                yield f"{item.name}: port {port} is open on {address or public}; the host's firewall does not close it"
+                yield say("ports-exposed/open", name=item.name, port=port, address=address or public)
 
 
-@exposure("consumers-bounded", "entrance", remedy=BOUNDS)
-def consumers_bounded(case: Case) -> Iterator[Finding]:
+def consumers_bounded(case: Case) -> Findings:
     """Every key has a limit and a list of pools."""
     consumers = case.plan.inventory.consumers
     if free := [name for name, item in consumers.items() if item.limits == ConsumerLimits()]:
-        yield warning(f"keys without a limit: {', '.join(free)}", BOUNDS)
+        yield say("consumers-bounded/free", names=", ".join(free))
     if open_to_all := [name for name, item in consumers.items() if item.pools is None]:
-        yield warning(f"keys that open every pool, paid ones included: {', '.join(open_to_all)}", BOUNDS)
+        yield say("consumers-bounded/open", names=", ".join(open_to_all))
     if not consumers:
-        yield error(
-            "there are no consumers: clients beyond the farm would use the master key", "add consumers, then up"
-        )
+        yield say("consumers-bounded/none")
 
 
-@exposure(
-    "answers-bounded", "entrance", level="warning",
-    remedy="set gateway.entrance.max_tokens, or gateway.request: {max_tokens: {most: …}}",
-)  # fmt: skip
-def answers_bounded(case: Case) -> Iterator[str]:
+def answers_bounded(case: Case) -> Findings:
     """Answers have a longest length."""
     gateway = case.plan.inventory.gateway
     tokens = gateway.request.max_tokens
     if not (gateway.entrance and gateway.entrance.max_tokens) and not (tokens and tokens.most):
-        yield "an answer may take a slot for as long as timeout_s: no max_tokens is set"
+        yield say("answers-bounded/free")
 
 
-@exposure("told", "entrance", remedy="add monitoring: {receivers: [...]}", level="warning")
-def told(case: Case) -> Iterator[str]:
+def told(case: Case) -> Findings:
     """Alerts reach a person."""
     monitoring = case.plan.inventory.monitoring
     if not (monitoring and monitoring.receivers):
-        yield "no alert reaches a person"
+        yield say("told/none")
 
 
 def exposure_summary(case: Case) -> str:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import shlex
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
@@ -21,6 +21,7 @@ from rich.console import Console
 
 from corral import __version__
 from corral.build import Plan
+from corral.config.source import plain_yaml
 from corral.errors import CorralError, UsageError
 from corral.render.output import MANIFEST, compare
 from corral.render.tree import Tree, render
@@ -46,44 +47,8 @@ cat >".corral.$$" && mv -f ".corral.$$" "$2"
 """
 
 
-class Known(NamedTuple):
-    """A metric that the kit tells: its name, what it says, and the names of its labels."""
-
-    name: str
-    words: str
-    labels: tuple[str, ...] = ()
-    family: Callable[..., GaugeMetricFamily | CounterMetricFamily | InfoMetricFamily] = GaugeMetricFamily
-
-
-CONTAINER, WEIGHTS = ("service", "container"), ("model", "file")
-METRICS = (
-    Known("corral_figures_timestamp_seconds", "When these figures were written."),
-    Known("corral_figures_scheduled", "1: by the timer; 0: by a command, which may not run again."),
-    Known("corral_rendering", "Hash of the host's rendering and of the inventory.", (), InfoMetricFamily),
-    Known(
-        "corral_drift",
-        "1: the rendering differs from the inventory, the copy on a far host or the containers from the rendering.",
-        ("kind",),
-    ),
-    Known(
-        "corral_container_healthy", "1: runs, and its health check passes; 0: it does not, or is missing.", CONTAINER
-    ),
-    Known("corral_container_restarts", "Restarts by the engine.", CONTAINER, CounterMetricFamily),
-    Known("corral_container_memory_bytes", "Memory in use, without cache.", CONTAINER),
-    Known("corral_container_memory_limit_bytes", "Memory that it may use.", CONTAINER),
-    Known(
-        "corral_weights_verified",
-        "1: read and as pinned; 0: missing, cut off or damaged; absent: not read since it changed.",
-        WEIGHTS,
-    ),
-    Known("corral_weights_checked_timestamp_seconds", "When a file was last read.", WEIGHTS),
-    Known(
-        "corral_certificate_expires_timestamp_seconds",
-        "When a certificate ends; 0: the file cannot be read as one.",
-        ("file",),
-    ),
-    Known("corral_backup_last_success_timestamp_seconds", "When the last backup was complete."),
-)
+METRICS: dict[str, dict[str, Any]] = plain_yaml(Path(__file__).with_suffix(".yaml").read_bytes())
+KINDS = {"gauge": GaugeMetricFamily, "counter": CounterMetricFamily, "info": InfoMetricFamily}
 # Values by the name of the metric, then by those of its labels.
 Figures = dict[str, dict[tuple[str, ...], Any]]
 
@@ -93,11 +58,11 @@ class _Families(Collector):
     found: Figures
 
     def collect(self) -> Iterator[Metric]:
-        for known in METRICS:
-            family = known.family(known.name, known.words, labels=known.labels)
-            for labels, value in self.found.get(known.name, {}).items():
+        for name, row in METRICS.items():
+            family = KINDS[row.get("kind", "gauge")](name, row["says"], labels=row.get("labels", ()))
+            for labels, value in self.found.get(name, {}).items():
                 family.add_metric(labels, value)
-            if known.labels or family.samples:
+            if "labels" in row or family.samples:
                 yield family
 
 

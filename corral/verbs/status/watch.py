@@ -10,21 +10,20 @@ from datetime import UTC, datetime
 from math import inf, isnan
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import httpx
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from corral.build import Plan
+from corral.config.source import plain_yaml
 from corral.errors import CorralError
 from corral.runtime.board import redraw
-from corral.runtime.hosts import CommandError, ComposeHost
+from corral.runtime.hosts import ComposeHost
 from corral.tables import new_table
 
 LIMIT_S = 10.0
 COLUMNS = ("time", "about", "name", "figure", "value", "unit")
-MONITORING = "prometheus"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,27 +38,11 @@ class Figure:
     factor: float = 1.0
 
 
-POOLS = (
-    Figure("busy", "pool:in_flight", "busy", "requests"),
-    Figure("slots", "pool:slots", "slots", "requests"),
-    Figure("queue", "pool:queue", "waiting", "requests"),
-    Figure("requests", "pool:requests:rate5m", "requests/min", "1/min", 1, 60),
-    Figure("refused", "pool:refused:rate5m", "refused/min", "1/min", 1, 60),
-    Figure("failures", "pool:failures:rate5m", "errors/min", "1/min", 1, 60),
-    Figure("tokens", "pool:generated_tokens:rate5m", "tokens/s", "1/s", 1),
-    Figure("first_token", "pool:first_token:p95_5m", "first token p95, s", "s", 2),
-    Figure("answer", "pool:answer:p95_5m", "answer p95, s", "s", 2),
-)
-CARDS = (
-    Figure("utilization", "gpu:utilization:ratio", "busy, %", "%", 0, 100),
-    Figure("temperature", "gpu:temperature:celsius", "°C", "celsius"),
-    Figure("power", "gpu:power:watts", "W", "watts"),
-    Figure("memory_used", "gpu:memory_used:bytes", "memory, GiB", "GiB", 1, 1 / 1024**3),
-    Figure("memory_total", "gpu:memory_total:bytes", "of", "GiB", 1, 1 / 1024**3),
-    Figure("throttled", "gpu:throttled", "throttled", "1 = yes"),
-)
 # What there is to see: the figures of each kind, and the labels that name one of it.
-KINDS = {"pool": (POOLS, ("pool",)), "gpu": (CARDS, ("host", "gpu"))}
+KINDS = {
+    about: ([Figure(**figure) for figure in row["figures"]], row["labels"])
+    for about, row in plain_yaml(Path(__file__).with_suffix(".yaml").read_bytes()).items()
+}
 # Degrees Celsius for the colours; alerts have limits for each card (`GpuWarm`, `GpuHot`).
 WARM_C, HOT_C = 80, 85
 
@@ -81,33 +64,23 @@ class Row:
 
 
 def asking(plan: Plan, out: Path) -> Ask:
-    """How to ask the site's Prometheus: on loopback, or inside its container over ssh; CorralError if there is none."""
+    """How to ask the site's Prometheus, on its host's loopback; CorralError if there is none."""
     monitoring = plan.inventory.monitoring
     if monitoring is None:
         raise CorralError("this site has no `monitoring:` and so no figures; `status --watch` needs none")
     host, port = ComposeHost(plan, monitoring.host, out), monitoring.port
-    if not host.ssh:
-        return lambda query: answered(port, query)
-    service = next(item for item in plan.services_of(monitoring.host) if item.component == MONITORING)
-    return lambda query: _over_ssh(host, service.container_name, port, query)
+    return lambda query: answered(host, port, query)
 
 
-def answered(port: int, query: str) -> list[dict[str, Any]]:
-    """What the Prometheus on a port of this machine answers to a query; CorralError when it does not."""
+def answered(host: ComposeHost, port: int, query: str) -> list[dict[str, Any]]:
+    """What the Prometheus on a port of a host's loopback answers to a query; CorralError when it does not."""
     try:
-        with httpx.Client(timeout=LIMIT_S, trust_env=False) as client:
-            url = f"http://127.0.0.1:{port}/api/v1/query"
-            return result_in(client.get(url, params={"query": query}).raise_for_status().text)
+        with host.forwarded(port) as place, httpx.Client(timeout=LIMIT_S, trust_env=False) as client:
+            answer = client.get(f"{place}/api/v1/query", params={"query": query})
+            return result_in(answer.raise_for_status().text)
     except httpx.HTTPError as error:
-        raise CorralError(f"Prometheus does not answer at 127.0.0.1:{port} ({error}); see: status") from error
-
-
-def _over_ssh(host: ComposeHost, container: str, port: int, query: str) -> list[dict[str, Any]]:
-    url = f"http://127.0.0.1:{port}/api/v1/query?query={quote(query)}"
-    try:
-        return result_in(host.run(["docker", "exec", container, "wget", "-q", "-O", "-", url], limit_s=LIMIT_S).out)
-    except CommandError as error:
-        raise CorralError(f"Prometheus on {host.name} does not answer: {error}") from error
+        words = f"Prometheus on {host.name} does not answer at 127.0.0.1:{port} ({error}); see: status"
+        raise CorralError(words) from error
 
 
 def result_in(text: str) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 from corral.contributions import Service
 from corral.errors import CorralError
 from corral.runtime.causes import cause_of
-from corral.runtime.docker import CONFIG, PROJECT, Container
+from corral.runtime.docker import CONFIG, Container
 from corral.runtime.hosts import ComposeHost
 from corral.runtime.observe import hashes_in
 from corral.runtime.waiting import ABSENT, COMMAND_LIMIT_S
@@ -154,8 +154,7 @@ def join_networks(seen: Survey) -> None:
 def prune_networks(host: ComposeHost) -> None:
     """Remove networks of the project that are not in its rendering; one that something else still uses stays."""
     wanted = {str(network["name"]) for network in _project(host)["networks"].values()}
-    command = ["docker", "network", "ls", "--filter", f"label={PROJECT}={host.project}", "--format", "{{.Name}}"]
-    for name in sorted(set(host.run(command).out.split()) - wanted):
+    for name in sorted(host.names_of("network") - wanted):
         host.run(["docker", "network", "rm", name], check=False)
 
 

@@ -25,7 +25,7 @@ from corral.plan.site import bracketed
 from corral.render.output import compare
 from corral.render.tree import render
 from corral.runtime.board import Board
-from corral.runtime.docker import PROJECT, Container
+from corral.runtime.docker import Container
 from corral.runtime.haproxy import Balancer, balancer_of, edge_of, running_balancer
 from corral.runtime.hosts import CPU_FILE, CommandError, ComposeHost, compose_hosts
 from corral.runtime.interrupts import Interrupts
@@ -406,7 +406,7 @@ def down(
     chosen = compose_hosts(plan, out, hosts)
     for host in chosen:
         check_engine(host)
-    kept = {host.name: _volumes(host) for host in chosen}
+    kept = {host.name: sorted(host.names_of("volume")) for host in chosen}
     if volumes and not yes and any(kept.values()):
         lost = "\n".join(f"  {host}: {name}" for host, names in kept.items() for name in names)
         raise UsageError(
@@ -437,8 +437,3 @@ def _take_down(host: ComposeHost, talk: Console, *, volumes: bool) -> None:
     left = [item.service for item in host.containers()]
     if left:
         raise CorralError(f"{host.name}: still there: {', '.join(left)}; run it again")
-
-
-def _volumes(host: ComposeHost) -> list[str]:
-    command = ["docker", "volume", "ls", "--format", "{{.Name}}", "--filter", f"label={PROJECT}={host.project}"]
-    return sorted(host.run(command).out.split())

@@ -11,9 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 from rich.text import Text
 from ruamel.yaml import YAML
 
@@ -31,6 +30,7 @@ from corral.runtime.haproxy import backends_of, running_balancer
 from corral.runtime.hosts import ComposeHost, compose_hosts
 from corral.runtime.interrupts import Interrupts
 from corral.runtime.lock import alone
+from corral.tables import new_table
 from corral.verbs.up import history
 from corral.verbs.up.rolling import roll
 from corral.verbs.up.survey import join_networks
@@ -175,8 +175,7 @@ def image_changes(run: Run) -> dict[tuple[str, str], list[Place]]:
 
 
 def _table(images: Mapping[tuple[str, str], Sequence[Place]]) -> Table:
-    columns = (Column(name, overflow="fold") for name in ("services", "from", "to"))
-    table = Table(*columns, box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = new_table("services", "from", "to")
     for (old, new), places in images.items():
         target = Text("the same", "dim") if old == new else Text(new, "yellow")
         table.add_row(", ".join(map("/".join, places)), old or "(does not run)", target)
