@@ -22,10 +22,10 @@ from corral.errors import CorralError, SiteError
 from corral.render.tree import render
 from corral.runtime.hosts import ComposeHost
 from corral.runtime.observe import observe
-from corral.tiny_models import make_chat_model
 from corral.verbs.doctor import files as doctor_files
 from corral.verbs.doctor.case import Case, sections
 from tests.model_stores import COMMIT, put_in_hub, put_in_ollama
+from tests.tiny_models import make_chat_model
 from tests.weight_server import Shop, weight_server
 
 OTHER = "2" * 40

@@ -20,10 +20,10 @@ import pytest
 
 from corral.cli import main
 from corral.config.model_lock import ModelLock, read_lock
-from corral.tiny_models import make_chat_model
 from corral.verbs.models.fetch import part_of
 from tests.model_files import make_embedding_model
 from tests.model_stores import put_in_hub
+from tests.tiny_models import make_chat_model
 from tests.weight_server import Shop, weight_server
 
 INVENTORY = """

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import gguf
+import numpy as np
 import pytest
 
-from corral import tiny_models
-from corral.tiny_models import KNOWN_ANSWER, WeightType, make_chat_model
+from tests import tiny_models
 from tests.model_files import make_embedding_model, make_rerank_model
+from tests.tiny_models import DEMO_MODEL, KNOWN_ANSWER, WeightType, make_chat_model, make_demo_model
 
 MAKERS: dict[str, Callable[..., None]] = {
     "chat": make_chat_model,
@@ -60,7 +61,7 @@ def test_same_bytes_in_another_process(tmp_path: Path) -> None:
     make_chat_model(here, width=64, layers=1, weight_type="q8_0")
     code = f"""
 from pathlib import Path
-from corral.tiny_models import make_chat_model
+from tests.tiny_models import make_chat_model
 make_chat_model(Path({str(there)!r}), width=64, layers=1, weight_type="q8_0")
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(tiny_models.__file__).parents[1])
@@ -128,3 +129,17 @@ def test_model_may_be_made_over_an_old_one_and_is_readable_to_all(tmp_path: Path
     assert path.read_bytes()[:4] == b"GGUF"
     assert path.stat().st_mode & 0o777 == 0o644
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_model_of_the_demo_is_fresh(tmp_path: Path, *, update_golden: bool) -> None:
+    """But for the last digits, in which processors differ."""
+    if update_golden:
+        make_demo_model(DEMO_MODEL)
+    make_demo_model(tmp_path / "model.gguf")
+    wanted, found = (gguf.GGUFReader(path) for path in (tmp_path / "model.gguf", DEMO_MODEL))
+    fields = [{key: item.contents() for key, item in reader.fields.items()} for reader in (wanted, found)]
+    assert fields[0] == fields[1]
+    for ours, theirs in zip(wanted.tensors, found.tensors, strict=True):
+        assert ours.name == theirs.name
+        one, other = (gguf.quants.dequantize(item.data, item.tensor_type) for item in (ours, theirs))
+        np.testing.assert_allclose(one, other, atol=0.05 * float(np.abs(one).max()))

@@ -39,15 +39,13 @@ INVENTORY = ROOT / "inventories" / "demo.yaml"
 FOLDER = ROOT / ".corral" / "demo"
 LOCK = ROOT / ".corral" / "demo.lock"
 RECORD = FOLDER / "run.json"
+# Says one sentence whatever it is asked, and embeds; `tests/tiny_models.py` made it.
+TINY_MODEL = ROOT / "templates" / "demo" / "model.gguf"
 # The folder with llama-server from a wheel, for machines without one of their own.
 SHIM = ROOT / "gpu-server" / "local"
 KEY = "LITELLM_MASTER_KEY"
 
 QUESTION = "Who are you, in one sentence?"
-ANSWER = (
-    "I am a tiny model, made on the spot a moment ago; whatever you ask, this is all I say, "
-    "but I say it through the same gateway as a real model would."
-)
 TEXT = "a cat sleeps on the warm graphics card"
 MIB = 1024**2
 
@@ -59,7 +57,7 @@ class Demo:
     plan: Plan
     # PATH of its programs.
     path: str
-    # The chat model that was asked for, empty for the one we make.
+    # The chat model that was asked for, empty for the tiny one.
     model: str
     interrupts: Interrupts
     talk: Console
@@ -225,7 +223,7 @@ def _check_ports(demo: Demo) -> None:
 
 
 def _announce(demo: Demo) -> None:
-    model = Path(demo.model).name if demo.model else "a tiny model made here"
+    model = Path(demo.model).name if demo.model else "a tiny model"
     is_balanced = demo.plan.inventory.gateway.balancing != "direct"
     balancer = "HAProxy" if is_balanced else "LiteLLM itself"
     words = f"starting {len(demo.services)} services: chat with {model}, LiteLLM in front, balanced by {balancer}"
@@ -236,9 +234,7 @@ def _announce(demo: Demo) -> None:
 
 
 def _lay_out(demo: Demo, weights: Path | None) -> None:
-    """The rendered folder with its secrets, and every model: a link to the person's own, else a tiny one made now."""
-    from corral.tiny_models import make_chat_model
-
+    """The rendered folder with its secrets, and every model: a link to the person's own, else to the tiny one."""
     write(render(demo.plan), FOLDER, force=True)
     initialise({demo.host: demo.plan.secrets_of(demo.host)}, FOLDER)
     folder = demo.folder / "models"
@@ -246,10 +242,7 @@ def _lay_out(demo: Demo, weights: Path | None) -> None:
     for model in demo.plan.inventory.models.values():
         path = folder / model.file
         path.unlink(missing_ok=True)
-        if weights is not None and model.kind == "chat":
-            path.symlink_to(weights.resolve())
-        else:
-            make_chat_model(path, answer=ANSWER)
+        path.symlink_to(((model.kind == "chat" and weights) or TINY_MODEL).resolve())
     write_atomically(RECORD, json.dumps({"model": demo.model}).encode(), 0o644)
 
 
