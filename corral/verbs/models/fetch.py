@@ -20,6 +20,8 @@ from typing import IO, TypeVar
 from urllib.parse import quote, urlsplit
 
 import httpx
+from rich.progress import DownloadColumn, TransferSpeedColumn
+from rich.progress import Progress as Bars
 
 from corral.errors import CorralError
 from corral.files import write_atomically
@@ -39,6 +41,8 @@ OK, PARTIAL, GONE_RANGE = 200, 206, 416
 _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
+# What is shown of a download.
+COLUMNS = (*Bars.get_default_columns(), DownloadColumn(binary_units=True), TransferSpeedColumn())
 Found = TypeVar("Found")
 # Hears how many bytes are there, and how many it will be; 0: not known.
 Progress = Callable[[int, int], None]
