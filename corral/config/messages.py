@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from corral.config.inventory import PATTERNS, Inventory, ServiceAdditions
+from corral.config.model_lock import first_words
 from corral.errors import Finding, KeyPath, did_you_mean, shown
 
 _PATTERNS = {pattern.expression: pattern for pattern in PATTERNS.values()}
@@ -35,18 +36,8 @@ _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _NUMBERS = re.compile(r"[0-9][0-9 -]*")
 # For engines of nodes that the kit does not know.
 PROVIDERS = "other providers are engine: cloud with their model, such as openrouter/…, or engine: openai with a url"
-# Problems of a file up to which they are looked at one by one; a million of them take a minute.
-MOST_TOLD = 1000
 Checked = TypeVar("Checked", bound=BaseModel)
 _TRUE, _FALSE = {"yes", "on", "y", "true", "1"}, {"no", "off", "n", "false", "0"}
-
-
-def first_words(error: ValidationError) -> str:
-    """Place and reason of the first problem, for files that people do not write themselves."""
-    if error.error_count() > MOST_TOLD:
-        return f"{error.error_count()} things in it are not as they should be"
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    return f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}"
 
 
 def from_json(model: type[Checked], text: bytes) -> Checked:

@@ -10,7 +10,7 @@ import yaml
 
 from corral.build import Plan, build_plan
 from corral.config.load import load_inventory
-from corral.config.model_lock import LockedFile, ModelLock, lock_of, write_lock
+from corral.config.model_lock import LockedFile, ModelLock
 from corral.errors import SiteError
 from corral.render.tree import render
 from corral.verbs.models.fetch import origin_of
@@ -95,7 +95,7 @@ def test_a_checkpoint_of_ones_own_is_mounted_and_read_by_what_reads_files(tmp_pa
 def test_a_file_without_its_parts_gets_them_from_components_and_its_size_from_the_lock(tmp_path: Path) -> None:
     known = ["hf:city96/FLUX.1-dev-gguf/flux1-dev-Q4_K_S.gguf", "hf:o/ae/ae.safetensors", "clip_l.safetensors"]
     files = {key: LockedFile(file=key.rpartition("/")[2], size=4 << 30) for key in [*known, "t5xxl_fp16.safetensors"]}
-    write_lock(lock_of(tmp_path / "inventory.yaml"), ModelLock(files=files))
+    ModelLock(files=files).write(ModelLock.beside(tmp_path / "inventory.yaml"))
     plan = plan_of(tmp_path, FLUX)
     found = drawn(plan)
     assert found["options"] == [

@@ -28,7 +28,7 @@ from corral.config.file_names import file_of, is_below, tag_of
 from corral.config.gguf_header import HeaderError, facts_of, read_header
 from corral.config.inventory import OWN_FOLDER, Model, folder_of
 from corral.config.load import load_inventory
-from corral.config.model_lock import Gguf, LockedFile, ModelLock, lock_of, read_lock, write_lock
+from corral.config.model_lock import Gguf, LockedFile, ModelLock
 from corral.config.model_paths import path_on
 from corral.contributions import Contributions
 from corral.errors import CorralError, UsageError, did_you_mean
@@ -98,12 +98,12 @@ class Store:
     moved: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.lock = read_lock(self.lock_path)
+        self.lock = ModelLock.read(self.lock_path)
 
     @property
     def lock_path(self) -> Path:
         """Where the lock lies."""
-        return lock_of(self.inventory)
+        return ModelLock.beside(self.inventory)
 
     def known(self, key: str) -> LockedFile:
         """What is known of a file, at least its path in a models folder."""
@@ -144,7 +144,7 @@ class Store:
         """Takes another lock, and puts it on the disk."""
         with self.mutex:
             self.lock = lock
-            write_lock(self.lock_path, lock)
+            lock.write(self.lock_path)
 
     def folder(self, host: str) -> Folder:
         """The models folder of a host."""
