@@ -146,17 +146,17 @@ def test_a_login_is_not_for_servers_which_fetch_nothing(tmp_path: Path) -> None:
     assert service(plan_of(tmp_path, source))["environment"]["HF_HUB_OFFLINE"] == "1"
 
 
-@pytest.mark.parametrize("place", ["HF_TOKEN", "HF_TOKEN_PATH", "HF_HOME", "HOME"])
-def test_a_saved_login_opens_gated_repositories(tmp_path: Path, place: str) -> None:
-    saved = {"HF_TOKEN_PATH": "token", "HF_HOME": "token", "HOME": ".cache/huggingface/token"}
-    if place != "HF_TOKEN":
-        path = tmp_path / saved[place]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("hf_mine\n")
-    value = {"HF_TOKEN": "hf_mine", "HF_TOKEN_PATH": f"{tmp_path}/token"}.get(place, str(tmp_path))
-    origin = origin_of("hf:o/gated/m.gguf", "", {place: value})
+@pytest.mark.parametrize("environment", [{"HF_TOKEN": "hf_mine"}, {}])
+def test_a_saved_login_opens_gated_repositories(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]
+) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
+    if not environment:
+        (tmp_path / "token").write_text("hf_mine\n")
+    origin = origin_of("hf:o/gated/m.gguf", "", environment)
     assert origin is not None
     assert origin.headers == {"Authorization": "Bearer hf_mine"}
-    open_mirror = origin_of("hf:o/gated/m.gguf", "", {place: value, "HF_ENDPOINT": "http://mirror.example.com"})
+    open_mirror = origin_of("hf:o/gated/m.gguf", "", {**environment, "HF_ENDPOINT": "http://mirror.example.com"})
     assert open_mirror is not None
     assert not open_mirror.headers

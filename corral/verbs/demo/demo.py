@@ -39,8 +39,9 @@ INVENTORY = ROOT / "inventories" / "demo.yaml"
 FOLDER = ROOT / ".corral" / "demo"
 LOCK = ROOT / ".corral" / "demo.lock"
 RECORD = FOLDER / "run.json"
+DATA = ROOT / "templates" / "demo"
 # Says one sentence whatever it is asked, and embeds; `tests/tiny_models.py` made it.
-TINY_MODEL = ROOT / "templates" / "demo" / "model.gguf"
+TINY_MODEL = DATA / "model.gguf"
 # The folder with llama-server from a wheel, for machines without one of their own.
 SHIM = ROOT / "gpu-server" / "local"
 KEY = "LITELLM_MASTER_KEY"
@@ -265,21 +266,11 @@ def _prove(demo: Demo) -> None:
 
 # --- what a person reads at the end
 
-USE = """\
-address     {address}, models: {models}
-key         {key} in {env}
-python      from openai import OpenAI  # it finds address and key in the two exports below
-            chat = OpenAI().chat.completions.create
-            print(chat(model="{chat}", messages=[{{"role": "user", "content": "Hi"}}]).choices[0].message.content)
-real model  make demo MODEL=path/to/model.gguf, or MODEL=hf:owner/repo/file.gguf
-stop        make demo-down
-"""
-
 
 def _report(demo: Demo) -> None:
     demo.out.print(_table(demo.services, demo.statuses()))
     demo.out.print()
-    words = USE.format(
+    words = (DATA / "use.txt").read_text(encoding="utf-8").format(
         address=demo.base_url, models=", ".join(demo.plan.inventory.pools), key=KEY,
         env=_short(demo.folder / ENV_FILE), chat=demo.pools("chat")[0],
     )  # fmt: skip

@@ -13,7 +13,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TypeVar
@@ -144,18 +144,12 @@ def origin_of(source: str, revision: str, environment: Mapping[str, str]) -> Ori
 
 def _hub(environment: Mapping[str, str]) -> tuple[str, str]:
     """Address of the Hub or its mirror, and the login that may be sent there; an empty one where it may not."""
+    from huggingface_hub import get_token
+
     endpoint = (environment.get("HF_ENDPOINT") or HUB_ENDPOINT).rstrip("/")
     parts = urlsplit(endpoint)
     is_safe = parts.scheme == "https" or parts.hostname in _LOOPBACK
-    return endpoint, (environment.get(TOKEN, "").strip() or _saved_login(environment)) if is_safe else ""
-
-
-def _saved_login(environment: Mapping[str, str]) -> str:
-    """The login that `hf auth login` has saved for this user; empty without one."""
-    home = environment.get("HF_HOME") or f"{environment.get('HOME', '')}/.cache/huggingface"
-    with suppress(OSError, UnicodeDecodeError):
-        return Path(environment.get("HF_TOKEN_PATH") or f"{home}/token").read_text().strip()
-    return ""
+    return endpoint, (environment.get(TOKEN, "").strip() or get_token() or "") if is_safe else ""
 
 
 def listing(

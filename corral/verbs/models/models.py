@@ -393,7 +393,7 @@ class Order:
     folder: LocalFolder
     name: str
     # The folders that lack it.
-    lacking: tuple[Folder, ...] = ()
+    lacking: Sequence[Folder]
 
 
 def pull(store: Store, choice: Choice) -> None:
@@ -518,13 +518,13 @@ def _order(store: Store, item: Wanted, choice: Choice, progress: net.Progress) -
     pinned = net.Content(known.size, known.sha256 or item.sha256, known.commit)
     source = known.taken or item.source
     try:
-        origin, said = _ask(store, item, source, pinned, choice)
+        origin, said = _ask(store, item, source, pinned.commit, choice.offline)
     except net.MissingError:
         source = "" if item.repository else _with_quantization(item.source, choice.fallback)
         if source in ("", item.source):
             raise
         pinned = net.Content()
-        origin, said = _ask(store, item, source, pinned, choice)
+        origin, said = _ask(store, item, source, "", choice.offline)
         store.talk.print(Text(f"{item.source} is not to be had; taking {file_of(source)} for it", "yellow"))
         path = str(PurePosixPath(known.file).with_name(file_of(source)))
         store.learn(item.key, file=path, taken=source, size=said.size, sha256=said.sha256)
@@ -541,37 +541,33 @@ def _order(store: Store, item: Wanted, choice: Choice, progress: net.Progress) -
         lacking = [store.folder(host) for host in item.hosts]
     passing = LocalFolder(choice.store or default_store(store.environment))
     target = next((folder for folder in lacking if isinstance(folder, LocalFolder)), passing)
-    return Order(item.key, origin, pinned.filled(said), target, store.known(item.key).file, tuple(lacking))
+    return Order(item.key, origin, pinned.filled(said), target, store.known(item.key).file, lacking)
 
 
 def _ask(
-    store: Store, item: Wanted, source: str, pinned: net.Content, choice: Choice
+    store: Store, item: Wanted, source: str, commit: str, offline: Path | None = None
 ) -> tuple[net.Origin, net.Content]:
-    if choice.offline is not None:
-        origin = _offline(source, choice.offline, is_member=bool(item.repository))
+    """Where a file comes from, and what its source says of it; raises FetchError when it is not to be had."""
+    if offline is not None:
+        origin = _offline(source, offline, is_member=bool(item.repository))
+    elif (found := net.origin_of(source, commit or item.revision, store.environment)) is not None:
+        origin = found
+    elif source.startswith("ollama:"):
+        name = source.removeprefix("ollama:").partition("#")[0]
+        words = f"is in no store of {', '.join(item.hosts)}; fetch it there: ollama pull {name}; and name "
+        words += "Ollama's folder in model_stores, such as /usr/share/ollama/.ollama/models"
+        raise net.FetchError(f"{source}: {words}")
     else:
-        origin = _online(store, item, source, pinned.commit)
-    return origin, net.look(origin, store.net)
-
-
-def _online(store: Store, item: Wanted, source: str, commit: str) -> net.Origin:
-    origin = net.origin_of(source, commit or item.revision, store.environment)
-    if origin is None:
         folders = ", ".join(str(store.folder(host)) for host in item.hosts) or "a host's models folder"
-        words = f"is not there; put it into {folders}, or name its folder in model_stores"
-        if name := item.source.removeprefix("ollama:").partition("#")[0] * item.source.startswith("ollama:"):
-            words = f"is in no store of {', '.join(item.hosts)}; fetch it there: ollama pull {name}; and name "
-            words += "Ollama's folder in model_stores, such as /usr/share/ollama/.ollama/models"
-        raise net.FetchError(f"{item.source}: {words}")
-    return origin
+        raise net.FetchError(f"{source}: is not there; put it into {folders}, or name its folder in model_stores")
+    return origin, net.look(origin, store.net)
 
 
 def _offline(source: str, folder: Path, *, is_member: bool) -> net.Origin:
     """The file in a folder that a person has brought: by its name, or as in the repository."""
-    parts = source.partition(":")[2].split("/") if ":" in source else [source]
-    names = [folder.joinpath(*[part for part in parts if part])]
-    names = names if is_member else [folder / file_of(source), *names]
-    path = next((name for name in names if name.is_file()), None)
+    below = source.partition(":")[2] if ":" in source else source
+    names = [*([] if is_member else [file_of(source)]), "/".join(filter(None, below.split("/")))]
+    path = next((folder / name for name in names if (folder / name).is_file()), None)
     if path is None:
         raise net.MissingError(f"{source.partition('?')[0]}: {file_of(source)} is not in {folder}")
     return net.Origin(source, path=path)
@@ -616,18 +612,17 @@ def _gib(size: int) -> str:
 
 def _bring(store: Store, order: Order, progress: net.Progress) -> None:
     """Fetches a file, and copies it into the other folders that lack it."""
-    fetch_order(store, order, progress)
+    known = store.known(order.key)
+    is_pinned = known.sha256 == order.expected.sha256
+    if not is_pinned or _read(store, known, order.folder, progress) != "verified":  # of an earlier run
+        _fetch(store, order, progress)
     for folder in order.lacking:
         if folder != order.folder:
             folder.put(order.folder.path / order.name, store.known(order.key), store.net, progress)
 
 
-def fetch_order(store: Store, order: Order, progress: net.Progress) -> None:
+def _fetch(store: Store, order: Order, progress: net.Progress) -> None:
     """Fetches a file, checks that it is whole, pins it, and gives it its name: in that order."""
-    known = store.known(order.key)
-    is_pinned = known.sha256 == order.expected.sha256
-    if is_pinned and _read(store, known, order.folder, progress) == "verified":
-        return  # the store has it from an earlier run
     target = order.folder.path / order.name
     found = net.fetch(order.origin, target, order.expected, store.net, progress)
     part = net.part_of(target)
@@ -697,8 +692,7 @@ def _inspect(store: Store, item: Wanted, _progress: net.Progress) -> None:
         if store.folder(host).size(store.known_on(item.key, host).file) is not None:
             _learn_there(store, item.key, host)
             return
-    origin = _online(store, item, known.taken or item.source, known.commit)
-    said = net.look(origin, store.net)
+    origin, said = _ask(store, item, known.taken or item.source, known.commit)
     with net.stream(origin, store.net) as read:
         facts = facts_in(read, str(origin))
     store.learn(item.key, size=said.size, sha256=said.sha256, commit=said.commit, gguf=facts)
