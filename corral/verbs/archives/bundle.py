@@ -30,6 +30,7 @@ from corral.config.image_lock import IMAGE_LOCK, ImageLock, LockedImage
 from corral.config.load import load_texts, locks_beside
 from corral.config.model_lock import ModelLock
 from corral.errors import CorralError, UsageError
+from corral.files import new_file, sync_folder
 from corral.render.output import locked
 from corral.render.tree import render
 from corral.runtime.hosts import ComposeHost, compose_hosts
@@ -122,14 +123,14 @@ class BundleFolder(container.ArchiveFolder):
         if key is not None:
             self.add(SIGNATURE, sign(listed, key), 0o644)
         self.add(SUMS, listed, 0o644)
-        container.sync_folder(self.folder)
+        sync_folder(self.folder)
         return self.sums[SUMS]
 
     def finish_file(self, target: Path) -> None:
         """Turn the complete folder into one tar file; the folder goes when the file is on the disk."""
-        with container.new_file(target, 0o644) as file:
+        with new_file(target, 0o644) as file:
             self.pack(file, SUMS)
-        container.sync_folder(target.parent)
+        sync_folder(target.parent)
         shutil.rmtree(self.folder)
 
 

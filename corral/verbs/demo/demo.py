@@ -237,7 +237,7 @@ def _announce(demo: Demo) -> None:
 def _lay_out(demo: Demo, weights: Path | None) -> None:
     """The rendered folder with its secrets, and every model: a link to the person's own, else to the tiny one."""
     write(render(demo.plan), FOLDER, force=True)
-    initialise({demo.host: demo.plan.secrets_of(demo.host)}, FOLDER)
+    initialise(demo.plan.secrets, FOLDER)
     folder = demo.folder / "models"
     folder.mkdir(exist_ok=True)
     for model in demo.plan.inventory.models.values():

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO
 
 from corral.config.model_lock import LockedFile
 from corral.errors import CorralError
 from corral.runtime.hosts import CommandError, ComposeHost
-from corral.verbs.models.fetch import Net, Progress
+from corral.verbs.models.fetch import Net, Progress, pieces
 
 READ_LIMIT_S = 7200
 SPARE_KIB = 256 * 1024
@@ -20,14 +21,15 @@ SPARE_KIB = 256 * 1024
 SCRIPT = Path(__file__).with_name("far_folder.sh").read_text(encoding="utf-8")
 
 
-class Content(Protocol):
-    """Bytes that can be read from any place on."""
+class Chunks:
+    """Pieces of bytes as a file that `ComposeHost.feed` reads."""
 
-    def seek(self, place: int, /) -> object:
-        """Go on at this byte."""
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        self._pieces = filter(None, pieces)
 
-    def read(self, count: int = -1, /) -> bytes:
-        """The next bytes; none at the end."""
+    def read(self, _count: int = -1) -> bytes:
+        """The next piece, whatever its length; none at the end."""
+        return next(self._pieces, b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +80,13 @@ class FarFolder:
 
     def put(self, source: Path, known: LockedFile, net: Net, progress: Progress) -> None:
         """Copies a file of this machine there; raises CorralError as `send` does."""
-        with source.open("rb") as file:
-            self.send(_Watched(file, known.size, net, progress), known.file, known.size, known.sha256)
+        self.send(partial(pieces, source, net, progress), known.file, known.size, known.sha256)
 
-    def send(self, data: Content, name: str, size: int, sha256: str) -> None:
+    def send(self, data: Callable[[int], Iterable[bytes]], name: str, size: int, sha256: str) -> None:
         """Brings a file there, on from where an earlier call stopped; it gets its name after its checksum was right.
 
         Args:
-            data: what it holds; read from the place on that is not there yet.
+            data: what it holds from a byte on: the first one that is not there yet.
             name: its place in the folder.
             size: its bytes.
             sha256: its checksum.
@@ -99,9 +100,8 @@ class FarFolder:
         if there > size:
             self._ask("remove", part)
             there = 0
-        data.seek(there)
         try:
-            self.host.feed(self._words("append", part), data)
+            self.host.feed(self._words("append", part), Chunks(data(there)))
         except CommandError as error:
             words = error.done.words
             raise CorralError(f"{self}: {name} cannot be written: {words}; run it again, it goes on") from None
@@ -116,22 +116,3 @@ class FarFolder:
     def _words(self, action: str, name: str, *further: str) -> list[str]:
         folder = "/" if name.startswith("/") else self.folder
         return ["sh", "-c", SCRIPT, "-", action, folder, name, *further]
-
-
-@dataclass(frozen=True, slots=True)
-class _Watched:
-    """A file whose reading is told, and ends when everything is to end."""
-
-    file: IO[bytes]
-    size: int
-    net: Net
-    progress: Progress
-
-    def seek(self, place: int) -> int:
-        return self.file.seek(place)
-
-    def read(self, count: int = -1) -> bytes:
-        self.net.check()
-        piece = self.file.read(count)
-        self.progress(self.file.tell(), self.size)
-        return piece

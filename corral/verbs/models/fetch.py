@@ -24,7 +24,7 @@ from rich.progress import DownloadColumn, TransferSpeedColumn
 from rich.progress import Progress as Bars
 
 from corral.errors import CorralError
-from corral.files import write_atomically
+from corral.files import sync_folder, write_atomically
 from corral.runtime.lock import alone
 
 HUB, FOLDER = "hf:", "file:"
@@ -380,24 +380,18 @@ def settle(target: Path) -> None:
     part.chmod(0o644)  # the server in its container is another user
     part.replace(target)
     note_of(target).unlink(missing_ok=True)
-    descriptor = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(target.parent)
 
 
-def checksum(path: Path, net: Net, progress: Progress = lambda _there, _size: None) -> Content:
-    """Size and sha256 of a file; KeyboardInterrupt when everything is to end."""
-    digest, there = hashlib.sha256(), 0
+def pieces(path: Path, net: Net, progress: Progress, start: int = 0) -> Iterator[bytes]:
+    """A file from a byte on; KeyboardInterrupt when everything is to end."""
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
+        file.seek(start)
         while piece := file.read(CHUNK):
             net.check()
-            digest.update(piece)
-            there += len(piece)
-            progress(there, size)
-    return Content(there, digest.hexdigest())
+            progress(file.tell(), size)
+            yield piece
 
 
 @dataclass(slots=True)

@@ -78,13 +78,7 @@ class Place:
     @property
     def container(self) -> str:
         """Name of the container that serves it."""
-        services = self.host.plan.services_of(self.host.name)
-        return next(item.container_name for item in services if item.name == self.replica.service)
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """As boards show it."""
-        return self.host.name, self.replica.service
+        return self.host.plan.site.container(self.host.name, self.replica.service)
 
     def __str__(self) -> str:
         """As messages name it."""
@@ -206,7 +200,7 @@ class Change:
 
     def tell(self, place: Place, words: str, *, is_done: bool = False) -> None:
         """Says what happens to a model."""
-        self.board.show(*place.key, f"{place.replica.pool}: {words}", is_done=is_done)
+        self.board.show(place.host.name, place.replica.service, f"{place.replica.pool}: {words}", is_done=is_done)
 
 
 @contextmanager
