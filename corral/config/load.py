@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -81,7 +81,9 @@ def validate(source: Source) -> Loaded:
     try:
         return Loaded(Inventory.model_validate(source.data), source)
     except ValidationError as error:
-        raise SiteError(_once(source.locate(problem) for problem in problems_of(error))) from None
+        found = map(source.locate, problems_of(error))
+        # Equal cards are one line of the file: what says the same of the same place is said once.
+        raise SiteError({(item.line, item.column, item.message): item for item in found}.values()) from None
 
 
 def _check_version(source: Source) -> None:
@@ -94,8 +96,3 @@ def _check_version(source: Source) -> None:
         words = f"this inventory is written for a newer corral (version {version}); "
         words, hint = words + f"this one knows up to {SCHEMA_VERSION}", "update corral"
     raise SiteError([source.locate(Finding(words, ("schema_version",), hint))])
-
-
-def _once(problems: Iterable[Finding]) -> Iterable[Finding]:
-    """Problems without those that say the same of the same place: equal cards are one line of the file."""
-    return {(problem.line, problem.column, problem.message): problem for problem in problems}.values()

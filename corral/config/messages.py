@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from corral.config.inventory import PATTERNS, Inventory, ServiceAdditions
-from corral.config.model_lock import first_words
 from corral.errors import Finding, KeyPath, did_you_mean, shown
 
 _PATTERNS = {pattern.expression: pattern for pattern in PATTERNS.values()}
@@ -36,22 +34,7 @@ _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _NUMBERS = re.compile(r"[0-9][0-9 -]*")
 # For engines of nodes that the kit does not know.
 PROVIDERS = "other providers are engine: cloud with their model, such as openrouter/…, or engine: openai with a url"
-Checked = TypeVar("Checked", bound=BaseModel)
 _TRUE, _FALSE = {"yes", "on", "y", "true", "1"}, {"no", "off", "n", "false", "0"}
-
-
-def from_json(model: type[Checked], text: bytes) -> Checked:
-    """A model from JSON that may be anything: Python's own reader takes a tenth of the memory that pydantic's takes.
-
-    Raises:
-        ValueError: it is none; the message is `first_words`.
-    """
-    try:
-        return model.model_validate(json.loads(text))
-    except ValidationError as error:
-        raise ValueError(first_words(error)) from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"it: {error}") from None
 
 
 def problems_of(error: ValidationError) -> list[Finding]:

@@ -232,7 +232,7 @@ class ModelLock(Lock):
     @classmethod
     def _has_hub_names(cls, files: dict[str, LockedFile]) -> dict[str, LockedFile]:
         """Files by the names that the inventory has for them, as long as locks have addresses of the Hub's pages."""
-        return {_hub_key(key): known for key, known in files.items()}
+        return {"@".join(filter(None, hub_source(key))): known for key, known in files.items()}
 
     def get(self, source: str) -> LockedFile | None:
         """What is known of a source."""
@@ -253,8 +253,3 @@ class ModelLock(Lock):
     def with_files(self, files: Mapping[str, LockedFile]) -> ModelLock:
         """The same with some entries more, or other ones."""
         return self.model_copy(update={"files": {**self.files, **files}})
-
-
-def _hub_key(key: str) -> str:
-    source, revision = hub_source(key)
-    return f"{source}@{revision}" if revision else source

@@ -27,13 +27,14 @@ from corral.checks.policy import refuse_weak
 from corral.config.file_names import PathBelow
 from corral.config.inventory import Name, Word
 from corral.config.load import LOCKS
+from corral.config.model_lock import Sha256
 from corral.errors import CorralError, UsageError, on_one_line
 from corral.render.secrets import ENV_FILE
 from corral.render.tree import render
 from corral.runtime.hosts import ComposeHost, compose_hosts
 from corral.runtime.interrupts import Interrupts
 from corral.verbs.archives import container
-from corral.verbs.archives.container import CHUNK, INVENTORY, MANIFEST, SUMS, Sha256, Strict, amount
+from corral.verbs.archives.container import CHUNK, INVENTORY, MANIFEST, SUMS, Strict, amount
 from corral.verbs.archives.target import Site, Target
 from corral.verbs.models.far_files import Chunks, FarFolder
 from corral.verbs.up.survey import check_engine, image_ids

@@ -187,7 +187,9 @@ def _why_again(demo: Demo, recorded: str | None) -> str:
 def _start(demo: Demo, why_again: str) -> None:
     """Starts it; what runs is stopped first where there is a reason, and the key stays the same."""
     if not why_again:
-        _clear_leftovers(demo.talk)
+        if FOLDER.exists() or supervisor.folders_below(FOLDER):
+            demo.talk.print("clearing away what an earlier run left")
+            _remove()
         _check_ports(demo)
     weights = find_weights(demo.model, demo.talk) if demo.model else None
     with _all_or_nothing(demo):
@@ -206,13 +208,6 @@ def _start(demo: Demo, why_again: str) -> None:
         demo.talk.print(f"all {len(demo.services)} services are well after {time.monotonic() - began:.0f} s\n")
         _prove(demo)
         _report(demo)
-
-
-def _clear_leftovers(talk: Console) -> None:
-    """Puts away what a killed run left."""
-    if FOLDER.exists() or supervisor.folders_below(FOLDER):
-        talk.print("clearing away what an earlier run left")
-        _remove()
 
 
 def _check_ports(demo: Demo) -> None:

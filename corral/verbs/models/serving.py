@@ -220,10 +220,11 @@ def unload(change: Change, places: Sequence[Place]) -> None:
     for place in places:
         if not place.replica.shared:
             roll(place.host, [place.replica.service], change.board, action="stop")
-            change.tell(place, "not in memory any more", is_done=True)
         elif change.balancer is None:
             place.ask("POST", "/models/unload", place.replica.pool)
-            change.tell(place, "not in memory any more", is_done=True)
+        else:
+            continue
+        change.tell(place, "not in memory any more", is_done=True)
 
 
 def load(change: Change, places: Sequence[Place], instead_of: str = "") -> None:
