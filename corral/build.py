@@ -47,6 +47,11 @@ class Plan:
         """The host's secrets, each once."""
         return distinct(secret for secret in self.contributions.secrets if secret.host == host)
 
+    @property
+    def secrets(self) -> dict[str, list[Secret]]:
+        """The secrets of every host that has some."""
+        return {host: found for host in self.inventory.hosts if (found := self.secrets_of(host))}
+
 
 def variant_images(service: Service) -> tuple[str, ...]:
     """The image with which a service runs on a machine without cards, where that is another one."""

@@ -16,7 +16,7 @@ import gguf
 import numpy as np
 from gguf import LlamaFileType, TokenType
 
-from corral.tiny_models import (
+from tests.tiny_models import (
     KNOWN_ANSWER,
     SHARED_PART,
     SHARPNESS,

@@ -15,19 +15,19 @@ from corral.cli.context import JsonOption, SiteOptions, plain, print_json, share
 from corral.errors import UsageError
 
 if TYPE_CHECKING:
-    from corral.verbs.models.models import SiteStore
+    from corral.verbs.models.models import Store
 
 app = verbs("Model files: download, verify, load.")
 NamesArgument = Annotated[list[str] | None, typer.Argument(help="Models; all if none.")]
 PoolsArgument = Annotated[list[str], typer.Argument(help="Pools.")]
 
 
-def _store(options: SiteOptions) -> tuple[SiteStore, set[str] | None]:
+def _store(options: SiteOptions) -> tuple[Store, set[str] | None]:
     """All model files of a site, and the chosen hosts. A farm that does not fit yet has them, too."""
-    from corral.verbs.models.models import open_store
+    from corral.verbs.models.models import Store
 
     site = load_site(options.loaded())
-    return open_store(site, options.inventory, options.out, talk), options.hosts(site.inventory)
+    return Store(site, options.inventory, options.out, talk), options.hosts(site.inventory)
 
 
 def _print(

@@ -162,9 +162,8 @@ def secrets_init(site: SiteOptions) -> None:
     """Add what is missing to the hosts' secrets (mode 0600); never changes what is there."""
     found = site.plan()
     hosts = site.hosts(found)
-    needed = {name: wanted for name in found.inventory.hosts if (wanted := found.secrets_of(name))}
     missing = []
-    for report in initialise(needed, site.out, hosts):
+    for report in initialise(found.secrets, site.out, hosts):
         file = f"{site.out}/{report.host}/.env"
         made = ", ".join(report.made) or "nothing new"
         talk.print(f"{file}: {made}" + (f"; kept {len(report.kept)}" if report.kept else ""))

@@ -15,24 +15,10 @@ ROWS: dict[str, dict[str, Any]] = {
     for group in _GROUPS
     for name, gib in group["cards"].items()
 }
-# What people call a card by the machine that it is in.
-NICKNAMES = {
-    "dgx-spark": "gb10", "jetson-agx-thor": "jetson-t5000", "jetson-thor": "jetson-t5000", "strix-halo": "radeon-8060s",
-    "titan-x": "titan-x-pascal",
-}  # fmt: skip
-# Words that do not tell which card it is; and those that do not where the name begins with them.
-NOISE = {
-    "nvidia", "corporation", "amd", "ati", "intel", "geforce", "graphics", "gpu", "generation", "edition",
-    "workstation", "blackwell", "data", "center", "pcie", "nvl", "with", "design", "sxm", "sxm2", "sxm3", "sxm4",
-    "sxm5", "hbm2", "hbm2e", "hbm3", "hbm3e", "oam", "series",
-}  # fmt: skip
-FAMILY = {"gtx", "rtx", "rx", "tesla", "quadro", "radeon", "arc", "pro", "ai", "instinct", "jetson"}
-# By which beginnings a card's maker may be proposed; asked for it is all the same.
-MAKERS = {
-    "nvidia": r"nvidia|geforce|gt|gtx|rtx|quadro|tesla|titan|jetson|cmp|gb?[hb]?\d+|[abhlpv]\d{2,3}",
-    "amd": r"amd|ati|radeon|rx|r[579]|instinct|mi\d|firepro|vega|w[567]\d00",
-    "intel": r"intel|arc|iris|uhd|flex|max",
-}
+_NAMES: dict[str, Any] = plain_yaml(Path(__file__).with_name("card_names.yaml").read_bytes())
+NICKNAMES: dict[str, str] = _NAMES["nicknames"]
+NOISE, FAMILY = frozenset(_NAMES["noise"].split()), frozenset(_NAMES["family"].split())
+MAKERS: dict[str, str] = _NAMES["makers"]
 
 
 def card_name(text: object) -> object:

@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from corral.config.inventory import Adapter, Inventory, Kind
+from corral.config.source import plain_yaml
 from corral.errors import KeyPath
 
 # Default model names of editors, SDKs and published examples.
-EDITOR_NAMES: Mapping[Kind, tuple[str, ...]] = {
-    "chat": (
-        "gpt-4o", "gpt-4o-mini", "gpt-4.1", "gpt-4.1-mini", "gpt-4", "gpt-3.5-turbo", "cluster-model",
-        "gpt-5", "gpt-5-mini", "gpt-5-nano", "gpt-5-codex", "gpt-5.1", "gpt-5.2", "gpt-5.3-codex", "gpt-5.4", "gpt-5.5",
-        "claude-opus-4-8", "claude-opus-4-8[1m]", "claude-opus-4-7", "claude-sonnet-5", "claude-sonnet-4-6",
-        "claude-sonnet-4-5", "claude-haiku-4-5", "claude-haiku-4-5-20251001",
-    ),
-    "embedding": ("text-embedding-3-small", "text-embedding-3-large", "text-embedding-ada-002"),
-    "image": ("dall-e-3", "dall-e-2", "gpt-image-1"),
-    "rerank": ("rerank-v3.5", "rerank-english-v3.0", "rerank-multilingual-v3.0"),
-    "transcription": ("whisper-1", "gpt-4o-transcribe", "gpt-4o-mini-transcribe"),
-    "speech": ("tts-1", "tts-1-hd", "gpt-4o-mini-tts"),
-}  # fmt: skip
+EDITOR_NAMES: Mapping[Kind, list[str]] = plain_yaml(Path(__file__).with_name("editor_names.yaml").read_bytes())
 
 
 def kinds_of(inventory: Inventory, pool: str) -> tuple[Kind, ...]:

@@ -14,9 +14,11 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from corral.config.model_lock import Gguf
+from corral.config.source import plain_yaml
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -169,22 +171,9 @@ def mark_of(texts: Iterable[bytes]) -> str:
 
 # --- what memory depends on ------------------------------------------------------------------------------------------
 
-# Architectures whose pattern llama.cpp knows by itself: every n-th layer looks at everything, the others slide.
-EVERY = {"gemma2": 2, "gemma3": 6, "gemma3n": 5, "cohere2": 4, "gpt-oss": 2, "llama4": 4, "exaone4": 4, "olmo2": 4}
-# First parts of the names of tensors that turn tokens into vectors, and vectors into tokens.
-INPUTS = ("token_embd", "token_types", "position_embd", "token_embd_norm", "per_layer_token_embd")
-OUTPUTS = ("output", "output_norm", "cls")
-# Tensors of layers that keep a state instead of a cache.
-RECURRENT = ("ssm_conv1d.weight", "ssm_a", "time_mix_w1.weight", "shortconv.conv.weight")
+KEYS: dict[str, Any] = plain_yaml(Path(__file__).with_name("gguf_keys.yaml").read_bytes())
 # Bytes of a number in a recurrent state.
 FLOAT = 4
-# Numbers that are taken as they are, by their names in `Gguf`.
-NUMBERS = {
-    "context": "context_length", "embedding": "embedding_length", "sliding_window": "attention.sliding_window",
-    "key_length_sliding": "attention.key_length_swa", "value_length_sliding": "attention.value_length_swa",
-    "experts": "expert_count", "experts_used": "expert_used_count", "expert_feed_forward": "expert_feed_forward_length",
-    "pooling": "pooling_type", "shared_caches": "attention.shared_kv_layers",
-}  # fmt: skip
 
 
 def facts_of(header: Header) -> Gguf:
@@ -197,13 +186,13 @@ def facts_of(header: Header) -> Gguf:
     if not architecture and not header.values.get("split.no"):
         raise HeaderError("does not say its architecture")
     keys = _Keys(architecture, header.values)
-    numbers: dict[str, Any] = {name: keys.number(key) for name, key in NUMBERS.items()}
+    numbers: dict[str, Any] = {name: keys.number(key) for name, key in KEYS["numbers"].items()}
     shares = _shares(header.tensors, keys)
     layers = len(shares["layer_bytes"])
     heads = keys.each("attention.head_count", layers)
     head = numbers["embedding"] // max(1, *heads) if heads else 0
     names = {tensor.name for tensor in header.tensors}
-    recurrent = tuple(int(any(f"blk.{layer}.{mark}" in names for mark in RECURRENT)) for layer in range(layers))
+    recurrent = tuple(int(any(f"blk.{layer}.{mark}" in names for mark in KEYS["recurrent"])) for layer in range(layers))
     latent = keys.number("attention.kv_lora_rank")
     found = header.values.get("tokenizer.ggml.tokens")
     tokens = found if isinstance(found, Long) else Long(0)
@@ -261,9 +250,9 @@ def _shares(tensors: Iterable[Tensor], keys: _Keys) -> dict[str, Any]:
         if first == "blk" and number.isdecimal():
             found[name][int(number)] += tensor.bytes
         else:
-            where = "input" if first in INPUTS else "output" if first in OUTPUTS else "other"
+            where = "input" if first in KEYS["inputs"] else "output" if first in KEYS["outputs"] else "other"
             others[f"{where}_bytes"] += tensor.bytes
-            others["table_bytes"] += tensor.bytes if first == INPUTS[0] else 0
+            others["table_bytes"] += tensor.bytes if first == "token_embd" else 0
     count = max([keys.number("block_count"), *(number + 1 for sizes in found.values() for number in sizes)])
     unused = keys.number("nextn_predict_layers")
     layers = range(count - unused)
@@ -289,7 +278,7 @@ def _quantization(header: Header) -> str:
 
 def _sliding(keys: _Keys, layers: int) -> tuple[int, ...]:
     """Which layers have a sliding window: the file says it layer by layer or as a period, or llama.cpp knows."""
-    pattern = keys.get("attention.sliding_window_pattern", EVERY.get(keys.architecture, 1))
+    pattern = keys.get("attention.sliding_window_pattern", KEYS["every"].get(keys.architecture, 1))
     if isinstance(pattern, list):
         return tuple(int(bool(item)) for item in [*pattern, *[0] * layers][:layers])
     every = int(pattern)

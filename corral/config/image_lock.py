@@ -6,20 +6,16 @@ digest, and an engine takes nothing else.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
-from pydantic import Field, TypeAdapter, model_validator
+from pydantic import Field, model_validator
 
 from corral.config.inventory import Section
-from corral.config.model_lock import read_json
-from corral.files import write_atomically
+from corral.config.model_lock import Lock
 
 IMAGE_LOCK = "images.lock.json"
-REMEDY = "remove it and write it again: ./generate.py images lock"
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 _PINNED = re.compile(r'^\s*image: "?([^\s"@]+)@(sha256:[0-9a-f]{64})"?\s*$', re.MULTILINE)
 
@@ -39,10 +35,12 @@ class LockedImage(Section):
         return self
 
 
-class ImageLock(Section):
+class ImageLock(Lock):
     """The content of every known image, by name and tag."""
 
-    version: Literal[1] = 1
+    file_name = IMAGE_LOCK
+    remedy = "remove it and write it again: ./generate.py images lock"
+
     images: dict[str, LockedImage] = Field(default_factory=dict)
 
     def pinned(self, image: str) -> str:
@@ -63,30 +61,6 @@ class ImageLock(Section):
     def knows(self, image: str) -> bool:
         """Whether the content of a reference is fixed."""
         return "@" in image or image in self.images
-
-
-_ADAPTER = TypeAdapter(ImageLock)
-
-
-def image_lock_of(inventory: Path) -> Path:
-    """Where the lock of an inventory's images lies."""
-    return inventory.parent / IMAGE_LOCK
-
-
-def read_image_lock(path: Path) -> ImageLock:
-    """The lock of a file, empty when there is none; raises CorralError with the remedy when it cannot be read."""
-    return read_json(path, _ADAPTER, REMEDY) or ImageLock()
-
-
-def write_image_lock(path: Path, lock: ImageLock) -> None:
-    """Write the lock atomically; equal locks give equal bytes."""
-    write_atomically(path, image_lock_text(lock).encode(), 0o644)
-
-
-def image_lock_text(lock: ImageLock) -> str:
-    """The lock as it stands in its file, sorted by name."""
-    images = {name: lock.images[name].model_dump(mode="json", exclude_defaults=True) for name in sorted(lock.images)}
-    return json.dumps({"version": 1, "images": images}, indent=2) + "\n"
 
 
 def lock_in_rendering(files: Mapping[str, bytes]) -> ImageLock:

@@ -172,10 +172,6 @@ def _shares(value: tuple[float, ...]) -> tuple[float, ...]:
     return value
 
 
-def _number_as_text(value: Any) -> Any:
-    return str(value) if isinstance(value, float) else value
-
-
 def parse_gpu_numbers(value: Any) -> Any:
     """GPU numbers from `3`, `1-3` or `1-3,5`, as a list; lists are left as they are."""
     if isinstance(value, list | tuple):
@@ -232,7 +228,8 @@ Revision = Annotated[str, _text("revision")]
 Sha256 = Annotated[str, _text("sha256")]
 Folder = Annotated[str, _text("folder"), AfterValidator(_folder)]
 Server = Annotated[str, BeforeValidator(_without_password), _text("url"), AfterValidator(_url)]
-Capability = Annotated[str, BeforeValidator(_number_as_text, json_schema_input_type=str | float), _text("capability")]
+_AS_TEXT = BeforeValidator(lambda it: str(it) if isinstance(it, float) else it, json_schema_input_type=str | float)
+Capability = Annotated[str, _AS_TEXT, _text("capability")]
 Address = Annotated[str, AfterValidator(_address)]
 Mhz = Annotated[int, Field(ge=1, le=10_000)]
 HostName = Annotated[str, _text("host_name")]

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from corral.config.image_lock import IMAGE_LOCK, ImageLock, image_lock_of, read_image_lock
+from corral.config.image_lock import IMAGE_LOCK, ImageLock
 from corral.config.inventory import SCHEMA_VERSION, Inventory
 from corral.config.messages import problems_of
-from corral.config.model_lock import LOCK_FILE, ModelLock, lock_of, read_lock
+from corral.config.model_lock import ModelLock
 from corral.config.source import Source, parse, read_source
-from corral.errors import CorralError, Finding, SiteError, shown
+from corral.errors import Finding, SiteError, shown
 
 START = "start from inventory.yaml"
 # Files beside the inventory that belong to it.
-LOCKS = (LOCK_FILE, IMAGE_LOCK)
+LOCKS = (ModelLock.file_name, IMAGE_LOCK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,9 @@ def load_text(text: str, path: Path) -> Loaded:
 
 def _with_locks(source: Source, path: Path) -> Loaded:
     loaded = validate(source)
-    return replace(loaded, lock=read_lock(lock_of(path)), image_lock=read_image_lock(image_lock_of(path)))
+    return replace(
+        loaded, lock=ModelLock.read(ModelLock.beside(path)), image_lock=ImageLock.read(ImageLock.beside(path))
+    )
 
 
 def locks_beside(path: Path) -> dict[str, bytes]:
@@ -60,16 +62,12 @@ def load_texts(inventory: bytes, files: Mapping[str, bytes], name: str) -> Loade
         files: content by name; the locks are looked for among them.
         name: the inventory's place, for messages.
     """
-    loaded = validate(parse(inventory.decode("utf-8", errors="replace"), name))
-    try:
-        if LOCK_FILE in files:
-            loaded = replace(loaded, lock=ModelLock.model_validate_json(files[LOCK_FILE]))
-        if IMAGE_LOCK in files:
-            loaded = replace(loaded, image_lock=ImageLock.model_validate_json(files[IMAGE_LOCK]))
-    except ValidationError as error:
-        words = "beside the inventory cannot be read; did a newer corral make it?"
-        raise CorralError(f"{LOCK_FILE if error.title == ModelLock.__name__ else IMAGE_LOCK} {words}") from None
-    return loaded
+    lock, image_lock = (files.get(name, b"{}") for name in LOCKS)
+    return replace(
+        validate(parse(inventory.decode("utf-8", errors="replace"), name)),
+        lock=ModelLock.parsed(lock, Path(ModelLock.file_name)),
+        image_lock=ImageLock.parsed(image_lock, Path(IMAGE_LOCK)),
+    )
 
 
 def validate(source: Source) -> Loaded:
@@ -83,7 +81,9 @@ def validate(source: Source) -> Loaded:
     try:
         return Loaded(Inventory.model_validate(source.data), source)
     except ValidationError as error:
-        raise SiteError(_once(source.locate(problem) for problem in problems_of(error))) from None
+        found = map(source.locate, problems_of(error))
+        # Equal cards are one line of the file: what says the same of the same place is said once.
+        raise SiteError({(item.line, item.column, item.message): item for item in found}.values()) from None
 
 
 def _check_version(source: Source) -> None:
@@ -96,8 +96,3 @@ def _check_version(source: Source) -> None:
         words = f"this inventory is written for a newer corral (version {version}); "
         words, hint = words + f"this one knows up to {SCHEMA_VERSION}", "update corral"
     raise SiteError([source.locate(Finding(words, ("schema_version",), hint))])
-
-
-def _once(problems: Iterable[Finding]) -> Iterable[Finding]:
-    """Problems without those that say the same of the same place: equal cards are one line of the file."""
-    return {(problem.line, problem.column, problem.message): problem for problem in problems}.values()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -35,32 +34,7 @@ _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _NUMBERS = re.compile(r"[0-9][0-9 -]*")
 # For engines of nodes that the kit does not know.
 PROVIDERS = "other providers are engine: cloud with their model, such as openrouter/…, or engine: openai with a url"
-# Problems of a file up to which they are looked at one by one; a million of them take a minute.
-MOST_TOLD = 1000
-Checked = TypeVar("Checked", bound=BaseModel)
 _TRUE, _FALSE = {"yes", "on", "y", "true", "1"}, {"no", "off", "n", "false", "0"}
-
-
-def first_words(error: ValidationError) -> str:
-    """Place and reason of the first problem, for files that people do not write themselves."""
-    if error.error_count() > MOST_TOLD:
-        return f"{error.error_count()} things in it are not as they should be"
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    return f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}"
-
-
-def from_json(model: type[Checked], text: bytes) -> Checked:
-    """A model from JSON that may be anything: Python's own reader takes a tenth of the memory that pydantic's takes.
-
-    Raises:
-        ValueError: it is none; the message is `first_words`.
-    """
-    try:
-        return model.model_validate(json.loads(text))
-    except ValidationError as error:
-        raise ValueError(first_words(error)) from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"it: {error}") from None
 
 
 def problems_of(error: ValidationError) -> list[Finding]:

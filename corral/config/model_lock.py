@@ -11,20 +11,72 @@ import re
 from collections.abc import Mapping
 from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator
 
 from corral.config.file_names import PathBelow, file_of, hub_source, is_below, is_file_name
 from corral.config.inventory import Section
 from corral.errors import CorralError
 from corral.files import write_atomically
 
-LOCK_FILE = "models.lock.json"
 _SHORT_LIST = re.compile(r"\[\s*(-?\d+(?:,\s*-?\d+)*)\s*\]")
+# Problems of a file up to which they are looked at one by one; a million of them take a minute.
+MOST_TOLD = 1000
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Counts = Annotated[tuple[Count, ...], Field(strict=False)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Lock(Section):
+    """A file beside the inventory that people commit."""
+
+    file_name: ClassVar[str]
+    remedy: ClassVar[str]
+
+    version: Literal[1] = 1
+
+    @classmethod
+    def beside(cls, inventory: Path) -> Path:
+        """Where the lock of an inventory lies."""
+        return inventory.parent / cls.file_name
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The lock of a file, empty when there is none; raises CorralError with the remedy when it cannot be read."""
+        try:
+            return cls.parsed(path.read_bytes(), path)
+        except FileNotFoundError:
+            return cls()
+        except OSError as error:
+            raise CorralError(f"{path}: cannot be read: {error.strerror}") from None
+
+    @classmethod
+    def parsed(cls, text: bytes, path: Path) -> Self:
+        """The lock of a file with this text; raises CorralError with the remedy when it is none."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise CorralError(f"{path}: {first_words(error)}; {cls.remedy}") from None
+
+    def text(self) -> bytes:
+        """The lock as its file has it: sorted, short lists on one line; equal locks give equal bytes."""
+        parts = self.model_dump(mode="json", exclude_defaults=True)
+        data = {"version": 1} | {name: dict(sorted(part.items())) for name, part in parts.items() if part}
+        text = json.dumps(data, indent=2, ensure_ascii=False)
+        return _SHORT_LIST.sub(lambda found: "[" + re.sub(r"\s+", " ", found[1]) + "]", text).encode() + b"\n"
+
+    def write(self, path: Path) -> None:
+        """Write the lock, whole or not at all."""
+        write_atomically(path, self.text(), 0o644)
+
+
+def first_words(error: ValidationError) -> str:
+    """Place and reason of the first problem, for files that people do not write themselves."""
+    if error.error_count() > MOST_TOLD:
+        return f"{error.error_count()} things in it are not as they should be"
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}"
 
 
 class Gguf(Section):
@@ -156,13 +208,15 @@ class LockedFile(Section):
     """What the file says of itself."""
 
 
-class ModelLock(Section):
+class ModelLock(Lock):
     """Every known file by its source."""
 
-    version: Literal[1] = 1
-    files: dict[str, LockedFile] = Field(default_factory=dict)
+    file_name = "models.lock.json"
+    remedy = "take the committed version of it, or remove it and write it again: ./generate.py models inspect"
+
     tags: dict[str, str] = Field(default_factory=dict)
     """The files (the first part of split ones) that `hf:owner/repo:QUANTIZATION` stands for."""
+    files: dict[str, LockedFile] = Field(default_factory=dict)
 
     @field_validator("tags")
     @classmethod
@@ -178,7 +232,7 @@ class ModelLock(Section):
     @classmethod
     def _has_hub_names(cls, files: dict[str, LockedFile]) -> dict[str, LockedFile]:
         """Files by the names that the inventory has for them, as long as locks have addresses of the Hub's pages."""
-        return {_hub_key(key): known for key, known in files.items()}
+        return {"@".join(filter(None, hub_source(key))): known for key, known in files.items()}
 
     def get(self, source: str) -> LockedFile | None:
         """What is known of a source."""
@@ -199,51 +253,3 @@ class ModelLock(Section):
     def with_files(self, files: Mapping[str, LockedFile]) -> ModelLock:
         """The same with some entries more, or other ones."""
         return self.model_copy(update={"files": {**self.files, **files}})
-
-
-def _hub_key(key: str) -> str:
-    source, revision = hub_source(key)
-    return f"{source}@{revision}" if revision else source
-
-
-_ADAPTER = TypeAdapter(ModelLock)
-Lock = TypeVar("Lock")
-
-
-def lock_of(inventory: Path) -> Path:
-    """Where the lock of an inventory lies."""
-    return inventory.parent / LOCK_FILE
-
-
-def read_lock(path: Path) -> ModelLock:
-    """The lock of a file, empty when there is none; raises CorralError with the remedy when it cannot be read."""
-    remedy = "take the committed version of it, or remove it and write it again: ./generate.py models inspect"
-    return read_json(path, _ADAPTER, remedy) or ModelLock()
-
-
-def read_json(path: Path, adapter: TypeAdapter[Lock], remedy: str) -> Lock | None:
-    """A JSON file that people commit; None when it is not there, CorralError with the remedy when it is damaged."""
-    try:
-        return adapter.validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise CorralError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise CorralError(f"{path}: {f'{where}: ' if where else ''}{first['msg']}; {remedy}") from None
-
-
-def write_lock(path: Path, lock: ModelLock) -> None:
-    """Writes the lock, whole or not at all."""
-    write_atomically(path, lock_text(lock), 0o644)
-
-
-def lock_text(lock: ModelLock) -> bytes:
-    """A lock as its file has it: sorted, short lists on one line; equal locks give equal bytes."""
-    files = {key: lock.files[key].model_dump(mode="json", exclude_defaults=True) for key in sorted(lock.files)}
-    tags = {"tags": dict(sorted(lock.tags.items()))} if lock.tags else {}
-    text = json.dumps({"version": 1, **tags, "files": files}, indent=2, ensure_ascii=False)
-    text = _SHORT_LIST.sub(lambda found: "[" + re.sub(r"\s+", " ", found[1]) + "]", text) + "\n"
-    return text.encode()

@@ -15,9 +15,6 @@ from corral.config.image_lock import (
     IMAGE_LOCK,
     ImageLock,
     LockedImage,
-    image_lock_of,
-    read_image_lock,
-    write_image_lock,
 )
 from corral.errors import CorralError
 from corral.runtime.hosts import ComposeHost, compose_hosts
@@ -37,8 +34,8 @@ def lock_images(plan: Plan, out: Path, talk: Console, *, update: bool = False) -
     Raises:
         CorralError: an image has other content than the lock says, or is not to be found; nothing was written.
     """
-    path = image_lock_of(Path(plan.source_file))
-    old = read_image_lock(path)
+    path = ImageLock.beside(Path(plan.source_file))
+    old = ImageLock.read(path)
     users: dict[str, list[ComposeHost]] = {}
     for host in compose_hosts(plan, out):
         for image in plan.images_of(host.name):
@@ -50,7 +47,7 @@ def lock_images(plan: Plan, out: Path, talk: Console, *, update: bool = False) -
         if known != old.images.get(image):
             talk.print(Text(f"{image}: {_shown(known)}"))
     if new != old or not path.exists():
-        write_image_lock(path, new)
+        new.write(path)
     talk.print(Text(f"{path}: {len(new.images)} images; use them with: ./generate.py render && ./generate.py up"))
 
 

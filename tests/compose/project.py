@@ -18,12 +18,12 @@ from typing import Any, Self
 import httpx
 import psutil
 
-from corral import tiny_models
 from corral.build import Plan, build_plan
 from corral.config.load import load_inventory
 from corral.render.output import write
 from corral.render.secrets import initialise, read_env
 from corral.render.tree import render
+from tests import tiny_models
 from tests.model_files import make_embedding_model, make_rerank_model
 from tests.processes.helpers import wait_until
 

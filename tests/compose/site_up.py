@@ -15,10 +15,10 @@ from typing import Any
 from corral.build import Plan, build_plan
 from corral.config.load import load_inventory
 from corral.render.secrets import read_env
-from corral.tiny_models import make_chat_model
 from tests.compose.images.build import ensure_images
 from tests.compose.project import PREFIX, Client, Project
 from tests.processes.helpers import REPOSITORY, Process
+from tests.tiny_models import make_chat_model
 
 HOST = "ua"
 SITE = f"{PREFIX}up"

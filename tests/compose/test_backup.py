@@ -21,12 +21,12 @@ import pytest
 from corral.build import Plan, build_plan
 from corral.config.load import load_inventory
 from corral.render.secrets import read_env
-from corral.tiny_models import KNOWN_ANSWER, make_chat_model
 from corral.verbs.archives import passphrase
 from tests.compose.far import Sshd, client_config
 from tests.compose.images.build import ensure_images
 from tests.compose.project import PREFIX, Client, Project, docker, patiently
 from tests.processes.helpers import REPOSITORY, Process, wait_until
+from tests.tiny_models import KNOWN_ANSWER, make_chat_model
 
 pytestmark = pytest.mark.needs("docker-engine", "mmdebstrap", "prisma-engine")
 

@@ -15,11 +15,11 @@ import pytest
 from corral.build import build_plan
 from corral.config.load import load_inventory
 from corral.render.secrets import read_env
-from corral.tiny_models import KNOWN_ANSWER, make_chat_model
 from tests.compose.engines import Engine
 from tests.compose.images.build import ensure_images
 from tests.compose.project import PREFIX, patiently
 from tests.processes.helpers import REPOSITORY
+from tests.tiny_models import KNOWN_ANSWER, make_chat_model
 
 pytestmark = pytest.mark.needs("docker-engine", "mmdebstrap", "network-namespaces")
 

@@ -16,7 +16,6 @@ import httpx
 import pytest
 import yaml
 
-from corral.tiny_models import KNOWN_ANSWER
 from tests.compose.images.build import ensure_images
 from tests.compose.project import (
     PREFIX,
@@ -33,6 +32,7 @@ from tests.compose.project import (
 )
 from tests.monitoring.boards import asked, troubles
 from tests.processes.helpers import wait_until
+from tests.tiny_models import KNOWN_ANSWER
 from tools.bench_gateway import Stack, pieces
 
 pytestmark = pytest.mark.needs("docker-engine", "mmdebstrap", "prisma-engine")

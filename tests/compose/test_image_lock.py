@@ -20,10 +20,10 @@ from corral.config.load import load_inventory
 from corral.errors import CorralError
 from corral.runtime.board import Board
 from corral.runtime.hosts import compose_hosts
-from corral.tiny_models import make_chat_model
 from corral.verbs.up.up import Run, fetch_images, look
 from tests.compose.project import PREFIX, Project, docker
 from tests.processes.helpers import Process, free_port, wait_http
+from tests.tiny_models import make_chat_model
 
 pytestmark = pytest.mark.needs("docker-engine", "docker-registry")
 

@@ -21,11 +21,11 @@ from pathlib import Path
 import pytest
 
 from corral.components.llama import API_KEY
-from corral.tiny_models import KNOWN_ANSWER, make_chat_model
 from tests.compose.images.build import ensure_debian
 from tests.compose.own_image_proof import locked_source
 from tests.compose.project import PREFIX, Project, docker, make_models, render_site
 from tests.processes.helpers import REPOSITORY, Process, wait_until
+from tests.tiny_models import KNOWN_ANSWER, make_chat_model
 
 pytestmark = [
     pytest.mark.needs("docker-engine", "mmdebstrap"),

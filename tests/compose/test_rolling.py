@@ -17,10 +17,10 @@ import pytest
 
 from corral.components import llama
 from corral.runtime.haproxy import Balancer, balancer_of
-from corral.tiny_models import KNOWN_ANSWER
 from tests.compose.project import Client, docker, frozen, streamed_text
 from tests.compose.site_up import Site, site_in
 from tests.processes.helpers import wait_until
+from tests.tiny_models import KNOWN_ANSWER
 
 pytestmark = pytest.mark.needs("docker-engine", "mmdebstrap", "prisma-engine")
 

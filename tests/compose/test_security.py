@@ -15,10 +15,10 @@ import pytest
 
 from corral.checks.policy import check_project, exceptions_of
 from corral.render.tree import project_name
-from corral.tiny_models import KNOWN_ANSWER
 from tests.compose.images.build import ensure_images
 from tests.compose.project import PREFIX, Client, Project, docker, docker_logs, files_with, make_models, render_site
 from tests.processes.helpers import Process, wait_until
+from tests.tiny_models import KNOWN_ANSWER
 
 pytestmark = pytest.mark.needs("docker-engine", "mmdebstrap", "prisma-engine", "network-namespaces")
 

@@ -14,12 +14,12 @@ import httpx
 import pytest
 
 from corral.render.secrets import read_env
-from corral.tiny_models import make_chat_model
 from tests.compose.images.build import ensure_images
 from tests.compose.project import PREFIX, docker_logs, patiently, streamed_text
 from tests.compose.site_up import Site as UpSite
 from tests.model_stores import put_in_hub, put_in_ollama
 from tests.processes.helpers import wait_until
+from tests.tiny_models import make_chat_model
 
 pytestmark = [pytest.mark.needs("docker-engine", "mmdebstrap"), pytest.mark.usefixtures("engine")]
 

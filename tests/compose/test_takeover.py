@@ -21,9 +21,9 @@ import httpx
 import pytest
 
 from corral.render.secrets import read_env
-from corral.tiny_models import KNOWN_ANSWER
 from tests.compose.project import Client
 from tests.compose.site_up import HOST, PORT, RUN_LIMIT_S, Site, site_in
+from tests.tiny_models import KNOWN_ANSWER
 
 pytestmark = pytest.mark.needs("docker-engine", "mmdebstrap", "prisma-engine")
 

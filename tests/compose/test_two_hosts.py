@@ -18,13 +18,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from corral.tiny_models import KNOWN_ANSWER
 from tests.compose.engines import Engine, Lab, run
 from tests.compose.far import Sshd, client_config
 from tests.compose.images.build import ensure_images
 from tests.compose.project import PREFIX, Client, Project, docker_logs, make_models, render_site, replica_of
 from tests.compose.site_up import Site
 from tests.processes.helpers import wait_until
+from tests.tiny_models import KNOWN_ANSWER
 
 pytestmark = pytest.mark.needs("docker-engine", "mmdebstrap", "network-namespaces", "prisma-engine", "sshd")
 

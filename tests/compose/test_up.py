@@ -18,12 +18,12 @@ from pathlib import Path
 import pytest
 
 from corral.render.secrets import read_env
-from corral.tiny_models import KNOWN_ANSWER
 from tests.compose.far import Sshd, client_config
 from tests.compose.images.build import ensure_images
 from tests.compose.project import PREFIX, Client, CommandFailed, Project, docker, without_permission
 from tests.compose.site_up import HOST, PORT, SITE, Site, site_in
 from tests.processes.helpers import free_port, serving_http, wait_until
+from tests.tiny_models import KNOWN_ANSWER
 
 pytestmark = pytest.mark.needs("docker-engine", "mmdebstrap", "prisma-engine")
 

@@ -13,7 +13,7 @@ import yaml
 from corral.build import Plan, build_plan
 from corral.config.gguf_header import facts_of, read_header
 from corral.config.load import load_inventory
-from corral.config.model_lock import LockedFile, ModelLock, write_lock
+from corral.config.model_lock import LockedFile, ModelLock
 from corral.errors import SiteError
 from tests.model_headers import models, write_header
 
@@ -36,7 +36,7 @@ def build(tmp_path: Path) -> Build:
             write_header(tmp_path / source, model)
             with (tmp_path / source).open("rb") as content:
                 known = LockedFile(file=source, gguf=facts_of(read_header(content.read)))
-            write_lock(tmp_path / "models.lock.json", ModelLock(files={source: known}))
+            ModelLock(files={source: known}).write(tmp_path / "models.lock.json")
         host = {
             "address": "192.0.2.10",
             "gpus": [
@@ -199,7 +199,7 @@ def test_a_guess_is_a_warning_in_both_directions(build: Build, file: str, card: 
 def test_files_that_are_no_language_model(build: Build, tmp_path: Path, architecture: str, words: str) -> None:
     """Rows 27 and 28."""
     header = facts_of_header(tmp_path, architecture)
-    write_lock(tmp_path / "models.lock.json", ModelLock(files={"m-1b.gguf": header}))
+    ModelLock(files={"m-1b.gguf": header}).write(tmp_path / "models.lock.json")
     with pytest.raises(SiteError) as refused:
         build("m", "3090", file="m-1b.gguf", is_known=False)
     assert words in str(refused.value)

@@ -17,15 +17,15 @@ from corral.build import Plan, build_plan
 from corral.cli import main
 from corral.config.file_names import ollama_manifest
 from corral.config.load import load_inventory
-from corral.config.model_lock import LockedFile, ModelLock, lock_of, read_lock, write_lock
+from corral.config.model_lock import LockedFile, ModelLock
 from corral.errors import CorralError, SiteError
 from corral.render.tree import render
 from corral.runtime.hosts import ComposeHost
 from corral.runtime.observe import observe
-from corral.tiny_models import make_chat_model
 from corral.verbs.doctor import files as doctor_files
 from corral.verbs.doctor.case import Case, sections
 from tests.model_stores import COMMIT, put_in_hub, put_in_ollama
+from tests.tiny_models import make_chat_model
 from tests.weight_server import Shop, weight_server
 
 OTHER = "2" * 40
@@ -100,7 +100,7 @@ def test_every_file_has_a_path_of_its_own(tmp_path: Path, models: str, paths: li
 def test_a_file_that_is_known_keeps_its_path_and_a_new_one_gets_another(tmp_path: Path) -> None:
     inventory = write(tmp_path, TWO_THAT_SEE)
     known = {f"hf:o/A-GGUF/{name}": LockedFile(file=name, sha256="a" * 64) for name in ("mmproj-F16.gguf",)}
-    write_lock(lock_of(inventory), ModelLock(files=known))
+    ModelLock(files=known).write(ModelLock.beside(inventory))
     assert files(inventory)[1::2] == ["mmproj-F16.gguf", "o--B-GGUF/mmproj-F16.gguf"]
 
 
@@ -138,7 +138,7 @@ def test_doctor_looks_into_stores(shop: Shop, chat: bytes, tmp_path: Path, capsy
 def test_a_path_that_a_person_says_is_left_to_that_file(tmp_path: Path) -> None:
     inventory = write(tmp_path, OTHER_PLACES)
     known = {"https://example.com/m.gguf": LockedFile(file="m.gguf", sha256="a" * 64)}
-    write_lock(lock_of(inventory), ModelLock(files=known))
+    ModelLock(files=known).write(ModelLock.beside(inventory))
     assert [Path(file).parent.name[:7] for file in files(inventory)] == ["https--", ""]
 
 
@@ -151,7 +151,7 @@ def test_locks_of_before_with_one_path_for_two_contents_are_not_believed(
         f"hf:o/A-GGUF/A-8B-Q4_K_M.gguf@{commit}": LockedFile(file="A-8B-Q4_K_M.gguf", sha256=sign * 64)
         for commit, sign in ((COMMIT, "a"), (OTHER, second))
     }
-    write_lock(lock_of(inventory), ModelLock(files=entries))
+    ModelLock(files=entries).write(ModelLock.beside(inventory))
     assert (len(set(files(inventory))) == 1) == is_shared
 
 
@@ -177,7 +177,7 @@ def test_a_pin_under_the_address_of_before_is_still_one(tmp_path: Path) -> None:
     address = "https://huggingface.co/o/B-GGUF/resolve/main/B.gguf"
     inventory = write(tmp_path, f'\n  a: {{source: "{address}", kind: chat}}\n')
     text = json.dumps({"version": 1, "files": {address: {"file": "B.gguf", "sha256": "a" * 64}}})
-    lock_of(inventory).write_text(text)
+    ModelLock.beside(inventory).write_text(text)
     assert plan_of(inventory).site.lock.files["hf:o/B-GGUF/B.gguf"].sha256 == "a" * 64
 
 
@@ -209,7 +209,7 @@ def test_a_projector_has_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("file", ["file:/etc/passwd", "hf:o/B/m.gguf", "hf:o/A/../m.gguf", "../m.gguf"])
 def test_a_lock_cannot_lead_a_quantization_elsewhere(tmp_path: Path, file: str) -> None:
     inventory = write(tmp_path, '\n  a: {source: "hf:o/A:Q4_0", kind: chat}\n')
-    lock_of(inventory).write_text(json.dumps({"version": 1, "tags": {"hf:o/A:Q4_0": file}, "files": {}}))
+    ModelLock.beside(inventory).write_text(json.dumps({"version": 1, "tags": {"hf:o/A:Q4_0": file}, "files": {}}))
     with pytest.raises(CorralError, match="is no file of its repository"):
         load_inventory(inventory)
 
@@ -339,7 +339,7 @@ def test_files_of_other_programs_are_used_where_they_lie(
     assert shop.sent == 0, "nothing is fetched"
     assert stores == sorted(path for name in ("hub", "ollama", "studio") for path in (tmp_path / name).rglob("*"))
     assert not list((tmp_path / "models").rglob("*.gguf")), "nothing is copied"
-    lock = read_lock(lock_of(inventory))
+    lock = ModelLock.read(ModelLock.beside(inventory))
     sha256 = hashlib.sha256(chat).hexdigest()
     assert {item.sha256 for item in lock.files.values()} == {sha256}
     assert all(item.gguf and item.gguf.architecture == "llama" for item in lock.files.values())

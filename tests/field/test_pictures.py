@@ -10,7 +10,7 @@ import yaml
 
 from corral.build import Plan, build_plan
 from corral.config.load import load_inventory
-from corral.config.model_lock import LockedFile, ModelLock, lock_of, write_lock
+from corral.config.model_lock import LockedFile, ModelLock
 from corral.errors import SiteError
 from corral.render.tree import render
 from corral.verbs.models.fetch import origin_of
@@ -95,7 +95,7 @@ def test_a_checkpoint_of_ones_own_is_mounted_and_read_by_what_reads_files(tmp_pa
 def test_a_file_without_its_parts_gets_them_from_components_and_its_size_from_the_lock(tmp_path: Path) -> None:
     known = ["hf:city96/FLUX.1-dev-gguf/flux1-dev-Q4_K_S.gguf", "hf:o/ae/ae.safetensors", "clip_l.safetensors"]
     files = {key: LockedFile(file=key.rpartition("/")[2], size=4 << 30) for key in [*known, "t5xxl_fp16.safetensors"]}
-    write_lock(lock_of(tmp_path / "inventory.yaml"), ModelLock(files=files))
+    ModelLock(files=files).write(ModelLock.beside(tmp_path / "inventory.yaml"))
     plan = plan_of(tmp_path, FLUX)
     found = drawn(plan)
     assert found["options"] == [
@@ -146,17 +146,17 @@ def test_a_login_is_not_for_servers_which_fetch_nothing(tmp_path: Path) -> None:
     assert service(plan_of(tmp_path, source))["environment"]["HF_HUB_OFFLINE"] == "1"
 
 
-@pytest.mark.parametrize("place", ["HF_TOKEN", "HF_TOKEN_PATH", "HF_HOME", "HOME"])
-def test_a_saved_login_opens_gated_repositories(tmp_path: Path, place: str) -> None:
-    saved = {"HF_TOKEN_PATH": "token", "HF_HOME": "token", "HOME": ".cache/huggingface/token"}
-    if place != "HF_TOKEN":
-        path = tmp_path / saved[place]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("hf_mine\n")
-    value = {"HF_TOKEN": "hf_mine", "HF_TOKEN_PATH": f"{tmp_path}/token"}.get(place, str(tmp_path))
-    origin = origin_of("hf:o/gated/m.gguf", "", {place: value})
+@pytest.mark.parametrize("environment", [{"HF_TOKEN": "hf_mine"}, {}])
+def test_a_saved_login_opens_gated_repositories(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]
+) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
+    if not environment:
+        (tmp_path / "token").write_text("hf_mine\n")
+    origin = origin_of("hf:o/gated/m.gguf", "", environment)
     assert origin is not None
     assert origin.headers == {"Authorization": "Bearer hf_mine"}
-    open_mirror = origin_of("hf:o/gated/m.gguf", "", {place: value, "HF_ENDPOINT": "http://mirror.example.com"})
+    open_mirror = origin_of("hf:o/gated/m.gguf", "", {**environment, "HF_ENDPOINT": "http://mirror.example.com"})
     assert open_mirror is not None
     assert not open_mirror.headers

@@ -35,12 +35,12 @@ from corral.render.output import write
 from corral.render.secrets import initialise, read_env
 from corral.render.tree import render
 from corral.runtime import supervisor
-from corral.tiny_models import make_chat_model
 from corral.verbs.keys import keys
 from tests.model_files import make_adapter, make_embedding_model
 from tests.needs import why_missing
 from tests.processes.fakes import LOOPBACK, Fakes, command
 from tests.processes.helpers import REPOSITORY, Process, wait_http, wait_until
+from tests.tiny_models import make_chat_model
 
 Mode = Literal["slots", "least-busy", "direct"]
 HOST = "box"

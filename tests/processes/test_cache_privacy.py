@@ -20,10 +20,10 @@ from corral.config.source import parse
 from corral.plan.site import HERE
 from corral.render.output import write
 from corral.render.tree import render
-from corral.tiny_models import make_chat_model
 from tests.callbacks import load_callback
 from tests.processes.fakes import LOOPBACK
 from tests.processes.helpers import REPOSITORY, Process, free_port, wait_http
+from tests.tiny_models import make_chat_model
 
 SERVER = REPOSITORY / "gpu-server" / "local" / "llama-server"
 KEY = "key-of-the-servers"

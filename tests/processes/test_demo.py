@@ -19,10 +19,9 @@ import psutil
 import pytest
 
 from corral.runtime.supervisor import is_free
-from corral.tiny_models import make_chat_model
-from corral.verbs.demo.demo import ANSWER
 from tests.processes.farm import FIRST_PORTS
 from tests.processes.helpers import REPOSITORY, Process, wait_until
+from tests.tiny_models import DEMO_ANSWER, make_chat_model
 
 DEADLINE_S = 120.0
 QUICK_S = 15.0
@@ -123,11 +122,11 @@ def ask(done: subprocess.CompletedProcess[str], question: str = "Hello") -> str:
 def test_life_of_a_demo(checkout: Checkout) -> None:
     first = checkout.run()
     assert first.returncode == 0, first.stderr
-    assert ANSWER in first.stdout
-    assert "… 128 numbers]" in first.stdout
+    assert DEMO_ANSWER in first.stdout
+    assert "… 64 numbers]" in first.stdout
     for service in ("chat-1", "chat-2", "embed-1", "litellm"):
         assert re.search(rf"^{service} .* ready .* \d+ MiB$", first.stdout, re.MULTILINE), first.stdout
-    assert ask(first) == ANSWER
+    assert ask(first) == DEMO_ANSWER
     found = EXPORTS.search(first.stdout)
     assert found
     assert found[2] not in first.stdout[: found.start()] + first.stderr  # the key stands in the last line alone
@@ -147,7 +146,7 @@ def test_life_of_a_demo(checkout: Checkout) -> None:
     assert third.returncode == 0, third.stderr
     assert re.search(r"embed-1: not well; starting it again", third.stderr), third.stderr
     assert third.stdout.endswith(found[0])
-    assert ask(third) == ANSWER
+    assert ask(third) == DEMO_ANSWER
     assert not before & {process.pid for process in checkout.processes()}
 
     down = checkout.run("--down")
@@ -171,7 +170,7 @@ def test_own_model_is_used_in_place_and_another_one_replaces_it(checkout: Checko
     make_chat_model(model, answer="The other model speaks.")
     before = (hashlib.sha256(model.read_bytes()).digest(), model.stat())
     first = checkout.run()
-    assert ask(first) == ANSWER
+    assert ask(first) == DEMO_ANSWER
     second = checkout.run("--model", str(model))
     assert second.returncode == 0, second.stderr
     assert "starting it again" in second.stderr
@@ -207,7 +206,7 @@ def test_without_haproxy_it_says_what_is_lost(checkout: Checkout, tmp_path: Path
     assert done.returncode == 0, done.stderr
     assert "no HAProxy here: no bounded queue, no slot guarantee" in done.stderr
     assert "haproxy" not in done.stdout
-    assert ask(done) == ANSWER
+    assert ask(done) == DEMO_ANSWER
     assert checkout.run("--down").returncode == 0
     checkout.assert_nothing_left()
 
@@ -286,7 +285,7 @@ def test_killed_run_is_repaired(checkout: Checkout, tmp_path: Path, repair: str)
         done = checkout.run()
         assert done.returncode == 0, done.stderr
         assert "clearing away what an earlier run left" in done.stderr
-        assert ask(done) == ANSWER
+        assert ask(done) == DEMO_ANSWER
     assert checkout.run("--down").returncode == 0
     checkout.assert_nothing_left()
 

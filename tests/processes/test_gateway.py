@@ -14,7 +14,6 @@ import httpx
 import pytest
 
 from corral.config.client_names import all_aliases
-from corral.tiny_models import KNOWN_ANSWER
 from tests.processes.fakes import LOOPBACK, PIECES_BEFORE_BREAK, POISON
 from tests.processes.farm import (
     ADDED,
@@ -35,6 +34,7 @@ from tests.processes.farm import (
     in_modes,
 )
 from tests.processes.helpers import wait_until
+from tests.tiny_models import KNOWN_ANSWER
 
 FREE_WITHIN_S = 2.0
 BACK_WITHIN_S = 30.0

@@ -9,10 +9,10 @@ import httpx
 import openai
 import pytest
 
-from corral.tiny_models import KNOWN_ANSWER
 from tests.processes.fakes import LOOPBACK
 from tests.processes.farm import EVEN, HOST, Farm, in_modes
 from tests.processes.interfaces import INTERFACES
+from tests.tiny_models import KNOWN_ANSWER
 
 pytestmark = in_modes("slots")
 

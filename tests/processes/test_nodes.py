@@ -31,7 +31,6 @@ from corral.render.output import write
 from corral.render.secrets import initialise
 from corral.render.tree import render
 from corral.runtime.haproxy import balancer_of
-from corral.tiny_models import CHAT_TEMPLATE, KNOWN_ANSWER, make_chat_model
 from tests.model_files import make_rerank_model
 from tests.processes import farm as farms
 from tests.processes.farm import HOST, Extras, Farm, Streamed
@@ -40,6 +39,7 @@ from tests.processes.interfaces import INTERFACES, Said
 from tests.processes.wires import orders
 from tests.processes.wires.orders import LOOPBACK, order
 from tests.processes.wires.rest import SOUND
+from tests.tiny_models import CHAT_TEMPLATE, KNOWN_ANSWER, make_chat_model
 
 pytestmark = [pytest.mark.needs("haproxy"), pytest.mark.xdist_group("nodes")]
 

@@ -19,8 +19,8 @@ import httpx
 import psutil
 import pytest
 
-from corral.tiny_models import KNOWN_ANSWER, make_chat_model
 from tests.processes.helpers import REPOSITORY, Process, free_port, wait_http, wait_until
+from tests.tiny_models import KNOWN_ANSWER, make_chat_model
 
 SCRIPT = REPOSITORY / "gpu-server" / "llama" / "start.sh"
 REAL = REPOSITORY / "gpu-server" / "local"

@@ -20,9 +20,9 @@ import httpx
 import pytest
 
 from corral.config.gguf_header import facts_of, read_header
-from corral.tiny_models import KNOWN_ANSWER, make_chat_model
 from tests.model_files import make_adapter, make_embedding_model, make_rerank_model
 from tests.processes.helpers import REPOSITORY, Process, free_port, wait_http, wait_until
+from tests.tiny_models import KNOWN_ANSWER, make_chat_model
 from xllama import READY, parse
 
 SCRIPT = REPOSITORY / "gpu-server" / "local" / "llama-server"

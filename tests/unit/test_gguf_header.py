@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corral.config.gguf_header import HeaderError, Long, facts_of, read_header
-from corral.tiny_models import make_chat_model
 from tests.model_files import make_embedding_model
+from tests.tiny_models import make_chat_model
 
 
 @pytest.fixture(scope="module")

@@ -6,16 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from corral.build import load_site
 from corral.cli import main
 from corral.config.gguf_header import Header, facts_of, read_header
 from corral.config.inventory import Model
 from corral.config.load import load_inventory
-from corral.config.model_lock import Gguf, LockedFile, ModelLock, write_lock
+from corral.config.model_lock import Gguf, LockedFile, ModelLock
 from corral.plan.memory import MIB, Use, memory_of
 from corral.plan.settings import gguf_of
-from corral.verbs.models.models import wanted_files
+from corral.verbs.models.models import Store
 from tests.model_files import make_random_model
 from tests.model_headers import write_header
 
@@ -103,7 +104,7 @@ gateway: {host: box}
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     lock = ModelLock(files={"m.gguf": LockedFile(file="m.gguf", size=4_900_000_000, gguf=LLAMA_8B)})
-    write_lock(tmp_path / "models.lock.json", lock)
+    lock.write(tmp_path / "models.lock.json")
     return tmp_path
 
 
@@ -129,11 +130,12 @@ def test_a_draft_is_fetched_for_the_host_and_counted_on_the_card(folder: Path) -
     [guessed] = site.replicas
     assert guessed.memory is None, "nobody has read the draft's file"
     assert list(guessed.files) == ["m.gguf", "s-1b-q4_0.gguf"]
-    assert {item.source: item.hosts for item in wanted_files(site)} == {"m.gguf": ("box",), "s-1b-q4_0.gguf": ("box",)}
+    wanted = Store(site, folder / "inventory.yaml", folder, Console(quiet=True)).wanted()
+    assert {item.source: item.hosts for item in wanted} == {"m.gguf": ("box",), "s-1b-q4_0.gguf": ("box",)}
     small = LLAMA_8B.model_copy(update={"layer_bytes": (10_000_000,) * 8, "output_bytes": 50_000_000})
     files = dict(load_inventory(folder / "inventory.yaml").lock.files)
     files["s-1b-q4_0.gguf"] = LockedFile(file="s-1b-q4_0.gguf", size=200_000_000, gguf=small)
-    write_lock(folder / "models.lock.json", ModelLock(files=files))
+    ModelLock(files=files).write(folder / "models.lock.json")
     [known] = load_site(load_inventory(folder / "inventory.yaml")).replicas
     more = memory_of(small, use(slots=2, context=4096))
     assert known.vram_mib - alone.vram_mib == pytest.approx(more.device / MIB, abs=1)

@@ -19,11 +19,11 @@ from typing import Any
 import pytest
 
 from corral.cli import main
-from corral.config.model_lock import ModelLock, read_lock
-from corral.tiny_models import make_chat_model
+from corral.config.model_lock import ModelLock
 from corral.verbs.models.fetch import part_of
 from tests.model_files import make_embedding_model
 from tests.model_stores import put_in_hub
+from tests.tiny_models import make_chat_model
 from tests.weight_server import Shop, weight_server
 
 INVENTORY = """
@@ -82,7 +82,7 @@ class Site:
 
     @property
     def lock(self) -> ModelLock:
-        return read_lock(self.folder / "models.lock.json")
+        return ModelLock.read(self.folder / "models.lock.json")
 
     def rows(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = json.loads(self("ls", "--json")[1])

@@ -6,7 +6,6 @@ import gzip
 import hashlib
 import io
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -405,13 +404,3 @@ def test_a_file_that_is_there_stays(tmp_path: Path) -> None:
     with pytest.raises(CorralError, match="is there already"):
         make(tmp_path)
     assert path.read_bytes() == before
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has /dev/full")  # noqa: PTH110
-def test_a_full_disk_is_named(tmp_path: Path) -> None:
-    with (
-        pytest.raises(CorralError, match=r"No space left on device; there is no backup of this run"),
-        work_folder(tmp_path / ".part", "there is no backup of this run"),
-        Path("/dev/full").open("wb", buffering=0) as file,
-    ):
-        file.write(b"x")

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from corral.build import Plan, build_plan
 from corral.cli import main
 from corral.config.load import load_inventory
-from corral.config.model_lock import LockedFile, ModelLock, lock_of, write_lock
+from corral.config.model_lock import LockedFile, ModelLock
 from corral.errors import CorralError, UsageError
 from corral.render.output import write
 from corral.render.tree import render
@@ -185,8 +185,8 @@ def test_weights_are_right_wrong_or_unknown(host: ComposeHost) -> None:
     path = host.rendered / "models" / "tiny.gguf"
     path.write_bytes(b"GGUF")
     assert key not in told(host)  # nobody knows what it should be
-    lock = lock_of(Path(host.plan.source_file))
-    write_lock(lock, ModelLock(files={"tiny.gguf": LockedFile(file="tiny.gguf", size=4, sha256=SHA)}))
+    lock = ModelLock.beside(Path(host.plan.source_file))
+    ModelLock(files={"tiny.gguf": LockedFile(file="tiny.gguf", size=4, sha256=SHA)}).write(lock)
     assert key not in told(host)  # nobody has read it
     for checksum, is_right in ((SHA, 1), ("b" * 64, 0)):
         stamp = [4, path.stat().st_mtime_ns, checksum, 1_799_990_000]

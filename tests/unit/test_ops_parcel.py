@@ -135,7 +135,7 @@ def test_what_was_packed_is_read(bundle: Path) -> None:
 
 def content_of(bundle: Bundle, image: Image) -> bytes:
     buffer = io.BytesIO()
-    shutil.copyfileobj(bundle.image_archive(image), buffer)
+    buffer.writelines(bundle.image_archive(image))
     return buffer.getvalue()
 
 

@@ -154,16 +154,13 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: list[list[str
             if name not in without:
                 (tmp_path / "bin" / name).write_text(text)
                 (tmp_path / "bin" / name).chmod(0o755)
-        cards = "".join(
-            f"{n}, {UUIDS[n]}, 00000000:0{n + 1}:00.0, P104-100, 8192, 0, 0, 30, 580.95.05, 6.1\n" for n in range(2)
-        )
         for name, text in {
             "engine": "28.5.2\n",
             "compose": "2.40.3\n",
             "runtimes": '{"runc":{}} []\n',
             "images": "",
             "enabled": "",
-            "cards": cards,
+            "cards": card(0) + card(1),
         }.items():
             straw.set(name, text)
         monkeypatch.setenv("PATH", str(tmp_path / "bin"))

@@ -12,7 +12,7 @@ import pytest
 from corral.build import Plan, build_plan
 from corral.cli import main
 from corral.config.load import load_inventory
-from corral.config.model_lock import read_lock
+from corral.config.model_lock import ModelLock
 from corral.runtime.hosts import ComposeHost
 from tests.unit.test_models import STAND_IN
 from tests.weight_server import Shop, weight_server
@@ -96,7 +96,7 @@ def test_folders_are_filled_and_pinned_and_nothing_else_is_fetched(shop: Shop, t
         "o--paint--111111111111/unet/config.json": b"{}",
         "o--paint--111111111111/unet/diffusion_pytorch_model.fp16.safetensors": b"weights of a picture",
     }
-    lock = read_lock(Path("models.lock.json"))
+    lock = ModelLock.read(Path("models.lock.json"))
     assert {known.file: known.sha256 for known in lock.files.values()} == {
         path: hashlib.sha256(data).hexdigest() for path, data in found.items()
     }

@@ -30,19 +30,7 @@ from corral.verbs.up.history import files_on_disk, note_backup
 from corral.verbs.up.survey import check_engine, image_ids
 from corral.verbs.up.up import LOCK
 
-# Copies a folder of a paused container. It ends by itself when its reader is gone, and always ends the pause.
-COPY = """
-set -eu
-id=$1 path=$2 held=
-end() { [ -z "$held" ] || docker unpause "$id" >/dev/null; }
-trap end EXIT
-trap 'exit 1' HUP INT TERM
-if [ "$(docker inspect --format '{{.State.Running}} {{.State.Paused}}' "$id")" = "true false" ]; then
-    held=yes
-    docker pause "$id" >/dev/null
-fi
-docker cp --archive "$id:$path/." -
-"""
+COPY = Path(__file__).with_name("copy_folder.sh").read_text(encoding="utf-8")
 
 
 def backup(

@@ -26,10 +26,11 @@ from rich.text import Text
 from corral import __version__
 from corral.build import Plan, build_plan
 from corral.config.file_names import is_file_name
-from corral.config.image_lock import IMAGE_LOCK, ImageLock, LockedImage, image_lock_text
+from corral.config.image_lock import IMAGE_LOCK, ImageLock, LockedImage
 from corral.config.load import load_texts, locks_beside
-from corral.config.model_lock import LOCK_FILE, lock_text
+from corral.config.model_lock import ModelLock
 from corral.errors import CorralError, UsageError
+from corral.files import new_file, sync_folder
 from corral.render.output import locked
 from corral.render.tree import render
 from corral.runtime.hosts import ComposeHost, compose_hosts
@@ -122,14 +123,14 @@ class BundleFolder(container.ArchiveFolder):
         if key is not None:
             self.add(SIGNATURE, sign(listed, key), 0o644)
         self.add(SUMS, listed, 0o644)
-        container.sync_folder(self.folder)
+        sync_folder(self.folder)
         return self.sums[SUMS]
 
     def finish_file(self, target: Path) -> None:
         """Turn the complete folder into one tar file; the folder goes when the file is on the disk."""
-        with container.new_file(target, 0o644) as file:
+        with new_file(target, 0o644) as file:
             self.pack(file, SUMS)
-        container.sync_folder(target.parent)
+        sync_folder(target.parent)
         shutil.rmtree(self.folder)
 
 
@@ -325,9 +326,9 @@ def _add_site(target: BundleFolder, plan: Plan, wanted: Manifest) -> None:
         for name in image.references:
             ids[name].append(image.id)
     lock = ImageLock(images={name: LockedImage(ids=tuple(sorted(found))) for name, found in ids.items()})
-    locks = {**locks_beside(source), IMAGE_LOCK: image_lock_text(lock).encode()}
-    if LOCK_FILE in locks:
-        locks[LOCK_FILE] = lock_text(plan.site.lock.without_places())
+    locks = {**locks_beside(source), IMAGE_LOCK: lock.text()}
+    if ModelLock.file_name in locks:
+        locks[ModelLock.file_name] = plan.site.lock.without_places().text()
     rendered = render(build_plan(load_texts(source.read_bytes(), locks, str(source))))
     files = {
         INVENTORY: source.read_bytes(),

@@ -23,8 +23,9 @@ from rich.text import Text
 from corral.config.file_names import PathBelow
 from corral.config.inventory import Name
 from corral.errors import CorralError
+from corral.files import new_file, sync_folder
 from corral.verbs.archives import container
-from corral.verbs.archives.container import MANIFEST, SUMS, ArchiveFolder, Member, Part, Strict, new_file, receive
+from corral.verbs.archives.container import MANIFEST, SUMS, ArchiveFolder, Member, Part, Strict, receive
 from corral.verbs.archives.passphrase import MARK, MARKS, decrypted, encrypt, seal, unseal
 
 RENDERING = "rendering/"
@@ -108,19 +109,19 @@ def write_archive(target: Path, parts: ArchiveFolder, manifest: Manifest, sealin
         parts.add(SEAL, seal(parts.sums[SUMS].encode(), sealing.passphrase))
         first.append(SEAL)
     draft, sealed = parts.folder / ".archive", parts.folder / ".archive.sealed"
-    with new_file(draft) as file, gzip.GzipFile("", "wb", SPEED_NOT_SIZE, file, mtime=0) as zipped:
+    with new_file(draft, 0o600) as file, gzip.GzipFile("", "wb", SPEED_NOT_SIZE, file, mtime=0) as zipped:
         parts.pack(zipped, *first)
     for name in parts.sums:  # room for the encrypted copy
         (parts.folder / name).unlink()
     if sealing is not None and not sealing.is_plain:
-        with draft.open("rb") as archive, new_file(sealed) as file:
+        with draft.open("rb") as archive, new_file(sealed, 0o600) as file:
             encrypt(archive, file, sealing.passphrase)
         sealed.replace(draft)
     try:
         os.link(draft, target)  # unlike a renaming, never over a file that is there
     except FileExistsError:
         raise CorralError(f"{target}: is there already; name another file") from None
-    container.sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
 # --- reading one -----------------------------------------------------------------------------------------------------
@@ -238,7 +239,7 @@ def _take_state(backup: Backup, part: Part, folder: Path | None) -> Member:
         message = f"{part.name} in it takes {container.amount(part.size)}, which {folder} has not free"
         raise CorralError(f"{backup.path}: {message}; nothing was changed")
     place = backup.states[part.name] = folder / str(len(backup.states))
-    with new_file(place) as file:
+    with new_file(place, 0o600) as file:
         return receive(part.data, file)
 
 

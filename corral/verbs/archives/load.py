@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from tarfile import BLOCKSIZE, ReadError, TarInfo
 from tempfile import TemporaryDirectory
@@ -28,15 +27,16 @@ from corral.checks.policy import refuse_weak
 from corral.config.file_names import PathBelow
 from corral.config.inventory import Name, Word
 from corral.config.load import LOCKS
+from corral.config.model_lock import Sha256
 from corral.errors import CorralError, UsageError, on_one_line
 from corral.render.secrets import ENV_FILE
 from corral.render.tree import render
 from corral.runtime.hosts import ComposeHost, compose_hosts
 from corral.runtime.interrupts import Interrupts
 from corral.verbs.archives import container
-from corral.verbs.archives.container import CHUNK, INVENTORY, MANIFEST, SUMS, Sha256, Strict, amount
+from corral.verbs.archives.container import CHUNK, INVENTORY, MANIFEST, SUMS, Strict, amount
 from corral.verbs.archives.target import Site, Target
-from corral.verbs.models.far_files import FarFolder
+from corral.verbs.models.far_files import Chunks, FarFolder
 from corral.verbs.up.survey import check_engine, image_ids
 
 SIGNATURE = "SHA256SUMS.sig"
@@ -139,22 +139,6 @@ class Stored:
         return b"".join(self.chunks())
 
 
-class Stream:
-    """Chunks as a file that can be read from any place on."""
-
-    def __init__(self, chunks: Callable[[int], Iterator[bytes]]) -> None:
-        self._chunks_from = chunks
-        self.seek(0)
-
-    def seek(self, place: int) -> None:
-        """Go on at this byte."""
-        self._chunks = filter(None, self._chunks_from(place))
-
-    def read(self, _count: int = -1) -> bytes:
-        """The next chunk, whatever its length; none at the end."""
-        return next(self._chunks, b"")
-
-
 @dataclass(frozen=True, slots=True)
 class Bundle:
     """A bundle that is complete and as it was made."""
@@ -165,12 +149,11 @@ class Bundle:
     # The content of the inventory and its locks.
     files: Mapping[str, bytes]
 
-    def image_archive(self, image: Image) -> Stream:
-        """What `docker load` reads."""
-        return Stream(self.stored[f"{BLOBS}/{image.archive}"].chunks if image.archive else partial(self._old, image))
-
-    def _old(self, image: Image, _skip: int) -> Iterator[bytes]:
-        """Format 1: the archive of an image, put together from its files."""
+    def image_archive(self, image: Image) -> Iterator[bytes]:
+        """What `docker load` reads; of format 1 put together from its files."""
+        if image.archive:
+            yield from self.stored[f"{BLOBS}/{image.archive}"].chunks()
+            return
         for name, sha256 in image.files.items():
             blob, member = self.stored[f"{BLOBS}/{sha256}"], TarInfo(name)
             member.size = blob.size
@@ -357,7 +340,7 @@ def _load_images(bundle: Bundle, host: ComposeHost, talk: Console) -> None:
         state = "loading" if image in missing else "is there"
         talk.print(Text(f"{host.name}: {', '.join(image.references)}: {state}"))
     for image in {image.archive or image.id: image for image in missing}.values():
-        host.feed(["docker", "load", "--quiet"], bundle.image_archive(image))
+        host.feed(["docker", "load", "--quiet"], Chunks(bundle.image_archive(image)))
     for image in missing:
         _tag(host, image)
 
@@ -386,8 +369,7 @@ def _copy_models(bundle: Bundle, host: ComposeHost, talk: Console) -> None:
         state = f"copying {amount(model.size)}" if model in missing else "is there"
         talk.print(Text(f"{host.name}: {model.file}: {state}"))
         if model in missing:
-            data = Stream(bundle.stored[f"{BLOBS}/{model.sha256}"].chunks)
-            folder.send(data, model.file, model.size, model.sha256)
+            folder.send(bundle.stored[f"{BLOBS}/{model.sha256}"].chunks, model.file, model.size, model.sha256)
 
 
 def _next(plan: Plan, target: Target, hosts: Sequence[ComposeHost]) -> str:

@@ -257,12 +257,11 @@ def _lay_out_secrets(job: _Job, talk: Console) -> None:
         folder = (out / path).parent
         folder.mkdir(mode=0o700 if folder.name == FOLDER else 0o777, parents=True, exist_ok=True)
         put(out / path, data, 0o644 if folder.name == FOLDER else 0o600)
-    needed = {name: plan.secrets_of(name) for name in plan.inventory.hosts if plan.secrets_of(name)}
     if not job.backup.manifest.has_secrets:
-        missing = [name for name in job.hosts if name in needed and not (out / name / ENV_FILE).is_file()]
+        missing = [name for name in job.hosts if name in plan.secrets and not (out / name / ENV_FILE).is_file()]
         if missing:
             raise CorralError(_what_to_supply(job, missing))
-    reports = initialise(needed, out, set(job.hosts))
+    reports = initialise(plan.secrets, out, set(job.hosts))
     unknown = [f"{name} in {out / report.host / ENV_FILE}" for report in reports for name in report.missing]
     if unknown:
         message = "these values only you know; write them, then run the same command again"

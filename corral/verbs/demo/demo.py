@@ -39,15 +39,14 @@ INVENTORY = ROOT / "inventories" / "demo.yaml"
 FOLDER = ROOT / ".corral" / "demo"
 LOCK = ROOT / ".corral" / "demo.lock"
 RECORD = FOLDER / "run.json"
+DATA = ROOT / "templates" / "demo"
+# Says one sentence whatever it is asked, and embeds; `tests/tiny_models.py` made it.
+TINY_MODEL = DATA / "model.gguf"
 # The folder with llama-server from a wheel, for machines without one of their own.
 SHIM = ROOT / "gpu-server" / "local"
 KEY = "LITELLM_MASTER_KEY"
 
 QUESTION = "Who are you, in one sentence?"
-ANSWER = (
-    "I am a tiny model, made on the spot a moment ago; whatever you ask, this is all I say, "
-    "but I say it through the same gateway as a real model would."
-)
 TEXT = "a cat sleeps on the warm graphics card"
 MIB = 1024**2
 
@@ -59,7 +58,7 @@ class Demo:
     plan: Plan
     # PATH of its programs.
     path: str
-    # The chat model that was asked for, empty for the one we make.
+    # The chat model that was asked for, empty for the tiny one.
     model: str
     interrupts: Interrupts
     talk: Console
@@ -188,7 +187,9 @@ def _why_again(demo: Demo, recorded: str | None) -> str:
 def _start(demo: Demo, why_again: str) -> None:
     """Starts it; what runs is stopped first where there is a reason, and the key stays the same."""
     if not why_again:
-        _clear_leftovers(demo.talk)
+        if FOLDER.exists() or supervisor.folders_below(FOLDER):
+            demo.talk.print("clearing away what an earlier run left")
+            _remove()
         _check_ports(demo)
     weights = find_weights(demo.model, demo.talk) if demo.model else None
     with _all_or_nothing(demo):
@@ -209,13 +210,6 @@ def _start(demo: Demo, why_again: str) -> None:
         _report(demo)
 
 
-def _clear_leftovers(talk: Console) -> None:
-    """Puts away what a killed run left."""
-    if FOLDER.exists() or supervisor.folders_below(FOLDER):
-        talk.print("clearing away what an earlier run left")
-        _remove()
-
-
 def _check_ports(demo: Demo) -> None:
     if taken := taken_ports(demo.services):
         words = "\n  ".join(taken)
@@ -225,7 +219,7 @@ def _check_ports(demo: Demo) -> None:
 
 
 def _announce(demo: Demo) -> None:
-    model = Path(demo.model).name if demo.model else "a tiny model made here"
+    model = Path(demo.model).name if demo.model else "a tiny model"
     is_balanced = demo.plan.inventory.gateway.balancing != "direct"
     balancer = "HAProxy" if is_balanced else "LiteLLM itself"
     words = f"starting {len(demo.services)} services: chat with {model}, LiteLLM in front, balanced by {balancer}"
@@ -236,20 +230,15 @@ def _announce(demo: Demo) -> None:
 
 
 def _lay_out(demo: Demo, weights: Path | None) -> None:
-    """The rendered folder with its secrets, and every model: a link to the person's own, else a tiny one made now."""
-    from corral.tiny_models import make_chat_model
-
+    """The rendered folder with its secrets, and every model: a link to the person's own, else to the tiny one."""
     write(render(demo.plan), FOLDER, force=True)
-    initialise({demo.host: demo.plan.secrets_of(demo.host)}, FOLDER)
+    initialise(demo.plan.secrets, FOLDER)
     folder = demo.folder / "models"
     folder.mkdir(exist_ok=True)
     for model in demo.plan.inventory.models.values():
         path = folder / model.file
         path.unlink(missing_ok=True)
-        if weights is not None and model.kind == "chat":
-            path.symlink_to(weights.resolve())
-        else:
-            make_chat_model(path, answer=ANSWER)
+        path.symlink_to(((model.kind == "chat" and weights) or TINY_MODEL).resolve())
     write_atomically(RECORD, json.dumps({"model": demo.model}).encode(), 0o644)
 
 
@@ -272,21 +261,11 @@ def _prove(demo: Demo) -> None:
 
 # --- what a person reads at the end
 
-USE = """\
-address     {address}, models: {models}
-key         {key} in {env}
-python      from openai import OpenAI  # it finds address and key in the two exports below
-            chat = OpenAI().chat.completions.create
-            print(chat(model="{chat}", messages=[{{"role": "user", "content": "Hi"}}]).choices[0].message.content)
-real model  make demo MODEL=path/to/model.gguf, or MODEL=hf:owner/repo/file.gguf
-stop        make demo-down
-"""
-
 
 def _report(demo: Demo) -> None:
     demo.out.print(_table(demo.services, demo.statuses()))
     demo.out.print()
-    words = USE.format(
+    words = (DATA / "use.txt").read_text(encoding="utf-8").format(
         address=demo.base_url, models=", ".join(demo.plan.inventory.pools), key=KEY,
         env=_short(demo.folder / ENV_FILE), chat=demo.pools("chat")[0],
     )  # fmt: skip

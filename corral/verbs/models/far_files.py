@@ -2,48 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO
 
 from corral.config.model_lock import LockedFile
 from corral.errors import CorralError
 from corral.runtime.hosts import CommandError, ComposeHost
-from corral.verbs.models.fetch import Net, Progress
+from corral.verbs.models.fetch import Net, Progress, pieces
 
 READ_LIMIT_S = 7200
 SPARE_KIB = 256 * 1024
 
-_SIZE = 'cd "$1" 2>/dev/null && [ -f "$2" ] && wc -c <"$2"; exit 0'
-_SUM = 'cd "$1" 2>/dev/null && [ -f "$2" ] && sha256sum -b -- "$2"; exit 0'
-_TEXT = 'cd "$1" 2>/dev/null && [ -f "$2" ] && head -c 1048576 -- "$2"; exit 0'
-_REAL = 'cd "$1" 2>/dev/null && readlink -f -- "$2"; exit 0'
-_ALL = 'cd "$1" && cat -- "$2"'
-_ROOM = """
-umask 022
-mkdir -p -- "$1" 2>/dev/null
-df -Pk -- "$1" 2>/dev/null | { read -r _; read -r _ _ _ free _; echo "$free"; }
-"""
-_SEND = 'umask 022; mkdir -p -- "$1" && cd "$1" && mkdir -p -- "$(dirname -- "$2")" && cat >>"$2"'
-_SETTLE = """
-cd "$1" || exit 1
-found=$(sha256sum -b -- "$2") || exit 1
-if [ "${found%% *}" != "$4" ]; then rm -f -- "$2"; echo "its checksum is ${found%% *}" >&2; exit 3; fi
-sync -- "$2" 2>/dev/null || sync
-mv -f -- "$2" "$3" && { sync -- . 2>/dev/null || sync; }
-"""
+# Gets what is to be done, a folder, a name below it, and for `settle` the name that the file gets and its checksum.
+SCRIPT = Path(__file__).with_name("far_folder.sh").read_text(encoding="utf-8")
 
 
-class Content(Protocol):
-    """Bytes that can be read from any place on."""
+class Chunks:
+    """Pieces of bytes as a file that `ComposeHost.feed` reads."""
 
-    def seek(self, place: int, /) -> object:
-        """Go on at this byte."""
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        self._pieces = filter(None, pieces)
 
-    def read(self, count: int = -1, /) -> bytes:
-        """The next bytes; none at the end."""
+    def read(self, _count: int = -1) -> bytes:
+        """The next piece, whatever its length; none at the end."""
+        return next(self._pieces, b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +45,7 @@ class FarFolder:
 
     def size(self, name: str) -> int | None:
         """Bytes of a file; None when it is not there."""
-        words = self._ask(_SIZE, name).strip()
+        words = self._ask("size", name).strip()
         return int(words) if words.isdecimal() else None
 
     def last_read(self, _name: str) -> None:
@@ -67,25 +53,25 @@ class FarFolder:
 
     def checksum(self, name: str, _net: Net | None = None, _progress: Progress | None = None) -> str:
         """The sha256 of a file, computed there; empty when it is not there."""
-        return self._ask(_SUM, name, limit_s=READ_LIMIT_S).partition(" ")[0]
+        return self._ask("sum", name, limit_s=READ_LIMIT_S).partition(" ")[0]
 
     def text(self, name: str) -> str:
         """What a small file says; empty when it cannot be read."""
-        return self._ask(_TEXT, name)
+        return self._ask("text", name)
 
     def real(self, name: str) -> str:
         """Where a file lies once every link is followed."""
-        return self._ask(_REAL, name).strip()
+        return self._ask("real", name).strip()
 
     @contextmanager
     def opened(self, name: str) -> Iterator[IO[bytes]]:
         """A file, to be read from its beginning, and not to its end."""
-        with suppress(CommandError), self.host.stream(["sh", "-c", _ALL, "-", self._folder(name), name]) as data:
+        with suppress(CommandError), self.host.stream(self._words("all", name)) as data:
             yield data
 
     def free(self) -> int | None:
         """Bytes that are free on its disk, all but a reserve; None when the host does not say."""
-        words = self._ask(_ROOM, "").strip()
+        words = self._ask("room").strip()
         return max(0, int(words) - SPARE_KIB) * 1024 if words.isdecimal() else None
 
     def disk(self) -> tuple[str, int | None]:
@@ -94,14 +80,13 @@ class FarFolder:
 
     def put(self, source: Path, known: LockedFile, net: Net, progress: Progress) -> None:
         """Copies a file of this machine there; raises CorralError as `send` does."""
-        with source.open("rb") as file:
-            self.send(_Watched(file, known.size, net, progress), known.file, known.size, known.sha256)
+        self.send(partial(pieces, source, net, progress), known.file, known.size, known.sha256)
 
-    def send(self, data: Content, name: str, size: int, sha256: str) -> None:
+    def send(self, data: Callable[[int], Iterable[bytes]], name: str, size: int, sha256: str) -> None:
         """Brings a file there, on from where an earlier call stopped; it gets its name after its checksum was right.
 
         Args:
-            data: what it holds; read from the place on that is not there yet.
+            data: what it holds from a byte on: the first one that is not there yet.
             name: its place in the folder.
             size: its bytes.
             sha256: its checksum.
@@ -113,41 +98,21 @@ class FarFolder:
         part = f"{folder}{slash}.{last}.{sha256[:16]}.part"
         there = self.size(part) or 0
         if there > size:
-            self._ask('rm -f -- "$1/$2"', part)
+            self._ask("remove", part)
             there = 0
-        data.seek(there)
         try:
-            self.host.feed(["sh", "-c", _SEND, "-", self.folder, part], data)
+            self.host.feed(self._words("append", part), Chunks(data(there)))
         except CommandError as error:
             words = error.done.words
             raise CorralError(f"{self}: {name} cannot be written: {words}; run it again, it goes on") from None
-        done = self.host.run(
-            ["sh", "-c", _SETTLE, "-", self.folder, part, name, sha256], check=False, limit_s=READ_LIMIT_S
-        )
+        command = self._words("settle", part, name, sha256)
+        done = self.host.run(command, check=False, limit_s=READ_LIMIT_S)
         if done.code != 0:
             raise CorralError(f"{self}: {name} did not arrive whole: {done.words}; run it again")
 
-    def _ask(self, script: str, name: str, *, limit_s: float = 120) -> str:
-        return self.host.run(["sh", "-c", script, "-", self._folder(name), name], limit_s=limit_s).out
+    def _ask(self, action: str, name: str = ".", *, limit_s: float = 120) -> str:
+        return self.host.run(self._words(action, name), limit_s=limit_s).out
 
-    def _folder(self, name: str) -> str:
-        return "/" if name.startswith("/") else self.folder
-
-
-@dataclass(frozen=True, slots=True)
-class _Watched:
-    """A file whose reading is told, and ends when everything is to end."""
-
-    file: IO[bytes]
-    size: int
-    net: Net
-    progress: Progress
-
-    def seek(self, place: int) -> int:
-        return self.file.seek(place)
-
-    def read(self, count: int = -1) -> bytes:
-        self.net.check()
-        piece = self.file.read(count)
-        self.progress(self.file.tell(), self.size)
-        return piece
+    def _words(self, action: str, name: str, *further: str) -> list[str]:
+        folder = "/" if name.startswith("/") else self.folder
+        return ["sh", "-c", SCRIPT, "-", action, folder, name, *further]

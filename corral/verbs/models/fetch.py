@@ -13,16 +13,18 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TypeVar
 from urllib.parse import quote, urlsplit
 
 import httpx
+from rich.progress import DownloadColumn, TransferSpeedColumn
+from rich.progress import Progress as Bars
 
 from corral.errors import CorralError
-from corral.files import write_atomically
+from corral.files import sync_folder, write_atomically
 from corral.runtime.lock import alone
 
 HUB, FOLDER = "hf:", "file:"
@@ -39,6 +41,8 @@ OK, PARTIAL, GONE_RANGE = 200, 206, 416
 _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
+# What is shown of a download.
+COLUMNS = (*Bars.get_default_columns(), DownloadColumn(binary_units=True), TransferSpeedColumn())
 Found = TypeVar("Found")
 # Hears how many bytes are there, and how many it will be; 0: not known.
 Progress = Callable[[int, int], None]
@@ -140,18 +144,12 @@ def origin_of(source: str, revision: str, environment: Mapping[str, str]) -> Ori
 
 def _hub(environment: Mapping[str, str]) -> tuple[str, str]:
     """Address of the Hub or its mirror, and the login that may be sent there; an empty one where it may not."""
+    from huggingface_hub import get_token
+
     endpoint = (environment.get("HF_ENDPOINT") or HUB_ENDPOINT).rstrip("/")
     parts = urlsplit(endpoint)
     is_safe = parts.scheme == "https" or parts.hostname in _LOOPBACK
-    return endpoint, (environment.get(TOKEN, "").strip() or _saved_login(environment)) if is_safe else ""
-
-
-def _saved_login(environment: Mapping[str, str]) -> str:
-    """The login that `hf auth login` has saved for this user; empty without one."""
-    home = environment.get("HF_HOME") or f"{environment.get('HOME', '')}/.cache/huggingface"
-    with suppress(OSError, UnicodeDecodeError):
-        return Path(environment.get("HF_TOKEN_PATH") or f"{home}/token").read_text().strip()
-    return ""
+    return endpoint, (environment.get(TOKEN, "").strip() or get_token() or "") if is_safe else ""
 
 
 def listing(
@@ -382,24 +380,18 @@ def settle(target: Path) -> None:
     part.chmod(0o644)  # the server in its container is another user
     part.replace(target)
     note_of(target).unlink(missing_ok=True)
-    descriptor = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(target.parent)
 
 
-def checksum(path: Path, net: Net, progress: Progress = lambda _there, _size: None) -> Content:
-    """Size and sha256 of a file; KeyboardInterrupt when everything is to end."""
-    digest, there = hashlib.sha256(), 0
+def pieces(path: Path, net: Net, progress: Progress, start: int = 0) -> Iterator[bytes]:
+    """A file from a byte on; KeyboardInterrupt when everything is to end."""
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
+        file.seek(start)
         while piece := file.read(CHUNK):
             net.check()
-            digest.update(piece)
-            there += len(piece)
-            progress(there, size)
-    return Content(there, digest.hexdigest())
+            progress(file.tell(), size)
+            yield piece
 
 
 @dataclass(slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -56,9 +57,11 @@ class LocalFolder:
 
     def checksum(self, name: str, net: fetch.Net, progress: fetch.Progress) -> str:
         """The sha256 of a file, read from its first to its last byte and remembered."""
-        found = fetch.checksum(self.path / name, net, progress).sha256
-        self.remember(name, found)
-        return found
+        digest = hashlib.sha256()
+        for piece in fetch.pieces(self.path / name, net, progress):
+            digest.update(piece)
+        self.remember(name, digest.hexdigest())
+        return digest.hexdigest()
 
     def remember(self, name: str, sha256: str) -> None:
         """Notes that a file was read and had this checksum; a folder that cannot be written has no notes."""

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar
 
 from rich.console import Console
-from rich.progress import DownloadColumn, Progress, TaskID, TransferSpeedColumn
+from rich.progress import Progress, TaskID
 from rich.text import Text
 
 from corral.build import Plan, load_site
@@ -28,7 +28,7 @@ from corral.config.file_names import file_of, is_below, tag_of
 from corral.config.gguf_header import HeaderError, facts_of, read_header
 from corral.config.inventory import OWN_FOLDER, Model, folder_of
 from corral.config.load import load_inventory
-from corral.config.model_lock import Gguf, LockedFile, ModelLock, lock_of, read_lock, write_lock
+from corral.config.model_lock import Gguf, LockedFile, ModelLock
 from corral.config.model_paths import path_on
 from corral.contributions import Contributions
 from corral.errors import CorralError, UsageError, did_you_mean
@@ -82,55 +82,36 @@ class Wanted:
         return net.origin_of(self.source, "", {}) is not None
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class Store:
-    """What fetching files needs: the lock, the network, and where progress is shown."""
-
-    lock_path: Path
-    talk: Console
-    environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
-    net: net.Net = field(default_factory=lambda: net.Net(net.open_client()))
-    lock: ModelLock = field(default_factory=ModelLock)
-    mutex: threading.RLock = field(default_factory=threading.RLock)
-
-    def __post_init__(self) -> None:
-        self.lock = read_lock(self.lock_path)
-
-    def known(self, key: str) -> LockedFile:
-        """What is known of a file, at least its place in a models folder."""
-        return self.lock.get(key) or LockedFile(
-            file=file_of(key.rpartition("@")[0] if key.startswith(net.HUB) and "@" in key else key)
-        )
-
-    def learn(self, key: str, **facts: Any) -> None:
-        """Puts what was found out of a file into the lock, on disk at once."""
-        with self.mutex:
-            changed = self.known(key).model_copy(update={name: fact for name, fact in facts.items() if fact})
-            if changed != self.lock.get(key):
-                self.write({key: changed})
-
-    def write(self, files: Mapping[str, LockedFile]) -> None:
-        """Puts entries into the lock, all at once."""
-        with self.mutex:
-            self.lock = self.lock.with_files(files)
-            write_lock(self.lock_path, self.lock)
-
-
-@dataclass(slots=True, kw_only=True)
-class SiteStore(Store):
-    """All model files of a site."""
+    """All model files of a site, and what fetching them needs: the lock, the network, and where progress is shown."""
 
     site: Site
     inventory: Path
     out: Path
+    talk: Console
+    environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    net: net.Net = field(default_factory=lambda: net.Net(net.open_client()))
+    lock: ModelLock = field(init=False)
+    mutex: threading.RLock = field(default_factory=threading.RLock)
     # Paths in a models folder of files that got another one in this run.
     moved: dict[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.lock = ModelLock.read(self.lock_path)
+
+    @property
+    def lock_path(self) -> Path:
+        """Where the lock lies."""
+        return ModelLock.beside(self.inventory)
+
     def known(self, key: str) -> LockedFile:
-        """What is known of a file, with its path in a models folder."""
-        found = Store.known(self, key)
+        """What is known of a file, at least its path in a models folder."""
         path = self.moved.get(key) or self.site.paths.get(key)
-        return found.model_copy(update={"file": path}) if path else found
+        if found := self.lock.get(key):
+            return found.model_copy(update={"file": path}) if path else found
+        source = key.rpartition("@")[0] if key.startswith(net.HUB) and "@" in key else key
+        return LockedFile(file=path or file_of(source))
 
     def known_on(self, key: str, host: str) -> LockedFile:
         """The same, with its path on a host: a whole one where it lies in a store."""
@@ -140,9 +121,12 @@ class SiteStore(Store):
 
     def learn(self, key: str, **facts: Any) -> None:
         """Puts what was found out of a file into the lock, on disk at once."""
-        if facts.get("file"):
-            self.moved[key] = facts["file"]
-        Store.learn(self, key, **facts)
+        with self.mutex:
+            if facts.get("file"):
+                self.moved[key] = facts["file"]
+            changed = self.known(key).model_copy(update={name: fact for name, fact in facts.items() if fact})
+            if changed != self.lock.get(key):
+                self.write(self.lock.with_files({key: changed}))
 
     def put(self, host: str, places: Mapping[str, str], **facts: Any) -> None:
         """Notes at which places of a host files lie; an empty one: in its models folder, by the path that all have."""
@@ -154,11 +138,13 @@ class SiteStore(Store):
                 new = known.model_copy(update={"places": others | ({host: place} if place else {}), **facts})
                 changed |= {key: new} if new != known else {}
             if changed:
-                self.write(changed)
+                self.write(self.lock.with_files(changed))
 
-    def resolved(self) -> None:
-        """Takes the inventory again, with what the lock has learned."""
-        self.site = load_site(load_inventory(self.inventory))
+    def write(self, lock: ModelLock) -> None:
+        """Takes another lock, and puts it on the disk."""
+        with self.mutex:
+            self.lock = lock
+            lock.write(self.lock_path)
 
     def folder(self, host: str) -> Folder:
         """The models folder of a host."""
@@ -175,51 +161,29 @@ class SiteStore(Store):
         folder = self.folder(host)
         return str(folder.path.absolute()) if isinstance(folder, LocalFolder) else "."
 
-    def folders(self, item: Wanted) -> list[Folder]:
-        """The models folders that need a file."""
-        return [self.folder(host) for host in item.hosts]
+    def wanted(self, names: Sequence[str] = (), hosts: Iterable[str] | None = None) -> list[Wanted]:
+        """The files of some models (all if none) that some hosts need (all if None), in the order of models.
 
-    def wanted(self, names: Sequence[str], hosts: Iterable[str] | None) -> list[Wanted]:
-        """The files of some models (all if none) that some hosts need (all if None)."""
-        return wanted_files(self.site, names, hosts, self.lock)
-
-
-def open_store(site: Site, inventory: Path, out: Path, talk: Console) -> SiteStore:
-    """All model files of a site."""
-    return SiteStore(site=site, inventory=inventory, out=out, lock_path=lock_of(inventory), talk=talk)
-
-
-def wanted_files(
-    site: Site, names: Sequence[str] = (), hosts: Iterable[str] | None = None, lock: ModelLock | None = None
-) -> list[Wanted]:
-    """Every file that servers read, in the order of models; only of the given models and hosts if any are given.
-
-    Args:
-        site: the resolved site.
-        names: models; all when empty.
-        hosts: hosts; all when absent.
-        lock: says what files a repository has; the site's own when absent.
-
-    Raises:
-        UsageError: there is no such model.
-    """
-    models = site.inventory.models
-    for name in names:
-        if name not in models:
-            raise UsageError(f'no model named "{name}"; {did_you_mean(name, models)}')
-    chosen = None if hosts is None else set(hosts)
-    found: dict[str, Wanted] = {}
-    for name in (name for name in models if not names or name in names):
-        where = {item.host for item in site.replicas if name in item.models and (chosen is None or item.host in chosen)}
-        for item in _files_of(models[name], lock or site.lock):
-            old = found.get(item.key, item)
-            found[item.key] = replace(
-                item,
-                models=(*old.models, name),
-                hosts=tuple(sorted({*old.hosts, *where})),
-                sha256=max(old.sha256, item.sha256),
-            )
-    return list(found.values())
+        Raises:
+            UsageError: there is no such model.
+        """
+        models = self.site.inventory.models
+        for name in names:
+            if name not in models:
+                raise UsageError(f'no model named "{name}"; {did_you_mean(name, models)}')
+        chosen = set(self.site.inventory.hosts if hosts is None else hosts)
+        found: dict[str, Wanted] = {}
+        for name in (name for name in models if not names or name in names):
+            where = {item.host for item in self.site.replicas if name in item.models and item.host in chosen}
+            for item in _files_of(models[name], self.lock):
+                old = found.get(item.key, item)
+                found[item.key] = replace(
+                    item,
+                    models=(*old.models, name),
+                    hosts=tuple(sorted({*old.hosts, *where})),
+                    sha256=max(old.sha256, item.sha256),
+                )
+        return list(found.values())
 
 
 def _files_of(weights: Model, lock: ModelLock) -> Iterator[Wanted]:
@@ -242,8 +206,7 @@ def side_by_side(store: Store, jobs: int, work: Mapping[str, Work[Done]]) -> tup
     """
     done: dict[str, Done] = {}
     problems: list[CorralError] = []
-    columns = (*Progress.get_default_columns(), DownloadColumn(binary_units=True), TransferSpeedColumn())
-    bars = Progress(*columns, console=store.talk)
+    bars = Progress(*net.COLUMNS, console=store.talk)
     with Interrupts(), ThreadPoolExecutor(jobs) as pool:
         try:
             names = {pool.submit(job, _bar(bars, name)): name for name, job in work.items()}
@@ -307,7 +270,7 @@ def _read(store: Store, known: LockedFile, folder: Folder, progress: net.Progres
 # --- where files come from -------------------------------------------------------------------------------------------
 
 
-def _name_tags(store: SiteStore, choice: Choice) -> None:
+def _name_tags(store: Store, choice: Choice) -> None:
     """Puts into the lock which files are meant by quantizations (`hf:owner/repo:Q4_K_M`) that it does not know yet."""
     models = load_inventory(store.inventory).inventory.models
     chosen = [models[name] for name in models if name in choice.names or not choice.names]
@@ -320,10 +283,8 @@ def _name_tags(store: SiteStore, choice: Choice) -> None:
         if choice.update or key not in store.lock.tags
     }
     if found != {key: store.lock.tags.get(key) for key in found}:
-        with store.mutex:
-            store.lock = store.lock.model_copy(update={"tags": {**store.lock.tags, **found}})
-            write_lock(store.lock_path, store.lock)
-        store.resolved()
+        store.write(store.lock.model_copy(update={"tags": {**store.lock.tags, **found}}))
+        store.site = load_site(load_inventory(store.inventory))
 
 
 def _file_with_tag(store: Store, source: str, revision: str, choice: Choice) -> str:
@@ -347,7 +308,7 @@ def _file_with_tag(store: Store, source: str, revision: str, choice: Choice) -> 
     raise net.FetchError(f"{source}: {tag} {words}; name one as {repository}/…: the repository has {shown}")
 
 
-def _find_places(store: SiteStore, choice: Choice) -> None:
+def _find_places(store: Store, choice: Choice) -> None:
     """Puts into the lock which files hosts have in their stores, or elsewhere in their models folder."""
     items = {item.key: item for item in store.wanted(choice.names, choice.hosts)}
     models = store.site.inventory.models
@@ -363,7 +324,7 @@ def _find_places(store: SiteStore, choice: Choice) -> None:
     _raise(side_by_side(store, ASKERS, work)[1], "the others were looked for")
 
 
-def _find_on(store: SiteStore, items: Sequence[Wanted], host: str, choice: Choice, _progress: net.Progress) -> None:
+def _find_on(store: Store, items: Sequence[Wanted], host: str, choice: Choice, _progress: net.Progress) -> None:
     """Finds files that belong into one folder, all in the same store, unless the models folder has them."""
     folder = store.folder(host)
     if all(folder.size(store.known(item.key).file) is not None for item in items):
@@ -378,7 +339,7 @@ def _find_on(store: SiteStore, items: Sequence[Wanted], host: str, choice: Choic
     store.put(host, dict.fromkeys((item.key for item in items), ""))
 
 
-def _in_store(store: SiteStore, item: Wanted, host: str, name: str, choice: Choice) -> Found | None:
+def _in_store(store: Store, item: Wanted, host: str, name: str, choice: Choice) -> Found | None:
     """The file in a store of a host, if it is the pinned one as far as that can be told without reading it."""
     folder, root, known = store.folder(host), store.root(host, name), store.known(item.key)
     if item.source.startswith(net.FOLDER) and isinstance(folder, FarFolder):
@@ -392,7 +353,7 @@ def _in_store(store: SiteStore, item: Wanted, host: str, name: str, choice: Choi
     return there if there and (not there.sha256 or wanted in ("", there.sha256)) else None
 
 
-def _note_place(store: SiteStore, item: Wanted, host: str, place: str, there: Found, choice: Choice) -> None:
+def _note_place(store: Store, item: Wanted, host: str, place: str, there: Found, choice: Choice) -> None:
     """Puts into the lock where a host has a file, and what the store and the file say of it."""
     known = store.known(item.key)
     is_new = choice.update or not known.sha256
@@ -432,10 +393,10 @@ class Order:
     folder: LocalFolder
     name: str
     # The folders that lack it.
-    lacking: tuple[Folder, ...] = ()
+    lacking: Sequence[Folder]
 
 
-def pull(store: SiteStore, choice: Choice) -> None:
+def pull(store: Store, choice: Choice) -> None:
     """Every file is in every folder that needs it, checked; raises CorralError with all that could not be done."""
     with alone(store.lock_path.parent / PULL_LOCK, "models pull"):
         _name_tags(store, choice)
@@ -455,7 +416,7 @@ def pull(store: SiteStore, choice: Choice) -> None:
     store.talk.print(f"{count} files are there and as {store.lock_path.name} says; {len(orders)} were fetched")
 
 
-def _list_repositories(store: SiteStore, choice: Choice) -> None:
+def _list_repositories(store: Store, choice: Choice) -> None:
     """Puts the files of repositories into the lock that are not there yet; folders are left to the person."""
     for name, weights in store.site.inventory.models.items():
         if weights.reads_files or (choice.names and name not in choice.names):
@@ -485,7 +446,7 @@ def _list_repository(store: Store, source: str, revision: str, choice: Choice) -
         )
         for path in taken
     }
-    store.write(files)  # a part of the list would pass for the whole
+    store.write(store.lock.with_files(files))  # a part of the list would pass for the whole
 
 
 def chosen_files(paths: Iterable[str]) -> list[str]:
@@ -507,7 +468,7 @@ def _refuse_other_pins(store: Store, items: Sequence[Wanted]) -> None:
             raise net.ChecksumError(f"{item.source}: {words}; look into it, then take it with: models pull --update")
 
 
-def _lacks(store: SiteStore, item: Wanted, host: str, progress: net.Progress) -> bool:
+def _lacks(store: Store, item: Wanted, host: str, progress: net.Progress) -> bool:
     """Whether the pinned file is not there. It is read unless an earlier run did; one that cannot be fetched is pinned.
 
     A file that has its checksum for its name, as in a Hugging Face cache, is not read before `verify`.
@@ -538,7 +499,7 @@ def shown_path(folder: Folder | str, file: str) -> str:
     return file if file.startswith("/") else f"{folder}/{file}"
 
 
-def _adopt(store: SiteStore, item: Wanted, host: str, progress: net.Progress) -> None:
+def _adopt(store: Store, item: Wanted, host: str, progress: net.Progress) -> None:
     """Pins a file that a person has put there; raises ChecksumError when the inventory wants another one."""
     folder, name = store.folder(host), store.known_on(item.key, host).file
     found = folder.checksum(name, store.net, progress)
@@ -548,7 +509,7 @@ def _adopt(store: SiteStore, item: Wanted, host: str, progress: net.Progress) ->
     _learn_there(store, item.key, host, found)
 
 
-def _order(store: SiteStore, item: Wanted, choice: Choice, progress: net.Progress) -> Order | None:
+def _order(store: Store, item: Wanted, choice: Choice, progress: net.Progress) -> Order | None:
     """How to fetch a file; None when it is everywhere and, for an update, still the one that its source has."""
     lacking = [store.folder(host) for host in item.hosts if _lacks(store, item, host, progress)]
     if not lacking and not (choice.update and item.is_fetchable):
@@ -557,13 +518,13 @@ def _order(store: SiteStore, item: Wanted, choice: Choice, progress: net.Progres
     pinned = net.Content(known.size, known.sha256 or item.sha256, known.commit)
     source = known.taken or item.source
     try:
-        origin, said = _ask(store, item, source, pinned, choice)
+        origin, said = _ask(store, item, source, pinned.commit, choice.offline)
     except net.MissingError:
         source = "" if item.repository else _with_quantization(item.source, choice.fallback)
         if source in ("", item.source):
             raise
         pinned = net.Content()
-        origin, said = _ask(store, item, source, pinned, choice)
+        origin, said = _ask(store, item, source, "", choice.offline)
         store.talk.print(Text(f"{item.source} is not to be had; taking {file_of(source)} for it", "yellow"))
         path = str(PurePosixPath(known.file).with_name(file_of(source)))
         store.learn(item.key, file=path, taken=source, size=said.size, sha256=said.sha256)
@@ -577,40 +538,36 @@ def _order(store: SiteStore, item: Wanted, choice: Choice, progress: net.Progres
     if not lacking:
         for host in item.hosts:
             store.put(host, {item.key: ""})
-        lacking = store.folders(item)
+        lacking = [store.folder(host) for host in item.hosts]
     passing = LocalFolder(choice.store or default_store(store.environment))
     target = next((folder for folder in lacking if isinstance(folder, LocalFolder)), passing)
-    return Order(item.key, origin, pinned.filled(said), target, store.known(item.key).file, tuple(lacking))
+    return Order(item.key, origin, pinned.filled(said), target, store.known(item.key).file, lacking)
 
 
 def _ask(
-    store: SiteStore, item: Wanted, source: str, pinned: net.Content, choice: Choice
+    store: Store, item: Wanted, source: str, commit: str, offline: Path | None = None
 ) -> tuple[net.Origin, net.Content]:
-    if choice.offline is not None:
-        origin = _offline(source, choice.offline, is_member=bool(item.repository))
+    """Where a file comes from, and what its source says of it; raises FetchError when it is not to be had."""
+    if offline is not None:
+        origin = _offline(source, offline, is_member=bool(item.repository))
+    elif (found := net.origin_of(source, commit or item.revision, store.environment)) is not None:
+        origin = found
+    elif source.startswith("ollama:"):
+        name = source.removeprefix("ollama:").partition("#")[0]
+        words = f"is in no store of {', '.join(item.hosts)}; fetch it there: ollama pull {name}; and name "
+        words += "Ollama's folder in model_stores, such as /usr/share/ollama/.ollama/models"
+        raise net.FetchError(f"{source}: {words}")
     else:
-        origin = _online(store, item, source, pinned.commit)
+        folders = ", ".join(str(store.folder(host)) for host in item.hosts) or "a host's models folder"
+        raise net.FetchError(f"{source}: is not there; put it into {folders}, or name its folder in model_stores")
     return origin, net.look(origin, store.net)
-
-
-def _online(store: SiteStore, item: Wanted, source: str, commit: str) -> net.Origin:
-    origin = net.origin_of(source, commit or item.revision, store.environment)
-    if origin is None:
-        folders = ", ".join(map(str, store.folders(item))) or "a host's models folder"
-        words = f"is not there; put it into {folders}, or name its folder in model_stores"
-        if name := item.source.removeprefix("ollama:").partition("#")[0] * item.source.startswith("ollama:"):
-            words = f"is in no store of {', '.join(item.hosts)}; fetch it there: ollama pull {name}; and name "
-            words += "Ollama's folder in model_stores, such as /usr/share/ollama/.ollama/models"
-        raise net.FetchError(f"{item.source}: {words}")
-    return origin
 
 
 def _offline(source: str, folder: Path, *, is_member: bool) -> net.Origin:
     """The file in a folder that a person has brought: by its name, or as in the repository."""
-    parts = source.partition(":")[2].split("/") if ":" in source else [source]
-    names = [folder.joinpath(*[part for part in parts if part])]
-    names = names if is_member else [folder / file_of(source), *names]
-    path = next((name for name in names if name.is_file()), None)
+    below = source.partition(":")[2] if ":" in source else source
+    names = [*([] if is_member else [file_of(source)]), "/".join(filter(None, below.split("/")))]
+    path = next((folder / name for name in names if (folder / name).is_file()), None)
     if path is None:
         raise net.MissingError(f"{source.partition('?')[0]}: {file_of(source)} is not in {folder}")
     return net.Origin(source, path=path)
@@ -655,18 +612,17 @@ def _gib(size: int) -> str:
 
 def _bring(store: Store, order: Order, progress: net.Progress) -> None:
     """Fetches a file, and copies it into the other folders that lack it."""
-    fetch_order(store, order, progress)
+    known = store.known(order.key)
+    is_pinned = known.sha256 == order.expected.sha256
+    if not is_pinned or _read(store, known, order.folder, progress) != "verified":  # of an earlier run
+        _fetch(store, order, progress)
     for folder in order.lacking:
         if folder != order.folder:
             folder.put(order.folder.path / order.name, store.known(order.key), store.net, progress)
 
 
-def fetch_order(store: Store, order: Order, progress: net.Progress) -> None:
+def _fetch(store: Store, order: Order, progress: net.Progress) -> None:
     """Fetches a file, checks that it is whole, pins it, and gives it its name: in that order."""
-    known = store.known(order.key)
-    is_pinned = known.sha256 == order.expected.sha256
-    if is_pinned and _read(store, known, order.folder, progress) == "verified":
-        return  # the store has it from an earlier run
     target = order.folder.path / order.name
     found = net.fetch(order.origin, target, order.expected, store.net, progress)
     part = net.part_of(target)
@@ -710,7 +666,7 @@ def facts_in(read: Callable[[int], bytes], name: str, size: int = 0, *, is_gguf:
     return None
 
 
-def _learn_there(store: SiteStore, key: str, host: str, sha256: str = "") -> None:
+def _learn_there(store: Store, key: str, host: str, sha256: str = "") -> None:
     """Puts into the lock what a file on a host says of itself."""
     folder, name = store.folder(host), store.known_on(key, host).file
     size = folder.size(name) or 0
@@ -719,7 +675,7 @@ def _learn_there(store: SiteStore, key: str, host: str, sha256: str = "") -> Non
     store.learn(key, size=size, sha256=sha256, gguf=facts)
 
 
-def inspect(store: SiteStore, names: Sequence[str] = ()) -> None:
+def inspect(store: Store, names: Sequence[str] = ()) -> None:
     """Puts into the lock what every file says of itself, read from the beginning of it, here or at its source."""
     with alone(store.lock_path.parent / PULL_LOCK, "models pull"):
         _name_tags(store, Choice(tuple(names)))
@@ -730,14 +686,13 @@ def inspect(store: SiteStore, names: Sequence[str] = ()) -> None:
     store.talk.print(f"{len(items)} files are described in {store.lock_path}; look with: ./generate.py plan")
 
 
-def _inspect(store: SiteStore, item: Wanted, _progress: net.Progress) -> None:
+def _inspect(store: Store, item: Wanted, _progress: net.Progress) -> None:
     known = store.known(item.key)
     for host in item.hosts:
         if store.folder(host).size(store.known_on(item.key, host).file) is not None:
             _learn_there(store, item.key, host)
             return
-    origin = _online(store, item, known.taken or item.source, known.commit)
-    said = net.look(origin, store.net)
+    origin, said = _ask(store, item, known.taken or item.source, known.commit)
     with net.stream(origin, store.net) as read:
         facts = facts_in(read, str(origin))
     store.learn(item.key, size=said.size, sha256=said.sha256, commit=said.commit, gguf=facts)
@@ -765,7 +720,7 @@ class Row:
 
 
 def rows(
-    store: SiteStore, names: Sequence[str] = (), hosts: Iterable[str] | None = None, *, reads: bool = False
+    store: Store, names: Sequence[str] = (), hosts: Iterable[str] | None = None, *, reads: bool = False
 ) -> list[Row]:
     """Every file in every folder that needs it; `reads`: after it was read from its first to its last byte."""
     work = {
@@ -778,7 +733,7 @@ def rows(
     return found
 
 
-def _row(store: SiteStore, item: Wanted, host: str, reads: bool, progress: net.Progress) -> Row:  # noqa: FBT001
+def _row(store: Store, item: Wanted, host: str, reads: bool, progress: net.Progress) -> Row:  # noqa: FBT001
     known = store.known_on(item.key, host) if host else store.known(item.key)
     folder = store.folder(host) if host else None
     state: State = "unknown"

@@ -78,13 +78,7 @@ class Place:
     @property
     def container(self) -> str:
         """Name of the container that serves it."""
-        services = self.host.plan.services_of(self.host.name)
-        return next(item.container_name for item in services if item.name == self.replica.service)
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """As boards show it."""
-        return self.host.name, self.replica.service
+        return self.host.plan.site.container(self.host.name, self.replica.service)
 
     def __str__(self) -> str:
         """As messages name it."""
@@ -206,7 +200,7 @@ class Change:
 
     def tell(self, place: Place, words: str, *, is_done: bool = False) -> None:
         """Says what happens to a model."""
-        self.board.show(*place.key, f"{place.replica.pool}: {words}", is_done=is_done)
+        self.board.show(place.host.name, place.replica.service, f"{place.replica.pool}: {words}", is_done=is_done)
 
 
 @contextmanager
@@ -226,10 +220,11 @@ def unload(change: Change, places: Sequence[Place]) -> None:
     for place in places:
         if not place.replica.shared:
             roll(place.host, [place.replica.service], change.board, action="stop")
-            change.tell(place, "not in memory any more", is_done=True)
         elif change.balancer is None:
             place.ask("POST", "/models/unload", place.replica.pool)
-            change.tell(place, "not in memory any more", is_done=True)
+        else:
+            continue
+        change.tell(place, "not in memory any more", is_done=True)
 
 
 def load(change: Change, places: Sequence[Place], instead_of: str = "") -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import re
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console
+from rich.progress import Progress
 from rich.text import Text
 
-from corral.config.model_lock import LOCK_FILE
 from corral.errors import CorralError, did_you_mean
 
 MAGIC = b"GGUF"
@@ -71,27 +70,26 @@ def _from_hub(spec: str, talk: Console) -> Path:
 
 
 def _fetched(spec: str, repository: str, talk: Console) -> Path:
-    """The file in the store, with its checksum beside it in the store's own lock."""
-    from corral.verbs.models import fetch, models
-    from corral.verbs.models.local_files import LocalFolder
+    """The file in a folder of our own; what is there under its name was whole when it got it."""
+    from corral.verbs.models import fetch
+    from corral.verbs.models.models import default_store
 
-    folder = LocalFolder(models.default_store(os.environ) / repository.replace("/", "--"))
-    store = models.Store(lock_path=folder.path / LOCK_FILE, talk=talk)
-    name = store.known(spec).file
-    if models.state_of(folder, store.known(spec)) == "verified":
-        return folder.path / name
-    store.net.pause_s = FIRST_PAUSE_S
+    folder = default_store(os.environ) / repository.replace("/", "--")
+    target = folder / spec.rpartition("/")[2]
+    if target.is_file():
+        return target
     origin = fetch.origin_of(spec, "", os.environ)
     assert origin is not None  # noqa: S101 - a Hub file has an address
+    net = fetch.Net(fetch.open_client(), pause_s=FIRST_PAUSE_S)
     try:
-        said = fetch.look(origin, store.net)
+        said = fetch.look(origin, net)
         talk.print(Text(f"fetching {spec} ({said.size / GIB:.1f} GiB) into {folder}"))
-        order = models.Order(spec, origin, said, folder, name)
-        _, problems = models.side_by_side(store, 1, {name: partial(models.fetch_order, store, order)})
-        for problem in problems:
-            raise problem
+        with Progress(*fetch.COLUMNS, console=talk) as bars:
+            task = bars.add_task(target.name)
+            fetch.fetch(origin, target, said, net, lambda there, size: bars.update(task, completed=there, total=size))
     except fetch.MissingError as error:
         raise CorralError(f"{error}, or it is private (then: hf auth login, or set HF_TOKEN)") from None
     except fetch.FetchError as error:
         raise CorralError(f"{error}; or give a file: make demo MODEL=path/to/model.gguf") from None
-    return folder.path / name
+    fetch.settle(target)
+    return target

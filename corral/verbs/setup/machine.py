@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
+from corral.declarations import read_yaml
 from corral.errors import CorralError
 from corral.plan.site import Card
 from corral.runtime.hosts import ComposeHost
@@ -20,15 +22,8 @@ NEW_CARDS = (7, 5)
 NOT_THERE = 127
 ENGINE_VERSION = ("docker", "version", "--format", "{{.Server.Version}}")
 COMPOSE_VERSION = ("docker", "compose", "version", "--short")
-ENGINE_PAGE = "https://docs.docker.com/engine/install/ (its apt repository)"
-TOOLKIT_PAGE = "https://docs.nvidia.com/datacenter/cloud-native/container-toolkit/latest/install-guide.html"
-CPU_FILES = "docker compose -f compose.yaml -f compose.cpu.yaml up -d --wait"
-TOOLKIT_COMMANDS = (
-    f"# NVIDIA's apt repository first: {TOOLKIT_PAGE}\n"
-    "sudo apt-get install -y nvidia-container-toolkit\n"
-    "sudo nvidia-ctk runtime configure --runtime=docker\n"
-    "sudo systemctl restart docker"
-)
+# What people type on a machine that lacks something.
+COMMANDS: dict[str, Any] = read_yaml(Path(__file__).with_name("commands.yaml"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +86,7 @@ def look_at_toolkit(host: ComposeHost) -> Look:
     _, answer = _ask(host, "docker", "info", "--format", "{{json .Runtimes}} {{json .DiscoveredDevices}}")
     has_hook = _ask(host, "sh", "-c", "command -v nvidia-container-runtime-hook")[0] == 0
     if not has_hook and "nvidia" not in answer:
-        return Look("yours", "the engine cannot hand cards to containers", TOOLKIT_COMMANDS)
+        return Look("yours", "the engine cannot hand cards to containers", COMMANDS["toolkit"])
     by_slot = [str(card.number) for card in nvidia_cards(host) if card.pinned_by == "PCI slot"]
     if by_slot and not has_hook:
         words = "the engine hands out cards by CDI, which knows no PCI slots"
@@ -131,21 +126,15 @@ def _system(host: ComposeHost) -> list[str]:
 
 def _engine_commands(host: ComposeHost) -> str:
     _, name, version, *_ = [*_system(host), "", ""]
-    packages = {"ubuntu": "docker.io docker-compose-v2", "debian": "docker.io docker-cli docker-compose"}
-    if name not in packages or (name == "debian" and version_of(version) < DEBIAN_FLOOR):
-        return f"install Docker Engine 25 or newer with its Compose plugin: {ENGINE_PAGE}"
-    return (
-        f"sudo apt-get update && sudo apt-get install -y {packages[name]}\n"
-        "sudo usermod -aG docker $USER    # then log in again\n"
-        f"# still too old? {ENGINE_PAGE}"
-    )
+    packages = COMMANDS["engine_packages"].get(name)
+    is_old = packages is None or (name == "debian" and version_of(version) < DEBIAN_FLOOR)
+    return str(COMMANDS["engine_elsewhere" if is_old else "engine"]).format(packages=packages)
 
 
 def _driver_commands(host: ComposeHost, cards: Sequence[Card]) -> str:
     old = [card.card for card in cards if card.compute_capability and card.compute_capability < NEW_CARDS]
-    on_ubuntu = "nvidia-driver-580-server" if old else "ubuntu-drivers-common && sudo ubuntu-drivers install"
-    packages = {"ubuntu": on_ubuntu, "debian": "nvidia-driver    # from non-free"}
+    packages = COMMANDS["driver_packages"] | (COMMANDS["driver_packages_of_old_cards"] if old else {})
     package = next((packages[word] for word in _system(host) if word in packages), "")
     command = f"sudo apt-get update && sudo apt-get install -y {package}" if package else "install NVIDIA's driver"
     note = [f"# 580 is the last driver branch that knows {old[0]}"] if old else []
-    return "\n".join([*note, command, "sudo reboot", f"# no cards in this machine? {CPU_FILES}"])
+    return "\n".join([*note, command, COMMANDS["after_driver"]])

@@ -25,9 +25,8 @@ from corral.verbs.doctor.machine import COMPOSE_FLOOR, ENGINE_FLOOR
 from corral.verbs.setup import machine
 from corral.verbs.setup.machine import Look
 from corral.verbs.setup.units import UNITS_FOLDER, install_units, look_at_units, unit_files
-from corral.verbs.up.up import up
+from corral.verbs.up.up import PULL_LIMIT_S, up
 
-PULL_LIMIT_S = 7200
 MARKS = {"done": ("✓", "green"), "todo": ("→", "cyan"), "yours": ("✗", "red")}
 # Prints those of the files `$2…` that are in folder `$1` and not empty.
 LIST_FILES = 'cd "$1" 2>/dev/null || exit 0; shift; for file; do [ -s "$file" ] && echo "$file"; done; exit 0'
@@ -39,7 +38,7 @@ class Step:
 
     title: str
     look: Callable[[], Look]
-    act: Callable[[], None] | None = None
+    act: Callable[[], object] | None = None
     # Whether later steps cannot look while this is missing.
     is_foundation: bool = False
 
@@ -112,8 +111,9 @@ class Setup:
         for title, look in foundations.items():
             yield Step(title, lambda look=look: look(host), is_foundation=True)  # type: ignore[misc]
         tree, folder = self.tree, self.units_folder
-        yield Step("rendering", lambda: _look_at_rendering(host, tree), lambda: _render(host, tree))
-        yield Step("secrets", lambda: _look_at_secrets(host), lambda: _make_secrets(host))
+        name, out, secrets = host.name, host.out, host.plan.secrets
+        yield Step("rendering", lambda: _look_at_rendering(host, tree), lambda: write(tree, out, {name}))
+        yield Step("secrets", lambda: _look_at_secrets(host), lambda: initialise(secrets, out, {name}))
         if host.ssh:
             yield Step("copy", lambda: Look("todo", f"rendering and secrets to {host.ssh}:{host.folder}"), host.copy)
         if host.model_sources:
@@ -127,9 +127,8 @@ class Setup:
             )
         if host.model_sources:
             yield Step("model files", lambda: _look_at_models(host))
-        yield Step(
-            "start", lambda: Look("todo", "start all services in stages that wait for health (./generate.py up)")
-        )
+        start = "start all services in stages that wait for health (./generate.py up)"
+        yield Step("start", lambda: Look("todo", start))
 
 
 def _look_at_rendering(host: ComposeHost, tree: Tree) -> Look:
@@ -141,10 +140,6 @@ def _look_at_rendering(host: ComposeHost, tree: Tree) -> Look:
     if changes:
         return Look("todo", f"write {len(changes)} files to {host.rendered}")
     return Look("done", f"{host.rendered} agrees with the inventory")
-
-
-def _render(host: ComposeHost, tree: Tree) -> None:
-    write(tree, host.out, {host.name})
 
 
 def _look_at_secrets(host: ComposeHost) -> Look:
@@ -162,16 +157,10 @@ def _look_at_secrets(host: ComposeHost) -> Look:
     return Look("done", f"{len(wanted)} are there")
 
 
-def _make_secrets(host: ComposeHost) -> None:
-    needed = {name: host.plan.secrets_of(name) for name in host.plan.inventory.hosts}
-    initialise({name: secrets for name, secrets in needed.items() if secrets}, host.out, {host.name})
-
-
 def _look_at_folder(host: ComposeHost) -> Look:
     folder = host.models_folder
-    if host.run(["test", "-d", folder], check=False).code == 0:
-        return Look("done", folder)
-    return Look("todo", f"make {folder}")
+    is_there = host.run(["test", "-d", folder], check=False).code == 0
+    return Look("done", folder) if is_there else Look("todo", f"make {folder}")
 
 
 def _make_folder(host: ComposeHost) -> None:

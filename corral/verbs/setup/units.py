@@ -22,7 +22,8 @@ def look_at_units(host: ComposeHost, files: Mapping[str, bytes], folder: str) ->
         return Look("done", "this machine does not run systemd; the containers come back by their restart policy")
     enabled = _enabled_units(host)
     names = " and ".join(enabled)
-    if _stale(host, files) or not all(_is_enabled(host, name) for name in enabled):
+    codes = [host.run(["systemctl", "is-enabled", "--quiet", name], check=False).code for name in enabled]
+    if _stale(host, files) or any(codes):
         return Look("todo", f"install {names} in {folder} and enable them")
     return Look("done", f"{names} are installed and enabled")
 
@@ -71,10 +72,6 @@ def _stale(host: ComposeHost, files: Mapping[str, bytes]) -> dict[str, bytes]:
 def _enabled_units(host: ComposeHost) -> list[str]:
     """What systemd starts at boot; the timer starts the service that writes metrics."""
     return [*unit_names(host.plan, host.name), *figure_units(host.plan, host.name)[1:]]
-
-
-def _is_enabled(host: ComposeHost, unit: str) -> bool:
-    return host.run(["systemctl", "is-enabled", "--quiet", unit], check=False).code == 0
 
 
 def _figures_drop_in(host: ComposeHost) -> str:

@@ -29,7 +29,7 @@ from corral.runtime.docker import MIB
 from corral.runtime.hosts import ComposeHost, compose_hosts
 from corral.runtime.observe import Snapshot, observe_all
 from corral.verbs.models.local_files import LocalFolder
-from corral.verbs.models.models import open_store, rows
+from corral.verbs.models.models import Store, rows
 from corral.verbs.status.certificates import certificate_script, understood_ends
 from corral.verbs.up.history import files_on_disk, last_backups, rendering_hash
 from corral.verbs.up.up import as_started
@@ -160,7 +160,7 @@ def _of_containers(host: ComposeHost, seen: Snapshot, tree: Tree) -> Figures:
 
 
 def _of_weights(host: ComposeHost) -> Figures:
-    store = open_store(host.plan.site, Path(host.plan.source_file), host.out, Console(quiet=True))
+    store = Store(host.plan.site, Path(host.plan.source_file), host.out, Console(quiet=True))
     here = [row for row in rows(store, hosts={host.name}) if row.host == host.name]
     known = [row for row in here if row.state in ("verified", *WRONG)]
     read = [] if host.ssh else [(row, LocalFolder(Path(row.folder)).last_read(row.file)) for row in here]

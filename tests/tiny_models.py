@@ -1,4 +1,4 @@
-"""Tiny real GGUF models made on the spot: nothing to download, and the chat model's answer is known in advance.
+"""Tiny real GGUF models: nothing to download, and the chat model's answer is known in advance.
 
 The trick of the chat model: its weights are computed, not trained. Every piece of the answer is one token of its own
 that no prompt can contain. All other tokens share one direction in embedding space, and the output matrix maps that
@@ -32,7 +32,14 @@ WeightType = Literal["f32", "f16", "q8_0"]
 # What a chat model made without `answer` says: `Tiny: 1 2 3` and so on up to `100`.
 KNOWN_ANSWER = "Tiny: " + " ".join(str(number) for number in range(1, 101))
 
-DATA = Path(__file__).parents[1] / "templates" / "demo"
+# The model of `make demo`, what it says, and what it is made with.
+DEMO_MODEL = Path(__file__).parents[1] / "templates" / "demo" / "model.gguf"
+DEMO_ANSWER = (
+    "I am a tiny model that came with the kit; whatever you ask, this is all I say, "
+    "but I say it through the same gateway as a real model would."
+)
+
+DATA = Path(__file__).with_name("tiny_model_data")
 CHAT_TEMPLATE = (DATA / "chat.jinja").read_text(encoding="utf-8").removesuffix("\n")
 # Words with tokens of their own; everything else is spelled out letter by letter.
 WORDS = tuple((DATA / "words.txt").read_text(encoding="utf-8").split())
@@ -68,7 +75,7 @@ class Size:
         return max(1, self.heads // 2)
 
 
-def make_chat_model(  # noqa: PLR0913 - keywords with defaults
+def make_chat_model(
     path: Path, *, answer: str = KNOWN_ANSWER, width: int = 128, layers: int = 2, context: int = 8192,
     ff: int | None = None, weight_type: WeightType = "f16", seed: int = 1, template: str = CHAT_TEMPLATE,
 ) -> None:  # fmt: skip
@@ -91,6 +98,11 @@ def make_chat_model(  # noqa: PLR0913 - keywords with defaults
             bos_token_id=vocabulary.end_of_text, add_bos_token=False, chat_template=template,
         )  # fmt: skip
         _add_llama_weights(Tensors(writer, np.random.default_rng(seed), weight_type), vocabulary, size)
+
+
+def make_demo_model(path: Path) -> None:
+    """Write the model that `make demo` serves; it is committed as DEMO_MODEL."""
+    make_chat_model(path, answer=DEMO_ANSWER, width=64, layers=1, weight_type="q8_0")
 
 
 @contextmanager
