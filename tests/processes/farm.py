@@ -49,6 +49,8 @@ PATH = (REPOSITORY / "tests" / "processes" / "bin", REPOSITORY / "gpu-server" / 
 START_DEADLINE_S = 240.0
 STOP_GRACE_S = 2.0
 ANSWER_TIMEOUT_S = 60.0
+# Between two questions of a client under load: far less than an answer of a fake at work takes.
+PAUSE_S = 0.03
 
 # Pools of fakes: the name of each fake and its slots.
 POOLS = {
@@ -375,7 +377,7 @@ def is_listening(port: int) -> bool:
 
 
 class Load:
-    """Clients that ask one pool without a pause, each for itself, for as long as the `with` block lasts."""
+    """Clients that ask one pool again and again, each for itself, for as long as the `with` block lasts."""
 
     def __init__(self, farm: Farm, model: str, clients: int) -> None:
         self.farm = farm
@@ -402,7 +404,7 @@ class Load:
         return {self.farm.replica(answer) for answer in self.answers[count:]}
 
     def _ask_on(self) -> None:
-        while not self._is_over.is_set():
+        while not self._is_over.wait(PAUSE_S):
             try:
                 answer = self.farm.ask(self._model)
             except httpx.TransportError as error:
