@@ -29,8 +29,8 @@ from tests.processes.helpers import wait_until
 
 # Of every Compose project that tests start; tests touch no other project.
 PREFIX = "corral-test-"
-COMMAND_LIMIT_S = 300
-UP_LIMIT_S = 180
+COMMAND_LIMIT_S = 900
+UP_LIMIT_S = 600
 STOP_S = 1
 KINDS = ("container", "network", "volume")
 LOG_LINES = 30
