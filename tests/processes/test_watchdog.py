@@ -71,7 +71,7 @@ class Watched:
     def ask(self, text: str = "What is the capital of France?", **fields: object) -> httpx.Response:
         body = {"messages": [{"role": "user", "content": text}], **fields}
         headers = {"Authorization": f"Bearer {KEY}"}
-        return httpx.post(f"{self.url}/v1/chat/completions", json=body, headers=headers, trust_env=False, timeout=60)
+        return httpx.post(f"{self.url}/v1/chat/completions", json=body, headers=headers, trust_env=False, timeout=300)
 
     def health(self) -> subprocess.CompletedProcess[str]:
         """What the container's health check says."""
