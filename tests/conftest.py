@@ -1,5 +1,6 @@
 """Leaves out, and says so, what this machine cannot test; with CORRAL_TEST_EVERYTHING=1 leaves out nothing."""
 
+import gc
 import os
 from collections import Counter
 from collections.abc import Generator
@@ -58,6 +59,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.xdist_group("consumers"))  # one worker imports LiteLLM
         if "compose" in item.path.parts and not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group(group_of(item.path.stem)))
+
+
+def pytest_collection_finish() -> None:
+    """Spares what is collected by now, hundreds of thousands of objects, from being looked at again and again."""
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -25,7 +25,7 @@ sys.path[:0] = [str(ROOT)]
 
 from corral.json_layout import laid_out  # noqa: E402
 from tests.compose.conftest import engine_alone  # noqa: E402 - the checkout is not installed
-from tests.compose.site_up import HOST, Site, site_in  # noqa: E402
+from tests.compose.site_up import HOST, RUN_LIMIT_S, Site, site_in  # noqa: E402
 from tests.needs import why_missing  # noqa: E402
 from tests.processes.helpers import wait_until  # noqa: E402
 from tools.bench_render import machine  # noqa: E402
@@ -109,18 +109,26 @@ def per_second(site: Site) -> dict[str, float]:
     return {name: 1000 * (after[name] - before[name]) / passed for name in before}
 
 
+def corral(site: Site, *words: str) -> None:
+    """A command as a person starts it: Python's start counts."""
+    with site.start(*words) as process:
+        code = process.wait(RUN_LIMIT_S)
+    if code:
+        raise SystemExit(f"{words} ended with {code}:\n{process.output}")
+
+
 def changed(site: Site, number: int) -> float:
     """Seconds that a change of every replica takes."""
     old = site.inventory.read_text()
     site.inventory.write_text(re.sub(r"threads: 1(, batch: \d+)?", f"threads: 1, batch: {512 + number}", old))
-    return seconds(lambda: site.corral("up", "--render"))
+    return seconds(lambda: corral(site, "up", "--render"))
 
 
 def one_round(site: Site, number: int, failures: list[str]) -> dict[str, float]:
     """Everything once."""
-    found = {"up_s": seconds(lambda: site.corral("up", "--render"))}
+    found = {"up_s": seconds(lambda: corral(site, "up", "--render"))}
     wait_until(lambda: site.client.chat("chat").status_code == 200, WARM_S, "the first answer")  # noqa: PLR2004
-    found["up_again_s"] = seconds(lambda: site.corral("up"))
+    found["up_again_s"] = seconds(lambda: corral(site, "up"))
     idle = per_second(site)
     own = {name: value for name, value in idle.items() if name.removeprefix(f"{HOST}-") in MONITORING}
     found["monitoring_cpu_ms_per_s"] = sum(own.values())
@@ -135,7 +143,7 @@ def one_round(site: Site, number: int, failures: list[str]) -> dict[str, float]:
     with crowd(site, failures):
         found["change_busy_s"] = changed(site, 2 * number + 1)
     found["drain_ratio"] = found["change_busy_s"] / found["change_idle_s"]
-    found["down_s"] = seconds(lambda: site.corral("down"))
+    found["down_s"] = seconds(lambda: corral(site, "down"))
     return found
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,9 +13,10 @@ from typing import Any
 from corral.build import Plan, build_plan
 from corral.config.load import load_inventory
 from corral.render.secrets import read_env
+from tests.compose import command
 from tests.compose.images.build import ensure_images
 from tests.compose.project import PREFIX, Client, Project
-from tests.processes.helpers import REPOSITORY, Process
+from tests.processes.helpers import Process
 from tests.tiny_models import make_chat_model
 
 HOST = "ua"
@@ -87,32 +86,26 @@ class Site:
         assert old in text, f"{old!r} is not in\n{text}"
         self.inventory.write_text(text.replace(old, new))
 
-    def words(self, *words: str) -> list[str]:
-        """A command line of the kit for this site."""
-        return [*CORRAL, *words, "--inventory", str(self.inventory), "--out", str(self.out)]
+    def arguments(self, *words: str) -> list[str]:
+        """A verb's words for this site."""
+        return [*words, "--inventory", str(self.inventory), "--out", str(self.out)]
 
     def corral(self, *words: str, code: int = 0, **environment: str) -> str:
         """All that a verb prints; it has to end with the given code."""
-        done = subprocess.run(
-            self.words(*words), cwd=REPOSITORY, env={**os.environ, **self.environment, **environment},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=RUN_LIMIT_S, check=False,
-        )  # fmt: skip
+        done = command.run(self.arguments(*words), {**self.environment, **environment}, is_joined=True)
         assert done.returncode == code, f"{words} ended with {done.returncode}:\n{done.stdout}"
         assert "Traceback" not in done.stdout, done.stdout
         return done.stdout
 
     def data(self, *words: str, code: int = 0) -> Any:
         """What a verb prints with `--json` on its standard output; it has to end with the given code."""
-        done = subprocess.run(
-            self.words(*words, "--json"), cwd=REPOSITORY, env={**os.environ, **self.environment},
-            capture_output=True, text=True, timeout=RUN_LIMIT_S, check=False,
-        )  # fmt: skip
+        done = command.run(self.arguments(*words, "--json"), self.environment)
         assert done.returncode == code, f"{words} ended with {done.returncode}:\n{done.stdout}{done.stderr}"
         return json.loads(done.stdout)
 
     def start(self, *words: str) -> Process:
         """A verb in a process of its own, to be interrupted."""
-        return Process(self.words(*words), self.folder / "up.log", environment=dict(self.environment))
+        return Process([*CORRAL, *self.arguments(*words)], self.folder / "up.log", environment=dict(self.environment))
 
     def ids(self) -> dict[str, str]:
         """Container ids by name."""

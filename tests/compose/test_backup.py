@@ -22,10 +22,11 @@ from corral.build import Plan, build_plan
 from corral.config.load import load_inventory
 from corral.render.secrets import read_env
 from corral.verbs.archives import passphrase
+from tests.compose import command
 from tests.compose.far import Sshd, client_config
 from tests.compose.images.build import ensure_images
 from tests.compose.project import PREFIX, Client, Project, docker, patiently
-from tests.processes.helpers import REPOSITORY, Process, wait_until
+from tests.processes.helpers import Process, wait_until
 from tests.tiny_models import KNOWN_ANSWER, make_chat_model
 
 pytestmark = pytest.mark.needs("docker-engine", "mmdebstrap", "prisma-engine")
@@ -87,16 +88,12 @@ class Place:
     def secrets(self) -> dict[str, str]:
         return read_env(self.out / HOST / ".env")
 
-    def words(self, *words: str) -> list[str]:
-        return [*CORRAL, *words, "--inventory", str(self.folder / "inventory.yaml"), "--out", str(self.out)]
+    def arguments(self, *words: str) -> list[str]:
+        return [*words, "--inventory", str(self.folder / "inventory.yaml"), "--out", str(self.out)]
 
     def corral(self, *words: str, code: int = 0, **environment: str) -> str:
         """All that a verb prints; it has to end with the given code."""
-        done = subprocess.run(
-            self.words(*words), cwd=REPOSITORY, env={**os.environ, **self.environment, **environment},
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            timeout=RUN_LIMIT_S, check=False,
-        )  # fmt: skip
+        done = command.run(self.arguments(*words), {**self.environment, **environment}, is_joined=True)
         assert done.returncode == code, f"{words} ended with {done.returncode}:\n{done.stdout}"
         assert "Traceback" not in done.stdout, done.stdout
         return done.stdout
@@ -248,7 +245,7 @@ def test_an_existing_file_and_a_short_passphrase_are_refused_before_anything_is_
 def test_a_killed_backup_leaves_no_file_and_no_service_standing_still(saved: Saved) -> None:
     target = saved.archive.with_name("killed.tar.gz")
     part = target.with_name(f".{SITE}.backup.part")
-    words = saved.place.words("backup", "--to", str(target))
+    words = [*CORRAL, *saved.place.arguments("backup", "--to", str(target))]
     with Process(words, saved.archive.with_name("log"), environment=dict(saved.place.environment)) as process:
         wait_until(lambda: part.is_dir() and any(part.iterdir()), RUN_LIMIT_S, "the first part of the backup")
         os.kill(process.pid, signal.SIGKILL)

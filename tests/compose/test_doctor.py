@@ -9,7 +9,6 @@ import shutil
 import socket
 import stat
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,10 @@ from typing import Any
 import pytest
 
 from corral.runtime.hosts import ComposeHost
+from tests.compose import command
 from tests.compose.images.build import ensure_images
 from tests.compose.project import Project, cut_off, docker, make_models, render_site, without_permission
-from tests.processes.helpers import REPOSITORY, wait_until
+from tests.processes.helpers import wait_until
 
 pytestmark = pytest.mark.needs("docker-engine", "mmdebstrap", "prisma-engine")
 
@@ -62,10 +62,7 @@ def whole(site: Project) -> None:
 
 def run(site: Project, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     paths = ["--inventory", str(site.out / "inventory.yaml"), "--out", str(site.out)]
-    command = [sys.executable, str(REPOSITORY / "generate.py"), "doctor", *paths, *words]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=180, check=False, env={**os.environ, **environment}
-    )
+    return command.run(["doctor", *paths, *words], environment)
 
 
 def doctor(site: Project, *words: str, **environment: str) -> dict[str, Any]:
@@ -227,12 +224,11 @@ def test_a_far_host_is_asked_over_ssh(site: Project, tmp_path: Path) -> None:
     fake.write_text(f'#!/bin/sh\n{take_words}\ncd {tmp_path} && exec sh -c "$*"\n')
     fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
     words = ["--inventory", str(inventory), "--out", str(site.out), "--json"]
-    command = [sys.executable, str(REPOSITORY / "generate.py"), "doctor", *words]
     path = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
     shutil.copytree(site.folder, folder)
     (folder / "haproxy" / "haproxy.cfg").write_text("another one\n")
 
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False, env={**os.environ, **path})
+    done = command.run(["doctor", *words], path)
     found = {item["check"]: item for item in json.loads(done.stdout)["hosts"][HOST]["findings"]}
     assert found["copied"]["what"] == "other files on the host than were rendered here: haproxy/haproxy.cfg"
     assert "engine-answers" not in found
@@ -241,7 +237,7 @@ def test_a_far_host_is_asked_over_ssh(site: Project, tmp_path: Path) -> None:
     assert "clock" not in found or found["clock"]["what"] == "no time service sets the clock"
 
     fake.write_text("#!/bin/sh\necho 'somebody@192.0.2.10: Permission denied (publickey).' >&2\nexit 255\n")
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False, env={**os.environ, **path})
+    done = command.run(["doctor", *words], path)
     (only,) = json.loads(done.stdout)["hosts"][HOST]["findings"]
     assert (only["check"], "Permission denied (publickey)" in only["what"]) == ("host-reachable", True)
     assert only["remedy"] == "make `ssh somebody@192.0.2.10 true` work without a password"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,10 +12,11 @@ import pytest
 from corral.errors import CorralError
 from corral.runtime.hosts import ComposeHost
 from corral.verbs.status.figures import FILE, FOLDER, write_figures
+from tests.compose import command
 from tests.compose.far import Sshd, client_config
 from tests.compose.images.build import ensure_images
 from tests.compose.project import Project, docker, make_models, render_site
-from tests.processes.helpers import REPOSITORY, wait_until
+from tests.processes.helpers import wait_until
 
 pytestmark = pytest.mark.needs("docker-engine", "mmdebstrap", "prisma-engine")
 
@@ -53,10 +52,7 @@ def site(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pro
 
 def corral(site: Project, *words: str, code: int = 0) -> str:
     paths = ["--inventory", str(site.out / "inventory.yaml"), "--out", str(site.out)]
-    done = subprocess.run(
-        [sys.executable, str(REPOSITORY / "generate.py"), *words, *paths],
-        capture_output=True, text=True, timeout=120, check=False, env={**os.environ, "NO_COLOR": "1"},
-    )  # fmt: skip
+    done = command.run([*words, *paths], {"NO_COLOR": "1"})
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done.stderr

@@ -17,7 +17,7 @@ import pytest
 
 from corral.components import llama
 from corral.runtime.haproxy import Balancer, balancer_of
-from tests.compose.project import Client, docker, frozen, streamed_text
+from tests.compose.project import PAUSE_S, Client, docker, frozen, streamed_text
 from tests.compose.site_up import Site, site_in
 from tests.processes.helpers import wait_until
 from tests.tiny_models import KNOWN_ANSWER
@@ -107,6 +107,7 @@ class Crowd:
                     self.answers.append(response.json()["choices"][0]["message"]["content"])
             except (httpx.HTTPError, AssertionError, KeyError, ValueError) as error:
                 self.failures.append(repr(error)[:200])
+            self._stop.wait(PAUSE_S)
 
     def check(self, least: int) -> None:
         """Nobody failed, and everybody was told the same, byte for byte."""
@@ -124,7 +125,7 @@ def test_every_replica_is_changed_under_load_and_nobody_notices(running: Site, b
     running.edit("memory_mib: 512", "memory_mib: 520")
     with Crowd(running.client, "chat") as chat, Crowd(running.client, "solo") as solo:
         said = running.corral("up", "--render")
-        running.corral("restart", "chat", "solo")
+        running.corral("restart", "solo")
     assert _changed(before, running.ids()) == REPLICAS
     assert "solo has no other replica that could answer: up to 10 requests wait in the balancer" in said
     chat.check(20)
@@ -230,7 +231,7 @@ def test_a_canary_that_fails_is_put_back_and_nobody_notices(running: Site, balan
     text, old = running.inventory.read_text(), _images(running)
     tree = {path: path.read_bytes() for path in running.out.rglob("compose.yaml")}
     with Crowd(running.client, "chat") as chat, Crowd(running.client, "solo") as solo:
-        said = running.corral("upgrade", "--to", f"llama-cpu={BAD_IMAGE}", "--timeout", "60", code=1)
+        said = running.corral("upgrade", "--to", f"llama-cpu={BAD_IMAGE}", "--timeout", "30", code=1)
     assert "the canary failed; all is as it was before" in said
     assert "ua/chat-1" in said
     assert _images(running) == old

@@ -27,7 +27,7 @@ HOST = "ua"
 SITE = f"{PREFIX}up"
 PORT = 21000
 SERVER_PORT = 21190
-SLOW, QUICK, LONE = " ".join(map(str, range(1, 500))), "the other one says hello", "alone"
+SLOW, QUICK, LONE = " ".join(map(str, range(1, 350))), "the other one says hello", "alone"
 LISTENS = "listening on http://127.0.0.1"
 NAMES = ("slow", "quick", "broken")
 INVENTORY = """\
@@ -106,6 +106,12 @@ def in_memory(site: UpSite) -> set[str]:
     return {pool for pool, state in states(site).items() if pool in NAMES and state in {"loaded", "sleeping"}}
 
 
+def is_answered(site: UpSite) -> bool:
+    """Whether the slow model answers; only the beginning, because all of it takes seconds."""
+    text = site.client.chat_text("slow", max_tokens=8)
+    return bool(text) and SLOW.startswith(text)
+
+
 def stream(site: UpSite) -> httpx.Response:
     return site.client.chat("slow", stream=True)
 
@@ -118,7 +124,7 @@ def is_streaming(site: UpSite, router: httpx.Client) -> bool:
 
 def test_requests_swap_models_and_answers_in_flight_end_first(site: UpSite, router: httpx.Client) -> None:
     """002-03: the least recently used goes when another one is asked for; whoever is being answered gets all of it."""
-    assert site.client.chat_text("slow") == SLOW
+    assert is_answered(site)
     assert in_memory(site) == {"slow"}
 
     with ThreadPoolExecutor() as pool:
@@ -150,7 +156,7 @@ def test_the_command_line_swaps_after_the_stream_in_flight_has_ended(site: UpSit
         site.corral("models", "unload", "slow")
         assert streamed_text(streaming.result().text) == SLOW
     assert in_memory(site) == set()
-    assert site.client.chat_text("slow") == SLOW, "it comes back when somebody asks"
+    assert is_answered(site), "it comes back when somebody asks"
 
 
 def test_a_swap_that_fails_brings_back_what_ran(site: UpSite) -> None:
@@ -163,7 +169,7 @@ def test_a_swap_that_fails_brings_back_what_ran(site: UpSite) -> None:
     assert "slow is in memory again, as before" in words
     assert in_memory(site) == {"slow"}
     assert states(site)["broken"] == "failed"
-    assert site.client.chat_text("slow") == SLOW
+    assert is_answered(site)
     assert "quick is not in memory there" in site.corral("models", "swap", "broken", "--instead-of", "quick", code=2)
 
 
@@ -274,7 +280,7 @@ def test_over_http_models_are_swapped_and_unloaded_once_their_answers_have_ended
             answer = changing.result()
         assert answer.status_code == 200, answer.text
         assert in_memory(site) == state, (path, answer.text)
-        assert site.client.chat_text("slow") == SLOW, "requests load it again"
+        assert is_answered(site), "requests load it again"
 
 
 def test_over_http_a_swap_that_fails_brings_back_what_ran(site: UpSite, door: httpx.Client) -> None:
@@ -283,7 +289,7 @@ def test_over_http_a_swap_that_fails_brings_back_what_ran(site: UpSite, door: ht
     assert answer.status_code == 502
     assert "slow is in memory again, as before" in answer.json()["error"]["message"]
     assert in_memory(site) == {"slow"}
-    assert site.client.chat_text("slow") == SLOW
+    assert is_answered(site)
 
 
 def test_over_http_who_asks_for_nonsense_or_without_the_key_changes_nothing(site: UpSite, door: httpx.Client) -> None:
@@ -319,10 +325,10 @@ def test_a_pool_that_always_has_a_request_gives_way_to_another(site: UpSite) -> 
     with ThreadPoolExecutor() as pool:
         clients = [pool.submit(ask_again_and_again) for _ in range(3)]
         wait_until(lambda: len(busy) > 10, 30, "one pool that is always asked")
-        assert site.client.chat_text("slow") == SLOW
+        assert is_answered(site)
         before = len(busy)
         wait_until(lambda: len(busy) > before + 10, 60, "the busy one goes on")
-        assert site.client.chat_text("slow") == SLOW, "and gives way again"
+        assert is_answered(site), "and gives way again"
         stop.set()
         for client in clients:
             client.result()

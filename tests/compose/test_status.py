@@ -17,6 +17,7 @@ import pytest
 from corral.runtime import observe as observing
 from corral.runtime.hosts import ComposeHost
 from corral.runtime.observe import observe
+from tests.compose import command
 from tests.compose.images.build import ensure_images
 from tests.compose.project import Project, cut_off, docker, frozen, make_models, render_site
 from tests.processes.helpers import REPOSITORY, Process, wait_until
@@ -66,14 +67,18 @@ def whole(site: Project) -> None:
     wait_until(lambda: set(_rows(site, "healthy")) == set(STARTED), LIMIT_S, "the started services are well")
 
 
-def command(site: Project, *words: str) -> list[str]:
-    paths = ["--inventory", str(site.out / "inventory.yaml"), "--out", str(site.out)]
-    return [sys.executable, str(REPOSITORY / "generate.py"), words[0], *paths, *words[1:]]
+def arguments(site: Project, *words: str) -> list[str]:
+    return [words[0], "--inventory", str(site.out / "inventory.yaml"), "--out", str(site.out), *words[1:]]
+
+
+def process(site: Project, out: Path, *words: str) -> Process:
+    """A command in a process of its own, to be interrupted."""
+    program = [sys.executable, str(REPOSITORY / "generate.py")]
+    return Process([*program, *arguments(site, *words)], out, environment={"NO_COLOR": "1"})
 
 
 def corral(site: Project, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    given = {**os.environ, **environment}
-    return subprocess.run(command(site, *words), capture_output=True, text=True, timeout=120, check=False, env=given)
+    return command.run(arguments(site, *words), environment)
 
 
 def status(site: Project) -> dict[str, Any]:
@@ -206,7 +211,7 @@ def test_memory_is_asked_from_docker_where_control_groups_cannot_be_read(
 
 
 def test_watch_draws_again_until_ctrl_c(site: Project, tmp_path: Path) -> None:
-    with Process(command(site, "status", "--watch", "0.5"), tmp_path / "out", environment={"NO_COLOR": "1"}) as watch:
+    with process(site, tmp_path / "out", "status", "--watch", "0.5") as watch:
         wait_until(lambda: watch.output.count("services well") >= 2, LIMIT_S, "two tables")
         os.kill(watch.pid, signal.SIGINT)
         assert watch.wait(20) == 1
@@ -244,8 +249,7 @@ def test_logs_of_a_wrong_name_say_what_is_meant(site: Project) -> None:
 
 
 def test_logs_follow_until_ctrl_c(site: Project, tmp_path: Path) -> None:
-    words = command(site, "logs", "chat-1", "--follow", "--tail", "1")
-    with Process(words, tmp_path / "out", environment={"NO_COLOR": "1"}) as follow:
+    with process(site, tmp_path / "out", "logs", "chat-1", "--follow", "--tail", "1") as follow:
         wait_until(lambda: "chat-1" in follow.output, LIMIT_S, "the last line")
         docker("exec", "sa-chat-1", "sh", "-c", "echo hello from the test >/proc/1/fd/1")
         wait_until(lambda: "hello from the test" in follow.output, LIMIT_S, "the new line")

@@ -92,6 +92,8 @@ def test_up_takes_a_farm_of_9bd54e3_over(engine: None, tmp_path: Path) -> None:
         for words in (("render",), ("secrets", "init"), ("up",)):
             _old(tmp_path / OLD, site, *words)
         containers, volumes = site.project.objects("container"), site.project.objects("volume")
+        one_for_all = {f"{site.project.name}_{name}" for name in ("farm", "door")}
+        assert one_for_all <= site.project.objects("network")
         secrets = read_env(site.out / HOST / ".env")
         made = site.client.send("POST", "/key/generate", {"models": ["chat"], "key_alias": "before"})
         client = Client(f"http://127.0.0.1:{PORT}", made.json()["key"])
@@ -105,6 +107,7 @@ def test_up_takes_a_farm_of_9bd54e3_over(engine: None, tmp_path: Path) -> None:
 
         assert containers <= site.project.objects("container")
         assert volumes <= site.project.objects("volume")
+        assert not one_for_all & site.project.objects("network")
         assert secrets.items() <= read_env(site.out / HOST / ".env").items()
         assert client.chat("solo").status_code in (401, 403)
         assert "nothing to do" in site.corral("up")

@@ -317,42 +317,6 @@ def _ends(project: str, since: float) -> list[tuple[str, str]]:
     return [(name, code) for name, code in map(str.split, said.splitlines())]
 
 
-# --- what an earlier version of the kit has left ----------------------------------------------------------------------
-
-
-def test_a_farm_on_one_network_is_taken_over(site: Site) -> None:
-    """Replicas, balancer and gateway are changed one at a time, and reach each other all the while."""
-    site.corral("secrets", "init")
-    site.corral("down")
-    _lay_out_as_before(site.out / HOST)
-    site.project.up()
-    names = site.project.objects("network")
-    assert names == {f"{site.project.name}_{name}" for name in ("farm", "door")}
-    before = site.ids()
-    site.corral("render", "--force", "--quiet")
-    assert "changed, one at a time: chat-1, chat-2, solo-1" in site.corral("up")
-    assert site.client.chat_text() == KNOWN_ANSWER
-    assert not set(before.values()) & set(site.ids().values())
-    assert not site.project.objects("network") & names
-    site.corral("down")
-
-
-def _lay_out_as_before(folder: Path) -> None:
-    """The rendering as it was when all services were on one network, and what publishes a port on a second one."""
-    for path in folder.glob("*/compose.yaml"):
-        text = re.sub(r"networks: (?=.*door-).*", 'networks: ["farm", "door"]', path.read_text())
-        text = re.sub(r"networks: (?!.*door).*", 'networks: ["farm"]', text)
-        text = re.sub(r'.*"--web.listen-address=prometheus.*\n', "", text).replace("address=127.0.0.1:", "address=:")
-        path.write_text(text)
-    project = folder / "compose.yaml"
-    masked = '{driver_opts: {com.docker.network.bridge.enable_ip_masquerade: "false"}}'
-    old = f"networks:\n  farm: {{internal: true}}\n  door: {masked}\n"
-    project.write_text(re.sub(r"networks:\n(?:  .*\n)+", old, project.read_text()))
-    balancer = folder / "haproxy" / "haproxy.cfg"
-    text = balancer.read_text().replace("haproxy.inside:8081,127.0.0.1:8081", "*:8081")
-    balancer.write_text(text.replace("haproxy.outside:4002,127.0.0.1:4002", "*:4002"))
-
-
 # --- hosts behind ssh ------------------------------------------------------------------------------------------------
 
 

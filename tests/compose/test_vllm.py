@@ -41,11 +41,11 @@ def box(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proj
     make_models(plan, "box", tree / "box" / "models")
     ensure_images([plan])
     wanted = [item for item in plan.services_of("box") if item.name in (*SERVERS, "haproxy", "litellm")]
-    with Engine("vllm", "192.0.2.77/24", tmp_path_factory.mktemp("engine") / "vllm") as engine_of_its_own:
-        engine_of_its_own.load(sorted({service.image for service in wanted}))
-        with Project(plan, "box", tree, f"{PREFIX}vllm", engine_of_its_own.words) as project:
-            project.up(*(service.name for service in wanted))
-            yield project
+    images = sorted({service.image for service in wanted})
+    own = Engine("vllm", "192.0.2.77/24", tmp_path_factory.mktemp("engine") / "vllm", images)
+    with own, Project(plan, "box", tree, f"{PREFIX}vllm", own.words) as project:
+        project.up(*(service.name for service in wanted))
+        yield project
 
 
 def ask(

