@@ -10,13 +10,20 @@
 local LIMIT_MS = 5000
 local UNKNOWN = 401
 
-local function address()
-    return core.backends["Gateway"].servers["litellm"]:get_addr()
+-- The address of a worker of LiteLLM that is up; of any when none is, or when HAProxy does not look.
+function corral_litellm_address()
+    local address
+    for _, server in pairs(core.backends["Gateway"].servers) do
+        if not address or server:get_stats().status:find("^UP") then
+            address = server:get_addr()
+        end
+    end
+    return address
 end
 
 core.register_action("verify", { "http-req" }, function(txn)
     local answer = core.httpclient():get({
-        url = "http://" .. address() .. "/v1/models",
+        url = "http://" .. corral_litellm_address() .. "/v1/models",
         headers = { ["authorization"] = { "Bearer " .. txn:get_var("txn.credential") }, ["host"] = { "litellm" } },
         timeout = LIMIT_MS,
     })

@@ -5,8 +5,9 @@
 
 LiteLLM loads this file from beside its `config.yaml`, on every site:
 
-- `/v1/responses`: refuses requests that refer to a stored answer. The gateway stores none, and LiteLLM would silently
-  send the rest of the request. Gives thinking and the events of a stream the documented fields, which LiteLLM omits.
+- `/v1/responses`: refuses requests that refer to a stored answer, unless corral_conversations has put it in. LiteLLM
+  would silently send the rest of the request. Gives thinking and the events of a stream the documented fields, which
+  LiteLLM omits.
 - `/v1/messages`: includes thinking in a plain answer only on request. Unsigned thinking gets an empty signature, as in
   streams; LiteLLM would write null. Names the stop sequence that the server names.
 - Both become chat requests that strict chat templates accept: one system text in front, and no two messages of the user
@@ -67,7 +68,7 @@ BYTES_PER_NUMBER = 4
 STOPPED_BY = ("stop_reason", "matched_stop")
 # What the hooks of one request tell each other: `is_own` (see there), `stopped_by` (stop sequences that servers named).
 _call: ContextVar[dict[str, Any] | None] = ContextVar("corral_translated_call", default=None)
-REMEDY = "This gateway keeps no answers: send the whole input with every request, and `store: false`."
+REMEDY = "Nothing is kept here for this key: send the whole input with every request, and `store: false`."
 
 
 class Refusal(ProxyException):
@@ -144,7 +145,7 @@ def refuse_state(data: Mapping[str, Any]) -> None:
     """Raises Refusal if a request refers to a stored response, item, conversation or prompt."""
     for name, code in STATE.items():
         if data.get(name):
-            raise Refusal(f"`{name}` is not supported. {REMEDY}", code, name)
+            raise Refusal(f"`{name}` names nothing. {REMEDY}", code, name)
     items = data.get("input")
     for index, item in enumerate(items if isinstance(items, list) else []):
         if _is_reference(item):

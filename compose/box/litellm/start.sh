@@ -22,4 +22,18 @@ for name in $CORRAL_SERVER_KEYS; do
     read_secret "$name"
     export "CORRAL_KEY_$name=$value"
 done
+# On a `local` host a further worker waits for the first, which makes the database's tables, at most three minutes;
+# CORRAL_AFTER is its port.
+if [ -n "${CORRAL_AFTER-}" ]; then
+    python3 - "http://127.0.0.1:$CORRAL_AFTER/health/liveliness" <<'END'
+import sys, time, urllib.request
+until = time.monotonic() + 180
+while time.monotonic() < until:
+    try:
+        urllib.request.urlopen(sys.argv[1], timeout=3)
+        break
+    except OSError:
+        time.sleep(1)
+END
+fi
 exec litellm "$@"
