@@ -5,6 +5,7 @@ A job belongs to the key with which it was sent; no other key sees it. Keys are 
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import time
@@ -21,6 +22,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from pydantic import AliasChoices, BaseModel, Field
 from redis import RedisError
+
 from store import FINISHED, PATHS, Settings, Store, owner_of, shown
 
 SETTINGS = Settings.read()
@@ -30,8 +32,9 @@ BELIEVED_S, SIGN_OF_LIFE_S = 30.0, 15.0
 RETRY_AFTER_S = 10
 LISTED = 100
 JobType = Literal["chat", "vision", "vision_inference", "embeddings"]
-GATEWAY = httpx.AsyncClient(base_url=SETTINGS.gateway, timeout=10, trust_env=False)
-known_until: dict[str, float] = {}
+GATEWAY = httpx.AsyncClient(base_url=SETTINGS.gateway, timeout=30, trust_env=False)
+# By owner, when the gateway was asked about a key, and its answer.
+answers: dict[str, tuple[float, asyncio.Task[int]]] = {}
 
 
 class Item(BaseModel):
@@ -107,19 +110,25 @@ async def caller(authorization: Annotated[str, Header()] = "") -> str:
     """The key of a request, which the gateway knows."""
     key = authorization.removeprefix("Bearer ").strip()
     owner, now = owner_of(key), time.monotonic()
-    if known_until.get(owner, 0) < now:
-        try:
-            answer = await GATEWAY.get("/v1/models", headers={"Authorization": f"Bearer {key}"}) if key else None
-        except httpx.HTTPError:
-            raise refusal(503, "service_unavailable", "the gateway is not there") from None
-        if answer is None or answer.status_code in {401, 403}:
-            raise refusal(401, "invalid_api_key", "send a key of this farm: Authorization: Bearer sk-…")
-        if not answer.is_success:
-            raise refusal(503, "service_unavailable", "the gateway does not answer for this key")
-        for old in [name for name, until in known_until.items() if until < now]:
-            del known_until[old]
-        known_until[owner] = now + BELIEVED_S
+    for old in [name for name, (since, answer) in answers.items() if since < now - BELIEVED_S and answer.done()]:
+        del answers[old]
+    if owner not in answers:
+        answers[owner] = now, asyncio.create_task(_status(key))
+    status = await asyncio.shield(answers[owner][1])
+    if status in {401, 403}:
+        raise refusal(401, "invalid_api_key", "send a key of this farm: Authorization: Bearer sk-…")
+    if status != httpx.codes.OK:
+        answers.pop(owner, None)
+        raise refusal(503, "service_unavailable", "the gateway does not answer for this key")
     return key
+
+
+async def _status(key: str) -> int:
+    """What the gateway says to a key; 0 when it says nothing."""
+    try:
+        return (await GATEWAY.get("/v1/models", headers={"Authorization": f"Bearer {key}"})).status_code if key else 401
+    except httpx.HTTPError:
+        return 0
 
 
 Key = Annotated[str, Depends(caller)]
@@ -316,7 +325,7 @@ async def events(job: Own, last_event_id: Annotated[str, Header()] = "0") -> Str
 async def _events(job: str, last: str) -> AsyncIterator[str]:
     while True:
         found = await STORE.redis.xread({f"events:{job}": last}, count=100, block=int(SIGN_OF_LIFE_S * 1000))
-        for last, event in found[0][1] if found else []:  # noqa: B007 - where the next reading begins
+        for last, event in found[0][1] if found else []:
             data = {"text": STORE.open(event["sealed"])} if "sealed" in event else json.loads(event.get("data", "{}"))
             yield f"id: {last}\nevent: {event['event']}\ndata: {json.dumps(data)}\n\n"
             if event["event"] in FINISHED:

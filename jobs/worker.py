@@ -24,11 +24,12 @@ from uuid import uuid4
 
 import httpx
 from redis import RedisError
+
 from store import PATHS, Settings, Store, shown
 
 # How often in seconds an idle worker looks for jobs, and how long a receiver of callbacks may take.
 IDLE_S, DELIVER_WITHIN_S = 0.25, 10.0
-CALLBACK_LEASE_S = 30.0
+CALLBACK_LEASE_S, GIVE_BACK_S = 30.0, 3.0
 # Statuses after which the same request may succeed; one with FULL has not been begun.
 PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 FULL = 429
@@ -67,14 +68,14 @@ class Worker:
     async def _on_and_on(self, step: Callable[[], Awaitable[bool]]) -> None:
         while True:
             if seen := os.environ.get("CORRAL_SEEN"):
-                Path(seen).touch()
+                Path(seen).touch()  # noqa: ASYNC240 - on a file system in memory
             try:
                 is_busy = await step()
             except RedisError as error:
                 log.warning("the store does not answer: %s", type(error).__name__)
                 is_busy = False
             except Exception as error:  # noqa: BLE001 - other runs go on; the text of an error may quote a request
-                log.error("a step failed: %s", type(error).__name__)
+                log.warning("a step failed: %s", type(error).__name__)
                 is_busy = False
             if not is_busy:
                 await asyncio.sleep(IDLE_S)
@@ -96,7 +97,9 @@ class Worker:
         run = Run(self, job)
         outcome = await run.outcome()
         is_taken = await self._insist("finish", id=job["id"], lease=job["lease"], **outcome)
-        log.info("job %s: %s", job["id"], outcome["status"] if is_taken else "the lease was lost, the result is refused")
+        log.info(
+            "job %s: %s", job["id"], outcome["status"] if is_taken else "the lease was lost, the result is refused"
+        )
         return True
 
     # --- callbacks
@@ -194,9 +197,10 @@ class Run:
         url = f"{self.worker.settings.gateway}{PATHS[self.job['type']]}"
         headers = {"Authorization": f"Bearer {self.store.open(self.job['key'])}"}
         try:
-            async with asyncio.timeout(run_s), self.worker.client.stream(
-                "POST", url, json=request, headers=headers
-            ) as answer:
+            async with (
+                asyncio.timeout(run_s),
+                self.worker.client.stream("POST", url, json=request, headers=headers) as answer,
+            ):
                 if not answer.is_success:
                     raise _refused(answer, await answer.aread())
                 if answer.headers.get("content-type", "").startswith("text/event-stream"):
@@ -295,8 +299,13 @@ def signature(key: bytes, name: str, body: bytes) -> dict[str, str]:
 
 
 async def _main() -> None:
-    work = asyncio.create_task(Worker(Settings.read()).work())
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, work.cancel)
+    work, loop = asyncio.create_task(Worker(Settings.read()).work()), asyncio.get_running_loop()
+
+    def stop() -> None:
+        work.cancel()
+        loop.call_later(GIVE_BACK_S, os._exit, 0)  # what has not been given back by then, its lease gives back
+
+    loop.add_signal_handler(signal.SIGTERM, stop)
     with suppress(asyncio.CancelledError):
         await work
 
