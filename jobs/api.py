@@ -143,6 +143,7 @@ async def own_job(job_id: str, key: Key) -> dict[str, str]:
 
 
 Own = Annotated[dict[str, str], Depends(own_job)]
+ONE = "/v1/jobs/{job_id}"
 
 
 # --- new jobs
@@ -284,7 +285,7 @@ async def signing_key(key: Key) -> dict[str, str]:
     return {"secret": f"whsec_{base64.b64encode(STORE.signing_key(owner_of(key))).decode()}"}
 
 
-@app.get("/v1/jobs/{job_id}")
+@app.get(ONE)
 async def status(job: Own) -> dict[str, Any]:
     """All about a job."""
     answer = shown(STORE, job)
@@ -294,14 +295,14 @@ async def status(job: Own) -> dict[str, Any]:
     return answer
 
 
-@app.delete("/v1/jobs/{job_id}")
+@app.delete(ONE)
 async def cancel(job: Own) -> dict[str, Any]:
     """Cancels a job that is not finished."""
     await STORE.do("cancel", id=job["id"])
     return shown(STORE, await STORE.fields(job["id"]))
 
 
-@app.post("/v1/jobs/{job_id}/again")
+@app.post(f"{ONE}/again")
 async def again(job: Own) -> dict[str, Any]:
     """Runs a job again that did not succeed, or delivers its callback again."""
     limits = {"depth": SETTINGS.depth, "key_depth": SETTINGS.key_depth}
@@ -313,7 +314,7 @@ async def again(job: Own) -> dict[str, Any]:
     return shown(STORE, await STORE.fields(job["id"]))
 
 
-@app.get("/v1/jobs/{job_id}/events")
+@app.get(f"{ONE}/events")
 async def events(job: Own, last_event_id: Annotated[str, Header()] = "0") -> StreamingResponse:
     """What happens to a job, as server-sent events from the one after Last-Event-ID on."""
     parts = last_event_id.split("-")
@@ -322,10 +323,12 @@ async def events(job: Own, last_event_id: Annotated[str, Header()] = "0") -> Str
     return StreamingResponse(_events(job["id"], last_event_id), media_type="text/event-stream")
 
 
-async def _events(job: str, last: str) -> AsyncIterator[str]:
+async def _events(job: str, after: str) -> AsyncIterator[str]:
+    last = after
     while True:
         found = await STORE.redis.xread({f"events:{job}": last}, count=100, block=int(SIGN_OF_LIFE_S * 1000))
-        for last, event in found[0][1] if found else []:
+        for name, event in found[0][1] if found else []:
+            last = name
             data = {"text": STORE.open(event["sealed"])} if "sealed" in event else json.loads(event.get("data", "{}"))
             yield f"id: {last}\nevent: {event['event']}\ndata: {json.dumps(data)}\n\n"
             if event["event"] in FINISHED:
