@@ -17,6 +17,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 FINISHED = frozenset({"succeeded", "failed", "cancelled", "expired"})
+TIMES = ("created_at", "started_at", "finished_at")
 # By type of job, where at the gateway it is run.
 PATHS = {
     "chat": "/v1/chat/completions",
@@ -70,7 +71,7 @@ class Store:
     def __init__(self, settings: Settings) -> None:
         host, _, port = settings.store.rpartition(":")
         # No second attempt of its own: an operation that has been carried out may not be so again.
-        self.redis = Redis(
+        self.redis: Any = Redis(
             host=host,
             port=int(port),
             username="jobs",
@@ -118,7 +119,7 @@ class Store:
 
 def shown(store: Store, job: dict[str, str]) -> dict[str, Any]:
     """A job as its owner sees it."""
-    times = {name: float(job[name]) for name in ("created_at", "started_at", "finished_at") if name in job}
+    times: dict[str, Any] = {name: float(job[name]) for name in TIMES if name in job}
     callback = {"status": job.get("callback_status"), "attempts": int(job.get("callback_attempts", 0))}
     return {
         "id": job["id"],
