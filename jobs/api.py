@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -23,14 +24,14 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 from pydantic import AliasChoices, BaseModel, Field
 from redis import RedisError
 
-from store import FINISHED, PATHS, Settings, Store, owner_of, shown
+from store import FINISHED, LISTED, PATHS, Settings, Store, owner_of, shown
 
 SETTINGS = Settings.read()
 STORE = Store(SETTINGS)
 # How long in seconds an answer about a key is believed, and how often a quiet stream says that it is still there.
 BELIEVED_S, SIGN_OF_LIFE_S = 30.0, 15.0
 RETRY_AFTER_S = 10
-LISTED = 100
+LISTED_AT_ONCE = 100
 JobType = Literal["chat", "vision", "vision_inference", "embeddings"]
 GATEWAY = httpx.AsyncClient(base_url=SETTINGS.gateway, timeout=30, trust_env=False)
 # By owner, when the gateway was asked about a key, and its answer.
@@ -65,7 +66,7 @@ class Submission(BaseModel):
     retries: int | None = Field(None, ge=0)
     idempotency_key: str | None = Field(None, max_length=200)
     job_id: str | None = Field(None, max_length=200)
-    created_at: float | str | None = None
+    created_at: datetime | None = None
     metadata: dict[str, Any] | None = None
 
 
@@ -175,20 +176,6 @@ def _checked(request: dict[str, Any], *, is_chat: bool) -> dict[str, Any]:
     return request | {"model": model}
 
 
-def _age_s(told: float | str | None) -> float:
-    """How long ago a job was made, by its client's clock."""
-    from datetime import UTC, datetime
-
-    try:
-        made = float(told) if told is not None else time.time()
-    except ValueError:
-        try:
-            made = datetime.fromisoformat(str(told)).replace(tzinfo=UTC).timestamp()
-        except ValueError:
-            raise refusal(400, "invalid_job", "created_at is no time") from None
-    return time.time() - made
-
-
 def _fields(key: str, told: Submission, item: Item, **more: str) -> dict[str, str]:
     """What the store keeps of one request."""
     retries = min(SETTINGS.retries, SETTINGS.retries if told.retries is None else told.retries)
@@ -200,7 +187,7 @@ def _fields(key: str, told: Submission, item: Item, **more: str) -> dict[str, st
         "key": STORE.seal(key),
         "ttl_s": str(told.ttl_s or SETTINGS.ttl_s),
         "most_attempts": str(retries + 1),
-        **({"custom_id": json.dumps(item.custom_id)} if item.custom_id is not None else {}),
+        **({"custom_id": STORE.seal(item.custom_id)} if item.custom_id is not None else {}),
     }
 
 
@@ -218,7 +205,7 @@ def _new_jobs(key: str, told: Submission) -> list[dict[str, str]]:
     if told.callback:
         first["callback"] = STORE.seal(_callback(told.callback).model_dump())
     if told.metadata is not None:
-        first["metadata"] = json.dumps(told.metadata)
+        first["metadata"] = STORE.seal(told.metadata)
     if told.job_id:
         first["job_id"] = told.job_id
     return [first, *rest]
@@ -226,7 +213,8 @@ def _new_jobs(key: str, told: Submission) -> list[dict[str, str]]:
 
 async def _submit(key: str, told: Submission, same: str | None) -> tuple[str, bool]:
     """The id of the job, and whether it was there already."""
-    ttl_s, age_s = told.ttl_s or SETTINGS.ttl_s, _age_s(told.created_at)
+    ttl_s, made = told.ttl_s or SETTINGS.ttl_s, told.created_at or datetime.now(UTC)
+    age_s = (datetime.now(UTC) - (made if made.tzinfo else made.replace(tzinfo=UTC))).total_seconds()
     if age_s >= ttl_s:
         raise refusal(400, "expired", "the job had expired before it came")
     if age_s > 1:
@@ -240,6 +228,7 @@ async def _submit(key: str, told: Submission, same: str | None) -> tuple[str, bo
         depth=SETTINGS.depth,
         key_depth=SETTINGS.key_depth,
         keep_s=SETTINGS.keep_s,
+        same_s=ttl_s + SETTINGS.keep_s,
         **({"same": owner_of(f"{owner} {told.job_id or ''} {name}")} if name else {}),
     )
     if not found:
@@ -268,15 +257,15 @@ async def enqueue(key: Key, told: Submission) -> dict[str, Any]:
 @app.get("/v1/jobs")
 async def listed(key: Key, status: str | None = None) -> dict[str, Any]:
     """The newest jobs of a key, without results; `status` is one of a job, or `undelivered`."""
-    found = []
-    for job in await STORE.redis.zrevrange(f"keys:{owner_of(key)}", 0, -1):
-        fields = await STORE.fields(job)
-        words = {fields.get("status"), "undelivered" if fields.get("callback_status") == "dead" else None}
-        if fields and (status is None or status in words):
-            found.append(shown(STORE, {name: text for name, text in fields.items() if name != "result"}))
-        if len(found) == LISTED:
+    names, found = await STORE.redis.zrevrange(f"keys:{owner_of(key)}", 0, -1), []
+    for start in range(0, len(names), LISTED_AT_ONCE):
+        for job in await STORE.many(names[start : start + LISTED_AT_ONCE], *LISTED):
+            words = {job["status"], "undelivered" if job.get("callback_status") == "dead" else None}
+            if status is None or status in words:
+                found.append(shown(STORE, job))
+        if len(found) >= LISTED_AT_ONCE:
             break
-    return {"object": "list", "data": found}
+    return {"object": "list", "data": found[:LISTED_AT_ONCE]}
 
 
 @app.get("/v1/jobs/signing-key")
@@ -291,7 +280,7 @@ async def status(job: Own) -> dict[str, Any]:
     answer = shown(STORE, job)
     if "open" in job:
         items = await STORE.redis.lrange(f"items:{job['id']}", 0, -1)
-        answer["requests"] = [shown(STORE, fields) for item in items if (fields := await STORE.fields(item))]
+        answer["requests"] = [shown(STORE, item) for item in await STORE.many(items)]
     return answer
 
 

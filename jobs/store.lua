@@ -118,7 +118,7 @@ function operations.submit()
         end
     end
     if a.same then
-        call('SET', 'same:' .. a.same, a.jobs[1].id, 'EX', a.keep_s)
+        call('SET', 'same:' .. a.same, a.jobs[1].id, 'EX', a.same_s)
     end
     return {a.jobs[1].id, 'new'}
 end

@@ -17,6 +17,11 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 FINISHED = frozenset({"succeeded", "failed", "cancelled", "expired"})
+# What a list of jobs shows.
+LISTED = (
+    "id", "type", "status", "created_at", "started_at", "finished_at", "attempts", "error", "callback",
+    "callback_status", "callback_attempts", "metadata", "custom_id",
+)  # fmt: skip
 TIMES = ("created_at", "started_at", "finished_at")
 # By type of job, where at the gateway it is run.
 PATHS = {
@@ -50,9 +55,8 @@ class Settings(NamedTuple):
 
     @classmethod
     def read(cls) -> Settings:
-        """The settings beside this file; values of CORRAL_JOBS, as JSON, replace them."""
-        found = yaml.safe_load(Path(__file__).with_name("settings.yaml").read_text(encoding="utf-8"))
-        return cls(**found | json.loads(os.environ.get("CORRAL_JOBS", "{}")))
+        """The settings beside this file."""
+        return cls(**yaml.safe_load(Path(__file__).with_name("settings.yaml").read_text(encoding="utf-8")))
 
 
 def secret(name: str) -> str:
@@ -99,6 +103,16 @@ class Store:
         found: dict[str, str] = await self.redis.hgetall(f"job:{job}")
         return found
 
+    async def many(self, jobs: list[str], *names: str) -> list[dict[str, str]]:
+        """The fields of those jobs that are still there: all of them, or these."""
+        async with self.redis.pipeline(transaction=False) as pipeline:
+            for job in jobs:
+                pipeline.hmget(f"job:{job}", names) if names else pipeline.hgetall(f"job:{job}")
+            rows = await pipeline.execute()
+        found = [dict(zip(names, row, strict=True)) if names else row for row in rows]
+        plain = [{name: text for name, text in row.items() if text is not None} for row in found]
+        return [row for row in plain if "id" in row]
+
     def seal(self, value: object) -> str:
         """Any data as text that only the site's own key opens."""
         return self._fernet.encrypt(json.dumps(value).encode()).decode()
@@ -131,5 +145,5 @@ def shown(store: Store, job: dict[str, str]) -> dict[str, Any]:
         **({"result": store.open(job["result"])} if "result" in job else {}),
         **({"error": store.error_of(job)} if "error" in job else {}),
         **({"callback": callback} if "callback_status" in job else {}),
-        **{name: json.loads(job[name]) for name in ("metadata", "custom_id") if name in job},
+        **{name: store.open(job[name]) for name in ("metadata", "custom_id") if name in job},
     }

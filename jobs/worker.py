@@ -30,9 +30,9 @@ from store import PATHS, Settings, Store, shown
 # How often in seconds an idle worker looks for jobs, and how long a receiver of callbacks may take.
 IDLE_S, DELIVER_WITHIN_S = 0.25, 10.0
 CALLBACK_LEASE_S, GIVE_BACK_S = 30.0, 3.0
-# Statuses after which the same request may succeed; one with FULL has not been begun.
+# Statuses after which the same request may succeed, and those with which no server has begun it.
 PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
-FULL = 429
+NOT_BEGUN, WAIT_S = frozenset({429, 503}), 5.0
 # Where a piece of a streamed answer ends, at the latest after so many characters.
 PIECE_END, PIECE_LENGTH = re.compile(r"[\n.?!,]"), 100
 # Texts of a streamed answer that come in parts.
@@ -208,6 +208,8 @@ class Run:
                 return json.loads(await answer.aread())
         except TimeoutError:
             raise RunError("timeout", f"the run took longer than {run_s} s", 0) from None
+        except httpx.ConnectError:
+            raise RunError("gateway_down", "the gateway is not there", WAIT_S, is_uncounted=True) from None
         except (httpx.HTTPError, ValueError) as error:
             raise RunError("gateway_failed", type(error).__name__, 0) from None
 
@@ -247,9 +249,9 @@ def _refused(answer: httpx.Response, body: bytes) -> RunError:
         code, message = str(answer.status_code), "the gateway gave no reason"
     if answer.status_code not in PASSING:
         return RunError(code, message, None)
-    after = answer.headers.get("retry-after", "")
-    again_s = float(after) if after.isdigit() else 0.0
-    return RunError(code, message, again_s, is_uncounted=answer.status_code == FULL)
+    is_begun, after = answer.status_code not in NOT_BEGUN, answer.headers.get("retry-after", "")
+    again_s = float(after) if after.isdigit() else 0.0 if is_begun else WAIT_S
+    return RunError(code, message, again_s, is_uncounted=not is_begun)
 
 
 def merge(whole: dict[str, Any], part: dict[str, Any]) -> None:

@@ -22,8 +22,8 @@ import pytest
 import redis
 
 from tests.processes.fakes import LOOPBACK
-from tests.processes.farm import BRIEF, HOST, MIXED, MOST_JOBS, POOLS, Farm, body_of, in_modes
-from tests.processes.helpers import Process, serving_http, wait_until
+from tests.processes.farm import BRIEF, HOST, MIXED, MOST_JOBS, Farm, body_of, in_modes
+from tests.processes.helpers import REPOSITORY, Process, serving_http, wait_until
 
 in_slots_mode = in_modes("slots")
 pytestmark = pytest.mark.needs("redis")
@@ -312,6 +312,12 @@ def test_strangers_and_full_queues_are_refused(farm: Farm) -> None:
         with farm.new_client(key) as stranger:
             assert stranger.post("/v1/jobs", json=job_of("brief")).status_code == 401
             assert stranger.get(f"/v1/jobs/{sent}").status_code == 401
+    for user, password in ((None, None), ("default", ""), ("jobs", "wrong")):
+        with (
+            redis.Redis(LOOPBACK, farm.ports["jobs-store"], username=user, password=password) as store,
+            pytest.raises(redis.AuthenticationError),
+        ):
+            store.ping()
     items = [{"request": body_of("brief")}] * (MOST_JOBS + 1)
     full = farm.client.post("/v1/jobs", json={"type": "batch", "requests": items})
     assert (full.status_code, full.headers["Retry-After"]) == (429, "10")
@@ -332,7 +338,7 @@ def test_a_key_sees_its_own_jobs_only(farm: Farm) -> None:
 
 @in_slots_mode
 def test_no_log_and_no_store_has_what_a_job_says(farm: Farm) -> None:
-    found = finished(farm, send(farm, job_of("brief", "zebra crossing", stream=True))["id"])
+    found = finished(farm, send(farm, job_of("brief", "zebra crossing", stream=True, metadata={"of": "zebra"}))["id"])
     assert found["status"] == "succeeded"
     finished(farm, send(farm, job_of("mixed", "poison of a zebra", retries=0))["id"])
     password = farm.secrets["JOBS_STORE_PASSWORD"]
@@ -349,5 +355,5 @@ def test_no_log_and_no_store_has_what_a_job_says(farm: Farm) -> None:
 def test_figures_say_how_many_wait(farm: Farm) -> None:
     url = f"http://{LOOPBACK}:{farm.ports['jobs']}/metrics"
     text = httpx.get(url, trust_env=False).raise_for_status().text
-    assert "corral_jobs_waiting " in text
-    assert set(POOLS)  # the farm's own
+    known = json.loads((REPOSITORY / "monitoring" / "catalogue" / "jobs.json").read_text())["metrics"]
+    assert {line.partition(" ")[0].partition("{")[0] for line in text.splitlines()} == set(known)

@@ -16,8 +16,8 @@ STAGE = Stage.GATEWAY
 COMPONENT, STORE, WORKER = "jobs", "jobs-store", "jobs-worker"
 FILES = ("api.py", "store.lua", "store.py", "worker.py")
 SETTINGS = "settings.yaml"
-# Memory of the worker: its program, and the requests that it runs, each several times.
-WORKER_MIB, COPIES = 96, 4
+# Memory of the API and of the worker: their programs, and for the worker the requests that it runs, several times each.
+API_MIB, WORKER_MIB, COPIES = 192, 96, 4
 AWAY = "it delivers callbacks"
 
 
@@ -38,7 +38,8 @@ def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
     # Twice its own limit: a copy of itself writes the file anew.
     yield service(site, host, COMPONENT, STORE, memory_mib=2 * jobs.memory_mib + 64, **told)
     common = {"files": tuple((name, f"/etc/corral/{name}") for name in (*FILES, SETTINGS)), "calls": (store, door)}
-    yield service(site, host, COMPONENT, port=jobs.port, **common)
+    # A batch is shown with all its results.
+    yield service(site, host, COMPONENT, port=jobs.port, memory_mib=API_MIB + jobs.memory_mib, **common)
     body_mib = site.inventory.gateway.max_body_kib * COPIES // 1024
     memory_mib = WORKER_MIB + min(jobs.workers, 8) * body_mib
     own = {"seen": None if is_local else "/tmp/seen", "exceptions": {"way-out": AWAY} if jobs.callbacks else {}}  # noqa: S108
