@@ -23,6 +23,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from pydantic import AliasChoices, BaseModel, Field
 from redis import RedisError
+from starlette.exceptions import HTTPException as PlainError
 
 from store import FINISHED, LISTED, PATHS, Settings, Store, owner_of, shown
 
@@ -49,8 +50,8 @@ class Item(BaseModel):
 class Callback(BaseModel):
     """Where the result goes, and the token that its receiver wants."""
 
-    url: str = Field(max_length=2000)
-    token: str | None = Field(None, max_length=2000)
+    url: str = Field(max_length=2000, pattern=r"^[!-~]+$")
+    token: str | None = Field(None, max_length=2000, pattern=r"^[!-~]+$")
 
 
 class Submission(BaseModel):
@@ -87,8 +88,10 @@ def refusal(status: int, code: str, message: str) -> HTTPException:
     return HTTPException(status, {"type": "error", "error": error}, headers)
 
 
-@app.exception_handler(HTTPException)
-async def _refused(_request: Request, error: HTTPException) -> JSONResponse:
+@app.exception_handler(PlainError)
+async def _refused(_request: Request, error: PlainError) -> JSONResponse:
+    if not isinstance(error, HTTPException):
+        error = refusal(error.status_code, "not_found", "there is no such route")
     return JSONResponse(error.detail, error.status_code, error.headers)
 
 

@@ -108,7 +108,11 @@ class Worker:
         job = await self.store.job("callback", lease_s=CALLBACK_LEASE_S)
         if job is None:
             return False
-        is_delivered = await self._deliver(job)
+        try:
+            is_delivered = await self._deliver(job)
+        except Exception as error:  # noqa: BLE001 - what cannot be sent is a dead letter in the end
+            log.warning("callback of job %s: %s", job["id"], type(error).__name__)
+            is_delivered = False
         backoff_s = self.settings.backoff_s[min(int(job["callback_attempts"]), len(self.settings.backoff_s)) - 1]
         told = {"is_delivered": is_delivered, "again_s": backoff_s, "deliver_s": self.settings.deliver_s}
         await self._insist("called_back", id=job["id"], **told)
@@ -124,11 +128,11 @@ class Worker:
         headers = signature(self.store.signing_key(job["owner"]), job["id"], body)
         if callback["token"]:
             headers["Authorization"] = f"Bearer {callback['token']}"
-        try:
-            answer = await self.client.post(callback["url"], content=body, headers=headers, timeout=DELIVER_WITHIN_S)
-        except (httpx.HTTPError, httpx.InvalidURL):
-            return False
-        return answer.is_success
+        async with (
+            asyncio.timeout(DELIVER_WITHIN_S),
+            self.client.stream("POST", callback["url"], content=body, headers=headers) as answer,
+        ):
+            return answer.is_success
 
 
 class Run:

@@ -134,7 +134,7 @@ class Sink:
         return f"http://{LOOPBACK}:{farm.ports['sink']}/results"
 
 
-# --- one run, whatever happens
+# --- one run
 
 
 @in_slots_mode
@@ -256,7 +256,15 @@ def test_embeddings_and_pictures_are_jobs_too(farm: Farm) -> None:
     messages = [{"role": "user", "content": [{"type": "text", "text": "what is it?"}, picture]}]
     seen = finished(farm, send(farm, {"type": "vision", "request": {"model": "mixed", "messages": messages}})["id"])
     assert answer_of(seen).startswith("answer of mixed")
-    assert farm.client.post("/v1/jobs", json={"type": "adapter_train", "request": {}}).status_code == 400
+    function = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+    forced = {"tools": [function], "tool_choice": {"type": "function", "function": {"name": "weather"}}}
+    called = finished(farm, send(farm, {"request": body_of("mixed", stream=True, **forced)})["id"])
+    call = called["result"]["choices"][0]["message"]["tool_calls"][0]["function"]
+    assert (call["name"], json.loads(call["arguments"])) == ("weather", {"city": "Paris"})
+    for wrong in ({"type": "adapter_train", "request": {}}, {"request": {"model": "mixed"}}, {"type": "batch"}):
+        refused = farm.client.post("/v1/jobs", json=wrong)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_job")
+    assert farm.client.get("/v1/jobs/a/b").json()["error"]["code"] == "not_found"
 
 
 # --- callbacks
