@@ -257,7 +257,7 @@ def test_embeddings_and_pictures_are_jobs_too(farm: Farm) -> None:
     seen = finished(farm, send(farm, {"type": "vision", "request": {"model": "mixed", "messages": messages}})["id"])
     assert answer_of(seen).startswith("answer of mixed")
     function = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
-    forced = {"tools": [function], "tool_choice": {"type": "function", "function": {"name": "weather"}}}
+    forced: dict[str, Any] = {"tools": [function], "tool_choice": {"type": "function", "function": {"name": "weather"}}}
     called = finished(farm, send(farm, {"request": body_of("mixed", stream=True, **forced)})["id"])
     call = called["result"]["choices"][0]["message"]["tool_calls"][0]["function"]
     assert (call["name"], json.loads(call["arguments"])) == ("weather", {"city": "Paris"})
