@@ -54,7 +54,15 @@ def send(farm: Farm, job: dict[str, Any], **headers: str) -> dict[str, Any]:
 
 
 def job(farm: Farm, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = farm.client.get(f"/v1/jobs/{name}").raise_for_status().json()
+    """A job as the farm shows it, once its store answers."""
+    answers: list[httpx.Response] = []
+
+    def is_there() -> bool:
+        answers.append(farm.client.get(f"/v1/jobs/{name}"))
+        return answers[-1].status_code != 503
+
+    wait_until(is_there, 60, "the store answers")
+    found: dict[str, Any] = answers[-1].raise_for_status().json()
     return found
 
 
