@@ -678,9 +678,20 @@ def _values(value: Any, path: KeyPath, before: str = "") -> Iterator[tuple[KeyPa
         yield path, value, before
 
 
+def _jobs(inventory: Inventory) -> Findings:
+    jobs, gateway = inventory.jobs, inventory.gateway
+    if jobs is None:
+        return
+    has_door = gateway.balancing != "direct" or gateway.entrance is not None
+    yield from _broken(("jobs",), (not has_door, "jobs-door/direct", ""))
+    auto = (gateway.auto.name,) if gateway.auto else ()
+    names = (*inventory.pools, *all_aliases(inventory), *auto, *(name for name, _ in added_models(inventory)))
+    yield from _known("jobs-model", "pool or alias", jobs.model, ("jobs", "model"), names)
+
+
 CHECKS: tuple[Callable[[Inventory], Findings], ...] = (
     _speech,
     _pools_and_places, _shared_places, _hosts_of_roles, _cards, _far_servers, _quantized_caches, _names, _receivers,
     _consumers, _path_prefix, _paid_settings, _nodes, _nodes_of_pools, _tiers, _fallbacks, _models,
-    _settings_of_servers, _secrets,
+    _settings_of_servers, _secrets, _jobs,
 )  # fmt: skip

@@ -1054,6 +1054,37 @@ class Gateway(Section):
     """Added to LiteLLM's rendered `config.yaml`: settings and entries of lists that this file does not know yet."""
 
 
+class Jobs(Section):
+    """Requests that may wait: a queue at `/v1/jobs` that outlives restarts, beside the gateway, and its workers."""
+
+    workers: int = Field(4, ge=1, le=256)
+    """Jobs that run at the same time."""
+    model: ModelName | None = None
+    """Model of requests that name none: a pool, an alias, or a name of a pool's `background`."""
+    depth: int = Field(1000, ge=1, le=100_000)
+    """Jobs that may wait; more get 429 with Retry-After."""
+    key_depth: int = Field(500, ge=1, le=100_000)
+    """Unfinished jobs that one key may have."""
+    ttl_s: int = Field(DAY_S, ge=1, le=30 * DAY_S)
+    """Seconds within which a job must start, where it does not say so itself; later it is not run."""
+    retries: int = Field(3, ge=0, le=20)
+    """Further attempts after a failure that may pass, such as a lost worker or a 5xx; a full pool does not count."""
+    keep_s: int = Field(DAY_S, ge=60, le=90 * DAY_S)
+    """Seconds for which a finished job and its result are kept."""
+    grace_s: int = Field(30, ge=2, le=3600)
+    """Seconds without a sign of life after which a worker is lost, and another one takes its job."""
+    callbacks: Annotated[tuple[Annotated[str, _text("origin")], ...], ANY_LIST] = ()
+    """Origins to which results may be sent, such as `https://app.example.com`; without them there are no callbacks."""
+    jarvis_path: bool = False
+    """Whether jobs are also taken at `/internal/queue/enqueue`, as jarvis-llm-proxy does."""
+    port: PortNumber = 4020
+    """Port of the API; used inside the farm only."""
+    store_port: PortNumber = 6380
+    """Port of its store, a Valkey; used inside the farm only."""
+    memory_mib: int = Field(256, ge=16, le=TIB_MIB)
+    """Memory in MiB for jobs and results; when it is full, jobs get 503."""
+
+
 class ConsumerLimits(Section):
     """What one key may ask for, over all its pools."""
 
@@ -1278,6 +1309,8 @@ class Inventory(Section):
     """Keys of people and programs, by name (LiteLLM's `key_alias`)."""
     teams: dict[ConsumerName, Team] = Field(default_factory=dict)
     """Budgets that several consumers share, by name (LiteLLM's `team_alias`)."""
+    jobs: Jobs | None = None
+    """Requests that may wait; without this section there is no queue."""
     monitoring: Monitoring | None = None
     """Prometheus and the exporters; without this section there is no monitoring."""
     tracing: Tracing | None = None

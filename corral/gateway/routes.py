@@ -18,6 +18,8 @@ MODEL_ROUTES = (
 )
 # GET: the models of a key, and what is left of its limits and budget.
 READ_ROUTES = ("/v1/models", "/key/info")
+# On sites with `jobs`, for clients inside the farm; everything below the first.
+JOBS_PATH, JARVIS_PATH = "/v1/jobs", "/internal/queue/enqueue"
 # Another prefix for everything under `/v1`, and for `/health`.
 API_PREFIX = "/api/v1"
 # Azure's spelling, `<prefix><name>/chat/completions`; HAProxy turns it into the route under `/v1`.

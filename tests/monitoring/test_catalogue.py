@@ -20,19 +20,8 @@ RULES = Path(__file__).resolve().parents[2] / "monitoring" / "rules"
 # What Prometheus itself knows of a target, and of an alert.
 OWN = {"up": set[str](), "ALERTS": {"alertname", "alertstate", "severity", "about"}}
 CATALOGUES = {
-    *(
-        "alertmanager",
-        "corral",
-        "dcgm-exporter",
-        "fast-lane",
-        "gpu-exporter",
-        "haproxy",
-        "litellm",
-        "llama",
-        "localai",
-        "node",
-    ),
-    *("postgres", "prometheus", "valkey", "vllm"),
+    *("alertmanager", "corral", "dcgm-exporter", "fast-lane", "gpu-exporter", "haproxy", "jobs", "litellm", "llama"),
+    *("localai", "node", "postgres", "prometheus", "valkey", "vllm"),
 }
 
 

@@ -81,6 +81,8 @@ EVEN_DEPTH = 4
 BRIEF_TIMEOUT_S = 1
 LIMIT_RPM = 5
 CHAT_SLOTS = 2
+# Unfinished jobs of one key.
+MOST_JOBS = 210
 CHAT_REPLICAS = ("box-chat-1", "box-chat-2")
 # Fakes whose health is asked on the path that the kit knows for their engine; of the others on `/health`.
 FAKES_OF_DEFAULT_HEALTH = LIMITED
@@ -90,7 +92,7 @@ _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 FIRST_PORTS = range(23_000 + _WORKER % 3 * 3_000, 26_000 + _WORKER % 3 * 3_000)
 PROGRAMS = (
     "chat", "chat-2", "embed", "gateway", "admin", "litellm", "balancer", "stats", "database", "cache", "prometheus",
-    "node-exporter", "fakes",
+    "node-exporter", "fakes", "jobs", "jobs-store", "sink",
 )  # fmt: skip
 PORT_NAMES = (*PROGRAMS, *(name for pool in POOLS.values() for name in pool))
 
@@ -200,6 +202,7 @@ def inventory_of(mode: Mode, ports: dict[str, int], extras: Extras) -> dict[str,
         },
         **({"consumers": CONSUMERS} if extras.has_database else {}),
         **({"monitoring": _monitoring(ports)} if extras.has_monitoring else {}),
+        **({"jobs": _jobs(ports)} if extras.has_cache else {}),
     }  # fmt: skip
 
 
@@ -224,6 +227,15 @@ def _added(port: int) -> dict[str, Any]:
         "model": "openai/fake-model", "api_base": f"http://{LOOPBACK}:{port}/v1", "api_key": "os.environ/SPEECH_KEY",
     }  # fmt: skip
     return {"model_list": [{"model_name": ADDED, "litellm_params": params}]}
+
+
+def _jobs(ports: dict[str, int]) -> dict[str, Any]:
+    """Jobs whose lost workers are noticed within two seconds."""
+    return {
+        "workers": 2, "grace_s": 2, "key_depth": MOST_JOBS, "jarvis_path": True,
+        "callbacks": [f"http://{LOOPBACK}:{ports['sink']}"],
+        "port": ports["jobs"], "store_port": ports["jobs-store"],
+    }  # fmt: skip
 
 
 def _monitoring(ports: dict[str, int]) -> dict[str, Any]:

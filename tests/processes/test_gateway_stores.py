@@ -69,7 +69,7 @@ def test_prometheus_reads_everybody(farm: Farm) -> None:
 
     wait_until(lambda: all(target["health"] == "up" for target in targets()), 20, "all targets are up")
     jobs = Counter(target["labels"]["job"] for target in targets())
-    assert jobs == {"llama": 3, "haproxy": 1, "litellm": 1, "node": 1, "prometheus": 1, "router": 1}
+    assert jobs == {"llama": 3, "haproxy": 1, "jobs": 1, "litellm": 1, "node": 1, "prometheus": 1, "router": 1}
 
 
 @in_slots_mode

@@ -15,7 +15,7 @@ from typing import Any
 from corral.components import Stage, edge, litellm, valkey
 from corral.components.declared import service
 from corral.config.client_names import added_models
-from corral.config.inventory import Entrance
+from corral.config.inventory import Entrance, Jobs
 from corral.contributions import (
     Backend,
     Contribution,
@@ -46,7 +46,7 @@ from corral.gateway.frontends import (
     gateway_publish_address,
     named_doors,
 )
-from corral.gateway.routes import API_PREFIX, AZURE_PREFIX, MODEL_ROUTES, READ_ROUTES
+from corral.gateway.routes import API_PREFIX, AZURE_PREFIX, JARVIS_PATH, JOBS_PATH, MODEL_ROUTES, READ_ROUTES
 from corral.plan.networks import INSIDE, OUTSIDE, alias
 from corral.plan.site import Site
 
@@ -277,6 +277,7 @@ def _service(site: Site, groups: list[Group], values: dict[str, Any], files: tup
     keys = (edge.AUTHORITY, edge.CLIENTS["gateway"]) if _calls_edges(site, groups) else ()
     fast_keys = sorted({item["secret"] for item in (values["fast"] or {}).get("pools", ()) if item["secret"]})
     is_mounted = any(is_system_folder(folder) for folder, _ in mounts)
+    jobs = [_jobs_endpoint(site.inventory.jobs, gateway.host)] if site.inventory.jobs else []
     return service(
         site,
         gateway.host,
@@ -293,7 +294,7 @@ def _service(site: Site, groups: list[Group], values: dict[str, Any], files: tup
         keys=(*keys, *((MODELS_KEY,) if values["shared"] else ()), *fast_keys),
         files=tuple((name, "") for name in files),
         mounts=mounts,
-        calls=(*endpoints, *litellm.workers_behind(site), *_counters(site)),
+        calls=(*endpoints, *litellm.workers_behind(site), *_counters(site), *jobs),
         exceptions=({"way-out": "it calls servers on other machines"} if is_far else {})
         | ({"host-mount": AUTHORITY_THERE if authorities else CERTIFICATE_THERE} if is_mounted else {}),
     )
@@ -391,8 +392,9 @@ def _values(site: Site, groups: list[Group], cloud: set[str]) -> dict[str, Any]:
         "short_routes": " ".join(
             route.removeprefix("/v1") for route in (*MODEL_ROUTES, *READ_ROUTES) if route.startswith("/v1/")
         ),
-        "served": ", ".join((*MODEL_ROUTES, *READ_ROUTES)),
+        "served": ", ".join((*MODEL_ROUTES, *READ_ROUTES, *([JOBS_PATH] if site.inventory.jobs else []))),
         "api_prefix": API_PREFIX,
+        "jobs": _jobs(site),
         "azure_prefix": AZURE_PREFIX,
         **declaration(COMPONENT)["settings"],
         "large_body": LARGE_KIB * 1024,
@@ -435,6 +437,19 @@ def _values(site: Site, groups: list[Group], cloud: set[str]) -> dict[str, Any]:
         ],
         "has_background": any(pool.background for pool in site.inventory.pools.values()),
     }
+
+
+def _jobs(site: Site) -> dict[str, str] | None:
+    """Where requests for jobs go, and the paths by which they are known."""
+    jobs, host = site.inventory.jobs, site.inventory.gateway.host
+    if jobs is None:
+        return None
+    paths = f"{JOBS_PATH}{f' {JARVIS_PATH}' if jobs.jarvis_path else ''}"
+    return {"address": site.address(_jobs_endpoint(jobs, host), host), "paths": paths, "folder": f"{JOBS_PATH}/"}
+
+
+def _jobs_endpoint(jobs: Jobs, host: str) -> Endpoint:
+    return Endpoint(jobs.port, host, "jobs")
 
 
 def _fast(site: Site, groups: list[Group]) -> dict[str, Any]:

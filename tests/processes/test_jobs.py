@@ -1,0 +1,383 @@
+"""Jobs that wait: the rendered store, API and workers of the default farm behind its door, and real faults."""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import json
+import os
+import re
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import redis
+
+from tests.processes.fakes import LOOPBACK
+from tests.processes.farm import BRIEF, HOST, MIXED, MOST_JOBS, Farm, body_of, in_modes
+from tests.processes.helpers import REPOSITORY, Process, serving_http, wait_until
+
+in_slots_mode = in_modes("slots")
+pytestmark = pytest.mark.needs("redis")
+RUNS = 200
+# On a machine that does much else.
+SLOW_S = 240.0
+FINISHED = {"succeeded", "failed", "cancelled", "expired"}
+
+
+def job_of(model: str, text: str = "", **fields: Any) -> dict[str, Any]:
+    """A job with a chat request."""
+    stream = {"stream": True} if fields.pop("stream", False) else {}
+    return {"type": "chat", "request": body_of(model, text, **stream)} | fields
+
+
+def send(farm: Farm, job: dict[str, Any], **headers: str) -> dict[str, Any]:
+    """The job as the farm has taken it; a busy LiteLLM may not answer for a new key in time."""
+    answers: list[httpx.Response] = []
+
+    def is_heard() -> bool:
+        answers.append(farm.client.post("/v1/jobs", json=job, headers=headers))
+        return answers[-1].status_code != 503
+
+    wait_until(is_heard, 60, "the farm hears it")
+    assert answers[-1].status_code in {200, 202}, answers[-1].text
+    found: dict[str, Any] = answers[-1].json()
+    return found
+
+
+def job(farm: Farm, name: str) -> dict[str, Any]:
+    """A job as the farm shows it, once its store answers."""
+    answers: list[httpx.Response] = []
+
+    def is_there() -> bool:
+        answers.append(farm.client.get(f"/v1/jobs/{name}"))
+        return answers[-1].status_code != 503
+
+    wait_until(is_there, 60, "the store answers")
+    found: dict[str, Any] = answers[-1].raise_for_status().json()
+    return found
+
+
+def finished(farm: Farm, name: str, deadline_s: float = 60) -> dict[str, Any]:
+    """The job once it is finished."""
+    wait_until(lambda: job(farm, name)["status"] in FINISHED, deadline_s, f"{name} is finished")
+    return job(farm, name)
+
+
+def succeeded(farm: Farm) -> float:
+    """How many jobs have, ever; 0 while the store does not answer."""
+    text = httpx.get(f"http://{LOOPBACK}:{farm.ports['jobs']}/metrics", trust_env=False, timeout=60).text
+    return sum(float(value) for value in re.findall(r'^corral_jobs_total{what="succeeded"} (\S+)$', text, re.MULTILINE))
+
+
+def answer_of(found: dict[str, Any]) -> str:
+    text: str = found["result"]["choices"][0]["message"]["content"]
+    return text
+
+
+def events(farm: Farm, name: str, last: str = "", most: int | None = None) -> list[tuple[str, str, dict[str, Any]]]:
+    """The id, name and data of a job's events after `last`, until the stream ends or there are enough."""
+    found: list[tuple[str, str, dict[str, Any]]] = []
+    headers = {"Last-Event-ID": last} if last else {}
+    with farm.client.stream("GET", f"/v1/jobs/{name}/events", headers=headers) as answer:
+        lines: dict[str, str] = {}
+        for line in answer.iter_lines():
+            if line:
+                name_of_field, _, value = line.partition(": ")
+                lines[name_of_field] = value
+            elif "id" in lines:
+                found.append((lines["id"], lines["event"], json.loads(lines["data"])))
+                lines = {}
+                if len(found) == most:
+                    break
+    return found
+
+
+@contextmanager
+def frozen(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def worker(farm: Farm, log: Path) -> Process:
+    """One more worker of the farm, with two runs at a time."""
+    environment: dict[str, str | None] = {"CORRAL_SECRETS_DIR": str(farm.folder / "secrets")}
+    return Process([sys.executable, farm.folder / "jobs" / "worker.py"], log, environment=environment)
+
+
+class Sink:
+    """A receiver of callbacks that refuses as often as it is told."""
+
+    def __init__(self) -> None:
+        self.refusals = 0
+        self.seen: list[tuple[bytes, dict[str, str]]] = []
+        self.taken: list[dict[str, Any]] = []
+
+    @contextmanager
+    def listening(self, port: int) -> Iterator[None]:
+        sink = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                sink.seen.append((body, dict(self.headers.items())))
+                is_refused = len(sink.seen) <= sink.refusals
+                if not is_refused:
+                    sink.taken.append(json.loads(body))
+                self.send_response(500 if is_refused else 204)
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        with serving_http(Handler, port):
+            yield
+
+    def url(self, farm: Farm) -> str:
+        return f"http://{LOOPBACK}:{farm.ports['sink']}/results"
+
+
+# --- one run
+
+
+@in_slots_mode
+def test_fifty_equal_posts_make_one_run(farm: Farm) -> None:
+    sent = job_of("brief", "only once")
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(lambda _: send(farm, sent, **{"Idempotency-Key": "fifty"}), range(50)))
+    assert len({item["id"] for item in found}) == 1
+    assert Counter(item["deduped"] for item in found) == {True: 49, False: 1}
+    assert answer_of(finished(farm, found[0]["id"])) == "answer of brief-1"
+    assert sum(farm.fakes.arrivals(BRIEF).values()) == 1
+
+
+@in_slots_mode
+def test_every_job_is_run_once_while_workers_are_killed_and_frozen_and_the_store_dies(
+    farm: Farm, tmp_path: Path
+) -> None:
+    """Eight runs at a time; only what a lost worker had in hand is run again, and its late result is refused."""
+    logs = [tmp_path / f"worker-{number}.log" for number in range(3)]
+    farm.fakes.tell(MIXED, service_s=0.2)
+    requests = [{"request": body_of("mixed", f"job {number}.")} for number in range(RUNS)]
+    before = succeeded(farm)
+    batch = send(farm, {"type": "batch", "requests": requests})["id"]
+
+    def done() -> float:
+        return succeeded(farm) - before
+
+    with ExitStack() as stack:
+        stack.callback(farm.client.delete, f"/v1/jobs/{batch}")
+        killed, stopped, _ = [stack.enter_context(worker(farm, log)) for log in logs]
+        wait_until(lambda: done() > 30, SLOW_S, "some are done")
+        with frozen(stopped.pid):
+            os.kill(killed.pid, signal.SIGKILL)
+            wait_until(lambda: done() > 60, SLOW_S, "others go on")
+            os.kill(farm.pid("jobs-store"), signal.SIGKILL)
+            farm.wait_healthy(["jobs-store", "jobs"])
+            wait_until(lambda: done() > 120, SLOW_S, "they go on after the store has died")
+        found = finished(farm, batch, SLOW_S)
+        wait_until(lambda: "the result is refused" in stopped.output, 20, "what the frozen worker says late is refused")
+    assert found["status"] == "succeeded"
+    runs = found["requests"]
+    assert Counter(item["status"] for item in runs) == {"succeeded": RUNS}
+    again = [item for item in runs if item["attempts"] > 1]
+    # Two runs of each lost worker; those that were being given out as the store died; what a slow machine calls lost.
+    assert 1 <= len(again) <= RUNS / 4
+    seen = [body["messages"][0]["content"] for fake in farm.fakes.seen().values() for body in fake.bodies]
+    times = Counter(seen)
+    assert set(times) >= {f"job {number}." for number in range(RUNS)}
+    assert sum(times.values()) - RUNS <= sum(item["attempts"] - 1 for item in again)
+    for item in again:
+        names = [name for _, name, _ in events(farm, item["id"])]
+        assert names.count("succeeded") == 1
+        assert names[-1] == "succeeded"
+
+
+@in_slots_mode
+def test_nothing_starts_after_its_expiry(farm: Farm) -> None:
+    sink = Sink()
+    with sink.listening(farm.ports["sink"]):
+        with frozen(farm.pid("jobs-worker")):
+            late = send(farm, job_of("brief", ttl_s=1, callback=sink.url(farm)))["id"]
+            time.sleep(1.1)  # the job's own time
+        assert finished(farm, late)["status"] == "expired"
+        wait_until(lambda: len(sink.taken) == 1, 10, "its sender is told")
+    assert sink.taken[0]["error"]["code"] == "expired"
+    assert sum(farm.fakes.arrivals(BRIEF).values()) == 0
+    stale = farm.client.post("/v1/jobs", json=job_of("brief", ttl_s=5, created_at=time.time() - 6))
+    assert (stale.status_code, stale.json()["error"]["code"]) == (400, "expired")
+
+
+@in_slots_mode
+def test_a_failure_that_may_pass_is_tried_again_and_kept_as_a_dead_letter(farm: Farm) -> None:
+    failed = finished(farm, send(farm, job_of("mixed", "poison", retries=1))["id"])
+    assert (failed["status"], failed["attempts"]) == ("failed", 2)
+    assert failed["error"]["message"]
+    listed = farm.client.get("/v1/jobs", params={"status": "failed"}).json()["data"]
+    assert failed["id"] in {item["id"] for item in listed}
+    before = sum(farm.fakes.arrivals(MIXED).values())
+    assert farm.client.post(f"/v1/jobs/{failed['id']}/again", json={}).json()["status"] == "queued"
+    assert finished(farm, failed["id"])["status"] == "failed"
+    assert sum(farm.fakes.arrivals(MIXED).values()) > before
+    wrong = finished(farm, send(farm, job_of("no-such-model"))["id"])
+    assert (wrong["status"], wrong["attempts"]) == ("failed", 1)
+
+
+# --- answers
+
+
+@in_slots_mode
+def test_a_stream_of_events_is_resumed_without_loss(farm: Farm) -> None:
+    sent = send(farm, job_of("brief", "24 stamps, 60 ms apart", stream=True))["id"]
+    first = events(farm, sent, most=4)
+    assert job(farm, sent)["status"] == "running", "pieces come before the end"
+    rest = events(farm, sent, first[-1][0])
+    assert [name for _, name, _ in first[:2]] == ["queued", "running"]
+    assert rest[-1][1] == "succeeded"
+    pieces = [data["text"] for _, name, data in (*first, *rest) if name == "piece"]
+    found = job(farm, sent)
+    assert "".join(pieces) == answer_of(found)
+    assert len(pieces) > 5
+    assert found["result"]["choices"][0]["finish_reason"] == "stop"
+
+
+@in_slots_mode
+def test_a_cancelled_job_leaves_its_server(farm: Farm) -> None:
+    with farm.fakes.behaving(BRIEF, "hold"):
+        sent = send(farm, job_of("brief"))["id"]
+        wait_until(lambda: farm.fakes.in_flight(BRIEF) == 1, 10, "it runs")
+        assert farm.client.delete(f"/v1/jobs/{sent}").json()["status"] == "cancelled"
+        wait_until(lambda: farm.fakes.in_flight(BRIEF) == 0, 10, "its request is gone")
+    assert job(farm, sent)["status"] == "cancelled"
+
+
+@in_slots_mode
+def test_embeddings_and_pictures_are_jobs_too(farm: Farm) -> None:
+    request = {"model": "vectors", "input": "some text"}
+    vectors = finished(farm, send(farm, {"type": "embeddings", "request": request})["id"])
+    assert vectors["result"]["data"][0]["embedding"] == [0.25, -0.5]
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    messages = [{"role": "user", "content": [{"type": "text", "text": "what is it?"}, picture]}]
+    seen = finished(farm, send(farm, {"type": "vision", "request": {"model": "mixed", "messages": messages}})["id"])
+    assert answer_of(seen).startswith("answer of mixed")
+    function = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+    forced: dict[str, Any] = {"tools": [function], "tool_choice": {"type": "function", "function": {"name": "weather"}}}
+    called = finished(farm, send(farm, {"request": body_of("mixed", stream=True, **forced)})["id"])
+    call = called["result"]["choices"][0]["message"]["tool_calls"][0]["function"]
+    assert (call["name"], json.loads(call["arguments"])) == ("weather", {"city": "Paris"})
+    for wrong in ({"type": "adapter_train", "request": {}}, {"request": {"model": "mixed"}}, {"type": "batch"}):
+        refused = farm.client.post("/v1/jobs", json=wrong)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_job")
+    assert farm.client.get("/v1/jobs/a/b").json()["error"]["code"] == "not_found"
+
+
+# --- callbacks
+
+
+@in_slots_mode
+def test_a_callback_is_repeated_until_it_is_taken_and_signed(farm: Farm) -> None:
+    sink = Sink()
+    sink.refusals = 2
+    callback = {"url": sink.url(farm), "token": "of-the-receiver"}
+    with sink.listening(farm.ports["sink"]):
+        sent = send(farm, job_of("brief", callback=callback, metadata={"row": 7}))["id"]
+        wait_until(lambda: len(sink.taken) == 1, 30, "it is taken in the end")
+        wait_until(lambda: job(farm, sent)["callback"]["status"] == "delivered", 10, "and known to be")
+    assert len(sink.seen) == 3
+    assert sink.taken[0]["metadata"] == {"row": 7}
+    assert sink.taken[0]["result"]["choices"][0]["message"]["content"] == "answer of brief-1"
+    body, headers = sink.seen[-1]
+    headers = {name.lower(): value for name, value in headers.items()}
+    assert headers["authorization"] == "Bearer of-the-receiver"
+
+    key = base64.b64decode(farm.client.get("/v1/jobs/signing-key").json()["secret"].removeprefix("whsec_"))
+    signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
+    expected = base64.b64encode(hmac.digest(key, signed, "sha256")).decode()
+    assert headers["webhook-signature"] == f"v1,{expected}"
+    for url in ("http://192.0.2.1/", f"http://{LOOPBACK}:{farm.ports['sink']}@192.0.2.1/", "file:///etc/passwd"):
+        refused = farm.client.post("/v1/jobs", json=job_of("brief", callback=url))
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "callback_not_allowed")
+
+
+@in_slots_mode
+def test_jarvis_clients_enqueue_as_before(farm: Farm) -> None:
+    sink = Sink()
+    told = {
+        "job_id": "mine-1", "job_type": "vision_inference", "request": body_of("mixed"), "ttl": 60, "priority": 5,
+        "created_at": "2999-01-01T00:00:00Z", "idempotency_key": "k", "callback_url": sink.url(farm),
+    }  # fmt: skip
+    with sink.listening(farm.ports["sink"]):
+        answers = [farm.client.post("/internal/queue/enqueue", json=told).json() for _ in range(2)]
+        wait_until(lambda: len(sink.taken) == 1, 20, "it is told")
+    assert [answer["deduped"] for answer in answers] == [False, True]
+    assert answers[0]["accepted"]
+    assert (sink.taken[0]["job_id"], sink.taken[0]["status"]) == ("mine-1", "succeeded")
+
+
+# --- keys, limits, secrets
+
+
+@in_slots_mode
+def test_strangers_and_full_queues_are_refused(farm: Farm) -> None:
+    sent = send(farm, job_of("brief"))["id"]
+    for key in ("", "sk-unknown"):
+        with farm.new_client(key) as stranger:
+            assert stranger.post("/v1/jobs", json=job_of("brief")).status_code == 401
+            assert stranger.get(f"/v1/jobs/{sent}").status_code == 401
+    for user, password in ((None, None), ("default", ""), ("jobs", "wrong")):
+        with (
+            redis.Redis(LOOPBACK, farm.ports["jobs-store"], username=user, password=password) as store,
+            pytest.raises(redis.AuthenticationError),
+        ):
+            store.ping()
+    items = [{"request": body_of("brief")}] * (MOST_JOBS + 1)
+    full = farm.client.post("/v1/jobs", json={"type": "batch", "requests": items})
+    assert (full.status_code, full.headers["Retry-After"]) == (429, "10")
+
+
+@in_slots_mode
+@pytest.mark.needs("postgres", "prisma-engine")
+def test_a_key_sees_its_own_jobs_only(farm: Farm) -> None:
+    sent = send(farm, job_of("brief"))["id"]
+    with farm.new_client((farm.out / HOST / "keys" / "guest").read_text()) as guest:
+        assert guest.get(f"/v1/jobs/{sent}").status_code == 404
+        assert guest.delete(f"/v1/jobs/{sent}").status_code == 404
+        assert guest.get("/v1/jobs").json()["data"] == []
+        own = guest.post("/v1/jobs", json=job_of("mixed")).json()["id"]
+        wait_until(lambda: guest.get(f"/v1/jobs/{own}").json()["status"] == "failed", 20, "its pools are its own")
+    assert finished(farm, sent)["status"] == "succeeded"
+
+
+@in_slots_mode
+def test_no_log_and_no_store_has_what_a_job_says(farm: Farm) -> None:
+    found = finished(farm, send(farm, job_of("brief", "zebra crossing", stream=True, metadata={"of": "zebra"}))["id"])
+    assert found["status"] == "succeeded"
+    finished(farm, send(farm, job_of("mixed", "poison of a zebra", retries=0))["id"])
+    password = farm.secrets["JOBS_STORE_PASSWORD"]
+    with redis.Redis(LOOPBACK, farm.ports["jobs-store"], username="jobs", password=password) as store:
+        assert store.exists(f"job:{found['id']}")
+    files = [*(farm.folder / "logs").glob("jobs*"), *(farm.folder / "data" / "jobs").rglob("*.aof")]
+    texts = [path.read_bytes() for path in files]
+    assert any(found["id"].encode() in text for text in texts)
+    for secret in (b"zebra", b"piece1", farm.key.encode()):
+        assert not [path for path, text in zip(files, texts, strict=True) if secret in text]
+
+
+@in_slots_mode
+def test_figures_say_how_many_wait(farm: Farm) -> None:
+    url = f"http://{LOOPBACK}:{farm.ports['jobs']}/metrics"
+    text = httpx.get(url, trust_env=False).raise_for_status().text
+    known = json.loads((REPOSITORY / "monitoring" / "catalogue" / "jobs.json").read_text())["metrics"]
+    assert {line.partition(" ")[0].partition("{")[0] for line in text.splitlines()} == set(known)
