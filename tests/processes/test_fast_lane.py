@@ -300,7 +300,7 @@ def test_it_goes_on_while_litellm_is_away(farm: Farm) -> None:
         wait_until(lambda: send(farm, "fast", body).status_code == 200, 10, "HAProxy has noticed")
         assert [send(farm, "fast", body).status_code for _ in range(5)] == [200] * 5
         assert send(farm, "gone-meanwhile", body).status_code == 200
-        with pytest.raises(CorralError, match="the gateway at .* answers 503"):
+        with pytest.raises(CorralError, match="answers 503"):
             keys.revoke(farm.plan, farm.out, ["gone-meanwhile"])
         assert send(farm, "gone-meanwhile", body).status_code == 503
     finally:

@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
@@ -181,11 +181,15 @@ def untidiness(path: str, text: str) -> Iterator[str]:
             yield f"{path}:{number}: left-over template braces"
 
 
+# Where files come from that are the shipped ones byte by byte: dashboards have no comments, and browsers read the page.
+SHIPPED = {".json": "monitoring/dashboards", ".css": "haproxy", ".html": "haproxy", ".js": "haproxy"}
+
+
 @each_case
 def test_every_file_says_where_it_comes_from(case: str) -> None:
     for path, data in tree_of(case).items():
-        if path.endswith(".json"):  # has no comments, so it is the shipped file byte by byte
-            assert data == (ROOT / "monitoring" / "dashboards" / path.rpartition("/")[2]).read_bytes(), path
+        if (folder := SHIPPED.get(PurePosixPath(path).suffix)) is not None:
+            assert data == (ROOT / folder / path.rpartition("/")[2]).read_bytes(), path
             continue
         lines = data.decode().splitlines()
         head = lines[1:3] if lines[0].startswith("#!") else lines[:2]
