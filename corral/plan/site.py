@@ -504,7 +504,7 @@ def _in_place(inventory: Inventory, replica: Replica, placement: Placement, copy
     service = _service_name(pool.short or replica.pool, first, copy, has_gpus=bool(host.gpus))
     shared = host.shared.get(placement.shared or "")
     engine, named = replica.engine, pool.ports
-    # Of a server that takes a share of each of its cards, whatever it needs.
+    # Of a server that takes a share of each of its cards, independent of what it needs.
     fraction = engine.gpu_memory_fraction if replica.weights.served_by.takes_share else None
     # A port that is derived follows from what the replica is, not from where it stands in the inventory.
     port = PORT_BASE[replica.kind] + (first + (copy - 1) * PORTS_OF_COPY if first else copy - 1)
