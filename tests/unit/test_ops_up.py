@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from corral.build import Plan, build_plan
+from corral.components import haproxy
 from corral.config.load import validate
 from corral.config.source import parse
 from corral.errors import CorralError, UsageError
@@ -94,6 +95,17 @@ def test_the_configuration_says_which_it_is(tmp_path: Path) -> None:
     assert len(config_digest(first)) == 16
     assert config_digest(first) != config_digest(second)
     assert config_digest(tmp_path / "none.cfg") == ""
+
+
+def test_a_changed_script_is_another_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`up` has HAProxy read its files anew when only a script beside the configuration has changed."""
+    text, other = (ROOT / "inventory.yaml").read_text(), tmp_path / "other.lua"
+    first, second = tmp_path / "one.cfg", tmp_path / "two.cfg"
+    first.write_bytes(render(plan_of(text))["box/haproxy/haproxy.cfg"])
+    other.write_text("-- another script")
+    monkeypatch.setattr(haproxy, "shipped", lambda _path: other)
+    second.write_bytes(render(plan_of(text))["box/haproxy/haproxy.cfg"])
+    assert config_digest(first) != config_digest(second)
 
 
 # --- stages and surveys ----------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ from corral.contributions import (
     is_system_folder,
     name_of_shared,
 )
-from corral.declarations import declaration
+from corral.declarations import declaration, shipped
 from corral.gateway import fast_lane, page
 from corral.gateway.frontends import (
     EVERYWHERE,
@@ -180,12 +180,6 @@ def _balancer(site: Site, groups: list[Group], cloud: set[str]) -> Iterator[Cont
     entry = Endpoint(gateway.balancer_port, gateway.host, COMPONENT)
     figures = Endpoint(gateway.stats_port, gateway.host, COMPONENT)
     values = _values(site, groups, cloud)
-    yield File(gateway.host, COMPONENT, "haproxy.cfg", template="haproxy/haproxy.cfg.j2", values=values)
-    told = {name: values[name] for name in ("groups", "shared", "sleepers", "fast")} | {
-        "own_address": values["successor_address"],
-        "figures_file": FIGURES_FILES[not site.is_local(gateway.host)],
-    }
-    yield File(gateway.host, COMPONENT, "farm.lua", template="haproxy/farm.lua.j2", values=told)
     assets = (
         *ASSETS,
         *(SHARED_ASSETS if values["shared"] else ()),
@@ -193,6 +187,10 @@ def _balancer(site: Site, groups: list[Group], cloud: set[str]) -> Iterator[Cont
         *(CERTIFICATE_ASSETS if values["entrance_certificate"] else ()),
         *(page.FILES if any(front["page"] for front in values["door"]["fronts"]) else ()),
     )
+    values["figures_file"] = FIGURES_FILES[not site.is_local(gateway.host)]
+    values["assets"] = [shipped(f"haproxy/{name}").read_text(encoding="utf-8") for name in assets]
+    for name in RENDERED:
+        yield File(gateway.host, COMPONENT, name, template=f"haproxy/{name}.j2", values=values)
     yield from (File(gateway.host, COMPONENT, name, asset=f"haproxy/{name}") for name in assets)
     yield _service(site, groups, values, (*RENDERED, *assets))
     if values["shared"]:
