@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import shlex
 from pathlib import Path
@@ -15,7 +16,8 @@ from corral.config.load import load_inventory
 from corral.plan.own_image import BUILD, COMMIT, build_command, is_own, tag
 from corral.runtime.causes import explained
 from corral.runtime.docker import Container
-from tests.compose.own_image_proof import REMEDY, is_fresh
+from tests.compose import cuda_proof
+from tests.compose.own_image_proof import REMEDY, inputs, is_fresh
 from tests.rules.test_rules import problems_in
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,6 +59,16 @@ gateway: {{host: box}}
 
 def test_it_was_compiled_and_tested_as_it_is_now() -> None:
     assert is_fresh(), REMEDY
+
+
+def test_it_was_compiled_for_cuda_as_it_is_now() -> None:
+    """Code for each architecture, and none with AVX, in what the Dockerfile's commands have made of these inputs."""
+    proof = json.loads(cuda_proof.PROOF.read_text())
+    assert proof["inputs"] == inputs(), "run: python -m tests.compose.cuda_proof"
+    assert set(proof["kernels"]) == {f"sm_{architecture}" for architecture in cuda_proof.ARCHITECTURES}
+    assert len(set(proof["kernels"].values())) == 1
+    assert {"libggml-cuda.so", "libggml-cpu.so", "libllama.so", "llama-server"} <= set(proof["avx"])
+    assert set(proof["avx"].values()) == {0}
 
 
 def problems(folder: Path, text: str) -> list[str]:
