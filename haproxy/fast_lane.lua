@@ -441,14 +441,21 @@ end)
 
 -- --- times: as LiteLLM counts them, in the same buckets
 
-local times = {}
+local times, EDGES = {}, {}
+for index, edge in ipairs(corral_buckets) do
+    EDGES[index] = tonumber(edge)
+end
 
+-- Counts a time in the smallest bucket that has it; Prometheus' sums over smaller ones are made when it asks.
 local function observe(kind, pool, milliseconds)
     local seconds, name = milliseconds / 1000, kind .. "\t" .. pool
     local known = times[name] or { kind = kind, pool = pool, sum = 0, count = 0, buckets = {} }
     times[name], known.sum, known.count = known, known.sum + seconds, known.count + 1
-    for index, edge in ipairs(corral_buckets) do
-        known.buckets[index] = (known.buckets[index] or 0) + (seconds <= tonumber(edge) and 1 or 0)
+    for index, edge in ipairs(EDGES) do
+        if seconds <= edge then
+            known.buckets[index] = (known.buckets[index] or 0) + 1
+            return
+        end
     end
 end
 
@@ -479,11 +486,14 @@ end
 
 function Usage:http_payload(txn, message)
     if message.channel:is_resp() then
-        local data, known = message:body() or "", usage[txn:get_var("txn.usage")]
-        if known and not self.is_timed and txn:get_var("txn.streamed") then
-            observe("first_token", known.pool, corral_now_ms() - txn:get_var("txn.asked"))
+        local data = message:body() or ""
+        if not self.is_timed then
+            self.is_timed = true
+            local known = usage[txn:get_var("txn.usage")]
+            if known and txn:get_var("txn.streamed") then
+                observe("first_token", known.pool, corral_now_ms() - txn:get_var("txn.asked"))
+            end
         end
-        self.is_timed = true
         if #self.head < KEPT_BYTES then
             self.head = (self.head .. data):sub(1, KEPT_BYTES)
         end
@@ -549,8 +559,10 @@ local function add_times(lines, kind, help)
     for _, known in pairs(times) do
         local pool = "{pool=" .. corral_quoted(known.pool)
         if known.kind == kind then
+            local count = 0
             for index, edge in ipairs(corral_buckets) do
-                lines[#lines + 1] = name .. "_bucket" .. pool .. ',le="' .. edge .. '"} ' .. known.buckets[index]
+                count = count + (known.buckets[index] or 0)
+                lines[#lines + 1] = name .. "_bucket" .. pool .. ',le="' .. edge .. '"} ' .. count
             end
             lines[#lines + 1] = name .. "_bucket" .. pool .. ',le="+Inf"} ' .. known.count
             lines[#lines + 1] = name .. "_count" .. pool .. "} " .. known.count
