@@ -384,6 +384,11 @@ def body_of(model: str, text: str = "", **fields: object) -> dict[str, object]:
     return {"model": model, "messages": [{"role": "user", "content": content}], **fields}
 
 
+def key_of(farm: Farm, name: str) -> str:
+    """The value of a consumer's key."""
+    return (farm.out / HOST / "keys" / name).read_text(encoding="utf-8")
+
+
 def is_listening(port: int) -> bool:
     """Whether somebody accepts connections on this port of the loopback address."""
     with socket.socket() as client:

@@ -17,13 +17,13 @@ from corral.verbs.keys import keys
 from tests.processes.fakes import LOOPBACK, Manner
 from tests.processes.farm import (
     EVEN,
-    HOST,
     VECTORS,
     Extras,
     Farm,
     Mode,
     body_of,
     inventory_of,
+    key_of,
     running,
 )
 from tests.processes.helpers import wait_until
@@ -74,10 +74,6 @@ def farm() -> Iterator[Farm]:
 @pytest.fixture(autouse=True)
 def _quiet(farm: Farm) -> None:
     farm.fakes.reset()
-
-
-def key_of(farm: Farm, name: str) -> str:
-    return (farm.out / HOST / "keys" / name).read_text(encoding="utf-8")
 
 
 def used(farm: Farm, consumer: str, metric: str = "corral_fast_requests_total") -> int:

@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from tests.processes.fakes import LOOPBACK
-from tests.processes.farm import EVEN, HOST, Farm, in_modes
+from tests.processes.farm import EVEN, Farm, in_modes, key_of
 from tests.processes.interfaces import INTERFACES
 from tests.tiny_models import KNOWN_ANSWER
 
@@ -163,16 +163,14 @@ KEPT: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-def key_of(farm: Farm, who: str) -> str:
-    if who == "operator":
-        return farm.key
-    return (farm.out / HOST / "keys" / who).read_text(encoding="utf-8")
+def key_or_masters(farm: Farm, who: str) -> str:
+    return farm.key if who == "operator" else key_of(farm, who)
 
 
 def responses_of(farm: Farm, who: str) -> openai.OpenAI:
     base = f"http://{LOOPBACK}:{farm.ports['gateway']}/v1"
     client = httpx.Client(trust_env=False)
-    return openai.OpenAI(base_url=base, api_key=key_of(farm, who), max_retries=0, http_client=client)
+    return openai.OpenAI(base_url=base, api_key=key_or_masters(farm, who), max_retries=0, http_client=client)
 
 
 everybody = pytest.mark.parametrize(

@@ -23,7 +23,7 @@ import pytest
 import redis
 
 from tests.processes.fakes import LOOPBACK
-from tests.processes.farm import BRIEF, HOST, MIXED, MOST_JOBS, Farm, body_of, in_modes
+from tests.processes.farm import BRIEF, MIXED, MOST_JOBS, Farm, body_of, in_modes, key_of
 from tests.processes.helpers import REPOSITORY, Process, serving_http, wait_until
 
 in_slots_mode = in_modes("slots")
@@ -351,7 +351,7 @@ def test_strangers_and_full_queues_are_refused(farm: Farm) -> None:
 @pytest.mark.needs("postgres", "prisma-engine")
 def test_a_key_sees_its_own_jobs_only(farm: Farm) -> None:
     sent = send(farm, job_of("brief"))["id"]
-    with farm.new_client((farm.out / HOST / "keys" / "guest").read_text()) as guest:
+    with farm.new_client(key_of(farm, "guest")) as guest:
         assert guest.get(f"/v1/jobs/{sent}").status_code == 404
         assert guest.delete(f"/v1/jobs/{sent}").status_code == 404
         assert guest.get("/v1/jobs").json()["data"] == []

@@ -20,7 +20,6 @@ from corral.verbs.keys import keys
 from tests.processes.fakes import LOOPBACK
 from tests.processes.farm import (
     EVEN,
-    HOST,
     LIMIT_RPM,
     POOLS,
     Extras,
@@ -29,6 +28,7 @@ from tests.processes.farm import (
     body_of,
     inventory_of,
     keep_only,
+    key_of,
     running,
 )
 from tests.processes.helpers import wait_until
@@ -75,10 +75,6 @@ def farm() -> Iterator[Farm]:
 def _quiet(farm: Farm) -> None:
     farm.fakes.tell([name for pool in ("even", "mixed", "limited") for name in POOLS[pool]])
     farm.fakes.reset()
-
-
-def key_of(farm: Farm, name: str) -> str:
-    return (farm.out / HOST / "keys" / name).read_text(encoding="utf-8")
 
 
 def places(farm: Farm) -> dict[str, str]:
