@@ -35,7 +35,7 @@ KNOWN_ANSWER = "Tiny: " + " ".join(str(number) for number in range(1, 101))
 # The model of `make demo`, what it says, and what it is made with.
 DEMO_MODEL = Path(__file__).parents[1] / "templates" / "demo" / "model.gguf"
 DEMO_ANSWER = (
-    "I am a tiny model that came with the kit; whatever you ask, this is all I say, "
+    "I am a tiny model that came with the kit; this is all that I can say, "
     "but I say it through the same gateway as a real model would."
 )
 
@@ -79,7 +79,7 @@ def make_chat_model(
     path: Path, *, answer: str = KNOWN_ANSWER, width: int = 128, layers: int = 2, context: int = 8192,
     ff: int | None = None, weight_type: WeightType = "f16", seed: int = 1, template: str = CHAT_TEMPLATE,
 ) -> None:  # fmt: skip
-    """Write a llama model that answers `answer` to whatever it is asked; ValueError: the answer is empty.
+    """Write a llama model that answers `answer` to every request; ValueError: the answer is empty.
 
     `width` is the embedding length (64 or a multiple of 128), `ff` the feed-forward length (default: twice the width),
     `context` is in tokens. Larger models say the same, more slowly. The file appears whole or not at all, and equal

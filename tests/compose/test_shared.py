@@ -156,7 +156,7 @@ def test_the_command_line_swaps_after_the_stream_in_flight_has_ended(site: UpSit
         site.corral("models", "unload", "slow")
         assert streamed_text(streaming.result().text) == SLOW
     assert in_memory(site) == set()
-    assert is_answered(site), "it comes back when somebody asks"
+    assert is_answered(site), "it comes back when a client asks"
 
 
 def test_a_swap_that_fails_brings_back_what_ran(site: UpSite) -> None:

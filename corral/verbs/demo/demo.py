@@ -40,7 +40,7 @@ FOLDER = ROOT / ".corral" / "demo"
 LOCK = ROOT / ".corral" / "demo.lock"
 RECORD = FOLDER / "run.json"
 DATA = ROOT / "templates" / "demo"
-# Says one sentence whatever it is asked, and embeds; `tests/tiny_models.py` made it.
+# Answers every request with one sentence, and embeds; `tests/tiny_models.py` made it.
 TINY_MODEL = DATA / "model.gguf"
 # The folder with llama-server from a wheel, for machines without one of their own.
 SHIM = ROOT / "gpu-server" / "local"

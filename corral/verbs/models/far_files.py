@@ -28,7 +28,7 @@ class Chunks:
         self._pieces = filter(None, pieces)
 
     def read(self, _count: int = -1) -> bytes:
-        """The next piece, whatever its length; none at the end."""
+        """The next piece, of any length; none at the end."""
         return next(self._pieces, b"")
 
 
