@@ -122,6 +122,11 @@ class Balancer:
         """Every replica by the name that the balancer knows it by (the container's)."""
         return parse_servers(self.ask(*STATES))
 
+    def workers(self, service: str) -> list[Server]:
+        """A worker of LiteLLM, once for each backend in which the clients' frontends have it."""
+        found = _parsed(self.ask(*STATES))
+        return [item for item in found if item.name == service and item.group.startswith(haproxy.BEHIND_THE_DOOR)]
+
     def command(self, line: str) -> None:
         """Says something that has no answer; raises BalancerError when it is refused."""
         answer = self.ask(line).strip()
@@ -155,11 +160,11 @@ class Balancer:
 
     def put_all_back(self) -> list[str]:
         """Undoes what a killed run left: every server in rotation, no request held; names of those that were out."""
-        servers = self.servers()
-        out = [server for server in servers.values() if server.is_out]
+        servers = _parsed(self.ask(*STATES))
+        out = [server for server in servers if server.is_out]
         for server in out:
             self.put_back(server)
-        self.ask(*sorted({f"corral release {server.group}" for server in servers.values()}))
+        self.ask(*sorted({f"corral release {server.group}" for server in servers if _is_replica(server)}))
         return [server.name for server in out]
 
     # --- configuration ---
@@ -256,15 +261,19 @@ def backends_of(plan: Plan, host: str, service: str) -> list[Backend]:
 
 
 def parse_servers(text: str) -> dict[str, Server]:
-    """Servers by name, from the answers to `show stat` and `show servers state`."""
+    """Replicas by name, from the answers to `show stat` and `show servers state`."""
+    return {item.name: item for item in _parsed(text) if _is_replica(item)}
+
+
+def _is_replica(server: Server) -> bool:
+    return not server.group[:1].isupper()  # no pool's name begins so
+
+
+def _parsed(text: str) -> list[Server]:
     table, _, state = text.partition(STATE)
     rows = csv.DictReader((STATS + table.partition(STATS)[2]).splitlines())
     stats = {(row[STATS], row.get("svname")): row for row in rows}
-    return {
-        row["srv_name"]: _server(row, stats.get((row["be_name"], row["srv_name"]), {}))
-        for _, row in _rows(STATE + state)
-        if row and not row["be_name"][:1].isupper()  # no pool's name begins so
-    }
+    return [_server(row, stats.get((row["be_name"], row["srv_name"]), {})) for _, row in _rows(STATE + state) if row]
 
 
 def _rows(state: str) -> Iterator[tuple[str, dict[str, str]]]:

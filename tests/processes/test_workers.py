@@ -13,10 +13,14 @@ from typing import Any, Self
 
 import httpx
 import pytest
+from rich.console import Console
 
 from corral.components.litellm import workers
 from corral.runtime import supervisor
+from corral.runtime.board import Board
+from corral.runtime.haproxy import balancer_of
 from corral.verbs.keys import keys
+from corral.verbs.up.rolling import workers_out
 from tests.processes.fakes import LOOPBACK
 from tests.processes.farm import (
     EVEN,
@@ -283,10 +287,17 @@ def test_clients_do_not_notice_when_a_worker_is_changed(farm: Farm) -> None:
         ending.callback(is_over.set)
         asking = [pool.submit(ask_on) for _ in range(4)]
         wait_until(lambda: codes[200] > 10, 20, "requests are answered")
-        supervisor.call(farm.folder, "stopProcess", FIRST, timeout_s=60)
-        stopped = codes[200]
-        wait_until(lambda: codes[200] > stopped + 20, 20, "the other answers them")
-        assert keys.listed(farm.plan, farm.out), "the operator reaches it, too"
+        balancer = balancer_of(farm.plan, farm.out)
+        assert balancer
+        workers, board = balancer.workers(FIRST), Board(Console(quiet=True))
+        with workers_out(balancer, workers, board, comes_back=True):
+            supervisor.call(farm.folder, "stopProcess", FIRST, timeout_s=60)
+            stopped = codes[200]
+            wait_until(lambda: codes[200] > stopped + 20, 20, "the other answers them")
+            assert keys.listed(farm.plan, farm.out), "the operator reaches it, too"
+            farm.restart(FIRST)
+        returned = codes[200]
+        wait_until(lambda: codes[200] > returned + 20, 20, "both answer them")
         is_over.set()
         for item in asking:
             item.result()

@@ -74,6 +74,11 @@ class _Work:
     def change(self, balancer: Balancer | None) -> None:
         """Changes the service, drained before where a balancer sends it requests; says so if requests could fail."""
         planned = backends_of(self.host.plan, *self.key)
+        workers = balancer.workers(self.service.name) if balancer else []
+        if balancer and workers and self.host.plan.inventory.gateway.workers > 1:
+            with workers_out(balancer, workers, self.board, comes_back=self.comes_back):
+                self._act()
+            return
         if balancer is None or not planned:
             self._say_gap(self._act())
             return
@@ -169,6 +174,33 @@ class _Work:
 
         if not wait_until(is_found, ROTATION_LIMIT_S):
             balancer.move(balancer.servers()[backend.name], addresses[0], backend.endpoint.port)
+
+
+@contextmanager
+def workers_out(balancer: Balancer, workers: Sequence[Server], board: Board, *, comes_back: bool) -> Iterator[None]:
+    """The block runs while one of LiteLLM's workers has no request and gets none; the others get them.
+
+    A worker that stops closes its idle connections. A request that HAProxy sends at that moment has no answer.
+    """
+    name = workers[0].name
+    key = balancer.host.name, name
+
+    def is_idle() -> bool:
+        count = sum(item.in_flight for item in balancer.workers(name))
+        board.show(*key, "draining", f"waits for {count} requests")
+        return not count
+
+    try:
+        for worker in workers:
+            balancer.take_out(worker)
+        if not wait_until(is_idle, balancer.plan.inventory.gateway.timeout_s):
+            board.say(f"{name}: its requests are not done in time; they are cut off", "yellow")
+        yield
+    finally:
+        for worker in workers:
+            balancer.put_back(worker)
+    if comes_back and not wait_until(lambda: all(item.is_usable for item in balancer.workers(name)), ROTATION_LIMIT_S):
+        raise CorralError(f"{name} is healthy, but the balancer does not reach it")
 
 
 def addresses_of(host: ComposeHost, service: Service) -> list[str]:
