@@ -220,6 +220,8 @@ class Backend:
     ca_file: str = ""
     # Header in which it wants its key; empty: `Authorization: Bearer`.
     key_header: str = ""
+    # Address of a cloud provider where LiteLLM does not know it.
+    base_url: str = ""
     # What every request to it carries besides the client's own, in LiteLLM's `litellm_params`.
     parameters: Mapping[str, Any] = field(default_factory=dict)
     # Whether the gateway takes thoughts out of its answers: the server may leave them in the text.
@@ -247,7 +249,7 @@ class Route:
     # Stands for all replicas behind the route.
     backend: Backend
     name: str
-    # Empty for cloud models, whose provider LiteLLM knows.
+    # Empty for cloud models whose provider LiteLLM knows.
     url: str
     slots: int = 1
     # Where the gateway leases a slot before it sends a request: the balancer chooses among the pool's routes.

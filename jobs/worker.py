@@ -1,7 +1,7 @@
 """Runs jobs at the gateway, each with the key of who sent it, and delivers callbacks.
 
-A worker holds a job by a lease that it prolongs. A worker that takes a job over after a lease has another one, so that what
-a frozen worker says later is refused. Only ids and states are logged.
+A worker holds a job by a lease that it prolongs. A worker that takes a job over after a lease has another one, so that
+what a frozen worker says later is refused. Only ids and states are logged.
 """
 
 from __future__ import annotations

@@ -26,6 +26,8 @@ CASES = (
     "heartcode",
     "neural-farm",
     "dragon",
+    "jarvis",
+    "llama-farm",
     "local-everything",
     "least-busy",
     "direct",

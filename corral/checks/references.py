@@ -31,6 +31,8 @@ PAID: dict[str, Any] = plain_yaml(Path(__file__).with_name("litellm_paid.yaml").
 # With this begin the names of keys that the kit makes for itself.
 OWN_PREFIX = "corral-"
 QUANTIZED = {"q8_0", "q5_1", "q5_0", "iq4_nl", "q4_1", "q4_0"}
+# Providers that give every customer an address.
+OWN_ADDRESS = ("azure/", "azure_ai/", "databricks/", "hosted_vllm/", "litellm_proxy/")
 # Endings of files that PyTorch and others run when they read them.
 PICKLED = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle", ".joblib", ".npy", ".npz")
 SOURCES = (
@@ -391,9 +393,9 @@ def _nodes(inventory: Inventory) -> Findings:
             )
         yield from _broken(
             path,
-            (is_cloud and node.url is not None, "node-address/cloud-url", "url"),
             (is_cloud and node.model and "/" not in node.model, "node-address/no-provider", "model"),
             (not is_cloud and node.url is None, "node-address/no-url", ""),
+            (is_cloud and node.url is None and (node.model or "").startswith(OWN_ADDRESS), "node-address/own", ""),
             (is_small and not node.models and node.kind not in ("chat", "embedding"), "node-kind/kind", "kind"),
             (node.thinking is not None and node.kind != "chat", "thinking-kind/kind", "thinking"),
             (node.budget and not has_price and node.kind not in SPEECH, "budget-price/missing", "budget"),

@@ -205,12 +205,14 @@ def _pool_row(plan: Plan, name: str) -> tuple[str, ...]:
     queue = pool.queue or gateway.queue
     names = [name, *(f"[dim]= {alias}[/]" for alias in aliases_of(plan.inventory, name))]
     models = [pool.model] if pool.model else dict.fromkeys(backend.upstream_model for backend in backends)
+    balanced = [backend for backend in backends if backend.protocol != "cloud"]
     waiting = "without bound" if gateway.balancing == "direct" else f"{queue.depth} for {queue.timeout_s} s"
     origin = measured.state(plan, name)
     style = "dim" if origin.startswith("measured (") else "yellow"
     limits = _limits(pool.limits.rpm, pool.limits.tpm, f"[{style}]{escape(origin)}[/]" if origin else "")
-    slots = sum(backend.slots for backend in backends)
-    return "\n".join(names), "\n".join(models), str(len(backends)), str(slots), waiting, limits
+    slots = str(sum(backend.slots for backend in balanced)) if balanced else ""
+    wait = waiting if balanced else "at the provider"
+    return "\n".join(names), "\n".join(models), str(len(backends)), slots, wait, limits
 
 
 def _consumer_row(inventory: Inventory, name: str, consumer: Consumer) -> tuple[str, ...]:

@@ -723,7 +723,8 @@ class Node(Section):
     """An inference server that the kit does not start: a Mac, a phone, another farm, a cloud account."""
 
     url: Server | None = None
-    """Base address, for instance `http://192.0.2.7:8080`; not for `engine: cloud`."""
+    """Base address, for instance `http://192.0.2.7:8080`; for `engine: cloud` only where the provider has given you an
+    address of your own, such as Azure's: LiteLLM's `api_base`."""
     engine: Literal["openai", "llama.cpp", "mlx", "ollama", "inferrlm", "vllm", "lmstudio", "cloud"] = "openai"
     """What answers there; it decides protocol and health check. `cloud` is a provider known to LiteLLM."""
     model: Line | None = None

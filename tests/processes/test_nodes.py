@@ -50,7 +50,7 @@ PHONES = ("iphone15", "iphone16")
 WIRES: dict[str, tuple[str, ...]] = {
     "mac": ("mlx",), "iphone15": ("inferrlm",), "iphone16": ("inferrlm",), "desk": ("ollama",),
     "lab": ("rest", "X-Api-Key"), "studio": ("rest", "Authorization"), "raw": ("rest", "Authorization"),
-    "voices": ("rest", "Authorization"),
+    "voices": ("rest", "Authorization"), "account": ("anthropic",), "own": ("rest", "Authorization"),
 }  # fmt: skip
 # As strict as the chat templates of Qwen and Gemma together.
 STRICT = (
@@ -120,6 +120,12 @@ def inventory_of(ports: dict[str, int]) -> dict[str, Any]:
     site["pools"] |= {name: {"on": {"node": name}} for name in ("lab", "studio", "raw", "strict")}
     for name, model in (("desk", "qwen3:4b"), ("herd", "llama3.2:3b")):
         site["pools"][name] = {"on": {"node": "desk", "model": model}, "queue": {"depth": 2, "timeout_s": 30}}
+    # Of inventories/jarvis.yaml, at an address of its own.
+    account = read_source(REPOSITORY / "inventories" / "jarvis.yaml").data["nodes"]["anthropic"]
+    site["nodes"]["account"] = account | {"url": url["account"], "api_key": "ACCOUNT_KEY"}
+    site["nodes"]["own"] = {"url": url["own"], **rest}
+    site["pools"]["cloud"] = {"on": {"node": "account"}}
+    site["pools"]["house"] = {"on": {"node": "own"}, "fallback": ["cloud"]}
     models = {"whisper-1": {"kind": "transcription"}, "tts-1": {"kind": "speech"}}
     site["nodes"]["voices"] = {"url": f"{url['voices']}/v1", "api_key": "LAB_KEY", "models": models}
     for name, model in (("ear", "whisper-1"), ("mouth", "tts-1")):
@@ -147,7 +153,7 @@ def running() -> Iterator[Nodes]:
         path.write_text(yaml.safe_dump(inventory_of(ports), sort_keys=False), encoding="utf-8")
         plan = build_plan(load_inventory(path))
         write(render(plan), folder)
-        (folder / HOST / ".env").write_text(f"LAB_KEY={KEY}\n", encoding="utf-8")
+        (folder / HOST / ".env").write_text(f"LAB_KEY={KEY}\nACCOUNT_KEY={KEY}\n", encoding="utf-8")
         initialise({HOST: plan.secrets_of(HOST)}, folder)
         (folder / HOST / "models").mkdir()
         make_rerank_model(folder / HOST / "models" / "rank.gguf")
@@ -760,6 +766,71 @@ def test_only_node_of_a_pool_dies_and_comes_back(farm: Nodes) -> None:
     assert farm.ask("smart").status_code == 503
     farm.processes["mac"].__enter__()
     wait_until(lambda: farm.ask("smart").is_success, WITHIN_S, "the Mac answers again")
+
+
+# --- a cloud account (001-13)
+
+
+@pytest.mark.parametrize("is_streamed", [False, True], ids=["plain", "streamed"])
+@pytest.mark.parametrize("interface", INTERFACES)
+def test_a_cloud_account_answers_in_every_interface(farm: Nodes, interface: str, *, is_streamed: bool) -> None:
+    client = INTERFACES[interface]
+    for finish in ("stop", "length"):
+        asked = {"role": "user", "content": order(TEXT, finish=finish)}
+        body = {"model": "cloud", **client.body("be brief", [*TURNS, asked], 2000)}
+        said = client.ask(farm, body, is_streamed=is_streamed)
+        assert said == Said("".join(TEXT), "", [], client.stops[finish], (7, 3))
+        request = farm.requests_of("account")[-1]
+        assert request["path"] == "/v1/messages"
+        assert request["headers"]["x-api-key"] == KEY
+        assert farm.key not in str(request)
+        assert (request["body"]["model"], request["body"]["max_tokens"]) == ("claude-sonnet-4-5", 2000)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        ("rate_limit_error", 429),
+        ("overloaded_error", 500),
+        ("api_error", 500),
+        ("invalid_request_error", 400),
+        ("authentication_error", 503),
+    ],
+)
+def test_an_error_of_a_cloud_account_is_told_as_any_other(farm: Nodes, error: str, status: int) -> None:
+    """That the account refuses the farm's key is no error of the client's key."""
+    answer = farm.ask("cloud", error)
+    assert answer.status_code == status, answer.text
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+    assert KEY not in answer.text
+    assert ("this farm has" in answer.text) == (error == "authentication_error")
+
+
+@pytest.mark.parametrize("is_streamed", [False, True], ids=["plain", "streamed"])
+@pytest.mark.parametrize("interface", INTERFACES)
+def test_a_refused_key_of_the_farm_is_not_the_clients(farm: Nodes, interface: str, *, is_streamed: bool) -> None:
+    client = INTERFACES[interface]
+    asked = {"role": "user", "content": "authentication_error"}
+    body = {"model": "cloud", "stream": is_streamed, **client.body("", [asked], 2000)}
+    answer = farm.client.post(client.path, json=body)
+    assert answer.status_code == 503, answer.text
+    assert "refuses the key that this farm has" in answer.text
+
+
+def test_requests_go_to_the_account_while_the_house_is_down(farm: Nodes) -> None:
+    text = order(["in ", "the house"])
+    assert farm.replica(farm.ask("house", text)) == "own"
+    before = len(farm.requests_of("account"))
+    farm.processes["own"].__exit__(None, None, None)
+    try:
+        assert content_of(farm.ask("house", text)) == "in the house"
+        assert farm.ask_streamed("house", text).text == "in the house"
+        assert len(farm.requests_of("account")) == before + 2
+    finally:
+        farm.processes["own"].__enter__()
+    wait_until(lambda: "own" not in farm.down(), WITHIN_S, "it is up again")
+    assert farm.replica(farm.ask("house", text)) == "own"
+    assert len(farm.requests_of("account")) == before + 2
 
 
 def test_health_is_asked_without_inference(farm: Nodes) -> None:

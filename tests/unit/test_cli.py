@@ -242,6 +242,13 @@ def test_the_plan_of_one_host(run: Run) -> None:
     assert list(json.loads(said.out)["hosts"]) == ["pea"]
 
 
+def test_the_plan_names_no_queue_that_only_a_provider_could_have(run: Run) -> None:
+    said = run("plan", "--inventory", str(inventory_of("jarvis")))
+    cells = re.sub(r"\s+", " ", said.out.partition("may wait")[2].partition("embeddings")[0])
+    assert "for 30 s" not in cells
+    assert re.search(r"cloud anthropic/\S+ 1 at the", cells)
+
+
 @pytest.mark.parametrize(("variable", "is_coloured"), [("NO_COLOR", False), ("UNRELATED", True)])
 def test_colours_on_a_terminal_unless_told_otherwise(tmp_path: Path, variable: str, *, is_coloured: bool) -> None:
     (tmp_path / "inventory.yaml").write_bytes((ROOT / "inventory.yaml").read_bytes())

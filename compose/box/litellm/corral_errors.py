@@ -47,6 +47,10 @@ UNKNOWN_MODEL = os.environ.get("CORRAL_UNKNOWN_MODEL", "")
 # The first comes from OpenAI's library, the others from LiteLLM's own connections.
 NOBODY_THERE = re.compile(r"Exception - (Connection error\.|Server disconnected|Cannot connect to host)")
 
+# LiteLLM's errors for a server or provider that refuses the key which it got; for clients' keys LiteLLM has others.
+REFUSED_BY_SERVERS = ("AuthenticationError", "PermissionDeniedError")
+KEY_REFUSED = "the pool's server or provider refuses the key that this farm has for it; tell the operator"
+
 # --- kinds of pools
 
 # The mode (LiteLLM's word for a kind) that each call needs, without the `a` of asynchronous ones.
@@ -382,12 +386,15 @@ def _correct_status(error: Exception, model: object) -> None:
     """Replaces LiteLLM's status by OpenAI's.
 
     404 for an unknown model, 401 for an unknown key, 429 for a budget that is spent, 503 when no server took the
-    request: on a reused connection, HAProxy signals that by closing it.
+    request: on a reused connection, HAProxy signals that by closing it. 503 also when a server or provider refuses the
+    farm's own key: the client's key is not to blame.
     """
     kind = str(getattr(error, "type", ""))
     if NOBODY_THERE.search(str(getattr(error, "message", ""))) and str(getattr(error, "status_code", "")) == "500":
         vars(error)["status_code"] = SERVICE_UNAVAILABLE
-    if type(error).__name__ == "BudgetExceededError":
+    if type(error).__name__ in REFUSED_BY_SERVERS:
+        vars(error).update(status_code=SERVICE_UNAVAILABLE, message=KEY_REFUSED)
+    elif type(error).__name__ == "BudgetExceededError":
         vars(error)["status_code"] = TOO_MANY_REQUESTS
     elif kind.endswith("no_db_connection"):  # without a database the master key is the only key
         vars(error).update(code="401", type="auth_error", message="this key is not known here")

@@ -140,7 +140,8 @@ def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
     times = Counter(backend.name for backend in past)
     for backend in past:
         name = backend.name if times[backend.name] == 1 else f"{backend.pool}.{backend.name}"
-        url = "" if backend.protocol == "cloud" else _url(backend, site.address(backend.endpoint, gateway.host))
+        is_cloud = backend.protocol == "cloud"
+        url = backend.base_url if is_cloud else _url(backend, site.address(backend.endpoint, gateway.host))
         yield Route(backend, name, url, backend.slots)
     if not is_direct or gateway.entrance is not None:
         elsewhere = {backend.pool for backend in past} | {name for name, _ in added_models(site.inventory)}

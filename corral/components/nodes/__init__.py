@@ -83,6 +83,7 @@ def _backend(pool: str, name: str, node: Node, thinking: Thinking) -> Backend:
         secret=node.api_key or "", is_ours=False, cost=_cost(node),
         ca_file=node.ca_file or "",
         key_header=node.key_header or "",
+        base_url=str(node.url or "") if is_cloud else "",
         parameters=_parameters(node, thinking) if is_chat else {},
         hides_thoughts=is_chat and thinking != "shown",
     )  # fmt: skip
