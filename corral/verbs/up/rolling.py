@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from corral.build import Plan
+from corral.components import litellm
 from corral.components.haproxy import answer_timeout_s
 from corral.contributions import Backend, Service
 from corral.errors import CorralError
@@ -74,8 +75,8 @@ class _Work:
     def change(self, balancer: Balancer | None) -> None:
         """Changes the service, drained before where a balancer sends it requests; says so if requests could fail."""
         planned = backends_of(self.host.plan, *self.key)
-        workers = balancer.workers(self.service.name) if balancer else []
-        if balancer and workers and self.host.plan.inventory.gateway.workers > 1:
+        is_worker = self.service.component == litellm.COMPONENT and self.host.plan.inventory.gateway.workers > 1
+        if balancer and is_worker and (workers := balancer.workers(self.service.name)):
             with workers_out(balancer, workers, self.board, comes_back=self.comes_back):
                 self._act()
             return
