@@ -320,8 +320,8 @@ def test_an_interrupted_pull_ends_at_once_and_goes_on_later(site: Site, made: Ma
     process = _start(site, "chat")
     _wait(lambda: part_of(site.models / "tiny-Q8_0.gguf").exists())
     process.send_signal(signal.SIGINT)
-    pause.set()
     assert process.wait(60) == 130
+    pause.set()
     assert not (site.models / "tiny-Q8_0.gguf").exists()
     assert site("pull", "chat")[0] == 0
     assert (site.models / "tiny-Q8_0.gguf").read_bytes() == made.chat
