@@ -1,0 +1,68 @@
+"""The sources of the examples: their names and sizes as published, and what the plan takes them for."""
+
+import json
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from corral.config.inventory import Model
+from corral.config.load import load_inventory
+from corral.declarations import ROOT
+from corral.plan.sizes import weights_mib
+
+EXAMPLES = [ROOT / "inventory.yaml", *sorted(ROOT.glob("inventories/*.yaml"))]
+PUBLISHED: dict[str, dict[str, Any]] = json.loads((ROOT / "inventories" / "sources.json").read_text())
+# Names round parameters (14B has 14.8 billion), and quantizations mix types. The tolerance covers both.
+TOLERANCE = 0.08
+
+
+def from_the_hub() -> list[tuple[str, Model]]:
+    models = [(path.stem, model) for path in EXAMPLES for model in load_inventory(path).inventory.models.values()]
+    return [(example, model) for example, model in models if model.source.startswith("hf:")]
+
+
+def half_a_digit(published: str) -> Decimal:
+    """How far a rounded figure can be from the real one: 0.05 for `5.7`."""
+    return Decimal(5).scaleb(int(Decimal(published).as_tuple().exponent) - 1)
+
+
+def bounds(entry: dict[str, Any]) -> tuple[float, float]:
+    """The least and the most bytes that the published size allows."""
+    if "bytes" in entry:
+        return entry["bytes"], entry["bytes"]
+    size, slack = Decimal(entry["gb"]), half_a_digit(entry["gb"])
+    return float((size - slack) * 10**9), float((size + slack) * 10**9)
+
+
+def test_every_source_of_the_examples_is_listed_and_nothing_else() -> None:
+    assert set(PUBLISHED) == {model.source for _, model in from_the_hub()}
+    assert list(PUBLISHED) == sorted(PUBLISHED)
+
+
+@pytest.mark.parametrize("source", PUBLISHED)
+def test_an_entry_has_one_size_and_the_page_that_proves_it(source: str) -> None:
+    entry = PUBLISHED[source]
+
+    assert len({"bytes", "gb"} & set(entry)) == 1
+    assert set(entry) <= {"bytes", "gb", "page", "size_page", "proof"}
+    assert entry["page"].startswith("https://")
+    assert entry["proof"]
+
+
+@pytest.mark.parametrize("source", PUBLISHED)
+def test_pages_of_the_hub_are_of_the_repository_and_the_file(source: str) -> None:
+    owner, name, *file = source.removeprefix("hf:").split("/")
+    pages = [page for page in (PUBLISHED[source]["page"], PUBLISHED[source].get("size_page", "")) if ".co/" in page]
+
+    assert all(f"/{owner}/{name}/" in page for page in pages)
+    assert all(page.endswith("/".join(file)) for page in pages if "/resolve/" in page)
+
+
+@pytest.mark.parametrize(
+    "model", [pytest.param(model, id=f"{name}-{model.source.rsplit('/', 1)[-1]}") for name, model in from_the_hub()]
+)
+def test_the_size_from_the_name_or_the_inventory_is_near_the_published_one(model: Model) -> None:
+    low, high = bounds(PUBLISHED[model.source])
+
+    assert low * (1 - TOLERANCE) <= weights_mib(model) * 2**20 <= high * (1 + TOLERANCE)
