@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,7 @@ gateway:
   port: {port}
   admin_port: 21702
   cache: false
+jobs: {{workers: 1}}
 """
 
 
@@ -117,6 +119,8 @@ class Saved:
     archive: Path
     key: str
     spend: float
+    # A job that is done.
+    job: str
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +144,10 @@ def saved(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sa
         key = str(made.raise_for_status().json()["key"])
         assert place.client(key).chat_text("chat") == KNOWN_ANSWER
         wait_until(lambda: spend_of(place, key) > 0, WRITTEN_LIMIT_S, "the gateway writes down what was spent")
+        spent = spend_of(place, key)
+        job = send_job(place, key)
+        wait_until(lambda: state_of(place, key, job)["status"] == "succeeded", WRITTEN_LIMIT_S, "the job is done")
+        wait_until(lambda: spend_of(place, key) > spent, WRITTEN_LIMIT_S, "its spending, too, is written down")
         docker(
             "exec",
             "--privileged",
@@ -152,12 +160,22 @@ def saved(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sa
         said = place.corral("backup", "--to", str(archive))
         assert said.splitlines()[-1] == str(archive)
         place.project.wait_healthy(WRITTEN_LIMIT_S)
-        yield Saved(place, archive, key, spend_of(place, key))
+        yield Saved(place, archive, key, spend_of(place, key), job)
 
 
 def spend_of(place: Place, key: str) -> float:
     found = place.client().admin(ADMIN_PORT).send("GET", f"/key/info?key={key}")
     return float(found.raise_for_status().json()["info"]["spend"])
+
+
+def send_job(place: Place, key: str) -> str:
+    request = {"model": "chat", "messages": [{"role": "user", "content": "hello"}]}
+    return str(place.client(key).send("POST", "/v1/jobs", {"request": request}).raise_for_status().json()["id"])
+
+
+def state_of(place: Place, key: str, job: str) -> dict[str, Any]:
+    state: dict[str, Any] = place.client(key).send("GET", f"/v1/jobs/{job}").raise_for_status().json()
+    return state
 
 
 def empty_place(saved: Saved, name: str) -> Place:
@@ -171,12 +189,18 @@ def empty_place(saved: Saved, name: str) -> Place:
 
 def test_a_backup_is_its_owners_alone_and_lists_what_it_has(saved: Saved) -> None:
     assert saved.archive.stat().st_mode & 0o777 == 0o600
-    said = saved.place.corral("restore", str(saved.archive), "--list")
-    for words in ("ba/postgres: database (keys, budgets and spend)", "ba/image-1: data", "secrets, sealed", "whole"):
+    said = saved.place.corral("restore", str(saved.archive), "--list", COLUMNS="160")
+    for words in (
+        "ba/postgres: database (keys, budgets and spend)",
+        "ba/image-1: data",
+        "ba/jobs-store: ",
+        "secrets, sealed",
+        "whole",
+    ):
         assert words in said
     listed: dict[str, Any] = json.loads(saved.place.corral("restore", str(saved.archive), "--list", "--json"))
     assert listed["has_secrets"]
-    assert {state["name"] for state in listed["states"]} == {"database", "configuration", "data"}
+    assert {state["name"] for state in listed["states"]} == {"database", "configuration", "data", "jobs"}
     assert set(listed["images"][HOST]) == {service.image for service in saved.place.plan.services_of(HOST)}
     assert all(image.startswith("sha256:") for image in listed["images"][HOST].values())
 
@@ -218,7 +242,7 @@ def test_a_place_that_is_not_empty_is_left_alone(saved: Saved) -> None:
         said = saved.place.corral("restore", str(saved.archive), code=2)
         for words in (
             "inventory.yaml, another one",
-            "5 containers of this site",
+            "8 containers of this site",
             f"{SITE}-{HOST}_database",
             "--replace",
         ):
@@ -334,7 +358,32 @@ def test_keys_spend_and_files_survive_the_loss_of_the_machine(saved: Saved) -> N
         assert place.client(saved.key).chat_text("chat") == KNOWN_ANSWER
         assert spend_of(place, saved.key) >= saved.spend > 0
         assert place.client("sk-wrong").chat("chat").status_code == httpx.codes.UNAUTHORIZED
+        result = state_of(place, saved.key, saved.job)["result"]
+        assert result["choices"][0]["message"]["content"] == KNOWN_ANSWER
         kept = docker("exec", f"{HOST}-image-1", "sh", "-c", "cat /data/kept; ls -n /data/kept")
         assert kept.startswith(f"{KEPT}\n")
         assert kept.splitlines()[1].split()[2:4] == ["123", "456"]
         assert "nothing to do" in place.corral("up")
+        no_job_is_lost_in_a_restart(place, saved.key)
+
+
+def no_job_is_lost_in_a_restart(place: Place, key: str) -> None:
+    """Sent while the store, the API and the worker restart one after the other; a client tries again meanwhile."""
+    jobs: list[str] = []
+
+    def send() -> bool:
+        with suppress(httpx.HTTPError):
+            jobs.append(send_job(place, key))
+        return restart.exit_code() is not None
+
+    words = [*CORRAL, *place.arguments("restart", "jobs-store", "jobs", "jobs-worker")]
+    with Process(words, place.folder / "restart.log", environment=dict(place.environment)) as restart:
+        wait_until(send, RUN_LIMIT_S, "the restart is over")
+    assert restart.exit_code() == 0
+    left = set(jobs)
+
+    def are_done() -> bool:
+        left.difference_update([job for job in left if state_of(place, key, job)["status"] == "succeeded"])
+        return not left
+
+    wait_until(are_done, WRITTEN_LIMIT_S, "every job is done")

@@ -47,7 +47,8 @@ ENGINE_VARIABLE = "PRISMA_QUERY_ENGINE_BINARY"
 BUILD_ARGUMENTS = ("PRISMA_VERSION", "PRISMA_EXPECTED_ENGINE_VERSION")
 BUILD_LIMIT_S = 600
 # Components that run another one's image.
-TARGET_OF = {"edge": "haproxy", "toy": "vllm"}
+# By the name of a component or a service.
+TARGET_OF = {"edge": "haproxy", "toy": "vllm", "jobs-store": "valkey", "jobs": "litellm", "jobs-worker": "litellm"}
 LOCK = Path(tempfile.gettempdir()) / f"corral-stand-ins-{os.getuid()}.lock"
 
 
@@ -70,7 +71,10 @@ def targets(plans: Iterable[Plan]) -> dict[str, str]:
     services = [
         service for plan in plans for service in plan.contributions.services if not plan.site.is_local(service.host)
     ]
-    return {service.image: TARGET_OF.get(service.component, service.component) for service in services}
+    return {
+        service.image: TARGET_OF.get(service.name, TARGET_OF.get(service.component, service.component))
+        for service in services
+    }
 
 
 def query_engine() -> Path | None:
