@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import ipaddress
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from corral.checks.registry import Findings, Row, Texts, findings
+from corral.checks.registry import Findings, Row, Texts, findings, known
 from corral.components import component, components, image_keys
 from corral.components.additions import summed
 from corral.components.serving import engine_key, one_of_each_sort
+from corral.config.client_names import kind_of
 from corral.config.file_names import ollama_manifest, tag_of
-from corral.config.inventory import Consumer, Host, Inventory
+from corral.config.inventory import Consumer, Host, Inventory, KeyBudget
 from corral.contributions import Backend, Contributions, Service
 from corral.errors import Finding, KeyPath, did_you_mean
 from corral.plan.advice import what_fits
@@ -490,9 +491,33 @@ def _budgets(site: Site, published: Contributions) -> Findings:
     for name, consumer in inventory.consumers.items():
         row = (consumer.budget and not paid & opened[name], "budget-counts/consumer", "budget")
         yield from TEXTS.broken(("consumers", name), row)
-    for team in inventory.teams:
-        pools = {pool for name, item in inventory.consumers.items() if item.team == team for pool in opened[name]}
-        yield from TEXTS.broken(("teams", team), (not paid & pools, "budget-counts/team", "budget"))
+        yield from _fallback(inventory, ("consumers", name), consumer.budget, {name: opened[name]}, paid)
+    for team, found in inventory.teams.items():
+        members = {name: opened[name] for name, item in inventory.consumers.items() if item.team == team}
+        is_free = not paid & {pool for pools in members.values() for pool in pools}
+        yield from TEXTS.broken(("teams", team), (is_free, "budget-counts/team", "budget"))
+        yield from _fallback(inventory, ("teams", team), found.budget, members, paid)
+
+
+def _fallback(
+    inventory: Inventory, path: KeyPath, budget: KeyBudget | None, opened: Mapping[str, set[str]], paid: set[str]
+) -> Findings:
+    """What is wrong with the pool for a spent budget; `opened` are the pools of each key, `paid` those with a price."""
+    pool, key = budget.fallback if budget else None, "budget.fallback"
+    yield from known("budget-fallback", "pool", pool, (*path, "budget", "fallback"), inventory.pools)
+    if pool not in inventory.pools:
+        return
+    kind = kind_of(inventory, pool)
+    yield from TEXTS.first(
+        path, (kind != "chat", "budget-fallback/kind", key), (pool in paid, "budget-fallback/paid", key),
+        pool=pool, kind=kind,
+    )  # fmt: skip
+    chats = {name for name in paid if kind_of(inventory, name) == "chat"}
+    is_unused = not any(chats & pools for pools in opened.values())
+    yield from TEXTS.broken(path, (is_unused, "budget-fallback/unused", key))
+    for consumer in opened:
+        named = inventory.consumers[consumer].pools or inventory.pools
+        yield from TEXTS.broken(path, (pool not in named, "budget-fallback/closed", key), pool=pool, consumer=consumer)
 
 
 CHECKS: tuple[Callable[[Site, Contributions], Findings], ...] = (

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from corral.build import Plan
 from corral.config.client_names import aliases_of
-from corral.config.inventory import Budget, Consumer, Inventory, Tier
+from corral.config.inventory import Consumer, Inventory, KeyBudget, Tier
 from corral.contributions import Service
 from corral.gateway import fast_lane
 from corral.gateway.frontends import gateway_publish_address
@@ -225,8 +225,9 @@ def _consumer_row(inventory: Inventory, name: str, consumer: Consumer) -> tuple[
     )  # fmt: skip
 
 
-def _budget(budget: Budget) -> str:
-    return f"{budget.max_usd:g} USD" + (f" in {budget.period}" if budget.period else "")
+def _budget(budget: KeyBudget) -> str:
+    period = f" in {budget.period}" if budget.period else ""
+    return f"{budget.max_usd:g} USD{period}" + (f", then {budget.fallback}" if budget.fallback else "")
 
 
 def _limits(rpm: int | None, tpm: int | None, origin: str = "") -> str:

@@ -708,6 +708,13 @@ class Budget(Section):
     """After which spending counts from zero again, such as `30d`; absent: never for a key, `30d` for a node."""
 
 
+class KeyBudget(Budget):
+    """What a key, or the keys of a team, may spend."""
+
+    fallback: Name | None = None
+    """Chat pool without a price that answers chats in place of pools with a price once it is spent; absent: 429."""
+
+
 class NodeModel(Section):
     """One of several models of a node, where it differs from what the node says."""
 
@@ -1100,7 +1107,7 @@ class ConsumerLimits(Section):
 class Team(Section):
     """Consumers that share one budget."""
 
-    budget: Budget
+    budget: KeyBudget
     """What all its keys may spend together; a consumer's own budget applies as well."""
 
 
@@ -1115,7 +1122,7 @@ class Consumer(Section):
     """What the key may ask for."""
     weight: int = Field(1, ge=1, le=100)
     """Share of slots and queue places while several keys wait, in relation to the weights of the others."""
-    budget: Budget | None = None
+    budget: KeyBudget | None = None
     """What the key may spend."""
     team: ConsumerName | None = None
     """Team whose budget it shares."""

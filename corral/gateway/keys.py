@@ -18,6 +18,8 @@ from corral.plan.routing import local_names
 MANAGED = {"managed_by": "corral"}
 # In the metadata of a key with a weight other than 1; the gateway's callback passes it to the balancer.
 WEIGHT = "corral_weight"
+# In the metadata of a key whose budget, or that of its team, names a pool for when it is spent.
+KEY_FALLBACK, TEAM_FALLBACK = "corral_key_fallback", "corral_team_fallback"
 # LiteLLM's fields of a team that the inventory decides; its `team_id` is made of the name.
 TEAM_FIELDS = ("team_alias", "max_budget", "budget_duration", "metadata")
 METRICS_NAME = f"{OWN_PREFIX}prometheus"
@@ -128,6 +130,9 @@ def wanted_of(inventory: Inventory, name: str, consumer: Consumer, *, is_managed
     """The key of one consumer, in LiteLLM's terms; LiteLLM lists an alias as a model only if the key names it."""
     limits, budget = consumer.limits, consumer.budget
     weight = {WEIGHT: consumer.weight} if consumer.weight != 1 else {}
+    shared = inventory.teams[consumer.team].budget if consumer.team else None
+    fallbacks = {KEY_FALLBACK: budget and budget.fallback, TEAM_FALLBACK: shared and shared.fallback}
+    own = weight | {name: pool for name, pool in fallbacks.items() if pool}
     opened = consumer.pools or (local_names(inventory) or (NO_MODELS,) if consumer.local_only else ())
     settings = {
         "models": [model for pool in opened for model in (pool, *aliases_of(inventory, pool))],
@@ -137,7 +142,7 @@ def wanted_of(inventory: Inventory, name: str, consumer: Consumer, *, is_managed
         "max_budget": budget.max_usd if budget else None,
         "budget_duration": budget.period if budget else None,
         "allowed_routes": list(CONSUMER_ROUTES),
-        "metadata": {**consumer.metadata, **weight, **(MANAGED if is_managed else {})},
+        "metadata": {**consumer.metadata, **own, **(MANAGED if is_managed else {})},
         "team_id": team_id(consumer.team) if consumer.team else None,
     }
     return KeySpec(name, settings, moment(consumer.expires))

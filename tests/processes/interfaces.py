@@ -59,11 +59,14 @@ class Interface:
 
 
 def events_of(text: str) -> list[Event]:
-    """The events of a stream; it must end as every interface of OpenAI's does, or with Anthropic's last event."""
+    """The events of a stream; it must end as every interface of OpenAI's does, or with Anthropic's last event.
+
+    Without Anthropic's `ping`, which its libraries skip, too.
+    """
     lines = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
     events = [json.loads(line) for line in lines if line != "[DONE]"]
     assert lines[-1] == "[DONE]" or events[-1]["type"] == "message_stop"
-    return events
+    return [event for event in events if event.get("type") != "ping"]
 
 
 # --- chat

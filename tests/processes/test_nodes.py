@@ -35,7 +35,7 @@ from tests.model_files import make_rerank_model
 from tests.processes import farm as farms
 from tests.processes.farm import HOST, Extras, Farm, Streamed
 from tests.processes.helpers import REPOSITORY, Process, wait_http, wait_until
-from tests.processes.interfaces import INTERFACES, Said
+from tests.processes.interfaces import INTERFACES, Said, events_of
 from tests.processes.wires import orders
 from tests.processes.wires.orders import LOOPBACK, order
 from tests.processes.wires.rest import SOUND
@@ -321,10 +321,14 @@ def test_a_chat_request_keeps_its_messages(farm: Nodes) -> None:
 @pytest.mark.parametrize("sequence", ["###", "another"])
 def test_a_stop_sequence_is_named_if_the_server_names_it(farm: Nodes, sequence: str) -> None:
     """vLLM does."""
-    plain, _ = said(farm, "lab", order(["4"], stop="###"), stop_sequences=[sequence])
+    plain, streamed = said(farm, "lab", order(["4"], stop="###"), stop_sequences=[sequence])
     is_named = sequence == "###"
     wanted = ("stop_sequence", "###") if is_named else ("end_turn", None)
-    assert (plain["stop_reason"], plain["stop_sequence"]) == wanted
+    [end] = [event for event in events_of(streamed) if event["type"] == "message_delta"]
+    for told in (plain, end["delta"]):
+        assert (told["stop_reason"], told["stop_sequence"]) == wanted
+    assert end["usage"]["output_tokens"] == plain["usage"]["output_tokens"]
+    assert "".join(texts_of(streamed)) == "4"
 
 
 # --- images and rerank requests

@@ -11,7 +11,7 @@ from corral.components import Stage, edge
 from corral.components.additions import named_secrets, with_texts
 from corral.components.declared import filled, service
 from corral.config.client_names import all_aliases
-from corral.config.inventory import Auto, Gateway, TokenLimits
+from corral.config.inventory import Auto, Consumer, Gateway, Team, TokenLimits
 from corral.contributions import (
     Backend,
     Contribution,
@@ -64,6 +64,8 @@ CALLBACKS: dict[str, Callable[[Route], bool]] = {
 PERMITS, USAGE = "corral_permit", "corral_usage"
 # The callback of sites with several workers and a database.
 REVOCATION = "corral_revocation"
+# The callback of sites whose consumers have another pool for when their budget is spent.
+BUDGETS = "corral_budgets"
 # The callback of sites with tracing.
 TRACES = "corral_traces"
 # The callback of sites that keep conversations, and its data: seconds in a unit of the inventory's periods.
@@ -114,7 +116,9 @@ def _callbacks(site: Site, published: Contributions) -> list[str]:
     gateway = site.inventory.gateway
     fast = [PERMITS, *([USAGE] if gateway.database else [])] if gateway.fast_lane else []
     shared = [REVOCATION] if gateway.database and gateway.workers > 1 else []
-    return [*needed, *fast, *shared, *([TRACES] if published.trace_receivers else [])]
+    payers: tuple[Consumer | Team, ...] = (*site.inventory.consumers.values(), *site.inventory.teams.values())
+    spent = [BUDGETS] if any(item.budget and item.budget.fallback for item in payers) else []
+    return [*needed, *fast, *shared, *spent, *([TRACES] if published.trace_receivers else [])]
 
 
 def _files(site: Site, published: Contributions) -> list[str]:
