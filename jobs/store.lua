@@ -3,6 +3,7 @@
 --
 --   job:<id>      a hash: all about one job; what clients sent is encrypted before it gets here
 --   waiting       by id the time from which a worker may take the job
+--   waiting:<model>  those of them that a poller may take
 --   running       by id the end of the worker's lease; a later one takes the job over
 --   callbacks     by id the time of the next attempt to deliver
 --   events:<id>   a stream of what happened to a job, with the pieces of its answer
@@ -24,6 +25,23 @@ local function say(id, event, ...)
     call('XADD', 'events:' .. id, '*', 'event', event, ...)
 end
 
+local function each_queue(id)
+    local model = get(id, 'model')
+    return ipairs(model and {'waiting', 'waiting:' .. model} or {'waiting'})
+end
+
+local function wait(id, at)
+    for _, queue in each_queue(id) do
+        call('ZADD', queue, at, id)
+    end
+end
+
+local function leave(id)
+    for _, queue in each_queue(id) do
+        call('ZREM', queue, id)
+    end
+end
+
 -- Keeps the record for some time, with those of a batch's jobs.
 local function forget(id, keep_s)
     for _, kind in ipairs({'job:', 'events:', 'items:'}) do
@@ -36,7 +54,7 @@ end
 
 local function finish(id, status, field, value)
     local job, parent = 'job:' .. id, get(id, 'batch')
-    call('ZREM', 'waiting', id)
+    leave(id)
     call('ZREM', 'running', id)
     call('HDEL', job, 'lease')
     call('HSET', job, 'status', status, 'finished_at', string.format('%.3f', now))
@@ -78,7 +96,7 @@ end
 local function enqueue(id)
     call('HSET', 'job:' .. id, 'status', 'queued', 'attempts', 0, 'expires_at',
         string.format('%.3f', now + tonumber(get(id, 'ttl_s'))))
-    call('ZADD', 'waiting', now, id)
+    wait(id, now)
     call('HINCRBY', 'unfinished', get(id, 'owner'), 1)
     say(id, 'queued')
 end
@@ -123,17 +141,43 @@ function operations.submit()
     return {a.jobs[1].id, 'new'}
 end
 
--- The next job that is due, with all its fields, now under this lease.
+-- Jobs whose lease has ended wait again, at the place that they had.
+local function take_back()
+    for _, id in ipairs(call('ZRANGE', 'running', '-inf', now, 'BYSCORE', 'LIMIT', 0, 100)) do
+        call('ZREM', 'running', id)
+        if call('HDEL', 'job:' .. id, 'lease') == 1 then
+            call('HSET', 'job:' .. id, 'status', 'queued')
+            wait(id, get(id, 'created_at'))
+        end
+    end
+end
+
+-- The id of the job in these queues that is due and has waited longest, and its queue.
+local function next_of(queues)
+    local first, from, since = nil, nil, now
+    for _, queue in ipairs(queues) do
+        local found = call('ZRANGE', queue, '-inf', now, 'BYSCORE', 'LIMIT', 0, 1, 'WITHSCORES')
+        if found[1] and tonumber(found[2]) <= since then
+            first, from, since = found[1], queue, tonumber(found[2])
+        end
+    end
+    return first, from
+end
+
+-- The next job that is due, with all its fields, now under this lease; with `models` only of those.
 function operations.claim()
+    local queues = a.models and {} or {'waiting'}
+    for _, model in ipairs(a.models or {}) do
+        queues[#queues + 1] = 'waiting:' .. model
+    end
+    take_back()
     while true do
-        local id = call('ZRANGE', 'running', '-inf', now, 'BYSCORE', 'LIMIT', 0, 1)[1]
-            or call('ZRANGE', 'waiting', '-inf', now, 'BYSCORE', 'LIMIT', 0, 1)[1]
+        local id, queue = next_of(queues)
         if not id then
             return false
         end
         if call('EXISTS', 'job:' .. id) == 0 then
-            call('ZREM', 'running', id)
-            call('ZREM', 'waiting', id)
+            call('ZREM', queue, id)
         elseif tonumber(get(id, 'expires_at')) <= now then
             finish(id, 'expired', 'error', '{"code":"expired","message":"the job did not start in time"}')
         elseif tonumber(get(id, 'attempts')) >= tonumber(get(id, 'most_attempts')) then
@@ -142,7 +186,7 @@ function operations.claim()
             local attempts = call('HINCRBY', 'job:' .. id, 'attempts', 1)
             call('HSET', 'job:' .. id, 'status', 'running', 'lease', a.lease, 'pieces', 0, 'started_at',
                 string.format('%.3f', now))
-            call('ZREM', 'waiting', id)
+            leave(id)
             call('ZADD', 'running', now + a.lease_s, id)
             say(id, 'running', 'data', cjson.encode({attempt = attempts}))
             return call('HGETALL', 'job:' .. id)
@@ -182,7 +226,7 @@ function operations.finish()
     call('HDEL', 'job:' .. a.id, 'lease')
     call('HSET', 'job:' .. a.id, 'status', 'queued')
     call('ZREM', 'running', a.id)
-    call('ZADD', 'waiting', now + a.again_s, a.id)
+    wait(a.id, now + a.again_s)
     call('HINCRBY', 'totals', 'again', 1)
     say(a.id, 'queued')
     return 1

@@ -52,6 +52,8 @@ class Settings(NamedTuple):
     deliver_s: int
     lease_s: float
     backoff_s: list[float]
+    # By name of the secret with which a poller fetches jobs, their models.
+    pollers: dict[str, list[str]]
 
     @classmethod
     def read(cls) -> Settings:

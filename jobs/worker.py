@@ -91,12 +91,17 @@ class Worker:
     # --- runs
 
     async def _run_next(self) -> bool:
-        job = await self.store.job("claim", lease=uuid4().hex, lease_s=self.settings.lease_s)
+        claim = asyncio.ensure_future(self.store.job("claim", lease=uuid4().hex, lease_s=self.settings.lease_s))
+        try:
+            job = await asyncio.shield(claim)
+        except asyncio.CancelledError:  # the worker is stopped: a job that it gets now waits for another one
+            if job := await claim:
+                await Run(self, job).give_back()
+            raise
         if job is None:
             return False
-        run = Run(self, job)
-        outcome = await run.outcome()
-        is_taken = await self._insist("finish", id=job["id"], lease=job["lease"], **outcome)
+        outcome = await Run(self, job).outcome()
+        is_taken = await to_its_end(self._insist("finish", id=job["id"], lease=job["lease"], **outcome))
         log.info(
             "job %s: %s", job["id"], outcome["status"] if is_taken else "the lease was lost, the result is refused"
         )
@@ -115,7 +120,7 @@ class Worker:
             is_delivered = False
         backoff_s = self.settings.backoff_s[min(int(job["callback_attempts"]), len(self.settings.backoff_s)) - 1]
         told = {"is_delivered": is_delivered, "again_s": backoff_s, "deliver_s": self.settings.deliver_s}
-        await self._insist("called_back", id=job["id"], **told)
+        await to_its_end(self._insist("called_back", id=job["id"], **told))
         log.info("callback of job %s: %s", job["id"], "delivered" if is_delivered else "failed")
         return True
 
@@ -153,7 +158,7 @@ class Run:
             return self._failed(error)
         except asyncio.CancelledError:
             if asyncio.current_task().cancelling():  # type: ignore[union-attr]  # this is one
-                return await self._give_back()
+                return await self.give_back()
             return {"status": "lost"}
         finally:
             beats.cancel()
@@ -167,7 +172,7 @@ class Run:
         wait_s = max(error.again_s, backoff_s[min(attempts, len(backoff_s)) - 1])
         return told | {"again_s": wait_s} | ({"is_uncounted": True} if error.is_uncounted else {})
 
-    async def _give_back(self) -> dict[str, Any]:
+    async def give_back(self) -> dict[str, Any]:
         """The worker is stopped: another one takes the job at once."""
         told = {"status": "failed", "again_s": 0, "is_uncounted": True}
         with suppress(RedisError):
@@ -242,6 +247,16 @@ class Run:
         for choice in whole["choices"]:
             choice["message"] = choice.pop("delta", {})
         return whole | {"object": "chat.completion"}
+
+
+async def to_its_end(step: Awaitable[Any]) -> Any:
+    """What a step returns that a stop of the worker does not break off; the stop comes after it."""
+    task = asyncio.ensure_future(step)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await task
+        raise
 
 
 def _refused(answer: httpx.Response, body: bytes) -> RunError:

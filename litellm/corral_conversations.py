@@ -31,13 +31,26 @@ from prisma.errors import PrismaError
 UNAVAILABLE = 503
 DEFAULT_S = 24 * 60 * 60
 ENDS = frozenset({"response.completed", "response.incomplete"})
-TABLE = (
-    "CREATE SCHEMA IF NOT EXISTS corral",
-    """CREATE TABLE IF NOT EXISTS corral.answers (
-      id text PRIMARY KEY, key text NOT NULL, previous text, items text NOT NULL, until timestamptz NOT NULL
-    )""",
-    "CREATE INDEX IF NOT EXISTS answers_until ON corral.answers (until)",
-)
+# One statement, and one worker of LiteLLM at a time: two that make the same table would fail.
+TABLES = """DO $$ BEGIN
+  PERFORM pg_advisory_xact_lock(hashtext('corral'));
+  CREATE SCHEMA IF NOT EXISTS corral;
+  CREATE TABLE IF NOT EXISTS corral.answers (
+    id text PRIMARY KEY, key text NOT NULL, previous text, items text NOT NULL, until timestamptz NOT NULL
+  );
+  CREATE INDEX IF NOT EXISTS answers_until ON corral.answers (until);
+  CREATE TABLE IF NOT EXISTS corral.sessions (
+    key text, id text, data text NOT NULL, keep_s int NOT NULL, created timestamptz NOT NULL DEFAULT now(),
+    until timestamptz NOT NULL, PRIMARY KEY (key, id)
+  );
+  CREATE INDEX IF NOT EXISTS sessions_until ON corral.sessions (until);
+  CREATE TABLE IF NOT EXISTS corral.turns (
+    number bigserial PRIMARY KEY, key text NOT NULL, session text NOT NULL, messages text NOT NULL, tokens int NOT NULL,
+    answer int NOT NULL, head text NOT NULL, head_hash text NOT NULL, head_tokens int NOT NULL,
+    FOREIGN KEY (key, session) REFERENCES corral.sessions ON DELETE CASCADE
+  );
+  CREATE INDEX IF NOT EXISTS turns_of ON corral.turns (key, session, number);
+END $$"""
 # All turns up to an answer, the first one first; they are kept from now on. The numbers are seconds.
 LOAD = """
 WITH RECURSIVE chain AS (
@@ -78,7 +91,7 @@ class CorralConversations(CustomLogger):
         super().__init__()
         self._load, self._store = (text.format(keep_s=keep_s) for text in (LOAD, STORE))
         self._lock = asyncio.Lock()
-        self._has_table = False
+        self._has_tables = False
 
     async def async_pre_call_hook(
         self, user_api_key_dict: Any, cache: object, data: dict[str, Any], call_type: str
@@ -131,7 +144,7 @@ class CorralConversations(CustomLogger):
     async def _before(self, previous: str, key: str) -> list[Any]:
         """The items of all turns up to an answer; empty if it is not kept for this key."""
         try:
-            turns = await (await self._database()).query_raw(self._load, previous, key)
+            turns = await (await self.conversations()).query_raw(self._load, previous, key)
         except PrismaError as error:
             log.warning("a conversation was not read: %s", error)
             raise HTTPException(UNAVAILABLE, "the database with the conversations does not answer") from error
@@ -141,24 +154,23 @@ class CorralConversations(CustomLogger):
     async def _keep(self, turn: Turn, answer: Any) -> None:
         items = json.dumps([*turn.added, *answered(answer.output)])
         try:
-            database = await self._database()
+            database = await self.conversations()
             await database.execute_raw(self._store, turn.id, turn.key, turn.previous, items)
             await database.execute_raw(FORGET)
         except PrismaError as error:
             log.warning("an answer was not kept: %s", error)
 
-    async def _database(self) -> Any:
-        """LiteLLM's database, with the table in it."""
+    async def conversations(self) -> Any:
+        """LiteLLM's database, with the tables of this callback and of corral_sessions."""
         from litellm.proxy import proxy_server
 
         database = proxy_server.prisma_client.db if proxy_server.prisma_client else None
         if database is None:
             raise HTTPException(UNAVAILABLE, "the database with the conversations does not answer")
         async with self._lock:
-            if not self._has_table:
-                for statement in TABLE:
-                    await database.execute_raw(statement)
-                self._has_table = True
+            if not self._has_tables:
+                await database.execute_raw(TABLES)
+                self._has_tables = True
         return database
 
 

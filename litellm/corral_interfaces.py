@@ -5,6 +5,7 @@ LiteLLM loads this file from beside its `config.yaml`, on every site:
 - `/v1/responses`: refuses requests that refer to a stored answer, unless corral_conversations has put it in. LiteLLM
   would silently send the rest of the request. Gives thinking and the events of a stream the documented fields, which
   LiteLLM omits.
+- `session_id` in a body: refused where corral_sessions has not taken it.
 - `/v1/messages`: includes thinking in a plain answer only on request. Unsigned thinking gets an empty signature, as in
   streams; LiteLLM would write null. Names the stop sequence that the server names, also at the end of a stream.
 - Both become chat requests that strict chat templates accept: one system text in front, and no two messages of the user
@@ -48,6 +49,10 @@ STATE = {
     "conversation": "unsupported_parameter",
     "prompt": "unsupported_parameter",
 }
+# LiteLLM's names of calls whose `session_id` would be ignored, and so what it stands for.
+NAMES_SESSIONS = frozenset(
+    {"acompletion", "completion", "atext_completion", "text_completion", "anthropic_messages", "aresponses"}
+)
 # LiteLLM's names of the calls of which it makes a chat request, and of that request.
 TRANSLATED = frozenset({"aresponses", "anthropic_messages"})
 CHAT = "acompletion"
@@ -95,6 +100,9 @@ class CorralInterfaces(CustomLogger):
             raise Refusal(f"There is no such response. {REMEDY}", "response_not_found", "response_id", NOT_FOUND)
         if "responses" in call_type:
             refuse_state(data)
+        if call_type in NAMES_SESSIONS and data.get("session_id") is not None:  # corral_sessions has taken its own out
+            message = "Nothing keeps sessions for this route here: send the whole conversation, and no `session_id`."
+            raise Refusal(message, "unsupported_parameter", "session_id")
         if "embedding" in call_type and str(data.get("model")).startswith(OPENAI_EMBEDDER):
             _decode_input(data)
 

@@ -689,6 +689,9 @@ def _jobs(inventory: Inventory) -> Findings:
     auto = (gateway.auto.name,) if gateway.auto else ()
     names = (*inventory.pools, *all_aliases(inventory), *auto, *(name for name, _ in added_models(inventory)))
     yield from _known("jobs-model", "pool or alias", jobs.model, ("jobs", "model"), names)
+    for name, poller in jobs.pollers.items():
+        for index, model in enumerate(poller.models):
+            yield from _known("jobs-model", "pool or alias", model, ("jobs", "pollers", name, "models", index), names)
 
 
 CHECKS: tuple[Callable[[Inventory], Findings], ...] = (

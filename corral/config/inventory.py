@@ -721,7 +721,7 @@ class NodeModel(Section):
     kind: Kind | None = None
     """What it does."""
     context: int | None = Field(None, ge=32, le=16_777_216)
-    """Tokens that one request may use, prompt and answer together; needed for `context_fallback` only."""
+    """Tokens that one request may use, prompt and answer together; needed for `context_fallback` and sessions only."""
     thinking: Thinking | None = None
     """What becomes of its thoughts."""
 
@@ -750,7 +750,7 @@ class Node(Section):
     health: Annotated[str, _text("path")] | None = None
     """Path that answers 200 when the node is well; known for each engine."""
     context: int | None = Field(None, ge=32, le=16_777_216)
-    """Tokens that one request may use there, prompt and answer together; needed for `context_fallback` only."""
+    """Tokens that one request may use there, prompt and answer together; for `context_fallback` and sessions only."""
     price: Price | None = None
     """What it charges; needed for a budget."""
     budget: Budget | None = None
@@ -993,7 +993,7 @@ class Page(Section):
 
 
 class Conversations(Section):
-    """Answers of `/v1/responses` are kept in the gateway's database, so that requests may go on from them."""
+    """Answers of `/v1/responses`, and sessions, are kept in the gateway's database: requests may go on from them."""
 
     keep: Period = "24h"
     """How long a conversation is kept after its last turn; a month has 30 days."""
@@ -1053,13 +1053,20 @@ class Gateway(Section):
     request: RequestLimits = RequestLimits()
     """What one request may ask for, for pools that do not say otherwise."""
     conversations: Conversations | None = None
-    """Keep answers of `/v1/responses`, for `previous_response_id`; absent: the gateway stores no prompts."""
+    """Keep answers of `/v1/responses` and sessions (`/v1/sessions`); absent: the gateway stores no prompts."""
     page: Page = Page()
     """A page for people at `/` of the gateway's address."""
     entrance: Entrance | None = None
     """A restricted endpoint for clients outside the farm, with TLS and CORS."""
     extra: dict[str, Any] = Field(default_factory=dict)
     """Added to LiteLLM's rendered `config.yaml`: settings and entries of lists that this file does not know yet."""
+
+
+class Poller(Section):
+    """A program without an address, such as a page in a browser, that fetches jobs and brings the answers."""
+
+    models: Annotated[tuple[ModelName, ...], Field(min_length=1, strict=False)]
+    """Whose jobs it may take: pools, aliases, or names of a pool's `background`, as jobs spell them in `model`."""
 
 
 class Jobs(Section):
@@ -1083,6 +1090,8 @@ class Jobs(Section):
     """Seconds without a sign of life after which a worker is lost, and another one takes its job."""
     callbacks: Annotated[tuple[Annotated[str, _text("origin")], ...], ANY_LIST] = ()
     """Origins to which results may be sent, such as `https://app.example.com`; without them there are no callbacks."""
+    pollers: dict[Name, Poller] = Field(default_factory=dict)
+    """Programs that fetch jobs themselves (`/v1/work`), each with a key of its own, beside the workers of the farm."""
     jarvis_path: bool = False
     """Whether jobs are also taken at `/internal/queue/enqueue`, as jarvis-llm-proxy does."""
     port: PortNumber = 4020

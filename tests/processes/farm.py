@@ -234,6 +234,7 @@ def _jobs(ports: dict[str, int]) -> dict[str, Any]:
     return {
         "workers": 2, "grace_s": 2, "key_depth": MOST_JOBS, "jarvis_path": True,
         "callbacks": [f"http://{LOOPBACK}:{ports['sink']}"],
+        "pollers": {"tab": {"models": ["even"]}},
         "port": ports["jobs"], "store_port": ports["jobs-store"],
     }  # fmt: skip
 

@@ -19,7 +19,7 @@ import httpx
 import psutil
 import pytest
 
-from corral.gateway.routes import MODEL_ROUTES, READ_ROUTES, with_short_forms
+from corral.gateway.routes import JOBS_PATHS, MODEL_ROUTES, READ_ROUTES, with_short_forms
 from tests.processes.fakes import LOOPBACK
 from tests.processes.farm import MIXED, POOLS, Farm, in_modes
 from tests.processes.helpers import wait_until
@@ -109,6 +109,8 @@ def test_haproxy_lets_through_the_listed_routes_alone(farm: Farm, key: str) -> N
             codes = {client.request(method, path).status_code, stranger.request(method, path).status_code}
             if (method, path) == ("get", "/"):  # the page about the farm, not LiteLLM's
                 assert codes == {200}
+            elif path.startswith(JOBS_PATHS):  # the farm's own batches and files, not LiteLLM's
+                assert codes <= {400, 401, 404, 405, 422} or (method, codes) == ("get", {200, 401}), (method, path)
             elif not is_listed(method, path):
                 assert codes <= {404, 405}, (method, path)
         assert client.get("/").headers["content-security-policy"].startswith("default-src 'none'")

@@ -191,6 +191,7 @@ ODD: dict[str, dict[str, Any]] = {
     "a slot": {"id_slot": 0},
     "tools": {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]},
     "two answers": {"n": 1},
+    "a session": {"session_id": "mine"},
     "a control of LiteLLM": {"num_retries": 3},
     "a bound of no sense": {"max_tokens": 0},
     "a bound twice": {"max_tokens": 3, "max_completion_tokens": 4},

@@ -191,6 +191,20 @@ def test_a_response_that_needs_one_before_is_refused(farm: Farm, who: str, name:
     assert sum(farm.fakes.arrivals(EVEN).values()) == 0
 
 
+def test_a_session_that_nothing_keeps_is_refused(farm: Farm) -> None:
+    for path, body in (
+        ("chat/completions", {"messages": QUESTION}), ("completions", {"prompt": "hello"}),
+        ("messages", {"messages": QUESTION, "max_tokens": 5}), ("responses", {"input": "hello"}),
+    ):  # fmt: skip
+        refused = farm.client.post(f"/v1/{path}", json={"model": "even", "session_id": "mine", **body})
+        told = refused.json()["error"]
+        code = None if path == "messages" else "unsupported_parameter"  # Anthropic's errors have none
+        assert (refused.status_code, told["code"]) == (400, code), path
+        assert "Nothing keeps sessions" in told["message"]
+    assert farm.client.get("/v1/sessions").status_code == 404
+    assert sum(farm.fakes.arrivals(EVEN).values()) == 0
+
+
 @everybody
 def test_a_response_is_not_found_afterwards(farm: Farm, who: str) -> None:
     with responses_of(farm, who) as client:

@@ -7,6 +7,7 @@ import hmac
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import time
@@ -16,19 +17,23 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
+import openai
 import pytest
 import redis
 
+from corral.runtime import supervisor
 from tests.processes.fakes import LOOPBACK
-from tests.processes.farm import BRIEF, MIXED, MOST_JOBS, Farm, body_of, in_modes, key_of
+from tests.processes.farm import BRIEF, EVEN, MIXED, MOST_JOBS, Farm, body_of, in_modes, key_of
 from tests.processes.helpers import REPOSITORY, Process, serving_http, wait_until
 
 in_slots_mode = in_modes("slots")
 pytestmark = pytest.mark.needs("redis")
 RUNS = 200
+CHAT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
+POLLER_KEY = "JOBS_POLLER_TAB"
 # On a machine that does much else.
 SLOW_S = 240.0
 FINISHED = {"succeeded", "failed", "cancelled", "expired"}
@@ -115,6 +120,20 @@ def worker(farm: Farm, log: Path) -> Process:
     """One more worker of the farm, with two runs at a time."""
     environment: dict[str, str | None] = {"CORRAL_SECRETS_DIR": str(farm.folder / "secrets")}
     return Process([sys.executable, farm.folder / "jobs" / "worker.py"], log, environment=environment)
+
+
+@contextmanager
+def patient(farm: Farm) -> Iterator[None]:
+    """The farm's worker with leases of a minute."""
+    path = farm.folder / "jobs" / "settings.yaml"
+    before = path.read_text()
+    assert "lease_s: 2\n" in before
+    path.write_text(before.replace("lease_s: 2\n", "lease_s: 60\n"))
+    try:
+        farm.restart("jobs-worker")
+        yield
+    finally:
+        path.write_text(before)
 
 
 class Sink:
@@ -206,6 +225,55 @@ def test_every_job_is_run_once_while_workers_are_killed_and_frozen_and_the_store
 
 
 @in_slots_mode
+def test_a_worker_that_is_stopped_gives_its_job_back(farm: Farm) -> None:
+    """Its lease would last for a minute; the fake sees the run that was broken off, and the one that answers."""
+    with patient(farm), farm.fakes.behaving(BRIEF, "hold"):
+        sent = send(farm, job_of("brief"))["id"]
+        wait_until(lambda: farm.fakes.in_flight(BRIEF) == 1, 10, "it runs")
+        supervisor.call(farm.folder, "stopProcess", "jobs-worker")
+        assert job(farm, sent)["status"] == "queued"
+        wait_until(lambda: farm.fakes.in_flight(BRIEF) == 0, 10, "its request is gone")
+    farm.restart("jobs-worker")
+    found = finished(farm, sent)
+    assert (found["status"], found["attempts"]) == ("succeeded", 1)
+    assert sum(farm.fakes.arrivals(BRIEF).values()) == 2
+
+
+@in_slots_mode
+def test_restarts_of_all_three_services_lose_no_job(farm: Farm) -> None:
+    farm.fakes.tell(MIXED, service_s=0.2)
+    requests = [{"request": body_of("mixed", f"job {number}.")} for number in range(60)]
+    batch = send(farm, {"type": "batch", "requests": requests})["id"]
+    for _ in range(2):
+        for program in ("jobs-worker", "jobs", "jobs-store"):
+            farm.restart(program)
+    found = finished(farm, batch, SLOW_S)
+    assert Counter(item["status"] for item in found["requests"]) == {"succeeded": len(requests)}
+    for item in found["requests"]:
+        assert [name for _, name, _ in events(farm, item["id"])].count("succeeded") == 1
+
+
+@in_slots_mode
+def test_a_store_that_is_put_back_has_what_was_kept(farm: Farm, tmp_path: Path) -> None:
+    """As `backup` and `restore` do it in containers: a copy of the folder while the program stands still."""
+    folder, copy = farm.folder / "data" / "jobs", tmp_path / "copy"
+    done = send(farm, job_of("brief"))["id"]
+    assert finished(farm, done)["status"] == "succeeded"
+    with frozen(farm.pid("jobs-worker")):
+        waiting = send(farm, job_of("brief"))["id"]
+        with frozen(farm.pid("jobs-store")):
+            shutil.copytree(folder, copy)
+        farm.client.delete(f"/v1/jobs/{waiting}").raise_for_status()
+        supervisor.call(farm.folder, "stopProcess", "jobs-store")
+        shutil.rmtree(folder)
+        shutil.copytree(copy, folder)
+        farm.restart("jobs-store")
+        assert job(farm, waiting)["status"] == "queued"
+    assert finished(farm, waiting)["status"] == "succeeded"
+    assert answer_of(job(farm, done)) == "answer of brief-1"
+
+
+@in_slots_mode
 def test_nothing_starts_after_its_expiry(farm: Farm) -> None:
     sink = Sink()
     with sink.listening(farm.ports["sink"]):
@@ -281,6 +349,171 @@ def test_embeddings_and_pictures_are_jobs_too(farm: Farm) -> None:
         refused = farm.client.post("/v1/jobs", json=wrong)
         assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_job")
     assert farm.client.get("/v1/jobs/a/b").json()["error"]["code"] == "not_found"
+
+
+# --- OpenAI's files and batches
+
+
+@contextmanager
+def openai_of(farm: Farm, key: str) -> Iterator[openai.OpenAI]:
+    base = f"http://{LOOPBACK}:{farm.ports['gateway']}/v1"
+    with openai.OpenAI(base_url=base, api_key=key, max_retries=0, http_client=httpx.Client(trust_env=False)) as client:
+        yield client
+
+
+def lines_of(url: str, *bodies: dict[str, Any]) -> bytes:
+    """A file of requests."""
+    told = [
+        {"custom_id": f"row {at}", "method": "POST", "url": url, "body": body} for at, body in enumerate(bodies)
+    ]  # fmt: skip
+    return "\n".join(map(json.dumps, told)).encode()
+
+
+@in_slots_mode
+@pytest.mark.needs("postgres", "prisma-engine")
+def test_a_batch_of_openais_client(farm: Farm) -> None:
+    with openai_of(farm, farm.key) as client, openai_of(farm, key_of(farm, "guest")) as stranger:
+        rows = lines_of(CHAT, body_of("mixed", "first."), body_of("no-such-model"), body_of("mixed", "third."))
+        sent = client.files.create(file=("rows.jsonl", rows), purpose="batch")
+        assert (sent.filename, sent.bytes, client.files.content(sent.id).read()) == ("rows.jsonl", len(rows), rows)
+        made = client.batches.create(
+            input_file_id=sent.id, endpoint=CHAT, completion_window="24h", metadata={"of": "me"}
+        )
+        wait_until(lambda: client.batches.retrieve(made.id).status == "completed", 60, "all rows are done")
+        done = client.batches.retrieve(made.id)
+        assert (done.metadata, done.input_file_id, done.endpoint) == ({"of": "me"}, sent.id, CHAT)
+        assert done.request_counts
+        counts = done.request_counts
+        assert (counts.total, counts.completed, counts.failed) == (3, 2, 1)
+        assert done.output_file_id
+        assert done.error_file_id
+        answers = [json.loads(line) for line in client.files.content(done.output_file_id).text.splitlines()]
+        assert {line["custom_id"] for line in answers} == {"row 0", "row 2"}
+        assert answers[0]["response"]["body"]["choices"][0]["message"]["content"].startswith("answer of mixed")
+        assert client.files.retrieve(done.output_file_id).purpose == "batch_output"
+        [error] = [json.loads(line) for line in client.files.content(done.error_file_id).text.splitlines()]
+        assert (error["custom_id"], error["error"]["code"]) == ("row 1", "model_not_found")
+        assert made.id in {batch.id for batch in client.batches.list(limit=5)}
+        assert sent.id in {file.id for file in client.files.list()}
+        for asked in (
+            lambda: stranger.batches.retrieve(made.id),
+            lambda: stranger.files.content(sent.id),
+            lambda: stranger.files.content(str(done.output_file_id)),
+            lambda: stranger.batches.create(input_file_id=sent.id, endpoint=CHAT, completion_window="24h"),
+        ):
+            with pytest.raises(openai.NotFoundError):
+                asked()
+        assert not list(stranger.batches.list())
+        assert not list(stranger.files.list())
+
+
+@in_slots_mode
+def test_a_batch_of_embeddings_is_cancelled_and_wrong_ones_are_refused(farm: Farm) -> None:
+    with openai_of(farm, farm.key) as client:
+        rows = lines_of("/v1/embeddings", *[{"model": "vectors", "input": "x"}] * 3)
+        sent = client.files.create(file=("rows.jsonl", rows), purpose="batch").id
+        with frozen(farm.pid("jobs-worker")):
+            made = client.batches.create(input_file_id=sent, endpoint="/v1/embeddings", completion_window="24h")
+            assert made.status == "in_progress"
+            assert client.batches.cancel(made.id).status == "cancelled"
+        again = client.batches.create(input_file_id=sent, endpoint="/v1/embeddings", completion_window="24h")
+        wait_until(lambda: client.batches.retrieve(again.id).status == "completed", 60, "the second one is done")
+        done = client.batches.retrieve(again.id)
+        first = json.loads(client.files.content(str(done.output_file_id)).text.splitlines()[0])
+        assert first["response"]["body"]["data"][0]["embedding"] == [0.25, -0.5]
+        with pytest.raises(openai.BadRequestError) as refused:
+            client.batches.create(input_file_id=sent, endpoint=CHAT, completion_window="24h")
+        assert (refused.value.code, "line 1" in refused.value.message) == ("invalid_line", True)
+        with pytest.raises(openai.BadRequestError):
+            client.files.create(file=("rows.jsonl", rows), purpose="fine-tune")
+        assert client.files.delete(sent).deleted
+        with pytest.raises(openai.NotFoundError):
+            client.files.retrieve(sent)
+
+
+# --- pollers
+
+
+@contextmanager
+def polling(farm: Farm) -> Iterator[httpx.Client]:
+    """A client with the key of the poller `tab`, whose model is `even`."""
+    with farm.new_client((farm.folder / "secrets" / POLLER_KEY).read_text().strip()) as client:
+        yield client
+
+
+def work(client: httpx.Client, path: str, **body: Any) -> httpx.Response:
+    return client.post(f"/v1/work/{path}", json=body)
+
+
+@in_slots_mode
+def test_a_poller_fetches_a_job_and_brings_its_answer(farm: Farm) -> None:
+    result = {"choices": [{"message": {"role": "assistant", "content": "from a tab"}}]}
+    with frozen(farm.pid("jobs-worker")), polling(farm) as tab, ThreadPoolExecutor() as pool:
+        send(farm, job_of("brief", ttl_s=1))  # not this poller's
+        assert work(tab, "claim", wait_s=0).status_code == 204
+        waiting = pool.submit(work, tab, "claim", wait_s=20)
+        sent = send(farm, job_of("even", "for a tab"))["id"]
+        claimed = waiting.result().json()
+        assert (claimed["id"], claimed["type"]) == (sent, "chat")
+        assert claimed["request"]["messages"][0]["content"] == "for a tab"
+        told = {"lease": claimed["lease"]}
+        for _ in range(2):  # a piece that is sent again is one piece
+            assert work(tab, f"{sent}/heartbeat", **told, text="from ", number=1).status_code == 200
+        assert [name for _, name, _ in events(farm, sent, most=3)] == ["queued", "running", "piece"]
+        assert work(tab, f"{sent}/finish", **told).status_code == 400
+        assert work(tab, f"{sent}/finish", lease="of another", result=result).status_code == 409
+        assert work(tab, f"{sent}/finish", **told, result=result).status_code == 200
+    assert answer_of(job(farm, sent)) == "from a tab"
+    assert sum(farm.fakes.arrivals(EVEN).values()) == 0
+
+
+@in_slots_mode
+def test_a_pollers_lost_job_is_done_by_another_and_its_late_answer_refused(farm: Farm) -> None:
+    with polling(farm) as tab:
+        with frozen(farm.pid("jobs-worker")):
+            sent = send(farm, job_of("even"))["id"]
+            first = work(tab, "claim").json()
+            wait_until(lambda: work(tab, "claim", wait_s=0).status_code == 200, 20, "its lease has ended")
+            late = work(tab, f"{sent}/finish", lease=first["lease"], result={"late": True})
+            assert (late.status_code, late.json()["error"]["code"]) == (409, "lease_lost")
+            assert work(tab, f"{sent}/heartbeat", lease=first["lease"]).status_code == 409
+        found = finished(farm, sent)
+        late = work(tab, f"{sent}/finish", lease=first["lease"], result={"late": True})
+    assert (found["status"], found["attempts"], late.status_code) == ("succeeded", 3, 409)
+    assert answer_of(found).startswith("answer of even")
+
+
+@in_slots_mode
+def test_a_pollers_key_opens_nothing_else_and_can_be_revoked(farm: Farm) -> None:
+    path = farm.folder / "secrets" / POLLER_KEY
+    key = path.read_text()
+    with polling(farm) as tab, frozen(farm.pid("jobs-worker")):
+        sent = send(farm, job_of("even"))["id"]
+        claimed = work(tab, "claim").json()
+        for asked in ("/v1/models", "/v1/jobs", f"/v1/jobs/{sent}", "/key/info"):
+            assert tab.get(asked).status_code == 401, asked
+        assert tab.post("/v1/chat/completions", json=body_of("even")).status_code == 401
+        assert tab.get("/v1/work/claim").status_code == 405
+        for other in (farm.key, "sk-unknown"):
+            with farm.new_client(other) as stranger:
+                assert work(stranger, "claim", wait_s=0).status_code == 401
+        try:
+            path.write_text("sk-another")
+            assert work(tab, f"{sent}/finish", lease=claimed["lease"], result={}).status_code == 401
+            assert work(tab, "claim", wait_s=0).status_code == 401
+        finally:
+            path.write_text(key)
+    assert answer_of(finished(farm, sent)).startswith("answer of even")
+
+
+@in_slots_mode
+@pytest.mark.needs("postgres", "prisma-engine")
+def test_a_poller_gets_no_job_of_a_key_that_may_not_call_its_model(farm: Farm) -> None:
+    with farm.new_client(key_of(farm, "AnyDataNext")) as guest, polling(farm) as tab:
+        with frozen(farm.pid("jobs-worker")):
+            sent = guest.post("/v1/jobs", json=job_of("even")).json()["id"]
+            assert work(tab, "claim", wait_s=0).status_code == 204
+        wait_until(lambda: guest.get(f"/v1/jobs/{sent}").json()["status"] == "failed", 20, "the gateway refuses it")
 
 
 # --- callbacks

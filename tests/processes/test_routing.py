@@ -18,6 +18,7 @@ from openai.resources.responses import Responses
 
 from corral.config.inventory import Inventory
 from corral.gateway.keys import wanted_keys
+from corral.gateway.routes import CONSUMER_ROUTES
 from tests.needs import postgres_folder
 from tests.processes.fakes import LOOPBACK, PIECES_BEFORE_BREAK
 from tests.processes.farm import HOST, Extras, Farm, Mode, in_modes, running
@@ -403,7 +404,8 @@ def test_a_request_that_is_too_long_for_all_is_the_clients_error(farm: Farm, poo
 
 
 def new_key(farm: Farm, *models: str) -> str:
-    answer = farm.admin.post("/key/generate", json={"models": models}).raise_for_status()
+    told = {"models": models, "allowed_routes": list(CONSUMER_ROUTES)}
+    answer = farm.admin.post("/key/generate", json=told).raise_for_status()
     return str(answer.json()["key"])
 
 
@@ -532,6 +534,111 @@ def test_a_tools_result_follows_its_call_of_the_turn_before(farm: Farm) -> None:
         asked = responses.create(model="easy", input=[{"role": "user", "content": "weather?"}, call], tools=[tool])
         responses.create(model="easy", input=[result], tools=[tool], previous_response_id=asked.id)
     assert ("tool", "sunny") in heard(farm)
+
+
+# --- sessions (002-12…16)
+
+
+@contextmanager
+def chatting(farm: Farm, key: str = "") -> Iterator[openai.OpenAI]:
+    base = f"http://{LOOPBACK}:{farm.ports['gateway']}/v1"
+    with openai.OpenAI(
+        base_url=base, api_key=key or farm.key, max_retries=0, http_client=httpx.Client(trust_env=False)
+    ) as client:
+        yield client
+
+
+def say(client: openai.OpenAI, session: str, text: str, model: str = "easy", **more: Any) -> Any:
+    messages: Any = [*more.pop("before", []), {"role": "user", "content": text}]
+    return client.chat.completions.create(model=model, messages=messages, extra_body={"session_id": session}, **more)
+
+
+def of_session(farm: Farm, key: str, session: str, below: str = "", method: str = "GET") -> httpx.Response:
+    with farm.new_client(key) as client:
+        return client.request(method, f"/v1/sessions/{session}{below}", json={} if method == "POST" else None)
+
+
+@in_slots
+@keeps_conversations
+def test_a_session_goes_on_over_streams_a_restart_and_an_answer_that_was_left(farm: Farm) -> None:
+    system: Any = [{"role": "system", "content": "be brief"}]
+    with chatting(farm) as client:
+        session = farm.client.post("/v1/sessions", json={"data": {"of": "ada"}}).raise_for_status().json()["id"]
+        first = say(client, session, "I am Ada", before=system).choices[0].message.content
+        with say(client, session, "again", stream=True) as stream:
+            second = "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
+        with say(client, session, "24 stamps, 60 ms apart", stream=True) as stream:
+            next(iter(stream))
+        farm.restart("litellm")
+        third = say(client, session, "who?")
+    said = [("user", "I am Ada"), ("assistant", first), ("user", "again"), ("assistant", second), ("user", "who?")]
+    assert heard(farm) == [("system", "be brief"), *said]
+    kept = of_session(farm, farm.key, session, "/messages").json()["data"]
+    assert [(item["role"], item["content"]) for item in kept] == [
+        *said, ("assistant", third.choices[0].message.content),
+    ]  # fmt: skip
+    shown = of_session(farm, farm.key, session).json()
+    assert (shown["turns"], shown["data"]) == (3, {"of": "ada"})
+    assert session in {item["id"] for item in farm.client.get("/v1/sessions?limit=5").json()["data"]}
+    assert farm.client.post("/v1/sessions", json={"id": session}).status_code == 409
+
+
+@in_slots
+@keeps_conversations
+def test_a_session_is_of_one_key_and_ends(farm: Farm) -> None:
+    other = new_key(farm, "easy")
+    session = farm.client.post("/v1/sessions", json={"ttl_s": 60}).json()["id"]
+    with chatting(farm) as client, chatting(farm, other) as stranger:
+        say(client, session, "I am Ada")
+        say(client, "my-own", "I am Bob")
+        say(stranger, "my-own", "I am Eve")
+        assert heard(farm) == [("user", "I am Eve")]
+        with pytest.raises(openai.NotFoundError) as refused:
+            say(stranger, session, "who am I?")
+        assert (refused.value.code, refused.value.param) == ("session_not_found", "session_id")
+        for below, method in (("", "GET"), ("/messages", "GET"), ("/extend", "POST"), ("", "DELETE")):
+            assert of_session(farm, other, session, below, method).status_code == 404
+        assert [item["id"] for item in json_of(farm, other)] == ["my-own"]
+        before = of_session(farm, farm.key, session).json()["expires_at"]
+        longer = farm.client.post(f"/v1/sessions/{session}/extend", json={"ttl_s": 600}).json()["expires_at"]
+        assert 500 < longer - before < 700
+        assert farm.client.post(f"/v1/sessions/{session}/extend", json={"ttl_s": 3601}).status_code == 400
+        assert of_session(farm, farm.key, "my-own", method="DELETE").json()["deleted"]
+        on_rows(farm, "UPDATE corral.sessions SET until = now() - interval '1 second'")
+        with pytest.raises(openai.NotFoundError):
+            say(client, session, "who am I?")
+        say(client, "my-own", "who am I?")
+        assert heard(farm) == [("user", "who am I?")]
+    assert on_rows(farm, "SELECT count(*) FROM corral.turns") == "1"
+    assert "I am" not in (farm.folder / "logs" / "litellm.log").read_text()
+
+
+def json_of(farm: Farm, key: str) -> list[dict[str, Any]]:
+    with farm.new_client(key) as client:
+        found: list[dict[str, Any]] = client.get("/v1/sessions").json()["data"]
+        return found
+
+
+@in_slots
+@keeps_conversations
+def test_a_session_is_cut_to_what_a_real_model_takes(farm: Farm) -> None:
+    """A longer request than the context would be answered by the pool `long`, and the header would say so."""
+    with chatting(farm) as client:
+        sizes = []
+        for turn in range(8):
+            text = f"turn {turn}: {'tell me more about bridges ' * (turn % 3)}"
+            raw = client.chat.completions.with_raw_response.create(
+                model="short", messages=[{"role": "user", "content": text}], max_tokens=24,
+                extra_body={"session_id": "cut"},
+            )  # fmt: skip
+            assert raw.headers["x-corral-pool"] == "short"
+            usage = raw.parse().usage
+            assert usage
+            sizes.append(usage.prompt_tokens)
+    assert max(sizes) + 24 <= SHORT_CONTEXT
+    assert max(sizes) > SHORT_CONTEXT / 3, "as much of it as fits"
+    assert of_session(farm, farm.key, "cut").json()["turns"] == len(sizes)
+    assert int(on_rows(farm, "SELECT sum(tokens) FROM corral.turns WHERE session = 'cut'")) > SHORT_CONTEXT
 
 
 # --- a budget that is used up (the last test: afterwards the last resort is out)

@@ -64,6 +64,7 @@ def _site(mode: Mode, ports: dict[str, int], extras: Extras) -> dict[str, Any]:
     keep_only(site, "even", "mixed", "limited")
     # The ports of the pool that is left out, two in a row.
     site["gateway"] |= {"workers": 2, "litellm_port": ports["chat"]}
+    site["gateway"]["conversations"] = {}
     del site["gateway"]["extra"]
     site["monitoring"].pop("extra")
     return site | {"consumers": CONSUMERS}
@@ -111,6 +112,27 @@ def counts_together(farm: Farm) -> bool:
     """Whether HAProxy knows that the workers have Valkey."""
     text = httpx.get(f"http://{LOOPBACK}:{farm.ports['stats']}/metrics", trust_env=False).text
     return 'haproxy_server_status{proxy="Counters",server="cache",state="UP"} 1' in text
+
+
+# --- sessions
+
+
+def test_a_session_goes_on_at_the_other_worker(farm: Farm) -> None:
+    """Each turn at another worker than the one before, past HAProxy, and the first at both at once."""
+    headers = {"Authorization": f"Bearer {key_of(farm, 'free')}"}
+
+    def say(place: str, text: str) -> None:
+        body = body_of("even", text, session_id="both")
+        httpx.post(f"{place}{CHAT}", json=body, headers=headers, trust_env=False, timeout=60).raise_for_status()
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(say, places(farm).values(), ("first", "first")))
+    farm.fakes.reset()
+    for place, text in zip(list(places(farm).values()) * 2, ("second", "third", "fourth", "fifth"), strict=True):
+        say(place, text)
+    longest = max((body["messages"] for fake in farm.fakes.seen().values() for body in fake.bodies), key=len)
+    asked = [item["content"] for item in longest if item["role"] == "user"]
+    assert asked == ["first", "first", "second", "third", "fourth", "fifth"]
 
 
 # --- figures

@@ -46,7 +46,17 @@ from corral.gateway.frontends import (
     gateway_publish_address,
     named_doors,
 )
-from corral.gateway.routes import API_PREFIX, AZURE_PREFIX, JARVIS_PATH, JOBS_PATH, MODEL_ROUTES, READ_ROUTES
+from corral.gateway.routes import (
+    API_PREFIX,
+    AZURE_PREFIX,
+    JARVIS_PATH,
+    JOBS_PATHS,
+    MODEL_ROUTES,
+    READ_ROUTES,
+    SESSION_PATH,
+    SESSIONS_PATH,
+    WORK_FOLDER,
+)
 from corral.plan.networks import INSIDE, OUTSIDE, alias
 from corral.plan.site import Site
 
@@ -391,9 +401,11 @@ def _values(site: Site, groups: list[Group], cloud: set[str]) -> dict[str, Any]:
         "short_routes": " ".join(
             route.removeprefix("/v1") for route in (*MODEL_ROUTES, *READ_ROUTES) if route.startswith("/v1/")
         ),
-        "served": ", ".join((*MODEL_ROUTES, *READ_ROUTES, *([JOBS_PATH] if site.inventory.jobs else []))),
+        "served": ", ".join((*MODEL_ROUTES, *READ_ROUTES, *_further_paths(site))),
+        "sessions": {"path": SESSIONS_PATH, "below": SESSION_PATH} if gateway.conversations else None,
         "api_prefix": API_PREFIX,
         "jobs": _jobs(site),
+        "work": WORK_FOLDER if site.inventory.jobs and site.inventory.jobs.pollers else "",
         "azure_prefix": AZURE_PREFIX,
         **declaration(COMPONENT)["settings"],
         "large_body": LARGE_KIB * 1024,
@@ -438,13 +450,22 @@ def _values(site: Site, groups: list[Group], cloud: set[str]) -> dict[str, Any]:
     }
 
 
+def _further_paths(site: Site) -> list[str]:
+    """What else clients may call on this site."""
+    sessions = [SESSIONS_PATH] if site.inventory.gateway.conversations else []
+    return [*sessions, *(JOBS_PATHS if site.inventory.jobs else ())]
+
+
 def _jobs(site: Site) -> dict[str, str] | None:
     """Where requests for jobs go, and the paths by which they are known."""
     jobs, host = site.inventory.jobs, site.inventory.gateway.host
     if jobs is None:
         return None
-    paths = f"{JOBS_PATH}{f' {JARVIS_PATH}' if jobs.jarvis_path else ''}"
-    return {"address": site.address(_jobs_endpoint(jobs, host), host), "paths": paths, "folder": f"{JOBS_PATH}/"}
+    return {
+        "address": site.address(_jobs_endpoint(jobs, host), host),
+        "paths": " ".join((*JOBS_PATHS, *([JARVIS_PATH] if jobs.jarvis_path else []))),
+        "folders": " ".join(f"{path}/" for path in JOBS_PATHS),
+    }
 
 
 def _jobs_endpoint(jobs: Jobs, host: str) -> Endpoint:

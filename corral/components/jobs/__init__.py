@@ -8,13 +8,15 @@ from typing import Any
 from corral.components import Stage, litellm
 from corral.components.declared import secrets, service
 from corral.config.inventory import Jobs
-from corral.contributions import Contribution, Contributions, Endpoint, File, Rules, ScrapeTarget, State
+from corral.contributions import Contribution, Contributions, Endpoint, File, Rules, ScrapeTarget, Secret, State
 from corral.declarations import declaration
 from corral.plan.site import Site
 
 STAGE = Stage.GATEWAY
 COMPONENT, STORE, WORKER = "jobs", "jobs-store", "jobs-worker"
-FILES = ("api.py", "store.lua", "store.py", "worker.py")
+# Begins the names of the secrets with which pollers fetch jobs.
+POLLER_KEY = "JOBS_POLLER_"
+FILES = ("api.py", "batches.py", "polls.py", "sending.py", "store.lua", "store.py", "web.py", "worker.py")
 SETTINGS = "settings.yaml"
 # Memory of the API and of the worker: their programs, and for the worker the requests that it runs, several times each.
 API_MIB, WORKER_MIB, COPIES = 192, 96, 4
@@ -28,6 +30,9 @@ def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
         return
     store, door = Endpoint(jobs.store_port, host, STORE), published.doors[0].endpoint
     yield from secrets(COMPONENT, host)
+    pollers = {poller_key(name): name for name in jobs.pollers}
+    for key, name in pollers.items():
+        yield Secret(key, host, f"with it the poller {name} fetches jobs, and nothing else", "sk")
     yield File(host, COMPONENT, SETTINGS, data=_settings(site, jobs, store, door), note="read by store.py")
     yield from (File(host, COMPONENT, name, asset=f"jobs/{name}") for name in FILES)
     is_local = site.is_local(host)
@@ -39,15 +44,22 @@ def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
     yield service(site, host, COMPONENT, STORE, memory_mib=2 * jobs.memory_mib + 64, **told)
     common = {"files": tuple((name, f"/etc/corral/{name}") for name in (*FILES, SETTINGS)), "calls": (store, door)}
     # A batch is shown with all its results.
-    yield service(site, host, COMPONENT, port=jobs.port, memory_mib=API_MIB + jobs.memory_mib, **common)
+    api = {"memory_mib": API_MIB + jobs.memory_mib, "pollers": tuple(pollers)}
+    yield service(site, host, COMPONENT, port=jobs.port, **api, **common)
     body_mib = site.inventory.gateway.max_body_kib * COPIES // 1024
     memory_mib = WORKER_MIB + min(jobs.workers, 8) * body_mib
-    own = {"seen": None if is_local else "/tmp/seen", "exceptions": {"way-out": AWAY} if jobs.callbacks else {}}  # noqa: S108
+    seen = None if is_local else "/tmp/seen"  # noqa: S108
+    own = {"seen": seen, "exceptions": {"way-out": AWAY} if jobs.callbacks else {}}
     yield service(site, host, COMPONENT, WORKER, port=jobs.port, memory_mib=memory_mib, **own, **common)
     yield State(host, STORE, "jobs", "jobs that wait, and results", "jobs", "/data")
     if site.inventory.monitoring:
         yield Rules("monitoring/rules/jobs.yml")
         yield ScrapeTarget("jobs", Endpoint(jobs.port, host, COMPONENT), {"host": host, "role": "jobs"})
+
+
+def poller_key(name: str) -> str:
+    """The name of the secret of a poller."""
+    return f"{POLLER_KEY}{name.upper().replace('-', '_')}"
 
 
 def _settings(site: Site, jobs: Jobs, store: Endpoint, door: Endpoint) -> dict[str, Any]:
@@ -68,5 +80,6 @@ def _settings(site: Site, jobs: Jobs, store: Endpoint, door: Endpoint) -> dict[s
         "run_s": litellm.patience_s(site),
         "callbacks": list(jobs.callbacks),
         "lease_s": jobs.grace_s,
+        "pollers": {poller_key(name): list(poller.models) for name, poller in jobs.pollers.items()},
         **declaration(COMPONENT)["settings"],
     }

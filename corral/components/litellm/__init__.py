@@ -30,7 +30,7 @@ from corral.contributions import (
 )
 from corral.declarations import declaration
 from corral.gateway.frontends import gateway_publish_address
-from corral.plan.routing import SECTIONS, chains, has_routing, tier_settings
+from corral.plan.routing import SECTIONS, chains, has_routing, pool_context, tier_settings
 from corral.plan.site import Site
 
 STAGE = Stage.GATEWAY
@@ -68,8 +68,8 @@ REVOCATION = "corral_revocation"
 BUDGETS = "corral_budgets"
 # The callback of sites with tracing.
 TRACES = "corral_traces"
-# The callback of sites that keep conversations, and its data: seconds in a unit of the inventory's periods.
-CONVERSATIONS = "corral_conversations"
+# The callbacks of sites that keep conversations, and their data: seconds in a unit of the inventory's periods.
+CONVERSATIONS = ("corral_conversations", "corral_sessions")
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "mo": 30 * 86_400}
 CLOUD = "it calls cloud providers"
 FAR = "it calls servers on other machines"
@@ -94,8 +94,8 @@ def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
     yield from (File(host, COMPONENT, name, asset=f"litellm/{name}") for name in _files(site, published))
     yield File(host, COMPONENT, "limits.yaml", data={"pools": limits(site, published)}, note="read by corral_limits.py")
     if conversations := site.inventory.gateway.conversations:
-        data = {"keep_s": seconds(conversations.keep)}
-        yield File(host, COMPONENT, "conversations.yaml", data=data, note=f"read by {CONVERSATIONS}.py")
+        data = {"keep_s": seconds(conversations.keep), "contexts": contexts(site)}
+        yield File(host, COMPONENT, "conversations.yaml", data=data, note=f"read by {CONVERSATIONS[1]}.py")
     if has_routing(site.inventory):
         yield File(host, COMPONENT, "routing.yaml", data=routing(site, published), note="read by corral_routing.py")
     yield from _added_secrets(site)
@@ -111,6 +111,18 @@ def seconds(period: str) -> int:
     return int(period.removesuffix(unit)) * SECONDS[unit]
 
 
+def contexts(site: Site) -> dict[str, int]:
+    """By every name that clients use how many tokens one request may have, where that is known."""
+    inventory = site.inventory
+    known = {name: pool_context(inventory, name) for name in inventory.pools}
+    if auto := inventory.gateway.auto:
+        tiers = [known[tier.pool] for tier in auto.tiers]
+        known[auto.name] = None if None in tiers else min(filter(None, tiers))
+    known |= {alias: known.get(name) for alias, name in all_aliases(inventory).items()}
+    known |= {name: known[pool] for pool, told in inventory.pools.items() for name in told.background}
+    return {name: context for name, context in known.items() if context is not None}
+
+
 def _callbacks(site: Site, published: Contributions) -> list[str]:
     needed = [name for name, is_needed in CALLBACKS.items() if any(map(is_needed, published.routes))]
     gateway = site.inventory.gateway
@@ -124,7 +136,7 @@ def _callbacks(site: Site, published: Contributions) -> list[str]:
 def _files(site: Site, published: Contributions) -> list[str]:
     """Shipped files beside the configuration."""
     names = [*FILES, *(f"{name}.py" for name in _callbacks(site, published))]
-    kept = [f"{CONVERSATIONS}.py"] if site.inventory.gateway.conversations else []
+    kept = [f"{name}.py" for name in CONVERSATIONS] if site.inventory.gateway.conversations else []
     return [*names, *kept, *(["corral_routing.py"] if has_routing(site.inventory) else [])]
 
 
@@ -258,7 +270,7 @@ def configuration(site: Site, published: Contributions) -> dict[str, Any]:
         "deployments": deployments,
         "router": _router(site, published.routes),
         "routing": routing_callback,
-        "conversations": (f"{CONVERSATIONS}.{CONVERSATIONS}",) if gateway.conversations else (),
+        "conversations": tuple(f"{name}.{name}" for name in CONVERSATIONS) if gateway.conversations else (),
         "callbacks": tuple(f"{name}.{name}" for name in _callbacks(site, published)),
         "buckets": buckets(site),
         "metrics": METRICS,
