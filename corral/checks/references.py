@@ -394,7 +394,7 @@ def _nodes(inventory: Inventory) -> Findings:
         yield from _broken(
             path,
             (is_cloud and node.model and "/" not in node.model, "node-address/no-provider", "model"),
-            (not is_cloud and node.url is None, "node-address/no-url", ""),
+            (not is_cloud and node.url is None and node.dials_in is None, "node-address/no-url", ""),
             (is_cloud and node.url is None and (node.model or "").startswith(OWN_ADDRESS), "node-address/own", ""),
             (is_small and not node.models and node.kind not in ("chat", "embedding"), "node-kind/kind", "kind"),
             (node.thinking is not None and node.kind != "chat", "thinking-kind/kind", "thinking"),

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from corral import __version__
-from corral.cli import grafana, keys, models, rendering, running, saving, watching
+from corral.cli import grafana, keys, models, rendering, running, saving, watching, workers
 from corral.cli.context import exit_code_of, verbs
 from corral.render.tree import ROOT
 
@@ -19,6 +19,7 @@ for group in (rendering, running, saving, watching):
 app.add_typer(rendering.secrets, name="secrets")
 app.add_typer(keys.app, name="keys")
 app.add_typer(models.app, name="models")
+app.add_typer(workers.app, name="workers")
 app.add_typer(rendering.images, name="images")
 app.add_typer(grafana.app, name="grafana")
 

@@ -732,6 +732,9 @@ class Node(Section):
     url: Server | None = None
     """Base address, for instance `http://192.0.2.7:8080`; for `engine: cloud` only where the provider has given you an
     address of your own, such as Azure's: LiteLLM's `api_base`."""
+    dials_in: Annotated[int, Field(ge=1024, le=LAST_PORT)] | None = None
+    """Instead of `url`, for a machine behind NAT that connects to `gateway.tunnel` by itself (`workers issue`): a port
+    of the tunnel for it alone, such as 2101; used inside the farm only."""
     engine: Literal["openai", "llama.cpp", "mlx", "ollama", "inferrlm", "vllm", "lmstudio", "cloud"] = "openai"
     """What answers there; it decides protocol and health check. `cloud` is a provider known to LiteLLM."""
     model: Line | None = None
@@ -999,6 +1002,17 @@ class Conversations(Section):
     """How long a conversation is kept after its last turn; a month has 30 days."""
 
 
+class Tunnel(Section):
+    """An sshd at which nodes with `dials_in` connect, without a shell or any way into the farm."""
+
+    port: PortNumber = 2222
+    """Port for workers, on the gateway's host."""
+    name: HostName | None = None
+    """Name or address under which workers reach that port; the gateway's host's own when absent."""
+    address: Address | None = None
+    """Address of the gateway's host on which `port` is open; the host's own when absent."""
+
+
 class Gateway(Section):
     """The one address that clients call: LiteLLM, with HAProxy behind it."""
 
@@ -1056,6 +1070,8 @@ class Gateway(Section):
     """Keep answers of `/v1/responses` and sessions (`/v1/sessions`); absent: the gateway stores no prompts."""
     page: Page = Page()
     """A page for people at `/` of the gateway's address."""
+    tunnel: Tunnel | None = None
+    """Where nodes behind NAT dial in (`dials_in`); absent: no port for workers is open."""
     entrance: Entrance | None = None
     """A restricted endpoint for clients outside the farm, with TLS and CORS."""
     extra: dict[str, Any] = Field(default_factory=dict)

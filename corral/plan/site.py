@@ -54,6 +54,8 @@ STORES = "/stores"
 # Stands for a local host's rendered folder in what its programs are told; no inventory can have it in a value.
 HERE = "\x1ahere\x1a"
 NO_LOCK = ModelLock()
+# The service at which nodes dial in.
+TUNNEL = "tunnel"
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +245,14 @@ class Site:
 
     def machine_of(self, backend: Backend) -> str:
         """Name of the host or node on which a backend is."""
-        return backend.endpoint.host or backend.name
+        return backend.endpoint.host if backend.is_ours else backend.name
+
+    def node_endpoint(self, node: Node) -> Endpoint:
+        """Where a node is reached: at its url, or at its port of the tunnel."""
+        if node.dials_in:
+            return Endpoint(node.dials_in, self.inventory.gateway.host, TUNNEL)
+        url = urlsplit(node.url or "")
+        return Endpoint(url.port or (443 if url.scheme == "https" else 80), address=url.hostname or "")
 
     def reached_at(self, host: str) -> str:
         """Name or address under which other hosts reach a host."""
@@ -549,9 +558,3 @@ def container_name(inventory: Inventory, host: str, service: str) -> str:
 def bracketed(address: str) -> str:
     """An address as it stands before `:port`: IPv6 in brackets."""
     return f"[{address}]" if ":" in address else address
-
-
-def node_endpoint(node: Node) -> Endpoint:
-    """Where a node listens."""
-    url = urlsplit(node.url or "")
-    return Endpoint(url.port or (443 if url.scheme == "https" else 80), address=url.hostname or "")

@@ -249,16 +249,24 @@ def _text_for(secret: Secret, values: Mapping[str, str]) -> str:
     return _TemplateFormatter().vformat(secret.template, (), values)
 
 
+def _ssh_key(value: str) -> str:
+    from corral.render.ssh_keys import private_key  # cryptography takes its time to load
+
+    return private_key(value)
+
+
 class _TemplateFormatter(string.Formatter):
     """Fills `{NAME}`, `{NAME:url}` (quoted for a URL) and `{NAME:sha256}` (hashed, in hexadecimal).
 
-    `{NAME:basic USER}` is the user and the value as HTTP's basic authentication has them.
+    `{NAME:basic USER}` is the user and the value as HTTP's basic authentication has them, `{NAME:openssh}` the private
+    key of ssh that belongs to the value.
     """
 
     FORMATS: Mapping[str, Callable[[str], str]] = {
         "": str,
         "url": lambda value: quote(value, safe=""),
         "basic": lambda value: base64.b64encode(value.encode()).decode(),
+        "openssh": _ssh_key,
         "sha256": lambda value: hashlib.sha256(value.encode()).hexdigest(),
     }
 

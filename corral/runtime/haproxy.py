@@ -58,6 +58,8 @@ class Server:
     check: str = ""
     # HTTP status of the last check, 0 without one.
     code: int = 0
+    # Seconds since it went up or down.
+    changed_s: int = 0
 
     @property
     def state(self) -> str:
@@ -256,7 +258,7 @@ def _digest_in(text: str) -> str:
 
 def backends_of(plan: Plan, host: str, service: str) -> list[Backend]:
     """What the balancer knows a service as: one for each pool that it serves, none where it sends no requests."""
-    backends = plan.contributions.backends
+    backends = [item for item in plan.contributions.backends if item.is_ours]
     return [item for item in backends if (item.endpoint.host, item.endpoint.service) == (host, service)]
 
 
@@ -298,6 +300,7 @@ def _server(state: Mapping[str, str], stats: Mapping[str, str]) -> Server:
         is_out=bool(int(state["srv_admin_state"]) & FORCED_OUT),
         check=stats.get("check_status", "").removeprefix("* "),  # a check is under way
         code=int(stats.get("check_code") or 0),
+        changed_s=int(stats.get("lastchg") or 0),
     )
 
 

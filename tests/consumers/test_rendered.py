@@ -939,6 +939,34 @@ def test_supervisord_gets_awkward_words_through(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["x"][0] == ["echo", *words]
 
 
+# --- sshd -------------------------------------------------------------------------------------------------------------
+
+
+# Newer than the sshd of Debian 12, and there only for the container's.
+NEW_SETTINGS = ("PerSourcePenalties",)
+
+
+@pytest.mark.needs("sshd")
+@pytest.mark.parametrize("path", ["everything-on/gate", "local-everything/here"])
+def test_sshd_takes_its_configuration_and_shuts_every_door(path: str, tmp_path: Path) -> None:
+    case, _, host = path.partition("/")
+    text = tree_of(case)[f"{host}/tunnel/sshd_config"].decode()
+    config, key = tmp_path / "sshd_config", tmp_path / "key"
+    config.write_text("".join(line for line in text.splitlines(keepends=True) if not line.startswith(NEW_SETTINGS)))
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    command: list[str | Path] = [program("sshd"), "-T", "-f", config, "-h", key]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=DEADLINE_S)
+    assert (done.returncode, done.stderr) == (0, "")
+    said = dict(line.partition(" ")[::2] for line in done.stdout.splitlines())
+    wanted = {
+        "allowtcpforwarding": "remote", "permitopen": "none", "permitlisten": "*:2101", "maxsessions": "0",
+        "passwordauthentication": "no", "kbdinteractiveauthentication": "no", "permitrootlogin": "no",
+        "allowstreamlocalforwarding": "no", "permittunnel": "no", "allowagentforwarding": "no", "x11forwarding": "no",
+        "gatewayports": "yes" if case == "everything-on" else "no",
+    }  # fmt: skip
+    assert {name: said[name] for name in wanted} == wanted
+
+
 # --- shell scripts ----------------------------------------------------------------------------------------------------
 
 

@@ -90,6 +90,13 @@ def test_an_archive_under_the_passphrase_is_believed(tmp_path: Path, *, is_plain
     assert not list((tmp_path / "new" / "compose").glob(".restore*"))
 
 
+def test_keys_of_workers_come_back_where_sshd_reads_them(tmp_path: Path) -> None:
+    key = b"restrict ssh-ed25519 AAAA laptop\n"
+    bring_back(save(tmp_path, secrets={"sa/.env": ENV, "sa/tunnel/workers/laptop-2101": key}), tmp_path / "new")
+    found = tmp_path / "new" / "compose" / "sa" / "tunnel" / "workers" / "laptop-2101"
+    assert (found.read_bytes(), found.stat().st_mode & 0o777) == (key, 0o644)
+
+
 def test_one_without_passphrase_is_shown_and_asked_about(tmp_path: Path) -> None:
     path = save(tmp_path, COMPOSE.replace("root@192.0.2.1", "root@evil.example"), sealed=None)
     with pytest.raises(UsageError) as caught:
@@ -157,14 +164,16 @@ def test_a_rendering_that_cannot_be_judged_is_refused(tmp_path: Path, text: byte
         bring_back(path, tmp_path / "new", yes=True)
 
 
-@pytest.mark.parametrize("name", [".env", "secrets/LITELLM_MASTER_KEY", "keys/alice", "models/m.gguf"])
+@pytest.mark.parametrize(
+    "name", [".env", "secrets/LITELLM_MASTER_KEY", "keys/alice", "models/m.gguf", "tunnel/workers/laptop-2101"]
+)
 def test_a_rendering_brings_no_secrets_and_no_data(tmp_path: Path, name: str) -> None:
     path = save(tmp_path, sealed=None, more={f"rendering/sa/{name}": b"x"})
     with pytest.raises(CorralError, match=f"sa/{name} in it is nothing that corral saves"):
         bring_back(path, tmp_path / "new", yes=True)
 
 
-@pytest.mark.parametrize("name", ["sa/compose.yaml", "sa/secrets/a/b", ".env"])
+@pytest.mark.parametrize("name", ["sa/compose.yaml", "sa/secrets/a/b", "sa/tunnel/start.sh", ".env"])
 def test_secrets_lie_where_secrets_belong(tmp_path: Path, name: str) -> None:
     with pytest.raises(CorralError, match="in it is nothing that corral saves"):
         bring_back(save(tmp_path, secrets={name: b"x"}), tmp_path / "new", yes=True)

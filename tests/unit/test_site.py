@@ -9,7 +9,7 @@ import pytest
 from corral.config.inventory import Inventory, Node, ServerSettings
 from corral.contributions import Endpoint
 from corral.plan.settings import engine_place, merged_engine
-from corral.plan.site import Replica, Site, node_endpoint, resolve
+from corral.plan.site import Replica, Site, resolve
 
 BASE: dict[str, Any] = {
     "schema_version": 1,
@@ -269,7 +269,7 @@ def test_ports_are_opened_for_programs_of_a_local_host_only() -> None:
     ],
 )
 def test_where_a_node_listens(url: str, expected: tuple[str, int]) -> None:
-    endpoint = node_endpoint(Node(url=url, model="q"))
+    endpoint = Site(inventory({"chat": {"model": "m", "on": {"host": "pi"}}})).node_endpoint(Node(url=url, model="q"))
 
     assert (endpoint.address, endpoint.port) == expected
 

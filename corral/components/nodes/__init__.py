@@ -22,7 +22,7 @@ from corral.contributions import (
 )
 from corral.declarations import declaration
 from corral.plan.routing import has_private_cache
-from corral.plan.site import Site, node_endpoint
+from corral.plan.site import Site
 
 STAGE = Stage.BACKENDS
 
@@ -41,18 +41,19 @@ def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
         for placement in pool.on:
             node = site.inventory.node_of(placement)
             if node is not None and placement.node is not None:
-                backend = _backend(pool_name, placement.node, node, node.thinking or pool.thinking or "hidden")
+                thinking = node.thinking or pool.thinking or "hidden"
+                backend = _backend(pool_name, placement.node, node, site.node_endpoint(node), thinking)
                 is_private = node.kind == "chat" and has_private_cache(site.inventory, pool_name)
                 yield replace(backend, cache_field=CACHE_FIELDS.get(node.engine, "") if is_private else "")
                 seen.setdefault(placement.node, []).append(backend)
     for name, backends in seen.items():
         node = site.inventory.nodes[name]
-        yield from _metrics(name, node, backends)
+        yield from _metrics(site, name, node, backends)
         if node.api_key:
             yield Secret(node.api_key, site.inventory.gateway.host, f"key of the node {name}", "given")
 
 
-def _metrics(name: str, node: Node, backends: list[Backend]) -> Iterator[Contribution]:
+def _metrics(site: Site, name: str, node: Node, backends: list[Backend]) -> Iterator[Contribution]:
     """What a node has, and a scrape target for servers whose metrics need no key."""
     labels = {
         "host": name,
@@ -62,13 +63,16 @@ def _metrics(name: str, node: Node, backends: list[Backend]) -> Iterator[Contrib
         "role": backends[0].kind if len({backend.kind for backend in backends}) == 1 else "node",
     }
     yield Fact("inventory:replica_slots", node.slots, labels)
-    if node.engine in DATA["open_metrics"]:
+    endpoint, monitoring = site.node_endpoint(node), site.inventory.monitoring
+    # Beyond an edge there is one port for a service, and the tunnel has one for every worker.
+    is_readable = monitoring is None or not site.is_behind_edge(endpoint, monitoring.host)
+    if node.engine in DATA["open_metrics"] and is_readable:
         yield Rules(DATA["open_metrics"][node.engine])
         scheme: Literal["http", "https"] = "https" if (node.url or "").startswith("https:") else "http"
-        yield ScrapeTarget(node.engine, node_endpoint(node), labels, scheme=scheme, ca_file=node.ca_file or "")
+        yield ScrapeTarget(node.engine, endpoint, labels, scheme=scheme, ca_file=node.ca_file or "")
 
 
-def _backend(pool: str, name: str, node: Node, thinking: Thinking) -> Backend:
+def _backend(pool: str, name: str, node: Node, endpoint: Endpoint, thinking: Thinking) -> Backend:
     scheme, _, rest = (node.url or "").partition("://")
     path = rest.partition("/")[2].rstrip("/").removesuffix("v1").rstrip("/")
     folder = f"/{path}" if path else ""
@@ -76,7 +80,7 @@ def _backend(pool: str, name: str, node: Node, thinking: Thinking) -> Backend:
     is_chat = node.kind == "chat" and not is_cloud
     health = "" if is_cloud else node.health or folder + DATA["health_path"][node.engine]
     return Backend(
-        pool, name, node.kind, Endpoint(443) if is_cloud else node_endpoint(node), node.slots, node.model or "", health,
+        pool, name, node.kind, Endpoint(443) if is_cloud else endpoint, node.slots, node.model or "", health,
         api_path=folder + ("" if is_ollama else "/v1"),
         scheme="https" if scheme == "https" else "http",
         protocol="cloud" if is_cloud else "ollama" if is_ollama else "openai",

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from corral import __version__
 from corral.build import Plan
+from corral.components import tunnel
 from corral.config.load import locks_beside
 from corral.contributions import State
 from corral.errors import CorralError
@@ -30,6 +31,8 @@ from corral.verbs.up.history import files_on_disk, note_backup
 from corral.verbs.up.survey import check_engine, image_ids
 from corral.verbs.up.up import LOCK
 
+# Where public keys of workers are, in the folder of the gateway's host.
+WORKERS = f"{tunnel.COMPONENT}/{tunnel.KEYS}"
 COPY = Path(__file__).with_name("copy_folder.sh").read_text(encoding="utf-8")
 
 
@@ -114,7 +117,7 @@ def _add_site(parts: ArchiveFolder, plan: Plan, out: Path, chosen: Sequence[str]
 
 
 def _secret_files(plan: Plan, out: Path, chosen: Sequence[str]) -> dict[str, bytes]:
-    """The hosts' `.env`, and files beside the secrets that are made from it."""
+    """The hosts' `.env`, files beside the secrets that are made from it, and the keys of workers."""
     found: dict[str, bytes] = {}
     for name in chosen:
         names = {secret.name for secret in plan.secrets_of(name)}
@@ -128,6 +131,8 @@ def _secret_files(plan: Plan, out: Path, chosen: Sequence[str]) -> dict[str, byt
         for path in sorted((out / name / FOLDER).glob("*")):
             if path.is_file() and path.name not in names:
                 found[f"{name}/{FOLDER}/{path.name}"] = path.read_bytes()
+        for path in sorted((out / name / WORKERS).glob("*-*")):
+            found[f"{name}/{WORKERS}/{path.name}"] = path.read_bytes()
     return found
 
 

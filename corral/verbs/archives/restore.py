@@ -29,7 +29,7 @@ from corral.runtime.hosts import NOT_COPIED, CommandError, ComposeHost, compose_
 from corral.runtime.interrupts import Interrupts
 from corral.runtime.lock import alone
 from corral.runtime.waiting import COMMAND_LIMIT_S, create, wait_well
-from corral.verbs.archives.backup import states_of, title
+from corral.verbs.archives.backup import WORKERS, states_of, title
 from corral.verbs.archives.container import explained, options_of, unpacked, work_folder
 from corral.verbs.archives.contents import RENDERING, SECRETS, Backup, read_backup
 from corral.verbs.archives.passphrase import unseal
@@ -133,10 +133,11 @@ def _job(backup: Backup, target: Target, ask: Callable[[], str]) -> _Job:
 def _refuse_foreign(backup: Backup, tree: Collection[str], secrets: Collection[str]) -> None:
     """Raise CorralError when files have names that `backup` does not give to such files."""
     own = {ENV_FILE, FOLDER, *NOT_COPIED}
-    foreign = [path for path in tree if path.partition("/")[2].partition("/")[0] in own]
+    inside = {path: path.partition("/")[2] for path in tree}
+    foreign = [path for path, inner in inside.items() if inner.partition("/")[0] in own or inner.startswith(WORKERS)]
     for path in secrets:
-        inner = path.split("/")[1:]
-        if inner != [ENV_FILE] and inner[:-1] != [FOLDER]:
+        inner = path.partition("/")[2]
+        if inner != ENV_FILE and inner.rpartition("/")[0] not in (FOLDER, WORKERS):
             foreign.append(path)
     if foreign:
         raise CorralError(f"{backup.path}: {foreign[0]} in it is nothing that corral saves; use another backup")
@@ -240,7 +241,10 @@ def _places(plan: Plan) -> dict[str, str]:
     for name, host in plan.inventory.hosts.items():
         found[f"host {name}"] = f"address {host.address}, ssh {host.ssh or '-'}, folder {host.folder or '-'}"
         found[f"models of {name}"] = host.models_dir
-    found |= {f"node {name}": node.url or node.model or "" for name, node in plan.inventory.nodes.items()}
+    found |= {
+        f"node {name}": node.url or str(node.dials_in or node.model or "")
+        for name, node in plan.inventory.nodes.items()
+    }
     if plan.inventory.tracing is not None:
         found["traces"] = plan.inventory.tracing.url or plan.inventory.tracing.host or ""
     images = {service.image for service in plan.contributions.services if service.image}
@@ -256,7 +260,7 @@ def _lay_out_secrets(job: _Job, talk: Console) -> None:
     for path, data in job.secrets.items():
         folder = (out / path).parent
         folder.mkdir(mode=0o700 if folder.name == FOLDER else 0o777, parents=True, exist_ok=True)
-        put(out / path, data, 0o644 if folder.name == FOLDER else 0o600)
+        put(out / path, data, 0o600 if path.endswith(ENV_FILE) else 0o644)
     if not job.backup.manifest.has_secrets:
         missing = [name for name in job.hosts if name in plan.secrets and not (out / name / ENV_FILE).is_file()]
         if missing:

@@ -13,7 +13,6 @@ from corral.components.litellm import MASTER_KEY
 from corral.config.client_names import routed_names
 from corral.contributions import Backend, Service
 from corral.errors import CorralError
-from corral.plan.site import bracketed
 from corral.render.secrets import ENV_FILE, read_env
 from corral.runtime.causes import Reason, check_words
 from corral.runtime.haproxy import Server, balancer_of
@@ -173,7 +172,7 @@ def replicas_up(case: Case) -> Findings:
     """The balancer reaches every replica on this host, and gives it work."""
     for backend, server in _down(case):
         hop = f"{backend.pool}: HAProxy → {backend.name}"
-        if backend.endpoint.host != case.name:
+        if backend.endpoint.host != case.name or not backend.is_ours:
             continue
         if server.state in ("MAINT", "DRAIN", "NOLB"):
             yield say("replicas-up/out", hop=hop, state=server.state.lower(), name=backend.name)
@@ -200,7 +199,7 @@ def nodes(case: Case) -> Findings:
     """Every node that pools use answers the balancer."""
     for backend, server in _down(case):
         if not backend.is_ours:
-            place = f"{bracketed(backend.endpoint.address)}:{backend.endpoint.port}"
+            place = case.plan.site.address(backend.endpoint, case.plan.inventory.gateway.host)
             words = check_words(server.check, server.code)
             yield say("nodes/down", pool=backend.pool, name=backend.name, words=words, place=place)
 
@@ -213,7 +212,7 @@ def answers(case: Case) -> Findings:
 
 def summary(case: Case) -> str:
     """What was found, when all is well."""
-    own = [item for item in case.plan.contributions.backends if item.endpoint.host == case.name]
+    own = [item for item in case.plan.contributions.backends if item.is_ours and item.endpoint.host == case.name]
     up = sum(case.servers[item.name].state == "UP" for item in own if item.name in case.servers)
     has_balancer = balancer_of(case.plan, case.host.out) is not None
     replicas = f"HAProxy → {up} of {len(own)} replicas" if has_balancer else f"{len(own)} replicas"

@@ -121,9 +121,10 @@ def _card(card: SeenCard) -> Data:
 
 def _node(node: Backend, server: Server | None) -> Data:
     """A node as the balancer sees it."""
+    place = node.endpoint.address or node.endpoint.service
     return {
         "name": node.name, "pool": node.pool,
-        "address": f"{node.endpoint.address}:{node.endpoint.port}" if node.endpoint.address else "provider",
+        "address": f"{place}:{node.endpoint.port}" if place else "provider",
         "state": server.state.lower() if server else None,
         "slots_busy": server.in_flight if server else None, "slots": node.slots,
     }  # fmt: skip

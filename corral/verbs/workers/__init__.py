@@ -1,0 +1,1 @@
+"""`workers`: keys of machines that dial in, and what they need on their side."""
