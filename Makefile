@@ -9,7 +9,7 @@ CORRAL := $(PYTHON) generate.py
 LOCK := .venv/bin/uv --no-config pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
 	--generate-hashes --no-emit-index-url --no-emit-find-links --no-header
 
-.PHONY: help env demo demo-down test test-fast lint format check bench-memory bench-render bench-gateway bench-litellm bench-operations bench-simulation bench clients render golden own-image flags catalogue dashboards rules schema lock clean
+.PHONY: help env demo demo-down test test-fast lint format check bench-memory bench-render bench-gateway bench-litellm bench-operations bench-simulation bench clients render golden own-image open-webui flags catalogue dashboards rules schema lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -90,10 +90,14 @@ rules: env ## write the rules about objectives again
 schema: env ## write inventory.schema.json again
 	@$(CORRAL) schema > inventory.schema.json.part && mv inventory.schema.json.part inventory.schema.json
 
+open-webui: env ## Open WebUI for the tests of the chat page, in an environment of its own: 1.1 GB
+	@$(PYTHON) -m tools.make_open_webui
+
 lock: env ## lock the requirements again, with hashes; ARGS=--upgrade for newer ones
 	@$(LOCK) requirements.in --output-file requirements.txt $(ARGS)
 	@$(LOCK) requirements-dev.in --output-file requirements-dev.txt $(ARGS)
 	@$(LOCK) requirements-uv.in --output-file requirements-uv.txt $(ARGS)
+	@$(PYTHON) -m tools.make_open_webui --lock
 
 clean: ## remove what checks and builds left; .venv stays
 	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis build

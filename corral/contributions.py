@@ -410,6 +410,41 @@ class Store:
 
 
 @dataclass(frozen=True, slots=True)
+class Database:
+    """A further database in the site's PostgreSQL, for a program that owns it and can open no other."""
+
+    name: str
+    role: str
+    # Name of the secret with the role's password.
+    password: str
+    # What is in it, for people.
+    purpose: str
+
+
+@dataclass(frozen=True, slots=True)
+class OwnKey:
+    """A key of the gateway for a program of the site: `keys sync` makes it from a secret of the gateway's host."""
+
+    name: str
+    secret: str
+    # LiteLLM's fields that the inventory decides.
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class WebPage:
+    """Pages for people: HAProxy publishes them at a port of their own, with the entrance's certificate if there is."""
+
+    name: str
+    title: str
+    # Where browsers find it.
+    url: str
+    port: int
+    endpoint: Endpoint
+    protection: str
+
+
+@dataclass(frozen=True, slots=True)
 class File:
     """A file beside a component's compose.yaml: laid out by a template, dumped from data, or copied from an asset."""
 
@@ -449,7 +484,7 @@ class State:
 
 Contribution = (
     Service | Backend | Route | Door | SlotFigures | ScrapeTarget | Secret | Store | File | Rules | Fact | Dashboard
-    | AlertSink | DataSource | State | TraceReceiver
+    | AlertSink | DataSource | State | TraceReceiver | Database | OwnKey | WebPage
 )  # fmt: skip
 
 
@@ -473,6 +508,9 @@ class Contributions:
     sources: list[DataSource] = field(default_factory=list)
     states: list[State] = field(default_factory=list)
     trace_receivers: list[TraceReceiver] = field(default_factory=list)
+    databases: list[Database] = field(default_factory=list)
+    own_keys: list[OwnKey] = field(default_factory=list)
+    web_pages: list[WebPage] = field(default_factory=list)
 
     def add(self, item: Contribution) -> None:
         """Puts a contribution where consumers of its kind look."""

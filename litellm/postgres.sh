@@ -1,12 +1,18 @@
 #!/bin/sh
-# postgres.sh PORT ADDRESS DATABASE ROLE PASSWORD_FILE [MONITOR PASSWORD_FILE]: starts PostgreSQL with its data in $PGDATA,
-# which the first start creates.
+# postgres.sh PORT ADDRESS DATABASE ROLE PASSWORD_FILE [MONITOR PASSWORD_FILE] [-- DATABASE ROLE PASSWORD_FILE]…: starts
+# PostgreSQL with its data in $PGDATA, which the first start creates.
 #
-# ROLE owns DATABASE and has no other rights; MONITOR reads statistics. Every start sets up both before PostgreSQL listens,
+# ROLE owns DATABASE and has no other rights; MONITOR reads statistics. What follows each `--` is a further database with a
+# role of its own. Every start sets up both before PostgreSQL listens,
 # which also migrates data of an older version with another ROLE that was a superuser. The superuser has no password and can
 # connect only through the socket inside the container.
 set -eu
-port=$1 address=$2 database=$3 role=$4 password_file=$5 monitor=${6-} monitor_file=${7-}
+port=$1 address=$2 database=$3 role=$4 password_file=$5 monitor='' monitor_file=''
+shift 5
+if [ $# -gt 0 ] && [ "$1" != -- ]; then
+    monitor=$1 monitor_file=$2
+    shift 2
+fi
 data=${PGDATA:?}
 PATH=$PATH:$(find /usr/lib/postgresql -maxdepth 2 -name bin 2>/dev/null | sort -V | tail -n 1)
 mkdir -p "$data"
@@ -53,9 +59,15 @@ EOF
         printf 'GRANT pg_monitor TO %s;\n\n' "$monitor"
     fi
 } | sql postgres >/dev/null
-if ! echo "SELECT datname FROM pg_database WHERE datname = '$database';" | sql postgres | grep -q "\"$database\""; then
-    echo "CREATE DATABASE $database OWNER $role;" | sql postgres >/dev/null
-fi
+
+# Creates a database if there is none of that name.
+database() {
+    if ! echo "SELECT datname FROM pg_database WHERE datname = '$1';" | sql postgres | grep -q "\"$1\""; then
+        echo "CREATE DATABASE $1 OWNER $2;" | sql postgres >/dev/null
+    fi
+}
+
+database "$database" "$role"
 {
     cat <<EOF
 ALTER DATABASE $database OWNER TO $role;
@@ -91,10 +103,20 @@ EOF
     fi
 } | sql "$database" >/dev/null
 
+logins="host $database $role${monitor:+,$monitor} all scram-sha-256"
+while [ "${1-}" = -- ]; do
+    plain_role "$3" "$4" | sql postgres >/dev/null
+    database "$2" "$3"
+    printf 'ALTER DATABASE %s OWNER TO %s;\n\nREVOKE ALL ON DATABASE %s FROM PUBLIC;\n\n' "$2" "$3" "$2" | sql "$2" >/dev/null
+    logins="$logins
+host $2 $3 all scram-sha-256"
+    shift 4
+done
+
 # shellcheck disable=SC2086,SC2016 # the inner shell expands its own variables
 $as_owner sh -c 'cat >"$0"' "$data/corral_hba.conf" <<EOF
 local all all trust
-host $database $role${monitor:+,$monitor} all scram-sha-256
+$logins
 EOF
 sockets=/var/run/postgresql
 if [ "$address" = 127.0.0.1 ]; then sockets=; fi # on a machine that has other users

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tools.make_open_webui import is_made
+
 # Daemons lie outside an ordinary user's PATH.
 EXTRA_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin", "/opt/homebrew/bin")
 POSTGRES_FOLDERS = ("/usr/lib/postgresql", "/usr/local/lib/postgresql", "/opt/homebrew/opt")
@@ -133,6 +135,7 @@ NEEDS = {
         "apt install prometheus-node-exporter",
         _lacks_program("prometheus-node-exporter", "node_exporter"),
     ),
+    "open-webui": Need("Open WebUI", "make open-webui", lambda: None if is_made() else "it is not installed, or older"),
     "postgres": Need("PostgreSQL", "apt install postgresql", _lacks_postgres),
     "prisma-engine": Need(
         "Prisma's query engine",

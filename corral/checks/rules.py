@@ -97,7 +97,7 @@ def _ports(site: Site, found: Contributions) -> Findings:
 
 def _place_of_port(inventory: Inventory, number: int) -> KeyPath:
     """Where the inventory says a port that belongs to no pool."""
-    for section in ("tracing", "monitoring", "gateway"):
+    for section in ("tracing", "monitoring", "chat", "jobs", "gateway"):
         for key, value in getattr(inventory, section) or ():
             if key.endswith("port") and value == number:
                 return section, key

@@ -1157,6 +1157,48 @@ class Consumer(Section):
     """Notes that LiteLLM keeps with the key, such as `team: vision`; never a secret."""
 
 
+class SignOn(Section):
+    """Single sign-on with OpenID Connect, beside accounts with a password."""
+
+    url: Server
+    """Where the provider describes itself, such as `https://login.example.com/.well-known/openid-configuration`."""
+    client: Word
+    """Name under which the provider knows the page; it must allow the page's address with `/oauth/oidc/callback`."""
+    secret: SecretName
+    """Name of the secret that the provider gave for it; the value goes into `.env`."""
+    title: Line = "single sign-on"
+    """What the button says after `Continue with`."""
+    approve: bool = True
+    """Whether an administrator lets every new account in; false: everyone whom the provider knows has an account."""
+
+
+class Chat(Section):
+    """A page to chat with the farm's models, for people with accounts: Open WebUI, beside the gateway."""
+
+    port: PortNumber = 3080
+    """Port for browsers, on the entrance's address and with its certificate, or else on that of the gateway."""
+    url: Annotated[str, _text("web_origin")] | None = None
+    """Where browsers find it, such as `https://chat.example.com`, if that is not the address and `port`."""
+    admin: Annotated[str, _text("email")] = "admin@example.com"
+    """E-mail address of the first account, which makes the others; its password is `CHAT_ADMIN_PASSWORD`."""
+    pools: Annotated[tuple[Name, ...], Field(min_length=1, strict=False)] | None = None
+    """Pools that the page may use: models to chat with, and for documents, pictures and speech the first of each kind.
+    All of them when absent."""
+    limits: ConsumerLimits = ConsumerLimits()
+    """What all its users together may ask for."""
+    weight: int = Field(1, ge=1, le=100)
+    """Share of slots and queue places of all its users together, as a consumer's."""
+    titles: ModelName | None = None
+    """Model that names conversations: a pool, an alias, or a name of a pool's `background`; each conversation's own
+    when absent."""
+    sign_on: SignOn | None = None
+    """Single sign-on; without it an administrator makes every account."""
+    program_port: PortNumber = 3081
+    """Port of Open WebUI behind HAProxy; used inside the farm only."""
+    memory_mib: Mib = 2048
+    """Memory limit of its container, in MiB."""
+
+
 Severity = Literal["critical", "warning", "watchdog"]
 
 
@@ -1344,6 +1386,8 @@ class Inventory(Section):
     """Budgets that several consumers share, by name (LiteLLM's `team_alias`)."""
     jobs: Jobs | None = None
     """Requests that may wait; without this section there is no queue."""
+    chat: Chat | None = None
+    """A page to chat on; without this section there is none."""
     monitoring: Monitoring | None = None
     """Prometheus and the exporters; without this section there is no monitoring."""
     tracing: Tracing | None = None

@@ -101,6 +101,12 @@ def gateway_publish_address(site: Site) -> str:
     return gateway.address or ("127.0.0.1" if gateway.entrance else site.host(gateway.host).address)
 
 
+def people_address(site: Site) -> str:
+    """Address on the gateway's host for browsers: the entrance's, or else that of internal clients."""
+    entrance = site.inventory.gateway.entrance
+    return entrance_address(site, entrance) if entrance else gateway_publish_address(site)
+
+
 def entrance_address(site: Site, entrance: Entrance) -> str:
     """Address on the gateway's host for clients outside the farm."""
     return entrance.address or site.host(site.inventory.gateway.host).address

@@ -43,8 +43,9 @@ class KeySpec:
     name: str
     settings: Mapping[str, Any]
     expires: datetime | None = None
-    # The key itself where the host's secrets contain it; other keys are in files of their own.
+    # The key itself, and its name, where the host's secrets contain it; other keys are in files of their own.
     value: str = ""
+    secret: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +118,15 @@ def moment(text: object) -> datetime | None:
 # --- what there should be, and what there is -------------------------------------------------------------------------
 
 
-def wanted_keys(inventory: Inventory, metrics_key: str = "") -> list[KeySpec]:
-    """The keys of all consumers, and Prometheus' own where it has one."""
-    found = [wanted_of(inventory, name, consumer) for name, consumer in inventory.consumers.items()]
-    if metrics_key:
-        opens = {"models": [NO_MODELS], "allowed_routes": list(METRICS_ROUTES), "metadata": MANAGED}
-        found.append(KeySpec(METRICS_NAME, {name: opens.get(name) for name in FIELDS}, value=metrics_key))
-    return found
+def wanted_keys(inventory: Inventory, own: Iterable[KeySpec] = ()) -> list[KeySpec]:
+    """The keys of all consumers, and those of the site's own programs."""
+    return [*(wanted_of(inventory, name, consumer) for name, consumer in inventory.consumers.items()), *own]
+
+
+def metrics_settings() -> dict[str, Any]:
+    """What Prometheus' own key opens: figures, and no model."""
+    opens = {"models": [NO_MODELS], "allowed_routes": list(METRICS_ROUTES), "metadata": MANAGED}
+    return {name: opens.get(name) for name in FIELDS}
 
 
 def wanted_of(inventory: Inventory, name: str, consumer: Consumer, *, is_managed: bool = True) -> KeySpec:

@@ -14,7 +14,13 @@ MOST_BYTES = 14_000
 FILES = ("page.html", "page.css", "page.js")
 
 
-def data(inventory: Inventory, queues: Sequence[Mapping[str, Any]], *, is_inside: bool) -> str:
+def data(
+    inventory: Inventory,
+    queues: Sequence[Mapping[str, Any]],
+    *,
+    is_inside: bool,
+    own_links: Sequence[tuple[str, str]] = (),
+) -> str:
     """JSON for the page at one frontend, without `'` and without letters beyond ASCII; empty where there is no page.
 
     A site with too many pools for one answer of HAProxy's has a page without their aliases, or none.
@@ -23,12 +29,13 @@ def data(inventory: Inventory, queues: Sequence[Mapping[str, Any]], *, is_inside
         inventory: the site's.
         queues: the balancer's groups that admit requests, with `name`, `pool`, `pools`, `servers` and `is_lease`.
         is_inside: whether the frontend's clients may know the pools.
+        own_links: titles and addresses of the site's own pages; a link of the inventory with that title replaces one.
     """
     shown = inventory.gateway.page.shown
     if not queues or shown == "nowhere" or (shown == "inside" and not is_inside):
         return ""
     pools = list(_pools(inventory, queues)) if is_inside else []
-    named = {"name": inventory.name, "links": list(inventory.gateway.page.links.items())}
+    named = {"name": inventory.name, "links": list({**dict(own_links), **inventory.gateway.page.links}.items())}
     choices = ({"pools": pools, **named}, {"pools": [pool | {"aliases": ()} for pool in pools], **named})
     texts = [json.dumps(told, separators=(",", ":")).replace("'", "\\u0027") for told in choices]
     return next((text for text in texts if len(text) <= MOST_BYTES), "")

@@ -80,6 +80,7 @@ def has_private_cache(inventory: Inventory, name: str) -> bool:
     if pool.cache is not None:
         return pool.cache == "private"
     openers = [item.pools for item in inventory.consumers.values()]
+    openers += [inventory.chat.pools] if inventory.chat else []
     can_open = [pools is None or any(name in reachable(inventory, opened) for opened in pools) for pools in openers]
     return inventory.gateway.entrance is not None or sum(can_open) > 1
 

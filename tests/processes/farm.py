@@ -92,7 +92,7 @@ _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 FIRST_PORTS = range(23_000 + _WORKER % 3 * 3_000, 26_000 + _WORKER % 3 * 3_000)
 PROGRAMS = (
     "chat", "chat-2", "embed", "gateway", "admin", "litellm", "balancer", "stats", "database", "cache", "prometheus",
-    "node-exporter", "fakes", "jobs", "jobs-store", "sink",
+    "node-exporter", "fakes", "jobs", "jobs-store", "sink", "page", "open-webui",
 )  # fmt: skip
 PORT_NAMES = (*PROGRAMS, *(name for pool in POOLS.values() for name in pool))
 

@@ -24,6 +24,7 @@ from corral.gateway.keys import (
     body_of,
     compare,
     hash_of,
+    metrics_settings,
     moment,
     stored_key,
     wanted_keys,
@@ -54,6 +55,11 @@ def inventory_with(**more: Any) -> Inventory:
 
 def consumer(**settings: Any) -> Consumer:
     return Consumer.model_validate(settings)
+
+
+def metrics_spec(value: str) -> KeySpec:
+    """Prometheus' own key."""
+    return KeySpec(METRICS_NAME, metrics_settings(), value=value, secret="LITELLM_METRICS_KEY")
 
 
 def made(want: KeySpec, value: str = VALUE, **changes: Any) -> StoredKey:
@@ -106,7 +112,7 @@ def test_a_weight_goes_with_the_key_to_the_gateway() -> None:
 
 
 def test_prometheus_has_a_key_that_opens_no_model() -> None:
-    (found,) = wanted_keys(inventory_with(), "sk-metrics")
+    (found,) = wanted_keys(inventory_with(), [metrics_spec("sk-metrics")])
     assert (found.name, found.value) == (METRICS_NAME, "sk-metrics")
     assert found.settings["models"] == [NO_MODELS]
     assert found.settings["allowed_routes"] == ["/metrics", "/metrics/"]
@@ -210,7 +216,7 @@ def test_a_key_that_should_have_expired_is_not_made() -> None:
 
 
 def test_a_new_value_in_the_secret_store_replaces_the_key() -> None:
-    (want,) = wanted_keys(inventory_with(), "sk-metrics-new")
+    (want,) = wanted_keys(inventory_with(), [metrics_spec("sk-metrics-new")])
     assert actions(compare([want], [made(want, "sk-metrics-old")], {}, NOW)) == {METRICS_NAME: "replace"}
     assert actions(compare([want], [made(want, "sk-metrics-new")], {}, NOW)) == {METRICS_NAME: "keep"}
 

@@ -31,6 +31,7 @@ from corral.contributions import (
     Secret,
     Service,
     SlotFigures,
+    WebPage,
     is_system_folder,
     name_of_shared,
 )
@@ -42,9 +43,11 @@ from corral.gateway.frontends import (
     LARGE_KIB,
     MOST_ADMINS,
     entrance_address,
+    entry,
     fronts,
     gateway_publish_address,
     named_doors,
+    people_address,
 )
 from corral.gateway.routes import (
     API_PREFIX,
@@ -105,6 +108,8 @@ SLOTS_PATH = "/slots"
 CONTROL_PORTS = (9999, 9998, 9997)
 # Connections of clients that are always taken; idle ones are closed after 75 s.
 FEWEST_CLIENTS = 2048
+# Connections of browsers at one port for people, each with one or two to the program behind it.
+MOST_READERS = 1024
 # What a busy connection takes (two buffers and its own state), and HAProxy without any.
 CONNECTION_KIB, BASE_MIB = 40, 96
 # A refused client is told to wait this fraction of the pool's queue timeout.
@@ -155,7 +160,7 @@ def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
         yield Route(backend, name, url, backend.slots)
     if not is_direct or gateway.entrance is not None:
         elsewhere = {backend.pool for backend in past} | {name for name, _ in added_models(site.inventory)}
-        yield from _balancer(site, groups, elsewhere)
+        yield from _balancer(site, groups, elsewhere, published.web_pages)
 
 
 def grouped(backends: list[Backend]) -> Iterator[Group]:
@@ -186,11 +191,11 @@ def grouped(backends: list[Backend]) -> Iterator[Group]:
                 yield Group(name, name, (first,), tuple(members))
 
 
-def _balancer(site: Site, groups: list[Group], cloud: set[str]) -> Iterator[Contribution]:
+def _balancer(site: Site, groups: list[Group], cloud: set[str], web_pages: Sequence[WebPage]) -> Iterator[Contribution]:
     gateway = site.inventory.gateway
     entry = Endpoint(gateway.balancer_port, gateway.host, COMPONENT)
     figures = Endpoint(gateway.stats_port, gateway.host, COMPONENT)
-    values = _values(site, groups, cloud)
+    values = _values(site, groups, cloud, web_pages)
     assets = (
         *ASSETS,
         *(SHARED_ASSETS if values["shared"] else ()),
@@ -203,7 +208,7 @@ def _balancer(site: Site, groups: list[Group], cloud: set[str]) -> Iterator[Cont
     for name in RENDERED:
         yield File(gateway.host, COMPONENT, name, template=f"haproxy/{name}.j2", values=values)
     yield from (File(gateway.host, COMPONENT, name, asset=f"haproxy/{name}") for name in assets)
-    yield _service(site, groups, values, (*RENDERED, *assets))
+    yield _service(site, groups, values, (*RENDERED, *assets), web_pages)
     if values["shared"]:
         key = f"Bearer {{{values['shared'][0]['secret']}}}\n"
         yield Secret(MODELS_KEY, gateway.host, "opens /models/load, unload and swap", template=key)
@@ -275,7 +280,9 @@ def _url(backend: Backend, address: str) -> str:
     return f"{backend.scheme}://{address}{backend.api_path}"
 
 
-def _service(site: Site, groups: list[Group], values: dict[str, Any], files: tuple[str, ...]) -> Service:
+def _service(
+    site: Site, groups: list[Group], values: dict[str, Any], files: tuple[str, ...], web_pages: Sequence[WebPage]
+) -> Service:
     gateway = site.inventory.gateway
     endpoints = [backend.endpoint for group in groups for backend in group.backends]
     is_far = any(site.is_outside(endpoint, gateway.host) for endpoint in endpoints)
@@ -286,7 +293,9 @@ def _service(site: Site, groups: list[Group], values: dict[str, Any], files: tup
     keys = (edge.AUTHORITY, edge.CLIENTS["gateway"]) if _calls_edges(site, groups) else ()
     fast_keys = sorted({item["secret"] for item in (values["fast"] or {}).get("pools", ()) if item["secret"]})
     is_mounted = any(is_system_folder(folder) for folder, _ in mounts)
-    jobs = [_jobs_endpoint(site.inventory.jobs, gateway.host)] if site.inventory.jobs else []
+    behind = [item.endpoint for item in web_pages]
+    if site.inventory.jobs:
+        behind.append(_jobs_endpoint(site.inventory.jobs, gateway.host))
     return service(
         site,
         gateway.host,
@@ -296,14 +305,17 @@ def _service(site: Site, groups: list[Group], values: dict[str, Any], files: tup
         balancer_port=gateway.balancer_port,
         stats_port=gateway.stats_port,
         inside=gateway_publish_address(site),
-        entrance=_entrance_port(site),
+        entrance=(
+            *_entrance_port(site),
+            *((item.port, people_address(site), item.protection) for item in web_pages),
+        ),
         stats_open="127.0.0.1" if site.sleepers else site.publish_address(gateway.host),
         program=() if site.is_local(gateway.host) else ("haproxy",),
         memory_mib=BASE_MIB + TABLES_MIB + values["most_connections"] * CONNECTION_KIB // 1024,
         keys=(*keys, *((MODELS_KEY,) if values["shared"] else ()), *fast_keys),
         files=tuple((name, "") for name in files),
         mounts=mounts,
-        calls=(*endpoints, *litellm.workers_behind(site), *_counters(site), *jobs),
+        calls=(*endpoints, *litellm.workers_behind(site), *_counters(site), *behind),
         exceptions=({"way-out": "it calls servers on other machines"} if is_far else {})
         | ({"host-mount": AUTHORITY_THERE if authorities else CERTIFICATE_THERE} if is_mounted else {}),
     )
@@ -373,7 +385,7 @@ def answer_timeout_s(site: Site, pool: str) -> int:
     return site.inventory.pools[pool].timeout_s or site.inventory.gateway.timeout_s
 
 
-def _values(site: Site, groups: list[Group], cloud: set[str]) -> dict[str, Any]:
+def _values(site: Site, groups: list[Group], cloud: set[str], web_pages: Sequence[WebPage]) -> dict[str, Any]:
     gateway = site.inventory.gateway
     is_local = site.is_local(gateway.host)
     bind = "127.0.0.1" if is_local else "*"
@@ -388,14 +400,19 @@ def _values(site: Site, groups: list[Group], cloud: set[str]) -> dict[str, Any]:
     ]
     most_clients = _most_clients(queues)
     is_dual = site.has_ipv6 and not is_local
+    everywhere = EVERYWHERE if is_dual else bind
+    links = [(item.title, item.url) for item in web_pages]
     inward = [
-        front | {"page": page.data(site.inventory, queues, is_inside=front["is_inside"])}
-        for front in fronts(gateway, EVERYWHERE if is_dual else bind, most_clients, certificate)
+        front | {"page": page.data(site.inventory, queues, is_inside=front["is_inside"], own_links=links)}
+        for front in fronts(gateway, everywhere, most_clients, certificate)
     ]
     return {
         "entry": _own_addresses(site, gateway.balancer_port, INSIDE),
         "entrance_certificate": certificate,
-        "most_connections": 2 * sum(front["most_clients"] for front in inward) + MOST_ADMINS + FEWEST_CLIENTS // 8,
+        "most_connections": 2 * sum(front["most_clients"] for front in inward)
+        + MOST_ADMINS
+        + FEWEST_CLIENTS // 8
+        + 2 * MOST_READERS * len(web_pages),
         "model_routes": " ".join(MODEL_ROUTES),
         "read_routes": " ".join(READ_ROUTES),
         "short_routes": " ".join(
@@ -424,6 +441,8 @@ def _values(site: Site, groups: list[Group], cloud: set[str]) -> dict[str, Any]:
             ],
             "counters": [site.address(store, gateway.host) for store in _counters(site)],
         },
+        "web_pages": [_web_page(site, item, everywhere) for item in web_pages],
+        "most_readers": MOST_READERS,
         "successor_address": f"127.0.0.1:{gateway.balancer_port}",
         "figures": _figures(site, bind),
         "has_docker_dns": not is_local,
@@ -454,6 +473,11 @@ def _further_paths(site: Site) -> list[str]:
     """What else clients may call on this site."""
     sessions = [SESSIONS_PATH] if site.inventory.gateway.conversations else []
     return [*sessions, *(JOBS_PATHS if site.inventory.jobs else ())]
+
+
+def _web_page(site: Site, page: WebPage, bind: str) -> dict[str, str]:
+    address = site.address(page.endpoint, site.inventory.gateway.host)
+    return {"name": page.name, "entry": entry(bind, page.port), "address": address}
 
 
 def _jobs(site: Site) -> dict[str, str] | None:

@@ -19,6 +19,7 @@ from corral.contributions import (
     Dashboard,
     Endpoint,
     File,
+    OwnKey,
     Relabel,
     Route,
     Rules,
@@ -30,6 +31,7 @@ from corral.contributions import (
 )
 from corral.declarations import declaration
 from corral.gateway.frontends import gateway_publish_address
+from corral.gateway.keys import METRICS_NAME, metrics_settings
 from corral.plan.routing import SECTIONS, chains, has_routing, pool_context, tier_settings
 from corral.plan.site import Site
 
@@ -147,6 +149,7 @@ def _scraped(site: Site, published: Contributions) -> Iterator[Contribution]:
     key = METRICS_KEY if gateway.database else MASTER_KEY  # without a database LiteLLM knows only one key
     if key != MASTER_KEY:
         yield Secret(key, gateway.host, "opens the gateway's figures, for Prometheus", "sk")
+        yield OwnKey(METRICS_NAME, key, metrics_settings())
     yield from (Rules(f"monitoring/rules/{name}.yml") for name in ("litellm", "objectives"))
     yield Dashboard("monitoring/dashboards/gateway.json")
     if gateway.database:

@@ -18,7 +18,6 @@ from pydantic import TypeAdapter, ValidationError
 
 from corral.build import Plan
 from corral.checks.references import OWN_PREFIX
-from corral.components.litellm import METRICS_KEY
 from corral.config.inventory import Consumer, ConsumerName
 from corral.config.messages import problems_of
 from corral.errors import CorralError, DriftError, UsageError, did_you_mean
@@ -56,11 +55,12 @@ class Keyring:
     gateway: GatewayKeys
     files: KeyFiles
     now: datetime
-    metrics_key: str = ""
+    # Keys of the site's own programs.
+    own: tuple[KeySpec, ...] = ()
 
     def wanted(self) -> list[KeySpec]:
         """The keys that there should be."""
-        return wanted_keys(self.plan.inventory, self.metrics_key)
+        return wanted_keys(self.plan.inventory, self.own)
 
 
 @contextmanager
@@ -68,15 +68,17 @@ def opened(plan: Plan, out: Path) -> Iterator[Keyring]:
     """The keys of a site, locked for this run."""
     folder = out / plan.inventory.gateway.host
     with connected(plan, out) as gateway, alone(out / LOCK, "corral keys"):
-        key = read_env(folder / ENV_FILE).get(METRICS_KEY, "") if _is_scraped(plan) else ""
-        if _is_scraped(plan) and not key:
-            raise CorralError(f"{folder / ENV_FILE} has no {METRICS_KEY}; run: ./generate.py secrets init")
-        yield Keyring(plan, gateway, KeyFiles(folder / FOLDER), datetime.now(UTC), key)
+        own = tuple(_own_keys(plan, folder / ENV_FILE))
+        yield Keyring(plan, gateway, KeyFiles(folder / FOLDER), datetime.now(UTC), own)
 
 
-def _is_scraped(plan: Plan) -> bool:
-    """Whether Prometheus needs a key of its own."""
-    return any(target.secret == METRICS_KEY for target in plan.contributions.targets)
+def _own_keys(plan: Plan, path: Path) -> Iterator[KeySpec]:
+    """The keys of the site's own programs, from the secrets of the gateway's host."""
+    values = read_env(path)
+    for key in plan.contributions.own_keys:
+        if not values.get(key.secret):
+            raise CorralError(f"{path} has no {key.secret}; run: ./generate.py secrets init")
+        yield KeySpec(key.name, key.settings, value=values[key.secret], secret=key.secret)
 
 
 # --- sync ------------------------------------------------------------------------------------------------------------
@@ -84,7 +86,7 @@ def _is_scraped(plan: Plan) -> bool:
 
 def needs_sync(plan: Plan) -> bool:
     """Whether the inventory says anything about keys."""
-    return plan.inventory.gateway.database and bool(plan.inventory.consumers or _is_scraped(plan))
+    return plan.inventory.gateway.database and bool(plan.inventory.consumers or plan.contributions.own_keys)
 
 
 def sync(plan: Plan, out: Path, *, dry_run: bool = False, adopted: Collection[str] = ()) -> list[KeyChange]:
@@ -238,8 +240,9 @@ def _begin_rotation(keyring: Keyring, name: str) -> str:
     known = [key.name for key in keyring.gateway.all() if key.name and not key.replaced_by]
     if name not in known:
         raise UsageError(f'no key named "{name}"; {did_you_mean(name, known)}')
-    if any(want.name == name and want.value for want in keyring.wanted()):
-        raise UsageError(f"{name} is made from {METRICS_KEY}: remove its line from .env, then secrets init")
+    for own in keyring.own:
+        if own.name == name:
+            raise UsageError(f"{name} is made from {own.secret}: remove its line from .env, then secrets init")
     value = _new_value()
     keyring.files.write(keyring.files.next_path(name), value)
     return value

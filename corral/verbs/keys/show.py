@@ -12,7 +12,6 @@ from rich.markup import escape
 from rich.text import Text
 
 from corral.build import Plan
-from corral.components.litellm import METRICS_KEY
 from corral.config.client_names import all_aliases
 from corral.gateway.keys import NO_MODELS, KeyChange, words_of
 from corral.tables import new_table
@@ -63,7 +62,7 @@ def show_changes(plan: Plan, out: Path, changes: Sequence[KeyChange], console: C
     for change in changes:
         words = "; ".join(words_of(change))
         if change.action == "create":
-            words = _file_of(plan, out, change) or f"from {METRICS_KEY}"
+            words = _file_of(plan, out, change) or f"from {change.wanted.secret if change.wanted else ''}"
         if change.action != "keep":
             style = STYLES.get(change.action, "dim")
             console.print(Text.assemble((f"{change.action:>8}", style), f"  {change.name}  {words}"))

@@ -1,0 +1,276 @@
+"""The chat page: the real Open WebUI as it is rendered, on a real farm, in a real browser."""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.needs import postgres_folder
+from tests.processes.browser import Tab, browsing
+from tests.processes.fakes import LOOPBACK
+from tests.processes.farm import EVEN, EVEN_DEPTH, VECTORS, Extras, Farm, Mode, inventory_of, keep_only, running
+from tests.processes.helpers import serving_http, wait_until
+
+pytestmark = pytest.mark.needs("chromium", "haproxy", "open-webui", "postgres", "prisma-engine", "redis")
+
+ADMIN, READER = "admin@example.com", "reader@example.com"
+READERS_PASSWORD = "a long enough one"
+SLOW = "24 stamps, 60 ms apart"
+SOUND = b"RIFF sound"
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNkYAAAAAYAAjCB0C8AAAAASUVORK5CYII="
+PAGE_S = 40.0
+NETWORK_CHANGED = "ERR_NETWORK_CHANGED"
+
+
+class Studio(BaseHTTPRequestHandler):
+    """A server that paints and speaks."""
+
+    asked: list[tuple[str, dict[str, Any]]] = []  # noqa: RUF012 - of all requests
+
+    def do_GET(self) -> None:
+        self._say(b'{"object": "list", "data": []}', "application/json")
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.asked.append((self.path, body))
+        if self.path.endswith("/speech"):
+            self._say(SOUND, "audio/mpeg")
+        else:
+            self._say(json.dumps({"created": 1, "data": [{"b64_json": PIXEL}]}).encode(), "application/json")
+
+    def _say(self, body: bytes, kind: str) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        with suppress(ConnectionError):  # HAProxy has seen that it is well
+            self.wfile.write(body)
+
+    def log_message(self, *_args: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture(scope="module")
+def farm() -> Iterator[Farm]:
+    with serving_http(Studio) as studio:
+
+        def site(mode: Mode, ports: dict[str, int], extras: Extras) -> dict[str, Any]:
+            made = inventory_of(mode, ports, extras)
+            keep_only(made, "even", "vectors")
+            del made["gateway"]["extra"], made["jobs"], made["consumers"]
+            made.pop("monitoring", None)
+            node = {"url": f"http://{LOOPBACK}:{studio}", "model": "studio"}
+            for kind in ("image", "speech"):
+                made["nodes"][kind] = node | {"kind": kind}
+                made["pools"][kind] = {"on": {"node": kind}}
+            made["pools"]["even"] |= {"background": ["later"], "editor_names": False}
+            made["chat"] = {"port": ports["page"], "program_port": ports["open-webui"], "titles": "later"}
+            return made
+
+        with running("slots", site) as farm:
+            yield farm
+
+
+class Person:
+    """Who sits before a tab."""
+
+    def __init__(self, tab: Tab, base: str) -> None:
+        self.tab, self.base = tab, base
+
+    def sign_in(self, email: str, password: str) -> None:
+        """Comes without a cookie, and has the page ready to chat."""
+        self.tab.call("Network.clearBrowserCookies")
+        self.tab.call("Storage.clearDataForOrigin", origin=self.base, storageTypes="all")
+        self.open(self.base, "#email")
+        self.tab.value("document.querySelector('#email').focus()")
+        self.tab.call("Input.insertText", text=email)
+        self.tab.type("#password", password)
+        self.wait("!!document.querySelector('#chat-input')", f"{email} is in")
+        # What is new, which the first one hears.
+        self.tab.value("[...document.querySelectorAll('button')].find((it) => it.innerText.includes('Okay'))?.click()")
+        self.wait(
+            "document.querySelector('#model-selector-model-button')?.innerText.includes('even')", "there is a model"
+        )
+
+    def open(self, url: str, selector: str) -> None:
+        """Goes there; anew when a network that another test made on this machine cuts what is loading."""
+
+        def is_there() -> bool:
+            if any(NETWORK_CHANGED in text for text in self.tab.complaints):
+                self.tab.open(url)
+            return bool(self.tab.value(f"!!document.querySelector('{selector}')"))
+
+        self.tab.open(url)
+        wait_until(is_there, PAGE_S, f"{selector} of {url}")
+
+    def wait(self, expression: str, what: str) -> None:
+        wait_until(lambda: bool(self.tab.value(expression)), PAGE_S, f"{what}: {self.tab.text()[:500]}")
+
+    def say(self, text: str) -> None:
+        self.tab.type("#chat-input", text)
+
+    def call(self, path: str, body: object = None, method: str = "") -> tuple[int, Any]:
+        """Status and answer of a call that the page makes for its reader."""
+        told = {
+            "method": method or ("GET" if body is None else "POST"),
+            "headers": {"Content-Type": "application/json", "Authorization": "Bearer "},
+            **({} if body is None else {"body": json.dumps(body)}),
+        }
+        asked = f"""(async () => {{
+            const told = {json.dumps(told)};
+            told.headers.Authorization += localStorage.token;
+            const answer = await fetch({json.dumps(path)}, told);
+            return JSON.stringify([answer.status, await answer.text()]);
+        }})()"""
+        status, text = json.loads(self.tab.value(asked))
+        return status, json.loads(text) if text[:1] in ("{", "[", '"') else text
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
+    with browsing(tmp_path_factory.mktemp("browser")) as found:
+        found.resize(1280, 900)
+        yield found
+
+
+@pytest.fixture
+def person(farm: Farm, tab: Tab) -> Person:
+    """A person at the first account."""
+    farm.fakes.tell((*EVEN, *VECTORS))
+    farm.fakes.reset()
+    found = Person(tab, f"http://{LOOPBACK}:{farm.ports['page']}")
+    found.sign_in(ADMIN, farm.secrets["CHAT_ADMIN_PASSWORD"])
+    return found
+
+
+def test_an_answer_streams_and_is_there_after_a_reload_and_a_restart(farm: Farm, person: Person) -> None:
+    tab = person.tab
+    person.say(f"How is the barley? {SLOW}")
+    pieces = "((document.querySelector('main')?.innerText ?? '').match(/\\d+\\.\\d{6}/g) ?? []).length"
+    wait_until(lambda: 0 < tab.value(pieces) < 24, PAGE_S, "the answer is there in part")
+    wait_until(lambda: tab.value(pieces) == 24, PAGE_S, "the answer is whole")
+    person.wait("location.pathname.startsWith('/c/')", "the conversation has an address")
+    wait_until(lambda: sum(farm.fakes.arrivals(EVEN).values()) == 2, PAGE_S, "it has a title, too")
+    asked = [body for seen in farm.fakes.seen().values() for body in seen.bodies]
+    assert [body for body in asked if "tools" in body] == []
+
+    farm.fakes.reset()
+    for text in ("And the rye?", "And the oats?"):
+        before = tab.value(pieces)
+        person.say(text)
+        wait_until(lambda before=before: tab.value(pieces) == before + 24, PAGE_S, "the conversation goes on")  # type: ignore[misc]
+    assert sorted(farm.fakes.arrivals(EVEN).values()) == [0, 0, 2]  # one replica has it in its cache
+    headers = [name.lower() for seen in farm.fakes.seen().values() for sent in seen.headers for name in sent]
+    assert [name for name in headers if "webui" in name] == []
+    assert [url for url in tab.requests if not url.startswith((person.base, "data:"))] == []
+    assert [text for text in tab.complaints if NETWORK_CHANGED not in text] == []
+
+    person.call("/api/v1/auths/admin/config", {**person.call("/api/v1/auths/admin/config")[1], "ENABLE_SIGNUP": True})
+    farm.restart("chat")
+    person.open(tab.value("location.href"), "#chat-input")
+    wait_until(lambda: tab.value(pieces) == 3 * 24, PAGE_S, "all of it is there again, for who was signed in")
+    assert not person.call("/api/config")[1]["features"]["enable_signup"]  # the inventory says so
+    for name in ("chat", "haproxy", "litellm", "postgres"):
+        assert "barley" not in (farm.folder / "logs" / f"{name}.log").read_text(errors="replace")
+
+
+def test_a_second_person_sees_nothing_of_the_first(farm: Farm, person: Person) -> None:
+    person.say("The secret of the silo")
+    person.wait("location.pathname.startsWith('/c/')", "the conversation has an address")
+    chat = person.tab.value("location.pathname").removeprefix("/c/")
+    wait_until(lambda: person.call(f"/api/v1/chats/{chat}")[0] == 200, PAGE_S, "the conversation is kept")
+    new = {"name": "Reader", "email": READER, "password": READERS_PASSWORD, "role": "user"}
+    assert person.call("/api/v1/auths/add", new)[0] == 200
+
+    person.sign_in(READER, READERS_PASSWORD)
+    assert person.call(f"/api/v1/chats/{chat}")[0] in {401, 404}
+    assert person.call("/api/v1/chats/")[1] == []
+    person.open(f"{person.base}/c/{chat}", "#chat-input")
+    assert "silo" not in person.tab.text()
+    person.say("The reader's own question")
+    person.wait(f"location.pathname.startsWith('/c/') && !location.pathname.endsWith('{chat}')", "it is another one")
+    own = person.tab.value("location.pathname").removeprefix("/c/")
+
+    person.sign_in(ADMIN, farm.secrets["CHAT_ADMIN_PASSWORD"])
+    readers = next(user["id"] for user in person.call("/api/v1/users/")[1]["users"] if user["email"] == READER)
+    assert person.call(f"/api/v1/chats/{own}")[0] in {401, 404}
+    assert person.call(f"/api/v1/chats/list/user/{readers}")[0] in {401, 403}
+    assert person.call("/api/v1/chats/all/db")[0] in {401, 403}
+
+
+def test_a_full_farm_says_so_on_the_page(farm: Farm, person: Person) -> None:
+    body = {"model": "even", "messages": [{"role": "user", "content": "hold"}]}
+    with (
+        ThreadPoolExecutor(len(EVEN) + EVEN_DEPTH) as threads,
+        farm.fakes.behaving(EVEN, "hold"),
+        farm.new_client(farm.secrets["CHAT_KEY"]) as client,
+    ):
+        for _ in range(len(EVEN) + EVEN_DEPTH):
+            threads.submit(client.post, "/v1/chat/completions", json=body)
+        wait_until(lambda: farm.queue("even") == EVEN_DEPTH, PAGE_S, "the queue is full")
+        person.say("Is there room?")
+        person.wait("document.body.innerText.includes('even is full: all slots are busy')", "the page says so")
+
+
+def test_it_has_the_farms_chat_models_documents_pictures_and_speech(farm: Farm, person: Person) -> None:
+    assert [model["id"] for model in person.call("/api/models")[1]["data"]] == ["even"]
+    status, pictures = person.call("/api/v1/images/generations", {"prompt": "a barn"})
+    assert status == 200, pictures
+    assert httpx.get(
+        f"{person.base}{pictures[0]['url']}", cookies=cookies(person), trust_env=False
+    ).content == base64.b64decode(PIXEL)
+    assert person.call("/api/v1/audio/speech", {"input": "good morning", "voice": "alloy"})[0] == 200
+    assert [(path, body["model"]) for path, body in Studio.asked] == [
+        ("/v1/images/generations", "studio"), ("/v1/audio/speech", "studio"),
+    ]  # fmt: skip
+    with httpx.Client(base_url=person.base, cookies=cookies(person), trust_env=False, timeout=60) as client:
+        client.headers["Authorization"] = f"Bearer {person.tab.value('localStorage.token')}"
+        answer = client.post("/api/v1/files/", files={"file": ("barn.txt", b"The barn is red.", "text/plain")})
+        assert answer.status_code == 200, answer.text
+        path = f"/api/v1/files/{answer.json()['id']}/process/status?stream=false"
+        wait_until(lambda: client.get(path).json().get("status") == "completed", PAGE_S, "the document is read")
+    assert sum(farm.fakes.arrivals(VECTORS).values()) > 0
+
+
+def cookies(person: Person) -> dict[str, str]:
+    """The cookies of the person's browser."""
+    found = person.tab.call("Network.getCookies", urls=[person.base])["cookies"]
+    return {item["name"]: item["value"] for item in found}
+
+
+def test_strangers_get_no_account_and_the_farms_page_leads_there(farm: Farm, person: Person) -> None:
+    new = {"name": "Stranger", "email": "stranger@example.com", "password": READERS_PASSWORD}
+    with httpx.Client(base_url=person.base, trust_env=False) as client:
+        assert client.post("/api/v1/auths/signup", json=new).status_code == 403
+        assert client.get("/api/models").status_code == 401
+    assert ["Chat", person.base] in farm.client.get("/page.json").json()["links"]
+
+
+def test_its_database_and_the_gateways_are_closed_to_each_other(farm: Farm) -> None:
+    own, gateways = farm.secrets["CHAT_DATABASE_PASSWORD"], farm.secrets["POSTGRES_PASSWORD"]
+    assert asked_of(farm, "open_webui", own, "open_webui") == "0"
+    assert asked_of(farm, "litellm", gateways, "corral") == "0"
+    assert "no pg_hba.conf entry" in asked_of(farm, "open_webui", own, "corral")
+    assert "no pg_hba.conf entry" in asked_of(farm, "litellm", gateways, "open_webui")
+
+
+def asked_of(farm: Farm, role: str, password: str, database: str) -> str:
+    """How many superuser's rights a role has in a database, or why it may not ask."""
+    folder = postgres_folder()
+    assert folder is not None
+    place = f"postgresql://{role}:{password}@{LOOPBACK}:{farm.ports['database']}/{database}"
+    query = "SELECT count(*) FROM pg_roles WHERE rolname = current_user AND rolsuper"
+    done = subprocess.run(
+        [Path(folder) / "psql", place, "-tAc", query], capture_output=True, text=True, timeout=30, check=False
+    )
+    return done.stdout.strip() or done.stderr
