@@ -9,7 +9,10 @@ It is Anthropic's shape with OpenAI's fields added, so clients of both find what
 Anthropic's. The codes are OpenAI's, and null for an error that has none. HAProxy's own errors have the same shape.
 
 `ErrorFormat` is a layer around LiteLLM's application: it rewrites the body of each error, including those that LiteLLM
-answers before any callback runs. The hooks refuse requests that no server could answer, and correct LiteLLM's statuses.
+answers before any callback runs. It also begins a streamed answer that has to wait, and tells its client every 15
+seconds that it goes on, so that neither the client nor a proxy gives up. LiteLLM has a setting for that, too, but then
+runs each streamed request in a second task, with a further one for each token. The hooks refuse requests that no server
+could answer, and correct LiteLLM's statuses.
 
 LiteLLM loads this file from beside its `config.yaml`, on every site.
 """
@@ -18,15 +21,18 @@ LiteLLM loads this file from beside its `config.yaml`, on every site.
 from __future__ import annotations
 
 import ast
+import asyncio
 import gzip
 import json
 import os
 import re
 import sys
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 from fastapi import Depends, HTTPException
 from litellm._logging import verbose_proxy_logger
@@ -138,8 +144,21 @@ TOKENS = re.compile(r"\((\d+) tokens\)\D+(\d+)")
 # How the events of a stream begin that are errors.
 STREAM_ERRORS = (b'data: {"error"', b"event: error", b'data: {"type":"response.failed"', b"event: response.failed")
 
-# The headers for the answer to the request that is being processed.
-_headers: ContextVar[dict[str, str]] = ContextVar("corral_errors_headers")
+# --- streams that wait
+
+# Seconds of silence after which the client of a stream gets a sign of life. The first one begins the answer, with 200.
+KEEP_ALIVE_S = 15.0
+# A comment, which clients skip; for Anthropic's, the event that their interface has for this.
+COMMENT = b": keep-alive\n\n"
+PING = b'event: ping\ndata: {"type": "ping"}\n\n'
+END_OF_EVENT = b"\n\n"
+DONE = b"data: [DONE]\n\n"
+STREAM_HEADERS = {
+    b"content-type": b"text/event-stream; charset=utf-8", b"cache-control": b"no-cache", b"x-accel-buffering": b"no",
+}  # fmt: skip
+
+# The answer to the request that is being processed.
+_answer: ContextVar[Answer] = ContextVar("corral_errors_answer")
 
 
 class ErrorFormat:
@@ -164,38 +183,88 @@ class ErrorFormat:
             if not answer.is_complete:
                 raise
             verbose_proxy_logger.exception("the request to %s failed", scope.get("path"))
+        finally:
+            answer.end()
 
 
 class Answer:
-    """The answer to one request, with its error rewritten."""
+    """The answer to one request: its error rewritten, and while a stream is silent, signs of life."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self._start: Message | None = None
+        # The start and the body of an error, until it is complete.
+        self._error: Message | None = None
         self._body = b""
-        self._headers: dict[str, str] = {}
+        # Headers for an error.
+        self.headers: dict[str, str] = {}
         self.is_complete = False
-        _headers.set(self._headers)
+        # LiteLLM's name of the call, and the model, for a stream.
+        self._call_type = self._model = ""
+        self._keeper: asyncio.Task[None] | None = None
+        self._is_begun = self._has_spoken = False
+        self._last = END_OF_EVENT
+        _answer.set(self)
 
     async def send(self, message: Message) -> None:
         """Passes on a message of the application; holds an error until its body is complete."""
-        if message["type"] == "http.response.start" and _is_error(message):
-            self._start = message
-            return
-        if message["type"] == "http.response.body":
+        self._has_spoken = True
+        if message["type"] == "http.response.start":
+            await self._begin(message)
+        elif message["type"] == "http.response.body":
             self.is_complete = not message.get("more_body")
-            body = message.get("body", b"")
-            if self._start is not None:
-                self._body += body
-                if not self.is_complete:
-                    return
-                start, body = rewritten(self._start, self._body, self._headers)
-                self._start = None
-                await self._send(start)
-                message = {"type": "http.response.body", "body": body}
-            elif body.startswith(STREAM_ERRORS):
-                message = {**message, "body": rewritten_event(body)}
-        await self._send(message)
+            await self._go_on(message, message.get("body", b""))
+        else:
+            await self._send(message)
+
+    async def _begin(self, start: Message) -> None:
+        if _is_error(start):
+            self._error = start
+        elif not self._is_begun:
+            self._is_begun = True
+            await self._send(start)
+
+    async def _go_on(self, message: Message, body: bytes) -> None:
+        self._last = body or self._last
+        if self._error is not None:
+            self._body += body
+            if self.is_complete:
+                await self._send_error(self._error)
+        elif body.startswith(STREAM_ERRORS):
+            await self._send({**message, "body": rewritten_event(body)})
+        else:
+            await self._send(message)
+
+    async def _send_error(self, start: Message) -> None:
+        start, body = rewritten(start, self._body, self.headers)
+        if self._is_begun:
+            body = last_event(body, self._call_type, self._model)
+        else:
+            await self._send(start)
+        await self._send({"type": "http.response.body", "body": body})
+
+    def keep_alive(self, call_type: str, model: str) -> None:
+        """Tells the client of a stream from now on that it goes on, whenever it has been silent for some time."""
+        self._call_type, self._model = call_type, model
+        self._keeper = self._keeper or asyncio.create_task(
+            self._keep_alive(PING if "anthropic" in call_type else COMMENT)
+        )
+
+    async def _keep_alive(self, sign: bytes) -> None:
+        while True:
+            self._has_spoken = False
+            await asyncio.sleep(KEEP_ALIVE_S)
+            if self._has_spoken or not self._last.endswith(END_OF_EVENT):
+                continue
+            if not self._is_begun:
+                self._is_begun = True
+                await self._send({"type": "http.response.start", "status": 200, "headers": [*STREAM_HEADERS.items()]})
+            if not self.is_complete:
+                await self._send({"type": "http.response.body", "body": sign, "more_body": True})
+
+    def end(self) -> None:
+        """Ends the signs of life."""
+        if self._keeper is not None:
+            self._keeper.cancel()
 
 
 def _is_error(start: Message) -> bool:
@@ -218,6 +287,22 @@ def rewritten(start: Message, body: bytes, added: Mapping[str, str]) -> tuple[Me
     text = _json(error)
     headers |= {b"content-type": b"application/json", b"content-length": str(len(text)).encode()}
     return {**start, "status": status, "headers": list(headers.items())}, text
+
+
+def last_event(error: bytes, call_type: str, model: str) -> bytes:
+    """An error as the end of a stream that has begun without a word of the answer, in the shape of its interface."""
+    if "anthropic" in call_type:
+        return b"event: error\ndata: " + error + END_OF_EVENT
+    if "responses" not in call_type:
+        return b"data: " + error + END_OF_EVENT + DONE
+    found = json.loads(error)["error"]
+    response = {
+        "id": f"resp_{uuid4().hex}", "object": "response", "created_at": int(time.time()), "model": model,
+        "status": "failed", "error": {"code": found["code"] or "server_error", "message": found["message"]},
+        "output": [], "parallel_tool_calls": True, "tool_choice": "auto", "tools": [],
+    }  # fmt: skip
+    event = {"type": "response.failed", "sequence_number": 0, "response": response}
+    return b"event: response.failed\ndata: " + json.dumps(event, ensure_ascii=False).encode() + END_OF_EVENT + DONE
 
 
 def rewritten_event(event: bytes) -> bytes:
@@ -319,12 +404,15 @@ class CorralErrors(CustomLogger):
         """
         if UNKNOWN_MODEL and is_unknown(data.get("model")):
             data["model"] = UNKNOWN_MODEL
-        _check_kind(data.get("model"), MODES.get(call_type.removeprefix("a"), MODES.get(call_type)))
+        mode = MODES.get(call_type.removeprefix("a"), MODES.get(call_type))
+        _check_kind(data.get("model"), mode)
         messages = data.get("messages")
         if messages is not None and not _are_messages(messages):
             raise HTTPException(
                 BAD_REQUEST, 'messages must be a list of objects, such as [{"role": "user", "content": "…"}]'
             )
+        if mode == "chat" and data.get("stream") is True and (answer := _answer.get(None)) is not None:
+            answer.keep_alive(call_type, str(data.get("model")))
         return data
 
     async def async_post_call_failure_hook(
@@ -338,8 +426,8 @@ class CorralErrors(CustomLogger):
         _correct_status(original_exception, request_data.get("model"))
         if str(getattr(original_exception, "status_code", "")) == str(TOO_MANY_REQUESTS):
             delay = _delay(original_exception)
-            if delay and (headers := _headers.get(None)) is not None:
-                headers[RETRY_AFTER] = delay
+            if delay and (answer := _answer.get(None)) is not None:
+                answer.headers[RETRY_AFTER] = delay
 
 
 def _check_kind(model: object, mode: str | None) -> None:

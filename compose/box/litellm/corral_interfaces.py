@@ -8,8 +8,9 @@ LiteLLM loads this file from beside its `config.yaml`, on every site:
 - `/v1/responses`: refuses requests that refer to a stored answer, unless corral_conversations has put it in. LiteLLM
   would silently send the rest of the request. Gives thinking and the events of a stream the documented fields, which
   LiteLLM omits.
+- `session_id` in a body: refused where corral_sessions has not taken it.
 - `/v1/messages`: includes thinking in a plain answer only on request. Unsigned thinking gets an empty signature, as in
-  streams; LiteLLM would write null. Names the stop sequence that the server names.
+  streams; LiteLLM would write null. Names the stop sequence that the server names, also at the end of a stream.
 - Both become chat requests that strict chat templates accept: one system text in front, and no two messages of the user
   in a row.
 - `/v1/completions`: adds `text` to every chunk of a stream; LiteLLM omits it in the last ones, and writes a usage of 0.
@@ -23,8 +24,9 @@ It is the last callback, so that it numbers events which another one adds.
 
 from __future__ import annotations
 
+import json
 from base64 import b64decode
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from itertools import groupby
 from typing import Any
@@ -50,6 +52,10 @@ STATE = {
     "conversation": "unsupported_parameter",
     "prompt": "unsupported_parameter",
 }
+# LiteLLM's names of calls whose `session_id` would be ignored, and so what it stands for.
+NAMES_SESSIONS = frozenset(
+    {"acompletion", "completion", "atext_completion", "text_completion", "anthropic_messages", "aresponses"}
+)
 # LiteLLM's names of the calls of which it makes a chat request, and of that request.
 TRANSLATED = frozenset({"aresponses", "anthropic_messages"})
 CHAT = "acompletion"
@@ -66,7 +72,10 @@ OPENAI_TOKENS = "gpt-4"
 BYTES_PER_NUMBER = 4
 # Fields in which servers name the stop sequence that ended an answer: vLLM, SGLang.
 STOPPED_BY = ("stop_reason", "matched_stop")
-# What the hooks of one request tell each other: `is_own` (see there), `stopped_by` (stop sequences that servers named).
+# How the event begins that ends a streamed message.
+MESSAGE_DELTA = b"event: message_delta\n"
+# What the hooks of one request tell each other: `is_own` (see there), `stopped_by` (stop sequences that servers named),
+# `kind` (LiteLLM's name of the call).
 _call: ContextVar[dict[str, Any] | None] = ContextVar("corral_translated_call", default=None)
 REMEDY = "Nothing is kept here for this key: send the whole input with every request, and `store: false`."
 
@@ -89,11 +98,14 @@ class CorralInterfaces(CustomLogger):
         self, user_api_key_dict: object, cache: object, data: dict[str, Any], call_type: str
     ) -> None:
         """Decodes token numbers to embed; raises Refusal for a response that refers to a stored answer."""
-        _call.set({})
+        _call.set({"kind": call_type})
         if call_type in ASKED_AGAIN:
             raise Refusal(f"There is no such response. {REMEDY}", "response_not_found", "response_id", NOT_FOUND)
         if "responses" in call_type:
             refuse_state(data)
+        if call_type in NAMES_SESSIONS and data.get("session_id") is not None:  # corral_sessions has taken its own out
+            message = "Nothing keeps sessions for this route here: send the whole conversation, and no `session_id`."
+            raise Refusal(message, "unsupported_parameter", "session_id")
         if "embedding" in call_type and str(data.get("model")).startswith(OPENAI_EMBEDDER):
             _decode_input(data)
 
@@ -113,8 +125,7 @@ class CorralInterfaces(CustomLogger):
         """Remembers which stop sequence ended the answer to a chat request, before LiteLLM translates it."""
         call = _call.get()
         if call and getattr(response, "object", None) == "chat.completion":
-            fields = getattr(response.choices[0], "provider_specific_fields", None) or {}
-            call["stopped_by"] = [fields[name] for name in STOPPED_BY if fields.get(name)]
+            _note_stop(call, (getattr(response.choices[0], "provider_specific_fields", None) or {}).get)
 
     async def async_post_call_success_hook(
         self, data: dict[str, Any], user_api_key_dict: object, response: Any
@@ -137,6 +148,8 @@ class CorralInterfaces(CustomLogger):
         """Returns the stream itself for a chat without usage, which has no cost per chunk."""
         if "input" in request_data:
             return _documented(response, request_data)
+        if (_call.get() or {}).get("kind") == "anthropic_messages":
+            return _with_stop(response, request_data.get("stop_sequences") or ())
         has_usage = (request_data.get("stream_options") or {}).get("include_usage")
         return _filled(response) if has_usage or "prompt" in request_data else response
 
@@ -170,6 +183,48 @@ def _mend_thoughts(answer: dict[str, Any], wish: object) -> None:
         answer["content"] = [block for block in blocks if block not in thoughts]
     for block in thoughts:
         block["signature"] = block.get("signature") or ""
+
+
+# --- stop sequences
+
+
+def _note_stop(call: dict[str, Any], field: Callable[[str], Any]) -> None:
+    """Remembers which stop sequence a server names as the end of an answer."""
+    call["stopped_by"] = [named for name in STOPPED_BY if (named := field(name))]
+
+
+def _name_stop(answer: dict[str, Any], sequences: Iterable[str]) -> None:
+    """Names the stop sequence if the server has named one of the request's."""
+    found = [name for name in (_call.get() or {}).get("stopped_by", ()) if name in sequences]
+    if found:
+        answer |= {"stop_reason": "stop_sequence", "stop_sequence": found[0]}
+
+
+async def _with_stop(response: AsyncIterator[Any], sequences: Iterable[str]) -> AsyncIterator[Any]:
+    """The events of a streamed message; its end names the stop sequence, as that of a plain one."""
+    async for event in response:
+        yield _mended_end(event, sequences) if isinstance(event, bytes) and event.startswith(MESSAGE_DELTA) else event
+
+
+def _mended_end(event: bytes, sequences: Iterable[str]) -> bytes:
+    head, mark, data = event.partition(b"data: ")
+    told = json.loads(data)
+    told["delta"].setdefault("stop_sequence", None)
+    _name_stop(told["delta"], sequences)
+    return head + mark + json.dumps(told).encode() + b"\n\n"
+
+
+def _noting_stops(create: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """LiteLLM's conversion of a server's chunk, which loses the name of the stop sequence."""
+
+    def chunk_creator(self: Any, chunk: Any) -> Any:
+        call = _call.get()
+        choices = getattr(chunk, "choices", None)
+        if call and choices and choices[0].finish_reason:
+            _note_stop(call, lambda name: getattr(choices[0], name, None))
+        return create(self, chunk)
+
+    return chunk_creator
 
 
 # --- chat requests for strict templates
@@ -286,13 +341,6 @@ def _fields(item: Any) -> dict[str, Any]:
 # --- chats and legacy completions
 
 
-def _name_stop(answer: dict[str, Any], sequences: Iterable[str]) -> None:
-    """Names the stop sequence if the server has named one of the request's."""
-    found = [name for name in (_call.get() or {}).get("stopped_by", ()) if name in sequences]
-    if found:
-        answer |= {"stop_reason": "stop_sequence", "stop_sequence": found[0]}
-
-
 async def _filled(response: AsyncIterator[Any]) -> AsyncIterator[Any]:
     """The chunks of a chat or of a legacy completion; the one with the usage has no choices."""
     async for chunk in response:
@@ -347,4 +395,5 @@ def _check_dimensions(items: list[Any], wanted: object) -> None:
         raise Refusal(message, "unsupported_parameter", "dimensions")
 
 
+litellm.CustomStreamWrapper.chunk_creator = _noting_stops(litellm.CustomStreamWrapper.chunk_creator)
 corral_interfaces = CorralInterfaces()
