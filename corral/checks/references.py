@@ -14,7 +14,7 @@ from typing import Any
 
 from corral.checks.registry import Findings, Row, Texts, findings, known
 from corral.config.card_names import ROWS, maker_of, meant_by
-from corral.config.client_names import added_models, all_aliases, kind_of, kinds_of, routed_names
+from corral.config.client_names import added_models, all_aliases, kind_of, kinds_of, poller_key, routed_names
 from corral.config.file_names import file_of, is_below, ollama_manifest, tag_of
 from corral.config.inventory import Inventory, Kind, Model, Placement, ServerSettings, Tier
 from corral.config.source import plain_yaml
@@ -689,6 +689,10 @@ def _jobs(inventory: Inventory) -> Findings:
     auto = (gateway.auto.name,) if gateway.auto else ()
     names = (*inventory.pools, *all_aliases(inventory), *auto, *(name for name, _ in added_models(inventory)))
     yield from _known("jobs-model", "pool or alias", jobs.model, ("jobs", "model"), names)
+    pollers = list(jobs.pollers)
+    for index, other in _repeated(poller_key(name) for name in pollers):
+        path = ("jobs", "pollers", pollers[index])
+        yield _finding("jobs-pollers/same", path, name=pollers[index], other=pollers[other])
     for name, poller in jobs.pollers.items():
         for index, model in enumerate(poller.models):
             yield from _known("jobs-model", "pool or alias", model, ("jobs", "pollers", name, "models", index), names)

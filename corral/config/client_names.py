@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -84,3 +85,8 @@ def routed_names(inventory: Inventory) -> Iterator[tuple[str, str, KeyPath]]:
         yield auto.name, auto.name, ("gateway", "auto", "name")
         for index, alias in enumerate(auto.aliases):
             yield alias, auto.name, ("gateway", "auto", "aliases", index)
+
+
+def poller_key(name: str) -> str:
+    """The name of the secret with which a poller fetches jobs."""
+    return f"JOBS_POLLER_{re.sub('[._-]', '_', name).upper()}"

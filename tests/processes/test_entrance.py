@@ -138,7 +138,19 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Entrance]:
     make_certificate(certificate, "farm.example.com")
     authority = folder / "house.pem"
     make_certificate(authority, "localhost")
-    names = ("entrance", "node", "house", "fakes", "gateway", "admin", "litellm", "balancer", "figures")
+    names = (
+        "entrance",
+        "node",
+        "house",
+        "fakes",
+        "gateway",
+        "admin",
+        "litellm",
+        "balancer",
+        "figures",
+        "jobs",
+        "store",
+    )
     ports = {name: free_port() for name in names}
     inventory = {
         "schema_version": 1,
@@ -149,6 +161,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Entrance]:
             "house": {"url": f"https://localhost:{ports['house']}", "model": "m", "ca_file": str(authority)},
         },
         "pools": {"chat": {"on": [{"node": "node-1"}]}, "house": {"on": [{"node": "house"}]}},
+        "jobs": {"port": ports["jobs"], "store_port": ports["store"], "pollers": {"tab": {"models": ["chat"]}}},
         "gateway": {
             "host": "here", "port": ports["gateway"], "admin_port": ports["admin"], "litellm_port": ports["litellm"],
             "balancer_port": ports["balancer"], "stats_port": ports["figures"], "database": False, "cache": False,
@@ -167,10 +180,11 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Entrance]:
     served, balancer = [("node-1", ports["node"], 1)], f"http://{LOOPBACK}:{ports['balancer']}"
     gateway = ThreadingHTTPServer((LOOPBACK, ports["litellm"]), _Gateway)
     house = ThreadingHTTPServer((LOOPBACK, ports["house"]), _Gateway)
+    jobs = ThreadingHTTPServer((LOOPBACK, ports["jobs"]), _Gateway)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(authority)
     house.socket = context.wrap_socket(house.socket, server_side=True)
-    for server in (gateway, house):
+    for server in (gateway, house, jobs):
         threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         with (
@@ -185,7 +199,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Entrance]:
             Fakes(ports["fakes"]).reset()
             yield Entrance(ports["entrance"], certificate, client, inside, admin, balancer)
     finally:
-        for server in (gateway, house):
+        for server in (gateway, house, jobs):
             server.shutdown()
             server.server_close()
 
@@ -223,6 +237,22 @@ def test_requests_reach_the_gateway_with_the_limits_that_it_has_to_keep(entrance
     assert got["authorization"] == f"Bearer {KEY}"
     kept = {"x-session-id", "x-corral-guard", "x-forwarded-for", "x-litellm-session-id", "x-corral-thinking"}
     assert [name for name in forged if name.lower() in got and name.lower() not in kept] == []
+
+
+def test_pollers_come_in_from_outside_and_jobs_do_not(entrance: Entrance) -> None:
+    """The fake stands for the API of jobs as well; LiteLLM is not asked about a poller's key."""
+    work = "/v1/work/claim"
+    for client in (entrance.client, entrance.inside):
+        assert client.post(work, json={}, headers={"Authorization": "Bearer sk-of-tab"}).status_code == 200
+        assert client.get(work).status_code == 405
+    assert [path for _, path, _, _ in _Gateway.arrived] == [work] * 2
+    asked = {"Origin": ORIGIN, "Access-Control-Request-Method": "POST"}
+    assert entrance.client.options(work, headers=asked).headers["access-control-allow-origin"] == ORIGIN
+    for path in ("/v1/jobs", "/v1/files", "/v1/batches"):
+        assert (entrance.client.get(path).status_code, entrance.inside.get(path).status_code) == (404, 200)
+    with entrance.from_stranger(WRONG_KEY, "127.0.0.67") as stranger:
+        codes = [stranger.post(work, json={}).status_code for _ in range(25)]
+    assert codes == [401] * 21 + [429] * 4
 
 
 def test_a_proxys_path_is_taken_away_at_both_doors(entrance: Entrance) -> None:
@@ -263,7 +293,7 @@ def test_wrong_keys_through_a_proxy_count_for_the_client_alone(entrance: Entranc
     [
         "/key/generate", "/ui", "/ui/", "/metrics/", "/health/readiness", "/health/liveliness", "/v1",
         "/openapi.json", "/redoc", "/docs", "/v1/%2e%2e/key/list", "/v1/chat/completions/",
-        "/v1/files", "/v1/batches", "/v1/vector_stores", "/v1/moderations", "/v1/responses/resp_1", "/v1/models/",
+        "/v1/vector_stores", "/v1/moderations", "/v1/responses/resp_1", "/v1/models/",
         "/engines/chat/chat/completions", "/openai/deployments/chat/audio/translations", "/anthropic/v1/messages",
         "/v1%2fchat/completions", "/V1/chat/completions", "/utils/token_counter", "/api/v1", "/api/v1/x",
         "/page.html", "/farm.lua",

@@ -67,7 +67,7 @@ ROWS: list[Row] = [
     ("GET", "/v1/models/nope", None, 404, UNKNOWN, "model_not_found", "nope"),
     ("GET", "/v1/models/Qwen/Qwen3-8B:Q4", None, 404, UNKNOWN, "model_not_found", "Qwen/Qwen3-8B:Q4"),
     *[("POST", path, {"input": "hi"}, 404, UNKNOWN, "not_found", "this farm serves /v1/")
-      for path in ("/v1/moderations", "/v1/files", "/v1/vector_stores", "/v1/assistants", "/v1/fine_tuning/jobs")],
+      for path in ("/v1/moderations", "/v1/vector_stores", "/v1/assistants", "/v1/fine_tuning/jobs")],
     ("POST", "/api/chat", {"model": "chat"}, 404, UNKNOWN, "not_found", "this farm serves /v1/"),
 ]  # fmt: skip
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from corral.components import Stage, litellm
 from corral.components.declared import secrets, service
+from corral.config.client_names import poller_key
 from corral.config.inventory import Jobs
 from corral.contributions import Contribution, Contributions, Endpoint, File, Rules, ScrapeTarget, Secret, State
 from corral.declarations import declaration
@@ -14,8 +15,6 @@ from corral.plan.site import Site
 
 STAGE = Stage.GATEWAY
 COMPONENT, STORE, WORKER = "jobs", "jobs-store", "jobs-worker"
-# Begins the names of the secrets with which pollers fetch jobs.
-POLLER_KEY = "JOBS_POLLER_"
 FILES = ("api.py", "batches.py", "polls.py", "sending.py", "store.lua", "store.py", "web.py", "worker.py")
 SETTINGS = "settings.yaml"
 # Memory of the API and of the worker: their programs, and for the worker the requests that it runs, several times each.
@@ -55,11 +54,6 @@ def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
     if site.inventory.monitoring:
         yield Rules("monitoring/rules/jobs.yml")
         yield ScrapeTarget("jobs", Endpoint(jobs.port, host, COMPONENT), {"host": host, "role": "jobs"})
-
-
-def poller_key(name: str) -> str:
-    """The name of the secret of a poller."""
-    return f"{POLLER_KEY}{name.upper().replace('-', '_')}"
 
 
 def _settings(site: Site, jobs: Jobs, store: Endpoint, door: Endpoint) -> dict[str, Any]:
