@@ -110,7 +110,7 @@ def browsing(folder: Path) -> Iterator[Tab]:
         port = port_file.read_text().split()[0]
         tabs = httpx.get(f"http://{LOOPBACK}:{port}/json/list", trust_env=False, timeout=ANSWER_S).json()
         address = next(tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page")
-        with connect(address, max_size=None, proxy=None) as link:
+        with connect(address, max_size=None, proxy=None, ping_interval=None) as link:
             yield Tab(link)
 
 

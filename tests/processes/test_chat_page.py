@@ -33,7 +33,7 @@ NETWORK_CHANGED = "ERR_NETWORK_CHANGED"
 
 
 class Studio(BaseHTTPRequestHandler):
-    """A server that paints and speaks."""
+    """A server that paints, speaks and listens."""
 
     asked: list[tuple[str, dict[str, Any]]] = []  # noqa: RUF012 - of all requests
 
@@ -41,9 +41,15 @@ class Studio(BaseHTTPRequestHandler):
         self._say(b'{"object": "list", "data": []}', "application/json")
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        self.asked.append((self.path, body))
-        if self.path.endswith("/speech"):
+        told = self.rfile.read(int(self.headers["content-length"]))
+        is_form = self.headers["content-type"].startswith("multipart/")
+        self.asked.append(
+            (self.path, {"model": "studio" if b"studio" in told else ""} if is_form else json.loads(told))
+        )
+        if is_form:
+            assert SOUND in told
+            self._say(b'{"text": "the cows are in the corn"}', "application/json")
+        elif self.path.endswith("/speech"):
             self._say(SOUND, "audio/mpeg")
         else:
             self._say(json.dumps({"created": 1, "data": [{"b64_json": PIXEL}]}).encode(), "application/json")
@@ -70,7 +76,7 @@ def farm() -> Iterator[Farm]:
             del made["gateway"]["extra"], made["jobs"], made["consumers"]
             made.pop("monitoring", None)
             node = {"url": f"http://{LOOPBACK}:{studio}", "model": "studio"}
-            for kind in ("image", "speech"):
+            for kind in ("image", "speech", "transcription"):
                 made["nodes"][kind] = node | {"kind": kind}
                 made["pools"][kind] = {"on": {"node": kind}}
             made["pools"]["even"] |= {"background": ["later"], "editor_names": False}
@@ -230,16 +236,17 @@ def test_it_has_the_farms_chat_models_documents_pictures_and_speech(farm: Farm, 
         f"{person.base}{pictures[0]['url']}", cookies=cookies(person), trust_env=False
     ).content == base64.b64decode(PIXEL)
     assert person.call("/api/v1/audio/speech", {"input": "good morning", "voice": "alloy"})[0] == 200
-    assert [(path, body["model"]) for path, body in Studio.asked] == [
-        ("/v1/images/generations", "studio"), ("/v1/audio/speech", "studio"),
-    ]  # fmt: skip
     with httpx.Client(base_url=person.base, cookies=cookies(person), trust_env=False, timeout=60) as client:
         client.headers["Authorization"] = f"Bearer {person.tab.value('localStorage.token')}"
+        heard = client.post("/api/v1/audio/transcriptions", files={"file": ("note.mp3", SOUND, "audio/mpeg")})
+        assert heard.json().get("text") == "the cows are in the corn", heard.text
         answer = client.post("/api/v1/files/", files={"file": ("barn.txt", b"The barn is red.", "text/plain")})
         assert answer.status_code == 200, answer.text
         path = f"/api/v1/files/{answer.json()['id']}/process/status?stream=false"
         wait_until(lambda: client.get(path).json().get("status") == "completed", PAGE_S, "the document is read")
     assert sum(farm.fakes.arrivals(VECTORS).values()) > 0
+    routes = ("images/generations", "audio/speech", "audio/transcriptions")
+    assert [(path, body["model"]) for path, body in Studio.asked] == [(f"/v1/{route}", "studio") for route in routes]
 
 
 def cookies(person: Person) -> dict[str, str]:

@@ -44,7 +44,7 @@ def test_servers_share_no_network_with_what_they_do_not_answer(case: str) -> Non
             assert met <= allowed | {service.component}, service.name
         for service in (item for item in on_host if item.component in STORES):
             met = {item.component for item in on_host if names[item.name] & names[service.name]}
-            watching = counting if service.component == "valkey" else set()
+            watching = {"valkey": counting, "postgres": {"chat"}}.get(service.component, set())
             assert met <= {"litellm", f"{service.component}_exporter", service.component} | watching, service.name
 
 

@@ -59,7 +59,12 @@ def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
     yield File(host, COMPONENT, "start.sh", asset=START)
     door = published.doors[0].endpoint
     stores = tuple(store.endpoint for store in published.stores if store.kind == "database")
-    values = {"url": url_of(site, chat), "gateway": f"http://{site.address(door, host)}/v1"}
+    worker = litellm.workers_behind(site)[0]
+    values = {
+        "url": url_of(site, chat),
+        "gateway": f"http://{site.address(door, host)}/v1",
+        "litellm": f"http://{site.address(worker, host)}/v1",
+    }
     variables, given = _settings(site, chat, values)
     is_local, data = site.is_local(host), site.data_path(host, COMPONENT, "/tmp")  # noqa: S108 - in the container
     yield service(
@@ -80,7 +85,7 @@ def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
         variables=" ".join(f"{variable}={secret}" for variable, secret in sorted(variables.items())),
         keys=tuple(sorted(set(variables.values()))),
         given=given,
-        calls=(door, *stores),
+        calls=(door, worker, *stores),
         exceptions={"way-out": SIGN_ON} if chat.sign_on else {},
         **values,
     )

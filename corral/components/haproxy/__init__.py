@@ -375,8 +375,8 @@ def _has_spill(site: Site) -> bool:
 def control_port(site: Site) -> int:
     """Port of HAProxy's runtime API, on the container's own loopback address."""
     gateway = site.inventory.gateway
-    entrance = {gateway.entrance.port} if gateway.entrance else set()
-    taken = {gateway.port, gateway.admin_port, gateway.balancer_port, gateway.stats_port, *entrance}
+    public = {section.port for section in (gateway.entrance, site.inventory.chat) if section}
+    taken = {gateway.port, gateway.admin_port, gateway.balancer_port, gateway.stats_port, *public}
     return next(port for port in CONTROL_PORTS if port not in taken)
 
 
