@@ -88,6 +88,16 @@ def _address(value: str) -> str:
     return str(address)
 
 
+def _name_or_address(value: str) -> str:
+    """A name or an IP address under which others reach a host."""
+    if re.fullmatch(PATTERNS["host_name"].expression, value):
+        return value
+    try:
+        return str(ipaddress.ip_address(value))
+    except ValueError:
+        raise ValueError("must be a name that DNS may know or an IP address, such as farm.example.com") from None
+
+
 def _folder(value: str) -> str:
     """A folder for files of the farm: none of the system's, and none that another path only leads to."""
     if ".." in value.split("/"):
@@ -1007,7 +1017,7 @@ class Tunnel(Section):
 
     port: PortNumber = 2222
     """Port for workers, on the gateway's host."""
-    name: HostName | None = None
+    name: Annotated[str, AfterValidator(_name_or_address)] | None = None
     """Name or address under which workers reach that port; the gateway's host's own when absent."""
     address: Address | None = None
     """Address of the gateway's host on which `port` is open; the host's own when absent."""

@@ -79,8 +79,8 @@ class _Host:
     def render(self, template: str, mark: str = "#", source: str = "", **values: object) -> bytes:
         """A template's text; `source` names the file to edit when it is not the template itself."""
         named = source or template
-        is_shared = (TEMPLATES / named).exists()
-        header = self.header(f"templates/{named}" if is_shared else named, mark)
+        places = (f"{folder}/{named}" for folder in ("templates", "corral/components"))
+        header = self.header(next((path for path in places if (ROOT / path).exists()), named), mark)
         return environment().get_template(template).render(header=header, **values).encode()
 
 

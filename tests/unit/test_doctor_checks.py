@@ -47,16 +47,17 @@ hosts:
     - {card: rtx-3060}
 nodes:
   mac: {url: "http://192.0.2.9:8080", engine: mlx, model: m}
+  laptop: {dials_in: 2101, engine: mlx, model: m}
 models:
   small: {source: hf:example/small/small.gguf, kind: chat, context: 2048, size_gib: 1}
 pools:
   chat:
     model: small
     short: gpu
-    on: [{host: pea, gpus: 1-3}, {node: mac}]
+    on: [{host: pea, gpus: 1-3}, {node: mac}, {node: laptop}]
     ports: 8080
     engine: {memory_mib: 2048, memory_swap_mib: 3072}
-gateway: {host: pea, database: false, cache: false}
+gateway: {host: pea, database: false, cache: false, tunnel: {}}
 """
 NVIDIA = """\
 0, GPU-11111111-aaaa-bbbb, 00000000:01:00.0, NVIDIA P104-100, 8192, 5120, 12, 61, 580.95.05, 6.1
@@ -362,6 +363,8 @@ FAULTS: list[tuple[str, Callable[[Case], Case], str]] = [
     ("pools-alive", lambda case: replace(case, servers=dict.fromkeys(case.servers, DOWN)), "chat: no replica is up"),
     ("nodes", with_server("mac", server("DOWN", 0, "L4TOUT", 0)),
      "HAProxy → node mac does not answer on 192.0.2.9:8080"),
+    ("nodes", with_server("laptop", server("DOWN", 0, "L4CON", 0)),
+     "HAProxy → worker laptop refuses the connection on tunnel:2101"),
 ]  # fmt: skip
 
 
@@ -442,7 +445,9 @@ def test_secrets_without_value_or_with_another_one(own_out: Case) -> None:
     env.write_text(env.read_text().replace("LLAMA_API_KEY=", "LLAMA_API_KEY=x"))
     assert [item.message for item in found(own_out, "secrets")] == [".env and secrets/ disagree about LLAMA_API_KEY"]
     env.write_text("")
-    assert found(own_out, "secrets")[0].message.startswith("no value for LLAMA_API_KEY, LITELLM_MASTER_KEY in ")
+    assert found(own_out, "secrets")[0].message.startswith(
+        "no value for LLAMA_API_KEY, TUNNEL_SEED, LITELLM_MASTER_KEY in "
+    )
     assert "sk-" not in str(found(own_out, "secrets"))
 
 

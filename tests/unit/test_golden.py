@@ -244,7 +244,7 @@ def parse(path: str, text: str) -> None:
     elif name.endswith(".sh"):
         assert subprocess.run(["sh", "-n"], input=text, text=True, check=False).returncode == 0
     else:
-        assert name in {"haproxy.cfg", ".gitignore", "README"} or name.endswith(
+        assert name in {"haproxy.cfg", "sshd_config", ".gitignore", "README"} or name.endswith(
             (".service", ".timer", ".lua", ".css", ".html", ".js")
         ), f"nothing here can read {path}"
 

@@ -201,7 +201,8 @@ def nodes(case: Case) -> Findings:
         if not backend.is_ours:
             place = case.plan.site.address(backend.endpoint, case.plan.inventory.gateway.host)
             words = check_words(server.check, server.code)
-            yield say("nodes/down", pool=backend.pool, name=backend.name, words=words, place=place)
+            text = "away" if backend.endpoint.service else "down"
+            yield say(f"nodes/{text}", pool=backend.pool, name=backend.name, words=words, place=place)
 
 
 def answers(case: Case) -> Findings:
