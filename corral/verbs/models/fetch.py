@@ -11,9 +11,10 @@ import hashlib
 import json
 import os
 import re
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TypeVar
@@ -107,6 +108,26 @@ class Net:
     stop: threading.Event = field(default_factory=threading.Event)
     # Pause before the second attempt, in seconds; it doubles.
     pause_s: float = 1.0
+    # Connections on which an answer arrives.
+    _links: set[socket.socket] = field(default_factory=set)
+
+    def end(self) -> None:
+        """Has all downloads end now, also one whose server says nothing."""
+        self.stop.set()
+        for link in tuple(self._links):
+            with suppress(OSError):
+                link.shutdown(socket.SHUT_RDWR)
+
+    @contextmanager
+    def reading(self, response: httpx.Response) -> Iterator[None]:
+        """The block reads an answer; `end` breaks it off."""
+        link = response.extensions["network_stream"].get_extra_info("socket")
+        self._links.add(link)
+        try:
+            self.check()
+            yield
+        finally:
+            self._links.discard(link)
 
     def check(self) -> None:
         """Raises KeyboardInterrupt when everything is to end."""
@@ -230,7 +251,8 @@ def _asked(origin: Origin, net: Net, headers: Mapping[str, str]) -> Iterator[_An
     try:
         with net.client.stream("GET", origin.url, headers={**origin.headers, **headers}) as response:
             _refuse(origin, response)
-            yield _answer_of(response)
+            with net.reading(response):
+                yield _answer_of(response)
     except httpx.ConnectError as error:
         raise _Broken(f"cannot be reached ({_first_line(error)})") from None
     except httpx.TimeoutException:

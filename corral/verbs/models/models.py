@@ -216,7 +216,7 @@ def side_by_side(store: Store, jobs: int, work: Mapping[str, Work[Done]]) -> tup
                 except CorralError as error:
                     problems.append(error)
         except BaseException:
-            store.net.stop.set()
+            store.net.end()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
         finally:
