@@ -664,12 +664,13 @@ def state(farm: Nodes) -> dict[str, Any]:
 
 
 def test_the_page_finds_every_pool_in_the_farms_state(farm: Nodes) -> None:
-    """Pools with a queue of their own, with leased slots, and on one server; `auto` has no queue."""
+    """Pools with a queue of their own, with leased slots, and on one server; `auto` and a cloud account have none."""
     told, found = farm.client.get("/page.json").json(), state(farm)
     queues, replicas = ({item["name"] for item in found[field]} for field in ("pools", "nodes"))
     pools = {pool["name"]: pool for pool in told["pools"]}
     assert pools.keys() == {*farm.plan.inventory.pools, "auto"}
-    assert {name for name, pool in pools.items() if pool["queue"] not in queues or not pool["replicas"]} == {"auto"}
+    bare = {name for name, pool in pools.items() if pool["queue"] not in queues or not pool["replicas"]}
+    assert bare == {"auto", "cloud"}
     assert {name for pool in pools.values() for name in pool["replicas"]} == replicas
     assert pools["primary"]["queue"] == "primary"
     assert pools["desk"]["queue"] == pools["herd"]["queue"]
