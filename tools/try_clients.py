@@ -104,6 +104,7 @@ def site(mode: Mode, ports: dict[str, int], extras: Extras) -> dict[str, Any]:
     chat, embed = made["pools"].pop("even"), made["pools"].pop("vectors")
     chat.pop("aliases", None)
     made["pools"] = {"chat": chat | {"editor_names": True}, "embed": embed | {"editor_names": True}}
+    made.pop("jobs", None)
     made["gateway"].pop("extra", None)
     made.pop("consumers", None)
     return made
