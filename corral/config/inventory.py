@@ -1179,7 +1179,7 @@ class SignOn(Section):
     title: Line = "single sign-on"
     """What the button says after `Continue with`."""
     approve: bool = True
-    """Whether an administrator lets every new account in; false: everyone whom the provider knows has an account."""
+    """Whether an administrator lets every new account in; false: each person whom the provider knows has an account."""
 
 
 class Chat(Section):

@@ -6,20 +6,23 @@ import base64
 import hashlib
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-KIND = b"ssh-ed25519"
 BLOCK, LINE = 8, 70
 
 
 def public_key(secret: str) -> str:
     """The public key that belongs to a secret, as it stands in `known_hosts` and `authorized_keys`."""
-    return f"{KIND.decode()} {base64.b64encode(_public(secret)).decode()}"
+    return _key(secret).public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
 
 
 def private_key(secret: str) -> str:
-    """The private key of a secret, as OpenSSH's file without a passphrase (PROTOCOL.key in its source)."""
-    public, zero = _public(secret), bytes(4)
-    # The two random numbers by which OpenSSH sees that a passphrase was right are zeros.
+    """The private key of a secret, as OpenSSH's file without a passphrase (PROTOCOL.key in its source).
+
+    The library's own file differs each time, by two random numbers that tell whether a passphrase was right; here they
+    are zeros.
+    """
+    public, zero = base64.b64decode(public_key(secret).split()[1]), bytes(4)
     inner = zero + zero + public + _string(_seed(secret) + public[-32:]) + _string(b"")
     inner += bytes(range(1, 1 + -len(inner) % BLOCK))
     parts = (_string(b"none"), _string(b"none"), _string(b""), b"\0\0\0\1", _string(public), _string(inner))
@@ -39,9 +42,8 @@ def _seed(secret: str) -> bytes:
     return hashlib.sha256(secret.encode()).digest()
 
 
-def _public(secret: str) -> bytes:
-    raw = Ed25519PrivateKey.from_private_bytes(_seed(secret)).public_key().public_bytes_raw()
-    return _string(KIND) + _string(raw)
+def _key(secret: str) -> Ed25519PrivateKey:
+    return Ed25519PrivateKey.from_private_bytes(_seed(secret))
 
 
 def _string(data: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Streams that wait: their clients are told so, whatever the interface, and of an error after that as an event."""
+"""Streams that wait: their clients are told so, in every interface, and of an error after that as an event."""
 
 from __future__ import annotations
 

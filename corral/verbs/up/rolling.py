@@ -7,7 +7,7 @@ and goes back; then comes the next. When it is the only one of its pool, new req
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -122,7 +122,8 @@ class _Work:
             if not is_held:
                 balancer.take_out(server)
             limit_s = answer_timeout_s(self.host.plan.site, backend.pool)
-            is_idle = _drain(balancer, backend.name, limit_s, self.board, self.key, may_cut=self.comes_back)
+            seen = _only(balancer, backend.name)
+            is_idle = _drain(seen, backend.name, limit_s, self.board, self.key, may_cut=self.comes_back)
             if is_held:
                 balancer.take_out(server)
             yield is_idle and (is_held or not is_only)
@@ -184,18 +185,11 @@ def workers_out(balancer: Balancer, workers: Sequence[Server], board: Board, *, 
     A worker that stops closes its idle connections. A request that HAProxy sends at that moment has no answer.
     """
     name = workers[0].name
-    key = balancer.host.name, name
-
-    def is_idle() -> bool:
-        count = sum(item.in_flight for item in balancer.workers(name))
-        board.show(*key, "draining", f"waits for {count} requests")
-        return not count
-
+    limit_s = balancer.plan.inventory.gateway.timeout_s
     try:
         for worker in workers:
             balancer.take_out(worker)
-        if not wait_until(is_idle, balancer.plan.inventory.gateway.timeout_s):
-            board.say(f"{name}: its requests are not done in time; they are cut off", "yellow")
+        _drain(lambda: balancer.workers(name), name, limit_s, board, (balancer.host.name, name))
         yield
     finally:
         for worker in workers:
@@ -213,8 +207,15 @@ def addresses_of(host: ComposeHost, service: Service) -> list[str]:
     return [networks[name] for name in own_first if networks[name]]
 
 
-def _drain(balancer: Balancer, name: str, limit_s: float, board: Board, key: Key, *, may_cut: bool = True) -> bool:
-    """Returns when a replica has no request, or after so long; whether it has none.
+def _only(balancer: Balancer, name: str) -> Callable[[], list[Server]]:
+    """Looks a replica up; it finds none once the balancer has forgotten it."""
+    return lambda: [server for server in balancer.servers().values() if server.name == name]
+
+
+def _drain(
+    seen: Callable[[], Sequence[Server]], name: str, limit_s: float, board: Board, key: Key, *, may_cut: bool = True
+) -> bool:
+    """Returns when what is seen has no request, or after so long; whether it has none.
 
     Raises:
         CorralError: it still has some, which may not be cut off.
@@ -223,8 +224,7 @@ def _drain(balancer: Balancer, name: str, limit_s: float, board: Board, key: Key
 
     def is_idle() -> bool:
         nonlocal count
-        now = balancer.servers().get(name)
-        count = now.in_flight + now.waiting if now else 0
+        count = sum(server.in_flight + server.waiting for server in seen())
         if count:
             board.show(*key, "draining", f"waits for {count} requests, {limit_s:.0f} s at most")
         return not count
@@ -257,4 +257,4 @@ def drain_for_good(plan: Plan, balancer: Balancer, server: Server, board: Board)
     balancer.take_out(server)
     pool = server.group.partition(".")[0]
     limit_s = answer_timeout_s(plan.site, pool) if pool in plan.inventory.pools else plan.inventory.gateway.timeout_s
-    _drain(balancer, server.name, limit_s, board, (balancer.host.name, server.name))
+    _drain(_only(balancer, server.name), server.name, limit_s, board, (balancer.host.name, server.name))
