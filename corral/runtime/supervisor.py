@@ -87,7 +87,7 @@ def search_path(first: Iterable[str] = ()) -> str:
     return os.pathsep.join(dict.fromkeys([*first, str(Path(sys.executable).parent), *users, *DAEMON_FOLDERS]))
 
 
-def _environment(folder: Path, path: str) -> dict[str, str]:
+def environment(folder: Path, path: str) -> dict[str, str]:
     """Only what programs need: a stray DATABASE_URL, LLAMA_ARG_… or HTTP_PROXY would change how they work."""
     kept = {
         name: value for name, value in os.environ.items() if name in KEPT_VARIABLES or name.startswith(KEPT_PREFIXES)
@@ -121,7 +121,7 @@ def _spawned(folder: Path, path: str) -> subprocess.Popen[bytes]:
                 *("--nodaemon", "--configuration", _configuration(folder)),
             ],
             cwd=folder,
-            env=_environment(folder, path),
+            env=environment(folder, path),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,  # the same as in its log file
             stderr=errors,

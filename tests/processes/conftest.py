@@ -6,7 +6,14 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.processes import preloaded
 from tests.processes.farm import POOLS, Farm, running
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_litellm_stays() -> Iterator[None]:
+    yield
+    preloaded.end()
 
 
 @pytest.fixture(scope="session")

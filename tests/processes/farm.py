@@ -38,14 +38,14 @@ from corral.runtime import supervisor
 from corral.verbs.keys import keys
 from tests.model_files import make_adapter, make_embedding_model
 from tests.needs import why_missing
+from tests.processes import preloaded
 from tests.processes.fakes import LOOPBACK, Fakes, command
 from tests.processes.helpers import REPOSITORY, Process, wait_http, wait_until
 from tests.tiny_models import make_chat_model
 
 Mode = Literal["slots", "least-busy", "direct"]
 HOST = "box"
-# Before the PATH of a user: LiteLLM's command that starts quicker, and llama-server from a wheel.
-PATH = (REPOSITORY / "tests" / "processes" / "bin", REPOSITORY / "gpu-server" / "local")
+BIN = REPOSITORY / "tests" / "processes" / "bin"
 START_DEADLINE_S = 240.0
 STOP_GRACE_S = 2.0
 ANSWER_TIMEOUT_S = 60.0
@@ -97,6 +97,11 @@ PROGRAMS = (
 PORT_NAMES = (*PROGRAMS, *(name for pool in POOLS.values() for name in pool))
 
 _numbers = itertools.count(1)
+
+
+def search_path() -> str:
+    """PATH of a farm: a user's, and before it LiteLLM's command that starts quicker and llama-server from a wheel."""
+    return supervisor.search_path(map(str, (preloaded.commands(), BIN, REPOSITORY / "gpu-server" / "local")))
 
 
 def in_modes(*modes: Mode, broken: Mapping[Mode, str] | None = None) -> pytest.MarkDecorator:
@@ -490,7 +495,7 @@ def _give(env: Path, names: list[str]) -> None:
 @contextmanager
 def _started(farm: Farm) -> Iterator[None]:
     try:
-        supervisor.start(farm.folder, supervisor.search_path(map(str, PATH)))
+        supervisor.start(farm.folder, search_path())
         try:
             farm.wait_healthy()
         except TimeoutError as error:

@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from corral.gateway.routes import JOBS_PATHS, MODEL_ROUTES, READ_ROUTES, with_short_forms
+from tests.processes import preloaded
 from tests.processes.fakes import LOOPBACK
 from tests.processes.farm import MIXED, POOLS, Farm, in_modes
 from tests.processes.helpers import wait_until
@@ -280,7 +281,7 @@ def test_no_providers_usual_variable_holds_a_key(farm: Farm) -> None:
 @slots
 def test_strangers_cost_nothing(farm: Farm, key: str) -> None:
     """Stalled uploads, endless bodies and anonymous requests, while a client with a key is answered in time."""
-    memory = psutil.Process(farm.pid("litellm")).memory_info
+    memory = psutil.Process(preloaded.forked(farm.pid("litellm"))).memory_info
     before, is_over = memory().rss, threading.Event()
     waits: list[float] = []
 

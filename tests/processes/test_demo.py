@@ -18,7 +18,8 @@ import psutil
 import pytest
 
 from corral.runtime.supervisor import is_free
-from tests.processes.farm import FIRST_PORTS, PATH
+from tests.processes import preloaded
+from tests.processes.farm import FIRST_PORTS
 from tests.processes.helpers import REPOSITORY, Process, wait_until
 from tests.tiny_models import DEMO_ANSWER, make_chat_model
 
@@ -88,7 +89,9 @@ def checkout(tmp_path: Path) -> Iterator[Checkout]:
     for usual in PORTS:
         text = text.replace(str(usual), str(made.port(usual)))
     inventory.write_text(text)
-    replace_in(made.root / "corral" / "runtime" / "supervisor.py", "[*first, ", f"[{str(PATH[0])!r}, *first, ")
+    replace_in(
+        made.root / "corral" / "runtime" / "supervisor.py", "[*first, ", f"[{str(preloaded.commands())!r}, *first, "
+    )
     yield made
     for process in made.processes():
         process.kill()

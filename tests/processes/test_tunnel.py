@@ -172,7 +172,7 @@ def running() -> Iterator[Machines]:
                 stack.enter_context(namespace(farm.space(name), block + number, address))
                 command = ["ip", "netns", "exec", farm.space(name), *orders.command("ollama", OLLAMA)]
                 stack.enter_context(Process(command, folder / f"{name}.log"))
-            supervisor.start(farm.folder, supervisor.search_path(map(str, farms.PATH)))
+            supervisor.start(farm.folder, farms.search_path())
             stack.callback(supervisor.stop, farm.folder, grace_s=farms.STOP_GRACE_S)
             farm.wait_healthy()
             stack.enter_context(farm.client)

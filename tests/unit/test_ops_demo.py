@@ -183,7 +183,7 @@ def test_programs_get_only_what_they_need(tmp_path: Path, monkeypatch: pytest.Mo
     for name in ("HTTP_PROXY", "DATABASE_URL", "LLAMA_ARG_PORT", "PYTHONPATH", "OPENAI_API_KEY"):
         monkeypatch.setenv(name, "x")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    made = supervisor._environment(tmp_path, "/bin")
+    made = supervisor.environment(tmp_path, "/bin")
     assert made["PATH"] == "/bin"
     assert made[supervisor.MARK] == str(tmp_path)
     assert made["CUDA_VISIBLE_DEVICES"] == "0"
