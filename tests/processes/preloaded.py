@@ -55,7 +55,7 @@ def commands() -> Path:
 
 
 def forked(command: int) -> int:
-    """The process that does the work of a command that was started: its fork, or the command where it was refused one."""
+    """The process that does the work of a command with this pid: its fork, or itself where it was refused one."""
     file = commands() / str(command)
     return int(file.read_text()) if file.exists() else command
 

@@ -19,7 +19,7 @@ import pytest
 
 from corral.runtime.supervisor import is_free
 from tests.processes import preloaded
-from tests.processes.farm import FIRST_PORTS
+from tests.processes.farm import BIN, FIRST_PORTS
 from tests.processes.helpers import REPOSITORY, Process, wait_until
 from tests.tiny_models import DEMO_ANSWER, make_chat_model
 
@@ -41,6 +41,11 @@ class Checkout:
     @property
     def folder(self) -> Path:
         return self.root / ".corral" / "demo"
+
+    @property
+    def supervisor(self) -> Path:
+        """The module that says where programs are found."""
+        return self.root / "corral" / "runtime" / "supervisor.py"
 
     def port(self, usual: int) -> int:
         return self.first_port + PORTS.index(usual)
@@ -89,12 +94,21 @@ def checkout(tmp_path: Path) -> Iterator[Checkout]:
     for usual in PORTS:
         text = text.replace(str(usual), str(made.port(usual)))
     inventory.write_text(text)
-    replace_in(
-        made.root / "corral" / "runtime" / "supervisor.py", "[*first, ", f"[{str(preloaded.commands())!r}, *first, "
-    )
+    replace_in(made.root / "corral" / "runtime" / "supervisor.py", "[*first, ", f"[{str(BIN)!r}, *first, ")
     yield made
     for process in made.processes():
         process.kill()
+
+
+@pytest.fixture
+def quick_checkout(checkout: Checkout) -> Checkout:
+    """A checkout whose LiteLLM is ready with the models, not long after them."""
+    return quicken(checkout)
+
+
+def quicken(checkout: Checkout) -> Checkout:
+    replace_in(checkout.supervisor, str(BIN), str(preloaded.commands()))
+    return checkout
 
 
 def replace_in(file: Path, old: str, new: str) -> None:
@@ -129,7 +143,7 @@ def ask(done: subprocess.CompletedProcess[str], question: str = "Hello") -> str:
 
 def test_life_of_a_demo(checkout: Checkout, tmp_path: Path) -> None:
     _kill_on_its_way(checkout, tmp_path)
-    first = checkout.run()
+    first = quicken(checkout).run()
     assert first.returncode == 0, first.stderr
     assert "clearing away what an earlier run left" in first.stderr
     assert DEMO_ANSWER in first.stdout
@@ -203,20 +217,19 @@ def sys_path_of_the_gateway(checkout: Checkout) -> list[str]:
     return [process.environ().get("PYTHONPATH", ""), str(Path(script).parent)]
 
 
-def test_without_haproxy_it_says_what_is_lost(checkout: Checkout, tmp_path: Path) -> None:
+def test_without_haproxy_it_says_what_is_lost(quick_checkout: Checkout, tmp_path: Path) -> None:
     programs = tmp_path / "bin"
     programs.mkdir()
     for name in ("sh", "cat", "env"):
         (programs / name).symlink_to(str(shutil.which(name)))
-    main = checkout.root / "corral" / "runtime" / "supervisor.py"
-    replace_in(main, "*users, *DAEMON_FOLDERS", "*users")
-    done = checkout.run(PATH=str(programs))
+    replace_in(quick_checkout.supervisor, "*users, *DAEMON_FOLDERS", "*users")
+    done = quick_checkout.run(PATH=str(programs))
     assert done.returncode == 0, done.stderr
     assert "no HAProxy here: no bounded queue, no slot guarantee" in done.stderr
     assert "haproxy" not in done.stdout
     assert ask(done) == DEMO_ANSWER
-    assert checkout.run("--down").returncode == 0
-    checkout.assert_nothing_left()
+    assert quick_checkout.run("--down").returncode == 0
+    quick_checkout.assert_nothing_left()
 
 
 def test_taken_port_is_named_with_its_process_before_anything_is_written(checkout: Checkout) -> None:
