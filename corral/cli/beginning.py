@@ -1,0 +1,40 @@
+"""The verb with which a farm begins: an inventory from what is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from corral.cli.context import INVENTORY, talk
+from corral.errors import UsageError
+from corral.files import write_atomically
+
+app = typer.Typer()
+
+
+@app.command()
+def init(
+    host: Annotated[list[str] | None, typer.Option("--host", metavar="USER@ADDRESS", help="Look at this machine, too, over ssh; repeatable.")] = None,
+    models: Annotated[list[Path] | None, typer.Option("--models", metavar="FOLDER", help="Look for model files there, too; repeatable.")] = None,
+    output: Annotated[Path, typer.Option("--output", help="The inventory to write; never over one that is yours.")] = INVENTORY,
+) -> None:  # fmt: skip
+    """Look at this machine (cards, models, servers) and write an inventory for what is there; changes nothing else."""
+    from corral.verbs.init.init import default_text, propose, told
+
+    old = output.read_text(encoding="utf-8", errors="replace") if output.exists() else ""
+    if output.exists() and old != default_text():
+        words = "is there already and stays as it is; nothing was written"
+        raise UsageError(f"{output} {words}: name another file with --output, or move that one away")
+    folders = [str(folder.expanduser().absolute()) for folder in models or ()]
+    proposal = propose(host or (), folders)
+    for line in told(proposal):
+        talk.print(Text(line))
+    write_atomically(output, proposal.text.encode(), 0o644)
+    named = "" if output == INVENTORY else f" --inventory {output}"
+    pull = "models inspect" if not any(it.candidate.gguf is None for it in proposal.servings) else "models pull"
+    first = f"./generate.py {pull}{named}, then " if proposal.servings else ""
+    over = " (over the example that came with the kit)" if old else ""
+    talk.print(f"{output}: written{over}; next: {first}./generate.py plan{named}, and ./generate.py setup{named}")

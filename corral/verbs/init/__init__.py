@@ -1,0 +1,1 @@
+"""`init`: looks at machines, and proposes an inventory for what it saw."""
