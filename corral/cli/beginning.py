@@ -34,7 +34,11 @@ def init(
         talk.print(Text(line))
     write_atomically(output, proposal.text.encode(), 0o644)
     named = "" if output == INVENTORY else f" --inventory {output}"
-    pull = "models inspect" if not any(it.candidate.gguf is None for it in proposal.servings) else "models pull"
-    first = f"./generate.py {pull}{named}, then " if proposal.servings else ""
-    over = " (over the example that came with the kit)" if old else ""
-    talk.print(f"{output}: written{over}; next: {first}./generate.py plan{named}, and ./generate.py setup{named}")
+    verbs = (
+        ["models pull" if any(it.candidate.gguf is None for it in proposal.servings) else "models inspect"]
+        if proposal.servings
+        else []
+    )
+    verbs += ["plan", "render" if "runtime: local" in proposal.text else "setup"]
+    over = ", over the example that came with the kit" if old else ""
+    talk.print(f"{output}: written{over}; next: {', '.join(f'./generate.py {verb}{named}' for verb in verbs)}")

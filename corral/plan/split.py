@@ -27,7 +27,7 @@ Claimed = Callable[[Sequence["Replica"]], tuple[int, ...]]
 
 def with_shares(replicas: Sequence[Replica], resized: Resized, claimed: Claimed) -> Iterator[Replica]:
     """The replicas; those on several cards with shares by what each card has left beside its other tenants."""
-    services = grouped(((replica.host, replica.service), replica) for replica in replicas)
+    services = grouped(((replica.host, replica.service, replica.cards), replica) for replica in replicas)
     taken: Counter[tuple[str, int]] = Counter()
     found: dict[tuple[str, tuple[str, ...], tuple[int, ...]], tuple[float, ...]] = {}
     for members in services.values():
@@ -37,7 +37,7 @@ def with_shares(replicas: Sequence[Replica], resized: Resized, claimed: Claimed)
         if len(replica.cards) < 2 or replica.engine.tensor_split or replica.weights.served_by.takes_share:  # noqa: PLR2004
             yield replica
             continue
-        own = claimed(services[replica.host, replica.service])
+        own = claimed(services[replica.host, replica.service, replica.cards])
         rooms = tuple(
             max(1, card.vram_mib - VRAM_RESERVE_MIB - taken[card.host, card.number] + mib)
             for card, mib in zip(replica.cards, own, strict=True)

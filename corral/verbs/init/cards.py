@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -10,6 +9,7 @@ from typing import Any
 
 from corral.config.card_names import ROWS, card_name, meant_by
 from corral.runtime.observe import MIB, parse_cards, short_slot
+from corral.verbs.init.said import items, json_in, mapping, number
 
 MAKERS = {"0x10de": "nvidia", "0x1002": "amd", "0x8086": "intel"}
 # Memory in MiB below which a card of AMD is a processor's own graphics.
@@ -43,6 +43,12 @@ class FoundCard:
         return str(card_name(self.name)).strip("-.")
 
     @property
+    def words(self) -> str:
+        """The card in words."""
+        used = f", {self.used_mib} MiB are in use now" if self.used_mib > USUAL_MIB else ""
+        return f"{self.name}, {self.total_mib / 1024:.1f} GiB{used}" if self.total_mib else self.name
+
+    @property
     def is_unified(self) -> bool:
         """Whether it has the host's memory and none of its own."""
         return bool(ROWS.get(self.kind, {}).get("unified_memory"))
@@ -61,7 +67,7 @@ class FoundCard:
         if self.is_unified:
             return round(max(self.total_mib, self.gtt_mib) / 1024, 1)
         known = round((ROWS.get(self.kind, {}).get("vram_gib") or self.total_mib / 1024) * 1024)
-        has_desktop = USUAL_MIB < self.used_mib < self.total_mib // 4
+        has_desktop = USUAL_MIB < self.used_mib < self.total_mib // 8
         room = self.total_mib - (self.used_mib - USUAL_MIB if has_desktop else 0)
         return round(room / 1024, 1) if room and abs(room - known) > known * TOLERANCE * (not has_desktop) else None
 
@@ -92,7 +98,9 @@ def cards_in(said: Mapping[str, str]) -> tuple[tuple[FoundCard, ...], list[str]]
             found.append(card)
         elif card.name or card.vendor == "amd":
             words = "is a processor's own graphics, or its memory is not known; it is left out"
-            notes.append(f"{card.name or card.vendor} in slot {card.pci} {words} (docs/inventory.md shows how to add it)")
+            notes.append(
+                f"{card.name or card.vendor} in slot {card.pci} {words} (docs/inventory.md shows how to add it)"
+            )
     return tuple(found), [*notes, *_apple(said.get("apple", ""))]
 
 
@@ -115,7 +123,7 @@ def _graphics(text: str) -> Iterator[FoundCard]:
     for line in text.splitlines():
         slot, maker, device, *figures, unique, name = [*line.split("|"), *[""] * 8][:8]
         if maker in MAKERS and not (maker == "0x8086" and slot.endswith("00:02.0")):
-            total, used, gtt = (_number(figure) // MIB for figure in figures)
+            total, used, gtt = (number(figure) // MIB for figure in figures)
             vendor = MAKERS[maker]
             name = name or (f"{vendor}-{device.removeprefix('0x')}" if vendor == "amd" and total >= LEAST_MIB else "")
             uuid = f"GPU-{unique}" if unique else ""
@@ -123,11 +131,10 @@ def _graphics(text: str) -> Iterator[FoundCard]:
 
 
 def _rocm(text: str) -> Iterator[FoundCard]:
-    found = json_in(text)
-    for name, card in found.items() if isinstance(found, dict) else ():
-        said = {key.lower(): str(value) for key, value in card.items()} if isinstance(card, dict) else {}
+    for name, card in mapping(json_in(text)).items():
+        said = {key.lower(): str(value) for key, value in mapping(card).items()}
         if name.startswith("card") and said.get("pci bus"):
-            total, used = (_number(said.get(f"vram total {word}memory (b)", "")) // MIB for word in ("", "used "))
+            total, used = (number(said.get(f"vram total {word}memory (b)", "")) // MIB for word in ("", "used "))
             unique = re.sub("^0x", "", said.get("unique id", "").lower())
             uuid = f"GPU-{unique}" if re.fullmatch(r"[0-9a-f]{8,}", unique) else ""
             yield FoundCard("amd", said.get("card series", ""), total, used, uuid, said["pci bus"].lower())
@@ -135,42 +142,26 @@ def _rocm(text: str) -> Iterator[FoundCard]:
 
 def _amd(text: str) -> Iterator[FoundCard]:
     found = json_in(text)
-    rows = found.get("gpu_data", []) if isinstance(found, dict) else found
-    for row in rows or []:
-        asic, bus, vram = (row.get(key) or {} for key in ("asic", "bus", "vram"))
-        size = vram.get("size")
-        total = _number(str(size.get("value") if isinstance(size, dict) else size))
+    for row in items(mapping(found).get("gpu_data", found)):
+        asic, bus, vram = (mapping(row.get(key)) for key in ("asic", "bus", "vram"))
+        total = number(mapping(vram.get("size")).get("value"))
         serial = str(asic.get("asic_serial", "")).lower().removeprefix("0x")
         uuid = f"GPU-{serial}" if re.fullmatch(r"[0-9a-f]{8,}", serial) else ""
-        yield FoundCard("amd", str(asic.get("market_name", "")), total, 0, uuid, str(bus.get("bdf", "")).lower())
+        if bus.get("bdf"):
+            yield FoundCard("amd", str(asic.get("market_name", "")), total, 0, uuid, str(bus["bdf"]).lower())
 
 
 def _intel(text: str) -> Iterator[FoundCard]:
-    found = json_in(text)
-    for row in found.get("device_list", []) if isinstance(found, dict) else ():
+    for row in items(mapping(json_in(text)).get("device_list")):
         slot = str(row.get("pci_bdf_address", "")).lower()
         if not slot.endswith("00:02.0"):
             yield FoundCard("intel", str(row.get("device_name", "")), pci=slot)
 
 
 def _apple(text: str) -> list[str]:
-    found = json_in(text)
-    rows = found.get("SPDisplaysDataType", []) if isinstance(found, dict) else []
+    rows = items(mapping(json_in(text)).get("SPDisplaysDataType"))
     names = [f"{row.get('sppci_model', 'graphics')} ({row.get('sppci_cores', '?')} cores)" for row in rows]
-    words = "only programs outside of containers use it: Ollama, LM Studio, MLX or llama-server, as nodes (docs/nodes.md)"
+    words = (
+        "only programs outside of containers use it: Ollama, LM Studio, MLX or llama-server, as nodes (docs/nodes.md)"
+    )
     return [f"graphics of {name}: {words}" for name in names]
-
-
-def _number(text: str) -> int:
-    found = re.match(r"\d+", text)
-    return int(found[0]) if found else 0
-
-
-def json_in(text: str) -> Any:
-    """The JSON value in what a tool printed among other lines; None when there is none."""
-    for found in re.finditer(r"^\s*[\[{]", text, re.MULTILINE):
-        try:
-            return json.JSONDecoder().raw_decode(text[found.end() - 1 :])[0]
-        except ValueError:
-            continue
-    return None

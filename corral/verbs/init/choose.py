@@ -7,11 +7,10 @@ not proposed.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from corral.build import Plan, build_plan
-from corral.config.file_names import file_of
 from corral.config.inventory import Placement
 from corral.config.load import validate
 from corral.config.model_lock import Gguf, ModelLock
@@ -24,11 +23,12 @@ from corral.verbs.models.models import QUANTIZATION
 RANK_POOLING = 4
 # Tokens of one request: tried first, and where even that is too much.
 FIRST_CONTEXT, LEAST_CONTEXT, EMBEDDING_CONTEXT = 8192, 4096, 2048
-# What a chat pool gets while there is room: first a longer context for one, then more requests at the same time.
-GROWTH = ({"context": 16384}, {"slots": 2}, {"context": 32768}, {"slots": 4})
+# Context and slots of a chat pool while there is room: first a longer context, then more requests at the same time.
+GROWTH = ((16384, 1), (16384, 2), (32768, 2), (32768, 4))
 # GiB that a processor may read for each token: more is too slow to talk with.
 CPU_GIB = 4.0
 GIB = 1 << 30
+BESIDE = "fits, but not beside what is served"
 # What is proposed for cards where no model file was found, from large to small: official files and their GiB.
 PROPOSED = {
     "qwen3-32b": ("hf:Qwen/Qwen3-32B-GGUF/Qwen3-32B-Q4_K_M.gguf", 18.4),
@@ -77,7 +77,7 @@ class Serving:
 
     candidate: Candidate
     context: int
-    slots: int = 1
+    engine: Mapping[str, object] = field(default_factory=dict)
     replicas: int = 1
     is_on_cards: bool = True
     # Where the plan has put it.
@@ -90,13 +90,16 @@ class Serving:
             return [f"{{host: {self.candidate.host}}}"]
         if not self.places:
             return [f"{{auto: true, host: {self.candidate.host}, replicas: {self.replicas}}}"]
-        alone = [place.gpus[0] for place in self.places if place.gpus and place.gpus_per_replica == 1]
-        first = [f"{{host: {self.candidate.host}, gpus: {ranges(alone)}}}"] if alone else []
-        split = [place for place in self.places if place.gpus_per_replica > 1]
-        return first + [
-            f"{{host: {place.host}, gpus: {ranges(place.gpus or ())}, gpus_per_replica: {place.gpus_per_replica}}}"
-            for place in split
-        ]
+        alone = sorted(place.gpus[0] for place in self.places if place.gpus and place.gpus_per_replica == 1)
+        groups = (
+            [alone, ""],
+            *(
+                [list(it.gpus or ()), f", gpus_per_replica: {it.gpus_per_replica}"]
+                for it in self.places
+                if it.gpus_per_replica > 1
+            ),
+        )
+        return [f"{{host: {self.candidate.host}, gpus: {numbers}{more}}}" for numbers, more in groups if numbers]
 
 
 # The text of an inventory that serves these, and what of it the plan judges.
@@ -120,7 +123,8 @@ class Chooser:
         try:
             found = build_plan(replace(validate(parse(self.render(servings), "inventory")), lock=lock or self.lock))
         except SiteError as error:
-            self.reason = error.problems[0].message
+            first = error.problems[0]
+            self.reason = f"{first.message}; {first.remedy}" if first.remedy else first.message
             return None
         guesses = [warning for warning in found.warnings if warning.rule == "vram"]
         self.reason = guesses[0].message if guesses else ""
@@ -128,75 +132,83 @@ class Chooser:
 
     def choose(self, candidates: Iterable[Candidate]) -> None:
         """Chats from the largest to the smallest as far as they fit beside each other, and one model of other kinds."""
-        for item in sorted(candidates, key=lambda it: (it.kind != "chat", -it.size, it.name, it.file.store)):
-            if any(item.name == other.candidate.name for other in self.chosen):
-                self.refused[self.label(item)] = f"another file of {item.name} is served"
-            elif item.kind != "chat" and any(item.kind == other.candidate.kind for other in self.chosen):
-                self.refused[self.label(item)] = f"one {item.kind} model is enough for most sites"
-            elif reason := self._added(item):
-                self.refused[self.label(item)] = reason
+        ordered = sorted(candidates, key=lambda it: (it.kind != "chat", -it.size, it.name, it.file.store))
+        for item in ordered:
+            self._take(item, FIRST_CONTEXT if item.kind == "chat" else EMBEDDING_CONTEXT)
+        for item in ordered:
+            if item.kind == "chat" and not any(it.candidate.kind == "chat" for it in self.chosen):
+                self._take(item, LEAST_CONTEXT)
 
     @staticmethod
     def label(item: Candidate) -> str:
         """A candidate as people find it."""
         return f"{item.file.source} on {item.host} ({item.place})"
 
-    def _added(self, item: Candidate) -> str:
-        """Serves a model if there is a way, and returns why there is none."""
-        trained = (item.gguf.context if item.gguf else 0) or FIRST_CONTEXT
+    def _take(self, item: Candidate, context: int) -> None:
+        """Serves a model if there is a way, or keeps why there is none."""
+        trained = (item.gguf.context if item.gguf else 0) or context
         has_cards = any(machine.name == item.host and machine.cards for machine in self.machines)
-        is_chat = item.kind == "chat"
-        first = Serving(item, min(trained, FIRST_CONTEXT if is_chat else EMBEDDING_CONTEXT))
-        ways = [first, replace(first, context=min(trained, LEAST_CONTEXT))] if has_cards else []
-        if not (has_cards and is_chat):
-            ways.append(replace(first, is_on_cards=False))
-        reason = ""
-        for way in ways:
-            if not way.is_on_cards and is_chat and (why := self._too_slow(item)):
-                return why
-            if self.plan([*self.chosen, way]):
-                self.chosen.append(way)
-                return ""
-            reason = reason or self.reason
-        return reason
+        on_card = Serving(item, min(trained, context))
+        ways = [on_card] if has_cards else []
+        ways += [replace(on_card, engine={"cache_type": "q8_0"})] if has_cards and item.kind == "chat" else []
+        ways += [replace(on_card, is_on_cards=False)] if not (has_cards and item.kind == "chat") else []
+        reason = self._not_wanted(item, has_cards=has_cards)
+        way = next((way for way in ways if not reason and self.plan([*self.chosen, way])), None)
+        self.refused.pop(self.label(item), None)
+        if way:
+            self.chosen.append(way)
+        elif reason:
+            self.refused[self.label(item)] = reason
+        else:
+            fits_alone = any(self.plan([way]) for way in ways)
+            self.refused[self.label(item)] = BESIDE if fits_alone else self.reason
 
-    def _too_slow(self, item: Candidate) -> str:
-        """Why a processor is not to serve a chat model; empty when it may."""
+    def _not_wanted(self, item: Candidate, *, has_cards: bool) -> str:
+        """Why a model is not to be served even where there is room; empty when it is."""
+        others = [it.candidate for it in self.chosen]
+        if any(item.name == it.name for it in others):
+            return f"another file of {item.name} is served"
+        if item.kind != "chat":
+            return f"one {item.kind} model is enough to begin with" if item.kind in {it.kind for it in others} else ""
+        if has_cards:
+            return ""
         if item.read_gib > CPU_GIB:
-            return f"a processor reads {item.read_gib:.1f} GiB for each token of it, which is too slow to talk with"
-        others = [other for other in self.chosen if other.candidate.kind == "chat" and other.candidate.host == item.host]
-        return "one chat model is enough for a processor" if others else ""
+            return f"a processor reads {item.read_gib:.1f} GiB of it for each token, which is too slow to talk with"
+        alike = any(it.kind == "chat" and it.host == item.host for it in others)
+        return "one chat model is enough for a processor" if alike else ""
 
     def grow(self) -> None:
         """Gives what is left: further replicas to cards that are idle, longer contexts, more requests at a time."""
-        while any(self._is_grown(index, self._with_replica(index)) for index in range(len(self.chosen))):
+        while any(self._has_replica_more(index) for index in range(len(self.chosen))):
             pass
-        for step in GROWTH:
+        for context, slots in GROWTH:
             for index, serving in enumerate(self.chosen):
                 item = serving.candidate
-                trained = item.gguf.context if item.gguf else FIRST_CONTEXT
-                if item.kind == "chat" and serving.is_on_cards and step.get("context", 0) <= trained:
-                    self._is_grown(index, replace(serving, **step))
+                if item.kind == "chat" and serving.is_on_cards:
+                    trained = item.gguf.context if item.gguf else FIRST_CONTEXT
+                    engine = {**serving.engine, **({"slots": slots} if slots > 1 else {})}
+                    self._changed(index, replace(serving, engine=engine))
+                    self._changed(
+                        index, replace(self.chosen[index], context=max(serving.context, min(trained, context)))
+                    )
 
-    def _with_replica(self, index: int) -> Serving | None:
-        """A pool with a replica more, where a card of its host has nothing to do."""
+    def _has_replica_more(self, index: int) -> bool:
+        """Gives a pool a replica more if a card of its host has nothing to do."""
         serving = self.chosen[index]
         found = self.plan(self.chosen) if serving.is_on_cards and serving.candidate.kind == "chat" else None
         if found is None:
-            return None
-        used = {card.number for item in found.site.replicas if item.host == serving.candidate.host for card in item.cards}
-        return replace(serving, replicas=serving.replicas + 1) if len(used) < len(found.site.cards[serving.candidate.host]) else None
+            return False
+        host = serving.candidate.host
+        used = {card.number for item in found.site.replicas if item.host == host for card in item.cards}
+        is_idle = len(used) < len(found.site.cards[host])
+        return is_idle and self._changed(index, replace(serving, replicas=serving.replicas + 1))
 
-    def _is_grown(self, index: int, wanted: Serving | None) -> bool:
-        """Takes the change if all fits with it and no card has two replicas of one pool."""
-        if wanted is None or wanted == self.chosen[index]:
-            return False
+    def _changed(self, index: int, wanted: Serving) -> bool:
+        """Takes a change if all fits with it and no card has two replicas of one pool."""
         changed = [*self.chosen[:index], wanted, *self.chosen[index + 1 :]]
-        found = self.plan(changed)
-        if found is None:
-            return False
-        cards = [(item.pool, card.number) for item in found.site.replicas for card in item.cards]
-        if len(set(cards)) < len(cards):
+        found = self.plan(changed) if wanted != self.chosen[index] else None
+        cards = [(item.pool, card.number) for item in found.site.replicas for card in item.cards] if found else []
+        if found is None or len(set(cards)) < len(cards):
             return False
         self.chosen = changed
         return True
@@ -208,20 +220,9 @@ class Chooser:
         self.chosen = [replace(it, places=pools[it.candidate.name].on) if it.is_on_cards else it for it in self.chosen]
 
 
-def ranges(numbers: Sequence[int]) -> str:
-    """Card numbers as people write them: `1`, `1-3` or `"1-3,5"`."""
-    parts: list[list[int]] = []
-    for number in sorted(numbers):
-        if parts and parts[-1][-1] == number - 1:
-            parts[-1].append(number)
-        else:
-            parts.append([number])
-    words = [f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts]
-    return words[0] if len(words) == 1 else f'"{",".join(words)}"'
-
-
 def name_of(text: str) -> str:
     """A pool's name for a model file: without its folder, its quantization and its number of parts."""
-    text = re.sub(r"(?i)\.gguf$", "", file_of(text) if ":" not in text else text)
-    text = QUANTIZATION.sub("", re.sub(r"-\d{5}-of-\d{5}$", "", text))
-    return re.sub(r"[^a-z0-9.]+", "-", re.sub(r"(?i)[-_.]ud(?=[-_.]?$)", "", text).lower()).strip("-.")[:40] or "model"
+    text = re.sub(r"(?i)\.gguf$|:latest$", "", text.rpartition("/")[2])
+    text = re.sub(r"(?i)^.*-gguf_|-\d{5}-of-\d{5}$", "", text)  # llama.cpp's cache: owner_repository_file
+    text = QUANTIZATION.sub("", text).lower()
+    return re.sub(r"[^a-z0-9.]+", "-", re.sub(r"[-_.]ud(?=[-_.]*$)", "", text)).strip("-.")[:40].strip("-.") or "model"

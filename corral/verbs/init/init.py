@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from corral.build import Plan, load_site
-from corral.config.load import Loaded, validate
+from corral.config.load import load_inventory, validate
 from corral.config.model_lock import ModelLock
 from corral.config.source import parse
 from corral.contributions import Contributions
@@ -24,8 +24,7 @@ from corral.errors import CorralError
 from corral.plan.settings import gguf_of
 from corral.render.tree import environment, to_yaml
 from corral.runtime.hosts import ComposeHost
-from corral.units import gib
-from corral.verbs.init.choose import PROPOSED, Candidate, Chooser, Serving, name_of
+from corral.verbs.init.choose import BESIDE, PROPOSED, Candidate, Chooser, Serving, name_of
 from corral.verbs.init.look import FoundFile, Machine, look
 from corral.verbs.init.servers import FoundServer
 from corral.verbs.models.models import Store, inspect
@@ -33,6 +32,7 @@ from corral.verbs.models.models import Store, inspect
 TEMPLATE, DEFAULT = "init/inventory.yaml.j2", "init/default.yaml"
 # Where a container finds the machine that Docker's virtual machine runs on.
 FROM_DOCKER = "host.docker.internal"
+OF_A_MAC = "no container can use a Mac's graphics: serve it with Ollama, LM Studio or llama-server, and run init again"
 ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,126}")
 
 
@@ -78,17 +78,18 @@ def propose(destinations: Sequence[str], folders: Sequence[str]) -> Proposal:
 # --- looking ---------------------------------------------------------------------------------------------------------
 
 
-def _loaded(hosts: Mapping[str, Any], models: Mapping[str, Any], pools: Mapping[str, Any]) -> Loaded:
+def _passing(hosts: Mapping[str, Any], models: Mapping[str, Any], pools: Mapping[str, Any]) -> str:
     """An inventory that only serves to reach hosts and their files."""
     data = {"schema_version": 1, "name": "farm", "hosts": hosts, "models": models, "pools": pools}
-    return validate(parse(json.dumps(data | {"gateway": {"host": next(iter(hosts))}}), "--host"))
+    return json.dumps(data | {"gateway": {"host": next(iter(hosts))}})
 
 
 def _looked_at(destinations: Sequence[str], folders: Sequence[str]) -> list[Machine]:
     """This machine, and the others, with names of their own."""
     hosts = {"here": {}} | {f"far-{number}": {"ssh": name} for number, name in enumerate(destinations)}
     anything = {"model": "m", "on": {"host": "here"}}
-    site = load_site(_loaded(hosts, {"m": {"source": "m.gguf", "kind": "chat"}}, {"m": anything}))
+    text = _passing(hosts, {"m": {"source": "m.gguf", "kind": "chat"}}, {"m": anything})
+    site = load_site(validate(parse(text, "--host")))
     far = [ComposeHost(Plan(site, Contributions()), name, Path("compose")) for name in hosts]
     with ThreadPoolExecutor(len(far)) as pool:
         found = list(pool.map(partial(look, folders=folders), far))
@@ -105,7 +106,12 @@ def _inspected(machines: Sequence[Machine]) -> tuple[ModelLock, list[Candidate],
     hosts = {it.name: {"ssh": it.ssh or None, "model_stores": dict(it.stores)} for it in machines}
     files = {f"m{n}": (it, file) for n, (it, file) in enumerate((it, file) for it in machines for file in it.files)}
     models = {
-        key: {"source": file.source, "revision": file.revision or None, "kind": "chat", "projector": file.projector or None}
+        key: {
+            "source": file.source,
+            "revision": file.revision or None,
+            "kind": "chat",
+            "projector": file.projector or None,
+        }
         for key, (_, file) in files.items()
     }
     if not models:
@@ -113,12 +119,14 @@ def _inspected(machines: Sequence[Machine]) -> tuple[ModelLock, list[Candidate],
     pools = {key: {"model": key, "on": {"host": it.name}} for key, (it, _) in files.items()}
     said = io.StringIO()
     with tempfile.TemporaryDirectory() as folder:
-        site = load_site(_loaded(hosts, models, pools))
-        store = Store(site, Path(folder) / "inventory.yaml", Path(folder), Console(file=said, width=1000))
+        path = Path(folder) / "inventory.yaml"
+        path.write_text(_passing(hosts, models, pools), encoding="utf-8")
+        site = load_site(load_inventory(path))
+        store = Store(site, path, path.parent, Console(file=said, width=1000))
         try:
             inspect(store)
         except CorralError as error:
-            said.write("\n".join(str(error).splitlines()[:-1]))
+            said.write(str(error))
         lock = ModelLock.read(store.lock_path)
     candidates = []
     for key, (machine, file) in files.items():
@@ -127,7 +135,12 @@ def _inspected(machines: Sequence[Machine]) -> tuple[ModelLock, list[Candidate],
         if gguf := gguf_of(model, lock):
             size = sum(it.size for it in known if it)
             candidates.append(Candidate(name_of(file.name), machine.name, file, size, gguf))
-    return lock, candidates, [line for line in said.getvalue().splitlines() if line and "are described in" not in line]
+    lines = said.getvalue().splitlines()
+    return (
+        lock,
+        candidates,
+        [line for line in lines if line and not re.search("^the others were|are described in", line)],
+    )
 
 
 # --- choosing --------------------------------------------------------------------------------------------------------
@@ -156,8 +169,8 @@ class _Site:
         chooser = Chooser(partial(self._text, pools, {}, has_monitoring), self.lock, self.machines)
         self.refused = chooser.refused
         chooser.choose(self._own(chooser, {pool.name for pool in pools}))
-        if not self.candidates:
-            for host in (it for it in self.hosts if it.cards):
+        for host in self.hosts:
+            if host.cards and not host.nodes and not any(it.candidate.host == host.name for it in chooser.chosen):
                 self._propose_downloads(chooser, host)
         if not chooser.chosen and not pools:
             return None
@@ -172,28 +185,24 @@ class _Site:
     def _own(self, chooser: Chooser, taken: set[str]) -> list[Candidate]:
         """The candidates that servers of the kit may serve."""
         by_name = {it.name: it for it in self.machines}
-        for item in self.candidates:
-            machine, reason = by_name[item.host], ""
+        wanted = [item for item in self.candidates if item.name not in taken]
+        for item in wanted:
+            machine = by_name[item.host]
             if machine.nodes:
                 engines = " and ".join(server.engine for server in machine.nodes)
-                reason = f"{engines} runs on {item.host}, and keeps its memory and cards"
+                chooser.refused[chooser.label(item)] = f"{engines} runs on {item.host}, and keeps its memory and cards"
             elif machine.is_mac:
-                reason = "containers cannot use a Mac's graphics: serve it with Ollama, LM Studio or llama-server, then run init again"
-            elif item.name in taken:
-                reason = "a server that runs has a model of this name"
-            if reason:
-                chooser.refused[chooser.label(item)] = reason
-        return [item for item in self.candidates if chooser.label(item) not in chooser.refused]
+                chooser.refused[chooser.label(item)] = OF_A_MAC
+        return [item for item in wanted if chooser.label(item) not in chooser.refused]
 
     @staticmethod
     def _propose_downloads(chooser: Chooser, host: Machine) -> None:
         """The largest of some well-known models that fits onto the cards of a host without any files."""
+        refused, before = dict(chooser.refused), len(chooser.chosen)
         for name, (source, size) in PROPOSED.items():
-            before = len(chooser.chosen)
-            chooser.choose([Candidate(name, host.name, FoundFile(source, "", name), round(size * (1 << 30)))])
-            if len(chooser.chosen) > before:
-                break
-        chooser.refused.clear()
+            if len(chooser.chosen) == before:
+                chooser.choose([Candidate(name, host.name, FoundFile(source, "", name), round(size * (1 << 30)))])
+        chooser.refused = refused
 
     def _node_pools(self) -> list[NodePool]:
         """A pool for each model of the servers that run; the same model on several of them is one pool."""
@@ -201,8 +210,12 @@ class _Site:
         for machine in self.machines:
             for server in machine.nodes:
                 for model, kind in server.models.items():
-                    key = name_of(model.rpartition("/")[2]), kind
-                    name = key[0] if not any(name == key[0] and other != kind for name, other in found) else f"{key[0]}-{kind}"
+                    key = name_of(model), kind
+                    name = (
+                        key[0]
+                        if not any(name == key[0] and other != kind for name, other in found)
+                        else f"{key[0]}-{kind}"
+                    )
                     own = f", model: {to_yaml(model)}" if len(server.models) > 1 else ""
                     place = f"{{node: {node_name(machine, server)}{own}}}"
                     old = found.get(key, NodePool(name, kind, (), model))
@@ -212,15 +225,23 @@ class _Site:
     # --- writing -----------------------------------------------------------------------------------------------------
 
     def _text(
-        self, pools: Sequence[NodePool], refused: Mapping[str, str], has_monitoring: bool, servings: Sequence[Serving]  # noqa: FBT001
+        self,
+        pools: Sequence[NodePool],
+        refused: Mapping[str, str],
+        has_monitoring: bool,
+        servings: Sequence[Serving],  # noqa: FBT001
     ) -> str:
+        used = {(it.candidate.host, it.candidate.file.store) for it in servings}
+        stores = {
+            it.name: {key: path for key, path in it.stores.items() if (it.name, key) in used} for it in self.hosts
+        }
         first = next((it.candidate.name for it in servings if it.candidate.kind == "chat"), "")
         first = next((pool.name for pool in pools if pool.kind == "chat"), first)
         return environment().get_template(TEMPLATE).render(
             machines=self.machines, hosts=self.hosts, settings={it.name: self._settings(it) for it in self.hosts},
             cards={card.kind: card.facts for it in self.hosts for card in it.cards if card.facts},
             nodes=[(it, server, node_name(it, server), self._url(it, server)) for it in self.machines for server in it.nodes],
-            pools=pools, servings=servings, refused=refused, notes=self.notes, default=first, quoted=_quoted,
+            stores=stores, pools=pools, servings=servings, refused=refused, notes=self.notes, default=first, quoted=_quoted, beside=BESIDE,
             has_monitoring=has_monitoring, aliases=[pool.alias for pool in pools if ALIAS.fullmatch(pool.alias)],
         )  # fmt: skip
 
@@ -239,7 +260,6 @@ class _Site:
             "gpu_access": "cdi" if "nvidia" in kinds and machine.docker.get("gpus") == "cdi" else "",
             "device_groups": to_yaml(machine.groups or (44, 105)) if kinds - {"nvidia"} else "",
             "selinux": "true" if machine.docker.get("selinux") else "",
-            "model_stores": _quoted(dict(machine.stores)) if machine.stores and not machine.nodes and not machine.is_mac else "",
         }
 
     def _url(self, machine: Machine, server: FoundServer) -> str:
@@ -262,10 +282,14 @@ def _quoted(value: object) -> str:
 
 def _default_with(machines: Sequence[Machine], notes: Iterable[str], refused: Mapping[str, str]) -> str:
     """The default site, with what was seen in front."""
-    seen = [f"{it.name}: {it.words}" for it in machines] + [f"{it.name}: {note}" for it in machines for note in it.notes]
+    seen = [line for it in machines for line in (f"{it.name}: {it.words}", *(f"  {line}" for line in it.remarks))]
     seen += [*notes, *(f"not served: {name}: {reason}" for name, reason in refused.items())]
     head, _, rest = default_text().partition("\n#\n")
-    lines = ["`./generate.py init` saw no card and no model that it could serve, so this is the default site.", *seen, ""]
+    lines = [
+        "`./generate.py init` saw no card and no model that it could serve, so this is the default site.",
+        *seen,
+        "",
+    ]
     return "\n".join([head, "#", *(f"# {line}".rstrip() for line in lines), rest])
 
 
@@ -273,11 +297,8 @@ def told(proposal: Proposal) -> list[str]:
     """What a person is told on the terminal: what was seen, what is served, and why the rest is not."""
     lines = []
     for machine in proposal.machines:
-        lines.append(f"{machine.name}: {machine.words}")
-        lines += [f"  card: {card.name}, {gib(card.total_mib)} GiB, {card.uuid or card.pci}" for card in machine.cards]
-        lines += [f"  runs: {it.engine or 'an unknown server'} on port {it.port}" for it in machine.servers]
-        lines += [f"  note: {note}" for note in machine.notes]
-    lines += [f"note: {note}" for note in proposal.notes]
+        lines += [f"{machine.name}: {machine.words}", *(f"  {line}" for line in machine.remarks)]
+    lines += proposal.notes
     lines += [f"serves: {it.candidate.name} ({it.candidate.place}) {' '.join(it.on)}" for it in proposal.servings]
     lines += [f"passes on: {pool.name} {' '.join(pool.places)}" for pool in proposal.pools]
     return [*lines, *(f"leaves out: {name}: {reason}" for name, reason in proposal.refused.items())]

@@ -11,7 +11,8 @@ from typing import Any
 from corral.errors import CorralError
 from corral.runtime.hosts import ComposeHost
 from corral.runtime.observe import CARD_FIELDS, assigned, parts
-from corral.verbs.init.cards import FoundCard, cards_in, json_in
+from corral.verbs.init.cards import FoundCard, cards_in
+from corral.verbs.init.said import items, json_in, mapping
 from corral.verbs.init.servers import FoundServer, servers_in
 
 SCRIPT = Path(__file__).with_suffix(".sh")
@@ -67,6 +68,21 @@ class Machine:
         is_here = self.is_mac and not self.ssh
         return [server for server in self.servers if server.models and (server.is_open or is_here)]
 
+    @property
+    def remarks(self) -> list[str]:
+        """What there is besides the machine itself: cards, servers that run, and notes."""
+        lines = [f"card: {card.words}" for card in self.cards]
+        for server in self.servers:
+            words = f"{server.engine or 'an unknown server'} runs on port {server.port}"
+            if server.models and server not in self.nodes:
+                setting = " (OLLAMA_HOST=0.0.0.0)" if server.engine == "ollama" else ""
+                words += (
+                    " on loopback only, where no container reaches it, and takes memory of the same cards: stop it,"
+                )
+                words += f" or let it listen on {self.address or 'the network'}{setting} and run init again"
+            lines.append(words)
+        return [*lines, *self.notes]
+
 
 def look(host: ComposeHost, folders: Iterable[str]) -> Machine:
     """Asks a machine; raises CorralError when it does not answer at all."""
@@ -75,7 +91,9 @@ def look(host: ComposeHost, folders: Iterable[str]) -> Machine:
         "ports": " ".join(map(str, PORTS)),
     }  # fmt: skip
     path = f"PATH=$PATH:{MORE_PATH}" if MORE_PATH else ""
-    script = "\n".join(["{ export LC_ALL=C", path, assigned(values), SCRIPT.read_text(encoding="utf-8"), "} </dev/null"])
+    script = "\n".join(
+        ["{ export LC_ALL=C", path, assigned(values), SCRIPT.read_text(encoding="utf-8"), "} </dev/null"]
+    )
     done = host.run(["sh"], given=f"{script}\n".encode(), limit_s=3 * LIMIT_S, check=False)
     said = parts(done.out)
     if "machine" not in said:
@@ -99,7 +117,11 @@ def understood(said: Mapping[str, str], ssh: str) -> Machine:
     model = re.search(r"^Model name:\s+(.+)$|^(Apple .+)$", text, re.MULTILINE)
     words = [(model[1] or model[2]) if model else rest[0], f"{cores[1] if cores else '?'} cores"]
     disk = re.search(r"^disk \S+ +\d+ +\d+ +(\d+)", text, re.MULTILINE)
-    words += [f"{ram / GIB:.0f} GiB of memory", *([f"{int(disk[1]) >> 20} GiB free on disk"] if disk else []), docker_words]
+    words += [
+        f"{ram / GIB:.0f} GiB of memory",
+        *([f"{int(disk[1]) >> 20} GiB free on disk"] if disk else []),
+        docker_words,
+    ]
     silent = [name.removeprefix("silent ") for name in said if name.startswith("silent ")]
     notes += [f"{name} hangs: no answer within {LIMIT_S} s; what it would say is not known" for name in silent]
     if "servers" not in said:
@@ -126,11 +148,11 @@ def understood(said: Mapping[str, str], ssh: str) -> Machine:
 
 def _docker(said: Mapping[str, str]) -> tuple[dict[str, Any], str]:
     """What Docker says of itself, with what hands out NVIDIA cards (`gpus`); and in words."""
-    info = json_in(said.get("docker", ""))
-    if not isinstance(info, dict) or not info.get("ServerVersion"):
+    info = mapping(json_in(said.get("docker", "")))
+    if not info.get("ServerVersion"):
         is_there = "docker" in said
         return {}, "Docker does not answer this user" if is_there else "no Docker"
-    devices = [str(item.get("ID", "")) for item in info.get("DiscoveredDevices") or []]
+    devices = [str(item.get("ID", "")) for item in items(info.get("DiscoveredDevices"))]
     has_hook = "nvidia" in (info.get("Runtimes") or {}) or "code 0" in said.get("hook", "")
     has_cdi = any(item.startswith("nvidia.com/gpu") for item in devices)
     options = " ".join(info.get("SecurityOptions") or [])
@@ -172,7 +194,7 @@ def _in_store(kind: str, store: str, paths: list[str]) -> Iterator[FoundFile]:
             registry, user, *names = path.split("/")
             start = [] if (registry, user) == ("registry.ollama.ai", "library") else [user]
             start = start if registry == "registry.ollama.ai" else [registry, *start]
-            yield FoundFile(f"ollama:{'/'.join([*start, *names[:-1]])}:{names[-1]}", store, "-".join(names).removesuffix("-latest"))
+            yield FoundFile(f"ollama:{'/'.join([*start, *names[:-1]])}:{names[-1]}", store, ":".join(names))
         elif kind == "hub" and (found := HUB_FILE.fullmatch(path)):
             owner, repository, commit, _ = found.groups()
             start = f"hf:{owner}/{repository}/"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from corral.units import grouped
+from corral.verbs.init.said import items, mapping
 
 EMBEDS = re.compile(r"(?i)embed|\bbge-m|nomic-|minilm|\bbert")
 
@@ -34,11 +35,11 @@ def servers_in(text: str) -> tuple[FoundServer, ...]:
 
 def _server(port: int, rows: list[list[str]]) -> FoundServer:
     said = {path: _data(rest[0] if rest else "") for path, *rest in rows}
-    listed = [item for item in _items(said.get("/v1/models"), "data") if item.get("id")]
+    listed = [item for item in items(mapping(said.get("/v1/models")).get("data")) if item.get("id")]
     owner = str(listed[0].get("owned_by", "")) if listed else ""
-    studio, props = _items(said.get("/api/v0/models"), "data"), said.get("/props")
+    studio, props = items(mapping(said.get("/api/v0/models")).get("data")), said.get("/props")
     slots, models = 1, {str(item["id"]): _kind(str(item["id"])) for item in listed}
-    if "version" in _mapping(said.get("/api/version")) and "models" in _mapping(said.get("/api/tags")):
+    if "version" in mapping(said.get("/api/version")) and "models" in mapping(said.get("/api/tags")):
         engine, models = "ollama", dict(_of_ollama(said["/api/tags"]))
     elif studio:
         engine = "lmstudio"
@@ -46,8 +47,8 @@ def _server(port: int, rows: list[list[str]]) -> FoundServer:
         models = {str(item["id"]): kinds.get(str(item.get("type")), "chat") for item in studio if item.get("id")}
     elif owner == "vllm":
         engine, slots = "vllm", 16
-    elif owner == "llamacpp" or "total_slots" in _mapping(props):
-        engine, slots = "llama.cpp", int(_mapping(props).get("total_slots") or 1)
+    elif owner == "llamacpp" or "total_slots" in mapping(props):
+        engine, slots = "llama.cpp", int(mapping(props).get("total_slots") or 1)
     elif "alive" in str(said.get("/health/liveliness")):
         engine, models = "litellm", {}
     elif listed:
@@ -58,8 +59,8 @@ def _server(port: int, rows: list[list[str]]) -> FoundServer:
 
 
 def _of_ollama(answer: Any) -> Iterator[tuple[str, str]]:
-    for item in _items(answer, "models"):
-        family = str(_mapping(item.get("details")).get("family", ""))
+    for item in items(mapping(answer).get("models")):
+        family = str(mapping(item.get("details")).get("family", ""))
         if item.get("name") and not item.get("remote_host"):
             name = str(item["name"])
             yield name, "embedding" if "bert" in family else _kind(name)
@@ -73,12 +74,3 @@ def _data(text: str) -> Any:
     with suppress(ValueError):
         return json.loads(text)
     return text
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _items(value: Any, key: str) -> list[dict[str, Any]]:
-    found = _mapping(value).get(key)
-    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []

@@ -1,0 +1,173 @@
+"""`init` on machines of straw: their tools' real output as commands on PATH, and the inventory that each gets."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from corral.cli import main
+from corral.config.source import plain_yaml
+from corral.verbs.init import look
+from corral.verbs.init.init import default_text
+from tests.model_headers import write_header
+from tests.model_stores import put_in_ollama
+from tests.processes.helpers import free_port, serving_http
+from tests.trees import ROOT
+
+FOLDER = ROOT / "tests" / "init"
+MACHINES: dict[str, dict[str, Any]] = plain_yaml((FOLDER / "machines.yaml").read_bytes())
+# What every machine has; everything else is of straw.
+REAL = ("sh", "mktemp", "rm", "cat", "find", "sleep", "sed", "tr", "mv", "head", "curl")
+DISK = "Filesystem 1024-blocks Used Available Capacity Mounted on\n/dev/nvme0n1p2 976762584 500000000 427819008 54% /"
+# What servers answer, by path.
+WIRE: dict[str, dict[str, Any]] = {
+    "ollama": {
+        "/": "Ollama is running",
+        "/api/version": {"version": "0.12.6"},
+        "/api/tags": {
+            "models": [
+                {"name": name, "model": name, "modified_at": "2026-11-01T10:00:00.5+01:00", "size": size, "digest": "0" * 64,
+                 "details": {"parent_model": "", "format": "gguf", "family": family, "families": [family],
+                             "parameter_size": "8.2B", "quantization_level": "Q4_K_M"}}
+                for name, size, family in (("qwen3:8b", 5225388164, "qwen3"), ("nomic-embed-text:latest", 274302450, "nomic-bert"))
+            ]
+        },
+        "/v1/models": {"object": "list", "data": [{"id": "qwen3:8b", "object": "model", "created": 1, "owned_by": "library"}]},
+    },
+    "lmstudio": {
+        "/": {"error": "Unexpected endpoint or method. (GET /)"},
+        "/api/version": {"error": "Unexpected endpoint or method. (GET /api/version)"},
+        "/api/v0/models": {
+            "object": "list",
+            "data": [
+                {"id": "qwen3-30b-a3b", "object": "model", "type": "llm", "publisher": "unsloth", "arch": "qwen3moe",
+                 "compatibility_type": "gguf", "quantization": "Q4_K_M", "state": "not-loaded", "max_context_length": 262144},
+            ],
+        },
+        "/v1/models": {"object": "list", "data": [{"id": "qwen3-30b-a3b", "object": "model", "owned_by": "organization_owner"}]},
+    },
+}  # fmt: skip
+
+
+def _server(kind: str) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            known = WIRE[kind].get(self.path)
+            body = known if isinstance(known, str) else json.dumps(known or {"error": "not found"}, indent=1)
+            self.send_response(200 if known else 404)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    return Handler
+
+
+def _tool(path: Path, said: Any) -> None:
+    """A command that prints this: one text, or one by its last argument (`info` and `compose` are Docker's first)."""
+    if said == "hangs":
+        text = "trap '' TERM\nwhile :; do sleep 0.2; done"
+    elif isinstance(said, dict):
+        rows = "".join(f"*' {key} '*) cat <<'END'\n{value}\nEND\n;;\n" for key, value in said.items())
+        text = f'case " $* " in\n{rows}*) exit 1 ;;\nesac'
+    else:
+        text = f"cat <<'END'\n{said.rstrip()}\nEND"
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+Run = Callable[[str], tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """Runs `init` on one of the machines: exit code, the inventory, and what was said."""
+    home, tools, kernel = tmp_path / "home", tmp_path / "bin", tmp_path / "sys" / "bus" / "pci" / "devices"
+    for folder in (home, tools, kernel):
+        folder.mkdir(parents=True)
+    for name in REAL:
+        (tools / name).symlink_to(str(shutil.which(name)))
+    for name in ("HF_HOME", "HF_HUB_CACHE", "OLLAMA_MODELS", "LLAMA_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    port = free_port()
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setattr(look, "SYSTEM", str(tmp_path / "sys"))
+    monkeypatch.setattr(look, "MORE_PATH", "")
+    monkeypatch.setattr(look, "PORTS", (port,))
+    monkeypatch.setattr(look, "LIMIT_S", 3)
+
+    def call(name: str) -> tuple[int, str, str]:
+        machine = MACHINES[name]
+        for tool, said in {"df": DISK, "stat": "", "lscpu": "", **machine["tools"]}.items():
+            _tool(tools / tool, said)
+        for slot, values in machine["kernel"].items():
+            (kernel / slot).mkdir()
+            for file, value in values.items():
+                (kernel / slot / file).write_text(f"{value}\n")
+        for file, header in machine["files"].items():
+            path = home / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_header(path, header) if header else path.write_bytes(b"not a model")
+        for file, header in machine.get("ollama", {}).items():
+            put_in_ollama(home / ".ollama" / "models", *file.split("/"), b"GGUF")
+            (blob,) = (home / ".ollama" / "models" / "blobs").iterdir()
+            write_header(blob, header)  # its content is not what its name says, which `init` does not look at
+        monkeypatch.setenv("PATH", str(tools))
+        capsys.readouterr()
+        with ExitStack() as stack:
+            if kind := machine.get("server"):
+                address = "127.0.0.1" if name == "ollama-on-loopback" else "0.0.0.0"
+                stack.enter_context(serving_http(_server(kind), port, address))
+            code = main(["init", *(word for folder in machine.get("folders", []) for word in ("--models", folder))])
+        said = capsys.readouterr().err
+        assert "Traceback" not in said or name == "broken"
+        text = Path("inventory.yaml").read_text() if Path("inventory.yaml").exists() else ""
+        shown = [
+            part.replace(str(home), "/home/ann").replace(
+                str(port), "1234" if machine.get("server") == "lmstudio" else "11434"
+            )
+            for part in (text, said)
+        ]
+        return code, shown[0], shown[1]
+
+    yield call
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_text_for_a_machine(name: str, run: Run, update_golden: bool) -> None:
+    code, text, said = run(name)
+    assert code == 0, said
+    for path, found in ((FOLDER / f"{name}.yaml", text), (FOLDER / f"{name}.txt", said)):
+        if update_golden:
+            path.write_text(found)
+        assert found == path.read_text()
+    assert main(["check"]) == 0
+
+
+def test_an_inventory_of_ones_own_stays(run: Run) -> None:
+    Path("inventory.yaml").write_text("mine: true\n")
+    code, text, said = run("bare")
+    assert (code, text) == (2, "mine: true\n")
+    assert "nothing was written: name another file with --output" in said
+
+
+def test_the_shipped_example_gives_way(run: Run) -> None:
+    Path("inventory.yaml").write_text(default_text())
+    code, text, said = run("amd")
+    assert code == 0
+    assert "attic:" in text
+    assert "over the example that came with the kit" in said
+
+
+def test_the_default_is_the_committed_inventory() -> None:
+    assert default_text() == (ROOT / "inventory.yaml").read_text()
