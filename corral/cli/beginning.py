@@ -15,12 +15,18 @@ from corral.files import write_atomically
 app = typer.Typer()
 
 
+HostsOption = Annotated[
+    list[str] | None,
+    typer.Option("--host", metavar="USER@ADDRESS", help="Look at this machine, too, over ssh; repeatable."),
+]
+ModelsOption = Annotated[
+    list[Path] | None, typer.Option("--models", metavar="FOLDER", help="Look for model files there, too; repeatable.")
+]
+OutputOption = Annotated[Path, typer.Option("--output", help="The inventory to write; never over one of your own.")]
+
+
 @app.command()
-def init(
-    host: Annotated[list[str] | None, typer.Option("--host", metavar="USER@ADDRESS", help="Look at this machine, too, over ssh; repeatable.")] = None,
-    models: Annotated[list[Path] | None, typer.Option("--models", metavar="FOLDER", help="Look for model files there, too; repeatable.")] = None,
-    output: Annotated[Path, typer.Option("--output", help="The inventory to write; never over one that is yours.")] = INVENTORY,
-) -> None:  # fmt: skip
+def init(host: HostsOption = None, models: ModelsOption = None, output: OutputOption = INVENTORY) -> None:
     """Look at this machine (cards, models, servers) and write an inventory for what is there; changes nothing else."""
     from corral.verbs.init.init import default_text, propose, told
 
@@ -34,11 +40,8 @@ def init(
         talk.print(Text(line))
     write_atomically(output, proposal.text.encode(), 0o644)
     named = "" if output == INVENTORY else f" --inventory {output}"
-    verbs = (
-        ["models pull" if any(it.candidate.gguf is None for it in proposal.servings) else "models inspect"]
-        if proposal.servings
-        else []
-    )
+    is_whole = all(it.candidate.gguf for it in proposal.servings)
+    verbs = [f"models {'inspect' if is_whole else 'pull'}"] if proposal.servings else []
     verbs += ["plan", "render" if "runtime: local" in proposal.text else "setup"]
     over = ", over the example that came with the kit" if old else ""
     talk.print(f"{output}: written{over}; next: {', '.join(f'./generate.py {verb}{named}' for verb in verbs)}")

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from corral.config.card_names import ROWS, card_name, meant_by
-from corral.runtime.observe import MIB, parse_cards, short_slot
+from corral.runtime.docker import MIB
+from corral.runtime.observe import parse_cards, short_slot
 from corral.verbs.init.said import items, json_in, mapping, number
 
 MAKERS = {"0x10de": "nvidia", "0x1002": "amd", "0x8086": "intel"}

@@ -84,6 +84,15 @@ class Serving:
     places: tuple[Placement, ...] = ()
 
     @property
+    def why(self) -> str:
+        """Why it is served like this, for people."""
+        item = self.candidate
+        words = [item.place, *([] if item.gguf else ["not here yet: ./generate.py models pull"])]
+        words += [] if self.is_on_cards else ["on the processor"]
+        words += ["cache at 8 bits, for it would not fit otherwise"] if "cache_type" in self.engine else []
+        return ", ".join([*words, *(["one on each card that would be idle"] if self.replicas > 1 else [])])
+
+    @property
     def on(self) -> list[str]:
         """Its places as the inventory has them: chosen by the plan until they are known."""
         if not self.is_on_cards:
@@ -220,9 +229,9 @@ class Chooser:
         self.chosen = [replace(it, places=pools[it.candidate.name].on) if it.is_on_cards else it for it in self.chosen]
 
 
-def name_of(text: str) -> str:
-    """A pool's name for a model file: without its folder, its quantization and its number of parts."""
+def name_of(text: str, *, keeps_all: bool = False) -> str:
+    """A pool's name for a model file: without its folder, its number of parts and (unless `keeps_all`) quantization."""
     text = re.sub(r"(?i)\.gguf$|:latest$", "", text.rpartition("/")[2])
     text = re.sub(r"(?i)^.*-gguf_|-\d{5}-of-\d{5}$", "", text)  # llama.cpp's cache: owner_repository_file
-    text = QUANTIZATION.sub("", text).lower()
+    text = (text if keeps_all else QUANTIZATION.sub("", text)).lower()
     return re.sub(r"[^a-z0-9.]+", "-", re.sub(r"[-_.]ud(?=[-_.]*$)", "", text)).strip("-.")[:40].strip("-.") or "model"

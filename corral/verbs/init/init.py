@@ -33,6 +33,8 @@ TEMPLATE, DEFAULT = "init/inventory.yaml.j2", "init/default.yaml"
 # Where a container finds the machine that Docker's virtual machine runs on.
 FROM_DOCKER = "host.docker.internal"
 OF_A_MAC = "no container can use a Mac's graphics: serve it with Ollama, LM Studio or llama-server, and run init again"
+# Of what `models inspect` says.
+NOT_TOLD = re.compile(r"^the others were|are described in")
 ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,126}")
 
 
@@ -68,10 +70,9 @@ def propose(destinations: Sequence[str], folders: Sequence[str]) -> Proposal:
     machines = _looked_at(destinations, folders)
     lock, candidates, notes = _inspected(machines)
     site = _Site(machines, lock, candidates, notes)
-    for has_monitoring in (True, False):
-        proposal = site.proposal(has_monitoring=has_monitoring)
-        if proposal:
-            return proposal
+    for site.has_monitoring in (True, False):
+        if found := site.proposal():
+            return found
     return Proposal(_default_with(machines, notes, site.refused), machines, refused=site.refused, notes=notes)
 
 
@@ -86,7 +87,7 @@ def _passing(hosts: Mapping[str, Any], models: Mapping[str, Any], pools: Mapping
 
 def _looked_at(destinations: Sequence[str], folders: Sequence[str]) -> list[Machine]:
     """This machine, and the others, with names of their own."""
-    hosts = {"here": {}} | {f"far-{number}": {"ssh": name} for number, name in enumerate(destinations)}
+    hosts: dict[str, Any] = {"here": {}} | {f"far-{number}": {"ssh": name} for number, name in enumerate(destinations)}
     anything = {"model": "m", "on": {"host": "here"}}
     text = _passing(hosts, {"m": {"source": "m.gguf", "kind": "chat"}}, {"m": anything})
     site = load_site(validate(parse(text, "--host")))
@@ -135,12 +136,8 @@ def _inspected(machines: Sequence[Machine]) -> tuple[ModelLock, list[Candidate],
         if gguf := gguf_of(model, lock):
             size = sum(it.size for it in known if it)
             candidates.append(Candidate(name_of(file.name), machine.name, file, size, gguf))
-    lines = said.getvalue().splitlines()
-    return (
-        lock,
-        candidates,
-        [line for line in lines if line and not re.search("^the others were|are described in", line)],
-    )
+    lines = [line for line in said.getvalue().splitlines() if line and not NOT_TOLD.search(line)]
+    return lock, candidates, lines
 
 
 # --- choosing --------------------------------------------------------------------------------------------------------
@@ -155,18 +152,19 @@ class _Site:
     candidates: Sequence[Candidate]
     notes: list[str]
     refused: dict[str, str] = field(default_factory=dict)
+    has_monitoring: bool = True
 
     @property
     def hosts(self) -> list[Machine]:
-        """Machines on which the kit starts something; the first has the gateway. A bare one beside others has nothing."""
+        """Machines on which the kit starts something; the first has the gateway. This one is left out if it is bare."""
         own = [it for it in self.machines if not it.nodes and not it.is_mac and (it.cards or it.files)]
         here = self.machines[0]
         return own if own and here not in own and not here.nodes else [here, *(it for it in own if it is not here)]
 
-    def proposal(self, *, has_monitoring: bool) -> Proposal | None:
+    def proposal(self) -> Proposal | None:
         """An inventory that holds; None when nothing of what is there can be served."""
         pools = self._node_pools()
-        chooser = Chooser(partial(self._text, pools, {}, has_monitoring), self.lock, self.machines)
+        chooser = Chooser(partial(self._text, pools, {}), self.lock, self.machines)
         self.refused = chooser.refused
         chooser.choose(self._own(chooser, {pool.name for pool in pools}))
         for host in self.hosts:
@@ -176,7 +174,7 @@ class _Site:
             return None
         chooser.grow()
         chooser.settle()
-        text = self._text(pools, chooser.refused, has_monitoring, chooser.chosen)
+        text = self._text(pools, chooser.refused, chooser.chosen)
         final = replace(chooser, render=lambda _: text)
         if not (final.plan(()) and final.plan((), ModelLock())):
             raise CorralError(f"the proposal breaks a rule, which is a fault of the kit: {final.reason}")
@@ -206,44 +204,34 @@ class _Site:
 
     def _node_pools(self) -> list[NodePool]:
         """A pool for each model of the servers that run; the same model on several of them is one pool."""
-        found: dict[tuple[str, str], NodePool] = {}
-        for machine in self.machines:
-            for server in machine.nodes:
-                for model, kind in server.models.items():
-                    key = name_of(model), kind
-                    name = (
-                        key[0]
-                        if not any(name == key[0] and other != kind for name, other in found)
-                        else f"{key[0]}-{kind}"
-                    )
-                    own = f", model: {to_yaml(model)}" if len(server.models) > 1 else ""
-                    place = f"{{node: {node_name(machine, server)}{own}}}"
-                    old = found.get(key, NodePool(name, kind, (), model))
-                    found[key] = replace(old, places=(*old.places, place))
+        found: dict[str, NodePool] = {}
+        running = ((it, server) for it in self.machines for server in it.nodes)
+        for machine, server, model, kind in ((it, at, *pair) for it, at in running for pair in at.models.items()):
+            names = (name_of(model), name_of(model, keeps_all=True), f"{name_of(model, keeps_all=True)}-{kind}")
+            alike = (model, kind)
+            name = next(it for it in (*names, model) if it not in found or (found[it].alias, found[it].kind) == alike)
+            own = f", model: {to_yaml(model)}" if len(server.models) > 1 else ""
+            old = found.get(name, NodePool(name, kind, (), model))
+            found[name] = replace(old, places=(*old.places, f"{{node: {node_name(machine, server)}{own}}}"))
         return list(found.values())
 
     # --- writing -----------------------------------------------------------------------------------------------------
 
-    def _text(
-        self,
-        pools: Sequence[NodePool],
-        refused: Mapping[str, str],
-        has_monitoring: bool,
-        servings: Sequence[Serving],  # noqa: FBT001
-    ) -> str:
+    def _text(self, pools: Sequence[NodePool], refused: Mapping[str, str], servings: Sequence[Serving]) -> str:
         used = {(it.candidate.host, it.candidate.file.store) for it in servings}
-        stores = {
-            it.name: {key: path for key, path in it.stores.items() if (it.name, key) in used} for it in self.hosts
-        }
-        first = next((it.candidate.name for it in servings if it.candidate.kind == "chat"), "")
-        first = next((pool.name for pool in pools if pool.kind == "chat"), first)
-        return environment().get_template(TEMPLATE).render(
-            machines=self.machines, hosts=self.hosts, settings={it.name: self._settings(it) for it in self.hosts},
-            cards={card.kind: card.facts for it in self.hosts for card in it.cards if card.facts},
-            nodes=[(it, server, node_name(it, server), self._url(it, server)) for it in self.machines for server in it.nodes],
-            stores=stores, pools=pools, servings=servings, refused=refused, notes=self.notes, default=first, quoted=_quoted, beside=BESIDE,
-            has_monitoring=has_monitoring, aliases=[pool.alias for pool in pools if ALIAS.fullmatch(pool.alias)],
-        )  # fmt: skip
+        names = [it.name for it in pools if it.kind == "chat"]
+        names += [it.candidate.name for it in servings if it.candidate.kind == "chat"]
+        values = {
+            "machines": self.machines, "hosts": self.hosts, "notes": self.notes, "beside": BESIDE, "quoted": _quoted,
+            "settings": {it.name: self._settings(it) for it in self.hosts},
+            "stores": {it.name: [own for own in it.stores.items() if (it.name, own[0]) in used] for it in self.hosts},
+            "cards": {card.kind: card.facts for it in self.hosts for card in it.cards if card.facts},
+            "nodes": [(at, node_name(it, at), _url(it, at)) for it in self.machines for at in it.nodes],
+            "aliases": [it.alias for it in pools if ALIAS.fullmatch(it.alias) and it.alias != it.name],
+            "pools": pools, "servings": servings, "refused": refused, "default": next(iter(names), ""),
+            "has_monitoring": self.has_monitoring,
+        }  # fmt: skip
+        return environment().get_template(TEMPLATE).render(values)
 
     def _settings(self, machine: Machine) -> dict[str, str]:
         """Keys of a host, as text."""
@@ -262,17 +250,18 @@ class _Site:
             "selinux": "true" if machine.docker.get("selinux") else "",
         }
 
-    def _url(self, machine: Machine, server: FoundServer) -> str:
-        """Where the gateway reaches a server."""
-        if machine.ssh or not machine.is_mac:
-            return f"http://{machine.address}:{server.port}"
-        return f"http://{FROM_DOCKER if machine.docker else '127.0.0.1'}:{server.port}"
-
 
 def node_name(machine: Machine, server: FoundServer) -> str:
     """A node's name: of the machine and what runs there."""
     others = [it for it in machine.nodes if it.engine == server.engine]
     return f"{machine.name}-{server.engine.replace('.', '')}" + (f"-{server.port}" if len(others) > 1 else "")
+
+
+def _url(machine: Machine, server: FoundServer) -> str:
+    """Where the gateway reaches a server."""
+    if machine.ssh or not machine.is_mac:
+        return f"http://{machine.address}:{server.port}"
+    return f"http://{FROM_DOCKER if machine.docker else '127.0.0.1'}:{server.port}"
 
 
 def _quoted(value: object) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from corral.config.file_names import OLLAMA_REGISTRY, OLLAMA_USER
 from corral.errors import CorralError
 from corral.runtime.hosts import ComposeHost
 from corral.runtime.observe import CARD_FIELDS, assigned, parts
@@ -192,12 +193,11 @@ def _in_store(kind: str, store: str, paths: list[str]) -> Iterator[FoundFile]:
         projector = near[0] if len(near) == 1 and folder else ""
         if kind == "ollama":
             registry, user, *names = path.split("/")
-            start = [] if (registry, user) == ("registry.ollama.ai", "library") else [user]
-            start = start if registry == "registry.ollama.ai" else [registry, *start]
-            yield FoundFile(f"ollama:{'/'.join([*start, *names[:-1]])}:{names[-1]}", store, ":".join(names))
+            is_usual = registry == OLLAMA_REGISTRY
+            owner = [*([] if is_usual else [registry]), *([] if is_usual and user == OLLAMA_USER else [user])]
+            yield FoundFile(f"ollama:{'/'.join([*owner, *names[:-1]])}:{names[-1]}", store, ":".join(names))
         elif kind == "hub" and (found := HUB_FILE.fullmatch(path)):
-            owner, repository, commit, _ = found.groups()
-            start = f"hf:{owner}/{repository}/"
+            start, commit = f"hf:{found[1]}/{found[2]}/", found[3]
             seen = HUB_FILE.fullmatch(projector)
             yield FoundFile(start + found[4], store, file, commit, start + seen[4] if seen else "")
         elif kind != "hub":
