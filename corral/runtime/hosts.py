@@ -210,7 +210,8 @@ class ComposeHost:
         return CorralError(f"{self.name}: {error.filename} is not installed on this machine")
 
     def _checked(self, command: Sequence[str], done: Done, *, check: bool = True) -> Done:
-        if self.ssh is not None and done.code == UNREACHABLE:
+        # Without a word it was reached: its output was not read to the end, or the command itself ended so.
+        if self.ssh is not None and done.code == UNREACHABLE and done.words:
             raise CorralError(f"{self.name}: ssh {self.ssh} does not connect: {done.words}")
         if check and done.code != 0:
             raise CommandError(self.name, command, done)

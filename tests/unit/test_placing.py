@@ -124,6 +124,15 @@ def test_what_does_not_fit_says_by_how_much(written: Path, capsys: pytest.Captur
     assert "[vram]" in capsys.readouterr().err
 
 
+def test_a_split_replica_and_one_without_a_place_are_told(written: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    larger = BASE.replace("context: 4096}", "context: 4096, engine: {vram_mib: 9000}}").replace("REPLICAS", "1")
+    written.write_text(larger.replace("on: auto", "on: {auto: true, replicas: 2}").replace("count: 3", "count: 2"))
+    assert main(["check"]) == 1
+    said = capsys.readouterr().err
+    assert "[name-unique]" in said
+    assert "[vram]" in said
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -221,8 +221,10 @@ class _Site:
         used = {(it.candidate.host, it.candidate.file.store) for it in servings}
         names = [it.name for it in pools if it.kind == "chat"]
         names += [it.candidate.name for it in servings if it.candidate.kind == "chat"]
+        busy = {it.candidate.host for it in servings}
+        hosts = [it for it in self.hosts if it is self.hosts[0] or it.name in busy]
         values = {
-            "machines": self.machines, "hosts": self.hosts, "notes": self.notes, "beside": BESIDE, "quoted": _quoted,
+            "machines": self.machines, "hosts": hosts, "notes": self.notes, "beside": BESIDE, "quoted": _quoted,
             "settings": {it.name: self._settings(it) for it in self.hosts},
             "stores": {it.name: [own for own in it.stores.items() if (it.name, own[0]) in used] for it in self.hosts},
             "cards": {card.kind: card.facts for it in self.hosts for card in it.cards if card.facts},
