@@ -30,7 +30,9 @@ def init(host: HostsOption = None, models: ModelsOption = None, output: OutputOp
     """Look at this machine (cards, models, servers) and write an inventory for what is there; changes nothing else."""
     from corral.verbs.init.init import default_text, propose, told
 
-    old = output.read_text(encoding="utf-8", errors="replace") if output.exists() else ""
+    if not output.parent.is_dir():
+        raise UsageError(f"{output}: there is no such folder; make it first")
+    old = output.read_text(encoding="utf-8", errors="replace") if output.is_file() else ""
     if output.exists() and old != default_text():
         words = "is there already and stays as it is; nothing was written"
         raise UsageError(f"{output} {words}: name another file with --output, or move that one away")

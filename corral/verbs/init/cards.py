@@ -17,6 +17,8 @@ MAKERS = {"0x10de": "nvidia", "0x1002": "amd", "0x8086": "intel"}
 LEAST_MIB = 2048
 # By how much a figure of memory may differ from the catalogue's.
 TOLERANCE = 0.05
+# Characters of a tool's complaint that are told.
+MOST_TOLD = 120
 # What others have on a card, in MiB, that the plan does not count with anyway.
 USUAL_MIB = 256
 
@@ -84,12 +86,17 @@ def cards_in(said: Mapping[str, str]) -> tuple[tuple[FoundCard, ...], list[str]]
         )
         for card in seen
     ]  # fmt: skip
-    tools = [*_rocm(said.get("rocm-smi", "")), *_amd(said.get("amd-smi", "")), *_intel(said.get("xpu-smi", ""))]
+    tools: list[FoundCard] = []
+    for tool, reader in {"rocm-smi": _rocm, "amd-smi": _amd, "xpu-smi": _intel}.items():
+        shown = list(reader(said.get(tool, "")))
+        lines = [line.strip() for line in said.get(tool, "").splitlines() if line.strip() and line != "code 0"]
+        notes += [f"{tool} shows no card: {lines[-1][:MOST_TOLD]}"] if lines and not shown else []
+        tools += shown
     for kernels in _graphics(said.get("graphics", "")):
         same = [card for card in tools if card.pci == kernels.pci]
         if kernels.vendor != "nvidia":
             tools = [card for card in tools if card not in same] + [_together([*same, kernels])]
-        elif not any(card.vendor == "nvidia" for card in found) and not notes:
+        elif not any(card.vendor == "nvidia" for card in found) and not problem:
             notes.append(f"an NVIDIA card is in slot {kernels.pci}, and no driver shows it (nvidia-smi)")
     by_slot: dict[str, FoundCard] = {}
     for card in tools:

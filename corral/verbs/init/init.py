@@ -290,6 +290,6 @@ def told(proposal: Proposal) -> list[str]:
     for machine in proposal.machines:
         lines += [f"{machine.name}: {machine.words}", *(f"  {line}" for line in machine.remarks)]
     lines += proposal.notes
-    lines += [f"serves: {it.candidate.name} ({it.candidate.place}) {' '.join(it.on)}" for it in proposal.servings]
+    lines += [f"serves: {it.candidate.name} {' '.join(it.on)}: {it.why}" for it in proposal.servings]
     lines += [f"passes on: {pool.name} {' '.join(pool.places)}" for pool in proposal.pools]
     return [*lines, *(f"leaves out: {name}: {reason}" for name, reason in proposal.refused.items())]

@@ -97,7 +97,7 @@ def look(host: ComposeHost, folders: Iterable[str]) -> Machine:
     )
     done = host.run(["sh"], given=f"{script}\n".encode(), limit_s=3 * LIMIT_S, check=False)
     said = parts(done.out)
-    if "machine" not in said:
+    if len(said.get("machine", "").splitlines()) < 3:  # noqa: PLR2004 - name, system, processor
         raise CorralError(f"{host.ssh or 'this machine'}: gives no answer: {done.last_line}")
     return understood(said, host.ssh or "")
 

@@ -18,7 +18,9 @@ ask() {
         "$@" >"$work/$name.part" 2>&1 &
         echo $! >"$work/$name.pid"
         wait $!
-        echo "code $?" >>"$work/$name.part"
+        code=$?
+        [ -e "$work/$name.late" ] && exit
+        echo "code $code" >>"$work/$name.part"
         mv "$work/$name.part" "$work/$name"
     ) </dev/null >/dev/null 2>&1 &
 }
@@ -80,13 +82,17 @@ models() {
 
 # Servers that answer on loopback: what they say of themselves, each answer on one line.
 servers() {
-    outside=$({ ip -4 route get 192.0.2.1 | sed -n 's/.* src \([0-9.]*\).*/\1/p' || ipconfig getifaddr en0; } 2>/dev/null)
+    if command -v ip >/dev/null 2>&1; then
+        outside=$(ip -4 route get 192.0.2.1 2>/dev/null | sed -n 's/.* src \([0-9.]*\).*/\1/p')
+    else
+        outside=$(ipconfig getifaddr en0 2>/dev/null)
+    fi
     for port in $ports; do
         curl --silent --noproxy '*' --max-time 3 --output /dev/null "http://127.0.0.1:$port/" || continue
         for path in /api/version /api/tags /api/v0/models /v1/models /props /health/liveliness; do
             echo "$port $path $(curl --silent --noproxy '*' --max-time 3 "http://127.0.0.1:$port$path" | tr -d '\r\n')"
         done
-        if curl --silent --noproxy '*' --max-time 3 --output /dev/null "http://${outside:-127.0.0.1:0}:$port/"; then
+        if curl --silent --noproxy '*' --max-time 1 --output /dev/null "http://${outside:-127.0.0.1:0}:$port/"; then
             echo "$port open"
         fi
     done
@@ -115,10 +121,11 @@ for file in "$work"/*.part; do
     [ -e "$file" ] || continue
     name=${file##*/}
     section "silent ${name%.part}"
+    : >"${file%.part}.late"
     kill -9 "$(cat "${file%.part}.pid")" 2>/dev/null
 done
 for file in "$work"/*; do
-    case $file in *.pid) continue ;; esac
+    case $file in *.pid | *.late) continue ;; esac
     name=${file##*/}
     section "${name%.part}"
     cat "$file"
