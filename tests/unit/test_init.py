@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from corral.cli import main
+from corral.config.model_lock import ModelLock
 from corral.config.source import plain_yaml
 from corral.verbs.init import look
-from corral.verbs.init.cards import cards_in
-from corral.verbs.init.init import default_text
-from corral.verbs.init.servers import servers_in
+from corral.verbs.init.cards import FoundCard, cards_in
+from corral.verbs.init.init import default_text, proposal_for
+from corral.verbs.init.servers import FoundServer, servers_in
 from tests.model_headers import write_header
 from tests.model_stores import put_in_ollama
 from tests.processes.helpers import free_port, serving_http
@@ -185,6 +186,31 @@ def test_what_answers_on_a_port(answers: str, engine: str, models: list[str], sl
 def test_cards_by_other_tools(tool: str, said: str, kind: str, device: str) -> None:
     ((card,), notes) = cards_in({tool: said})
     assert (card.kind, card.uuid or card.pci, notes) == (kind, device, [])
+
+
+def test_text_for_several_machines(tmp_path: Path, update_golden: bool) -> None:  # noqa: FBT001
+    def machine(number: int, name: str, card: str = "", mib: int = 0, **more: Any) -> look.Machine:
+        address, uuid = f"192.0.2.{number}", f"GPU-000000{number}-abcd-0000-0000-000000000000"
+        ssh = f"ann@{address}" if number > 1 else ""
+        cards = (FoundCard("nvidia", card, mib, 10, uuid),) if card else ()
+        return look.Machine(name, ssh, words=name, cores=8, ram_gib=62, address=address, cards=cards, **more)
+
+    def ollama(*models: str) -> tuple[FoundServer, ...]:
+        return (FoundServer("ollama", 11434, dict.fromkeys(models, "chat"), is_open=True),)
+
+    machines = [
+        machine(1, "laptop"),
+        machine(20, "rig", "NVIDIA GeForce RTX 3090", 24576),
+        machine(21, "old", "Tesla P40", 23040),
+        machine(30, "mac", is_mac=True, servers=ollama("qwen3:8b", "qwen3:8b-q8_0")),
+        machine(31, "desk", servers=ollama("qwen3:8b")),
+    ]
+    found = proposal_for(machines, ModelLock(), [], [])
+    if update_golden:
+        (FOLDER / "several.yaml").write_text(found.text)
+    assert found.text == (FOLDER / "several.yaml").read_text()
+    (tmp_path / "inventory.yaml").write_text(found.text)
+    assert main(["check", "--inventory", str(tmp_path / "inventory.yaml")]) == 0
 
 
 def test_an_inventory_of_ones_own_stays(run: Run) -> None:

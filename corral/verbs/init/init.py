@@ -68,7 +68,13 @@ def default_text() -> str:
 def propose(destinations: Sequence[str], folders: Sequence[str]) -> Proposal:
     """Looks at this machine and at those behind ssh, and proposes an inventory; raises CorralError as `look` does."""
     machines = _looked_at(destinations, folders)
-    lock, candidates, notes = _inspected(machines)
+    return proposal_for(machines, *_inspected(machines))
+
+
+def proposal_for(
+    machines: Sequence[Machine], lock: ModelLock, candidates: Sequence[Candidate], notes: list[str]
+) -> Proposal:
+    """The largest sensible site of these machines and models; without monitoring where there is no memory for it."""
     site = _Site(machines, lock, candidates, notes)
     for site.has_monitoring in (True, False):
         if found := site.proposal():

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from corral.config.file_names import OLLAMA_REGISTRY, OLLAMA_USER
+from corral.config.inventory import PATTERNS
+from corral.contributions import is_systems
 from corral.errors import CorralError
 from corral.runtime.hosts import ComposeHost
 from corral.runtime.observe import CARD_FIELDS, assigned, parts
@@ -28,6 +30,7 @@ GIB = 1 << 30
 # Further parts of a split model, and files that are no models by themselves.
 NO_MODEL = re.compile(r"(?i)-(?!00001)\d{5}-of-\d{5}\.gguf$|(^|[/_])(mmproj|imatrix)[^/]*$|mmproj[^/]*\.gguf$")
 PROJECTOR = re.compile(r"(?i)mmproj[^/]*\.gguf$")
+KINDS = ("hub", "ollama", "lmstudio", "llama", "folder")
 HUB_FILE = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40})/(.+)")
 
 
@@ -174,12 +177,16 @@ def _files(text: str) -> tuple[dict[str, str], tuple[FoundFile, ...], list[str]]
             paths.append(rest)
         elif word == "absent":
             notes.append(f"{rest}: there is no such folder")
-        elif word in ("hub", "ollama", "lmstudio", "llama", "folder") and rest not in stores.values():
+        elif word in KINDS:
             files += _in_store(kind, store, paths)
-            kind, paths = word, []
-            count = sum(name.rstrip("0123456789") == {"folder": "files"}.get(word, word) for name in stores)
-            store = {"folder": "files"}.get(word, word) + (str(count + 1) if count else "")
-            stores[store] = rest
+            kind, paths = "", []
+            if is_systems(rest) or not re.fullmatch(PATTERNS["folder"].expression, rest):
+                notes.append(f"{rest}: containers may not see such a folder; move its models to one of their own")
+            elif rest not in stores.values():
+                kind, store = word, {"folder": "files"}.get(word, word)
+                alike = sum(name.rstrip("0123456789") == store for name in stores)
+                store += str(alike + 1) if alike else ""
+                stores[store] = rest
     files += _in_store(kind, store, paths)
     used = {item.store for item in files}
     return {name: folder for name, folder in stores.items() if name in used}, tuple(files), notes
@@ -200,5 +207,5 @@ def _in_store(kind: str, store: str, paths: list[str]) -> Iterator[FoundFile]:
             start, commit = f"hf:{found[1]}/{found[2]}/", found[3]
             seen = HUB_FILE.fullmatch(projector)
             yield FoundFile(start + found[4], store, file, commit, start + seen[4] if seen else "")
-        elif kind != "hub":
+        elif kind not in ("", "hub"):
             yield FoundFile(path, store, file, projector=projector)
