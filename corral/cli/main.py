@@ -9,12 +9,12 @@ from typing import Annotated
 import typer
 
 from corral import __version__
-from corral.cli import beginning, grafana, keys, models, rendering, running, saving, watching, workers
+from corral.cli import beginning, grafana, importing, keys, models, rendering, running, saving, watching, workers
 from corral.cli.context import exit_code_of, verbs
 from corral.render.tree import ROOT
 
 app = verbs("corral: one inventory, a whole local GPU inference farm.")
-for group in (beginning, rendering, running, saving, watching):
+for group in (beginning, rendering, importing, running, saving, watching):
     app.add_typer(group.app)
 app.add_typer(rendering.secrets, name="secrets")
 app.add_typer(keys.app, name="keys")
