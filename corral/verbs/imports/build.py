@@ -35,6 +35,7 @@ def build(draft: Draft) -> dict[str, Any]:
         "models": {},
         "pools": {},
     }
+    draft.address = draft.address or str(draft.site.get("host.address", ""))
     _join(draft)
     servers = [item for item in draft.entries if item.engine in SERVED and not item.dropped]
     for entry in servers:
@@ -57,9 +58,8 @@ def build(draft: Draft) -> dict[str, Any]:
 def _join(draft: Draft) -> None:
     """Finds which deployments lead to servers of other sources, and makes nodes of those that the kit only uses."""
     running = [item for item in draft.entries if item.engine]
-    for entry in draft.entries:
-        if entry.engine in ("ollama", "localai"):
-            _as_nodes(draft, entry)
+    for entry in [item for item in running if item.engine in ("ollama", "localai")]:
+        _as_nodes(draft, entry)
     for entry in [item for item in draft.entries if not item.engine and item.get("node.url")]:
         url = urlsplit(str(entry.get("node.url")))
         for server in running:
@@ -86,12 +86,11 @@ def _as_nodes(draft: Draft, entry: Entry) -> None:
     entry.values["provider"] = "ollama" if entry.engine == "ollama" else "openai"
     entry.values["here"] = entry.get("node.port") or KINDS["ports"][entry.engine]
     entry.values["node.url"] = f"http://localhost:{entry.values['here']}"
-    models = list(dict.fromkeys(entry.get("node.models", ())))
+    models = entry.values.pop("node.models", [])
     entry.values["node.model"] = models[0] if models else ""
     for name in models[1:]:
         other = draft.entry(name, entry.leaf)
-        other.values = {**entry.values, "node.model": name}
-    entry.values.pop("node.models", None)
+        other.engine, other.values = entry.engine, {**entry.values, "node.model": name}
 
 
 # --- models ----------------------------------------------------------------------------------------------------------
@@ -163,6 +162,9 @@ def _context(entry: Entry, model: dict[str, Any]) -> None:
 
 def _file(draft: Draft, entry: Entry, path: str) -> str:
     """The source of a file: below a folder of the machine, which servers read in place; or in the models folder."""
+    if "$" in path:
+        draft.complete["models", stem(KINDS["words"]["file"]), "source"] = WORDS["variable"]
+        return WORDS["file"]
     where = PurePosixPath(path)
     mounted = sorted(
         (PurePosixPath(inside) for inside in entry.folders if where.is_relative_to(inside)),
@@ -241,10 +243,13 @@ def _wanted(entry: Entry) -> None:
     if cards is None and (entry.get("swap") or entry.engine == "vllm" or "engine.gpu_layers" in entry.values):
         cards = ["all"]
         entry.leaf.tell("look", WORDS["which_cards"])
+    elif cards is None and entry.get("from_ollama"):
+        entry.leaf.tell("look", WORDS["on_processor"])
     if cards == ["all"]:
         each = max(each, len(shares) if shares else 1)
         cards = [str(number) for number in range(each)]
-        (entry.cards_leaf or entry.leaf).tell("look", WORDS["all_cards"].format(count=each))
+        if entry.cards_leaf:
+            entry.cards_leaf.tell("look", WORDS["all_cards"].format(count=each))
     elif cards:
         each = len(cards)
     if shares and len(shares) != each:
@@ -448,6 +453,7 @@ def _node(draft: Draft, entry: Entry, data: dict[str, Any]) -> Iterator[dict[str
         draft.complete["nodes", name, "model"] = WORDS["which_model"]
     if unknown:
         draft.complete["nodes", name, "url"] = WORDS["address"].format(said=unknown)
+    draft.owners[name, str(node["model"])] = entry.asked
     yield {"node": name}
 
 
@@ -486,36 +492,26 @@ def _address(draft: Draft, entry: Entry, url: str) -> tuple[str, str]:
 def _further(
     draft: Draft, entry: Entry, name: str, node: dict[str, Any], data: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
-    """Another model of a node that is known."""
-    known = data["nodes"][name]
-    models = known.setdefault("models", {})
-    if "model" in known:
-        first = known.pop("model")
-        models[first] = {"kind": known.pop("kind")} if "kind" in known else {}
-        draft.complete.pop(("nodes", name, "model"), None)
-        for pool in data["pools"].values():
-            for place in pool["on"] if isinstance(pool["on"], list) else [pool["on"]]:
-                if place.get("node") == name:
-                    place["model"] = first
+    """Another model of a node that is known; a model that it has already is another name of its pool."""
+    known, model = data["nodes"][name], str(node.get("model") or "MODEL")
     entry.names["node"] = name
     if "slots" in node:
         known["slots"] = max(known.get("slots", 1), node["slots"])
-    model = str(node.get("model") or "MODEL")
-    if model in models:
-        owner = next(
-            (
-                asked
-                for asked, pool in draft.pools.items()
-                for place in _places(data["pools"][pool])
-                if (place.get("node"), place.get("model")) == (name, model)
-            ),
-            "",
-        )
-        if owner:
+    if model in (known.get("model"), *known.get("models", ())):
+        owner = draft.owners[name, model]
+        if entry.asked not in ("", owner):
             draft.aliases.append((entry.asked, owner, entry.leaf))
         entry.leaf.tell("look", WORDS["same_model"].format(model=model))
         return
-    models[model] = {key: node[key] for key in ("kind", "context") if key in node}
+    if "model" in known:
+        first = known.pop("model")
+        known["models"] = {first: {"kind": known.pop("kind")} if "kind" in known else {}}
+        draft.complete.pop(("nodes", name, "model"), None)
+        for place in (place for pool in data["pools"].values() for place in _places(pool)):
+            if place.get("node") == name:
+                place["model"] = first
+    known["models"][model] = {key: node[key] for key in ("kind", "context") if key in node}
+    draft.owners[name, model] = entry.asked
     yield {"node": name, "model": model}
 
 

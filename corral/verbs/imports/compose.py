@@ -75,14 +75,13 @@ def command(at: Step) -> None:
     elif at.entry.engine == "litellm":
         _gateway(at.draft, words)
     else:
-        for word in words:
-            pulled = re.search(r"ollama (?:pull|run) (\S+)", word.text)
-            for name in re.findall(r"ollama (?:pull|run) ([\w./:-]+)", word.text) or (
-                [word.text] if at.entry.engine == "localai" else []
-            ):
-                at.entry.put("node.models", [name], word.leaf)
-            if not pulled:
-                word.leaf.tell("left", f"{at.entry.engine} goes on running as it is, and this is its own")
+        names = [name for item in leaves for name in re.findall(r"ollama (?:pull|run) ([\w./:-]+)", item.text)]
+        names += [word.text for word in words if at.entry.engine == "localai" and not word.text.startswith("-")]
+        for item in leaves:
+            if any(name in item.text for name in names):
+                at.entry.put("node.models", list(dict.fromkeys(names)), item)
+            else:
+                item.tell("left", f"{at.entry.engine} goes on running as it is, and this is its own")
     for item in leaves:
         if not item.told:
             item.tell("kit", "the kit starts the program")

@@ -53,8 +53,6 @@ class Entry:
     def put(self, to: str, value: Any, leaf: Leaf, label: str = "") -> None:
         """Takes a value over, and tells where it goes."""
         section = to.partition(".")[0]
-        if isinstance(value, list) and isinstance(self.values.get(to), list):
-            value = [*self.values[to], *value]
         self.values[to] = value
         self.said.add(to.partition(".")[2])
         leaf.told.append(lambda: self._outcome(section, to, label))
@@ -70,8 +68,8 @@ class Entry:
     def _outcome(self, section: str, to: str, label: str) -> Told:
         """Where a value is in the inventory; or that it is not there, because its entry does not take it."""
         lead = f"{label}: " if label else ""
-        if self.dropped:
-            return Told("left", lead + self.dropped)
+        if reason := self.dropped or (self.stands_for.dropped if self.stands_for else ""):
+            return Told("left", lead + reason)
         if self.stands_for is not None and section == "node":
             return Told("becomes", f"{lead}pools.{self.stands_for.names['pool']}.on: the server {self.stands_for.name}")
         names = defaultdict(str, {**self.names, **(self.stands_for.names if self.stands_for else {})})
@@ -137,6 +135,8 @@ class Draft:
     # Pools by the names that clients call, folders of the host by path, and where parts of the inventory come from.
     pools: dict[str, str] = field(default_factory=dict)
     stores: dict[str, str] = field(default_factory=dict)
+    # The name that clients call, by node and model.
+    owners: dict[tuple[str, str], str] = field(default_factory=dict)
     origins: dict[KeyPath, Leaf] = field(default_factory=dict)
     # The sources by file, and the variables that they name.
     documents: dict[str, Document] = field(default_factory=dict)
@@ -294,7 +294,12 @@ def settle(row: dict[str, Any], leaf: Leaf, entry: Entry, *, text: str | None = 
         )
     except NotCarried as error:
         leaf.tell("left", f"{lead}{error}")
+        entry.dropped = str(error) if row.get("drops") else entry.dropped
     except ValueError:
         leaf.tell("left", f"{lead}its value is none that the inventory can have")
     else:
+        if "told" in row:
+            entry.values[row["to"]] = value
+            leaf.tell("becomes", lead + row["told"])
+            return
         entry.add(row["to"], value, leaf) if row.get("adds") else entry.put(row["to"], value, leaf, label)

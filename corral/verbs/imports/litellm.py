@@ -74,12 +74,12 @@ def base(at: Step) -> None:
 
 def key(at: Step) -> None:
     """A key by its name; dummies that a local server never looks at are left out."""
-    named = re.fullmatch(r"os\.environ/([A-Z][A-Z0-9_]{0,62})", at.leaf.text) or re.fullmatch(
+    named = re.fullmatch(r"os\.environ/([A-Za-z]\w{0,62})", at.leaf.text) or re.fullmatch(
         r"\$\{?([A-Z][A-Z0-9_]{0,62})\}?", at.leaf.text
     )
     if named:
-        at.entry.put("node.api_key", named[1], at.leaf)
-        at.leaf.tell("look", f"its value goes into compose/{HOST}/.env as {named[1]}")
+        at.entry.put("node.api_key", named[1].upper(), at.leaf)
+        at.leaf.tell("look", f"its value goes into compose/{HOST}/.env as {named[1].upper()}")
     elif is_secret(at.leaf):
         at.entry.put(
             "node.api_key",

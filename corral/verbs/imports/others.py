@@ -26,7 +26,7 @@ def begin_llama_swap(draft: Draft, document: Document) -> None:
                 leaf.value = re.sub(r"\$\{([\w-]+)\}", lambda found, t=table: t.get(found[1], found[0]), leaf.text)  # type: ignore[misc]
         entry = draft.entry(name, document.below("models", name)[0])
         entry.asked, entry.engine = name, "llama"
-        entry.values["swap"] = True
+        entry.values |= {"swap": True, "folder": document.folder}
 
 
 def cmd(at: Step) -> None:
@@ -141,7 +141,7 @@ def begin_modelfile(draft: Draft, document: Document) -> None:
     words = [part for part in path.name.split(".") if part.lower() not in ("modelfile", "txt")]
     entry = draft.entry(words[0] if words else "", document.leaves[0])
     entry.asked, entry.engine = entry.name, "llama"
-    entry.values["folder"] = document.folder
+    entry.values |= {"folder": document.folder, "from_ollama": True}
 
 
 def base_model(at: Step) -> None:

@@ -35,6 +35,9 @@ class Told:
     words: str
 
 
+NOT_TAKEN = Told("left", KINDS["words"]["not_taken"])
+
+
 @dataclass(eq=False)
 class Leaf:
     """One value of a source, and what is told of it."""
@@ -53,7 +56,8 @@ class Leaf:
     @property
     def findings(self) -> list[Told]:
         """What is told of it, each finding once."""
-        return list(dict.fromkeys(item if isinstance(item, Told) else item() for item in self.told))
+        found = list(dict.fromkeys(item if isinstance(item, Told) else item() for item in self.told))
+        return [item for item in found if item != NOT_TAKEN or all(one.sort == "look" for one in found if one != item)]
 
     @property
     def place(self) -> str:

@@ -67,12 +67,19 @@ def text_of(found: Imported) -> str:
     return HEAD.format(sources=on_one_line(sources)) + out.getvalue().replace("\n# \n", "\n\n").replace("\n#\n", "\n\n")
 
 
+def _lists_mappings(value: Any) -> bool:
+    """Whether a list of several mappings is in a value."""
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    is_list = isinstance(value, list) and len(value) > 1 and isinstance(value[0], dict)
+    return is_list or any(map(_lists_mappings, items))
+
+
 def _shaped(value: Any, path: KeyPath, found: Imported) -> Any:
     """Mappings as blocks where they are long or have comments, else on one line."""
     if not isinstance(value, dict | list):
         return value
     marks = {*found.draft.origins, *found.draft.complete}
-    is_block = isinstance(value, list) and len(value) > 1 and isinstance(value[0], dict)
+    is_block = _lists_mappings(value)
     is_block |= any(mark[: len(path)] == path and len(mark) > len(path) for mark in marks) or len(str(value)) > WIDTH
     if isinstance(value, list):
         items = CommentedSeq(_shaped(item, (*path, number), found) for number, item in enumerate(value))
