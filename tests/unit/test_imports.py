@@ -6,6 +6,7 @@ tests/imports has the sources, by kind, and what is expected of each: `NAME.expe
 
 from __future__ import annotations
 
+import random
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ SOURCES = [path for path in sorted(FOLDER.glob("*/*")) if path.suffix != ".expec
 SECRET = re.compile(r"verysecret\d|pw123456")
 # Sites of several files.
 SITES = {
-    "seed-004": ("compose/seed-004.yaml", "litellm/seed-004.yaml", "dotenv/seed-004-models.env"),
+    "seed-004": ("compose/seed-004.yaml", "litellm/seed-004.yaml", "dotenv/seed-004-models.dotenv"),
     "ollama": ("compose/ollama-webui.yaml", "litellm/ollama-service.yaml"),
 }
 
@@ -154,6 +155,47 @@ def test_several_files_are_one_site(site: str, *, update_golden: bool) -> None:
         expected.write_text(text_of(found))
     assert text_of(found) == expected.read_text()
     build_plan(load_text(text_of(found), Path("inventory.yaml")))
+
+
+JUNK = [
+    *(
+        None,
+        "",
+        0,
+        -1,
+        True,
+        [],
+        {},
+        [1, "a"],
+        {"a": {"b": [1]}},
+        "x y",
+        "${A}",
+        "os.environ/B",
+        "http://[bad",
+        "a:b:c",
+    ),
+    *("'open", "999999999999", "*", "é", "--port", "${", "none"),
+]
+
+
+def test_no_value_is_so_odd_that_it_makes_a_traceback() -> None:
+    """Wrong values in right places: an inventory or a located message, and still a finding for every value."""
+    rnd = random.Random(7)  # noqa: S311 - the same every time
+    texts = [path.read_text() for path in SOURCES if path.suffix == ".yaml"]
+    for _ in range(120):
+        data = yaml.safe_load(rnd.choice(texts))
+        *above, last = rnd.choice([path for path, _ in values_of(data)])
+        target = data
+        for key in above:
+            target = target[key]
+        target[last] = rnd.choice(JUNK)
+        try:
+            found = read([read_text(yaml.safe_dump(data, sort_keys=False), "odd.yaml", "/srv/site")])
+        except SiteError:
+            continue
+        assert all({item.sort for item in leaf.findings} - {"look"} for leaf in leaves_of(found))
+        assert list(report(found))
+        assert text_of(found)
 
 
 def test_every_flag_that_the_kit_sets_has_a_row() -> None:

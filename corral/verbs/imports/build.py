@@ -8,12 +8,12 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlunsplit
 
-from corral.config.inventory import OWN_FOLDER, PATTERNS
+from corral.config.inventory import MAX_GPUS, OWN_FOLDER, PATTERNS
 from corral.contributions import is_systems
 from corral.verbs.imports.draft import HOST, Draft, Entry, slug, stem, unique
-from corral.verbs.imports.litellm import KNOWN, engine_of, is_local
+from corral.verbs.imports.litellm import KNOWN, engine_of, is_local, parts_of
 from corral.verbs.imports.sources import KINDS, Leaf
 
 WORDS: dict[str, str] = KINDS["words"]
@@ -61,7 +61,7 @@ def _join(draft: Draft) -> None:
     for entry in [item for item in running if item.engine in ("ollama", "localai")]:
         _as_nodes(draft, entry)
     for entry in [item for item in draft.entries if not item.engine and item.get("node.url")]:
-        url = urlsplit(str(entry.get("node.url")))
+        url = parts_of(str(entry.get("node.url")))
         for server in running:
             ports = {server.get("pool.ports"), server.get("node.port")} - {None}
             is_named = url.hostname in (server.name.lower(), str(server.get("container", "")).lower())
@@ -206,8 +206,8 @@ def _number_cards(draft: Draft, servers: list[Entry], host: dict[str, Any]) -> N
     for entry in servers:
         _wanted(entry)
     named = dict.fromkeys(card for entry in servers for card in entry.get("place.cards", ()))
-    indexes = [int(card) for card in named if card.isdecimal()]
-    others = [card for card in named if not card.isdecimal()]
+    indexes = [int(card) for card in named if card.isdecimal() and int(card) < MAX_GPUS]
+    others = [card for card in named if not card.isdecimal() or int(card) >= MAX_GPUS]
     count = max(indexes, default=-1) + 1
     order = {
         **{str(number): number + 1 for number in range(count)},
@@ -257,7 +257,7 @@ def _wanted(entry: Entry) -> None:
         entry.leaf.tell("look", WORDS["shares"])
     entry.values |= {"place.cards": cards or [], "each": each}
     if not cards:
-        for key in ("engine.gpu_layers", "engine.split_mode", "engine.tensor_split", "engine.cpu_moe"):
+        for key in KINDS["needs_cards"]:
             entry.values.pop(key, None)
 
 
@@ -461,7 +461,7 @@ def _node_name(engine: str, node: dict[str, Any], url: str) -> str:
     """A name for a node: of a cloud account its model's, of a server what answers there."""
     if engine == "cloud":
         return slug(str(node.get("model", "")).rpartition("/")[2])
-    host = urlsplit(url).hostname or "" if "://" in url else ""
+    host = parts_of(url).hostname or "" if "://" in url else ""
     return (
         engine
         if not host or is_local(url) or host.replace(".", "").isdecimal() or ":" in host
@@ -477,7 +477,7 @@ def _address(draft: Draft, entry: Entry, url: str) -> tuple[str, str]:
     here = entry.get("here")
     if named or (not here and not re.match(r"https?://", url)):
         return "http://192.0.2.1:8080", named.group(0) if named else "no address"
-    parts = urlsplit(url)
+    parts = parts_of(url)
     if here or is_local(url):
         where = f"{draft.address or '192.0.2.1'}:{here or parts.port or 80}"
         return urlunsplit(

@@ -42,13 +42,21 @@ def words_of(leaves: Sequence[Leaf]) -> list[Word]:
     """The words of a command, which is one text or a list of texts."""
     if len(leaves) == 1 and not isinstance(leaves[0].path[-1], int):
         text = re.sub(r"\\\n", " ", re.sub(r"(?m)(^|\s)#.*$", "", leaves[0].text))
-        return [Word(word, leaves[0]) for word in shlex.split(text)]
+        return [Word(word, leaves[0]) for word in split(text)]
     return [Word(word, leaf) for leaf in leaves for word in _split(leaf.text)]
+
+
+def split(text: str) -> list[str]:
+    """The words of a text as a shell has them; by spaces alone where quotes do not match."""
+    try:
+        return shlex.split(text)
+    except ValueError:
+        return text.split()
 
 
 def _split(text: str) -> list[str]:
     """An item of a list: one word, or a whole script after `sh -c`."""
-    return shlex.split(text) if re.search(r"(llama-server|vllm|ollama)\s", text) else [text]
+    return split(text) if re.search(r"(llama-server|vllm|ollama)\s", text) else [text]
 
 
 def read_command(entry: Entry, words: Sequence[Word]) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-import shlex
 from typing import Any
 
 from corral.declarations import read_yaml
-from corral.verbs.imports.commands import Word, read_command, words_of
+from corral.verbs.imports.commands import Word, read_command, split, words_of
 from corral.verbs.imports.draft import Draft, Entry, Step, settle
 from corral.verbs.imports.sources import KINDS, TABLES, Document, Leaf, fill
 
@@ -18,7 +17,7 @@ RUN = ("llama", "vllm")
 def begin(draft: Draft, document: Document) -> None:
     """Finds out what each service is, and tells of those that are no inference servers."""
     fill(document, draft.variables)
-    for name in dict.fromkeys(str(leaf.path[1]) for leaf in document.below("services") if len(leaf.path) > 1):
+    for name in document.names("services"):
         leaves = document.below("services", name)
         image = str(document.value("services", name, "image") or "")
         program = " ".join(leaf.text for leaf in leaves if leaf.path[2:3] in (("command",), ("entrypoint",)))
@@ -70,7 +69,7 @@ def command(at: Step) -> None:
     ]
     if at.entry.engine in RUN:
         if at.entry.engine == "llama" and re.fullmatch(r"(ba)?sh", words[0].text if words else ""):
-            words = [Word(text, word.leaf) for word in words for text in shlex.split(word.text)]
+            words = [Word(text, word.leaf) for word in words for text in split(word.text)]
         read_command(at.entry, words)
     elif at.entry.engine == "litellm":
         _gateway(at.draft, words)
@@ -134,7 +133,7 @@ def read_variable(entry: Entry, leaf: Leaf, name: str, value: str) -> None:
     if "cards" in row:
         cards(entry, leaf, [part.strip() for part in value.split(",") if part.strip()])
     if "flags" in row:
-        read_command(entry, [Word(word, leaf) for word in shlex.split(value)])
+        read_command(entry, [Word(word, leaf) for word in split(value)])
     if "variable" in row:
         entry.put(f"engine.environment.{name}", value, leaf)
     settle(row, leaf, entry, text=value, label=name if isinstance(leaf.path[-1], int) else "")
@@ -159,10 +158,9 @@ def device(at: Step) -> None:
         at.entry.values["place.ids"] = [*known, *at.leaf.text.split(",")]
         cards(at.entry, at.leaf, at.entry.values["place.ids"])
     elif last in ("count", "gpus"):
-        cards(
-            at.entry, at.leaf, ["all"] if at.leaf.text in ("all", "-1") else [str(n) for n in range(int(at.leaf.text))]
-        )
-        if at.leaf.text in ("all", "-1"):
+        count = int(at.leaf.text) if at.leaf.text.isdecimal() else -1
+        cards(at.entry, at.leaf, ["all"] if count < 0 else [str(number) for number in range(min(count, 64))])
+        if count < 0:
             at.leaf.tell(
                 "look", "every server of this file may use every card: nothing keeps them from filling the same one"
             )

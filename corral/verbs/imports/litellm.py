@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from corral.declarations import read_yaml
 from corral.verbs.imports.draft import HOST, Draft, Entry, Step, slug
@@ -98,7 +98,7 @@ def limit(at: Step) -> None:
 
 def alias(at: Step) -> None:
     """Another name of a pool."""
-    if at.leaf.path[-1] == "hidden":
+    if at.leaf.path[-1] == "hidden" or len(at.leaf.path) < 3:  # noqa: PLR2004 - section, key, name
         at.leaf.tell("left", "/v1/models lists all names that a key may use")
     else:
         at.draft.aliases.append((str(at.leaf.path[2]), at.leaf.text, at.leaf))
@@ -113,9 +113,19 @@ def fallback(at: Step) -> None:
     at.draft.fallbacks.append((str(at.leaf.path[3]), at.leaf.text, to, at.leaf))
 
 
+def parts_of(url: str) -> SplitResult:
+    """The parts of an address; none of what is no address."""
+    try:
+        found = urlsplit(url)
+        _ = found.port  # a wrong one is told of here
+    except ValueError:
+        return urlsplit("")
+    return found
+
+
 def is_local(url: str) -> bool:
     """Whether an address is the machine's own, as programs on it see it."""
-    return (urlsplit(url).hostname or "") in KNOWN["local"].split()
+    return (parts_of(url).hostname or "") in KNOWN["local"].split()
 
 
 def engine_of(entry: Entry) -> str:
@@ -125,12 +135,5 @@ def engine_of(entry: Entry) -> str:
     if found == "openai" and not url:
         return "cloud"
     if found == "openai":
-        return str(KNOWN["ports"].get(str(_port(url)), "openai"))
+        return str(KNOWN["ports"].get(str(parts_of(url).port), "openai"))
     return str(found)
-
-
-def _port(url: str) -> int | None:
-    try:
-        return urlsplit(url).port
-    except ValueError:
-        return None

@@ -17,9 +17,9 @@ from corral.verbs.imports.sources import TABLES, Document
 
 def begin_llama_swap(draft: Draft, document: Document) -> None:
     """Puts macros into commands, as llama-swap does: the model's own before those for all."""
-    everywhere = {str(leaf.path[1]): leaf.text for leaf in document.below("macros")}
-    for name in dict.fromkeys(str(leaf.path[1]) for leaf in document.below("models")):
-        own = {str(leaf.path[3]): leaf.text for leaf in document.below("models", name, "macros")}
+    everywhere = {str(leaf.path[-1]): leaf.text for leaf in document.below("macros")}
+    for name in document.names("models"):
+        own = {str(leaf.path[-1]): leaf.text for leaf in document.below("models", name, "macros")}
         table = {**everywhere, **own, "MODEL_ID": name, "PORT": "5800"}
         for leaf in document.below("models", name, "cmd"):
             for _ in range(9):

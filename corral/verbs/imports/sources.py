@@ -89,6 +89,11 @@ class Document:
         """Values at or below a path."""
         return [leaf for leaf in self.leaves if leaf.path[: len(path)] == path]
 
+    def names(self, section: str) -> list[str]:
+        """The keys of a mapping."""
+        keys = (leaf.path[1] for leaf in self.below(section) if len(leaf.path) > 1)
+        return [key for key in dict.fromkeys(keys) if isinstance(key, str)]
+
     def value(self, *path: str | int) -> Any:
         """The value at a path; None where there is none."""
         return next((leaf.value for leaf in self.leaves if leaf.path == path), None)
