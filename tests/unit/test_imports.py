@@ -145,6 +145,8 @@ def test_what_is_carried_over_is_in_the_inventory(path: Path) -> None:
             target = told.words.rpartition(": ")[2] if told.words.startswith("-") else told.words
             if told.sort == "becomes" and not re.search("nodes: this|on: the server|….|matrix|shared", told.words):
                 assert target in known, f"{leaf.place}: {told.words}"
+            if told.sort == "becomes" and target.endswith("extra_args"):
+                assert told.words.partition(":")[0] in text.partition("\npools:")[2], told.words
 
 
 @pytest.mark.parametrize("site", SITES)

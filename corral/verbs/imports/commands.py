@@ -12,7 +12,7 @@ from corral.components.llama import flags as llama
 from corral.components.vllm import flags as vllm
 from corral.declarations import read_yaml
 from corral.verbs.imports.draft import Entry, settle
-from corral.verbs.imports.sources import KINDS, TABLES, Leaf
+from corral.verbs.imports.sources import KINDS, NO_SECRET, SECRET_VALUE, TABLES, Leaf
 
 ENGINES = {"llama": llama, "vllm": vllm}
 _FLAG = re.compile(r"-+[A-Za-z]")
@@ -84,19 +84,29 @@ def _pieces(words: Sequence[Word]) -> Iterator[tuple[Word, list[Word]]]:
 
 
 def _read(entry: Entry, flag: Word, values: list[Word]) -> None:
+    is_flag = bool(_FLAG.match(flag.text))
     name = flag.text.replace("_", "-") if flag.text.startswith("--") else flag.text
-    row = _rows(entry.engine).get(name if _FLAG.match(name) else "word")
+    row = _rows(entry.engine).get(name if is_flag else "word")
     said = [word.text for word in values]
-    text = " ".join(said) if _FLAG.match(name) else flag.text
-    for leaf in dict.fromkeys(word.leaf for word in (flag, *values)):
+    leaves = list(dict.fromkeys(word.leaf for word in (flag, *values)))
+    is_secret = any(SECRET_VALUE.search(word) for word in (name, *said)) or bool(row and row.get("secret"))
+    if is_secret and said and not NO_SECRET.fullmatch(said[0]):
+        for leaf in leaves:
+            leaf.tell("look", KINDS["secrets"]["words"])
+    if is_secret and row is None:
+        flag.leaf.tell("left", f"{name if is_flag else 'word'}: its value looks like a secret")
+        return
+    for leaf in leaves:
         _judge(entry, name, said, row, leaf)
-    if row is not None:
-        for leaf in dict.fromkeys(word.leaf for word in (flag, *values)):
-            settle(row, leaf, entry, text=text, label=flag.text)
-    elif not any(item.sort != "look" for item in flag.leaf.findings if item.words.startswith(f"{name}:")):
-        for leaf in dict.fromkeys(word.leaf for word in (flag, *values)):
-            entry.put("engine.extra_args", [], leaf, flag.text)
-        entry.values["engine.extra_args"] += [name, *said]
+        if row is not None:
+            settle(
+                row, leaf, entry, text=" ".join(said) if is_flag else flag.text, label=flag.text if is_flag else "word"
+            )
+    is_told = any(item.sort != "look" for item in flag.leaf.findings if item.words.startswith(f"{name}:"))
+    if row is None and not is_told:
+        further = [*entry.get("engine.extra_args", []), name, *said]
+        for leaf in leaves:
+            entry.put("engine.extra_args", further, leaf, flag.text)
 
 
 def _judge(entry: Entry, name: str, said: list[str], row: dict[str, Any] | None, leaf: Leaf) -> None:

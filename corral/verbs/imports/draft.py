@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from corral.errors import KeyPath, dotted
-from corral.verbs.imports.sources import KINDS, Document, Leaf, Told
+from corral.verbs.imports.sources import KINDS, SECRET_NAME, SECRET_VALUE, Document, Leaf, Told
 
 # Where the inventory has what an entry says, by the entry's section.
 SECTIONS: dict[str, str] = KINDS["sections"]
@@ -53,6 +53,10 @@ class Entry:
     def put(self, to: str, value: Any, leaf: Leaf, label: str = "") -> None:
         """Takes a value over, and tells where it goes."""
         section = to.partition(".")[0]
+        hidden = isinstance(value, str) and SECRET_VALUE.search(value) and to != "node.url"
+        if hidden or (section == "engine" and SECRET_NAME.search(to.rpartition(".")[2])):
+            leaf.tell("left", f"{label or to}: {KINDS['secrets']['words']}")
+            return
         self.values[to] = value
         self.said.add(to.partition(".")[2])
         leaf.told.append(lambda: self._outcome(section, to, label))
