@@ -64,11 +64,12 @@ def read_command(entry: Entry, words: Sequence[Word]) -> None:
     start = next((n + 1 for n, word in enumerate(words) if re.search(KINDS["program"][entry.engine], word.text)), 0)
     for word in words[:start]:
         word.leaf.tell("kit", f"{word.text}: the kit starts the program")
-    for flag, values in _pieces(words[start:]):
+    for flag, values in pieces(words[start:]):
         _read(entry, flag, values)
 
 
-def _pieces(words: Sequence[Word]) -> Iterator[tuple[Word, list[Word]]]:
+def pieces(words: Sequence[Word]) -> Iterator[tuple[Word, list[Word]]]:
+    """Every flag with its values; a word where a flag is due is one by itself."""
     at = 0
     while at < len(words):
         flag, sign, value = words[at].text.partition("=")

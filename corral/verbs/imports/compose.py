@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from corral.declarations import read_yaml
-from corral.verbs.imports.commands import Word, read_command, split, words_of
+from corral.verbs.imports.commands import Word, pieces, read_command, split, words_of
 from corral.verbs.imports.draft import Draft, Entry, Step, settle
 from corral.verbs.imports.sources import KINDS, TABLES, Document, Leaf, fill
 
@@ -88,20 +88,11 @@ def command(at: Step) -> None:
 
 def _gateway(draft: Draft, words: list[Word]) -> None:
     """The command line of LiteLLM's proxy."""
-    at = 0
-    while at < len(words):
-        text = words[at].text
-        value = words[at + 1] if at + 1 < len(words) and not words[at + 1].text.startswith("-") else None
-        row = KINDS["gateway_flags"].get(text.partition("=")[0], KINDS["gateway_flags"]["other"])
-        for item in dict.fromkeys(word.leaf for word in (words[at], *([value] if value else []))):
-            settle(
-                row,
-                item,
-                draft.site,
-                text=value.text if value else text.partition("=")[2],
-                label=text.partition("=")[0],
-            )
-        at += 2 if value else 1
+    rows = KINDS["gateway_flags"]
+    for flag, values in pieces(words):
+        for leaf in dict.fromkeys(word.leaf for word in (flag, *values)):
+            text = " ".join(word.text for word in values)
+            settle(rows.get(flag.text, rows["other"]), leaf, draft.site, text=text, label=flag.text)
 
 
 def environment(at: Step) -> None:

@@ -190,98 +190,57 @@ def stem(source: str) -> str:
 # --- values ----------------------------------------------------------------------------------------------------------
 
 
-def whole(text: str) -> int:
-    """A whole number."""
+def _whole(text: str) -> int:
     if not re.fullmatch(r"-?\d+(\.0)?", text):
         raise NotCarried("it is no whole number")
     return int(float(text))
 
 
-def positive(text: str) -> int:
-    """A whole number above zero."""
-    if (value := whole(text)) < 1:
+def _positive(text: str) -> int:
+    if (value := _whole(text)) < 1:
         raise NotCarried(f"{value} means what the program chooses by itself, as the kit does without it")
     return value
 
 
-def seconds(text: str) -> int:
-    """Seconds, from a number or `10m`."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)?", text)
-    if not found:
-        raise NotCarried("it is no time that is known")
-    return max(1, round(float(found[1]) * {"ms": 0.001, "m": 60, "h": 3600}.get(found[2] or "s", 1)))
+def _measured(text: str, units: str) -> int:
+    """An amount such as `10m` in the unit of a table of units."""
+    known: dict[str, float] = KINDS["units"][units]
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text)
+    if not found or found[2] not in known:
+        raise NotCarried("its unit is not known")
+    return max(1, round(float(found[1]) * known[found[2]]))
 
 
-def mib(text: str) -> int:
-    """MiB, from Docker's `8g`."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", text.lower())
-    if not found:
-        raise NotCarried("it is no size that is known")
-    return max(16, round(float(found[1]) * {"": 2**-20, "k": 2**-10, "m": 1, "g": 1024, "t": 2**20}[found[2]]))
-
-
-def layers(text: str) -> int | str:
+def _layers(text: str) -> int | str:
     """Layers on the card; numbers beyond every model, and -1, are all."""
-    if text in ("all", "auto"):
-        return "all"
-    count = whole(text)
+    count = -1 if text in ("all", "auto") else _whole(text)
     return "all" if count < 0 or count >= KINDS["all_layers"] else count
 
 
-def per_million(text: str) -> float:
-    """A price for a million tokens, from that for one."""
-    return round(float(text) * 1e6, 6)
-
-
-def flash(text: str) -> str:
-    """Flash attention, in the spelling of old and new builds."""
-    return {"": "on", "1": "on", "true": "on", "enabled": "on", "0": "off", "false": "off"}.get(
-        text.lower(), text.lower()
-    )
-
-
-def numbers(text: str) -> list[float]:
-    """Shares of cards."""
-    return [float(part) for part in re.split(r"[,/]", text)]
-
-
-def number(text: str) -> float:
-    """A number."""
-    return float(text)
-
-
-def context(text: str) -> int:
-    """Tokens, from a number or vLLM's `32k`."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmM]?)", text)
-    if not found:
-        raise NotCarried("it is no number of tokens; write context: of the model")
-    return int(float(found[1]) * {"": 1, "k": 1000, "K": 1024, "m": 1_000_000, "M": 1024**2}[found[2]])
-
-
-def kind(text: str) -> str:
-    """A kind, from LiteLLM's mode."""
+def _kind(text: str) -> str:
     found: dict[str, str] = KINDS["modes"]
     if text not in found:
         raise NotCarried("the gateway has no requests of this kind")
     return found[text]
 
 
-def switch(text: str) -> bool:
-    """Whether a switch is on."""
-    return text.lower() not in ("false", "0", "off", "no")
-
-
-def same(text: str) -> str:
-    """A text as it is."""
-    return text
-
-
+# What a value becomes, by `as` of a row.
 CONVERSIONS: dict[str, Callable[[str], Any]] = {
-    item.__name__: item
-    for item in (
-        whole, positive, seconds, mib, layers, per_million, flash, numbers, number, context, kind, switch, same
-    )
-}  # fmt: skip
+    "same": lambda text: text,
+    "whole": _whole,
+    "positive": _positive,
+    "number": float,
+    "numbers": lambda text: [float(part) for part in re.split(r"[,/]", text)],
+    "layers": _layers,
+    "kind": _kind,
+    "seconds": lambda text: _measured(text, "seconds"),
+    "mib": lambda text: max(16, _measured(re.sub("i?b$", "", text.lower()), "mib")),
+    "context": lambda text: _measured(text, "tokens"),
+    "per_million": lambda text: round(float(text) * 1e6, 6),
+    # Flash attention, in the spelling of old and new builds.
+    "flash": lambda text: KINDS["flash"].get(text.lower(), text.lower()),
+    "switch": lambda text: text.lower() not in ("false", "0", "off", "no"),
+}
 
 
 def settle(row: dict[str, Any], leaf: Leaf, entry: Entry, *, text: str | None = None, label: str = "") -> None:
