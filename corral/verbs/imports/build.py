@@ -162,6 +162,7 @@ def _context(entry: Entry, model: dict[str, Any]) -> None:
 
 def _file(draft: Draft, entry: Entry, path: str) -> str:
     """The source of a file: below a folder of the machine, which servers read in place; or in the models folder."""
+    path = re.sub(r"^(\$HOME|\$\{HOME\}|\$\{env\.HOME\})(?=/|$)", "~", path)
     if "$" in path:
         draft.complete["models", stem(KINDS["words"]["file"]), "source"] = WORDS["variable"]
         return WORDS["file"]
@@ -191,11 +192,7 @@ def _file(draft: Draft, entry: Entry, path: str) -> str:
 
 def _on_machine(path: str, folder: str) -> str:
     """A path of a source as a whole path of the machine."""
-    return (
-        str(Path(re.sub(r"^(~|\$HOME|\$\{HOME\}|\$\{env\.HOME\})(?=/|$)", str(Path.home()), path)).expanduser())
-        if path.startswith(("/", "~", "$"))
-        else str(Path(folder, path).resolve())
-    )
+    return str(Path(path).expanduser()) if path.startswith(("/", "~")) else str(Path(folder, path).resolve())
 
 
 # --- cards -----------------------------------------------------------------------------------------------------------
@@ -293,19 +290,21 @@ def _groups(entries: list[Entry]) -> dict[str, list[Entry]]:
                 or next((name for name, known in kept.items() if known == entry.values["settings"]), "")
                 or entry.names["model"]
             )
-            first = asked
-            asked = next(
-                name
-                for n in range(1, 999)
-                if kept.setdefault(name := asked if n == 1 else f"{first}-{n}", entry.values["settings"])
-                == entry.values["settings"]
-            )
+            first, asked = asked, _name_for(kept, asked, entry.values["settings"])
             if asked != first:
                 entry.leaf.tell("look", WORDS["unlike"].format(pool=first, name=asked))
         else:
             asked = entry.asked or str(entry.get("node.model") or entry.name)
         groups[asked].append(entry)
     return groups
+
+
+def _name_for(known: dict[str, Any], wanted: str, value: Any) -> str:
+    """The wanted name where it is free or stands for the same; else one with a number."""
+    name = wanted
+    while known.setdefault(name, value) != value:
+        name = unique(wanted, [item for item in known if known[item] != value])
+    return name
 
 
 def _pool(draft: Draft, asked: str, members: list[Entry], data: dict[str, Any]) -> None:
@@ -327,7 +326,7 @@ def _pool(draft: Draft, asked: str, members: list[Entry], data: dict[str, Any]) 
     for item in members:
         for to, value in item.section("pool").items():
             if to and to not in ("alias", "ports"):
-                pool[to] = _merged(pool.get(to), value)
+                pool[to] = _merged(pool.get(to), value, adds=to == "limits")
     for also in [asked, *(part for item in members for part in str(item.get("pool.alias", "")).split(","))]:
         if also and also != name and re.fullmatch(PATTERNS["model_name"].expression, also):
             draft.aliases.append((also, asked, members[0].leaf))
@@ -338,13 +337,13 @@ def _pool(draft: Draft, asked: str, members: list[Entry], data: dict[str, Any]) 
     draft.origins["pools", name] = members[0].leaf
 
 
-def _merged(old: Any, new: Any) -> Any:
-    """What several members of a pool say: limits add up, of times the longest counts."""
+def _merged(old: Any, new: Any, *, adds: bool) -> Any:
+    """What several members of a pool say: limits add up, of other numbers the largest counts."""
     if isinstance(old, dict) and isinstance(new, dict):
-        return {key: _merged(old.get(key), new.get(key)) for key in {**old, **new}}
+        return {key: _merged(old.get(key), new.get(key), adds=adds) for key in {**old, **new}}
     if old is None or new is None:
         return new if old is None else old
-    return old + new if isinstance(new, int) and not isinstance(new, bool) else new
+    return old + new if adds else max(old, new) if isinstance(new, int) else new
 
 
 def _server_places(
@@ -380,11 +379,7 @@ def _server_places(
 def _shared_place(draft: Draft, entry: Entry, wanted: str, data: dict[str, Any]) -> dict[str, Any]:
     """A place on a shared server, one for each set of cards."""
     cards = entry.values["numbers"]
-    name = next(
-        name
-        for n in range(1, 99)
-        if draft.shared.setdefault(name := wanted if n == 1 else f"{wanted}-{n}", cards) == cards
-    )
+    name = _name_for(draft.shared, wanted, cards)
     facts: dict[str, Any] = {"loaded": draft.site.get("shared.loaded", 1)}
     if draft.site.get("shared.idle_s"):
         facts["idle_s"] = draft.site.get("shared.idle_s")
@@ -415,38 +410,20 @@ def _node(draft: Draft, entry: Entry, data: dict[str, Any]) -> Iterator[dict[str
     if not node.get("model") and not node.get("url"):
         entry.dropped = WORDS["no_model"]
         return
-    kind = node.pop("kind", "chat")
-    if not (price := node.get("price", {})).keys() >= {"input_usd_per_million", "output_usd_per_million"}:
-        node.pop("price", None)
-        node.pop("budget", None)
-    elif not price.get("input_usd_per_million") and not price.get("output_usd_per_million"):
-        node.pop("price")
+    _price(node)
     if engine == "cloud":
-        node["model"] = entry.get("full", node.get("model"))
-        provider = str(node["model"]).partition("/")[0]
-        node.setdefault("api_key", KNOWN["keys"].get(provider, f"{re.sub('[^A-Z0-9]', '_', provider.upper())}_API_KEY"))
-        if not node["api_key"]:
-            del node["api_key"]
-    ordered = {"engine": engine} | ({"kind": kind} if kind != "chat" or "kind" in entry.said else {})
-    node = {**({"url": node.pop("url")} if "url" in node else {}), **ordered, **node}
-    url = node.get("url", "")
-    fixed, unknown = _address(draft, entry, url) if url else ("", "")
-    if url:
-        node["url"] = fixed
-    same = next(
-        (
-            name
-            for name, other in data["nodes"].items()
-            if url and engine != "cloud" and (other.get("url"), other.get("api_key")) == (fixed, node.get("api_key"))
-        ),
-        "",
-    )
-    if same:
-        yield from _further(draft, entry, same, node, data)
+        _account(entry, node)
+    url, unknown = _address(draft, entry, str(node["url"])) if node.get("url") else ("", "")
+    if (kind := node.pop("kind", "chat")) != "chat" or "kind" in entry.said:
+        node = {"kind": kind, **node}
+    node = {**({"url": url} if url else {}), "engine": engine, **{key: node[key] for key in node if key != "url"}}
+    address = (url, node.get("api_key"))
+    same = [name for name, other in data["nodes"].items() if (other.get("url"), other.get("api_key")) == address]
+    if same and url and engine != "cloud":
+        yield from _further(draft, entry, same[0], node, data)
         return
     name = unique(_node_name(engine, node, unknown or url), data["nodes"])
-    entry.names["node"] = name
-    data["nodes"][name] = node
+    entry.names["node"], data["nodes"][name] = name, node
     draft.origins["nodes", name] = entry.leaf
     if not node.get("model"):
         node["model"] = "MODEL"
@@ -455,6 +432,24 @@ def _node(draft: Draft, entry: Entry, data: dict[str, Any]) -> Iterator[dict[str
         draft.complete["nodes", name, "url"] = WORDS["address"].format(said=unknown)
     draft.owners[name, str(node["model"])] = entry.asked
     yield {"node": name}
+
+
+def _price(node: dict[str, Any]) -> None:
+    """Leaves out half a price and a price of nothing, and a budget that nothing would be spent of."""
+    price = node.get("price", {})
+    if len(price) < 2 or not any(price.values()):  # noqa: PLR2004 - for prompts and for answers
+        node.pop("price", None)
+    if "price" not in node or "max_usd" not in node.get("budget", {}):
+        node.pop("budget", None)
+
+
+def _account(entry: Entry, node: dict[str, Any]) -> None:
+    """A model of a cloud account by LiteLLM's name, with the key that LiteLLM looks for."""
+    node["model"] = entry.get("full", node.get("model"))
+    provider = str(node["model"]).partition("/")[0]
+    usual = f"{re.sub('[^A-Z0-9]', '_', provider.upper())}_API_KEY"
+    if key := node.get("api_key") or KNOWN["keys"].get(provider, usual):
+        node["api_key"] = key
 
 
 def _node_name(engine: str, node: dict[str, Any], url: str) -> str:
