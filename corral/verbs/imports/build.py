@@ -13,7 +13,7 @@ from urllib.parse import urlunsplit
 from corral.config.inventory import MAX_GPUS, OWN_FOLDER, PATTERNS
 from corral.contributions import is_systems
 from corral.verbs.imports.draft import HOST, Draft, Entry, slug, stem, unique
-from corral.verbs.imports.litellm import KNOWN, engine_of, is_local, parts_of
+from corral.verbs.imports.litellm import KNOWN, engine_of, is_local, kind_of, parts_of
 from corral.verbs.imports.sources import KINDS, Leaf
 
 WORDS: dict[str, str] = KINDS["words"]
@@ -87,10 +87,10 @@ def _as_nodes(draft: Draft, entry: Entry) -> None:
     entry.values["here"] = entry.get("node.port") or KINDS["ports"][entry.engine]
     entry.values["node.url"] = f"http://localhost:{entry.values['here']}"
     models = entry.values.pop("node.models", [])
-    entry.values["node.model"] = models[0] if models else ""
+    entry.values |= {"node.model": models[0], "node.kind": kind_of(models[0])} if models else {"node.model": ""}
     for name in models[1:]:
         other = draft.entry(name, entry.leaf)
-        other.engine, other.values = entry.engine, {**entry.values, "node.model": name}
+        other.engine, other.values = entry.engine, {**entry.values, "node.model": name, "node.kind": kind_of(name)}
 
 
 # --- models ----------------------------------------------------------------------------------------------------------
@@ -413,6 +413,8 @@ def _node(draft: Draft, entry: Entry, data: dict[str, Any]) -> Iterator[dict[str
     _price(node)
     if engine == "cloud":
         _account(entry, node)
+    elif not node.get("url"):
+        node["url"] = f"http://localhost:{KINDS['ports'].get(engine, 8080)}"  # where LiteLLM looks for it
     url, unknown = _address(draft, entry, str(node["url"])) if node.get("url") else ("", "")
     if (kind := node.pop("kind", "chat")) != "chat" or "kind" in entry.said:
         node = {"kind": kind, **node}
@@ -497,6 +499,9 @@ def _further(
         if entry.asked not in ("", owner):
             draft.aliases.append((entry.asked, owner, entry.leaf))
         entry.leaf.tell("look", WORDS["same_model"].format(model=model))
+        return
+    if entry.asked and entry.asked in (asked for (node_name, _), asked in draft.owners.items() if node_name == name):
+        entry.dropped = WORDS["second_model"]
         return
     if "model" in known:
         first = known.pop("model")

@@ -57,8 +57,12 @@ def provider(at: Step) -> None:
         at.entry.values["provider"], name = found, at.leaf.text
     at.entry.values["full"] = at.leaf.text if slash else f"{at.entry.values['provider']}/{at.leaf.text}"
     at.entry.put("node.model", name if known or not slash else at.leaf.text, at.leaf)
-    kind = next((kind for words, kind in KNOWN["names"].items() if re.search(words, at.leaf.text)), "chat")
-    at.entry.values.setdefault("node.kind", kind)
+    at.entry.values.setdefault("node.kind", kind_of(at.leaf.text))
+
+
+def kind_of(model: str) -> str:
+    """The kind of a model by its name, where nothing says it."""
+    return next((str(kind) for words, kind in KNOWN["names"].items() if re.search(words, model)), "chat")
 
 
 def given_provider(at: Step) -> None:
