@@ -1,4 +1,4 @@
-"""llama-swap's configuration, Ollama's Modelfiles, and the variables of seed 004."""
+"""llama-swap's configuration, Ollama's Modelfiles, and the variables of the `.env` of the predecessor."""
 
 from __future__ import annotations
 
