@@ -1,4 +1,4 @@
-"""`backup` and `restore` in a real engine: keys, spend and files survive the loss of the machine."""
+"""`backup` and `restore` in a real engine: keys, spend, accounts and files survive the loss of the machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,14 +28,19 @@ from tests.compose.far import Sshd, client_config
 from tests.compose.images.build import ensure_images
 from tests.compose.project import PREFIX, Client, Project, docker, patiently
 from tests.processes.helpers import Process, wait_until
+from tests.processes.wires import orders
 from tests.tiny_models import KNOWN_ANSWER, make_chat_model
 
-pytestmark = pytest.mark.needs("docker-engine", "mmdebstrap", "prisma-engine")
+pytestmark = pytest.mark.needs("docker-engine", "mmdebstrap", "open-webui", "prisma-engine", "sshd")
 
 HOST = "ba"
 SITE = f"{PREFIX}backup"
 PORT = 21700
 ADMIN_PORT = 21702
+OLLAMA = 21713
+PAGE = "http://127.0.0.1:21703"
+READER = {"name": "Reader", "email": "reader@example.com", "password": "a long enough one", "role": "user"}
+QUESTION = "Where is the barley?"
 PASSPHRASE = "open sesame, slowly"
 RUN_LIMIT_S = 900
 WRITTEN_LIMIT_S = 300
@@ -51,7 +56,10 @@ models:
   tiny: {{source: tiny.gguf, kind: chat, context: 2048, size_gib: 0.01}}
   painter:
     {{source: "hf:example/painter", revision: "1111111111111111111111111111111111111111", kind: image, size_gib: 0.01}}
+nodes:
+  laptop: {{dials_in: 21711, engine: ollama, model: "llama3.2:3b"}}   # dials in
 pools:
+  far: {{on: {{node: laptop}}}}
   chat:
     model: tiny
     on: {{host: {host}}}
@@ -63,6 +71,8 @@ gateway:
   port: {port}
   admin_port: 21702
   cache: false
+  tunnel: {{port: 21710}}
+chat: {{port: 21703, pools: [chat]}}
 jobs: {{workers: 1}}
 """
 
@@ -112,6 +122,14 @@ class Place:
 
 
 @dataclass(slots=True)
+class Reader:
+    """What an account of the chat page keeps there."""
+
+    conversation: str
+    file: str
+
+
+@dataclass(slots=True)
 class Saved:
     """A running site, somebody's key with what it has spent, and the backup of it."""
 
@@ -121,6 +139,9 @@ class Saved:
     spend: float
     # A job that is done.
     job: str
+    reader: Reader
+    # What a machine needs to dial in.
+    worker: Path
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +169,9 @@ def saved(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sa
         job = send_job(place, key)
         wait_until(lambda: state_of(place, key, job)["status"] == "succeeded", WRITTEN_LIMIT_S, "the job is done")
         wait_until(lambda: spend_of(place, key) > spent, WRITTEN_LIMIT_S, "its spending, too, is written down")
+        reader = keep_something(place)
+        place.corral("workers", "issue", "laptop", "--port", str(OLLAMA), "--to", str(folder / "worker"))
+        worker_answers(place, folder / "worker")
         docker(
             "exec",
             "--privileged",
@@ -160,7 +184,7 @@ def saved(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sa
         said = place.corral("backup", "--to", str(archive))
         assert said.splitlines()[-1] == str(archive)
         place.project.wait_healthy(WRITTEN_LIMIT_S)
-        yield Saved(place, archive, key, spend_of(place, key), job)
+        yield Saved(place, archive, key, spend_of(place, key), job, reader, folder / "worker")
 
 
 def spend_of(place: Place, key: str) -> float:
@@ -176,6 +200,60 @@ def send_job(place: Place, key: str) -> str:
 def state_of(place: Place, key: str, job: str) -> dict[str, Any]:
     state: dict[str, Any] = place.client(key).send("GET", f"/v1/jobs/{job}").raise_for_status().json()
     return state
+
+
+@contextmanager
+def person(email: str, password: str) -> Iterator[httpx.Client]:
+    """Somebody who has signed in to the chat page."""
+    with httpx.Client(base_url=PAGE, trust_env=False, timeout=60) as client:
+        answer = client.post("/api/v1/auths/signin", json={"email": email, "password": password})
+        client.headers["Authorization"] = f"Bearer {answer.raise_for_status().json()['token']}"
+        yield client
+
+
+def keep_something(place: Place) -> Reader:
+    """The administrator makes an account, with which somebody asks and leaves a file."""
+    with person("admin@example.com", place.secrets["CHAT_ADMIN_PASSWORD"]) as admin:
+        admin.post("/api/v1/auths/add", json=READER).raise_for_status()
+    with person(READER["email"], READER["password"]) as reader:
+        message = {"role": "user", "content": QUESTION}
+        asked = {"model": "chat", "messages": [message], "stream": False}
+        answer = reader.post("/api/chat/completions", json=asked).raise_for_status().json()
+        said = answer["choices"][0]["message"]
+        assert said["content"] == KNOWN_ANSWER
+        chat = {"title": "Barley", "models": ["chat"], "messages": [message, said]}
+        kept = reader.post("/api/v1/chats/new", json={"chat": chat}).raise_for_status().json()
+        file = {"file": ("barn.txt", KEPT.encode(), "text/plain")}
+        sent = reader.post("/api/v1/files/", params={"process": "false"}, files=file).raise_for_status().json()
+    return Reader(kept["id"], sent["id"])
+
+
+def all_is_kept(place: Place, reader: Reader) -> None:
+    """Both accounts, the conversation and the file are on the chat page."""
+    admin = person("admin@example.com", place.secrets["CHAT_ADMIN_PASSWORD"])
+    with admin, person(READER["email"], READER["password"]) as client:
+        chat = client.get(f"/api/v1/chats/{reader.conversation}").raise_for_status().json()["chat"]
+        assert [message["content"] for message in chat["messages"]] == [QUESTION, KNOWN_ANSWER]
+        assert client.get(f"/api/v1/files/{reader.file}/content").raise_for_status().text == KEPT
+
+
+@contextmanager
+def dialling(place: Place, folder: Path) -> Iterator[Process]:
+    """A worker that connects with what `workers issue` gave it, and answers."""
+    own = [f"IdentityFile={folder}/key", f"UserKnownHostsFile={folder}/known_hosts"]
+    words = ["ssh", "-N", "-F", f"{folder}/config", *(word for option in own for word in ("-o", option)), "farm"]
+    with Process(orders.command("ollama", OLLAMA), folder / "ollama.log"), Process(words, folder / "ssh.log") as ssh:
+        wait_until(lambda: is_connected(place), WRITTEN_LIMIT_S, f"the worker is connected: {ssh.output}")
+        yield ssh
+
+
+def is_connected(place: Place) -> bool:
+    return bool(json.loads(place.corral("workers", "ls", "--json"))[0]["connected"])
+
+
+def worker_answers(place: Place, folder: Path) -> None:
+    with dialling(place, folder):
+        assert place.client().chat_text("far", content=orders.order(["from the laptop"])) == "from the laptop"
 
 
 def empty_place(saved: Saved, name: str) -> Place:
@@ -194,6 +272,8 @@ def test_a_backup_is_its_owners_alone_and_lists_what_it_has(saved: Saved) -> Non
         "ba/postgres: database (keys, budgets and spend)",
         "ba/image-1: data",
         "ba/jobs-store: ",
+        "ba/postgres: open_webui (accounts and conversations of the chat page)",
+        "ba/chat: chat-files",
         "secrets, sealed",
         "whole",
     ):
@@ -242,7 +322,7 @@ def test_a_place_that_is_not_empty_is_left_alone(saved: Saved) -> None:
         said = saved.place.corral("restore", str(saved.archive), code=2)
         for words in (
             "inventory.yaml, another one",
-            "8 containers of this site",
+            "10 containers of this site",
             f"{SITE}-{HOST}_database",
             "--replace",
         ):
@@ -364,7 +444,30 @@ def test_keys_spend_and_files_survive_the_loss_of_the_machine(saved: Saved) -> N
         assert kept.startswith(f"{KEPT}\n")
         assert kept.splitlines()[1].split()[2:4] == ["123", "456"]
         assert "nothing to do" in place.corral("up")
+        all_is_kept(place, saved.reader)
+        worker_answers(place, saved.worker)
+        nothing_is_lost_when_the_inventory_changes(place, saved)
         no_job_is_lost_in_a_restart(place, saved.key)
+        all_is_kept(place, saved.reader)
+        with dialling(place, saved.worker) as ssh:
+            place.corral("workers", "revoke", "laptop")
+            assert ssh.wait(WRITTEN_LIMIT_S) != 0
+
+
+def nothing_is_lost_when_the_inventory_changes(place: Place, saved: Saved) -> None:
+    """The page and the tunnel are made anew, with another setting and for one worker more."""
+    inventory, before = place.folder / "inventory.yaml", place.project.ids()
+    text = inventory.read_text().replace(
+        "  laptop: {", "  desk: {dials_in: 21712, engine: ollama, model: llama3}\n  laptop: {"
+    )
+    inventory.write_text(
+        text.replace("{node: laptop}", "[{node: laptop}, {node: desk}]").replace("pools: [chat]", "titles: chat")
+    )
+    place.corral("up", "--render", "--timeout", START_LIMIT_S)
+    after = place.project.ids()
+    assert {name for name, made in after.items() if made != before[name]} >= {f"{HOST}-chat", f"{HOST}-tunnel"}
+    all_is_kept(place, saved.reader)
+    worker_answers(place, saved.worker)
 
 
 def no_job_is_lost_in_a_restart(place: Place, key: str) -> None:
@@ -376,7 +479,7 @@ def no_job_is_lost_in_a_restart(place: Place, key: str) -> None:
             jobs.append(send_job(place, key))
         return restart.exit_code() is not None
 
-    words = [*CORRAL, *place.arguments("restart", "jobs-store", "jobs", "jobs-worker")]
+    words = [*CORRAL, *place.arguments("restart", "jobs-store", "jobs", "jobs-worker", "chat", "tunnel")]
     with Process(words, place.folder / "restart.log", environment=dict(place.environment)) as restart:
         wait_until(send, RUN_LIMIT_S, "the restart is over")
     assert restart.exit_code() == 0

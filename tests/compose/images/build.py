@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,8 +26,9 @@ from functools import partial
 from pathlib import Path
 
 from corral.build import Plan, build_plan
-from corral.components import litellm
+from corral.components import chat, litellm
 from corral.config.load import load_inventory
+from tools import make_open_webui
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[2]
@@ -36,13 +38,19 @@ SUITE = "sid"
 # The suite's Python: wheels for it are fetched while the root file system is made, and again if it has another one.
 PYTHON_GUESS = "3.14"
 PACKAGES = (
-    "busybox-static", "ca-certificates", "curl", "haproxy", "llama.cpp", "nodejs", "postgresql", "prometheus",
-    "prometheus-alertmanager", "prometheus-node-exporter", "prometheus-postgres-exporter", "prometheus-redis-exporter",
-    "python3", "valkey-server",
+    "busybox-static", "ca-certificates", "curl", "haproxy", "llama.cpp", "nodejs", "openssh-server", "postgresql",
+    "prometheus", "prometheus-alertmanager", "prometheus-node-exporter", "prometheus-postgres-exporter",
+    "prometheus-redis-exporter", "python3", "valkey-server",
 )  # fmt: skip
 # What upstream's image has besides the package's own `proxy` extra.
 LITELLM_EXTRAS = ("prisma", "prometheus-client")
 WITHOUT = ("/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/i18n/*")
+# Of Open WebUI's environment: what browsers load, and packages that it imports only for what no test does here.
+NOT_IN_CHAT = (
+    "open_webui/frontend/_app", "open_webui/frontend/assets", "open_webui/frontend/pyodide", "open_webui/frontend/wasm",
+    "kubernetes", "onnxruntime", "pandas", "pyarrow", "rapidocr",
+)  # fmt: skip
+NOT_IN_PYTHON = ("site-packages", "dist-packages", "test", "idlelib", "config-*")
 ENGINE_VARIABLE = "PRISMA_QUERY_ENGINE_BINARY"
 BUILD_ARGUMENTS = ("PRISMA_VERSION", "PRISMA_EXPECTED_ENGINE_VERSION")
 BUILD_LIMIT_S = 600
@@ -103,6 +111,8 @@ def _ensure(wanted: Mapping[str, str]) -> Report:
             _make_base(base, report)
         with tempfile.TemporaryDirectory(prefix="corral-stand-in-") as context:
             _fill_context(Path(context))
+            if chat.COMPONENT in missing.values():
+                _timed(report, "Open WebUI", partial(_pack_open_webui, Path(context, "open-webui.tar")))
             for image, target in missing.items():
                 _timed(report, f"image {image}", partial(_build, image, target, base, Path(context)))
                 report.made.append(image)
@@ -152,6 +162,8 @@ def _mark(target: str) -> str:
     parts = [path.read_text() for path in sorted(HERE.iterdir()) if path.is_file() and path.suffix != ".py"]
     if target == litellm.COMPONENT:
         parts.append(_engine_mark())
+    if target == chat.COMPONENT:
+        parts.append(make_open_webui.LOCK.read_text())
     return _hash(_base_mark(), target, *parts)
 
 
@@ -249,6 +261,23 @@ def _fill_context(context: Path) -> None:
         engine.mkdir()
     else:
         shutil.copytree(folder, engine, symlinks=True)
+
+
+def _pack_open_webui(tar: Path) -> None:
+    """Open WebUI's environment and the Python that it was made with, without what no test here needs."""
+    if not make_open_webui.is_made():
+        raise BuildProblem("Open WebUI is not installed, or older; run: make open-webui")
+    settings = (make_open_webui.FOLDER / "pyvenv.cfg").read_text()
+    root = Path(re.findall(r"^home = (.+)$", settings, re.MULTILINE)[0]).parent
+    name = f"python{make_open_webui.PYTHON}"
+    library = sorted(path.name for path in (root / "lib").glob(f"lib{name}.so*"))
+    own = [f"bin/{name}", f"lib/{name}", *(f"lib/{file}" for file in library)]
+    _run(
+        "tar", "-cf", str(tar), "--owner=0", "--group=0",
+        *(f"--exclude=./{path}" for path in NOT_IN_CHAT), *(f"--exclude=lib/{name}/{path}" for path in NOT_IN_PYTHON),
+        "--transform=s,^[.]/,opt/open-webui/,", "--transform=s,^\\(bin\\|lib\\)/,opt/python/\\1/,S",
+        "-C", str(root), *own, "-C", str(make_open_webui.FOLDER.resolve() / "lib" / name / "site-packages"), "./",
+    )  # fmt: skip
 
 
 def _build(image: str, target: str, base: str, context: Path) -> None:
