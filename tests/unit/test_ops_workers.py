@@ -6,6 +6,7 @@ import json
 import plistlib
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from corral.config.load import load_inventory
 from corral.render.output import write
 from corral.render.secrets import FOLDER, initialise
 from corral.render.tree import render
+from corral.runtime.hosts import ComposeHost
 from corral.verbs.archives.backup import _secret_files
 
 TEXT = """\
@@ -188,3 +190,33 @@ def test_the_tunnel_s_key_stays_and_workers_keys_are_in_the_backup(site: Site) -
     saved = _secret_files(site.plan, site.folder, ["box"])
     assert b"TUNNEL_SEED=" in saved["box/.env"]
     assert saved["box/tunnel/workers/laptop-2101"].startswith(b"restrict,")
+
+
+def test_a_gateway_behind_ssh_gets_keys_and_loses_connections_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commands that reach the host are those for its folder and its container; nothing runs on this machine."""
+    far, programs, said = tmp_path / "far", tmp_path / "bin", tmp_path / "said"
+    programs.mkdir()
+    for name, body in {"ssh": 'for last; do :; done\nexec sh -c "$last"', "docker": "exit 0"}.items():
+        (programs / name).write_text(f'#!/bin/sh\necho "{name} $*" >>{said}\n{body}\n')
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs), prepend=":")
+    container = SimpleNamespace(id="0123abcd", is_running=True)
+    monkeypatch.setattr(ComposeHost, "container_of", lambda _self, service: container if service == "tunnel" else None)
+    text = TEXT.replace("address: 192.0.2.1", f"address: 192.0.2.1, ssh: root@192.0.2.1, folder: {far}")
+    site = Site(tmp_path, text)
+    keys = far / "tunnel" / "workers"
+    for name in ("laptop", "desk"):
+        site.issue(name)
+    assert {path.name: path.read_text() for path in keys.iterdir()} == {
+        name: (tmp_path / "box" / "tunnel" / "workers" / name).read_text() for name in ("laptop-2101", "desk-2102")
+    }
+    said.write_text("")
+    assert site.verb("revoke", "laptop") == 0
+    assert [path.name for path in keys.iterdir()] == ["desk-2102"]
+    lines = said.read_text().splitlines()
+    assert all("root@192.0.2.1" in line for line in lines if line.startswith("ssh"))
+    assert [line for line in lines if line.startswith("docker")] == [
+        "docker exec 0123abcd sh /etc/corral/end_others.sh 2222 2102"
+    ]
