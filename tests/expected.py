@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from corral.render.tree import Tree
+from corral.render.templates import Tree
 from tests.trees import CASES, DEFAULT, GOLDEN, ROOT, plan_of, put, tree_of
 
 SHORTEST = 3  # lines that a delta copies; fewer are easier to read as they are

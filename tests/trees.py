@@ -13,7 +13,8 @@ import yaml
 from corral.build import Plan, build_plan
 from corral.config.load import load_inventory
 from corral.contributions import Service
-from corral.render.tree import Tree, render
+from corral.render.templates import Tree
+from corral.render.tree import render
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"

@@ -11,7 +11,7 @@ import typer
 from corral import __version__
 from corral.cli import beginning, grafana, importing, keys, models, rendering, running, saving, watching, workers
 from corral.cli.context import exit_code_of, verbs
-from corral.render.tree import ROOT
+from corral.render.templates import ROOT
 
 app = verbs("corral: one inventory, a whole local GPU inference farm.")
 for group in (beginning, rendering, importing, running, saving, watching):

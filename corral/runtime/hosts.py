@@ -25,7 +25,7 @@ from corral.contributions import Service
 from corral.errors import CorralError, UsageError
 from corral.files import private_folder
 from corral.plan.site import bracketed, resolve
-from corral.render.tree import project_name
+from corral.render.compose import project_name
 from corral.runtime.docker import PROJECT, Container, containers_in
 
 if TYPE_CHECKING:

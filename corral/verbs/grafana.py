@@ -17,7 +17,7 @@ from corral.build import Plan
 from corral.components.grafana import page_assets
 from corral.errors import CorralError, UsageError, did_you_mean, on_one_line
 from corral.plan.site import bracketed
-from corral.render.tree import ROOT
+from corral.render.templates import ROOT
 
 TOKEN = "GRAFANA_TOKEN"  # noqa: S105 - a variable's name
 PROMETHEUS = "prometheus"

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from corral.checks.policy import check_project, exceptions_of
-from corral.render.tree import project_name
+from corral.render.compose import project_name
 from tests.compose.images.build import ensure_images
 from tests.compose.project import PREFIX, Client, Project, docker, docker_logs, files_with, make_models, render_site
 from tests.processes.helpers import Process, wait_until

@@ -11,7 +11,7 @@ import pytest
 from corral.build import build_plan
 from corral.cli import main
 from corral.config.load import load_inventory
-from corral.render.tree import project_name
+from corral.render.compose import project_name
 from tests.compose.images.build import ensure_images
 from tests.compose.project import PREFIX, Client, Project, make_models
 from tests.tiny_models import KNOWN_ANSWER

@@ -912,7 +912,7 @@ def as_process(service: Service, here: str) -> tuple[list[str], dict[str, str]]:
 
 
 def test_supervisord_gets_awkward_words_through(tmp_path: Path) -> None:
-    from corral.render.tree import supervisor_command
+    from corral.render.templates import supervisor_command
 
     words = [
         "a b",

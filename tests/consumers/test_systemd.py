@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from corral.plan.site import Card
-from corral.render.tree import POWER_UNIT, figure_units, metrics_hosts, render, unit_names
+from corral.render.compose import POWER_UNIT, figure_units, metrics_hosts, unit_names
+from corral.render.tree import render
 from tests.needs import program
 from tests.trees import CASES, each_case, hosts_of, plan_of, put, tree_of
 

@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from corral.render.tree import environment
+from corral.render.templates import environment
 from tests.callbacks import load_callback
 
 

@@ -22,7 +22,8 @@ from corral.build import build_plan
 from corral.config.load import load_inventory
 from corral.render.output import MANIFEST, compare
 from corral.render.secrets import initialise
-from corral.render.tree import Tree, render
+from corral.render.templates import Tree
+from corral.render.tree import render
 from tests import expected
 from tests.expected import expected_of, write_expected
 from tests.trees import (

@@ -19,7 +19,8 @@ from corral.cli import main
 from corral.config.load import load_inventory
 from corral.errors import CorralError
 from corral.render.secrets import read_env
-from corral.render.tree import ROOT, Tree, render
+from corral.render.templates import ROOT, Tree
+from corral.render.tree import render
 from corral.runtime.hosts import compose_hosts
 from corral.verbs.setup import setup as ops_setup
 from corral.verbs.setup.setup import Setup

@@ -14,7 +14,8 @@ from corral.config.load import validate
 from corral.config.source import parse
 from corral.errors import SiteError
 from corral.plan.cards import VRAM_RESERVE_MIB
-from corral.render.tree import Tree, render
+from corral.render.templates import Tree
+from corral.render.tree import render
 
 CARDS = ("rtx-3060", "p104-100", "l4", "mi50")
 KINDS = ("chat", "embedding", "rerank", "image")

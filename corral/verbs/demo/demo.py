@@ -24,7 +24,8 @@ from corral.errors import CorralError
 from corral.files import write_atomically
 from corral.render.output import compare, write
 from corral.render.secrets import ENV_FILE, initialise, read_env
-from corral.render.tree import ROOT, render
+from corral.render.templates import ROOT
+from corral.render.tree import render
 from corral.runtime import supervisor
 from corral.runtime.board import Board, wait_all
 from corral.runtime.interrupts import Interrupts

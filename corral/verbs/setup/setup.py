@@ -19,7 +19,7 @@ from corral.errors import CorralError
 from corral.render.output import compare, write
 from corral.render.secrets import ENV_FILE, initialise, read_env
 from corral.render.secrets import FOLDER as SECRETS_FOLDER
-from corral.render.tree import Tree
+from corral.render.templates import Tree
 from corral.runtime.hosts import CommandError, ComposeHost
 from corral.verbs.doctor.machine import COMPOSE_FLOOR, ENGINE_FLOOR
 from corral.verbs.setup import machine

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from corral.errors import CorralError
-from corral.render.tree import ROOT, Tree, figure_units, metrics_hosts, site_of, unit_names
+from corral.render.compose import figure_units, metrics_hosts, unit_names
+from corral.render.templates import ROOT, Tree
+from corral.render.tree import site_of
 from corral.runtime.hosts import CommandError, ComposeHost
 from corral.verbs.setup.machine import Look
 

@@ -24,7 +24,8 @@ from corral.build import Plan
 from corral.config.source import plain_yaml
 from corral.errors import CorralError, UsageError
 from corral.render.output import MANIFEST, compare
-from corral.render.tree import Tree, render
+from corral.render.templates import Tree
+from corral.render.tree import render
 from corral.runtime.docker import MIB
 from corral.runtime.hosts import ComposeHost, compose_hosts
 from corral.runtime.observe import Snapshot, observe_all

@@ -24,7 +24,8 @@ from corral.config.load import load_inventory, load_text
 from corral.errors import CorralError, UsageError, did_you_mean
 from corral.files import write_atomically
 from corral.render.output import compare, refuse_unfinished, write
-from corral.render.tree import Tree, render
+from corral.render.templates import Tree
+from corral.render.tree import render
 from corral.runtime.board import Board
 from corral.runtime.haproxy import backends_of, running_balancer
 from corral.runtime.hosts import ComposeHost, compose_hosts

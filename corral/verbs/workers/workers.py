@@ -25,7 +25,7 @@ from corral.errors import CorralError, UsageError, did_you_mean
 from corral.files import write_atomically
 from corral.render.secrets import ENV_FILE, read_env
 from corral.render.ssh_keys import fingerprint, private_key, public_key
-from corral.render.tree import environment
+from corral.render.templates import environment
 from corral.runtime.haproxy import Server, balancer_of
 from corral.runtime.hosts import ComposeHost
 from corral.runtime.lock import alone
