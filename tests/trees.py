@@ -38,6 +38,7 @@ CASES = (
     "speech",
     "traced",
     "everything-on",
+    "swarm",
 )
 
 each_case = pytest.mark.parametrize("case", CASES)
@@ -74,9 +75,13 @@ def put(tree: Tree, folder: Path) -> Path:
 
 def hosts_of(case: str, runtime: str) -> list[str]:
     """The rendered hosts of one runtime."""
-    hosts = plan_of(case).inventory.hosts
+    inventory = plan_of(case).inventory
     rendered = {path.partition("/")[0] for path in tree_of(case)}
-    return [name for name, host in hosts.items() if host.runtime == runtime and name in rendered]
+    return [
+        name
+        for name, host in inventory.hosts.items()
+        if name in rendered and runtime == ("local" if host.runtime == "local" else inventory.runtime)
+    ]
 
 
 def compose_files(case: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from corral.checks.registry import Findings, Row, Texts, findings, known
@@ -26,7 +26,7 @@ from corral.plan.devices import CUDA13_FLOOR, VENDORS, backend_of, is_pinned
 from corral.plan.memory import MIB
 from corral.plan.own_image import CUDA11_FLOOR, CUDA12_FLOOR, build_command, is_own
 from corral.plan.routing import pools_behind
-from corral.plan.site import Card, Replica, Site
+from corral.plan.site import Card, Replica, Site, swarm_name
 from corral.plan.sizes import billions, weights_mib
 from corral.units import grouped
 
@@ -265,6 +265,80 @@ def _hosts(site: Site, found: Contributions) -> Findings:
             for key in ("power_limit_w", "clock_lock_mhz"):
                 yield from _limits_refused(card, key, is_local=is_local)
         yield from _additions(name, host, {service.name: service for service in own}, is_local=is_local)
+
+
+def _swarm(site: Site, found: Contributions) -> Findings:
+    """What Docker Swarm cannot hold, and what would have no effect there."""
+    inventory = site.inventory
+    if not site.is_swarm:
+        yield from TEXTS.broken((), (inventory.encrypted_networks is not None, "swarm-holds/not", "encrypted_networks"))
+        return
+    gateway, tunnel = inventory.gateway, inventory.gateway.tunnel
+    addresses = {
+        "gateway.address": gateway.address,
+        "gateway.entrance.address": gateway.entrance and gateway.entrance.address,
+        "gateway.tunnel.address": tunnel and tunnel.address,
+    }
+    for key, address in addresses.items():
+        yield from TEXTS.broken((), (address, "swarm-holds/address", key))
+    yield from TEXTS.broken((), (inventory.container_prefix, "swarm-holds/containers", "container_prefix"))
+    for name, host in inventory.hosts.items():
+        yield from _host_in_swarm(name, host)
+    for replica in site.replicas:
+        yield from TEXTS.broken(
+            ("pools", replica.pool),
+            (inventory.pools[replica.pool].ports, "swarm-holds/loopback", "ports"),
+            (is_own(_image_of(found, replica)), "swarm-holds/built", ""),
+        )
+        swap = engine_key(site, replica, "memory_swap_mib")
+        yield from TEXTS.broken(swap, (replica.engine.memory_swap_mib, "swarm-holds/swap", ""))
+        shared = ("hosts", replica.host, "shared", replica.service, "port")
+        yield from TEXTS.broken(shared, (replica.shared and replica.shared.port, "swarm-holds/loopback", ""))
+    pools = _pools_of_services(site)
+    for service in found.services:
+        place = (service.host, service.name)
+        path = ("pools", pools[place]) if place in pools else ("hosts", service.host)
+        label = f"{inventory.name}_{swarm_name(*place)}"
+        reason = ", ".join(_not_in_swarm(service))
+        yield from TEXTS.broken(
+            path,
+            (reason, "swarm-holds/cannot", ""),
+            (len(label) > LABEL_LENGTH, "swarm-holds/long", ""),
+            name=service.name, reason=reason, label=label, length=len(label), longest=LABEL_LENGTH,
+        )  # fmt: skip
+
+
+def _host_in_swarm(name: str, host: Host) -> Findings:
+    """What is said of a host that Swarm does not know."""
+    yield from TEXTS.broken(
+        ("hosts", name),
+        (host.runtime == "local", "swarm-holds/local", "runtime"),
+        (host.folder, "swarm-holds/folder", "folder"),
+        (host.selinux, "swarm-holds/selinux", "selinux"),
+        (host.gpu_access in ("reservation", "cdi"), "swarm-holds/gpu-access", "gpu_access"),
+        (not host.models_dir.startswith("/"), "swarm-holds/relative", "models_dir"),
+    )
+    for number, gpu in enumerate(host.gpus):
+        is_limited = gpu.power_limit_w is not None or gpu.clock_lock_mhz is not None
+        yield from TEXTS.broken(("hosts", name, "gpus", number), (is_limited, "swarm-holds/limits", ""))
+
+
+def _not_in_swarm(service: Service) -> Iterator[str]:
+    """What of a service Swarm has no word for."""
+    rows = (
+        (service.devices, "device files of AMD and Intel cards"),
+        (service.is_on_host, "the host's own network"),
+        (service.joins, "a network that exists already"),
+        (service.cpuset, "cpuset"),
+        ("confined" in service.exceptions, "security options"),
+        ("host-gateway" in service.extra_hosts.values(), "host-gateway in extra_hosts"),
+    )
+    yield from (words for is_there, words in rows if is_there)
+
+
+def _image_of(found: Contributions, replica: Replica) -> str:
+    key = (replica.host, replica.service)
+    return next((item.image for item in found.services if (item.host, item.name) == key), "")
 
 
 def _limits_refused(card: Card, key: str, *, is_local: bool) -> Findings:
@@ -522,5 +596,5 @@ def _fallback(
 
 CHECKS: tuple[Callable[[Site, Contributions], Findings], ...] = (
     _ports, _replicas_of_pools, _names, _addresses, _vram, _servers, _hosts, _pins, _builds, _cuda_images, _unused,
-    _models, _direct_mode, _contributed, _limits_of_consumers, _budgets,
+    _models, _direct_mode, _swarm, _contributed, _limits_of_consumers, _budgets,
 )  # fmt: skip

@@ -124,9 +124,9 @@ def labels_of(replica: Replica) -> dict[str, str]:
 
 
 def keys_for(site: Site, replicas: Sequence[Replica], name: str, purpose: str) -> Iterator[Secret]:
-    """The key of these servers, another one on every host that has some, and one on the gateway's host."""
+    """The key of these servers, another one on every host whose edge puts it in, and one on the gateway's host."""
     for host in sorted({replica.host for replica in replicas} | ({site.inventory.gateway.host} if replicas else set())):
-        yield Secret(name, host, purpose, "hex", is_per_host=True)
+        yield Secret(name, host, purpose, "hex", is_per_host=not site.is_swarm)
 
 
 def has_private_cache(site: Site, replica: Replica) -> bool:

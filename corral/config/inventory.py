@@ -451,7 +451,7 @@ class Host(Section):
     """A machine on which the kit starts programs."""
 
     runtime: Literal["compose", "local"] = "compose"
-    """`compose`: Docker Compose; `local`: processes under supervisord, without Docker."""
+    """`compose`: containers, as the site's `runtime` says; `local`: processes under supervisord, without Docker."""
     address: Address = "127.0.0.1"
     """IP address under which the other hosts reach it, and the only one on which ports are published."""
     hostname: HostName | None = None
@@ -1376,6 +1376,10 @@ class Inventory(Section):
     container_prefix: Annotated[str, _text("container_prefix")] | None = None
     """Begins the names of all containers, as `kids` in `kids-rig-litellm`, where a machine has two sites. Its unit with
     power limits then has the site's name, too."""
+    runtime: Literal["compose", "swarm"] = "compose"
+    """What runs the containers: Docker Compose on every host by itself, or one Docker Swarm of all hosts."""
+    encrypted_networks: bool | None = None
+    """`runtime: swarm`: whether the engines encrypt what goes from host to host (IPsec); yes when absent."""
     hosts: dict[Name, Host] = Field(min_length=1)
     """Machines on which the kit starts programs."""
     nodes: dict[Name, Node] = Field(default_factory=dict)

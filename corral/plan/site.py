@@ -25,6 +25,7 @@ from corral.config.model_paths import model_paths, path_on, with_files_of_tags
 from corral.contributions import Backend, Endpoint, Service
 from corral.plan.cards import JETSON, VRAM_RESERVE_MIB, card_facts, vram_mib
 from corral.plan.memory import Memory
+from corral.plan.networks import INSIDE
 from corral.plan.placement import Room, placed
 from corral.plan.routing import has_private_cache
 from corral.plan.settings import (
@@ -220,6 +221,11 @@ class Site:
         """Whether the host runs processes instead of containers."""
         return self.host(host).runtime == "local"
 
+    @property
+    def is_swarm(self) -> bool:
+        """Whether one Docker Swarm runs the containers of all hosts, on networks that reach from host to host."""
+        return self.inventory.runtime == "swarm"
+
     def container(self, host: str, service: str) -> str:
         """Name of a service's container."""
         return container_name(self.inventory, host, service)
@@ -263,13 +269,15 @@ class Site:
         """`name:port` under which a program on host `seen_from` reaches an endpoint; on another host its edge."""
         if endpoint.address:
             return f"{bracketed(endpoint.address)}:{endpoint.port}"
+        if self.is_swarm:
+            return f"{swarm_name(endpoint.host, endpoint.service)}:{endpoint.port}"
         if endpoint.host != seen_from:
             return f"{self.reached_at(endpoint.host)}:{self.inventory.gateway.edge_port}"
         return f"{'127.0.0.1' if self.is_local(seen_from) else endpoint.service}:{endpoint.port}"
 
     def is_outside(self, endpoint: Endpoint, seen_from: str) -> bool:
         """Whether an endpoint is on another machine than the host `seen_from`."""
-        return bool(endpoint.address) or endpoint.host != seen_from
+        return bool(endpoint.address) or self.is_behind_edge(endpoint, seen_from)
 
     def publish_address(self, host: str) -> str:
         """Address that a port is bound to for other programs of the farm; empty: the host's own network is enough.
@@ -280,7 +288,16 @@ class Site:
 
     def is_behind_edge(self, endpoint: Endpoint, seen_from: str) -> bool:
         """Whether an endpoint is on another host of the site, whose edge stands before it."""
-        return not endpoint.address and endpoint.host != seen_from
+        return not (endpoint.address or self.is_swarm) and endpoint.host != seen_from
+
+    def own_addresses(self, host: str, *names: str) -> tuple[str, ...]:
+        """Where a program listens that not all who are on its networks are to reach: for itself, and on some of them.
+
+        Swarm tells a container its names only once it is well, so that there is no listening by name.
+        """
+        if self.is_swarm:
+            return ("0.0.0.0",)  # noqa: S104 - on the container's own networks
+        return ("127.0.0.1", *(() if self.is_local(host) else names))
 
     def model_path(self, host: str, file: str) -> str:
         """Path of a model file as programs on that host see it."""
@@ -553,6 +570,11 @@ def memory_on_cpu_mib(replica: Replica) -> int:
 def container_name(inventory: Inventory, host: str, service: str) -> str:
     """Name of a service's container; two sites on one machine differ in what it begins with."""
     return "-".join(part for part in (inventory.container_prefix, host, service) if part)
+
+
+def swarm_name(host: str, service: str) -> str:
+    """How a service is called in the stack of a whole site, and so in DNS, whichever network it is asked for on."""
+    return f"{host}-{service.removesuffix(f'.{INSIDE}')}".replace(".", "-")
 
 
 def bracketed(address: str) -> str:

@@ -12,6 +12,7 @@ from corral.contributions import File, Service
 from corral.declarations import shipped
 from corral.errors import CorralError
 from corral.render.compose import compose_host
+from corral.render.swarm import stack
 from corral.render.templates import RenderedHost, Tree, dump_yaml
 from corral.units import grouped
 
@@ -27,10 +28,13 @@ def render(plan: Plan) -> Tree:
     found = plan.contributions
     services = grouped((item.host, item) for item in found.services)
     tree: Tree = {}
+    hosts: dict[str, RenderedHost] = {}
     for host, own_services in services.items():
         named = sorted(plan.secrets_of(host), key=lambda secret: secret.name)
-        own = RenderedHost(plan, host, own_services, plan.files_of(host), named)
+        own = hosts[host] = RenderedHost(plan, host, own_services, plan.files_of(host), named)
         tree |= {f"{host}/{path}": data for path, data in _host_files(own).items()}
+    if plan.site.is_swarm:
+        tree |= stack(hosts[plan.inventory.gateway.host], tree)
     return dict(sorted(tree.items()))
 
 
@@ -53,10 +57,11 @@ def refuse_other_site(plan: Plan, out: Path) -> None:
 def _host_files(host: RenderedHost) -> Tree:
     content = {f"{file.component}/{file.path}": _file(host, file) for file in host.files}
     runtime = _local_host if host.plan.site.is_local(host.name) else compose_host
+    own = {} if host.plan.site.is_swarm else runtime(host, content)
     kept = [secret for secret in host.secrets if secret.is_stored]
     return {
         **content,
-        **runtime(host, content),
+        **own,
         ".env.example": host.render("_runtime/env.example.j2", secrets=kept),
         ".gitignore": host.render("_runtime/gitignore.j2"),
     }

@@ -327,7 +327,13 @@ def ssh_command() -> list[str]:
 
 
 def compose_hosts(plan: Plan, out: Path, chosen: Iterable[str] | None = None) -> list[ComposeHost]:
-    """The plan's Compose hosts that have services, in the inventory's order, or those of them that were chosen."""
+    """The plan's Compose hosts that have services, in the inventory's order, or those of them that were chosen.
+
+    Raises:
+        UsageError: there are none; on a site of Swarm's the engine itself does what is asked for.
+    """
+    if plan.site.is_swarm:
+        raise UsageError("Docker Swarm runs this site, and this verb is for Compose hosts; see docs/swarm.md")
     busy = {service.host for service in plan.contributions.services}
     wanted = set(chosen) if chosen else busy
     names = [name for name in plan.inventory.hosts if name in wanted and name in busy and not plan.site.is_local(name)]

@@ -84,6 +84,33 @@ def test_compose_takes_every_project(case: str, folder: Path) -> None:
 
 
 @pytest.mark.needs("docker-compose")
+def test_the_stack_is_read_as_planned(tmp_path: Path) -> None:
+    """The engine's own command reads the whole stack, warns of nothing that it would ignore, and changes nothing."""
+    file = put(tree_of("swarm"), tmp_path) / "gate" / "stack.yml"
+    command = ["docker", "stack", "config", "--skip-interpolation", "--compose-file", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=DEADLINE_S)
+    assert (done.returncode, done.stderr) == (0, "")
+    services = yaml.safe_load(done.stdout)["services"]
+    planned = {f"{service.host}-{service.name}": service for service in services_of("swarm")}
+    assert sorted(services) == sorted(planned)
+    for name, service in planned.items():
+        told = services[name]
+        assert [word.replace("$$", "$") for word in told.get("command", [])] == list(service.args), name
+        assert (told["image"], told["cap_drop"], told["read_only"]) == (service.image, ["ALL"], True)
+        assert told["user"].partition(":")[0] not in ("", "0", "root")
+        assert told["deploy"]["placement"]["constraints"] == [f"node.labels.corral.host == {service.host}"]
+        assert [item["source"] for item in told.get("secrets", ())] == list(service.secrets)
+        assert len(told.get("configs", ())) == len(service.configs)
+    published = {name: told["ports"] for name, told in services.items() if "ports" in told}
+    assert [(name, port["published"], port["mode"]) for name, ports in published.items() for port in ports] == [
+        ("gate-grafana", 3000, "host"),
+        ("gate-haproxy", 4000, "host"),
+    ]
+    for name in ("one-chat-1", "one-chat-2"):
+        assert services[name]["environment"]["NVIDIA_VISIBLE_DEVICES"].endswith(f"e0{name[-1]}")
+
+
+@pytest.mark.needs("docker-compose")
 @each_case
 def test_compose_sees_every_service_as_planned(case: str, folder: Path) -> None:
     for host in hosts_of(case, "compose"):

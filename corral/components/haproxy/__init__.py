@@ -526,9 +526,9 @@ def _figures(site: Site, bind: str) -> str:
 
 def _own_addresses(site: Site, port: int, *sides: str) -> str:
     """Where HAProxy listens for some only: on one of its networks, or on loopback on a `local` host, and for itself."""
-    names = [] if site.is_local(site.inventory.gateway.host) else [alias(COMPONENT, side) for side in sides]
+    itself, *names = site.own_addresses(site.inventory.gateway.host, *(alias(COMPONENT, side) for side in sides))
     names = [f"ipv4@{name}" for name in names] if site.has_ipv6 else names
-    return ",".join(f"{name}:{port}" for name in (*names, "127.0.0.1"))
+    return ",".join(f"{name}:{port}" for name in (*names, itself))
 
 
 def _most_clients(queues: list[dict[str, Any]]) -> int:

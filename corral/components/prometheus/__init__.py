@@ -255,8 +255,8 @@ def objective_facts(pool: str, objective: Objective) -> Iterator[Fact]:
 
 def _listening(site: Site, host: str, port: int) -> Iterator[str]:
     """It listens for itself, for Grafana and for the port on the host, not on the networks of those that it calls."""
-    names = () if site.is_local(host) else (alias(COMPONENT, INSIDE), alias(COMPONENT, OUTSIDE))
-    yield from (f"--web.listen-address={name}:{port}" for name in ("127.0.0.1", *names))
+    names = site.own_addresses(host, alias(COMPONENT, INSIDE), alias(COMPONENT, OUTSIDE))
+    yield from (f"--web.listen-address={name}:{port}" for name in names)
 
 
 def _service(
