@@ -87,6 +87,13 @@ def shared(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return decorate
 
 
+def refuse_on_swarm(**given: object) -> None:
+    """Raises UsageError for options that mean something on Compose hosts only."""
+    named = ", ".join(f"--{name.removesuffix('s')}" for name, value in given.items() if value)
+    if named:
+        raise UsageError(f"Docker Swarm runs this site as a whole; leave out {named}")
+
+
 def verbs(help_text: str) -> typer.Typer:
     """An empty group of verbs."""
     return typer.Typer(

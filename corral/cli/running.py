@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from corral.cli.context import SiteOptions, plain, shared, talk, tell_figures
+from corral.cli.context import SiteOptions, plain, refuse_on_swarm, shared, talk, tell_figures
 from corral.cli.rendering import write_rendering
 from corral.errors import UsageError
 from corral.render.tree import render as render_plan
@@ -52,6 +52,12 @@ def up(
     hosts = site.hosts(found)
     if render_first:
         write_rendering(found, site.out, hosts)
+    if found.site.is_swarm:
+        refuse_on_swarm(hosts=site.host, cpu=cpu)
+        from corral.verbs import swarm
+
+        swarm.up(found, site.out, talk, timeout_s=timeout)
+        return
     bring_up(found, site.out, talk, hosts=hosts, timeout_s=timeout, is_on_cpu=cpu)
     tell_figures(site, hosts)
 
@@ -67,6 +73,12 @@ def down(
     from corral.verbs.up.up import down as take_down
 
     found = site.plan()
+    if found.site.is_swarm:
+        refuse_on_swarm(hosts=site.host)
+        from corral.verbs import swarm
+
+        swarm.down(found, site.out, talk, volumes=volumes, yes=yes)
+        return
     take_down(found, site.out, talk, hosts=site.hosts(found), volumes=volumes, yes=yes)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from corral.cli.context import JsonOption, SiteOptions, plain, print_json, shared, talk
+from corral.cli.context import JsonOption, SiteOptions, plain, print_json, refuse_on_swarm, shared, talk
 from corral.cli.show import page
 from corral.errors import UsageError
 
@@ -29,6 +29,13 @@ def status(
     if watch and as_json:
         raise UsageError("--json is one document per call; leave out --watch")
     found = site.plan()
+    if found.site.is_swarm:
+        refuse_on_swarm(hosts=site.host, watch=watch)
+        from corral.verbs import swarm
+
+        seen = swarm.status(found, site.out)
+        print_json(seen) if as_json else page().print(swarm.status_view(seen))
+        return 0 if seen["well"] else 1
     hosts = compose_hosts(found, site.out, site.hosts(found))
     if watch:
         return 0 if ops.watch_status(found, hosts, page(), seconds) else 1
@@ -96,8 +103,13 @@ def logs(
     services = services_named(found, names or [], chosen)
     if tail and tail != "all" and not tail.isdecimal():
         raise UsageError(f'--tail {tail}: must be a number of lines, or "all"')
-    hosts = compose_hosts(found, site.out, {item.host for item in services})
     wanted = Wanted(tail or ("all" if since else TAIL), since, follow)
+    if found.site.is_swarm:
+        from corral.verbs import swarm
+
+        swarm.show_logs(found, site.out, services, wanted, plain())
+        return
+    hosts = compose_hosts(found, site.out, {item.host for item in services})
     show_logs(hosts, services, wanted, plain())
 
 

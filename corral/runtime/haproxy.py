@@ -19,7 +19,8 @@ from corral.build import Plan
 from corral.components import edge, haproxy
 from corral.contributions import Backend
 from corral.errors import CorralError
-from corral.plan.site import bracketed
+from corral.plan.site import bracketed, swarm_name
+from corral.render.swarm import stack_name
 from corral.runtime.board import Board, wait_until
 from corral.runtime.hosts import ComposeHost
 
@@ -30,6 +31,8 @@ FORCED_OUT = 0x01 | 0x08
 # Commands whose answers `parse_servers` reads.
 STATES = ("show stat", "show servers state")
 ASK = r'exec 3<>/dev/tcp/127.0.0.1/"$1" && printf "%s\n" "$2" >&3 && cat <&3'
+# Runs a command in the container of a service of Swarm's on this node.
+IN_TASK = 'exec docker exec "$(docker ps --quiet --filter "label=com.docker.swarm.service.name=$0" | head -n 1)" "$@"'
 # Begins the table of each of these commands.
 STATS, STATE = "# pxname", "# be_id"
 _DIGEST = re.compile(r"^\s*description:? ([0-9a-f]{16})\b", re.MULTILINE)
@@ -99,6 +102,9 @@ class Balancer:
         """The command that asks the runtime API of a container on its host."""
         port = (edge if self.component == edge.COMPONENT else haproxy).control_port(self.plan.site)
         inside = ["timeout", str(ANSWER_LIMIT_S), "bash", "-c", ASK, "-", str(port), "; ".join(commands)]
+        if self.plan.site.is_swarm:
+            name = f"{stack_name(self.plan)}_{swarm_name(self.host.name, self.component)}"
+            return ["sh", "-c", IN_TASK, name, *inside]
         return ["docker", "exec", self.container, *inside]
 
     def _ask_socket(self, line: str) -> str:

@@ -50,6 +50,7 @@ class Engine:
     folder: Path
     # Of the machine's own engine, and there from the start.
     images: Sequence[str] = ()
+    options: Sequence[str] = ()
     process: Process = field(init=False)
 
     @property
@@ -84,6 +85,7 @@ class Engine:
         folders = [f"--{name}={self.folder / place}" for name, place in FOLDERS.items()]
         enter = ["nsenter", f"--net=/run/netns/{self.namespace}"]
         command = [*enter, "dockerd", *self.words, *folders, "--add-runtime=nvidia=runc", f"--storage-driver={DRIVER}"]
+        command += self.options
         path = os.pathsep.join([str(hooks), os.environ["PATH"]])
         self.process = Process(command, self.folder / "dockerd.log", environment={"PATH": path})
         self.process.__enter__()
@@ -168,6 +170,52 @@ class Lab:
         run("ip", "-n", space, "address", "add", f"{there}/30", "dev", "test")
         run("ip", "-n", space, "link", "set", "test", "up")
         run("ip", "route", "replace", engine.address.partition("/")[0], "via", there)
+
+
+@dataclass(slots=True)
+class Switch:
+    """A network of its own that joins any number of engines, and the test at an address of it."""
+
+    engines: Sequence[Engine]
+    address: str
+    """The test's own, with the length of the network's prefix."""
+    namespace: str = f"{PREFIX}switch"
+    cable: str = "corral-switch"
+    _stack: ExitStack = field(default_factory=ExitStack)
+
+    def __enter__(self) -> Self:
+        self._clear()
+        with self._stack:  # ends what was started when a later step fails
+            self._stack.callback(self._clear)
+            for engine in self.engines:
+                self._stack.enter_context(engine)
+            run("ip", "netns", "add", self.namespace)
+            run("ip", "-n", self.namespace, "link", "add", "lan", "type", "bridge")
+            run("ip", "-n", self.namespace, "link", "set", "lan", "up")
+            for engine in self.engines:
+                self._plug("lan", engine.name, engine.address, "-n", engine.namespace)
+            self._plug(self.cable, "test", self.address)
+            self._stack = self._stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def cut(self, engine: Engine) -> None:
+        """From now on nothing reaches that engine, nor its containers."""
+        run("ip", "-n", self.namespace, "link", "set", engine.name, "down")
+
+    def _plug(self, end: str, port: str, address: str, *where: str) -> None:
+        run("ip", *where, "link", "add", end, "type", "veth", "peer", "name", port, "netns", self.namespace)
+        run("ip", *where, "address", "add", address, "dev", end)
+        run("ip", *where, "link", "set", end, "up")
+        run("ip", "-n", self.namespace, "link", "set", port, "master", "lan", "up")
+
+    def _clear(self) -> None:
+        run("ip", "link", "delete", self.cable, check=False)
+        run("ip", "netns", "delete", self.namespace, check=False)
 
 
 def connect(one: Engine, other: Engine) -> None:

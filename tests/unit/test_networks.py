@@ -54,7 +54,7 @@ def test_prometheus_listens_where_grafana_is_and_not_where_servers_are(case: str
         for service in (item for item in on_host if item.component == "prometheus"):
             listening = {word.partition("=")[2].rpartition(":")[0] for word in service.args if "listen-address" in word}
             inside = {"127.0.0.1", "prometheus.inside", "prometheus.outside"}
-            assert listening == ({"0.0.0.0"} if case == "swarm" else inside)  # there names come with health only
+            assert listening == ({"0.0.0.0"} if case == "swarm" else inside)  # noqa: S104 - there names come with health only
 
 
 @each_case

@@ -16,12 +16,19 @@ from corral.components.litellm import MASTER_KEY
 from corral.errors import CorralError, on_one_line
 from corral.gateway.frontends import gateway_publish_address
 from corral.gateway.keys import StoredKey, stored_key
-from corral.plan.site import bracketed
+from corral.plan.site import bracketed, swarm_name
 from corral.render.secrets import ENV_FILE, read_env
+from corral.render.swarm import stack_name
 from corral.runtime.haproxy import Balancer, running_balancer
 from corral.runtime.hosts import ComposeHost
 
 LIMIT_S = 60.0
+# Prints the address of a service's container on the bridge through which Swarm publishes ports.
+ON_BRIDGE = """
+id=$(docker ps --quiet --no-trunc --filter "label=com.docker.swarm.service.name=$0" | head -n 1)
+docker network inspect docker_gwbridge --format '{{range $id, $it := .Containers}}{{$id}} {{$it.IPv4Address}}
+{{end}}' | sed -n "s/^${id:-none} //p"
+"""
 PAGE = 100
 MAX_SHOWN = 300
 # Rows of LiteLLM's daily sums that are asked for at a time, and the sums by the names that `keys spend` has for them.
@@ -164,8 +171,20 @@ def reached(plan: Plan, out: Path) -> Iterator[str]:
         CorralError: ssh to the gateway's host does not connect.
     """
     address, port = _admin_place(plan)
-    with ComposeHost(plan, plan.inventory.gateway.host, out).forwarded(port, address) as place:
+    host = ComposeHost(plan, plan.inventory.gateway.host, out)
+    if plan.site.is_swarm and plan.contributions.doors:
+        address = _address_in_swarm(plan, host)
+    with host.forwarded(port, address) as place:
         yield place
+
+
+def _address_in_swarm(plan: Plan, host: ComposeHost) -> str:
+    """HAProxy's address on the bridge of its node, which the node itself reaches; Swarm publishes none on loopback."""
+    name = f"{stack_name(plan)}_{swarm_name(host.name, plan.contributions.doors[0].endpoint.service)}"
+    done = host.run(["sh", "-c", ON_BRIDGE, name], check=False)
+    if not (found := done.out.strip().partition("/")[0]):
+        raise CorralError(f"{host.name}: no task of {name} runs there; start it with ./generate.py up")
+    return found
 
 
 def gateway_address(plan: Plan) -> str:

@@ -50,11 +50,11 @@ def roll(
     balancer = running_balancer(host.plan, host.out, board)
     known = {service.name: service for service in host.plan.services_of(host.name)}
     for name in services:
-        _Work(host, known[name], board, action, timeout_s, keep_out_on_failure).change(balancer)
+        Work(host, known[name], board, action, timeout_s, keep_out_on_failure).change(balancer)
 
 
 @dataclass(frozen=True, slots=True)
-class _Work:
+class Work:
     """One service and what is to be done with it."""
 
     host: ComposeHost
@@ -66,10 +66,12 @@ class _Work:
 
     @property
     def key(self) -> Key:
+        """Its row on the board: host and name."""
         return self.host.name, self.service.name
 
     @property
     def comes_back(self) -> bool:
+        """Whether it runs again afterwards."""
         return self.action != "stop"
 
     def change(self, balancer: Balancer | None) -> None:
@@ -78,16 +80,16 @@ class _Work:
         is_worker = self.service.component == litellm.COMPONENT and self.host.plan.inventory.gateway.workers > 1
         if balancer and is_worker and (workers := balancer.workers(self.service.name)):
             with workers_out(balancer, workers, self.board, comes_back=self.comes_back):
-                self._act()
+                self.act()
             return
         if balancer is None or not planned:
-            self._say_gap(self._act())
+            self._say_gap(self.act())
             return
         servers = balancer.servers()
         backends = [item for item in planned if item.name in servers]  # none: not in its configuration yet
         with ExitStack() as out:  # several for a server that pools share
             is_hitless = [out.enter_context(self._out_of_rotation(balancer, item)) for item in backends]
-            seconds = self._act()
+            seconds = self.act()
             for item in backends if self.comes_back else ():
                 self._follow(balancer, item)
         if not all(is_hitless):
@@ -97,7 +99,7 @@ class _Work:
         if self.comes_back:
             self.board.say(f"{'/'.join(self.key)}: did not answer for up to {seconds:.0f} s", "yellow")
 
-    def _act(self) -> float:
+    def act(self) -> float:
         """Makes, restarts or stops the container, waits until it is well; returns the seconds that this took."""
         began = time.monotonic()
         state = {"recreate": "being made anew", "restart": "restarting", "stop": "stopping"}[self.action]
@@ -154,16 +156,20 @@ class _Work:
             self.board.say(f"{pool} has no other replica that could answer: {effect} until this one is back", style)
         return is_held
 
+    def addresses(self) -> list[str]:
+        """Where the changed service is."""
+        return addresses_of(self.host, self.service)
+
     def _follow(self, balancer: Balancer, backend: Backend) -> None:
         """Waits until the balancer knows where the new container is, and changes its port there if that differs."""
-        if self.host.name != balancer.host.name:
+        if self.host.plan.site.is_behind_edge(backend.endpoint, balancer.host.name):
             if balancer.servers()[backend.name].port != self.host.plan.inventory.gateway.edge_port:
                 raise CorralError(
                     f"the balancer on {balancer.host.name} still calls {backend.name} past the edge of "
                     f"{self.host.name}; run ./generate.py up without --host"
                 )
             return
-        addresses = addresses_of(self.host, self.service)
+        addresses = self.addresses()
 
         def is_found() -> bool:
             server = balancer.servers()[backend.name]
