@@ -279,6 +279,8 @@ def _swarm(site: Site, found: Contributions) -> Findings:
         "gateway.entrance.address": gateway.entrance and gateway.entrance.address,
         "gateway.tunnel.address": tunnel and tunnel.address,
     }
+    for name, node in inventory.nodes.items():
+        yield from TEXTS.broken(("nodes", name), (node.dials_in, "swarm-holds/dials-in", "dials_in"))
     for key, address in addresses.items():
         yield from TEXTS.broken((), (address, "swarm-holds/address", key))
     yield from TEXTS.broken((), (inventory.container_prefix, "swarm-holds/containers", "container_prefix"))

@@ -326,14 +326,19 @@ def ssh_command() -> list[str]:
     return [*SSH, "-o", f"ControlPath={folder}/%C", *(("-F", config) if config else ())]
 
 
+def refuse_swarm(plan: Plan) -> None:
+    """Raises UsageError for a site that Docker Swarm runs."""
+    if plan.site.is_swarm:
+        raise UsageError("Docker Swarm runs this site, and this verb is for Compose hosts; see docs/swarm.md")
+
+
 def compose_hosts(plan: Plan, out: Path, chosen: Iterable[str] | None = None) -> list[ComposeHost]:
     """The plan's Compose hosts that have services, in the inventory's order, or those of them that were chosen.
 
     Raises:
         UsageError: there are none; on a site of Swarm's the engine itself does what is asked for.
     """
-    if plan.site.is_swarm:
-        raise UsageError("Docker Swarm runs this site, and this verb is for Compose hosts; see docs/swarm.md")
+    refuse_swarm(plan)
     busy = {service.host for service in plan.contributions.services}
     wanted = set(chosen) if chosen else busy
     names = [name for name in plan.inventory.hosts if name in wanted and name in busy and not plan.site.is_local(name)]

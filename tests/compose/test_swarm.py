@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import httpx
 import pytest
 
+from corral.verbs.keys.gateway import reached
+from tests.compose import command
 from tests.compose.engines import Engine, Switch, run
 from tests.compose.far import Sshd, client_config
 from tests.compose.images.build import ensure_images
@@ -131,6 +134,20 @@ def test_status_and_logs_come_from_the_manager(site: Site, swarm: Switch) -> Non
     assert "see docs/swarm.md" in site.corral("doctor", code=2)
 
 
+def test_the_operators_port_is_reached_over_ssh_and_published_nowhere(
+    site: Site, swarm: Switch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in site.environment.items():
+        monkeypatch.setenv(name, value)
+    key = (site.out / "gate" / "secrets" / "LITELLM_MASTER_KEY").read_text()
+    with reached(site.plan, site.out) as place:
+        found = httpx.get(f"{place}/model/info", headers={"Authorization": f"Bearer {key}"}, trust_env=False)
+    assert [item["model_name"] for item in found.json()["data"]] == ["chat"]
+    ports = _docker(swarm, 0, "ps", "--format", "{{.Ports}}")
+    assert "->4000/" in ports
+    assert "4002->" not in ports
+
+
 def test_a_change_of_all_replicas_under_load_fails_no_request(site: Site, client: Client) -> None:
     site.edit("memory_mib: 512", "memory_mib: 600")
     with Load(client) as load:
@@ -145,11 +162,12 @@ def test_a_change_of_all_replicas_under_load_fails_no_request(site: Site, client
 def test_a_lost_node_is_left_out_and_the_others_answer(site: Site, swarm: Switch, client: Client) -> None:
     swarm.cut(swarm.engines[1])
 
-    def state() -> str:
-        rows = {row["service"]: row for row in site.data("status", code=1)["services"]}
-        return str(rows["one-chat-1"]["balancer"])
+    def states() -> dict[str, bool]:
+        done = command.run(site.arguments("status", "--json"), site.environment)
+        return {row["service"]: row["well"] for row in json.loads(done.stdout)["services"]}
 
-    wait_until(lambda: not state().startswith("UP"), LIMIT_S, "the pinned replica is marked")
+    wait_until(lambda: not states()["one-chat-1"], LIMIT_S, "the pinned replica is marked")
+    assert states() == {"gate-haproxy": True, "gate-litellm": True, "one-chat-1": False, "two-chat-1": True}
     assert {client.chat(content=str(number)).status_code for number in range(6)} == {200}
 
 

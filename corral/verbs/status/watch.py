@@ -19,7 +19,7 @@ from corral.build import Plan
 from corral.config.source import plain_yaml
 from corral.errors import CorralError
 from corral.runtime.board import redraw
-from corral.runtime.hosts import ComposeHost
+from corral.runtime.hosts import ComposeHost, refuse_swarm
 from corral.tables import new_table
 
 LIMIT_S = 10.0
@@ -68,6 +68,7 @@ def asking(plan: Plan, out: Path) -> Ask:
     monitoring = plan.inventory.monitoring
     if monitoring is None:
         raise CorralError("this site has no `monitoring:` and so no figures; `status --watch` needs none")
+    refuse_swarm(plan)  # its Prometheus has no port on loopback
     host, port = ComposeHost(plan, monitoring.host, out), monitoring.port
     return lambda query: answered(host, port, query)
 
