@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from corral import measured
 from corral.build import Plan
 from corral.config.client_names import aliases_of
 from corral.config.inventory import Consumer, Inventory, KeyBudget, Node, Tier
@@ -22,7 +23,6 @@ from corral.plan.routing import tier_settings
 from corral.plan.site import Replica, bracketed, claimed_mib
 from corral.tables import new_table
 from corral.units import bar, counted, gib
-from corral.whatif import measured
 
 # Columns of tables that go into a file or a pipe, which have no width of their own.
 WIDE = 120

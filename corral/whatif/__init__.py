@@ -1,1 +1,0 @@
-"""What-if simulation of planned changes."""
