@@ -17,7 +17,7 @@ from corral.config.card_names import ROWS, maker_of, meant_by
 from corral.config.client_names import added_models, all_aliases, kind_of, kinds_of, poller_key, routed_names
 from corral.config.file_names import file_of, is_below, ollama_manifest, tag_of
 from corral.config.inventory import Inventory, Kind, Model, Placement, ServerSettings, Tier
-from corral.config.source import plain_yaml
+from corral.config.source import plain_yaml, values_in
 from corral.errors import Finding, KeyPath, did_you_mean, dotted
 from corral.gateway.routes import AZURE_PREFIX, CONSUMER_ROUTES
 from corral.plan.cards import CATALOGUE, card_facts
@@ -650,7 +650,7 @@ _SECRET_NAME = re.compile(r"(os\.environ/)?[A-Z][A-Z0-9_]*")
 
 def _secrets(inventory: Inventory) -> Findings:
     data = inventory.model_dump(exclude_defaults=True) | inventory.notes
-    for path, value, before in _values(data, ()):
+    for path, value, before in values_in(data):
         text = "" if isinstance(value, bool | float) or _SECRET_NAME.fullmatch(str(value)) else str(value)
         if text and (SECRET_VALUE.search(text) or _is_meant_secret(path, text, before)):
             yield _finding("no-secret/value", path)
@@ -666,18 +666,6 @@ def _is_meant_secret(path: KeyPath, text: str, before: str) -> bool:
         return bool(_SECRET_OPTION.fullmatch(before) or _SECRET_OPTION_AND_VALUE.match(text))
     is_free_text = any(part in ("environment", "extra") or str(part).startswith("x-") for part in path)
     return isinstance(path[-1], str) and bool(SECRET_KEY.search(path[-1])) and is_free_text
-
-
-def _values(value: Any, path: KeyPath, before: str = "") -> Iterator[tuple[KeyPath, Any, str]]:
-    """Every single value with its path and, in a list, the word before it."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from _values(item, (*path, key))
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            yield from _values(item, (*path, index), str(value[index - 1]) if index else "")
-    elif value is not None:
-        yield path, value, before
 
 
 def _jobs(inventory: Inventory) -> Findings:

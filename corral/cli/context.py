@@ -134,6 +134,14 @@ def print_json(data: object) -> None:
     sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
 
 
+def show_or_print(data: Any, show: Callable[[], object], *, as_json: bool) -> None:
+    """Prints data for programs (what it is, or gives when it is called), or shows it to people."""
+    if as_json:
+        print_json(data() if callable(data) else data)
+    else:
+        show()
+
+
 def tell_figures(site: SiteOptions, hosts: Iterable[str] | None) -> None:
     """Refreshes the metrics files after a verb that changed them, where they exist; failure is only a warning."""
     from corral.verbs.status.figures import FOLDER, figures_hosts, write_figures

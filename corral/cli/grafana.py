@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from corral.cli.context import JsonOption, SiteOptions, print_json, shared, verbs
+from corral.cli.context import JsonOption, SiteOptions, shared, show_or_print, verbs
 
 app = verbs("Dashboards in a Grafana that runs.")
 
@@ -29,7 +29,5 @@ def grafana_push(
     from corral.verbs.grafana import Grafana, push
 
     found = push(site.plan(), Grafana(url, token_file), folder, source)
-    if as_json:
-        print_json(found)
-    else:
-        sys.stdout.writelines(f"{address}\n" for address in found.values())
+    lines = (f"{address}\n" for address in found.values())
+    show_or_print(found, lambda: sys.stdout.writelines(lines), as_json=as_json)

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from corral.cli.context import JsonOption, SiteOptions, plain, print_json, shared, talk, verbs
+from corral.cli.context import JsonOption, SiteOptions, plain, shared, show_or_print, talk, verbs
 
 app = verbs("Keys of consumers on the gateway.")
 
@@ -28,10 +28,8 @@ def keys_sync(
 
     plan = site.plan()
     changes = keys.sync(plan, site.out, dry_run=dry_run, adopted=adopt or [])
-    if as_json:
-        print_json(show.changes_as_data(plan, site.out, changes))
-    else:
-        show.show_changes(plan, site.out, changes, plain(), talk)
+    data = show.changes_as_data(plan, site.out, changes)
+    show_or_print(data, lambda: show.show_changes(plan, site.out, changes, plain(), talk), as_json=as_json)
     keys.conclude(changes, dry_run=dry_run)
 
 
@@ -43,10 +41,7 @@ def keys_ls(site: SiteOptions, as_json: JsonOption = False) -> None:
 
     plan = site.plan()
     found = keys.listed(plan, site.out)
-    if as_json:
-        print_json(found)
-    else:
-        show.show_keys(plan, found, Console(highlight=False))
+    show_or_print(found, lambda: show.show_keys(plan, found, Console(highlight=False)), as_json=as_json)
 
 
 @app.command("spend")
@@ -56,10 +51,8 @@ def keys_spend(site: SiteOptions, as_json: JsonOption = False) -> None:
     from corral.verbs.keys import keys, show
 
     found = keys.spending(site.plan(), site.out)
-    if as_json:
-        print_json([{name: row[name] for name in ("name", "spend_usd", "budget", "usage_30d")} for row in found])
-    else:
-        show.show_spend(found, Console(highlight=False))
+    data = [{name: row[name] for name in ("name", "spend_usd", "budget", "usage_30d")} for row in found]
+    show_or_print(data, lambda: show.show_spend(found, Console(highlight=False)), as_json=as_json)
 
 
 @app.command("create")
@@ -120,7 +113,4 @@ def _given(**options: object) -> dict[str, object]:
 
 
 def _print_file(name: str, path: Path, *, as_json: bool) -> None:
-    if as_json:
-        print_json({"name": name, "file": str(path)})
-    else:
-        sys.stdout.write(f"{path}\n")
+    show_or_print({"name": name, "file": str(path)}, lambda: sys.stdout.write(f"{path}\n"), as_json=as_json)

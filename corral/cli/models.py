@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from corral.build import load_site
-from corral.cli.context import JsonOption, SiteOptions, plain, print_json, shared, talk, tell_figures, verbs
+from corral.cli.context import JsonOption, SiteOptions, plain, shared, show_or_print, talk, tell_figures, verbs
 from corral.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,10 +33,7 @@ def _store(options: SiteOptions) -> tuple[Store, set[str] | None]:
 def _print(
     found: Sequence[Any], show: Callable[[Sequence[Any], Console], None], out: Console, *, as_json: bool
 ) -> None:
-    if as_json:
-        print_json([asdict(item) for item in found])
-    else:
-        show(found, out)
+    show_or_print([asdict(item) for item in found], lambda: show(found, out), as_json=as_json)
 
 
 @app.command("pull")

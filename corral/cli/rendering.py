@@ -16,7 +16,7 @@ from rich.text import Text
 
 from corral.build import Plan, build_plan
 from corral.checks.policy import check_tree, refuse_weak, weak_words
-from corral.cli.context import INVENTORY, OUT, JsonOption, SiteOptions, plain, print_json, shared, talk, verbs
+from corral.cli.context import INVENTORY, OUT, JsonOption, SiteOptions, plain, shared, show_or_print, talk, verbs
 from corral.cli.plan_data import plan_as_data
 from corral.cli.show import page, show_plan
 from corral.config.image_lock import ImageLock
@@ -76,10 +76,7 @@ def plan(
 
         show_changed(found, what_if, hosts, as_json=as_json)
         return
-    if as_json:
-        print_json(plan_as_data(found, hosts))
-        return
-    show_plan(found, page(), hosts)
+    show_or_print(lambda: plan_as_data(found, hosts), lambda: show_plan(found, page(), hosts), as_json=as_json)
 
 
 @app.command()

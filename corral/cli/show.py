@@ -14,7 +14,7 @@ from rich.table import Table
 from corral import measured
 from corral.build import Plan
 from corral.config.client_names import aliases_of
-from corral.config.inventory import Consumer, Inventory, KeyBudget, Node, Tier
+from corral.config.inventory import Consumer, Inventory, KeyBudget, Tier
 from corral.contributions import Service
 from corral.gateway import fast_lane
 from corral.gateway.frontends import gateway_publish_address
@@ -134,17 +134,14 @@ def _service_row(service: Service) -> tuple[str, ...]:
 # --- what clients may call -------------------------------------------------------------------------------------------
 
 
-def _place_of(node: Node) -> str:
-    return f"dials in, port {node.dials_in}" if node.dials_in else node.url or "provider"
-
-
 def _show_clients_view(plan: Plan, console: Console) -> None:
     inventory = plan.inventory
     _section(
         console, "nodes", "used, not started by the kit", ("node", "engine", "address", "model", "tier", "slots"),
         [
-            (name, node.engine, _place_of(node), "\n".join(node.names), node.tier or "", str(node.slots))
+            (name, node.engine, place, "\n".join(node.names), node.tier or "", str(node.slots))
             for name, node in inventory.nodes.items()
+            for place in [f"dials in, port {node.dials_in}" if node.dials_in else node.url or "provider"]
         ],
     )  # fmt: skip
     _section(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from corral.cli.context import JsonOption, SiteOptions, plain, print_json, refuse_on_swarm, shared, talk
+from corral.cli.context import JsonOption, SiteOptions, plain, refuse_on_swarm, shared, show_or_print, talk
 from corral.cli.show import page
 from corral.errors import UsageError
 
@@ -40,10 +40,7 @@ def status(
     if watch:
         return 0 if ops.watch_status(found, hosts, page(), seconds) else 1
     data = ops.farm_status(found, hosts)
-    if as_json:
-        print_json(data)
-    else:
-        page().print(ops.status_view(data))
+    show_or_print(data, lambda: page().print(ops.status_view(data)), as_json=as_json)
     return 0 if data["well"] else 1
 
 
@@ -126,8 +123,5 @@ def doctor(
 
     found = site.plan()
     diagnosis = diagnose(found, compose_hosts(found, site.out, site.hosts(found)), must_ask=ask)
-    if as_json:
-        print_json(diagnosis)
-    else:
-        show(diagnosis, plain())
+    show_or_print(diagnosis, lambda: show(diagnosis, plain()), as_json=as_json)
     return 0 if diagnosis["well"] else 1

@@ -66,7 +66,7 @@ def gather(site: Site) -> Contributions:
     """Everything that the components add to a site."""
     published = Contributions()
     for _, component in components():
-        for item in getattr(component, "announce", _nothing)(site):
+        for item in getattr(component, "announce", lambda _site: ())(site):
             published.add(item)
     for stage in Stage:
         added = [
@@ -106,10 +106,6 @@ def _with_additions(site: Site, service: Service) -> Service:
         environment={**added.environment, **service.environment},
         exceptions={**service.exceptions, **(joined if added.networks else {})},
     )
-
-
-def _nothing(_site: Site) -> Iterable[Contribution]:
-    return ()
 
 
 def image_keys() -> frozenset[str]:

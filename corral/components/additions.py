@@ -7,10 +7,11 @@ component's component.yaml says by which field entries of a list are known, what
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from corral.config.source import values_in
 from corral.contributions import File
 from corral.declarations import declaration
 from corral.errors import Finding, KeyPath, shown
@@ -39,7 +40,7 @@ def summed(file: File) -> Sum:
 
 def named_secrets(extra: Any) -> list[str]:
     """Names of the secrets that additions want, as `os.environ/NAME` or `/run/secrets/NAME`."""
-    return sorted({match[1] for text in _texts(extra) if (match := _SECRET.fullmatch(text))})
+    return sorted({match[1] for _, value, _ in values_in(extra) if (match := _SECRET.fullmatch(str(value)))})
 
 
 def with_texts(value: Any, change: Callable[[str], str]) -> Any:
@@ -49,17 +50,6 @@ def with_texts(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, Mapping):
         return {key: with_texts(item, change) for key, item in value.items()}
     return [with_texts(item, change) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _texts(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _texts(item)
 
 
 def _mapping(

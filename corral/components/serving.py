@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from corral.components.declared import described
 from corral.contributions import (
@@ -17,11 +17,27 @@ from corral.contributions import (
     Secret,
     Service,
 )
+from corral.declarations import declaration
 from corral.errors import KeyPath
 from corral.plan import routing
 from corral.plan.devices import access, claims
 from corral.plan.settings import engine_place
 from corral.plan.site import Replica, Site
+
+LEAVE = "leave it out"
+
+
+class Trouble(NamedTuple):
+    """What is wrong with one word of `extra_args`, and what to do."""
+
+    number: int
+    message: str
+    hint: str
+
+
+def own_words(component: str) -> dict[str, Any]:
+    """What the kit says to a component's server itself, and what became of flags: `flags` in its component.yaml."""
+    return dict(declaration(component)["flags"])
 
 
 def replicas_of(site: Site, component: str) -> list[Replica]:

@@ -6,30 +6,20 @@ import re
 import types
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from corral.config.inventory import PATTERNS, Inventory, ServiceAdditions
+from corral.config.source import plain_yaml
 from corral.errors import Finding, KeyPath, did_you_mean, shown
 
 _PATTERNS = {pattern.expression: pattern for pattern in PATTERNS.values()}
-_WANTED = {
-    "int_type": "a whole number",
-    "float_type": "a number",
-    "bool_type": "true or false",
-    "string_type": "a text",
-    "tuple_type": "a list",
-    "dict_type": "a mapping (key: value)",
-    "model_type": "a mapping (key: value)",
-}
-_BOUNDS = {
-    "greater_than_equal": ("ge", "at least"),
-    "less_than_equal": ("le", "at most"),
-    "greater_than": ("gt", "more than"),
-    "less_than": ("lt", "less than"),
-}
+# What values of a type are, and bounds in words, by pydantic's names of errors.
+_WORDS: dict[str, Any] = plain_yaml(Path(__file__).with_suffix(".yaml").read_bytes())
+_WANTED, _BOUNDS = _WORDS["types"], _WORDS["bounds"]
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _NUMBERS = re.compile(r"[0-9][0-9 -]*")
 # For engines of nodes that the kit does not know.
@@ -73,14 +63,11 @@ def _about_value(details: ErrorDetails, path: KeyPath) -> tuple[str, str]:
         message, hint = f"must be {pattern.words}{told}", pattern.remedy
     elif kind in _BOUNDS:
         key, words = _BOUNDS[kind]
-        message, hint = f"must be {words} {_number(context[key])}, not {shown(given)}", _purpose(path)
+        bound = context[key] if isinstance(context[key], int) else f"{context[key]:g}"
+        message, hint = f"must be {words} {bound}, not {shown(given)}", _purpose(path)
     elif kind in _WANTED:
         message, hint = f"must be {_WANTED[kind]}, not {shown(given)}", _type_hint(kind, given, path) or _purpose(path)
     return message, hint
-
-
-def _number(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 def _near(given: Any, choices: list[str]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -61,6 +61,18 @@ class Source:
 def plain_yaml(text: bytes) -> Any:
     """The data of a YAML file that no person writes; by libyaml where PyYAML has it, seven times as fast."""
     return yaml.load(text, Loader=_LOADER)  # noqa: S506 - safe
+
+
+def values_in(value: Any, path: KeyPath = (), before: str = "") -> Iterator[tuple[KeyPath, Any, str]]:
+    """Every single value in data with its path and, in a list, the word before it."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from values_in(item, (*path, key))
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from values_in(item, (*path, index), str(value[index - 1]) if index else "")
+    elif value is not None:
+        yield path, value, before
 
 
 def read_source(path: Path) -> Source:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from corral.config.client_names import added_models
 from corral.contributions import Backend, Contributions
 from corral.plan.site import Site
+from corral.units import grouped
 
 # Kinds whose answers LiteLLM passes on unchanged.
 KINDS = ("chat", "embedding")
@@ -20,9 +21,7 @@ WATCHING = ("litellm_settings", "router_settings", "guardrails")
 def verdicts(site: Site, published: Contributions) -> dict[str, str]:
     """For each pool why its requests need LiteLLM; empty text for those that take the fast lane."""
     unlike = {route.pool for route in published.routes if route.lease_url}
-    found: dict[str, list[Backend]] = {}
-    for backend in published.backends:
-        found.setdefault(backend.pool, []).append(backend)
+    found = grouped((backend.pool, backend) for backend in published.backends)
     return {
         pool: reason_against(site, pool, backends, is_one_queue=pool not in unlike) for pool, backends in found.items()
     }

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from corral.config.source import plain_yaml
+
 # POST: routes that take a model.
-MODEL_ROUTES = (
-    "/v1/audio/speech",
-    "/v1/audio/transcriptions",
-    "/v1/chat/completions",
-    "/v1/completions",
-    "/v1/embeddings",
-    "/v1/images/generations",
-    "/v1/messages",
-    "/v1/messages/count_tokens",
-    "/v1/rerank",
-    "/v1/responses",
-    "/v2/rerank",
-)
+MODEL_ROUTES: tuple[str, ...] = tuple(plain_yaml(Path(__file__).with_name("model_routes.yaml").read_bytes()))
 # GET: the models of a key, and what is left of its limits and budget.
 READ_ROUTES = ("/v1/models", "/key/info")
 # On sites with `gateway.conversations`: the path, and those below it.

@@ -42,7 +42,9 @@ CATALOGUE = {name: _facts(row) for name, row in ROWS.items()}
 
 def card_facts(name: str, override: GpuKind | None) -> CardFacts | None:
     """Facts of a kind of card, the site's own words first; None when its maker is not known."""
-    known = CATALOGUE.get(name) or _in_common(name)
+    # What the cards of a name have in common that only their memory tells apart.
+    alike = {replace(CATALOGUE[item], vram_gib=0) for item in meant_by(name)}
+    known = CATALOGUE.get(name) or (alike.pop() if len(alike) == 1 else None)
     if override is None:
         return known
     # Compute capabilities are NVIDIA's alone.
@@ -53,12 +55,6 @@ def card_facts(name: str, override: GpuKind | None) -> CardFacts | None:
     unified = known.unified_memory if override.unified_memory is None else override.unified_memory
     capability = _capability(override.compute_capability) or known.compute_capability
     return CardFacts(override.vram_gib or known.vram_gib, vendor, capability, known.backend, unified)
-
-
-def _in_common(name: str) -> CardFacts | None:
-    """What the cards of a name have in common that only their memory tells apart."""
-    alike = {replace(CATALOGUE[item], vram_gib=0) for item in meant_by(name)}
-    return alike.pop() if len(alike) == 1 else None
 
 
 def vram_mib(gpu: Gpu, facts: CardFacts) -> int:

@@ -167,7 +167,7 @@ class _Part:
 
 def _part(model: Gguf, use: Use, layer: int) -> _Part:
     kept = tuple(sorted(_on_host(model, use, layer), reverse=True))
-    cache, state = _cache_bytes(model, use, layer), _state_bytes(model, use, layer)
+    cache, state = _cache_bytes(model, use, layer), model.state_bytes * use.slots * _is_recurrent(model, layer)
     is_sliding = bool(model.sliding and model.sliding[layer])
     return _Part(model.layer_bytes[layer] - sum(kept), kept, cache, state, state + cache * is_sliding)
 
@@ -271,10 +271,6 @@ def _head_lengths(model: Gguf, layer: int) -> tuple[int, int]:
 
 def _is_recurrent(model: Gguf, layer: int) -> bool:
     return bool(model.recurrent and model.recurrent[layer])
-
-
-def _state_bytes(model: Gguf, use: Use, layer: int) -> int:
-    return model.state_bytes * use.slots if _is_recurrent(model, layer) else 0
 
 
 def _converted(model: Gguf, use: Use) -> int:

@@ -325,6 +325,10 @@ class Site:
         """Path of a secret's file as programs on that host see it."""
         return f"{self.local_folder('secrets')}/{name}" if self.is_local(host) else f"/run/secrets/{name}"
 
+    def secret_beside(self, host: str, name: str) -> str:
+        """The same for a configuration that is read from its folder: there a relative path counts from that."""
+        return f"../secrets/{name}" if self.is_local(host) else self.secret_path(host, name)
+
     def data_path(self, host: str, component: str, container: str) -> str:
         """Path of a component's own data as programs on that host see it."""
         return self.local_folder(f"data/{component}") if self.is_local(host) else container

@@ -167,12 +167,8 @@ def programs(folder: Path) -> dict[str, Program] | None:
         found: list[Mapping[str, Any]] = call(folder, "getAllProcessInfo")
     except httpx.HTTPError:
         return None
-    return {str(item["name"]): _program(item) for item in found}
-
-
-def _program(item: Mapping[str, Any]) -> Program:
     keys = ("pid", "start", "stop", "exitstatus", "spawnerr")
-    return Program(item["name"], item["statename"].lower(), *(item[key] for key in keys))
+    return {it["name"]: Program(it["name"], it["statename"].lower(), *(it[key] for key in keys)) for it in found}
 
 
 # --- how a program is

@@ -11,13 +11,10 @@ from rich.text import Text
 
 from corral.build import Plan, variant_images
 from corral.components import components
-from corral.config.image_lock import (
-    IMAGE_LOCK,
-    ImageLock,
-    LockedImage,
-)
+from corral.config.image_lock import IMAGE_LOCK, ImageLock, LockedImage
 from corral.errors import CorralError
 from corral.runtime.hosts import ComposeHost, compose_hosts
+from corral.units import grouped
 
 ASK_LIMIT_S = 120
 
@@ -36,10 +33,7 @@ def lock_images(plan: Plan, out: Path, talk: Console, *, update: bool = False) -
     """
     path = ImageLock.beside(Path(plan.source_file))
     old = ImageLock.read(path)
-    users: dict[str, list[ComposeHost]] = {}
-    for host in compose_hosts(plan, out):
-        for image in plan.images_of(host.name):
-            users.setdefault(image, []).append(host)
+    users = grouped((image, host) for host in compose_hosts(plan, out) for image in plan.images_of(host.name))
     new = ImageLock(images={image: _content(image, hosts) for image, hosts in users.items() if "@" not in image})
     if not update:
         _refuse_moved(old, new)

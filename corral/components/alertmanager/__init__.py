@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from corral.components import Stage
-from corral.components.declared import service
+from corral.components.declared import filled, service
 from corral.config.inventory import Monitoring, Receiver
 from corral.contributions import AlertSink, Contribution, Contributions, Endpoint, File, ScrapeTarget, Secret
 from corral.declarations import declaration
@@ -15,11 +15,6 @@ from corral.plan.site import Site
 STAGE = Stage.GATEWAY
 COMPONENT = "alertmanager"
 WATCHDOG_REPEAT = "5m"
-SUBJECT = "[{{ .Status | toUpper }}] {{ .CommonLabels.alertname }}"
-TEXT = (
-    "{{ range .Alerts }}{{ .Annotations.summary }}\n{{ .Annotations.description }}\n"
-    "What to do: {{ .Annotations.runbook_url }}\n{{ end }}"
-)
 SECRET_OF = {"email": "password of the mail account", "slack": "address of Slack's webhook"}
 
 
@@ -67,24 +62,9 @@ def _routes(receiver: Receiver) -> Iterator[dict[str, Any]]:
 
 
 def _receiver(site: Site, host: str, receiver: Receiver) -> dict[str, Any]:
-    secret = _secret_file(site, host, receiver.secret) if receiver.secret else ""
-    settings: dict[str, Any]
-    if receiver.kind == "slack":
-        settings = {"api_url_file": secret, "title": SUBJECT, "text": TEXT, "send_resolved": True}
-        settings |= {"channel": receiver.channel} if receiver.channel else {}
-    elif receiver.kind == "email":
-        settings = {
-            "to": receiver.to, "from": receiver.sender, "smarthost": receiver.server, "send_resolved": True,
-            "headers": {"Subject": SUBJECT}, "text": TEXT, "html": "",
-        }  # fmt: skip
-        if receiver.user:
-            settings |= {"auth_username": receiver.user, "auth_password_file": secret}
-    else:
-        settings = {"url_file": secret, "send_resolved": True}
     kind = "webhook" if receiver.kind == "ntfy" else receiver.kind
+    secret = receiver.secret and site.secret_path(host, receiver.secret)
+    # A relative path counts from the host's folder, where supervisord starts programs.
+    given = f"secrets/{receiver.secret}" if secret and site.is_local(host) else secret
+    settings = filled(declaration(COMPONENT)["receivers"][kind], {**receiver.model_dump(), "secret": given})
     return {"name": receiver.name, f"{kind}_configs": [settings]}
-
-
-def _secret_file(site: Site, host: str, name: str) -> str:
-    """The path of a secret's file; a relative one counts from the host's folder, where supervisord starts programs."""
-    return f"secrets/{name}" if site.is_local(host) else site.secret_path(host, name)

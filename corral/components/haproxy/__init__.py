@@ -62,6 +62,7 @@ from corral.gateway.routes import (
 )
 from corral.plan.networks import INSIDE, OUTSIDE, alias
 from corral.plan.site import Site
+from corral.units import grouped as by_key
 
 STAGE = Stage.BALANCER
 COMPONENT = "haproxy"
@@ -166,10 +167,7 @@ def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:
 def grouped(backends: list[Backend]) -> Iterator[Group]:
     """Backends by pool and by what a request to them looks like; the pool's own name when they are all alike."""
     pools: dict[str, dict[tuple[Any, ...], list[Backend]]] = {}
-    nodes: dict[str, list[Backend]] = {}
-    for backend in backends:
-        if not backend.is_ours:
-            nodes.setdefault(backend.name, []).append(backend)
+    nodes = by_key((backend.name, backend) for backend in backends if not backend.is_ours)
     for backend in backends:
         host = backend.endpoint.address if backend.scheme == "https" else ""
         is_shared = len(nodes.get(backend.name, ())) > 1
@@ -265,11 +263,8 @@ def _groups_of_pools(groups: list[Group]) -> Counter[str]:
 
 def _relabel(groups: list[dict[str, Any]], doors: list[dict[str, Any]]) -> tuple[Relabel, ...]:
     """Labels `pool` and `replica` for HAProxy's own `proxy` and `server`."""
-    pools: dict[str, list[str]] = {}
-    for group in groups:
-        pools.setdefault(group["pool"], []).append(group["name"])
-    for door in doors:
-        pools.setdefault(door["pool"], []).append(f"{FULL}{door['name']}")
+    full = ((door["pool"], f"{FULL}{door['name']}") for door in doors)
+    pools = by_key([*((group["pool"], group["name"]) for group in groups), *full])
     named = (Relabel("proxy", tuple(names), "pool", pool) for pool, names in pools.items())
     leases = tuple(group["name"] for group in groups if group["is_lease"])
     twice = (Relabel("proxy", leases, "", left_out="haproxy_server_.+"),) if leases else ()
@@ -353,12 +348,6 @@ def _certificate(entrance: Entrance | None, *, is_local: bool) -> str:
     """Path of the entrance's certificate as HAProxy sees it; empty without one."""
     path = (entrance and entrance.certificate) or ""
     return path if is_local or not path else f"{CERTIFICATES}/{PurePosixPath(path).name}"
-
-
-def _secret_file(site: Site, name: str) -> str:
-    """The path of a secret's file; a relative one counts from the folder of the configuration."""
-    host = site.inventory.gateway.host
-    return f"../secrets/{name}" if site.is_local(host) else site.secret_path(host, name)
 
 
 def _calls_edges(site: Site, groups: list[Group]) -> bool:
@@ -450,9 +439,9 @@ def _values(site: Site, groups: list[Group], cloud: set[str], web_pages: Sequenc
         "state_file": "" if is_local else STATE_FILE,
         "longest_answer_s": max((answer_timeout_s(site, pool) for pool in site.inventory.pools), default=1),
         "groups": [*values, *leases],
-        "authority": _secret_file(site, edge.AUTHORITY),
-        "certificate": _secret_file(site, edge.CLIENTS["gateway"]),
-        "models_key": _secret_file(site, MODELS_KEY),
+        "authority": site.secret_beside(gateway.host, edge.AUTHORITY),
+        "certificate": site.secret_beside(gateway.host, edge.CLIENTS["gateway"]),
+        "models_key": site.secret_beside(gateway.host, MODELS_KEY),
         "shared": list(_shared(site, groups)),
         "sleepers": [
             {"name": value["name"], "machines": machines}
@@ -498,14 +487,14 @@ def _jobs_endpoint(jobs: Jobs, host: str) -> Endpoint:
 
 def _fast(site: Site, groups: list[Group]) -> dict[str, Any]:
     """The backend of the fast lane, the pools that it takes, and the buckets in which it counts times."""
-    leased = leased_pools(site, groups)
+    leased, host = leased_pools(site, groups), site.inventory.gateway.host
     pools = [
         {
             "pool": pool,
             "kind": group.first.kind,
             "path": f"/{group.name}/any{group.first.api_path}",
             "secret": group.first.secret,
-            "key_file": _secret_file(site, group.first.secret) if group.first.secret else "",
+            "key_file": site.secret_beside(host, group.first.secret) if group.first.secret else "",
             "limits": litellm.request_limits(site, pool, group.first.kind),
         }
         for group in groups
@@ -602,10 +591,7 @@ def _probe(backend: Backend) -> dict[str, str]:
 def _shared(site: Site, groups: list[Group]) -> Iterator[dict[str, Any]]:
     """Servers with several pools: how many of their models are in memory at once, and what each pool may take."""
     alone = Counter(backend.pool for group in groups for backend in group.backends)
-    members: dict[Endpoint, list[tuple[Group, Backend]]] = {}
-    for group in groups:
-        for backend in group.backends:
-            members.setdefault(backend.endpoint, []).append((group, backend))
+    members = by_key((backend.endpoint, (group, backend)) for group in groups for backend in group.backends)
     for endpoint, found in members.items():
         replicas = site.members(endpoint.host, endpoint.service)
         shared = replicas[0].shared if replicas else None

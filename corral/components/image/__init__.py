@@ -111,12 +111,6 @@ def family_of(weights: Model) -> dict[str, Any]:
     return by_name if by_name["words"] or not weights.pipeline else next(by_pipeline, by_name)
 
 
-def image_of(site: Site, replica: Replica) -> str:
-    """The image that a replica runs."""
-    key = _image_key(replica)
-    return replica.engine.image or site.image(key, IMAGES[key])
-
-
 def complete_image(service: Service, image: str) -> str:
     """What to type to put into an image of a service what it would fetch when it starts; empty when it has all."""
     backend = GGML if service.environment["CORRAL_BACKEND"].endswith(GGML) else "diffusers"
@@ -151,10 +145,11 @@ def _weights_path(site: Site, replica: Replica, file: str) -> str:
 
 
 def _service(site: Site, replica: Replica) -> Service:
-    image, variant = image_of(site, replica), _cpu_variant(site, replica)
+    key, variant = _image_key(replica), _cpu_variant(site, replica)
+    image = replica.engine.image or site.image(key, IMAGES[key])
     is_complete = has_backend(image) and (variant is None or has_backend(variant.image))
     environment = {
-        "CORRAL_BACKEND": "" if has_backend(image) else BACKENDS[_image_key(replica)],
+        "CORRAL_BACKEND": "" if has_backend(image) else BACKENDS[key],
         **_weights(site, replica),
     }
     return server(

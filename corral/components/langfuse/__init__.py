@@ -19,23 +19,7 @@ HEADERS = "OTEL_EXPORTER_OTLP_HEADERS"
 # Langfuse's name for the gateway's key, its `public key`: as good as any, for every Langfuse has names of its own.
 USER = "pk-lf-corral"
 PROJECT_KEY = "LANGFUSE_SECRET_KEY"
-# Variables of both programs that are secrets, and the secret that each gets.
-VARIABLES = {
-    "CLICKHOUSE_PASSWORD": "LANGFUSE_CLICKHOUSE_PASSWORD",
-    "DATABASE_URL": "LANGFUSE_DATABASE_URL",
-    "ENCRYPTION_KEY": "LANGFUSE_ENCRYPTION_KEY",
-    "LANGFUSE_S3_EVENT_UPLOAD_SECRET_ACCESS_KEY": "LANGFUSE_S3_KEY",
-    "REDIS_AUTH": "LANGFUSE_VALKEY_PASSWORD",
-    "SALT": "LANGFUSE_SALT",
-}
-WEB_VARIABLES = VARIABLES | {
-    "LANGFUSE_INIT_PROJECT_PUBLIC_KEY": "LANGFUSE_PUBLIC_KEY",
-    "LANGFUSE_INIT_PROJECT_SECRET_KEY": PROJECT_KEY,
-    "LANGFUSE_INIT_USER_PASSWORD": "LANGFUSE_ADMIN_PASSWORD",
-    "NEXTAUTH_SECRET": "LANGFUSE_NEXTAUTH_SECRET",
-}
 OTLP_PATH = "/api/public/otel"
-STORES = {"langfuse-clickhouse": 8123, "langfuse-postgres": 5432, "langfuse-seaweedfs": 8333, "langfuse-valkey": 6379}
 
 
 def announce(site: Site) -> Iterator[Contribution]:
@@ -63,10 +47,10 @@ def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
     yield from secrets(COMPONENT, host, user=USER)
     yield File(host, COMPONENT, "start.sh", asset="langfuse/start.sh")
     yield File(host, COMPONENT, "postgres.sh", asset=postgres.SCRIPT)
-    settings = declaration(COMPONENT)["clickhouse"]
-    yield File(host, COMPONENT, "clickhouse.yaml", data=settings, note="merged into ClickHouse's own settings")
-    for name in declaration(COMPONENT)["services"]:
-        variables = WEB_VARIABLES if name == COMPONENT else VARIABLES
+    own = declaration(COMPONENT)
+    yield File(host, COMPONENT, "clickhouse.yaml", data=own["clickhouse"], note="merged into ClickHouse's own settings")
+    for name in own["services"]:
+        variables = own["variables"] | (own["web_variables"] if name == COMPONENT else {})
         yield service(
             site,
             host,
@@ -77,7 +61,7 @@ def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
             site=site.inventory.name,
             variables=" ".join(f"{variable}={secret}" for variable, secret in sorted(variables.items())),
             given=tuple(sorted(variables.values())),
-            stores=tuple(Endpoint(port, host, store) for store, port in STORES.items()),
+            stores=tuple(Endpoint(port, host, store) for store, port in own["stores"].items()),
             clickhouse_mib=tracing.clickhouse_mib,
         )
     yield from _states(host)

@@ -34,6 +34,7 @@ from corral.gateway.frontends import gateway_publish_address
 from corral.gateway.keys import METRICS_NAME, metrics_settings
 from corral.plan.routing import SECTIONS, chains, has_routing, pool_context, tier_settings
 from corral.plan.site import Site
+from corral.units import grouped
 
 STAGE = Stage.GATEWAY
 COMPONENT = "litellm"
@@ -179,9 +180,7 @@ def workers_behind(site: Site) -> tuple[Endpoint, ...]:
 
 def _relabel(routes: list[Route]) -> tuple[Relabel, ...]:
     """The label `pool` for LiteLLM's own `model_id`."""
-    pools: dict[str, list[str]] = {}
-    for route in routes:
-        pools.setdefault(route.pool, []).append(route.name)
+    pools = grouped((route.pool, route.name) for route in routes)
     return tuple(Relabel("model_id", tuple(names), "pool", pool) for pool, names in pools.items())
 
 

@@ -8,9 +8,8 @@ from itertools import pairwise
 from typing import Any
 
 from corral.components import Stage
-from corral.components.flags import Trouble
 from corral.components.llama import flags
-from corral.components.serving import has_private_cache, keys_for, replicas_of, served, server
+from corral.components.serving import Trouble, has_private_cache, keys_for, replicas_of, served, server
 from corral.config.client_names import adapter_name
 from corral.config.inventory import ServerSettings, Thinking
 from corral.contributions import ConfigMount, Contribution, Contributions, CpuVariant, File, Rules, Service

@@ -12,7 +12,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
-from corral.components.flags import LEAVE, Trouble, own_words
+from corral.components.serving import LEAVE, Trouble, own_words
 from corral.declarations import read_yaml
 from corral.errors import did_you_mean, shown
 

@@ -158,20 +158,20 @@ def _job(site: Site, host: str, target: ScrapeTarget, *, is_far: bool) -> dict[s
     if target.path != "/metrics" and not is_far:
         job["metrics_path"] = target.path
     if is_far:
-        own = _secret_file(site, host, edge.CLIENTS["monitoring"])
+        own = site.secret_beside(host, edge.CLIENTS["monitoring"])
         job |= {
             "scheme": "https",
             "tls_config": {
-                "ca_file": _secret_file(site, host, edge.AUTHORITY),
+                "ca_file": site.secret_beside(host, edge.AUTHORITY),
                 "cert_file": own,
                 "key_file": own,
                 "min_version": "TLS13",
             },
         }
     elif target.user:
-        job["basic_auth"] = {"username": target.user, "password_file": _secret_file(site, host, target.secret)}
+        job["basic_auth"] = {"username": target.user, "password_file": site.secret_beside(host, target.secret)}
     elif target.secret:
-        job["authorization"] = {"credentials_file": _secret_file(site, host, target.secret)}
+        job["authorization"] = {"credentials_file": site.secret_beside(host, target.secret)}
     if target.relabel:
         job["metric_relabel_configs"] = [_relabel(rule) for rule in target.relabel]
     return job | {"static_configs": []}
@@ -190,16 +190,15 @@ def _relabel(rule: Relabel) -> dict[str, Any]:
     }
 
 
-def _secret_file(site: Site, host: str, name: str) -> str:
-    """The path of a secret's file; a relative one counts from the folder of the configuration."""
-    return f"../secrets/{name}" if site.is_local(host) else site.secret_path(host, name)
-
-
 # --- rules -----------------------------------------------------------------------------------------------------------
 
 
 def _rule_files(site: Site, monitoring: Monitoring, published: Contributions) -> Iterator[File]:
-    facts = [_series(fact) for fact in (*_own_facts(site, monitoring), *published.facts)]
+    facts = [
+        {"record": fact.name, "expr": f"vector({fact.value:g})"}
+        | ({"labels": dict(fact.labels)} if fact.labels else {})
+        for fact in (*_own_facts(site, monitoring), *published.facts)
+    ]
     known = {"groups": [{"name": "inventory", "rules": facts}]}
     note = "what the inventory says, for rules to compare with"
     yield File(monitoring.host, COMPONENT, f"rules/{FACTS}", data=known, note=note)
@@ -208,11 +207,6 @@ def _rule_files(site: Site, monitoring: Monitoring, published: Contributions) ->
         note = f"{asset} with the addresses of the runbooks"
         path = f"rules/{asset.removeprefix(RULES)}"
         yield File(monitoring.host, COMPONENT, path, data=with_runbooks(asset, runbooks), note=note)
-
-
-def _series(fact: Fact) -> dict[str, Any]:
-    labels = {"labels": dict(fact.labels)} if fact.labels else {}
-    return {"record": fact.name, "expr": f"vector({fact.value:g})"} | labels
 
 
 def with_runbooks(asset: str, base: str) -> dict[str, Any]:

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from corral.components import Stage
-from corral.components.flags import Trouble
-from corral.components.serving import has_private_cache, keys_for, replicas_of, served, server
+from corral.components.serving import Trouble, has_private_cache, keys_for, replicas_of, served, server
 from corral.components.vllm import flags
 from corral.config.client_names import adapter_name
 from corral.contributions import Contribution, Contributions, File, Rules, Service

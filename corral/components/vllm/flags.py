@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-from corral.components.flags import LEAVE, Trouble, own_words
+from corral.components.serving import LEAVE, Trouble, own_words
 from corral.declarations import read_yaml
 from corral.errors import did_you_mean, shown
 

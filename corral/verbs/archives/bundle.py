@@ -14,7 +14,6 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +34,7 @@ from corral.render.output import locked
 from corral.render.tree import render
 from corral.runtime.hosts import ComposeHost, compose_hosts
 from corral.runtime.interrupts import Interrupts
+from corral.units import grouped
 from corral.verbs.archives import container
 from corral.verbs.archives.container import INVENTORY, SUMS, amount, files_below, receive
 from corral.verbs.archives.load import BLOBS, SIGNATURE, HostParts, Image, Manifest, ModelFile, sign
@@ -264,10 +264,8 @@ def _models(host: ComposeHost, talk: Console) -> list[ModelFile]:
 
 def _groups(wanted: Manifest) -> dict[tuple[str, ...], list[Image]]:
     """The images that the same hosts need, by the names of these hosts."""
-    found: dict[tuple[str, ...], list[Image]] = defaultdict(list)
-    for image in wanted.images:
-        found[tuple(host for host, parts in wanted.hosts.items() if image.id in parts.images)].append(image)
-    return found
+    hosts = wanted.hosts.items()
+    return grouped((tuple(host for host, parts in hosts if it.id in parts.images), it) for it in wanted.images)
 
 
 def _check_space(target: BundleFolder, wanted: Manifest, times: int) -> None:
@@ -321,10 +319,7 @@ def _add_models(target: BundleFolder, wanted: Manifest, hosts: Sequence[ComposeH
 def _add_site(target: BundleFolder, plan: Plan, wanted: Manifest) -> None:
     """The inventory with its locks, and the rendering that they give: engines without a registry know no digests."""
     source = Path(plan.source_file)
-    ids: dict[str, list[str]] = defaultdict(list)
-    for image in wanted.images:
-        for name in image.references:
-            ids[name].append(image.id)
+    ids = grouped((name, image.id) for image in wanted.images for name in image.references)
     lock = ImageLock(images={name: LockedImage(ids=tuple(sorted(found))) for name, found in ids.items()})
     locks = {**locks_beside(source), IMAGE_LOCK: lock.text()}
     if ModelLock.file_name in locks:

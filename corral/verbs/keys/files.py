@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from corral.errors import CorralError
-from corral.files import write_atomically
+from corral.files import sync_folder, write_atomically
 
 # Ends the name of a hidden file with the new key of a rotation that has not ended.
 NEXT = ".next"
@@ -42,27 +41,19 @@ class KeyFiles:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.folder.chmod(0o700)
             write_atomically(path, value.encode(), 0o600)
-            self._sync()
+            sync_folder(self.folder)
         except OSError as error:
             raise CorralError(f"{path}: cannot be written: {error.strerror}; no key was made") from None
 
     def finish(self, name: str) -> None:
         """Replaces a key's file by that of its successor."""
         self.next_path(name).replace(self.path(name))
-        self._sync()
+        sync_folder(self.folder)
 
     def _files(self) -> list[Path]:
         if self.folder.is_symlink():
             raise CorralError(f"{self.folder}: the folder of keys is a symbolic link; move it away")
         return sorted(self.folder.iterdir()) if self.folder.is_dir() else []
-
-    def _sync(self) -> None:
-        """Waits until the folder's entries are on the disk."""
-        descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _read(path: Path) -> str:

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
+from corral.declarations import read_yaml
 from corral.tables import new_table
 from corral.verbs.models.models import Row, State, shown_path
 
-AGAIN = "fetch it again with: ./generate.py models pull"
 # Words, style and remedy of each state.
-STATES: Mapping[State, tuple[str, str, str]] = {
-    "verified": ("verified", "green", ""),
-    "there": ("there, not verified since", "", ""),
-    "not pinned": ("there, not pinned", "yellow", "pin it with: ./generate.py models pull"),
-    "missing": ("not there", "yellow", "fetch it with: ./generate.py models pull"),
-    "wrong size": ("wrong size", "red", AGAIN),
-    "damaged": ("DAMAGED", "bold red", f"{AGAIN}; if it comes back, test the disk and the memory"),
-    "unknown": ("no pool uses it", "dim", ""),
-}
+STATES: Mapping[State, tuple[str, str, str]] = read_yaml(Path(__file__).with_name("states.yaml"))
 
 
 def show_rows(found: Sequence[Row], console: Console) -> None:

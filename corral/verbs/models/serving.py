@@ -33,6 +33,7 @@ from corral.runtime.interrupts import Interrupts
 from corral.runtime.lock import alone
 from corral.runtime.waiting import create, wait_well
 from corral.tables import new_table
+from corral.units import grouped
 from corral.verbs.up.rolling import roll, wait_usable
 from corral.verbs.up.up import LOCK
 
@@ -135,10 +136,7 @@ def ps(places: Sequence[Place]) -> list[Loaded]:
 
 def _on_host(host: ComposeHost, places: Sequence[Place]) -> Iterator[Loaded]:
     on_cards = _card_memory(host) if any(place.replica.cards for place in places) else {}
-    servers: dict[str, list[Place]] = {}
-    for place in places:
-        servers.setdefault(place.replica.service, []).append(place)
-    for members in servers.values():
+    for members in grouped((place.replica.service, place) for place in places).values():
         processes = _processes(host, members[0].container)
         states = members[0].states() if members[0].replica.shared and processes else {}
         for place in members:

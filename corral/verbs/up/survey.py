@@ -14,6 +14,7 @@ from corral.runtime.docker import CONFIG, Container
 from corral.runtime.hosts import ComposeHost
 from corral.runtime.observe import hashes_in
 from corral.runtime.waiting import ABSENT, COMMAND_LIMIT_S
+from corral.units import grouped
 
 IMAGE_IDS = 'for name; do docker image inspect --format "{{.Id}}" "$name" 2>/dev/null || echo -; done'
 # A line for each container: name, project, and its further names on each of its networks.
@@ -94,11 +95,9 @@ def survey(host: ComposeHost, seen: Iterable[Container]) -> Survey:
     hashes = hashes_in(host.compose("config", "--hash", "*").out)
     services = {service.name: service for service in host.services}
     images = image_ids(host, {service.image for service in services.values()})
-    containers: dict[str, list[Container]] = {name: [] for name in services}
-    for item in seen:
-        containers.setdefault(item.service, []).append(item)
+    containers = grouped((item.service, item) for item in seen)
     found = {
-        name: _found(service, containers.pop(name), hashes.get(name, ""), images[service.image])
+        name: _found(service, containers.pop(name, []), hashes.get(name, ""), images[service.image])
         for name, service in services.items()
     }
     return Survey(host, found, tuple(item for items in containers.values() for item in items))

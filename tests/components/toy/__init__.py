@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from corral.components import Stage
-from corral.components.flags import Trouble
-from corral.components.serving import keys_for, replicas_of, served, server
+from corral.components.serving import Trouble, keys_for, replicas_of, served, server
 from corral.contributions import Contribution, Contributions, File, Service
 from corral.plan.site import Replica, Site
 
