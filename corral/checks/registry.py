@@ -1,7 +1,8 @@
 """What all checks have in common, of the inventory, the plan, the rendering and the running hosts.
 
 What rules demand and what is told when they are broken is in YAML beside the code that looks (`Texts`). A component
-registers its rules one by one with `@check("plan", "host-used", level="warning")`, whose docstring says what must hold.
+registers its rules one by one with `@TEXTS.check("plan", "node-used")`, or with `@check("plan", "node-used")` where the
+code has the texts; then its docstring says what must hold.
 """
 
 from __future__ import annotations
@@ -46,13 +47,16 @@ class Check:
 _CHECKS: dict[Stage, dict[str, Check]] = {"inventory": {}, "plan": {}}
 
 
-def check(stage: Stage, rule: str, *, level: Level = "error") -> Callable[[Find], Find]:
-    """Registers a function as the check of a stage; raises ValueError for a second one of that id."""
+def check(stage: Stage, rule: str, *, level: Level = "error", demand: str = "") -> Callable[[Find], Find]:
+    """Registers a function as the check of a stage; raises ValueError for a second one of that id.
+
+    Without a text of what it demands, its docstring says that.
+    """
 
     def register(find: Find) -> Find:
         if rule in _CHECKS[stage]:
             raise ValueError(f"{rule}: a second check of that id")
-        _CHECKS[stage][rule] = Check(rule, find, " ".join((find.__doc__ or "").split()), level)
+        _CHECKS[stage][rule] = Check(rule, find, demand or " ".join((find.__doc__ or "").split()), level)
         return find
 
     return register
@@ -83,6 +87,11 @@ class Texts:
     def demands(self) -> dict[str, tuple[str, Level]]:
         """What each rule demands, and how grave it is to break it."""
         return {rule: (row["demand"], row.get("level", "error")) for rule, row in self.rows.items()}
+
+    def check(self, stage: Stage, rule: str) -> Callable[[Find], Find]:
+        """Registers a function as the check of one of these rules."""
+        demand, level = self.demands[rule]
+        return check(stage, rule, level=level, demand=demand)
 
     def finding(self, text: str, path: KeyPath = (), /, level: Any = "", **values: object) -> Finding:
         """A finding with a text (`rule/text`), filled with values; without a remedy of its own it has the rule's."""

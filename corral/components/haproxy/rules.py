@@ -1,42 +1,34 @@
-"""What must hold for a fast lane, and for several workers of LiteLLM."""
+"""What must hold for a fast lane, and for several workers of LiteLLM; `rules.yaml` has the texts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from corral.checks.registry import check
+from corral.checks.registry import Findings, Texts
 from corral.contributions import Contributions
-from corral.errors import Finding, KeyPath
 from corral.gateway import fast_lane
 from corral.plan.site import Site
 
+TEXTS = Texts.beside(__file__)
 
-@check("plan", "fast-lane")
-def _fast_lane(site: Site, published: Contributions) -> Iterator[Finding]:
-    """The fast lane needs HAProxy to choose the replica, and a pool whose requests LiteLLM would not change."""
+
+@TEXTS.check("plan", "fast-lane")
+def _fast_lane(site: Site, published: Contributions) -> Findings:
     gateway = site.inventory.gateway
-    path: KeyPath = ("gateway", "fast_lane")
-    if not gateway.fast_lane:
-        return
-    if gateway.balancing != "slots":
-        yield Finding(f"with balancing: {gateway.balancing} LiteLLM chooses the replica", path, "use balancing: slots")
-        return
-    reasons = fast_lane.verdicts(site, published)
-    if all(reasons.values()):
-        why = "; ".join(f"{pool}: {reason}" for pool, reason in reasons.items())
-        yield Finding(f"no pool can use it ({why})", path, "remove it, or change one of these pools", level="warning")
+    reasons = fast_lane.verdicts(site, published) if gateway.fast_lane and gateway.balancing == "slots" else {"": ""}
+    yield from TEXTS.first(
+        ("gateway", "fast_lane"),
+        (gateway.fast_lane and gateway.balancing != "slots", "fast-lane/balancing", ""),
+        (all(reasons.values()), "fast-lane/no-pool", ""),
+        balancing=gateway.balancing,
+        why="; ".join(f"{pool}: {reason}" for pool, reason in reasons.items()),
+    )
 
 
-@check("plan", "gateway-workers")
-def _gateway_workers(site: Site, _published: Contributions) -> Iterator[Finding]:
-    """Several workers of LiteLLM have HAProxy in front, which chooses the replica, and a cache in which they count."""
+@TEXTS.check("plan", "gateway-workers")
+def _gateway_workers(site: Site, _published: Contributions) -> Findings:
     gateway = site.inventory.gateway
-    path: KeyPath = ("gateway", "workers")
-    if gateway.workers == 1:
-        return
-    if gateway.balancing != "slots":
-        words = f"with balancing: {gateway.balancing} each worker would choose replicas without the others"
-        yield Finding(words, path, "use balancing: slots, or leave workers out")
-    if not gateway.cache:
-        words = f"{gateway.workers} workers without a cache would each allow the whole of every limit"
-        yield Finding(words, path, "write cache: true, or leave workers out")
+    yield from TEXTS.broken(
+        ("gateway", "workers"),
+        (gateway.workers > 1 and gateway.balancing != "slots", "gateway-workers/balancing", ""),
+        (gateway.workers > 1 and not gateway.cache, "gateway-workers/cache", ""),
+        gateway=gateway,
+    )
