@@ -627,11 +627,6 @@ class Model(Section):
             return ()
         return tuple(source for source in self.sources if source.startswith("hf:"))
 
-    @property
-    def folders(self) -> tuple[str, ...]:
-        """Names in a models folder of what such a server reads, in the order of `sources`."""
-        return tuple(self.folder(source) for source in self.sources)
-
     def folder(self, source: str) -> str:
         """Name in a models folder of one of those sources: a folder of its own, or the one of a repository."""
         return folder_of(source, self.revision_of(source)) if source in self.repositories else source

@@ -106,7 +106,10 @@ def observe(host: ComposeHost, more: More | None = None) -> Snapshot:
     moment, said = time.time(), parts(done.out)
     found = understood(host.name, said)
     if any(item.is_running and item.memory_mib is None for item in found.containers):
-        said["memory"] += f"\n{_asked_memory(host)}"
+        # `docker stats` says it, about two seconds later.
+        listing = f"docker ps --quiet --no-trunc --filter {shlex.quote(f'label={PROJECT}={host.project}')}"
+        words = f"docker stats --no-stream --no-trunc --format '{{{{.ID}}}} {{{{.MemUsage}}}}' $({listing})"
+        said["memory"] += f"\n{host.run(['sh', '-c', words], check=False).out}"
         found = understood(host.name, said)
     return replace(found, moment=moment, said=said)
 
@@ -148,13 +151,6 @@ def script(host: ComposeHost, more: str) -> str:
 def assigned(given: Mapping[str, str]) -> str:
     """Shell commands that give variables their values."""
     return "\n".join(f"{name}={shlex.quote(value)}" for name, value in given.items())
-
-
-def _asked_memory(host: ComposeHost) -> str:
-    """What `docker stats` says, about two seconds later; nothing when it fails."""
-    listing = f"docker ps --quiet --no-trunc --filter {shlex.quote(f'label={PROJECT}={host.project}')}"
-    words = f"docker stats --no-stream --no-trunc --format '{{{{.ID}}}} {{{{.MemUsage}}}}' $({listing})"
-    return host.run(["sh", "-c", words], check=False).out
 
 
 # --- understanding ---------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ import psutil
 from corral.contributions import Service
 from corral.errors import CorralError
 from corral.files import private_folder
-from corral.runtime.board import Seen
+from corral.runtime.board import Seen, wait_until
 from corral.runtime.causes import cause_of
 
 MARK = "CORRAL_HOST_FOLDER"
@@ -103,12 +103,10 @@ def start(folder: Path, path: str) -> None:
     if strange := UNFIT_FOR_PATHS.search(str(folder)):
         raise CorralError(f"{folder}: supervisord cannot work in a folder with {strange[0]!r} in its path; move it")
     process = _spawned(folder, path)
-    deadline = time.monotonic() + START_DEADLINE_S
-    while programs(folder) is None:
-        if process.poll() is not None or time.monotonic() > deadline:
-            message = (folder / ERRORS).read_text(errors="replace").strip() or "it gave no answer and no reason"
-            raise CorralError(f"supervisord did not start: {message}")
-        time.sleep(POLL_S)
+    wait_until(lambda: process.poll() is not None or programs(folder) is not None, START_DEADLINE_S, POLL_S)
+    if programs(folder) is None:
+        message = (folder / ERRORS).read_text(errors="replace").strip() or "it gave no answer and no reason"
+        raise CorralError(f"supervisord did not start: {message}")
     process.returncode = 0  # it outlives us on purpose; nothing will wait for it
 
 
@@ -219,12 +217,10 @@ class LocalHost:
         if program.pid and is_well(service, self.folder, self.path):
             return Status("ready", is_well=True, program=program)
         state = "starting" if program.pid or program.state == "starting" else "ended"
-        return Status(state, is_well=False, is_hopeless=self._is_hopeless(program), program=program)
-
-    def _is_hopeless(self, program: Program) -> bool:
         ends = self._ends.setdefault(program.name, set())
         ends.add(program.ended)
-        return program.state == "fatal" or len(ends) > MOST_ENDS  # the first one was before the first look
+        is_hopeless = program.state == "fatal" or len(ends) > MOST_ENDS  # the first one was before the first look
+        return Status(state, is_well=False, is_hopeless=is_hopeless, program=program)
 
     def explain(self, service: Service, message: str) -> CorralError:
         """Why a service is not well: the last lines of its log, and the likely cause."""

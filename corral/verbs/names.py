@@ -105,7 +105,9 @@ def _on_gpu(plan: Plan, services: list[Service], typed: str) -> list[Service]:
     number = int(match[2])
     hosts = sorted(host for host, other in cards if other == number)
     if not hosts:
-        raise UsageError(f"there is no GPU {number}; {_known_gpus(cards)}")
+        last = dict(sorted(cards))
+        ranges = (f"{host} has {'only 1' if most == 1 else f'1 to {most}'}" for host, most in last.items())
+        raise UsageError(f"there is no GPU {number}; {', '.join(ranges) or 'no host has one'}")
     if len(hosts) > 1:
         remedy = " or ".join(f"{host}:{number}" for host in hosts)
         raise UsageError(f"{' and '.join(hosts)} have a GPU {number} each; say {remedy}")
@@ -124,13 +126,6 @@ def _cards(plan: Plan, services: list[Service], host: str | None) -> Cards:
         ]
         for name, number in numbers
     }
-
-
-def _known_gpus(cards: Cards) -> str:
-    """`pea has 1 to 8`, for every host with cards."""
-    last = dict(sorted(cards))
-    ranges = (f"{host} has {'only 1' if most == 1 else f'1 to {most}'}" for host, most in last.items())
-    return ", ".join(ranges) or "no host has one"
 
 
 def _unknown(plan: Plan, table: Table, typed: str) -> list[Service]:

@@ -94,7 +94,9 @@ def make_models(plan: Plan, host: str, folder: Path) -> None:
     """Puts a tiny model under every file name that llama-servers ask for, and empty folders for the other servers."""
     folder.mkdir(parents=True, exist_ok=True)
     for replica in plan.site.replicas:
-        for name in () if replica.host != host or replica.weights.served_by.reads_files else replica.weights.folders:
+        weights = replica.weights
+        sources = () if replica.host != host or weights.served_by.reads_files else weights.sources
+        for name in map(weights.folder, sources):
             (folder / name).mkdir(exist_ok=True)
         path = folder / replica.weights.file
         if replica.host == host and replica.weights.served_by.reads_files and not path.exists():

@@ -158,15 +158,14 @@ def _door_values(host: str, door: Door) -> dict[str, Any]:
         "server_name": server_name(Endpoint(door.port, host, door.service)),
         "address": f"{door.service}:{door.port}",
         "secret": door.secret,
-        "callers": [{"name": name, **_sorted_paths(allowed)} for name, allowed in sorted(door.paths.items())],
-    }
-
-
-def _sorted_paths(paths: Iterable[str]) -> dict[str, list[str]]:
-    found = sorted(paths)
-    return {
-        "folders": [path for path in found if path.endswith("/")],
-        "paths": [path for path in found if not path.endswith("/")],
+        "callers": [
+            {
+                "name": name,
+                "folders": [path for path in sorted(allowed) if path.endswith("/")],
+                "paths": [path for path in sorted(allowed) if not path.endswith("/")],
+            }
+            for name, allowed in sorted(door.paths.items())
+        ],
     }
 
 

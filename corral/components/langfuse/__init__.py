@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from corral.components import Stage, postgres
-from corral.components.declared import secrets, service
+from corral.components.declared import filled, secrets, service
 from corral.contributions import Contribution, Contributions, Endpoint, File, Secret, State, TraceReceiver
 from corral.declarations import declaration
 from corral.plan.site import Site, bracketed
@@ -64,16 +64,5 @@ def contribute(site: Site, _published: Contributions) -> Iterator[Contribution]:
             stores=tuple(Endpoint(port, host, store) for store, port in own["stores"].items()),
             clickhouse_mib=tracing.clickhouse_mib,
         )
-    yield from _states(host)
-
-
-def _states(host: str) -> Iterator[State]:
     dump, load = postgres.dump_and_load("--username", "langfuse_app", "--dbname", "langfuse")
-    database = ("traces-database", "/var/lib/postgresql")
-    yield State(
-        host, "langfuse-postgres", "traces-projects", "Langfuse's users, projects and keys", *database, dump, load
-    )
-    yield State(
-        host, "langfuse-clickhouse", "traces", "the traces themselves", "traces-clickhouse", "/var/lib/clickhouse"
-    )
-    yield State(host, "langfuse-seaweedfs", "traces-events", "traces as they came in", "traces-events", "/data")
+    yield from (State(host, **filled(fields, {"dump": dump, "load": load})) for fields in own["states"])

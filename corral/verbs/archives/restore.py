@@ -110,7 +110,16 @@ def _fill(job: _Job, hosts: Sequence[ComposeHost], talk: Console, done: list[str
     job.target.fill(job, talk, force=True)
     _lay_out_secrets(job, talk)
     with Board(talk) as board:
-        _put_states_back(job, hosts, board, done)
+        run = Run(job.plan, job.target.out, list(hosts), board)
+        if hosts:
+            look(run)
+            fetch_images(run)
+        for host, member, state in ((one, *item) for one in run.hosts for item in job.states(one).items()):
+            if member not in done:
+                _put_back(host, state, job.backup.states[member], board)
+                done.append(member)
+                _note(job, done)
+                board.say(f"{title(state)}: is back")
     (job.target.out / NOTE).unlink()
 
 
@@ -280,21 +289,6 @@ def _what_to_supply(job: _Job, hosts: Sequence[str]) -> str:
         lines += [f"  {job.target.out / name / ENV_FILE}:", *(f"    {item.name}  ({item.purpose})" for item in stored)]
     lines.append("what you do not have any more: ./generate.py secrets init makes new values (docs/backup.md says what")
     return "\n".join([*lines, "is lost with the old ones); then run the same command again"])
-
-
-def _put_states_back(job: _Job, hosts: Sequence[ComposeHost], board: Board, done: list[str]) -> None:
-    """Put every state back that is not in `done`, and note each one on the disk."""
-    run = Run(job.plan, job.target.out, list(hosts), board)
-    if hosts:
-        look(run)
-        fetch_images(run)
-    for host in run.hosts:
-        for member, state in job.states(host).items():
-            if member not in done:
-                _put_back(host, state, job.backup.states[member], board)
-                done.append(member)
-                _note(job, done)
-                board.say(f"{title(state)}: is back")
 
 
 def _put_back(host: ComposeHost, state: State, path: Path, board: Board) -> None:

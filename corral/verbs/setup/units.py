@@ -15,6 +15,7 @@ from corral.runtime.hosts import CommandError, ComposeHost
 from corral.verbs.setup.machine import Look
 
 UNITS_FOLDER = "/etc/systemd/system"
+QUOTED = str.maketrans({"\\": "\\\\", '"': '\\"', "%": "%%", "$": "$$"})
 WRITE = 'umask 022 && mkdir -p "${1%/*}" && cat >"$1.new" && mv "$1.new" "$1"'
 
 
@@ -87,6 +88,4 @@ def _figures_drop_in(host: ComposeHost) -> str:
 
 def _systemd_word(word: str) -> str:
     """A word of a unit's command line, quoted so that systemd expands nothing in it."""
-    for old, new in (("\\", "\\\\"), ('"', '\\"'), ("%", "%%"), ("$", "$$")):
-        word = word.replace(old, new)
-    return f'"{word}"'
+    return f'"{word.translate(QUOTED)}"'
