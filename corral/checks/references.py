@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from corral.checks.registry import Findings, Row, Texts, findings, known
-from corral.config.card_names import ROWS, maker_of, meant_by
+from corral.config.card_names import ASKED, ROWS, maker_of, meant_by
 from corral.config.client_names import added_models, all_aliases, kind_of, kinds_of, poller_key, routed_names
 from corral.config.file_names import file_of, is_below, ollama_manifest, tag_of
 from corral.config.inventory import Inventory, Kind, Model, Placement, ServerSettings, Tier
@@ -43,13 +43,6 @@ SOURCES = (
 _HALF = re.compile(r"(?i)\.(gguf|safetensors)[.-](part|split)")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 ANY_MAKER = "nvidia, amd or intel"
-# What tells a card's memory and maker, by the maker that its name sounds like.
-ASK_FOR_CARD = {
-    "nvidia": "nvidia-smi --query-gpu=name,memory.total,compute_cap --format=csv",
-    "amd": "rocm-smi --showproductname --showmeminfo vram",
-    "intel": "xpu-smi discovery",
-    "": "lspci -nn -d ::0300 and -d ::0302",
-}
 _LOOPBACK = re.compile(r"http://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?/")
 
 # What counts tokens of a node.
@@ -235,7 +228,7 @@ def _card_known(inventory: Inventory, card: str, vram_gib: float | None, path: K
         return
     near = did_you_mean(card, [*CATALOGUE, *inventory.cards])
     values = {
-        "card": card, "lines": ", ".join(missing), "ask": ASK_FOR_CARD.get(maker, ASK_FOR_CARD[""]),
+        "card": card, "lines": ", ".join(missing), "ask": ASKED[maker],
         "near": f"{near} Otherwise add" if near.startswith("did") else "add",
         "alike": " or ".join(f"{item} ({ROWS[item]['vram_gib']} GiB)" for item in alike),
     }  # fmt: skip

@@ -19,6 +19,8 @@ _NAMES: dict[str, Any] = plain_yaml(Path(__file__).with_name("card_names.yaml").
 NICKNAMES: dict[str, str] = _NAMES["nicknames"]
 NOISE, FAMILY = frozenset(_NAMES["noise"].split()), frozenset(_NAMES["family"].split())
 MAKERS: dict[str, str] = _NAMES["makers"]
+# What tells a card's memory and maker, by the maker that its name sounds like.
+ASKED: dict[str, str] = _NAMES["asked"]
 
 
 def card_name(text: object) -> object:

@@ -21,6 +21,7 @@ from pydantic import (
     ModelWrapValidatorHandler,
     PrivateAttr,
     StringConstraints,
+    create_model,
     field_validator,
     model_validator,
 )
@@ -1243,47 +1244,20 @@ class Receiver(Section):
         return self
 
 
-class Thresholds(Section):
-    """Thresholds of the alerts."""
+if TYPE_CHECKING:
 
-    gpu_warm_c: int = Field(80, ge=20, le=120)
-    """Temperature of a card in °C that is a warning; `cards` may say otherwise for a kind of card."""
-    gpu_hot_c: int = Field(85, ge=20, le=120)
-    """Temperature of a card in °C that is critical."""
-    gpu_memory_percent: float = Field(98.0, ge=1, le=100)
-    """Used share of a card's memory that is a warning."""
-    cpu_warm_c: int = Field(80, ge=20, le=120)
-    """Temperature of a processor in °C that is a warning."""
-    cpu_hot_c: int = Field(95, ge=20, le=120)
-    """Temperature of a processor in °C that is critical."""
-    cpu_percent: float = Field(90.0, ge=1, le=100)
-    """Use of all processors of a host that is a warning."""
-    load_per_core: float = Field(4.0, gt=0, le=1000)
-    """Programs that want to run, for each core, that are a warning."""
-    memory_free_percent: float = Field(5.0, ge=0, le=100)
-    """Free share of a host's memory below which there is a warning."""
-    disk_free_percent: float = Field(10.0, ge=0, le=100)
-    """Free share of a file system below which it is critical."""
-    disk_full_h: float = Field(24.0, gt=0, le=720)
-    """A file system that will be full within these hours is a warning."""
-    queued: int = Field(1, ge=1, le=100_000)
-    """Requests of a pool that wait, for five minutes without a pause, that are a warning."""
-    error_percent: float = Field(10.0, gt=0, le=100)
-    """Failed requests in a hundred over five minutes that are a warning at once."""
-    mean_answer_s: float = Field(30.0, gt=0, le=3600)
-    """Mean time of an answer in seconds that is a warning."""
-    imbalance: float = Field(2.0, gt=1, le=100)
-    """How many times the mean of its pool's replicas the busiest may have."""
-    database_gib: float = Field(20.0, gt=0, le=65536)
-    """Size of the gateway's database that is a warning."""
-    database_connections_percent: float = Field(80.0, ge=1, le=100)
-    """Used share of PostgreSQL's connections that is a warning."""
-    backup_days: float = Field(8.0, gt=0, le=3650)
-    """Days after which the last backup is too old; a site that never made one is not warned."""
-    certificate_days: float = Field(21.0, gt=0, le=3650)
-    """Days before a certificate ends from which there is a warning."""
-    key_left_percent: float = Field(10.0, ge=0, le=100)
-    """What is left of a key's budget below which there is a warning."""
+    class Thresholds(Section):
+        """Thresholds of the alerts; those that code names."""
+
+        gpu_warm_c: int = 0
+        gpu_hot_c: int = 0
+        certificate_days: float = 0
+else:
+    _THRESHOLDS = plain_yaml(Path(__file__).with_name("thresholds.yaml").read_bytes())
+    Thresholds = create_model(
+        "Thresholds", __base__=Section, __doc__="Thresholds of the alerts.",
+        **{name: (type(row["default"]), Field(**row)) for name, row in _THRESHOLDS.items()},
+    )  # fmt: skip
 
 
 class Monitoring(Section):

@@ -13,25 +13,7 @@ from corral.config.source import plain_yaml
 from corral.plan.memory import BLOCK_BYTES
 
 USUAL: dict[str, dict[str, Any]] = plain_yaml(Path(__file__).with_suffix(".yaml").read_bytes())
-# Cache of one token at 16 bits in small models: 28 layers, 8 KV heads of 128 (Qwen3 0.6B, Llama 3.2 3B).
-KV_KIB_PER_TOKEN = 112.0
-# Cache of one token at 16 bits, times the root of the billions: 128 KiB at 8B, 256 at 32B, 376 at 70B (really 320).
-KV_KIB_PER_TOKEN_AND_ROOT = 45.0
-# Size of a billion parameters, where only the size of the file is known.
-MIB_PER_BILLION = 700
-# What reads images, with the buffers in which it works; usual for models of 3 to 30 billion parameters.
-PROJECTOR_MIB = 1024
-# A LoRA adapter; usual for rank 16 to 32 of models of 7 to 14 billion parameters.
-ADAPTER_MIB = 128
-# Parameters of 8x7B are fewer than 56 billion: attention is there only once.
-EXPERTS_SHARE = 0.83
-# Of a mixture of experts, the experts' share of the weights; usual from 20 billion parameters on.
-EXPERTS_WEIGHTS = 0.95
-# Layers of most mixtures of experts, which are wide.
-MOE_LAYERS = 48
-# Layers of a model: about 31 at 8 billion parameters, 55 at 32, 78 at 70.
-LAYERS, LAYERS_POWER = 12.5, 0.43
-
+OF: dict[str, float] = USUAL["numbers"]
 _PARAMETERS = re.compile(r"(?<![a-z0-9.])(?:(\d{1,3})x)?(\d{1,4}(?:\.\d{1,2})?)([bm])(?![a-z0-9])", re.IGNORECASE)
 _QUANTIZATION = re.compile(r"(?<![a-z0-9])(iq[1-4]|tq[12]|q[2-8]|mxfp4|bf16|fp16|f16|f32)(?![0-9])", re.IGNORECASE)
 
@@ -43,15 +25,15 @@ def billions(model: Model) -> float | None:
         return None
     experts, number, unit = found.groups()
     each = float(number) / (1000 if unit in "mM" else 1)
-    return int(experts) * each * EXPERTS_SHARE if experts else each
+    return int(experts) * each * OF["experts_share"] if experts else each
 
 
 def weights_mib(model: Model) -> int:
     """Size of the weights: declared, else parameters times bits, else the usual size of the kind."""
     if model.size_gib is not None:
         return round(model.size_gib * 1024)
-    projector = PROJECTOR_MIB if model.projector else 0
-    return _estimated_mib(model) + projector + ADAPTER_MIB * len(model.adapters)
+    projector = int(OF["projector_mib"]) if model.projector else 0
+    return _estimated_mib(model) + projector + int(OF["adapter_mib"]) * len(model.adapters)
 
 
 def _estimated_mib(model: Model) -> int:
@@ -66,20 +48,20 @@ def kv_cache_mib(model: Model, engine: ServerSettings) -> int:
     """Size of the K and V cache for all slots; embedding, rerank and image models keep none worth counting."""
     if model.kind != "chat":
         return 0
-    parameters = billions(model) or weights_mib(model) / MIB_PER_BILLION
+    parameters = billions(model) or weights_mib(model) / OF["mib_per_billion"]
     of_type = BLOCK_BYTES[engine.cache_type or "f16"] / 2
-    kib = max(KV_KIB_PER_TOKEN, KV_KIB_PER_TOKEN_AND_ROOT * math.sqrt(parameters)) * of_type
+    kib = max(OF["kv_kib_least"], OF["kv_kib_per_root"] * math.sqrt(parameters)) * of_type
     return round(kib * model.context * (1 if engine.kv_unified else engine.slots or 1) / 1024)
 
 
 def host_weights_mib(model: Model, engine: ServerSettings) -> int:
     """Weights that stay in host memory, by the share of layers: all layers are taken for equal."""
-    layers = max(1, round(LAYERS * (billions(model) or weights_mib(model) / MIB_PER_BILLION) ** LAYERS_POWER))
+    parameters = billions(model) or weights_mib(model) / OF["mib_per_billion"]
+    layers = max(1, round(OF["layers"] * math.pow(parameters, OF["layers_power"])))
     off = 0 if engine.gpu_layers in (None, "all") else max(0, 1 - int(engine.gpu_layers or 0) / layers)
-    experts = 0.0
-    if engine.cpu_moe is not None:
-        experts = EXPERTS_WEIGHTS * (1 if engine.cpu_moe == "all" else min(1, engine.cpu_moe / min(layers, MOE_LAYERS)))
-    return round(weights_mib(model) * max(off, experts))
+    most = min(layers, OF["moe_layers"])
+    share = min(1, (most if engine.cpu_moe == "all" else engine.cpu_moe or 0) / most)
+    return round(weights_mib(model) * max(off, OF["experts_weights"] * share))
 
 
 def replica_mib(model: Model, engine: ServerSettings) -> int:

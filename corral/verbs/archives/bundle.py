@@ -45,13 +45,7 @@ from corral.verbs.up.up import PULL_LIMIT_S, check_rendering
 
 ROOT = Path(__file__).resolve().parents[3]
 # The parts of the checkout that are needed to run it elsewhere.
-KIT = (
-    "generate.py", "corral", "templates", "gpu-server", "haproxy", "langfuse", "litellm", "monitoring", "load-tests",
-    "tools", "docs",
-    "inventory.schema.json", "pyproject.toml", "Makefile", "README.md", "CHANGELOG.md", "LICENSE",
-    "requirements.in", "requirements.txt", "requirements-dev.in", "requirements-dev.txt", "requirements-uv.in",
-    "requirements-uv.txt",
-)  # fmt: skip
+KIT = Path(__file__).with_name("kit.txt").read_text(encoding="utf-8").split()
 RECORDS = "images"
 # Folders that hold nothing but the bundle's files.
 OWN = ("blobs", "compose", RECORDS, "kit", "wheels")

@@ -20,14 +20,8 @@ from corral.verbs.keys.keys import FOLDER, USAGE_DAYS
 
 # A key as `listed` returns it.
 Row = dict[str, Any]
-STYLES = {
-    "create": "green",
-    "update": "yellow",
-    "adopt": "yellow",
-    "replace": "yellow",
-    "revoke": "red",
-    "taken": "red",
-}
+STYLES = {"create": "green", **dict.fromkeys(("update", "adopt", "replace"), "yellow")}
+STYLES |= dict.fromkeys(("revoke", "taken"), "red")
 
 
 def changes_as_data(plan: Plan, out: Path, changes: Iterable[KeyChange]) -> list[dict[str, Any]]:
