@@ -217,19 +217,18 @@ def _take(backup: Backup, part: Part, folder: Path | None) -> None:
     """Check a member and keep it: in memory, or the state of a service in the folder."""
     if part.name in backup.members:
         raise ReadError(f"{part.name} is in it twice")
-    member = _take_state(backup, part, folder) if part.name.startswith(STATES) else _take_file(backup, part)
+    if part.name.startswith(STATES):
+        member = _take_state(backup, part, folder)
+    else:
+        backup.room -= part.size
+        if part.size > container.LARGEST_FILE or backup.room < 0:
+            most = f"{container.LARGEST_FILE >> 20} MiB each and {container.LARGEST_FILES >> 20} MiB together"
+            raise ReadError(f"its files are too large: at most {most} are read")
+        data = backup.files[part.name] = part.data.read()
+        member = Member(sha256=hashlib.sha256(data).hexdigest(), size=part.size)
     if backup.sums.get(part.name) != member.sha256:
         raise ReadError(f"{part.name} is not what its list of checksums says")
     backup.members[part.name] = member
-
-
-def _take_file(backup: Backup, part: Part) -> Member:
-    backup.room -= part.size
-    if part.size > container.LARGEST_FILE or backup.room < 0:
-        most = f"{container.LARGEST_FILE >> 20} MiB each and {container.LARGEST_FILES >> 20} MiB together"
-        raise ReadError(f"its files are too large: at most {most} are read")
-    data = backup.files[part.name] = part.data.read()
-    return Member(sha256=hashlib.sha256(data).hexdigest(), size=part.size)
 
 
 def _take_state(backup: Backup, part: Part, folder: Path | None) -> Member:

@@ -25,6 +25,8 @@ DISK_ERROR_MIB, DISK_WARNING_MIB = 1024, 5 * 1024
 RAM_TOLERANCE = 0.06
 SKEW_WARNING_S, SKEW_ERROR_S = 2, 60
 X86 = ("x86_64", "amd64")
+# Docker's own bridges.
+BRIDGES = ipaddress.ip_network("172.16.0.0/12")
 EVERYWHERE = ("0.0.0.0", "::", "")  # noqa: S104 - what Docker calls all addresses
 _DISK = re.compile(r"^(\w+) .*?\s(\d+)\s+[\d-]+%?\s+(/.*)$", re.MULTILINE)
 # Of `ss`: address, port, program, process.
@@ -109,14 +111,10 @@ def address(case: Case) -> Findings:
     links: list[dict[str, list[dict[str, str]]]] = json_of(case.said("addresses"), [])
     own = {item["local"] for link in links for item in link["addr_info"] if "local" in item}
     if own and wanted not in own and not ipaddress.ip_address(wanted).is_loopback:
-        others = ", ".join(sorted(item for item in own if not _is_internal(item))) or "none"
+        known = {item: ipaddress.ip_address(item) for item in own}
+        inside = {item for item, it in known.items() if it.is_loopback or it.is_link_local or it in BRIDGES}
+        others = ", ".join(sorted(own - inside)) or "none"
         yield say("address/other", wanted=wanted, others=others, name=case.name)
-
-
-def _is_internal(text: str) -> bool:
-    """Loopback, link-local and Docker's own bridges."""
-    item = ipaddress.ip_address(text)
-    return item.is_loopback or item.is_link_local or item in ipaddress.ip_network("172.16.0.0/12")
 
 
 def cpu(case: Case) -> Findings:

@@ -12,8 +12,9 @@ from rich.text import Text
 
 from corral.build import Plan
 from corral.contributions import Backend, Service
+from corral.declarations import read_yaml
 from corral.runtime.board import redraw
-from corral.runtime.causes import exit_words
+from corral.runtime.causes import TABLE, exit_words
 from corral.runtime.docker import PARKED, Container
 from corral.runtime.haproxy import Server
 from corral.runtime.hosts import ComposeHost
@@ -22,12 +23,7 @@ from corral.tables import new_table
 from corral.units import bar, duration, gib
 
 DRIFT = "older than the rendering"
-OUT_OF_ROTATION = {
-    "DOWN": "the balancer cannot reach it",
-    "MAINT": "taken out of the balancer",
-    "DRAIN": "draining",
-    "NOLB": "draining",
-}
+OUT_OF_ROTATION: dict[str, str] = read_yaml(TABLE)["rotation"]
 # A part of the status, as `--json` prints it.
 Data = dict[str, Any]
 Servers = Mapping[str, Server]
