@@ -25,17 +25,8 @@ from corral.runtime.hosts import ComposeHost
 MARK = "\x1e"
 UNITS = {"B": 1, "KIB": 1024, "MIB": MIB, "GIB": 1024**3, "TIB": 1024**4, "KB": 1000, "MB": 1000**2, "GB": 1000**3}
 SCRIPT = Path(__file__).with_suffix(".sh")
-CARD_FIELDS = (
-    "index", "uuid", "pci.bus_id", "name", "memory.total", "memory.used", "utilization.gpu", "temperature.gpu",
-    "driver_version", "compute_cap",
-)  # fmt: skip
-# Prints a line for every NVIDIA card, or nvidia-smi's complaint.
-CARDS_SCRIPT = f"""
-if command -v nvidia-smi >/dev/null 2>&1; then
-    nvidia-smi --query-gpu={",".join(CARD_FIELDS)} --format=csv,noheader,nounits 2>&1
-    echo "code $?"
-fi
-"""
+# Prints a line with so many cells for every NVIDIA card, or nvidia-smi's complaint.
+CARDS_SCRIPT, CARD_CELLS = Path(__file__).with_name("cards.sh").read_text(encoding="utf-8"), 10
 # What version 1 of control groups prints is a number near 2**63.
 NO_LIMIT = 1 << 60
 _HASH = re.compile(r"^(\S+) ([0-9a-f]{64})$", re.MULTILINE)
@@ -142,7 +133,7 @@ def script(host: ComposeHost, more: str) -> str:
         "project": f"{PROJECT}={host.project}", "site": f"{SITE}={host.plan.inventory.name}", "folder": host.folder,
         "balancer": shlex.join(balancer.words(*STATES)) if balancer and is_here else "",
     }  # fmt: skip
-    cards = f"cards() {{{CARDS_SCRIPT}}}"
+    cards = f"cards() {{\n{CARDS_SCRIPT}}}"
     return "\n".join(
         ["{ export LC_ALL=C", assigned(given), cards, SCRIPT.read_text(encoding="utf-8"), more, "} </dev/null", ""]
     )
@@ -209,7 +200,7 @@ def parse_cards(text: str) -> tuple[tuple[SeenCard, ...], str]:
     complaints: list[str] = []
     for line in filter(None, map(str.strip, text.splitlines())):
         row = [cell.strip() for cell in line.split(",")]
-        if len(row) == len(CARD_FIELDS) and row[0].isdecimal():
+        if len(row) == CARD_CELLS and row[0].isdecimal():
             cards.append(_card(row))
         elif line != "code 0":
             complaints.append(line)

@@ -491,12 +491,12 @@ def answering(case: Case, *, must_ask: bool = False, body: str = MODELS, **statu
             raise httpx.ConnectError("[Errno 111] Connection refused")
         return httpx.Response(status, text=body)
 
-    def client(place: str, key: str = "") -> httpx.Client:
+    def client(place: str, key: str, _limit_s: float) -> httpx.Client:
         headers = {"Authorization": key} if key else {}
         return httpx.Client(base_url=place, headers=headers, transport=httpx.MockTransport(answer))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(path_area, "_client", client)
+        patch.setattr(path_area, "client", client)
         return replace(case, answers=path_area.ask(case.host, must_ask=must_ask))
 
 

@@ -18,7 +18,7 @@ from corral.runtime.causes import Reason, check_words
 from corral.runtime.haproxy import Server, balancer_of
 from corral.runtime.hosts import ComposeHost
 from corral.verbs.doctor.case import Answers, Case, say
-from corral.verbs.keys.gateway import client_address, is_out_of_reach, reached
+from corral.verbs.keys.gateway import client, client_address, is_out_of_reach, reached
 
 ANSWER_LIMIT_S = 10
 QUESTION_LIMIT_S = 120
@@ -39,7 +39,7 @@ def ask(host: ComposeHost, *, must_ask: bool = False) -> Answers:
     """What the gateway on this host answers; `must_ask` puts a question to every pool, which costs some inference."""
     found: dict[str, Any] = {}
     try:
-        with reached(host.plan, host.out) as place, _client(place, _key(host)) as operator:
+        with reached(host.plan, host.out) as place, client(place, _key(host), ANSWER_LIMIT_S) as operator:
             found["health"] = operator.get("/health/liveliness").status_code
             models = operator.get("/v1/models")
             found["models"] = models.status_code
@@ -54,16 +54,11 @@ def ask(host: ComposeHost, *, must_ask: bool = False) -> Answers:
         found["problem"] = "its list of models cannot be read; another program may have its port"
     if not is_out_of_reach(host.plan):
         try:
-            with _client(client_address(host.plan)) as stranger:
+            with client(client_address(host.plan), "", ANSWER_LIMIT_S) as stranger:
                 found["stranger"] = stranger.get("/v1/models").status_code
         except httpx.HTTPError as problem:
             found["problem"] = _words(problem)
     return Answers(**found)
-
-
-def _client(place: str, key: str = "") -> httpx.Client:
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    return httpx.Client(base_url=place, headers=headers, timeout=ANSWER_LIMIT_S, trust_env=False)
 
 
 def _key(host: ComposeHost) -> str:

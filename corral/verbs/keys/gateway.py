@@ -154,13 +154,15 @@ def connected(plan: Plan, out: Path) -> Iterator[GatewayKeys]:
     key = read_env(secrets).get(MASTER_KEY, "")
     if not key:
         raise CorralError(f"{secrets} has no {MASTER_KEY}; run: ./generate.py secrets init")
-    headers = {"Authorization": f"Bearer {key}"}
-    with (
-        reached(plan, out) as place,
-        httpx.Client(base_url=place, headers=headers, timeout=LIMIT_S, trust_env=False) as client,
-    ):
+    with reached(plan, out) as place, client(place, key, LIMIT_S) as link:
         balancer = running_balancer(plan, out) if plan.inventory.gateway.fast_lane else None
-        yield GatewayKeys(client, gateway_address(plan), secrets, balancer)
+        yield GatewayKeys(link, gateway_address(plan), secrets, balancer)
+
+
+def client(base_url: str, key: str, limit_s: float | None) -> httpx.Client:
+    """A client of the gateway, with a key unless that is empty; proxies of the environment are not asked."""
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    return httpx.Client(base_url=base_url, headers=headers, timeout=limit_s, trust_env=False)
 
 
 @contextmanager

@@ -34,6 +34,7 @@ from corral.runtime.lock import alone
 from corral.runtime.waiting import create, wait_well
 from corral.tables import new_table
 from corral.units import grouped
+from corral.verbs.keys.gateway import client as client_of
 from corral.verbs.up.rolling import roll, wait_usable
 from corral.verbs.up.up import LOCK
 
@@ -256,11 +257,9 @@ def _ask_gateway(change: Change, action: str, places: Sequence[Place], instead_o
             raise UsageError(f"{item.pool} is on {item.host}, too, and changes everywhere at once; leave --host out")
     gateway = change.plan.inventory.gateway
     host = ComposeHost(change.plan, gateway.host, change.out)
-    headers = {"Authorization": f"Bearer {read_env(host.rendered / ENV_FILE).get(API_KEY, '')}"}
-    with (
-        host.forwarded(gateway.port, gateway_publish_address(change.plan.site)) as base,
-        httpx.Client(base_url=base, headers=headers, trust_env=False, timeout=None) as client,  # noqa: S113 - it waits for answers
-    ):
+    key = read_env(host.rendered / ENV_FILE).get(API_KEY, "")
+    address = gateway_publish_address(change.plan.site)
+    with host.forwarded(gateway.port, address) as base, client_of(base, key, None) as client:  # it waits for answers
         for place in shared.values():
             change.tell(place, f"{action}; waits for answers in flight to end")
             change.tell(place, ask_to(client, action, place, instead_of), is_done=True)
