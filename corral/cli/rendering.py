@@ -24,7 +24,8 @@ from corral.config.schema import schema_text
 from corral.errors import CorralError, DriftError
 from corral.render.output import Change, compare, write
 from corral.render.secrets import initialise
-from corral.render.tree import ROOT, refuse_other_site
+from corral.render.templates import ROOT
+from corral.render.tree import refuse_other_site
 from corral.render.tree import render as render_plan
 
 app = typer.Typer()

@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from corral.cli.context import JsonOption, SiteOptions, plain, refuse_on_swarm, shared, show_or_print, talk
+from corral.cli.context import (
+    JsonOption,
+    SiteOptions,
+    plain,
+    print_json,
+    refuse_on_swarm,
+    shared,
+    show_or_print,
+    talk,
+)
 from corral.cli.show import page
 from corral.errors import UsageError
 

@@ -22,7 +22,7 @@ from corral.config.source import parse
 from corral.contributions import Contributions
 from corral.errors import CorralError
 from corral.plan.settings import gguf_of
-from corral.render.tree import environment, to_yaml
+from corral.render.templates import environment, to_yaml
 from corral.runtime.hosts import ComposeHost
 from corral.verbs.init.choose import BESIDE, PROPOSED, Candidate, Chooser, Serving, name_of
 from corral.verbs.init.look import FoundFile, Machine, look

@@ -13,7 +13,7 @@ from corral.config.inventory import PATTERNS
 from corral.contributions import is_systems
 from corral.errors import CorralError
 from corral.runtime.hosts import ComposeHost
-from corral.runtime.observe import CARD_FIELDS, assigned, parts
+from corral.runtime.observe import CARDS_SCRIPT, assigned, parts
 from corral.verbs.init.cards import FoundCard, cards_in
 from corral.verbs.init.said import items, json_in, mapping
 from corral.verbs.init.servers import FoundServer, servers_in
@@ -91,7 +91,7 @@ class Machine:
 def look(host: ComposeHost, folders: Iterable[str]) -> Machine:
     """Asks a machine; raises CorralError when it does not answer at all."""
     values = {
-        "limit": str(LIMIT_S), "fields": ",".join(CARD_FIELDS), "system": SYSTEM, "folders": "\n".join(folders),
+        "limit": str(LIMIT_S), "fields": CARDS_SCRIPT.partition("fields=")[2].split()[0], "system": SYSTEM, "folders": "\n".join(folders),
         "ports": " ".join(map(str, PORTS)),
     }  # fmt: skip
     path = f"PATH=$PATH:{MORE_PATH}" if MORE_PATH else ""
