@@ -91,9 +91,12 @@ class Machine:
 def look(host: ComposeHost, folders: Iterable[str]) -> Machine:
     """Asks a machine; raises CorralError when it does not answer at all."""
     values = {
-        "limit": str(LIMIT_S), "fields": CARDS_SCRIPT.partition("fields=")[2].split()[0], "system": SYSTEM, "folders": "\n".join(folders),
+        "limit": str(LIMIT_S),
+        "fields": CARDS_SCRIPT.partition("fields=")[2].split()[0],
+        "system": SYSTEM,
+        "folders": "\n".join(folders),
         "ports": " ".join(map(str, PORTS)),
-    }  # fmt: skip
+    }
     path = f"PATH=$PATH:{MORE_PATH}" if MORE_PATH else ""
     script = "\n".join(
         ["{ export LC_ALL=C", path, assigned(values), SCRIPT.read_text(encoding="utf-8"), "} </dev/null"]
