@@ -248,7 +248,8 @@ def dialling(place: Place, folder: Path) -> Iterator[Process]:
 
 
 def is_connected(place: Place) -> bool:
-    return bool(json.loads(place.corral("workers", "ls", "--json"))[0]["connected"])
+    rows = {row["name"]: row for row in json.loads(place.corral("workers", "ls", "--json"))}
+    return bool(rows["laptop"]["connected"])
 
 
 def worker_answers(place: Place, folder: Path) -> None:
