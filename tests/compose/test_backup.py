@@ -480,7 +480,7 @@ def no_job_is_lost_in_a_restart(place: Place, key: str) -> None:
             jobs.append(send_job(place, key))
         return restart.exit_code() is not None
 
-    words = [*CORRAL, *place.arguments("restart", "jobs-store", "jobs", "jobs-worker", "chat", "tunnel")]
+    words = [*CORRAL, *place.arguments("restart", "jobs-store", "jobs", "jobs-worker", "service:chat", "tunnel")]
     with Process(words, place.folder / "restart.log", environment=dict(place.environment)) as restart:
         wait_until(send, RUN_LIMIT_S, "the restart is over")
     assert restart.exit_code() == 0
