@@ -78,7 +78,8 @@ def _show_host(plan: Plan, console: Console, name: str) -> None:
 
 def _facts(plan: Plan, name: str) -> list[str]:
     host, cards = plan.site.host(name), plan.site.cards[name]
-    facts = [host.address, "processes without Docker" if host.runtime == "local" else "Docker Compose"]
+    containers = "Docker Swarm" if plan.site.is_swarm else "Docker Compose"
+    facts = [host.address, "processes without Docker" if host.runtime == "local" else containers]
     facts += [f"{count} × {card}" for card, count in Counter(card.card for card in cards).items()]
     pins = Counter(card.pinned_by for card in cards)
     if pins:

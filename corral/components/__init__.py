@@ -9,13 +9,14 @@ data, and `rules.py` the rules that are about the component alone.
 from __future__ import annotations
 
 import importlib
+import ipaddress
 from collections.abc import Iterable
 from dataclasses import replace
 from enum import IntEnum
 from functools import cache
 from typing import Protocol, cast
 
-from corral.contributions import Contribution, Contributions, Service, is_systems
+from corral.contributions import Contribution, Contributions, Port, Service, is_systems
 from corral.declarations import declaration, packages
 from corral.plan.networks import JOINED, routes_ipv6
 from corral.plan.site import Site
@@ -86,6 +87,8 @@ def _with_additions(site: Site, service: Service) -> Service:
     facts = site.host(service.host)
     # Many programs start a thread for each processor, of which a core has two.
     pids = max(service.pids, 2 * (facts.cpu.cores or 0) + SPARE_PIDS)
+    if site.is_swarm:
+        service = replace(service, ports=tuple(map(_published_by_swarm, service.ports)))
     service = replace(service, pids=pids, has_ipv6=site.has_ipv6 and routes_ipv6(service))
     unlabelled = [folder for folder, _ in service.mounts if is_systems(folder)] if facts.selinux else []
     if unlabelled:
@@ -106,6 +109,12 @@ def _with_additions(site: Site, service: Service) -> Service:
         environment={**added.environment, **service.environment},
         exceptions={**service.exceptions, **(joined if added.networks else {})},
     )
+
+
+def _published_by_swarm(port: Port) -> Port:
+    """The port as Swarm publishes it, at every address of the host; what is for loopback only, not at all."""
+    is_public = bool(port.publish) and not ipaddress.ip_address(port.publish).is_loopback
+    return replace(port, publish="0.0.0.0" if is_public else "")  # noqa: S104 - what Swarm does
 
 
 def image_keys() -> frozenset[str]:

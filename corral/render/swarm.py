@@ -6,7 +6,6 @@ made anew. What Swarm cannot hold is refused before (`swarm-holds` in corral/che
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
@@ -14,7 +13,7 @@ from typing import Any
 
 from corral.build import Plan
 from corral.contributions import Service
-from corral.plan.networks import WAY_OUT, networks, outer_network
+from corral.plan.networks import networks, outer_network
 from corral.plan.site import swarm_name
 from corral.render.templates import RenderedHost, Tree, dump_yaml, short_digest
 
@@ -75,14 +74,8 @@ def _networks(plan: Plan) -> dict[str, Any]:
     outer = {outer_network(service) for service in services}
     is_encrypted = plan.inventory.encrypted_networks is not False
     options = {"driver_opts": {"encrypted": "true"}} if is_encrypted else {}
-    names = sorted({name for service in services for name in _joined(plan, service)})
+    names = sorted({name for service in services for name in networks(service, services)})
     return {name: {"driver": "overlay", **options, **({} if name in outer else {"internal": True})} for name in names}
-
-
-def _joined(plan: Plan, service: Service) -> list[str]:
-    """The networks of a service; what opens no port to the outside and calls nothing there needs no way out."""
-    door = "" if any(_ports(service)) or WAY_OUT in service.exceptions else outer_network(service)
-    return [name for name in networks(service, plan.contributions.services) if name != door]
 
 
 def _secrets(plan: Plan) -> Iterator[tuple[str, dict[str, str]]]:
@@ -106,7 +99,7 @@ def _service(plan: Plan, service: Service, tree: Mapping[str, bytes], configs: d
         "ports": list(_ports(service)),
         "volumes": list(_volumes(service)),
         "healthcheck": _health(service),
-        "networks": _joined(plan, service),
+        "networks": list(networks(service, plan.contributions.services)),
         "extra_hosts": [f"{name}:{address}" for name, address in service.extra_hosts.items()],
         "ulimits": mlock,
         "read_only": service.read_only,
@@ -162,7 +155,7 @@ def _configs(
 
 def _ports(service: Service) -> Iterator[dict[str, Any]]:
     for port in service.ports:
-        if port.publish and not ipaddress.ip_address(port.publish).is_loopback:
+        if port.publish:
             yield {"target": port.number, "published": port.number, "mode": "host"}
 
 
