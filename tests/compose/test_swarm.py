@@ -22,7 +22,7 @@ from tests.tiny_models import KNOWN_ANSWER, make_chat_model
 
 pytestmark = pytest.mark.needs("docker-engine", "mmdebstrap", "network-namespaces", "sshd")
 
-HOSTS = {"gate": "203.0.113.10", "one": "203.0.113.11", "two": "203.0.113.12"}
+HOSTS = {"gate": "198.51.100.130", "one": "198.51.100.131", "two": "198.51.100.132"}
 UUID = "GPU-5d3b7e3a-0f4b-4b3e-9a53-0c4f6f1d2e01"
 STACK = f"{PREFIX}swarm"
 # This kernel has no IPsec.
@@ -64,10 +64,10 @@ def lan(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Switch
     folder = tmp_path_factory.mktemp("engines")
     options = ("--no-new-privileges", "--default-runtime=nvidia")
     engines = [
-        Engine(name, f"{address}/24", folder / name, sorted(site.plan.images_of(name)), options)
+        Engine(name, f"{address}/25", folder / name, sorted(site.plan.images_of(name)), options)
         for name, address in HOSTS.items()
     ]
-    with Switch(engines, "203.0.113.254/24") as lan, ExitStack() as stack:
+    with Switch(engines, "198.51.100.254/25") as lan, ExitStack() as stack:
         doors = [
             Sshd(f"{PREFIX}{item.name}", folder / f"sshd-{item.name}", HOSTS[item.name], item.namespace, item.socket)
             for item in engines

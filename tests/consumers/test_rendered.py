@@ -505,7 +505,7 @@ GRAFANA_SETTINGS = {
     "unified_alerting": {"enabled"},
     "users": {"allow_org_create", "allow_sign_up"},
 }
-GRAFANA_CASES = [case for case in CASES if any(path.endswith("grafana/compose.yaml") for path in tree_of(case))]
+GRAFANA_CASES = [case for case in CASES if any("/grafana/datasources/" in path for path in tree_of(case))]
 
 
 def grafana_of(case: str) -> tuple[Service, dict[str, Any], dict[str, Any]]:
