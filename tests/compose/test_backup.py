@@ -281,7 +281,8 @@ def test_a_backup_is_its_owners_alone_and_lists_what_it_has(saved: Saved) -> Non
         assert words in said
     listed: dict[str, Any] = json.loads(saved.place.corral("restore", str(saved.archive), "--list", "--json"))
     assert listed["has_secrets"]
-    assert {state["name"] for state in listed["states"]} == {"database", "configuration", "data", "jobs", "chat-files", "open_webui"}
+    saved_states = {"chat-files", "configuration", "data", "database", "jobs", "open_webui"}
+    assert {state["name"] for state in listed["states"]} == saved_states
     assert set(listed["images"][HOST]) == {service.image for service in saved.place.plan.services_of(HOST)}
     assert all(image.startswith("sha256:") for image in listed["images"][HOST].values())
 

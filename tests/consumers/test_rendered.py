@@ -538,7 +538,9 @@ def test_the_data_source_is_the_sites_prometheus_under_the_name_that_pages_use(c
     service, found, _ = grafana_of(case)
     (source,) = found["datasources"]
     prometheus = next(item for item in services_on(case, service.host) if item.name == "prometheus")
-    assert source["url"] == f"http://prometheus:{prometheus.ports[0].number}"
+    is_swarm = plan_of(case).inventory.runtime == "swarm"  # one network of names for all hosts
+    name = f"{service.host}-prometheus" if is_swarm else "prometheus"
+    assert source["url"] == f"http://{name}:{prometheus.ports[0].number}"
     config = yaml.safe_load(tree_of(case)[f"{service.host}/prometheus/prometheus.yml"])
     assert source["jsonData"]["timeInterval"] == config["global"]["scrape_interval"]
     for page in pages_of(case).values():
