@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -301,7 +302,7 @@ def show_logs(plan: Plan, out: Path, services: Sequence[Service], wanted: Wanted
     options = ["--timestamps", "--tail", wanted.tail, *(["--since", wanted.since] if wanted.since else [])]
     options += ["--follow"] if wanted.is_following else []
     names = [f"{stack.name}_{swarm_name(service.host, service.name)}" for service in services]
-    script = f'for name; do docker service logs {" ".join(options)} "$name" 2>&1 & done; wait'
+    script = f'for name; do docker service logs {shlex.join(options)} "$name" 2>&1 & done; wait'
     try:
         with stack.manager.stream(["sh", "-c", script, "sh", *names]) as lines:
             texts = (raw.decode(errors="replace").rstrip("\n") for raw in lines)

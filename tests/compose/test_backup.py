@@ -131,7 +131,7 @@ class Reader:
 
 @dataclass(slots=True)
 class Saved:
-    """A running site, somebody's key with what it has spent, and the backup of it."""
+    """A running site, a key with what it has spent, and the backup of it."""
 
     place: Place
     archive: Path
@@ -204,7 +204,7 @@ def state_of(place: Place, key: str, job: str) -> dict[str, Any]:
 
 @contextmanager
 def person(email: str, password: str) -> Iterator[httpx.Client]:
-    """Somebody who has signed in to the chat page."""
+    """A person who has signed in to the chat page."""
     with httpx.Client(base_url=PAGE, trust_env=False, timeout=60) as client:
         answer = client.post("/api/v1/auths/signin", json={"email": email, "password": password})
         client.headers["Authorization"] = f"Bearer {answer.raise_for_status().json()['token']}"
@@ -212,7 +212,7 @@ def person(email: str, password: str) -> Iterator[httpx.Client]:
 
 
 def keep_something(place: Place) -> Reader:
-    """The administrator makes an account, with which somebody asks and leaves a file."""
+    """The administrator makes an account, with which a person asks and leaves a file."""
     with person("admin@example.com", place.secrets["CHAT_ADMIN_PASSWORD"]) as admin:
         admin.post("/api/v1/auths/add", json=READER).raise_for_status()
     with person(READER["email"], READER["password"]) as reader:

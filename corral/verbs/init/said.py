@@ -1,4 +1,4 @@
-"""Values in what tools and servers print, whatever they print."""
+"""Values in what tools and servers print; empty or 0 for what is not as expected."""
 
 from __future__ import annotations
 
