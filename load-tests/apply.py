@@ -13,7 +13,7 @@ from typing import Any
 from corral.config.source import parse
 from corral.errors import CorralError, UsageError
 from corral.files import write_atomically
-from corral.measured import RESULT_FILE
+from corral.whatif.measured import RESULT_FILE
 
 BASES = ("safe", "n-1", "knee")
 

@@ -19,7 +19,7 @@ import run
 import sweep
 import verify
 from corral.cli.context import JsonOption, SiteOptions, exit_code_of, plain, print_json, shared, talk, verbs
-from corral.measured import bench_folder
+from corral.whatif.measured import bench_folder
 from target import Target
 
 app = verbs("Send load, measure capacity, derive limits.")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from corral.measured import RESULT_FILE
+from corral.whatif.measured import RESULT_FILE
 
 LEAST_NOISE_PERCENT = 5.0
 Verdict = Literal["better", "worse", "within the noise"]

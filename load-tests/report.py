@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from charts import Chart, chart
 from corral.files import write_atomically
-from corral.measured import RESULT_FILE
+from corral.whatif.measured import RESULT_FILE
 
 FORMATS = ("html", "md")
 COLUMNS = (

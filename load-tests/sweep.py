@@ -18,7 +18,7 @@ from capacity import Step, capacity_of
 from corral.build import Plan
 from corral.errors import CorralError, UsageError
 from corral.files import write_atomically
-from corral.measured import RESULT_FILE, bench_folder, fingerprint
+from corral.whatif.measured import RESULT_FILE, bench_folder, fingerprint
 from figures import Figures
 from load import Load, run_load
 from prompts import VERSION

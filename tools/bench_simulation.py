@@ -20,10 +20,10 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "load-tests")]
+sys.path[:0] = [str(ROOT)]
 
 from corral.json_layout import laid_out  # noqa: E402
-from simulation import Station  # noqa: E402 - the checkout is not installed
+from corral.whatif.simulation import Station  # noqa: E402 - the checkout is not installed
 from tests.processes.farm import POOLS, Extras, Mode, inventory_of, running  # noqa: E402
 from tests.processes.replaying import Way, compare, trace_of  # noqa: E402
 from tools.bench_render import farm, machine  # noqa: E402

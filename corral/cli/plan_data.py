@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from corral import measured
 from corral.build import Plan
 from corral.config.client_names import aliases_of
 from corral.contributions import Service
 from corral.plan.site import Replica, claimed_mib
+from corral.whatif import measured
 
 CARD_FIELDS = ("number", "card", "device", "pinned_by", "vram_mib")
 

@@ -19,12 +19,12 @@ from corral.checks.policy import check_tree, refuse_weak, weak_words
 from corral.cli.context import INVENTORY, OUT, JsonOption, SiteOptions, plain, shared, show_or_print, talk, verbs
 from corral.cli.plan_data import plan_as_data
 from corral.cli.show import page, show_plan
+from corral.cli.what_if import show_changed
 from corral.config.image_lock import ImageLock
 from corral.config.schema import schema_text
 from corral.errors import CorralError, DriftError
 from corral.render.output import Change, compare, write
 from corral.render.secrets import initialise
-from corral.render.templates import ROOT
 from corral.render.tree import refuse_other_site
 from corral.render.tree import render as render_plan
 
@@ -72,9 +72,6 @@ def plan(
     found = site.plan()
     hosts = site.hosts(found)
     if what_if:
-        sys.path.append(str(ROOT / "load-tests"))  # running a farm needs no simulation
-        from what_if import show_changed
-
         show_changed(found, what_if, hosts, as_json=as_json)
         return
     show_or_print(lambda: plan_as_data(found, hosts), lambda: show_plan(found, page(), hosts), as_json=as_json)

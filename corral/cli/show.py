@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from corral import measured
 from corral.build import Plan
 from corral.config.client_names import aliases_of
 from corral.config.inventory import Consumer, Inventory, KeyBudget, Tier
@@ -23,6 +22,7 @@ from corral.plan.routing import tier_settings
 from corral.plan.site import Replica, bracketed, claimed_mib
 from corral.tables import new_table
 from corral.units import bar, counted, gib
+from corral.whatif import measured
 
 # Columns of tables that go into a file or a pipe, which have no width of their own.
 WIDE = 120

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import aiohttp
 
-from simulation import Station, Trace, make_trace, replay
+from corral.whatif.simulation import Station, Trace, make_trace, replay
 from tests.processes.fakes import LOOPBACK
 from tests.processes.farm import Farm, body_of
 

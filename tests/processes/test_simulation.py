@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from simulation import Station
+from corral.whatif.simulation import Station
 from tests.processes.farm import EVEN, EVEN_DEPTH, Farm, in_modes
 from tests.processes.replaying import Compared, Way, compare, trace_of
 

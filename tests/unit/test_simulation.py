@@ -12,7 +12,7 @@ import simpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulation import Fate, Station, Trace, make_trace, replay, simulate
+from corral.whatif.simulation import Fate, Station, Trace, make_trace, replay, simulate
 
 pytestmark = pytest.mark.slow
 

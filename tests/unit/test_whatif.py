@@ -16,9 +16,9 @@ from corral.build import Plan, build_plan
 from corral.cli import main
 from corral.config.load import load_inventory
 from corral.errors import UsageError
-from corral.measured import fingerprint
+from corral.whatif.cases import KEYS, Case, Measured, cases, parse_changes
+from corral.whatif.measured import fingerprint, measured_answers
 from tests.trees import ROOT
-from what_if import KEYS, Case, Measured, cases, measured_answers, parse_changes
 
 CHAT = {"source": "hf:owner/repo/Chat-8B-Q4_K_M.gguf", "kind": "chat", "context": 4096, "size_gib": 4}
 SITE: dict[str, Any] = {

@@ -1,27 +1,16 @@
-"""`plan --what-if`: waits and refusals of pools as they are and as they would be, by simulation."""
+"""What-if simulation of planned changes: the pools that `plan --what-if` simulates before and after. Pure."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 from corral.build import Plan
-from corral.cli.context import print_json
-from corral.cli.show import page
 from corral.contributions import Backend
 from corral.errors import UsageError, did_you_mean, shown
-from corral.measured import RESULT_FILE, bench_folder, fingerprint
-from corral.tables import new_table
-from simulation import Outcome, Station, simulate
+from corral.whatif.simulation import Outcome, Station, simulate
 
 # Default spread of answers: lengths of answers differ much, and too long a wait is the safer error.
 USUAL_CV = 1.0
@@ -229,70 +218,3 @@ def _cards(plan: Plan, pool: str) -> int:
 
 def _replicas_on_cards(plan: Plan, pool: str) -> int:
     return sum(1 for replica in plan.site.replicas if replica.pool == pool and replica.cards)
-
-
-def measured_answers(plan: Plan, folder: Path | None = None) -> dict[str, Measured]:
-    """The answer time of every pool that was measured with its present hardware, model and settings.
-
-    From the newest such run in the folder (the site's own when None), in seconds: requests under way at the knee,
-    those in the queue left out, by the rate. Pools without one are left out; files that are no result are passed over.
-    """
-    found: dict[str, Measured] = {}
-    marks = {pool: fingerprint(plan, pool) for pool in plan.inventory.pools}
-    for file in sorted((folder or bench_folder(plan)).glob(f"*/{RESULT_FILE}"), reverse=True):
-        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-            for pool, item in json.loads(file.read_text())["pools"].items():
-                capacity = item["capacity"]
-                if pool in found or item["mark"] != marks.get(pool) or not capacity["knee_rpm"]:
-                    continue
-                busy = min(capacity["in_flight"], capacity["slots"])
-                if busy > 0:
-                    found[pool] = Measured(60 * busy / capacity["knee_rpm"], file.parent.name)
-    return found
-
-
-# --- showing ---------------------------------------------------------------------------------------------------------
-
-
-def show_changed(found: Plan, words: list[str], hosts: set[str] | None, *, as_json: bool) -> None:
-    """Simulates the farm as it is and with these changes, and prints both."""
-    if hosts:
-        raise UsageError("--what-if is for whole pools; leave --host out")
-    results = run(cases(found, parse_changes(words, found), measured_answers(found)))
-    if as_json:
-        print_json(as_data(results))
-    else:
-        _show(results, page())
-
-
-def _show(results: Iterable[Result], console: Console) -> None:
-    """Prints what the simulation says of every pool, as it is and as it would be."""
-    table = new_table(
-        "pool", "", "slots", "asked/min", "in use", "mean wait", "95 % wait", "answered/min", "refused", "by the limit"
-    )
-    lines = []
-    for case, now, then in results:
-        if case.reason:
-            lines.append(f"{case.pool}: not simulated: {case.reason}")
-            continue
-        _add_side(table, case.pool, "now", case.now, now)
-        _add_side(table, "", "what if", case.then, then)
-        lines.append(f"{case.pool}: answers of {_seconds(case.now.answer_s if case.now else 0)}, {case.source}")
-    if table.row_count:
-        console.print(table)
-    for line in lines:
-        console.print(f"[dim]{escape(line)}[/]", soft_wrap=True)
-
-
-def _add_side(table: Table, pool: str, side: str, station: Station | None, outcome: Outcome | None) -> None:
-    if station is None or outcome is None:
-        return
-    table.add_row(
-        pool, side, str(station.slots), f"{60 * station.rate_per_s:.4g}", f"{outcome.busy_share:.0%}",
-        _seconds(outcome.mean_wait_s), _seconds(outcome.p95_wait_s), f"{60 * outcome.answered_per_s:.4g}",
-        f"{outcome.refused_share:.1%}", f"{outcome.limited_share:.1%}",
-    )  # fmt: skip
-
-
-def _seconds(value: float) -> str:
-    return f"{value:.1f} s" if value >= 1 else f"{1000 * value:.0f} ms"
