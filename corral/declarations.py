@@ -16,10 +16,14 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel
 
 from corral.config.source import plain_yaml
+from corral.errors import UsageError
 
 GROUP = "corral.components"
-ROOT = Path(__file__).resolve().parents[1]
-BUILT_IN = ROOT / "corral" / "components"
+CODE = Path(__file__).resolve().parent
+BUILT_IN = CODE / "components"
+# Where the folders of the checkout are that the kit ships unchanged; a wheel has copies of them (see pyproject.toml).
+ASSETS = CODE / "_assets" if (CODE / "_assets").is_dir() else CODE.parent
+IS_CHECKOUT = CODE.parent == ASSETS
 # What serves a model whose `server` the inventory leaves out, unless another one is the usual one for its kind.
 USUAL = "llama.cpp"
 # Whose words: of a container or of Docker about it, of a program of a `local` host, or of a command on a host.
@@ -91,8 +95,17 @@ def _folder_of(module: str) -> Path:
 def shipped(path: str) -> Path:
     """A file that the kit ships, by its path in the checkout, or that a component does: `toy/server.py`."""
     component, _, rest = path.partition("/")
+    if component == CODE.name:
+        return CODE / rest
     own = packages().get(component)
-    return ROOT / path if own is None or (ROOT / path).exists() else own.folder / rest
+    return ASSETS / path if own is None or (ASSETS / path).exists() else own.folder / rest
+
+
+def checkout(what: str) -> Path:
+    """The checkout that the kit runs from; raises UsageError, which says what needs it, in an installed wheel."""
+    if not IS_CHECKOUT:
+        raise UsageError(f"{what} needs a checkout of corral, and this one was installed; see docs/install.md")
+    return ASSETS
 
 
 @cache

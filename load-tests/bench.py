@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # the folder that has `corral`
+if "_assets" not in Path(__file__).parts:  # in a wheel `corral` is installed
+    sys.path.append(str(Path(__file__).resolve().parents[1]))  # the folder that has `corral`
 
 import apply
 import compare

@@ -94,10 +94,10 @@ def refuse_on_swarm(**given: object) -> None:
         raise UsageError(f"Docker Swarm runs this site as a whole; leave out {named}")
 
 
-def verbs(help_text: str) -> typer.Typer:
+def verbs(help_text: str, *, has_completion: bool = False) -> typer.Typer:
     """An empty group of verbs."""
     return typer.Typer(
-        add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
+        add_completion=has_completion, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
         help=help_text,
     )  # fmt: skip
 

@@ -11,9 +11,9 @@ import typer
 from corral import __version__
 from corral.cli import beginning, grafana, importing, keys, models, rendering, running, saving, watching, workers
 from corral.cli.context import exit_code_of, verbs
-from corral.render.templates import ROOT
+from corral.declarations import shipped
 
-app = verbs("corral: one inventory, a whole local GPU inference farm.")
+app = verbs("corral: one inventory, a whole local GPU inference farm.", has_completion=True)
 for group in (beginning, rendering, importing, running, saving, watching):
     app.add_typer(group.app)
 app.add_typer(rendering.secrets, name="secrets")
@@ -49,4 +49,4 @@ def _common(
 def bench(context: typer.Context) -> None:
     """Send load, measure capacity, derive limits."""
     # A separate program: running a farm needs no load generator.
-    os.execv(sys.executable, [sys.executable, str(ROOT / "load-tests" / "bench.py"), *context.args])  # noqa: S606
+    os.execv(sys.executable, [sys.executable, str(shipped("load-tests/bench.py")), *context.args])  # noqa: S606

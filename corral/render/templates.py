@@ -9,7 +9,6 @@ import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -17,12 +16,11 @@ from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PrefixLoader, St
 
 from corral.build import Plan
 from corral.contributions import File, Secret, Service
-from corral.declarations import packages
+from corral.declarations import ASSETS, packages, shipped
 from corral.errors import CorralError
 from corral.plan.site import HERE
 
-ROOT = Path(__file__).resolve().parents[2]
-TEMPLATES = ROOT / "templates"
+TEMPLATES = ASSETS / "templates"
 Tree = dict[str, bytes]
 # Characters that JSON leaves as they are and YAML does not allow, or takes for line ends.
 _UNPRINTABLE = re.compile(r"[\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]")
@@ -53,7 +51,7 @@ class RenderedHost:
         """A template's text; `source` names the file to edit when it is not the template itself."""
         named = source or template
         places = (f"{folder}/{named}" for folder in ("templates", "corral/components"))
-        header = self.header(next((path for path in places if (ROOT / path).exists()), named), mark)
+        header = self.header(next((path for path in places if shipped(path).exists()), named), mark)
         return environment().get_template(template).render(header=header, **values).encode()
 
 

@@ -15,9 +15,9 @@ from grafana_client.client import GrafanaException
 from corral import __version__
 from corral.build import Plan
 from corral.components.grafana import page_assets
+from corral.declarations import shipped
 from corral.errors import CorralError, UsageError, did_you_mean, on_one_line
 from corral.plan.site import bracketed
-from corral.render.templates import ROOT
 
 TOKEN = "GRAFANA_TOKEN"  # noqa: S105 - a variable's name
 PROMETHEUS = "prometheus"
@@ -128,7 +128,7 @@ def pages(plan: Plan) -> list[Page]:
     assets = page_assets(plan.contributions)
     if not assets:
         raise GrafanaError("this site has no `monitoring:` and so no dashboards")
-    return [json.loads((ROOT / asset).read_text(encoding="utf-8")) for asset in assets.values()]
+    return [json.loads(shipped(asset).read_text(encoding="utf-8")) for asset in assets.values()]
 
 
 def choose_source(grafana: Grafana, wanted: str) -> dict[str, Any]:

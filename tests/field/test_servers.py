@@ -15,7 +15,7 @@ from corral.build import Plan, build_plan
 from corral.checks.policy import check_tree
 from corral.config.load import validate
 from corral.config.source import parse
-from corral.declarations import ROOT
+from corral.declarations import ASSETS
 from corral.errors import SiteError
 from corral.render.tree import render
 
@@ -197,7 +197,7 @@ def test_the_hub_finds_the_pulled_folder_without_a_network(tmp_path: Path) -> No
 
     def start() -> tuple[int, str]:
         script = "gpu-server/speaches/start.sh"
-        done = subprocess.run(["sh", ROOT / script], env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(["sh", ASSETS / script], env=environment, capture_output=True, text=True, check=False)
         return done.returncode, done.stdout
 
     assert start() == (78, "")

@@ -17,9 +17,10 @@ from rich.console import Console
 from corral.build import Plan, build_plan
 from corral.cli import main
 from corral.config.load import load_inventory
+from corral.declarations import ASSETS
 from corral.errors import CorralError
 from corral.render.secrets import read_env
-from corral.render.templates import ROOT, Tree
+from corral.render.templates import Tree
 from corral.render.tree import render
 from corral.runtime.hosts import compose_hosts
 from corral.verbs.setup import setup as ops_setup
@@ -441,7 +442,7 @@ def test_the_timer_of_figures_is_installed_for_this_kit_and_inventory(make: Make
     words = shlex.split(command.removeprefix("ExecStart="))
     assert user == f"User={pwd.getpwuid(os.getuid()).pw_name}"
     assert reset == "ExecStart="
-    assert words[1:4] == [str(ROOT / "generate.py"), "figures", "--scheduled"]
+    assert words[1:4] == [str(ASSETS / "generate.py"), "figures", "--scheduled"]
     paths = ["--inventory", str((straw.folder / "site.yaml").resolve()), "--out", str(straw.out.resolve())]
     assert words[4:] == [*paths, "--host", "box"]
     done = [call for call in mutating(straw.calls) if call.startswith("systemctl")]

@@ -8,11 +8,11 @@ import pytest
 
 from corral.config.inventory import Model
 from corral.config.load import load_inventory
-from corral.declarations import ROOT
+from corral.declarations import ASSETS
 from corral.plan.sizes import weights_mib
 
-EXAMPLES = [ROOT / "inventory.yaml", *sorted(ROOT.glob("inventories/*.yaml"))]
-PUBLISHED: dict[str, dict[str, Any]] = json.loads((ROOT / "inventories" / "sources.json").read_text())
+EXAMPLES = [ASSETS / "inventory.yaml", *sorted(ASSETS.glob("inventories/*.yaml"))]
+PUBLISHED: dict[str, dict[str, Any]] = json.loads((ASSETS / "inventories" / "sources.json").read_text())
 # Names round parameters (14B has 14.8 billion), and quantizations mix types. The tolerance covers both.
 TOLERANCE = 0.08
 

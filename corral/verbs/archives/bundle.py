@@ -28,6 +28,7 @@ from corral.config.file_names import is_file_name
 from corral.config.image_lock import IMAGE_LOCK, ImageLock, LockedImage
 from corral.config.load import load_texts, locks_beside
 from corral.config.model_lock import ModelLock
+from corral.declarations import checkout, shipped
 from corral.errors import CorralError, UsageError
 from corral.files import new_file, sync_folder
 from corral.render.output import locked
@@ -43,7 +44,6 @@ from corral.verbs.models.models import shown_path
 from corral.verbs.up.survey import check_engine
 from corral.verbs.up.up import PULL_LIMIT_S, check_rendering
 
-ROOT = Path(__file__).resolve().parents[3]
 # The parts of the checkout that are needed to run it elsewhere.
 KIT = Path(__file__).with_name("kit.txt").read_text(encoding="utf-8").split()
 RECORDS = "images"
@@ -156,6 +156,7 @@ def bundle(  # noqa: PLR0913 - keyword arguments, an option each
         DriftError: the rendering differs from the inventory.
         CorralError: something cannot be had or written; what was fetched stays for the next run.
     """
+    root = checkout("a bundle that contains the kit") if with_kit else None
     chosen = compose_hosts(plan, out, hosts)
     is_file = to.suffix == ".tar"
     folder = to.with_name(f".{to.name}.parts") if is_file else to
@@ -173,8 +174,8 @@ def bundle(  # noqa: PLR0913 - keyword arguments, an option each
             made = _add_images(target, wanted, chosen, talk)
             _add_models(target, made, chosen, talk)
             _add_site(target, plan, made)
-            if with_kit:
-                _add_kit(target, talk)
+            if root:
+                _add_kit(target, root, talk)
             digest = target.finish(made, key)
         if is_file:
             target.finish_file(to)
@@ -322,23 +323,23 @@ def _add_site(target: BundleFolder, plan: Plan, wanted: Manifest) -> None:
     files = {
         INVENTORY: source.read_bytes(),
         **locks,
-        "README.txt": (ROOT / "templates/_bundle/README.txt").read_bytes(),
+        "README.txt": shipped("templates/_bundle/README.txt").read_bytes(),
     }
     files |= {f"compose/{path}": data for path, data in rendered.items() if path.partition("/")[0] in wanted.hosts}
     for name, data in files.items():
         target.add(name, data, 0o644)
 
 
-def _add_kit(target: BundleFolder, talk: Console) -> None:
+def _add_kit(target: BundleFolder, root: Path, talk: Console) -> None:
     """The kit's own files, and wheels of all that it needs, for this machine's system and Python."""
-    for path in [path for name in KIT for path in files_below(ROOT / name) or [ROOT / name]]:
+    for path in [path for name in KIT for path in files_below(root / name) or [root / name]]:
         if "__pycache__" not in path.parts:
             mode = 0o755 if path.stat().st_mode & 0o100 else 0o644
-            target.add(f"kit/{path.relative_to(ROOT)}", path.read_bytes(), mode)
+            target.add(f"kit/{path.relative_to(root)}", path.read_bytes(), mode)
     talk.print(Text("the kit's Python wheels"))
     wheels = target.folder / "wheels"
     locks = [
-        f"--requirement={ROOT / name}" for name in KIT if name.startswith("requirements") and name.endswith(".txt")
+        f"--requirement={root / name}" for name in KIT if name.startswith("requirements") and name.endswith(".txt")
     ]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--only-binary"]
     done = subprocess.run(

@@ -20,11 +20,11 @@ from corral.build import Plan, build_plan
 from corral.config.inventory import Inventory
 from corral.config.load import Loaded, load_inventory
 from corral.contributions import Service
+from corral.declarations import ASSETS, IS_CHECKOUT, shipped
 from corral.errors import CorralError
 from corral.files import write_atomically
 from corral.render.output import compare, write
 from corral.render.secrets import ENV_FILE, initialise, read_env
-from corral.render.templates import ROOT
 from corral.render.tree import render
 from corral.runtime import supervisor
 from corral.runtime.board import Board, wait_all
@@ -36,15 +36,17 @@ from corral.units import duration
 from corral.verbs.demo.probe import client, embed, import_client, stream_chat
 from corral.verbs.models.weights import canonical, find_weights
 
-INVENTORY = ROOT / "inventories" / "demo.yaml"
-FOLDER = ROOT / ".corral" / "demo"
-LOCK = ROOT / ".corral" / "demo.lock"
+INVENTORY = shipped("inventories/demo.yaml")
+# What it writes is below this folder's `.corral`: in the checkout, or in the person's own folder.
+PLACE = ASSETS if IS_CHECKOUT else Path.home()
+FOLDER = PLACE / ".corral" / "demo"
+LOCK = PLACE / ".corral" / "demo.lock"
 RECORD = FOLDER / "run.json"
-DATA = ROOT / "templates" / "demo"
+DATA = shipped("templates/demo")
 # Answers every request with one sentence, and embeds; `tests/tiny_models.py` made it.
 TINY_MODEL = DATA / "model.gguf"
 # The folder with llama-server from a wheel, for machines without one of their own.
-SHIM = ROOT / "gpu-server" / "local"
+SHIM = shipped("gpu-server/local")
 KEY = "LITELLM_MASTER_KEY"
 
 QUESTION = "Who are you, in one sentence?"
@@ -295,7 +297,7 @@ def _table(services: Sequence[Service], found: Mapping[str, Status]) -> Table:
 
 def _short(path: Path) -> Path:
     """The path below the checkout, where it is."""
-    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+    return path.relative_to(PLACE) if IS_CHECKOUT and path.is_relative_to(PLACE) else path
 
 
 # --- leaving nothing

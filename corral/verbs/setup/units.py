@@ -7,9 +7,10 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from corral.declarations import ASSETS, IS_CHECKOUT
 from corral.errors import CorralError
 from corral.render.compose import figure_units, metrics_hosts, unit_names
-from corral.render.templates import ROOT, Tree
+from corral.render.templates import Tree
 from corral.render.tree import site_of
 from corral.runtime.hosts import CommandError, ComposeHost
 from corral.verbs.setup.machine import Look
@@ -81,7 +82,8 @@ def _figures_drop_in(host: ComposeHost) -> str:
     """User, kit and inventory of the timer that writes metrics; only on this machine, which has the kit."""
     paths = ["--inventory", str(Path(host.plan.source_file).resolve()), "--out", str(host.out.resolve())]
     hosts = [word for name in metrics_hosts(host.plan, host.name) for word in ("--host", name)]
-    command = [sys.executable, str(ROOT / "generate.py"), "figures", "--scheduled", *paths, *hosts]
+    kit = [str(ASSETS / "generate.py")] if IS_CHECKOUT else ["-m", "corral"]
+    command = [sys.executable, *kit, "figures", "--scheduled", *paths, *hosts]
     user = host.run(["id", "-un"]).out.strip()
     return f"[Service]\nUser={user}\nExecStart=\nExecStart={' '.join(map(_systemd_word, command))}\n"
 
