@@ -9,7 +9,7 @@ CORRAL := $(PYTHON) generate.py
 LOCK := .venv/bin/uv --no-config pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
 	--generate-hashes --no-emit-index-url --no-emit-find-links --no-header
 
-.PHONY: help env demo demo-down test test-fast lint format check bench-memory bench-render bench-gateway bench-litellm bench-operations bench-simulation bench clients render golden own-image open-webui flags catalogue dashboards rules schema lock clean
+.PHONY: help env demo demo-down test test-fast docs wheel lint format check bench-memory bench-render bench-gateway bench-litellm bench-operations bench-simulation bench clients render golden own-image open-webui flags catalogue dashboards rules schema lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,7 +33,13 @@ test: env ## all that can be tested here, and what was left out and why; ARGS="-
 test-fast: env ## what starts no program: a minute at most
 	@$(PYTHON) -m pytest -n auto -m "not programs and not slow" tests/unit tests/rules $(ARGS)
 
-lint: env ## ruff and mypy strict
+docs: env ## the documentation as a site, in build/site; every link in it is checked
+	@NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict
+
+wheel: env ## corral as a wheel, in dist/
+	@$(PYTHON) -m hatchling build -t wheel
+
+lint: env docs ## ruff, mypy strict, and the documentation's links
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m mypy
@@ -100,5 +106,5 @@ lock: env ## lock the requirements again, with hashes; ARGS=--upgrade for newer 
 	@$(PYTHON) -m tools.make_open_webui --lock
 
 clean: ## remove what checks and builds left; .venv stays
-	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis build
+	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
 	@find . -name .venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

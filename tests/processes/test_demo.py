@@ -26,7 +26,11 @@ from tests.tiny_models import DEMO_ANSWER, make_chat_model
 DEADLINE_S = 300.0
 PARTS = ("corral", "templates", "inventories", "haproxy", "litellm", "gpu-server")
 RUN = "import sys; from corral.cli import main; sys.exit(main(sys.argv[1:]))"
-PORTS = (14000, 14001, 14002, 18081, 18404, 18101, 18102, 18301)
+PORTS = (14000, 14001, 14002, 18081, 18404, 18101, 18102, 18201, 18301)
+TUTORIAL = REPOSITORY / "docs" / "tutorial.md"
+# A block of commands, and the block of output that follows some of them.
+BLOCKS = re.compile(r"^```sh\n(.*?)^```$(?:(?:(?!^```).)*?^```text\n(.*?)^```$)?", re.MULTILINE | re.DOTALL)
+MARK = "=== the next block ==="
 EXPORTS = re.compile(r"export OPENAI_BASE_URL=http://127\.0\.0\.1:(\d+)/v1\nexport OPENAI_API_KEY=(sk-\S+)\n\Z")
 
 
@@ -49,6 +53,10 @@ class Checkout:
 
     def port(self, usual: int) -> int:
         return self.first_port + PORTS.index(usual)
+
+    def with_ports(self, text: str) -> str:
+        """The text with this checkout's ports instead of the usual ones."""
+        return re.sub("|".join(map(str, PORTS)), lambda usual: str(self.port(int(usual[0]))), text)
 
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-c", RUN, "demo", *arguments]
@@ -90,10 +98,7 @@ def checkout(tmp_path: Path) -> Iterator[Checkout]:
     for part in PARTS:
         shutil.copytree(REPOSITORY / part, made.root / part, ignore=shutil.ignore_patterns("__pycache__"))
     inventory = made.root / "inventories" / "demo.yaml"
-    text = inventory.read_text()
-    for usual in PORTS:
-        text = text.replace(str(usual), str(made.port(usual)))
-    inventory.write_text(text)
+    inventory.write_text(made.with_ports(inventory.read_text()))
     replace_in(made.root / "corral" / "runtime" / "supervisor.py", "[*first, ", f"[{str(BIN)!r}, *first, ")
     yield made
     for process in made.processes():
@@ -215,6 +220,32 @@ def sys_path_of_the_gateway(checkout: Checkout) -> list[str]:
     process = psutil.Process(checkout.pid(f"--port {checkout.port(14001)}"))
     script = next(word for word in process.cmdline() if word.endswith("litellm"))
     return [process.environ().get("PYTHONPATH", ""), str(Path(script).parent)]
+
+
+def test_the_tutorial_as_it_is_written(quick_checkout: Checkout) -> None:
+    root = quick_checkout.root
+    for name in ("Makefile", "generate.py"):
+        shutil.copy(REPOSITORY / name, root)
+    replace_in(root / "Makefile", "@python3 tools/make_env.py", "@true")  # the environment of the tests is there
+    (root / ".venv").symlink_to(sys.prefix)
+    commit = "git init -q && git add inventories && git -c user.name=a -c user.email=a@example.com commit -qm all"
+    subprocess.run(["sh", "-c", commit], cwd=root, check=True)
+    blocks = BLOCKS.findall(quick_checkout.with_ports(TUTORIAL.read_text(encoding="utf-8")))
+    script = f"\necho '{MARK}'\n".join(commands for commands, _ in blocks)
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True
+    )
+    outputs = done.stdout.split(MARK)
+    assert len(outputs) == len(blocks) > 6
+    for (_, expected), output in zip(blocks, outputs, strict=True):
+        for line in expected.splitlines():
+            assert re.search(pattern_of(line), output, re.MULTILINE), f"{line!r} is not in:\n{output}"
+    quick_checkout.assert_nothing_left()
+
+
+def pattern_of(line: str) -> str:
+    """What a line of the tutorial's output matches: `…` is any text."""
+    return f"^{'.*'.join(re.escape(part.strip()) for part in line.split('…'))}"
 
 
 def test_without_haproxy_it_says_what_is_lost(quick_checkout: Checkout, tmp_path: Path) -> None:
