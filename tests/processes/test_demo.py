@@ -290,7 +290,6 @@ MOMENTS: dict[str, Callable[[Checkout, Process], bool]] = {
     "locked": lambda here, _: (here.root / ".corral").exists(),
     "writing": lambda here, _: here.folder.exists(),
     "rendered": lambda here, _: (here.folder / "demo" / "supervisord.conf").exists(),
-    "making models": lambda here, _: (here.folder / "demo" / "models").exists(),
     "starting": lambda here, _: (here.folder / "run.json").exists(),
     "started": lambda here, _: (here.folder / "demo" / "supervisord.pid").exists(),
     "chat ready": lambda _, demo: "chat-1: ready" in demo.output,
