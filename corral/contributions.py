@@ -442,6 +442,12 @@ class WebPage:
     port: int
     endpoint: Endpoint
     protection: str
+    # Requests in a minute and at once that each account of the page may make; None: as many as it likes.
+    rpm: int | None = None
+    parallel: int | None = None
+    # What tells an account's requests at the gateway: name of the secret with the page's key, and a header.
+    secret: str = ""
+    account_header: str = ""
 
 
 @dataclass(frozen=True, slots=True)

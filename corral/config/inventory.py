@@ -1178,6 +1178,15 @@ class SignOn(Section):
     """Whether an administrator lets every new account in; false: each person whom the provider knows has an account."""
 
 
+class AccountLimits(Section):
+    """What one account of the chat page may ask for, its documents, pictures and speech included."""
+
+    rpm: int | None = Field(None, ge=1, le=10_000)
+    """Requests per minute. A question is one; the name of a new conversation is another."""
+    parallel: int | None = Field(None, ge=1, le=1_000)
+    """Requests at the same time."""
+
+
 class Chat(Section):
     """A page to chat with the farm's models, for people with accounts: Open WebUI, beside the gateway."""
 
@@ -1192,6 +1201,8 @@ class Chat(Section):
     All of them when absent."""
     limits: ConsumerLimits = ConsumerLimits()
     """What all its users together may ask for."""
+    per_account: AccountLimits = AccountLimits()
+    """What each of its users may ask for. Dictation is not counted."""
     weight: int = Field(1, ge=1, le=100)
     """Share of slots and queue places of all its users together, as a consumer's."""
     titles: ModelName | None = None

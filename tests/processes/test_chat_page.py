@@ -1,9 +1,10 @@
-"""The chat page: the real Open WebUI as it is rendered, on a real farm, in a real browser."""
+"""The chat page: the real Open WebUI as rendered, on a real farm with TLS and single sign-on, in a real browser."""
 
 from __future__ import annotations
 
 import base64
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
@@ -20,10 +22,14 @@ from tests.processes.browser import Tab, browsing
 from tests.processes.fakes import LOOPBACK
 from tests.processes.farm import EVEN, EVEN_DEPTH, VECTORS, Extras, Farm, Mode, inventory_of, keep_only, running
 from tests.processes.helpers import serving_http, wait_until
+from tests.processes.identity import ACCOUNT, CLIENT, providing
+from tests.processes.test_entrance import make_certificate, ssl_context
 
 pytestmark = pytest.mark.needs("chromium", "haproxy", "open-webui", "postgres", "prisma-engine", "redis")
 
 ADMIN, READER = "admin@example.com", "reader@example.com"
+# What each account may ask for, in a minute and at once.
+RPM, PARALLEL = 50, 3
 READERS_PASSWORD = "a long enough one"
 SLOW = "24 stamps, 60 ms apart"
 SOUND = b"RIFF sound"
@@ -67,8 +73,10 @@ class Studio(BaseHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def farm() -> Iterator[Farm]:
-    with serving_http(Studio) as studio:
+def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
+    certificate = tmp_path_factory.mktemp("certificate") / "farm.pem"
+    make_certificate(certificate, "farm.example.com")
+    with serving_http(Studio) as studio, providing() as provider:
 
         def site(mode: Mode, ports: dict[str, int], extras: Extras) -> dict[str, Any]:
             made = inventory_of(mode, ports, extras)
@@ -81,6 +89,9 @@ def farm() -> Iterator[Farm]:
                 made["pools"][kind] = {"on": {"node": kind}}
             made["pools"]["even"] |= {"background": ["later"], "editor_names": False}
             made["chat"] = {"port": ports["page"], "program_port": ports["open-webui"], "titles": "later"}
+            made["chat"]["per_account"] = {"rpm": RPM, "parallel": PARALLEL}
+            made["chat"]["sign_on"] = {"url": provider, "client": CLIENT, "secret": "CHAT_SIGN_ON", "title": "the farm"}
+            made["gateway"]["entrance"] = {"port": ports["prometheus"], "certificate": str(certificate)}
             return made
 
         with running("slots", site) as farm:
@@ -90,8 +101,12 @@ def farm() -> Iterator[Farm]:
 class Person:
     """Who sits before a tab."""
 
-    def __init__(self, tab: Tab, base: str) -> None:
-        self.tab, self.base = tab, base
+    def __init__(self, tab: Tab, base: str, certificate: str) -> None:
+        self.tab, self.base, self.context = tab, base, ssl_context(Path(certificate))
+
+    def client(self, **options: Any) -> httpx.Client:
+        """A program that calls the page."""
+        return httpx.Client(base_url=self.base, verify=self.context, trust_env=False, timeout=60, **options)
 
     def sign_in(self, email: str, password: str) -> None:
         """Comes without a cookie, and has the page ready to chat."""
@@ -146,6 +161,7 @@ class Person:
 def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
     with browsing(tmp_path_factory.mktemp("browser")) as found:
         found.resize(1280, 900)
+        found.call("Security.setIgnoreCertificateErrors", ignore=True)
         yield found
 
 
@@ -154,9 +170,18 @@ def person(farm: Farm, tab: Tab) -> Person:
     """A person at the first account."""
     farm.fakes.tell((*EVEN, *VECTORS))
     farm.fakes.reset()
-    found = Person(tab, f"http://{LOOPBACK}:{farm.ports['page']}")
+    entrance = farm.plan.inventory.gateway.entrance
+    assert entrance is not None
+    assert entrance.certificate
+    found = Person(tab, f"https://{LOOPBACK}:{farm.ports['page']}", entrance.certificate)
     found.sign_in(ADMIN, farm.secrets["CHAT_ADMIN_PASSWORD"])
     return found
+
+
+def complaints(tab: Tab) -> list[str]:
+    """What the page complains of, without what another test's new network did to requests of this browser."""
+    is_cut = any(NETWORK_CHANGED in text for text in tab.complaints)
+    return [text for text in tab.complaints if not is_cut or not re.search(f"{NETWORK_CHANGED}|Failed to fetch", text)]
 
 
 def test_an_answer_streams_and_is_there_after_a_reload_and_a_restart(farm: Farm, person: Person) -> None:
@@ -179,7 +204,7 @@ def test_an_answer_streams_and_is_there_after_a_reload_and_a_restart(farm: Farm,
     headers = [name.lower() for seen in farm.fakes.seen().values() for sent in seen.headers for name in sent]
     assert [name for name in headers if "webui" in name] == []
     assert [url for url in tab.requests if not url.startswith((person.base, "data:"))] == []
-    assert [text for text in tab.complaints if NETWORK_CHANGED not in text] == []
+    assert complaints(tab) == []
 
     person.call("/api/v1/auths/admin/config", {**person.call("/api/v1/auths/admin/config")[1], "ENABLE_SIGNUP": True})
     farm.restart("chat")
@@ -228,15 +253,44 @@ def test_a_full_farm_says_so_on_the_page(farm: Farm, person: Person) -> None:
         person.wait("document.body.innerText.includes('even is full: all slots are busy')", "the page says so")
 
 
+def test_each_account_has_limits_of_its_own(farm: Farm, person: Person) -> None:
+    body = {"model": "even", "messages": [{"role": "user", "content": "hi"}]}
+
+    def ask(account: str, key: str = farm.secrets["CHAT_KEY"]) -> httpx.Response:
+        return farm.client.post(
+            "/v1/chat/completions",
+            json=body,
+            headers={"X-OpenWebUI-User-Id": account, "Authorization": f"Bearer {key}"},
+        )
+
+    seen = [ask("first").status_code for _ in range(RPM + 2)]
+    assert (seen[:RPM], seen[-1]) == ([200] * RPM, 429)
+    assert ask("second").status_code == 200
+    assert "in a minute" in ask("first").json()["error"]["message"]
+    assert ask("first", farm.secrets["LITELLM_MASTER_KEY"]).status_code == 200  # the header of another key says nothing
+    farm.fakes.reset()
+    with ThreadPoolExecutor(PARALLEL) as threads, farm.fakes.behaving(EVEN, "hold"):
+        for _ in range(PARALLEL):
+            threads.submit(ask, "third")
+        wait_until(lambda: sum(farm.fakes.arrivals(EVEN).values()) == PARALLEL, PAGE_S, "so many requests are open")
+        assert "open" in ask("third").json()["error"]["message"]
+    own = {"name": "Asker", "email": "asker@example.com", "password": READERS_PASSWORD, "role": "user"}
+    account = person.call("/api/v1/auths/add", own)[1]["id"]
+    person.sign_in(own["email"], own["password"])
+    for _ in range(RPM + 1):
+        ask(account)
+    person.say("May I?")
+    person.wait("document.body.innerText.includes('this account has made as many requests')", "the page says so")
+
+
 def test_it_has_the_farms_chat_models_documents_pictures_and_speech(farm: Farm, person: Person) -> None:
     assert [model["id"] for model in person.call("/api/models")[1]["data"]] == ["even"]
     status, pictures = person.call("/api/v1/images/generations", {"prompt": "a barn"})
     assert status == 200, pictures
-    assert httpx.get(
-        f"{person.base}{pictures[0]['url']}", cookies=cookies(person), trust_env=False
-    ).content == base64.b64decode(PIXEL)
+    with person.client(cookies=cookies(person)) as client:
+        assert client.get(pictures[0]["url"]).content == base64.b64decode(PIXEL)
     assert person.call("/api/v1/audio/speech", {"input": "good morning", "voice": "alloy"})[0] == 200
-    with httpx.Client(base_url=person.base, cookies=cookies(person), trust_env=False, timeout=60) as client:
+    with person.client(cookies=cookies(person)) as client:
         client.headers["Authorization"] = f"Bearer {person.tab.value('localStorage.token')}"
         heard = client.post("/api/v1/audio/transcriptions", files={"file": ("note.mp3", SOUND, "audio/mpeg")})
         assert heard.json().get("text") == "the cows are in the corn", heard.text
@@ -255,9 +309,42 @@ def cookies(person: Person) -> dict[str, str]:
     return {item["name"]: item["value"] for item in found}
 
 
+def test_people_come_with_an_account_of_the_provider_once_they_are_let_in(farm: Farm, person: Person) -> None:
+    person.sign_in(ADMIN, farm.secrets["CHAT_ADMIN_PASSWORD"])
+    admin = {"Authorization": f"Bearer {person.tab.value('localStorage.token')}"}
+    person.tab.call("Network.clearBrowserCookies")
+    person.tab.call("Storage.clearDataForOrigin", origin=person.base, storageTypes="all")
+    person.open(person.base, "#email")
+    person.tab.value(
+        "[...document.querySelectorAll('button')].find((it) => it.innerText.includes('Continue with the farm')).click()"
+    )
+    person.wait("document.body?.innerText.includes('Account Activation Pending')", "a new account has to wait")
+    found = person.tab.call("Network.getCookies", urls=[person.base])["cookies"]
+    assert "token" in {item["name"] for item in found}
+    assert [item["name"] for item in found if not (item["secure"] and item["httpOnly"])] == []
+    with person.client(headers=admin) as client:
+        users = client.get("/api/v1/users/").raise_for_status().json()["users"]
+        new = next(user for user in users if user["email"] == ACCOUNT["email"])
+        assert new["role"] == "pending"
+        body = {"role": "user", **{name: new[name] for name in ("name", "email", "profile_image_url")}}
+        client.post(f"/api/v1/users/{new['id']}/update", json=body).raise_for_status()
+    person.open(person.base, "#chat-input")
+    person.say("What does the provider say?")
+    person.wait("location.pathname.startsWith('/c/')", "the new account chats")
+
+
+def test_the_program_knows_that_browsers_come_over_tls_and_from_where(farm: Farm, person: Person) -> None:
+    """The provider sends people back to the address that they used; what a client says of itself counts for nothing."""
+    lies = {"X-Forwarded-For": "203.0.113.7", "X-Forwarded-Proto": "http", "X-Forwarded-Host": "evil.example"}
+    with person.client(headers=lies) as client:
+        moved = urlsplit(client.get("/oauth/oidc/login").headers["location"])
+    assert parse_qs(moved.query)["redirect_uri"] == [f"{person.base}/oauth/oidc/callback"]
+    assert "203.0.113.7" not in (farm.folder / "logs" / "chat.log").read_text(errors="replace")
+
+
 def test_strangers_get_no_account_and_the_farms_page_leads_there(farm: Farm, person: Person) -> None:
     new = {"name": "Stranger", "email": "stranger@example.com", "password": READERS_PASSWORD}
-    with httpx.Client(base_url=person.base, trust_env=False) as client:
+    with person.client() as client:
         assert client.post("/api/v1/auths/signup", json=new).status_code == 403
         assert client.get("/api/models").status_code == 401
     assert ["Chat", person.base] in farm.client.get("/page.json").json()["links"]

@@ -34,6 +34,8 @@ KEY_NAME = f"{OWN_PREFIX}chat"
 DATABASE = Database("open_webui", "open_webui", PASSWORD, "accounts and conversations of the chat page")
 START = "langfuse/start.sh"
 ACCOUNTS = "the page's own accounts; sign-up is off"
+# In which the program says whose request it passes on.
+ACCOUNT_HEADER = "x-openwebui-user-id"
 SIGN_ON = "it asks the provider of single sign-on"
 
 
@@ -45,7 +47,19 @@ def announce(site: Site) -> Iterator[Contribution]:
     yield DATABASE
     yield OwnKey(KEY_NAME, KEY, wanted_of(site.inventory, KEY_NAME, _consumer(chat)).settings)
     program = Endpoint(chat.program_port, host, COMPONENT)
-    yield WebPage(COMPONENT, "Chat", url_of(site, chat), chat.port, program, ACCOUNTS)
+    each = chat.per_account
+    yield WebPage(
+        COMPONENT,
+        "Chat",
+        url_of(site, chat),
+        chat.port,
+        program,
+        ACCOUNTS,
+        each.rpm,
+        each.parallel,
+        KEY,
+        ACCOUNT_HEADER,
+    )
 
 
 def contribute(site: Site, published: Contributions) -> Iterator[Contribution]:

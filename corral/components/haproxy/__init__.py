@@ -307,7 +307,12 @@ def _service(
         stats_open="127.0.0.1" if site.sleepers else site.publish_address(gateway.host),
         program=() if site.is_local(gateway.host) else ("haproxy",),
         memory_mib=BASE_MIB + TABLES_MIB + values["most_connections"] * CONNECTION_KIB // 1024,
-        keys=(*keys, *((MODELS_KEY,) if values["shared"] else ()), *fast_keys),
+        keys=(
+            *keys,
+            *((MODELS_KEY,) if values["shared"] else ()),
+            *fast_keys,
+            *(item.secret for item in _limited(web_pages)),
+        ),
         files=tuple((name, "") for name in files),
         mounts=mounts,
         calls=(*endpoints, *litellm.workers_behind(site), *_counters(site), *behind),
@@ -431,10 +436,14 @@ def _values(site: Site, groups: list[Group], cloud: set[str], web_pages: Sequenc
             "counters": [site.address(store, gateway.host) for store in _counters(site)],
         },
         "web_pages": [_web_page(site, item, everywhere) for item in web_pages],
+        "accounts": [
+            {"page": item, "key": site.secret_beside(gateway.host, item.secret)} for item in _limited(web_pages)
+        ],
         "most_readers": MOST_READERS,
         "successor_address": f"127.0.0.1:{gateway.balancer_port}",
         "figures": _figures(site, bind),
         "has_docker_dns": not is_local,
+        "is_local": is_local,
         "control": LOCAL_SOCKET if is_local else f"ipv4@127.0.0.1:{control_port(site)}",
         "state_file": "" if is_local else STATE_FILE,
         "longest_answer_s": max((answer_timeout_s(site, pool) for pool in site.inventory.pools), default=1),
@@ -467,6 +476,11 @@ def _further_paths(site: Site) -> list[str]:
 def _web_page(site: Site, page: WebPage, bind: str) -> dict[str, str]:
     address = site.address(page.endpoint, site.inventory.gateway.host)
     return {"name": page.name, "entry": entry(bind, page.port), "address": address}
+
+
+def _limited(web_pages: Sequence[WebPage]) -> list[WebPage]:
+    """Pages whose accounts have limits."""
+    return [item for item in web_pages if item.rpm or item.parallel]
 
 
 def _jobs(site: Site) -> dict[str, str] | None:
