@@ -43,8 +43,6 @@ RECORD = FOLDER / "run.json"
 DATA = ROOT / "templates" / "demo"
 # Answers every request with one sentence, and embeds; `tests/tiny_models.py` made it.
 TINY_MODEL = DATA / "model.gguf"
-# The folder with llama-server from a wheel, for machines without one of their own.
-SHIM = ROOT / "gpu-server" / "local"
 KEY = "LITELLM_MASTER_KEY"
 
 QUESTION = "Who are you, in one sentence?"
@@ -146,8 +144,6 @@ def down(talk: Console) -> None:
 
 def _planned(model: str, interrupts: Interrupts, talk: Console, out: Console) -> Demo:
     path = supervisor.search_path()
-    if not shutil.which("llama-server", path=path):
-        path = supervisor.search_path([str(SHIM)])
     loaded = load_inventory(INVENTORY)
     has_balancer = shutil.which("haproxy", path=path) is not None
     fitted = fit_inventory(loaded.inventory, has_balancer=has_balancer, has_own_model=bool(model))
