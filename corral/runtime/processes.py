@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
@@ -124,19 +125,14 @@ class ProcessHost(ComposeHost):
             f"it does not run ({self.runtime.ending(service.name)}){said}", f"{remedy}; then ./generate.py up"
         )
 
-    def missing_programs(self) -> Iterator[tuple[str, str]]:
-        """Every program that is not on this machine, with what installs it."""
-        path = self.runtime.path
+    def programs(self) -> Iterator[tuple[str, str, str]]:
+        """Every program with its path, empty if it is not on this machine, and with what installs it."""
+        path = os.pathsep.join([self.runtime.path, *map(str, Path(POSTGRES).glob("*/bin"))])
         for name in sorted({item.program for item in self.services}):
             known = PROGRAMS.get(name, {})
-            places = f"{path}:{':'.join(map(str, Path(POSTGRES).glob('*/bin')))}" if name == "postgres" else path
-            if not any(shutil.which(item, path=places) for item in (name, known.get("or", name))):
-                package = known.get("apt", name)
-                yield name, known.get("get") or f"apt install {package} (macOS: brew install {known.get('brew', name)})"
-
-    def taken_ports(self, services: Iterable[Service]) -> list[str]:
-        """Ports of these services that another process holds, as messages say it."""
-        return supervisor.taken_ports(services)
+            found = shutil.which(name, path=path) or shutil.which(known.get("or", name), path=path)
+            package, brewed = known.get("apt", name), known.get("brew", name)
+            yield name, found or "", known.get("get") or f"apt install {package} (macOS: brew install {brewed})"
 
 
 def _digest_of(pid: int) -> str:
@@ -172,6 +168,6 @@ def site_hosts(plan: Plan, out: Path, chosen: Iterable[str] | None = None) -> li
 
 def refuse_missing(host: ProcessHost) -> None:
     """Raises CorralError when programs of a local host are not on this machine, with what installs each."""
-    if missing := list(host.missing_programs()):
-        lines = "\n".join(f"  {name}: {remedy}" for name, remedy in missing)
+    if missing := [f"  {name}: {remedy}" for name, path, remedy in host.programs() if not path]:
+        lines = "\n".join(missing)
         raise CorralError(f"{host.name}: nothing was started; these programs are not on this machine:\n{lines}")

@@ -222,7 +222,7 @@ def _announce(demo: Demo) -> None:
     words = f"starting {len(demo.services)} services: chat with {model}, LiteLLM in front, balanced by {balancer}"
     demo.talk.print(Text(words))
     if not is_balanced:
-        words = "no HAProxy here: no bounded queue, no slot guarantee; to have both: apt install haproxy"
+        words = "no HAProxy here: no bounded queue, no slot guarantee; to have both: brew install haproxy"
         demo.talk.print(Text(words, "yellow"))
 
 

@@ -11,7 +11,7 @@ from corral.contributions import Port
 from corral.errors import Level
 from corral.runtime.causes import cause_of, last_line
 from corral.runtime.processes import ProcessHost
-from corral.runtime.supervisor import members, taken_ports
+from corral.runtime.supervisor import members, package_folders, taken_ports
 from corral.units import gib
 from corral.verbs.doctor.case import Case, json_of, say, version_of
 
@@ -220,8 +220,11 @@ def _plain(address: str) -> str:
 
 def programs(case: Case) -> Findings:
     """On a `local` host, every program is installed."""
-    for name, remedy in case.host.missing_programs() if isinstance(case.host, ProcessHost) else ():
-        yield say("programs/missing", program=name, remedy=remedy)
+    for name, path, remedy in case.host.programs() if isinstance(case.host, ProcessHost) else ():
+        if not path:
+            yield say("programs/missing", program=name, remedy=remedy)
+        elif path.startswith(tuple(package_folders())):
+            yield say("programs/packaged", program=name, remedy=remedy)
 
 
 def supervised(case: Case) -> Findings:

@@ -72,9 +72,8 @@ def show_logs(hosts: Sequence[ComposeHost], services: Sequence[Service], wanted:
         CorralError: a host's lines cannot be read; what other hosts said is printed all the same.
     """
     if wanted.since and any(isinstance(host, ProcessHost) for host in hosts):
-        raise UsageError(
-            "--since: the logs of a `local` host have no times; take --tail LINES, or other hosts by --host"
-        )
+        words = "the logs of a `local` host have no times"
+        raise UsageError(f"--since: {words}; take --tail LINES, or name other hosts with --host")
     chosen = [(host, items) for host in hosts if (items := [item for item in services if item.host == host.name])]
     labels = {(item.host, item.name): f"{item.host}/{item.name}" if len(chosen) > 1 else item.name for item in services}
     colours = {key: COLOURS[index % len(COLOURS)] for index, key in enumerate(labels)}
