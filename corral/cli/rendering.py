@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 import shlex
 import sys
 from dataclasses import replace
@@ -134,12 +133,9 @@ def _next_command(found: Plan, out: Path, hosts: set[str] | None) -> str:
     names = [name for name in found.inventory.hosts if (hosts is None or name in hosts) and found.services_of(name)]
     if any(not (out / name / "secrets" / secret.name).exists() for name in names for secret in found.secrets_of(name)):
         return f"next: ./generate.py secrets init{_options(found, out)}"
-    if found.site.is_swarm:
+    if found.site.is_swarm or found.site.is_local(names[0]):
         return f"next: ./generate.py up{_options(found, out)}"
     folder = shlex.quote(f"{out}/{names[0]}")
-    if found.site.is_local(names[0]):
-        supervisord = shlex.quote(os.path.relpath(Path(sys.prefix) / "bin" / "supervisord"))
-        return f"next: mkdir -p {folder}/logs && {supervisord} -c {folder}/supervisord.conf"
     return f"next: docker compose -f {folder}/compose.yaml up -d --wait"
 
 

@@ -69,7 +69,7 @@ def down(
     volumes: Annotated[bool, typer.Option("--volumes", help="Delete the data too: keys, spending, metrics.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Confirm data loss.")] = False,
 ) -> None:
-    """Stop and remove containers and networks; keeps data unless you add --volumes --yes."""
+    """Stop and remove containers, networks and processes; keeps data unless you add --volumes --yes."""
     from corral.verbs.up.up import down as take_down
 
     found = site.plan()

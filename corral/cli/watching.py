@@ -32,7 +32,7 @@ def status(
     as_json: JsonOption = False,
 ) -> int:
     """Show services, their health and load; exit code 1 if a service of the plan is not healthy."""
-    from corral.runtime.hosts import compose_hosts
+    from corral.runtime.processes import site_hosts
     from corral.verbs.status import status as ops
 
     if watch and as_json:
@@ -45,7 +45,7 @@ def status(
         seen = swarm.status(found, site.out)
         print_json(seen) if as_json else page().print(swarm.status_view(seen))
         return 0 if seen["well"] else 1
-    hosts = compose_hosts(found, site.out, site.hosts(found))
+    hosts = site_hosts(found, site.out, site.hosts(found))
     if watch:
         return 0 if ops.watch_status(found, hosts, page(), seconds) else 1
     data = ops.farm_status(found, hosts)
@@ -100,7 +100,7 @@ def logs(
     ] = "",
 ) -> None:
     """Show logs of services, sorted by time, with the service's name in front."""
-    from corral.runtime.hosts import compose_hosts
+    from corral.runtime.processes import site_hosts
     from corral.verbs.names import services_named
     from corral.verbs.status.logs import TAIL, Wanted, show_logs
 
@@ -115,7 +115,7 @@ def logs(
 
         swarm.show_logs(found, site.out, services, wanted, plain())
         return
-    hosts = compose_hosts(found, site.out, {item.host for item in services})
+    hosts = site_hosts(found, site.out, {item.host for item in services})
     show_logs(hosts, services, wanted, plain())
 
 
@@ -127,10 +127,10 @@ def doctor(
     as_json: JsonOption = False,
 ) -> int:
     """Find faults between client and GPU, with remedies; exit code 1 on errors."""
-    from corral.runtime.hosts import compose_hosts
+    from corral.runtime.processes import site_hosts
     from corral.verbs.doctor.report import diagnose, show
 
     found = site.plan()
-    diagnosis = diagnose(found, compose_hosts(found, site.out, site.hosts(found)), must_ask=ask)
+    diagnosis = diagnose(found, site_hosts(found, site.out, site.hosts(found)), must_ask=ask)
     show_or_print(diagnosis, lambda: show(diagnosis, plain()), as_json=as_json)
     return 0 if diagnosis["well"] else 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,8 @@ from corral.units import grouped
 
 # How a comment starts in the files that components ship as they are; those of other kinds get no header.
 COMMENT_OF = {".sh": "#", ".py": "#", ".yml": "#", ".yaml": "#", ".cfg": "#", ".conf": "#", ".lua": "--"}
+# Variable of a local program with the digest of its configuration.
+LOCAL_DIGEST = "CORRAL_CONFIG"
 _SITE = re.compile(r'from the inventory "([^"]*)"')
 # What supervisord's list of environment variables has no spelling for.
 _AWKWARD = re.compile(r"[\"';#]")
@@ -89,15 +92,22 @@ def _asset(host: RenderedHost, path: str) -> bytes:
 # --- local processes -------------------------------------------------------------------------------------------------
 
 
-def _local_host(host: RenderedHost, _content: Mapping[str, bytes]) -> Tree:
-    programs = [(service, *_program(service)) for service in host.services]
+def _local_host(host: RenderedHost, content: Mapping[str, bytes]) -> Tree:
+    programs = [(service, *_program(service, content)) for service in host.services]
     project = host.plan.inventory.name
     return {"supervisord.conf": host.render("_runtime/supervisord.conf.j2", ";", project=project, programs=programs)}
 
 
-def _program(service: Service) -> tuple[list[str], dict[str, str]]:
-    """The command line of a local service, and those of its variables that supervisord can set."""
+def _program(service: Service, content: Mapping[str, bytes]) -> tuple[list[str], dict[str, str]]:
+    """The command line of a local service, and those of its variables that supervisord can set.
+
+    One of these is the digest of all that it is started with: a program that runs with another one is out of date.
+    """
     plain = {name: value for name, value in service.environment.items() if not _AWKWARD.search(value)}
     awkward = [f"{name}={value}" for name, value in sorted(service.environment.items()) if name not in plain]
     start = service.entrypoint or (service.program,)
-    return [*(["env", *awkward] if awkward else []), *start, *service.args], plain
+    command = [*(["env", *awkward] if awkward else []), *start, *service.args]
+    digest = hashlib.sha256(repr((command, sorted(plain.items()), service.stop_signal)).encode())
+    for mount in service.configs:
+        digest.update(content[f"{service.component}/{mount.file}"])
+    return command, {**plain, LOCAL_DIGEST: digest.hexdigest()[:16]}

@@ -343,7 +343,8 @@ def compose_hosts(plan: Plan, out: Path, chosen: Iterable[str] | None = None) ->
     wanted = set(chosen) if chosen else busy
     names = [name for name in plan.inventory.hosts if name in wanted and name in busy and not plan.site.is_local(name)]
     if not names:
-        raise UsageError("no host with Docker Compose is meant; `make demo` starts a `local` one")
+        words = "no host with Docker is meant, and this verb works with containers; `local` hosts have"
+        raise UsageError(f"{words} up, status, logs, restart, down and doctor (docs/local.md)")
     return [ComposeHost(plan, name, out) for name in names]
 
 

@@ -20,7 +20,12 @@ from corral.plan.site import Card
 from corral.runtime.docker import MIB, PROJECT, SITE, Container, containers_in
 from corral.runtime.haproxy import STATES, Server, balancer_of, parse_servers
 from corral.runtime.hosts import ComposeHost
+from corral.runtime.processes import ProcessHost
 
+# Begin and end a script for a host; a section of its answer begins with its name.
+BEGIN = """{ export LC_ALL=C
+section() { printf '\\n\\036%s\\n' "$1"; }"""
+END = "} </dev/null\n"
 # Stands before the name of each part of an answer; no program prints it by itself.
 MARK = "\x1e"
 UNITS = {"B": 1, "KIB": 1024, "MIB": MIB, "GIB": 1024**3, "TIB": 1024**4, "KB": 1000, "MB": 1000**2, "GB": 1000**3}
@@ -90,6 +95,8 @@ More = Callable[[ComposeHost], str]
 
 def observe(host: ComposeHost, more: More | None = None) -> Snapshot:
     """What is to be seen on a host now, with what else is asked; never raises, `problem` says why there is nothing."""
+    if isinstance(host, ProcessHost):
+        return _of_processes(host, more(host) if more else "")
     try:
         done = host.run(["sh"], given=script(host, more(host) if more else "").encode(), check=False)
     except CorralError as error:
@@ -103,6 +110,17 @@ def observe(host: ComposeHost, more: More | None = None) -> Snapshot:
         said["memory"] += f"\n{host.run(['sh', '-c', words], check=False).out}"
         found = understood(host.name, said)
     return replace(found, moment=moment, said=said)
+
+
+def _of_processes(host: ProcessHost, more: str) -> Snapshot:
+    """The same of a `local` host, whose programs are no containers."""
+    done = host.run(["sh"], given=f"{BEGIN}\n{more}\n{END}".encode(), check=False)
+    balancer = balancer_of(host.plan, host.out)
+    is_here = balancer is not None and balancer.host.name == host.name and balancer.is_running()
+    return Snapshot(
+        host.name, moment=time.time(), containers=tuple(host.containers()), hashes=host.digests,
+        servers=balancer.servers() if balancer and is_here else {}, said=parts(done.out),
+    )  # fmt: skip
 
 
 def observe_all(hosts: Sequence[ComposeHost], more: More | None = None) -> list[Snapshot]:
@@ -134,9 +152,7 @@ def script(host: ComposeHost, more: str) -> str:
         "balancer": shlex.join(balancer.words(*STATES)) if balancer and is_here else "",
     }  # fmt: skip
     cards = f"cards() {{\n{CARDS_SCRIPT}}}"
-    return "\n".join(
-        ["{ export LC_ALL=C", assigned(given), cards, SCRIPT.read_text(encoding="utf-8"), more, "} </dev/null", ""]
-    )
+    return "\n".join([BEGIN, assigned(given), cards, SCRIPT.read_text(encoding="utf-8"), more, END])
 
 
 def assigned(given: Mapping[str, str]) -> str:

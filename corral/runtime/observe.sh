@@ -1,9 +1,8 @@
 # shellcheck shell=sh disable=SC2154
 # Asks a host for everything that observe.py reads: an answer in sections. Given are the labels of the containers of the
 # Compose `project` and of the `site`, the rendered `folder`, a command that asks the `balancer` (or nothing), and the
-# function `cards`.
+# functions `section` and `cards`.
 
-section() { printf '\n\036%s\n' "$1"; }
 listed() { docker ps --all --quiet --no-trunc --filter "label=$1"; }
 
 section cards

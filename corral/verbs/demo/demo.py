@@ -45,8 +45,6 @@ RECORD = FOLDER / "run.json"
 DATA = shipped("templates/demo")
 # Answers every request with one sentence, and embeds; `tests/tiny_models.py` made it.
 TINY_MODEL = DATA / "model.gguf"
-# The folder with llama-server from a wheel, for machines without one of their own.
-SHIM = shipped("gpu-server/local")
 KEY = "LITELLM_MASTER_KEY"
 
 QUESTION = "Who are you, in one sentence?"
@@ -148,8 +146,6 @@ def down(talk: Console) -> None:
 
 def _planned(model: str, interrupts: Interrupts, talk: Console, out: Console) -> Demo:
     path = supervisor.search_path()
-    if not shutil.which("llama-server", path=path):
-        path = supervisor.search_path([str(SHIM)])
     loaded = load_inventory(INVENTORY)
     has_balancer = shutil.which("haproxy", path=path) is not None
     fitted = fit_inventory(loaded.inventory, has_balancer=has_balancer, has_own_model=bool(model))
@@ -228,7 +224,7 @@ def _announce(demo: Demo) -> None:
     words = f"starting {len(demo.services)} services: chat with {model}, LiteLLM in front, balanced by {balancer}"
     demo.talk.print(Text(words))
     if not is_balanced:
-        words = "no HAProxy here: no bounded queue, no slot guarantee; to have both: apt install haproxy"
+        words = "no HAProxy here: no bounded queue, no slot guarantee; to have both: brew install haproxy"
         demo.talk.print(Text(words, "yellow"))
 
 

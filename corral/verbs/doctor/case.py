@@ -23,6 +23,7 @@ from corral.runtime.docker import Container
 from corral.runtime.haproxy import Server
 from corral.runtime.hosts import ComposeHost
 from corral.runtime.observe import Snapshot, assigned
+from corral.runtime.processes import ProcessHost
 from corral.verbs.status.certificates import certificate_script
 
 LOG_LINES = 40
@@ -119,6 +120,8 @@ class Case:
     def reason(self, service: Service) -> Reason | None:
         """Why a service is not well, from Docker's words and its last log lines; None when it is."""
         container = self.container_of(service)
+        if isinstance(self.host, ProcessHost):
+            return self.host.reason(service, container)
         if container is not None and container.is_well:
             return None
         log = self.host.last_lines(container.name, LOG_LINES) if container is not None else ""
@@ -127,8 +130,12 @@ class Case:
     def has(self, need: str) -> bool:
         """Whether what a check needs is there."""
         is_gateway = self.plan.inventory.gateway.host == self.name
+        is_local = isinstance(self.host, ProcessHost)
         return {
-            "engine": not self.seen.problem,
+            "seen": not self.seen.problem,
+            "engine": not self.seen.problem and not is_local,
+            "containers": not is_local,
+            "processes": is_local,
             "cards": bool(self.plan.site.cards[self.name]),
             "running": bool(self.own),
             "gateway": is_gateway and bool(self.own),

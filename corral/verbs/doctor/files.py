@@ -95,7 +95,8 @@ def secrets_private(case: Case) -> Findings:
     for path, wanted in ((ENV_FILE, "600"), (FOLDER, "700")):
         if modes.get(path, 0) & PRIVATE:
             yield say("secrets-private/open", path=path, mode=modes[path], wanted=wanted, folder=case.host.folder)
-    if closed := [path for path, mode in modes.items() if path.startswith(f"{FOLDER}/") and not mode & READABLE]:
+    closed = [path for path, mode in modes.items() if path.startswith(f"{FOLDER}/") and not mode & READABLE]
+    if closed and case.has("containers"):
         yield say("secrets-private/closed", closed=_some(closed))
 
 

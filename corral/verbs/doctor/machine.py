@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from importlib.metadata import version
 
 from corral.checks.registry import Findings
 from corral.contributions import Port
 from corral.errors import Level
 from corral.runtime.causes import cause_of, last_line
+from corral.runtime.processes import ProcessHost
+from corral.runtime.supervisor import members, package_folders, taken_ports
 from corral.units import gib
 from corral.verbs.doctor.case import Case, json_of, say, version_of
 
@@ -24,6 +27,8 @@ DISK_ERROR_MIB, DISK_WARNING_MIB = 1024, 5 * 1024
 # Firmware and graphics keep some of what is sold as 32 GiB.
 RAM_TOLERANCE = 0.06
 SKEW_WARNING_S, SKEW_ERROR_S = 2, 60
+# Processes that a message names.
+SHOWN = 3
 X86 = ("x86_64", "amd64")
 # Docker's own bridges.
 BRIDGES = ipaddress.ip_network("172.16.0.0/12")
@@ -213,8 +218,34 @@ def _plain(address: str) -> str:
     return "::" if text == "*" else text
 
 
+def programs(case: Case) -> Findings:
+    """On a `local` host, every program is installed."""
+    for name, path, remedy in case.host.programs() if isinstance(case.host, ProcessHost) else ():
+        if not path:
+            yield say("programs/missing", program=name, remedy=remedy)
+        elif path.startswith(tuple(package_folders())):
+            yield say("programs/packaged", program=name, remedy=remedy)
+
+
+def supervised(case: Case) -> Findings:
+    """On a `local` host, supervisord looks after every program of ours that runs."""
+    if isinstance(case.host, ProcessHost) and not case.own and (left := members(case.host.place)):
+        pids = ", ".join(f"{item.name()} (pid {item.pid})" for item in left[:SHOWN])
+        yield say("supervised/orphans", count=len(left), pids=pids, up=case.up)
+
+
+def ports_free(case: Case) -> Findings:
+    """On a `local` host, no other process holds the port of a program that does not run."""
+    waiting = [item for item in case.services if not ((there := case.container_of(item)) and there.is_well)]
+    for line in taken_ports(waiting):
+        if f"corral runs in {case.host.folder}" not in line:
+            yield say("ports-free/taken", line=line)
+
+
 def engine_summary(case: Case) -> str:
     """What was found, when all is well."""
+    if isinstance(case.host, ProcessHost):
+        return f"processes under supervisord {version('supervisor')}, without Docker"
     return f"Docker {case.info.get('ServerVersion', '')}, Compose {_compose(case).get('Version', '')}"
 
 

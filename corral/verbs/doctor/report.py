@@ -90,7 +90,7 @@ def _host(case: Case, must_ask: bool) -> Data:  # noqa: FBT001 - of a map
         }
         for item in findings(case)
     ]  # fmt: skip
-    looked_at = list(AREAS) if case.has("engine") else ["machine", "files"] if case.seen.is_reached else []
+    looked_at = list(AREAS) if case.has("seen") else ["machine", "files"] if case.seen.is_reached else []
     return {
         "address": case.declared.address,
         "well": not any(item["level"] == "error" for item in found),

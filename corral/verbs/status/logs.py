@@ -17,16 +17,21 @@ from rich.console import Console
 from rich.text import Text
 
 from corral.contributions import Service
-from corral.errors import CorralError
+from corral.errors import CorralError, UsageError
 from corral.runtime.hosts import ComposeHost
+from corral.runtime.processes import ProcessHost
 
 COLOURS = ("cyan", "green", "magenta", "yellow", "blue", "bright_cyan", "bright_green", "bright_magenta")
 TAIL = "100"
 STOP_S = 5
+# Print the ends of log files, given as pairs of a name and a path after tail's options.
+_READ = """tail $0 "$2" | while IFS= read -r line; do printf '%s |  %s\\n' "$1" "$line"; done"""
+READ_FILES = f'while [ $# -gt 0 ]; do [ ! -e "$2" ] || {_READ}; shift 2; done'
+FOLLOW_FILES = f"while [ $# -gt 0 ]; do {_READ} & shift 2; done; wait"
 
 
 class Line(NamedTuple):
-    """One line of a service; `time` is Docker's, in RFC 3339; both are empty for Compose's own remarks."""
+    """One line of a service; `time` is Docker's, in RFC 3339; without one for processes, without both for remarks."""
 
     host: str
     service: str
@@ -66,6 +71,9 @@ def show_logs(hosts: Sequence[ComposeHost], services: Sequence[Service], wanted:
     Raises:
         CorralError: a host's lines cannot be read; what other hosts said is printed all the same.
     """
+    if wanted.since and any(isinstance(host, ProcessHost) for host in hosts):
+        words = "the logs of a `local` host have no times"
+        raise UsageError(f"--since: {words}; take --tail LINES, or name other hosts with --host")
     chosen = [(host, items) for host in hosts if (items := [item for item in services if item.host == host.name])]
     labels = {(item.host, item.name): f"{item.host}/{item.name}" if len(chosen) > 1 else item.name for item in services}
     colours = {key: COLOURS[index % len(COLOURS)] for index, key in enumerate(labels)}
@@ -91,10 +99,8 @@ def _when(line: Line) -> tuple[str, str]:
 @contextmanager
 def _reader(host: ComposeHost, services: Sequence[Service], wanted: Wanted, found: _Found) -> Iterator[None]:
     """Reads a host's lines in a thread; ends the reading at the end of the block."""
-    options = ["--timestamps", "--no-color", "--tail", wanted.tail]
-    options += ["--since", wanted.since] if wanted.since else []
-    options += ["--follow"] if wanted.is_following else []
-    command = host.argv(host.compose_words("logs", *options, *(item.name for item in services)))
+    is_local = isinstance(host, ProcessHost)
+    command = _of_processes(host, services, wanted) if is_local else _of_containers(host, services, wanted)
     names = {item.container_name: item.name for item in services}
     with TemporaryFile("w+", errors="replace") as complaints:
         process = subprocess.Popen(
@@ -107,6 +113,20 @@ def _reader(host: ComposeHost, services: Sequence[Service], wanted: Wanted, foun
         finally:
             found.is_over.set()
             _stop(process)
+
+
+def _of_containers(host: ComposeHost, services: Sequence[Service], wanted: Wanted) -> list[str]:
+    options = ["--timestamps", "--no-color", "--tail", wanted.tail]
+    options += ["--since", wanted.since] if wanted.since else []
+    options += ["--follow"] if wanted.is_following else []
+    return host.argv(host.compose_words("logs", *options, *(item.name for item in services)))
+
+
+def _of_processes(host: ComposeHost, services: Sequence[Service], wanted: Wanted) -> list[str]:
+    """Prints the lines of log files as `docker compose logs` prints those of containers, without times."""
+    options = ["-n", "+1" if wanted.tail == "all" else wanted.tail, *(["-F"] if wanted.is_following else [])]
+    files = [word for item in services for word in (item.container_name, f"{host.folder}/logs/{item.name}.log")]
+    return ["sh", "-c", FOLLOW_FILES if wanted.is_following else READ_FILES, " ".join(options), *files]
 
 
 def _read(

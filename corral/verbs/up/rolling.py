@@ -21,6 +21,8 @@ from corral.plan.networks import own_network
 from corral.runtime.board import Board, Key, wait_until
 from corral.runtime.haproxy import Balancer, BalancerError, Server, backends_of, running_balancer
 from corral.runtime.hosts import ComposeHost
+from corral.runtime.processes import ProcessHost
+from corral.runtime.supervisor import LOOPBACK
 from corral.runtime.waiting import COMMAND_LIMIT_S, create, wait_well
 
 ROTATION_LIMIT_S = 60
@@ -104,7 +106,7 @@ class Work:
         began = time.monotonic()
         state = {"recreate": "being made anew", "restart": "restarting", "stop": "stopping"}[self.action]
         self.board.show(*self.key, state)
-        if self.action == "recreate":
+        if self.action == "recreate" or isinstance(self.host, ProcessHost):
             create(self.host, [self.service.name])
         else:
             options = ["--no-deps"] if self.action == "restart" else []
@@ -206,6 +208,8 @@ def workers_out(balancer: Balancer, workers: Sequence[Server], board: Board, *, 
 
 def addresses_of(host: ComposeHost, service: Service) -> list[str]:
     """The addresses of a service's container, first that on the network on which the balancer calls it."""
+    if isinstance(host, ProcessHost):
+        return [LOOPBACK]
     own = f"{host.project}_{own_network(service)}"
     container = host.container_of(service.name)
     networks = container.networks if container else {}

@@ -27,14 +27,16 @@ from corral.render.tree import render
 from corral.runtime.board import Board
 from corral.runtime.docker import Container
 from corral.runtime.haproxy import Balancer, balancer_of, edge_of, running_balancer
-from corral.runtime.hosts import CPU_FILE, CommandError, ComposeHost, compose_hosts
+from corral.runtime.hosts import CPU_FILE, CommandError, ComposeHost
 from corral.runtime.interrupts import Interrupts
 from corral.runtime.lock import alone
+from corral.runtime.processes import ProcessHost, refuse_missing, site_hosts
 from corral.runtime.waiting import COMMAND_LIMIT_S, create, wait_well
 from corral.verbs.images import check_ids
 from corral.verbs.keys import keys
 from corral.verbs.keys.gateway import client_address
 from corral.verbs.up import history
+from corral.verbs.up.local import bring_up, take_down
 from corral.verbs.up.order import Phase, in_order, phases
 from corral.verbs.up.rolling import drain_for_good, roll, wait_usable
 from corral.verbs.up.survey import (
@@ -59,12 +61,20 @@ class Run:
 
     plan: Plan
     out: Path
+    # Those with containers.
     hosts: list[ComposeHost]
     board: Board
     timeout_s: float | None = None
+    # Hosts whose programs are processes; what they call on Compose hosts comes up before them.
+    local: list[ProcessHost] = field(default_factory=list)
     seen: dict[str, Survey] = field(default_factory=dict)
     # How many services and configurations it has changed.
     touched: int = 0
+
+    @property
+    def names(self) -> set[str]:
+        """Names of all its hosts."""
+        return {host.name for host in (*self.hosts, *self.local)}
 
     @property
     def haproxies(self) -> list[Balancer]:
@@ -95,16 +105,22 @@ def up(
         CorralError: something did not come up; what runs already stays.
     """
     began = time.monotonic()
-    chosen = [replace(host, is_on_cpu=is_on_cpu) for host in compose_hosts(plan, out, hosts)]
+    chosen = site_hosts(plan, out, hosts)
+    local = [host for host in chosen if isinstance(host, ProcessHost)]
+    compose = [replace(host, is_on_cpu=is_on_cpu) for host in chosen if not isinstance(host, ProcessHost)]
+    if is_on_cpu and not compose:
+        raise UsageError("--cpu is for containers; a `local` host's servers run on the processor anyway")
     check_rendering(plan, out, {host.name for host in chosen})
     check_secrets(plan, out, chosen)
+    for host in local:
+        refuse_missing(host)
     with Interrupts(), alone(out / LOCK, "corral up"), Board(talk) as board:
-        run = Run(plan, out, chosen, board, timeout_s)
+        run = Run(plan, out, compose, board, timeout_s, local)
         carry_out(run)
         remember(run, Path(plan.source_file).read_text(encoding="utf-8"))
         _sync_keys(run)
     seconds = time.monotonic() - began
-    count = sum(len(seen.found) for seen in run.seen.values())
+    count = sum(len(seen.found) for seen in run.seen.values()) + sum(len(host.services) for host in local)
     where = f"{count} services on {', '.join(host.name for host in chosen)}"
     if run.touched:
         talk.print(f"{where} are up after {seconds:.0f} s; {run.touched} were started or changed")
@@ -130,6 +146,8 @@ def carry_out(run: Run) -> None:
         if phase == Phase.STORES:
             _stop_gateway(run, services, order[Phase.GATEWAY])
         _bring_up(run, phase, services)
+    for local in run.local:
+        run.touched += bring_up(local, run.board, run.timeout_s)
     _restore_rotation(run)
     for host in run.hosts:
         prune_networks(host)
@@ -282,7 +300,7 @@ def _restore_rotation(run: Run) -> None:
             run.touched += 1
             run.board.say(f"{name}: was out of rotation, is back")
         backends = run.plan.contributions.backends
-        wait_usable(balancer, {item.name for item in backends if item.is_ours and item.endpoint.host in run.seen})
+        wait_usable(balancer, {item.name for item in backends if item.is_ours and item.endpoint.host in run.names})
 
 
 def _remove_left_over(run: Run) -> None:
@@ -310,7 +328,7 @@ def _drain(run: Run, container: Container, host_address: str) -> None:
 def _sync_keys(run: Run) -> None:
     """Gives consumers their keys, once the gateway runs; raises CorralError when a name is taken."""
     host = run.plan.inventory.gateway.host
-    if host not in run.seen or not keys.needs_sync(run.plan):
+    if host not in run.names or not keys.needs_sync(run.plan):
         return
     steps = keys.sync(run.plan, run.out)
     for step in steps:
@@ -350,7 +368,7 @@ def check_secrets(plan: Plan, out: Path, hosts: Sequence[ComposeHost]) -> None:
 
 def remember(run: Run, inventory: str) -> None:
     """Keeps the rendering that has just come up well, and the text of its inventory."""
-    for host in run.hosts:
+    for host in (*run.hosts, *run.local):
         history.record(run.out, host.name, history.files_on_disk(run.out, host.name), inventory)
 
 
@@ -379,11 +397,11 @@ def restart(plan: Plan, out: Path, services: Sequence[Service], talk: Console) -
         CorralError: a service has no container, or did not become well; those after it were not touched. Or another
             command changes this farm at the moment.
     """
-    hosts = {host.name: host for host in compose_hosts(plan, out, {item.host for item in services})}
+    hosts = {host.name: host for host in site_hosts(plan, out, {item.host for item in services})}
     there = {(name, item.service) for name, host in hosts.items() for item in host.containers()}
     missing = [f"{item.host}/{item.name}" for item in services if (item.host, item.name) not in there]
     if missing:
-        raise CorralError(f"{', '.join(missing)}: no container to restart; ./generate.py up makes what is missing")
+        raise CorralError(f"{', '.join(missing)}: not there to restart; ./generate.py up makes what is missing")
     with Interrupts(), alone(out / LOCK, "corral restart"), Board(talk) as board:
         for name, group in groupby(in_order(plan, services), key=lambda service: service.host):
             roll(hosts[name], [service.name for service in group], board, action="restart")
@@ -398,14 +416,15 @@ def down(
     volumes: bool = False,
     yes: bool = False,
 ) -> None:
-    """Stops and removes containers and networks of these projects; volumes only when asked for twice.
+    """Stops and removes containers, networks and processes of these hosts; volumes only when asked for twice.
 
     Raises:
         UsageError: volumes are to go and `yes` was not said; the message names them.
     """
-    chosen = compose_hosts(plan, out, hosts)
+    chosen = site_hosts(plan, out, hosts)
     for host in chosen:
-        check_engine(host)
+        if not isinstance(host, ProcessHost):
+            check_engine(host)
     kept = {host.name: sorted(host.names_of("volume")) for host in chosen}
     if volumes and not yes and any(kept.values()):
         lost = "\n".join(f"  {host}: {name}" for host, names in kept.items() for name in names)
@@ -416,7 +435,10 @@ def down(
     with alone(out / LOCK, "corral down"):
         # The gateway's host first, so that no request is sent to replicas that are stopping.
         for host in sorted(chosen, key=lambda host: host.name != plan.inventory.gateway.host):
-            _take_down(host, talk, volumes=volumes)
+            if isinstance(host, ProcessHost):
+                take_down(host, talk, volumes=volumes)
+            else:
+                _take_down(host, talk, volumes=volumes)
             if kept[host.name]:
                 kept_or_lost = f"{'lost' if volumes else 'kept'} the volumes {', '.join(kept[host.name])}"
                 talk.print(f"{host.name}: {kept_or_lost}", soft_wrap=True)

@@ -31,6 +31,7 @@ from corral.runtime.haproxy import backends_of, running_balancer
 from corral.runtime.hosts import ComposeHost, compose_hosts
 from corral.runtime.interrupts import Interrupts
 from corral.runtime.lock import alone
+from corral.runtime.processes import ProcessHost, site_hosts
 from corral.tables import new_table
 from corral.verbs.up import history
 from corral.verbs.up.rolling import roll
@@ -234,7 +235,7 @@ def rollback(
     """
     began = time.monotonic()
     refuse_unfinished(out)
-    names = [host.name for host in compose_hosts(plan, out, hosts)]
+    names = [host.name for host in site_hosts(plan, out, hosts)]
     with Interrupts(), alone(out / LOCK, "corral rollback"), Board(talk) as board:
         alike: dict[str, dict[str, Files]] = {}  # files by host, by the inventory that they were made of
         for host in names:
@@ -275,7 +276,9 @@ def _go_back(
     refuse_weak(plan, tree, is_of_plan=False)
     _refuse_edited(tree, out, set(files))
     write(tree, out, set(files))
-    run = Run(plan, out, compose_hosts(plan, out, files), board, timeout_s)
+    hosts = site_hosts(plan, out, files)
+    local = [host for host in hosts if isinstance(host, ProcessHost)]
+    run = Run(plan, out, [host for host in hosts if host not in local], board, timeout_s, local)
     carry_out(run)
     remember(run, text)
     return run.touched
