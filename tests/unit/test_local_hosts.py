@@ -1,6 +1,7 @@
 """Sites without Docker: what the verbs refuse and what doctor finds, in words, without starting anything."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,12 +16,13 @@ from corral.cli import main
 from corral.config.load import load_inventory
 from corral.errors import CorralError, UsageError
 from corral.render.output import write
+from corral.render.secrets import initialise
 from corral.render.tree import render
 from corral.runtime import processes, supervisor
 from corral.runtime.docker import Container
-from corral.runtime.observe import Snapshot
+from corral.runtime.observe import Snapshot, observe
 from corral.runtime.processes import ProcessHost, refuse_missing, site_hosts
-from corral.verbs.doctor.case import Case
+from corral.verbs.doctor.case import Case, sections
 from corral.verbs.doctor.report import CHECKS
 from tests.trees import ROOT
 
@@ -146,3 +148,31 @@ def test_digests_are_read_from_the_rendered_file(host: ProcessHost) -> None:
 def test_every_program_of_the_table_is_one_that_a_component_starts() -> None:
     declared = {path.read_text() for path in (ROOT / "corral" / "components").glob("*/component.yaml")}
     assert [name for name in processes.PROGRAMS if not any(f"program: {name}\n" in text for text in declared)] == []
+
+
+BSD_STAT = """#!/bin/sh
+# As on macOS: no -c, and its own letters.
+case $1 in -L) shift; follow=-L ;; esac
+[ "$1" = -f ] || exit 1
+form=$(echo "$2" | sed 's/%Lp/%a/; s/%z/%s/; s/%N/%n/')
+shift 2
+exec {stat} ${{follow-}} -c "$form" "$@"
+"""
+
+
+def test_models_and_secrets_are_seen_with_the_stat_of_macos(
+    host: ProcessHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    initialise({"mac": host.plan.secrets_of("mac")}, host.out)
+    (host.place / "models").mkdir()
+    (host.place / "models" / "m.gguf").write_bytes(b"GGUF and more")
+    seen = observe(host, sections)
+    fake = tmp_path / "stat"
+    fake.write_text(BSD_STAT.format(stat=shutil.which("stat")))
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with_fake = observe(host, sections)
+    assert with_fake.said["models"] == seen.said["models"]
+    assert "13 47475546 m.gguf" in seen.said["models"]
+    assert with_fake.said["modes"] == seen.said["modes"]
+    assert "600 .env" in seen.said["modes"]
