@@ -160,6 +160,8 @@ class Service:
     has_ipv6: bool = False
     # Everything that it calls: on its own host it joins the network of each.
     calls: tuple[Endpoint, ...] = ()
+    # Whether it reads changed configuration files without being started again, and is told to by `up`.
+    reloads: bool = False
     # Whether it listens on some of its networks only, and so needs a name for its address on each of those.
     is_picky: bool = False
     # What the inventory adds: networks that exist already, labels, lines of the hosts file, processors.

@@ -108,6 +108,6 @@ def _program(service: Service, content: Mapping[str, bytes]) -> tuple[list[str],
     start = service.entrypoint or (service.program,)
     command = [*(["env", *awkward] if awkward else []), *start, *service.args]
     digest = hashlib.sha256(repr((command, sorted(plain.items()), service.stop_signal)).encode())
-    for mount in service.configs:
+    for mount in () if service.reloads else service.configs:
         digest.update(content[f"{service.component}/{mount.file}"])
     return command, {**plain, LOCAL_DIGEST: digest.hexdigest()[:16]}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import re
+import shlex
 import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from corral.contributions import Backend
 from corral.errors import CorralError
 from corral.plan.site import bracketed, swarm_name
 from corral.render.swarm import stack_name
+from corral.runtime import supervisor
 from corral.runtime.board import Board, wait_until
 from corral.runtime.hosts import ComposeHost
 
@@ -191,18 +193,30 @@ class Balancer:
         Raises:
             BalancerError: HAProxy refuses the new configuration, and goes on with the old one.
         """
-        wanted = self.rendered()
-        done = self.host.run(["docker", "exec", self.container, "haproxy", "-c", "-f", haproxy.CONFIG], check=False)
+        wanted, is_local = self.rendered(), self.plan.site.is_local(self.host.name)
+        done = self.host.run(self._local_check() if is_local else self._check(), check=False)
         if done.code != 0:
             raise BalancerError(
                 f"{self.host.name}: HAProxy refuses the new configuration; the old one stays: {done.words}"
             )
-        if self.component == haproxy.COMPONENT:
-            self._store_state()
-        self.host.run(["docker", "kill", "--signal", "SIGUSR2", self.container])
+        if is_local:
+            self.keep_figures()
+            supervisor.asked(Path(self.host.folder), "signalProcess", self.component, "USR2")
+        else:
+            if self.component == haproxy.COMPONENT:
+                self._store_state()
+            self.host.run(["docker", "kill", "--signal", "SIGUSR2", self.container])
         if not wait_until(lambda: self._has_loaded(wanted), RELOAD_LIMIT_S):
             last = self.host.last_lines(self.container, 8)
             raise BalancerError(f"{self.host.name}: HAProxy did not take its new configuration: {last}")
+
+    def _check(self) -> list[str]:
+        return ["docker", "exec", self.container, "haproxy", "-c", "-f", haproxy.CONFIG]
+
+    def _local_check(self) -> list[str]:
+        config = shlex.quote(f"{self.component}/haproxy.cfg")
+        path, folder = shlex.quote(supervisor.search_path()), shlex.quote(self.host.folder)
+        return ["sh", "-c", f"cd {folder} && PATH={path} haproxy -c -f {config}"]
 
     def _has_loaded(self, digest: str) -> bool:
         try:

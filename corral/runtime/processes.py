@@ -26,6 +26,8 @@ from corral.runtime.supervisor import LocalHost, Program, last_lines
 # How to get a program, by its name: `apt` and `brew`; `or` is another program that does as well.
 PROGRAMS: dict[str, dict[str, str]] = read_yaml(Path(__file__).with_name("programs.yaml"))
 POSTGRES = "/usr/lib/postgresql"
+# A program that ended so many seconds ago has not just been started: it is started again.
+CALM_S = 60
 RUNNING = frozenset({"starting", "running", "stopping"})
 _SECTION = re.compile(rf"^\[program:(\S+)\]$(?:\n(?!\[).*)*?\n.*\b{LOCAL_DIGEST}=\"(\w+)\"", re.MULTILINE)
 
@@ -117,12 +119,14 @@ class ProcessHost(ComposeHost):
         cause = cause_of("\n".join(last_lines(self.log(service.name))), "process")
         remedy = cause.words if cause else f"./generate.py logs {service.name}"
         said = f": {last[0].strip()}" if last else ""
-        if container.condition == "starting":
+        program = (supervisor.programs(self.place) or {}).get(service.name)
+        has_just_ended = program is not None and datetime.now(UTC).timestamp() - program.ended < CALM_S
+        if container.condition == "starting" and not has_just_ended:
             return Reason("it is still starting", "wait; ./generate.py logs shows how far it is")
-        if container.is_running:
+        if container.is_running and not has_just_ended:
             return Reason(f"it runs, but does not answer{said}", f"./generate.py restart {service.name}")
         return Reason(
-            f"it does not run ({self.runtime.ending(service.name)}){said}", f"{remedy}; then ./generate.py up"
+            f"it does not stay up ({self.runtime.ending(service.name)}){said}", f"{remedy}; then ./generate.py up"
         )
 
     def programs(self) -> Iterator[tuple[str, str, str]]:

@@ -308,18 +308,14 @@ def test_compose_takes_the_project_of_the_next_command(run: Run) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_the_next_command_of_a_local_host_starts_its_supervisor(run: Run, tmp_path: Path) -> None:
+def test_the_next_command_of_a_local_host_brings_it_up(run: Run, tmp_path: Path) -> None:
     arguments = ["render", "--inventory", str(inventory_of("local-everything"))]
     words = shlex.split(next_command(run(*arguments)))
     assert run(*words[1:]).code == 1, "one value only the user knows"
     secrets = tmp_path / "compose" / "here" / ".env"
     secrets.write_text(f"{secrets.read_text()}HOOK_URL=https://hook.example.com/farm\n")
     assert run(*words[1:]).code == 0
-    command = next_command(run(*arguments))
-    assert command.startswith("mkdir -p compose/here/logs && ")
-    supervisord, option, conf = shlex.split(command.partition("&& ")[2])
-    assert os.access(supervisord, os.X_OK) or not (Path(sys.prefix) / "bin" / "supervisord").exists()
-    assert (option, (tmp_path / conf).is_file()) == ("-c", True)
+    assert next_command(run(*arguments)) == f"./generate.py up --inventory {inventory_of('local-everything')}"
 
 
 def test_secrets_init_says_what_it_made_and_what_only_the_user_knows(run: Run, tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ GONE = {
     "grafana push": "--out was for the site's own Grafana, which has the pages anyway",
     "vllm-open": "the server asks for a key behind an edge",
 }
+# Exit codes that are others on purpose, and why.
+CHANGED = {"up -i GOOD -o OUT": 3}  # a site without Docker can be brought up; nothing is rendered for it yet
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def test_rules_keep_their_ids(now: dict[str, Any]) -> None:
 
 
 def test_exit_codes_are_the_same(now: dict[str, Any]) -> None:
-    assert now["exit_codes"] == FROZEN["exit_codes"]
+    assert now["exit_codes"] == FROZEN["exit_codes"] | CHANGED
 
 
 def test_plan_as_json_has_what_it_had(now: dict[str, Any]) -> None:

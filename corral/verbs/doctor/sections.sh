@@ -3,6 +3,17 @@
 # `models` folder, the `stores` that are read besides, and their `files`, the paths of what is `private`, digests (`sums`) of the files on the operator's machine
 # when that is another one, and the container of the gateway (`litellm`). What cannot be found out stays empty.
 
+# macOS has another `stat`.
+if ! stat -c %a / >/dev/null 2>&1; then
+    stat() {
+        follow=
+        [ "$1" != -L ] || { follow=-L && shift; }
+        form=$(echo "$2" | sed 's/%a/%Lp/; s/%s/%z/; s/%n/%N/')
+        shift 2
+        command stat $follow -f "$form" "$@"
+    }
+fi
+
 section info
 docker info --format '{{json .}}' 2>/dev/null
 
@@ -18,7 +29,7 @@ getconf _NPROCESSORS_ONLN || echo 0
 grep -m 1 -i '^flags' /proc/cpuinfo
 
 section ram
-cat /proc/meminfo
+cat /proc/meminfo 2>/dev/null || echo "MemTotal: $(($(sysctl -n hw.memsize) / 1024)) kB"
 
 section addresses
 PATH=$PATH:/usr/sbin:/sbin ip -j address 2>/dev/null

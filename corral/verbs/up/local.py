@@ -15,10 +15,10 @@ from corral.contributions import Service
 from corral.errors import CorralError
 from corral.runtime import supervisor
 from corral.runtime.board import Board
-from corral.runtime.haproxy import running_balancer
+from corral.runtime.haproxy import Balancer, running_balancer
 from corral.runtime.processes import ProcessHost
 from corral.runtime.waiting import wait_well
-from corral.verbs.up.order import in_order
+from corral.verbs.up.order import Phase, in_order, phase_of
 from corral.verbs.up.rolling import drain_for_good, roll
 
 
@@ -69,11 +69,24 @@ def _change(host: ProcessHost, board: Board, timeout_s: float | None) -> int:
     well = {item.service for item in host.containers() if item.is_well}
     settling = [item for name, item in services.items() if name not in {*well, *changes.changed}]
     wait_well(host, settling, board, timeout_s)
-    ordered = [item.name for item in in_order(host.plan, (services[name] for name in changes.changed))]
+    ordered = in_order(host.plan, (services[name] for name in changes.changed))
     if ordered:
-        board.say(f"{host.name}: changed, one at a time: {', '.join(ordered)}")
-        roll(host, ordered, board, timeout_s=timeout_s)
-    return len([*changes.removed, *changes.added, *stopped, *ordered])
+        board.say(f"{host.name}: changed, one at a time: {', '.join(item.name for item in ordered)}")
+    gateways = [item for item in ordered if phase_of(host.plan, item) >= Phase.GATEWAY]
+    roll(host, [item.name for item in ordered if item not in gateways], board, timeout_s=timeout_s)
+    reloads = _reload_balancer(host, board)
+    roll(host, [item.name for item in gateways], board, timeout_s=timeout_s)
+    return len([*changes.removed, *changes.added, *stopped, *ordered]) + reloads
+
+
+def _reload_balancer(host: ProcessHost, board: Board) -> bool:
+    """Lets a HAProxy with an older configuration read the rendered one; whether it had an older one."""
+    balancer = Balancer(host.plan, host)
+    if not any(item.reloads for item in host.services) or balancer.loaded() == balancer.rendered():
+        return False
+    board.say(f"{host.name}: the balancer reads its new configuration, without a gap")
+    balancer.reload()
+    return True
 
 
 def _refuse_taken(host: ProcessHost, services: Iterable[Service]) -> None:
