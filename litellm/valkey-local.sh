@@ -6,4 +6,5 @@ for word; do
     [ "$option" != --dir ] || { mkdir -p "$word" && chmod 700 "$word"; }
     option=$word
 done
-exec "$(command -v valkey-server || command -v redis-server)" "$@"
+# A new title would take the place of the environment, by which a process is known to be the kit's.
+exec "$(command -v valkey-server || command -v redis-server)" "$@" --set-proc-title no

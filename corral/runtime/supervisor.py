@@ -234,12 +234,18 @@ class Status(Seen):
 
 
 def is_well(service: Service, folder: Path, path: str) -> bool:
-    """Whether the service says that it is well: on its health path, or by its health command run with this PATH."""
+    """Whether the service says that it is well: on its health path, by listening, or by its health command.
+
+    A command is for the container, which has programs that a machine may lack; it is run where there is no port.
+    """
     health = service.health
     try:
         if health.path:
             url = f"http://{LOOPBACK}:{health.port}{health.path}"
             return httpx.get(url, trust_env=False, timeout=CHECK_TIMEOUT_S).is_success
+        if health.port:
+            socket.create_connection((LOOPBACK, health.port), CHECK_TIMEOUT_S).close()
+            return True
         done = subprocess.run(
             health.command, cwd=folder, env={"PATH": path}, stdin=subprocess.DEVNULL, capture_output=True,
             timeout=CHECK_TIMEOUT_S, check=False,

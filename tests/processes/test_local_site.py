@@ -36,10 +36,10 @@ gateway:
   litellm_port: {litellm}
   balancer_port: {balancer}
   stats_port: {stats}
+  cache_port: {cache}
   database: false
-  cache: false
 """
-PORTS = ("chat", "chat-2", "other", "gateway", "admin", "litellm", "balancer", "stats")
+PORTS = ("chat", "chat-2", "other", "gateway", "admin", "litellm", "balancer", "stats", "cache")
 DEADLINE_S = 60.0
 
 
@@ -108,10 +108,11 @@ def ask_until(site: Site, is_over: Event) -> int:
     return count
 
 
+@pytest.mark.needs("haproxy", "redis")
 def test_life_of_a_site_without_docker(site: Site) -> None:
     model = _first_up(site)
     before = site.pids()
-    assert "nothing to do: 5 services on mac are up" in site.run("up")
+    assert "nothing to do: 6 services on mac are up" in site.run("up")
     assert site.pids() == before
 
     _change_the_inventory(site)
@@ -142,10 +143,10 @@ def _first_up(site: Site) -> Path:
     model.parent.mkdir()
     make_chat_model(model, answer=ANSWER)
     said = site.run("up")
-    assert "5 services on mac are up after" in said
+    assert "6 services on mac are up after" in said
     assert f"base URL: http://127.0.0.1:{site.ports['gateway']}/v1" in said
     assert site.ask() == ANSWER
-    assert "all 5 services well" in site.run("status")
+    assert "all 6 services well" in site.run("status")
     assert "all is well" in site.run("doctor", "--ask")
     return model
 
@@ -184,7 +185,7 @@ def _break_a_replica(site: Site, model: Path) -> None:
     os.kill(site.pids()["chat-1"], signal.SIGKILL)
     log = site.folder / "logs" / "supervisord.log"
     wait_until(lambda: "exited: chat-1 (exit status 1" in log.read_text(), DEADLINE_S, "the server ended again")
-    assert "3 of 4 services well" in site.run("status", code=1)
+    assert "4 of 5 services well" in site.run("status", code=1)
     assert "chat-1: it does not stay up (exit status 1)" in site.run("doctor", code=1)
     kept.rename(model)
     site.run("up")

@@ -196,6 +196,7 @@ def test_search_path_has_the_environment_first_and_daemons_last(monkeypatch: pyt
     assert folders[:4] == ["/first", str(Path(sys.executable).parent), "/usr/bin", "/mine"]
     assert "/usr/sbin" in folders[4:]
     assert "" not in folders
+    assert folders[-len(supervisor.package_folders()) :] == supervisor.package_folders()
 
 
 def test_socket_of_a_long_path_lies_elsewhere(tmp_path: Path) -> None:
