@@ -51,6 +51,12 @@ PICTURE_FILES = (".safetensors", ".gguf")
 OWN_FOLDER = "models"
 
 
+# What ends the address of a route, not of a server.
+_ROUTE = re.compile(
+    r"/((chat/)?completions|embeddings|messages|responses|v1/models|api/(chat|generate|tags)|v1/traces)/?$"
+)
+
+
 class Pattern(NamedTuple):
     """A pattern for texts, and the words that say what it wants."""
 
@@ -144,6 +150,8 @@ def _url(value: str) -> str:
     port = re.search(r":(\d+)(/|$)", value.removeprefix("http").removeprefix("s").removeprefix("://"))
     if port and not 0 < int(port[1]) <= LAST_PORT:
         raise ValueError(f"there is no port {port[1]}; ports go from 1 to {LAST_PORT}")
+    if route := _ROUTE.search(value):
+        raise ValueError(f"is the address of one route; write the base address: {value[: route.start()]}")
     return value
 
 

@@ -68,6 +68,8 @@ def _about_value(details: ErrorDetails, path: KeyPath) -> tuple[str, str]:
         told = f", not {shown(given)}" if pattern.is_shown else ""
         is_variable = pattern.is_shown and _VARIABLE.search(str(given))
         message, hint = f"must be {pattern.words}{told}", NO_VARIABLES if is_variable else pattern.remedy
+        if path[0] == "pools" and path[-1] == "model":
+            hint = "name one of models: there its file is said"
     elif kind in _BOUNDS:
         key, words = _BOUNDS[kind]
         bound = context[key] if isinstance(context[key], int) else f"{context[key]:g}"

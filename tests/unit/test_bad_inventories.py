@@ -140,7 +140,7 @@ def test_a_line_number_counts_windows_line_ends_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
-        (lambda path: path.mkdir(), "cannot be read: Is a directory"),
+        (lambda path: path.mkdir(), "cannot be read: Is a directory; name a file in it"),
         (lambda path: path.symlink_to(path), "cannot be read: Too many levels of symbolic links"),
         (lambda _path: None, "cannot be read: No such file or directory"),
         (
