@@ -24,7 +24,9 @@ _WANTED, _BOUNDS = _WORDS["types"], _WORDS["bounds"]
 FOREIGN: dict[str, Any] = plain_yaml(Path(__file__).with_name("foreign_words.yaml").read_bytes())
 # Keys by the words that other programs have for them, and what to do about words that are no key.
 _FOREIGN_KEYS = grouped((word, place) for place, words in FOREIGN["keys"].items() for word in words.split())
+_NO_CHOICES = {word: remedy for words, remedy in FOREIGN["no_values"].items() for word in words.split()}
 _NO_KEYS = {word: remedy for words, remedy in FOREIGN["none"].items() for word in words.split()}
+_FLAG = re.compile(r"--?[A-Za-z][\w-]*")
 _VARIABLE = re.compile(r"\$\{?[A-Za-z_]")
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _NUMBERS = re.compile(r"[0-9][0-9 -]*")
@@ -62,7 +64,7 @@ def _about_value(details: ErrorDetails, path: KeyPath) -> tuple[str, str]:
     elif kind == "literal_error":
         choices = str(context["expected"]).replace(" or ", ", ").replace("'", "").split(", ")
         message, hint = f"must be one of {', '.join(choices)}, not {shown(given)}", _near(given, choices)
-        hint = hint or (PROVIDERS if "cloud" in choices else "")
+        hint = _NO_CHOICES.get(str(given).lower()) or hint or (PROVIDERS if "cloud" in choices else "")
     elif kind == "string_pattern_mismatch":
         pattern = _PATTERNS[str(context["pattern"])]
         told = f", not {shown(given)}" if pattern.is_shown else ""
@@ -92,6 +94,8 @@ def _where_it_belongs(path: KeyPath) -> str:
     names = {name: _models_in(annotation) for name, annotation in fields.items()}
     if "gpus" in names and _NUMBERS.fullmatch(key):
         return 'numbers with a comma go in quotes: gpus: "1-3,5"'
+    if key.partition(":")[0] in names:
+        return 'write a space after the ":"'
     section = next((name for name, inner in names.items() if any(key in model.model_fields for model in inner)), "")
     if not section and key in ServiceAdditions.model_fields:
         return "it belongs to a service: hosts.….services.haproxy, for instance"
@@ -125,34 +129,40 @@ def _rest(place: str, models: list[type[BaseModel]]) -> tuple[str, ...]:
 def _type_hint(kind: str, given: Any, path: KeyPath) -> str:
     """The remedy for a value of another type, where the value itself shows what was meant."""
     is_single = not isinstance(given, Mapping | list)
-    if kind == "string_type" and is_single:
+    if kind == "string_type" and is_single and not isinstance(given, bool):
         return f'write it in quotes: "{shown(given)}"'
     if kind == "dict_type" and isinstance(given, list):
         return 'write NAME: … for each, without "- "'
     if kind == "model_type" or (kind == "tuple_type" and _models_at((*path, 0))):
         return _as_section(given, path)
     if kind == "tuple_type" and is_single:
-        return _as_list(given)
+        return _as_list(given, path)
     if kind == "bool_type" and str(given).lower() in _TRUE | _FALSE:
         return f"write {'true' if str(given).lower() in _TRUE else 'false'}"
     return _number_hint(given, path) if kind in ("int_type", "float_type") and isinstance(given, str) else ""
 
 
-def _as_list(given: Any) -> str:
+def _as_list(given: Any, path: KeyPath) -> str:
     """The remedy for a single value where a list has to be."""
+    if path[-1] == "extra_args":
+        words = (word if _FLAG.fullmatch(word) else shown(word) for word in str(given).split())
+        return f"write [{', '.join(words)}]"
     if re.match("-[^- ]", str(given)):
         return f'write "- {str(given)[1:]}", with a space after the "-"'
     return f"write [{given if isinstance(given, str) and _PLAIN.fullmatch(given) else shown(given)}]"
 
 
 def _as_section(given: Any, path: KeyPath) -> str:
-    """The remedy for a single text, or true, where a section has to be: the section with it."""
+    """The remedy for a single value where a section has to be: the section with it."""
     model = next(iter(_models_at((*path, 0))), None)
-    if model is None or not (isinstance(given, str) or given is True):
+    if model is None or isinstance(given, Mapping | list) or given is False:
         return ""
     needed = [name for name, field in model.model_fields.items() if field.is_required()]
-    keys = needed or [_WORDS["main"][model.__name__]] if needed or model.__name__ in _WORDS["main"] else []
-    values = [given if isinstance(given, str) else "…", *["…"] * len(keys)]
+    if isinstance(given, int | float) and given is not True:
+        main = _WORDS["number"].get(model.__name__)
+        return f"write {{{main}: {given}}}" if main else ""
+    keys = needed or [key for name, key in _WORDS["text"].items() if name == model.__name__ and given is not True]
+    values = ["…" if given is True else given, *["…"] * len(keys)]
     return f"write {{{', '.join(f'{key}: {value}' for key, value in zip(keys, values, strict=False))}}}"
 
 
