@@ -14,7 +14,8 @@ ENVIRONMENT = os.path.join(ROOT, ".venv")
 def enter_environment() -> None:
     """Returns in the interpreter of `.venv`: at once, or by starting this program again with it."""
     if not os.path.exists(os.path.join(ENVIRONMENT, "corral-complete")):  # written last by tools/make_env.py
-        sys.exit("corral: no environment yet; run: make env")
+        folder = "" if os.getcwd() == ROOT else "-C " + ROOT + " "
+        sys.exit("corral: no environment yet; run: make " + folder + "env")
     if os.path.realpath(sys.prefix) != os.path.realpath(ENVIRONMENT):
         python = os.path.join(ENVIRONMENT, "bin", "python")
         os.execv(python, [python, os.path.join(ROOT, "generate.py"), *sys.argv[1:]])

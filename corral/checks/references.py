@@ -23,6 +23,7 @@ from corral.gateway.routes import AZURE_PREFIX, CONSUMER_ROUTES
 from corral.plan.cards import CATALOGUE, card_facts
 from corral.plan.routing import SECTIONS, local_names, pool_context, reachable, reaches_cloud, tier_settings
 from corral.plan.settings import engine_place, merged_engine
+from corral.plan.site import bracketed
 
 TEXTS = Texts.beside(__file__)
 _finding, _broken, _first, _known = TEXTS.finding, TEXTS.broken, TEXTS.first, known
@@ -43,7 +44,10 @@ SOURCES = (
 _HALF = re.compile(r"(?i)\.(gguf|safetensors)[.-](part|split)")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 ANY_MAKER = "nvidia, amd or intel"
-_LOOPBACK = re.compile(r"http://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?/")
+_LOOPBACK = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(?=[:/]|$)")
+_OF_APPLE = re.compile(r"(apple-)?m[1-9](-(pro|max|ultra))?$")
+# What only a shell fills in, and a name without an ending.
+_OF_SHELL, _ENDING = re.compile(r"^~|\$[A-Za-z{]"), re.compile(r"\.[A-Za-z]\w*$")
 
 # What counts tokens of a node.
 COSTS = ("price", "budget")
@@ -199,6 +203,7 @@ def _hosts_of_roles(inventory: Inventory) -> Findings:
         yield from _known("role-host-exists", "host", name, path, inventory.hosts)
         is_own = name == roles["monitoring"] and name in inventory.hosts
         yield from _broken(path, (is_own, "role-host-exists/own", ""), name=name)
+    yield from _own_machine(inventory, tracing.url if tracing else None, ("tracing", "url"))
     traced = inventory.hosts.get(roles["tracing"] or "")
     yield from _broken(("tracing",), (traced and traced.runtime == "local", "local-runtime/langfuse", "host"))
 
@@ -239,6 +244,7 @@ def _card_known(inventory: Inventory, card: str, vram_gib: float | None, path: K
         (*path, "card"),
         (facts and facts.unified_memory and alike == [card], "card-known/shared", ""),
         (alike, "card-known/several", ""),
+        (_OF_APPLE.match(card), "card-known/apple", ""),
         (True, "card-known/unknown", ""),
         **values,
     )
@@ -363,6 +369,16 @@ def _paid_settings(inventory: Inventory) -> Findings:
 # --- nodes -----------------------------------------------------------------------------------------------------------
 
 
+def _own_machine(inventory: Inventory, url: str | None, path: KeyPath) -> Findings:
+    """A url that the gateway calls, on loopback: in a container that is the container itself."""
+    host = inventory.hosts.get(inventory.gateway.host)
+    found = _LOOPBACK.match(url or "")
+    if found and host and host.runtime == "compose":
+        own = "192.0.2.10" if host.address.startswith("127.") else host.address
+        rest = (url or "")[found.end() :]
+        yield _finding("node-address/own-machine", path, address=found[1], meant=f"http://{bracketed(own)}{rest}")
+
+
 def _nodes(inventory: Inventory) -> Findings:
     for name, node in inventory.nodes.items():
         path, is_cloud, price = ("nodes", name), node.engine == "cloud", node.price
@@ -395,6 +411,7 @@ def _nodes(inventory: Inventory) -> Findings:
             engine=node.engine,
             kind=node.kind,
         )
+        yield from _own_machine(inventory, node.url, (*path, "url"))
         if node.ca_file is not None:
             yield from _first(
                 (*path, "ca_file"),
@@ -542,8 +559,12 @@ def _source(model: Model, source: str, path: KeyPath) -> Findings:
     is_file = model.reads_files
     least, form = (3, "hf:owner/repo/file.gguf or hf:owner/repo:Q4_K_M") if is_file else (2, "hf:owner/repo")
     is_open = source.startswith("http://") and not _LOOPBACK.match(source)
+    is_bare = is_file and not scheme and "/" not in source and not _ENDING.search(source)
+    of_torch = is_file and model.kind != "image" and file.lower().endswith(".safetensors")
     yield from _first(
         path,
+        (_OF_SHELL.search(rest), "model-source/shell", ""),
+        (scheme in ("hf", "ollama") and rest.startswith("/"), "model-source/slashes", ""),
         (scheme not in ("", "hf", "https", "http", "file", "ollama"), "model-source/scheme", ""),
         (not scheme and source.startswith("/"), "model-source/whole", ""),
         (_HALF.search(source), "model-file/half", ""),
@@ -558,10 +579,21 @@ def _source(model: Model, source: str, path: KeyPath) -> Findings:
         (scheme == "hf" and not all(parts), "model-source/hub", ""),
         (scheme in ("http", "https") and (not file or " " in source), "model-source/web", ""),
         (is_file and not is_below(file if scheme else source), "model-source/name", ""),
+        (is_bare, "model-source/bare", ""),
+        (of_torch, "model-source/torch", ""),
         (is_file and file.lower().endswith(PICKLED), "model-source/pickle", ""),
         (is_file and is_open and not model.sha256_of(source), "model-source/http", ""),
-        scheme=scheme, sources=SOURCES, source=source, server=model.served_by.title, form=form,
+        scheme=scheme, sources=_meant_source(source), source=source, server=model.served_by.title, form=form,
+        rest=rest.lstrip("/"),
     )  # fmt: skip
+
+
+def _meant_source(source: str) -> str:
+    """What to write instead of a source: the same as `hf:` or `ollama:` where it looks like one, else every form."""
+    bare = re.sub(r"^(ollama|hf|huggingface)(:?//?)", "", source)
+    if not re.fullmatch(r"([\w.-]+/)?[\w.-]+:[\w.-]+", bare):
+        return SOURCES
+    return f"write hf:{bare}, if it is on the Hub" if "/" in bare else f"write ollama:{bare}, if Ollama has it here"
 
 
 def _is_repository(source: str) -> bool:

@@ -529,6 +529,15 @@ def _contributed(site: Site, found: Contributions) -> Findings:
 # --- consumers -------------------------------------------------------------------------------------------------------
 
 
+def _fallbacks_of_consumers(site: Site, _found: Contributions) -> Findings:
+    for name, consumer in site.inventory.consumers.items():
+        opened = consumer.pools or ()
+        for index, pool in enumerate(opened):
+            others = site.inventory.pools[pool].fallback if pool in site.inventory.pools else ()
+            row = (others and not consumer.local_only and not {*others} & {*opened}, "fallback-opened/closed", "")
+            yield from TEXTS.broken(("consumers", name, "pools", index), row, pool=pool, others=", ".join(others))
+
+
 def _limits_of_consumers(site: Site, published: Contributions) -> Findings:
     for name, consumer in site.inventory.consumers.items():
         pools, path = _pools_of(site, consumer), ("consumers", name, "limits")
@@ -598,5 +607,5 @@ def _fallback(
 
 CHECKS: tuple[Callable[[Site, Contributions], Findings], ...] = (
     _ports, _replicas_of_pools, _names, _addresses, _vram, _servers, _hosts, _pins, _builds, _cuda_images, _unused,
-    _models, _direct_mode, _swarm, _contributed, _limits_of_consumers, _budgets,
+    _models, _direct_mode, _swarm, _contributed, _fallbacks_of_consumers, _limits_of_consumers, _budgets,
 )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,15 +15,19 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.text import Text
+from typer.core import TyperGroup
 
 from corral.build import Plan, build_plan
 from corral.config.inventory import Inventory
 from corral.config.load import Loaded, load_inventory
+from corral.config.source import plain_yaml
 from corral.errors import CorralError, SiteError, UsageError, did_you_mean
 from corral.units import counted
 
+FOREIGN: dict[str, Any] = plain_yaml(Path(__file__).with_name("foreign_words.yaml").read_bytes())
 talk = Console(stderr=True, highlight=False, soft_wrap=True)
 
+PROGRAM = "generate.py"
 INVENTORY = Path("inventory.yaml")
 OUT = Path("compose")
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
@@ -47,7 +52,8 @@ class SiteOptions:
     def loaded(self) -> Loaded:
         """The inventory with its locks; raises UsageError when there is no such file."""
         if not self.inventory.exists():
-            raise UsageError(f"{self.inventory}: no such file; name the inventory with --inventory PATH")
+            words = "name the inventory with --inventory PATH, or write one with: ./generate.py init"
+            raise UsageError(f"{self.inventory}: no such file; {words}")
         return load_inventory(self.inventory)
 
     def plan(self) -> Plan:
@@ -94,10 +100,23 @@ def refuse_on_swarm(**given: object) -> None:
         raise UsageError(f"Docker Swarm runs this site as a whole; leave out {named}")
 
 
+class Verbs(TyperGroup):
+    """A group of verbs that knows what other programs call them."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Like click's; raises UsageError for a word of another program, with the verb that it is here."""
+        of_group = FOREIGN["verbs"].get(ctx.info_name if ctx.parent else PROGRAM, {})
+        meant = next((verb for verb, words in of_group.items() if args[0] in words.split()), "")
+        if meant and args[0] not in self.commands:
+            group = f"{ctx.info_name} " if ctx.parent else ""
+            raise UsageError(f'there is no verb "{args[0]}"; you may mean: ./{PROGRAM} {group}{meant}')
+        return super().resolve_command(ctx, args)
+
+
 def verbs(help_text: str, *, has_completion: bool = False) -> typer.Typer:
     """An empty group of verbs."""
     return typer.Typer(
-        add_completion=has_completion, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
+        cls=Verbs, add_completion=has_completion, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
         help=help_text,
     )  # fmt: skip
 
@@ -119,9 +138,17 @@ def exit_code_of(application: typer.Typer, arguments: list[str] | None = None, p
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
-        talk.print(Text(f"corral: {error.format_message()} (see ./generate.py --help)"))
+        talk.print(Text(_usage_words(error.format_message())))
         return 2
     return int(code or 0)
+
+
+def _usage_words(message: str) -> str:
+    """What the parser of the command line says, with what to do; the help that it gives without a verb as it is."""
+    if message.startswith("Usage:"):
+        return message
+    remedy = next((row["remedy"] for row in FOREIGN["usage"] if re.search(row["says"], message.rstrip("."))), "")
+    return f"corral: {message}{remedy and '; '}{remedy} (see ./{PROGRAM} --help)"
 
 
 def plain() -> Console:

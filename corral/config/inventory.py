@@ -38,6 +38,7 @@ MAX_GPUS = 1024
 MAX_DIGITS = 4
 GPU_EXAMPLE = 'write for instance 3, 1-3 or "1-3,5"'
 MAX_LAYERS = 9999
+NO_VARIABLES = "variables have no value here; write the value itself"
 BROADCAST = ipaddress.IPv4Address("255.255.255.255")
 MAX_PARTS = 1000
 LAST_PORT = 65535
@@ -48,6 +49,12 @@ TIB_MIB = 1024 * 1024
 PICTURE_FILES = (".safetensors", ".gguf")
 # What the lock calls a host's `models_dir`.
 OWN_FOLDER = "models"
+
+
+# What ends the address of a route, not of a server.
+_ROUTE = re.compile(
+    r"/((chat/)?completions|embeddings|messages|responses|v1/models|api/(chat|generate|tags)|v1/traces)/?$"
+)
 
 
 class Pattern(NamedTuple):
@@ -78,7 +85,7 @@ def _address(value: str) -> str:
     try:
         address = ipaddress.ip_address(value)
     except ValueError:
-        raise ValueError("must be an IP address, such as 192.0.2.10; a host's name goes into hostname") from None
+        raise ValueError(f"must be an IP address, such as 192.0.2.10; {_about_address(value)}") from None
     mapped = getattr(address, "ipv4_mapped", None)
     if mapped is not None:
         raise ValueError(f"is an IPv4 address in IPv6's spelling; write {mapped}")
@@ -87,6 +94,15 @@ def _address(value: str) -> str:
             "must be one address of this host; the other hosts reach it there, and ports are open only there"
         )
     return str(address)
+
+
+def _about_address(value: str) -> str:
+    """What to write instead of a text that is no IP address."""
+    if value == "localhost":
+        return "write 127.0.0.1, where no other machine is part of the site"
+    if found := re.search(r"\d+(\.\d+){3}", value):
+        return f"write {found[0]} alone"
+    return NO_VARIABLES if "$" in value else "a host's name goes into hostname"
 
 
 def _name_or_address(value: str) -> str:
@@ -134,6 +150,8 @@ def _url(value: str) -> str:
     port = re.search(r":(\d+)(/|$)", value.removeprefix("http").removeprefix("s").removeprefix("://"))
     if port and not 0 < int(port[1]) <= LAST_PORT:
         raise ValueError(f"there is no port {port[1]}; ports go from 1 to {LAST_PORT}")
+    if route := _ROUTE.search(value):
+        raise ValueError(f"is the address of one route; write the base address: {value[: route.start()]}")
     return value
 
 
@@ -163,7 +181,8 @@ def _layers(value: Any) -> Any:
     """Layers as a number or `all`; both alternatives in one message."""
     if value is None or value == "all" or (type(value) is int and 0 <= value <= MAX_LAYERS):
         return value
-    raise ValueError(f"must be a whole number from 0 to {MAX_LAYERS}, or all")
+    every = "; for every layer write all" if type(value) is int else ""
+    raise ValueError(f"must be a whole number from 0 to {MAX_LAYERS}, or all{every}")
 
 
 def _tensor_pattern(value: str) -> str:

@@ -10,12 +10,12 @@ from pydantic import ValidationError
 
 from corral.config.image_lock import IMAGE_LOCK, ImageLock
 from corral.config.inventory import SCHEMA_VERSION, Inventory
-from corral.config.messages import problems_of
+from corral.config.messages import FOREIGN, problems_of
 from corral.config.model_lock import ModelLock
 from corral.config.source import Source, parse, read_source
 from corral.errors import Finding, SiteError, shown
 
-START = "start from inventory.yaml"
+START = "write one with: ./generate.py init --output NEW.yaml"
 # Files beside the inventory that belong to it.
 LOCKS = (ModelLock.file_name, IMAGE_LOCK)
 
@@ -78,12 +78,22 @@ def validate(source: Source) -> Loaded:
         words = f"an inventory is a mapping (key: value), not {shown(source.data)}"
         raise SiteError([source.locate(Finding(words, remedy=START))])
     _check_version(source)
+    _refuse_other_files(source)
     try:
         return Loaded(Inventory.model_validate(source.data), source)
     except ValidationError as error:
         found = map(source.locate, problems_of(error))
         # Equal cards are one line of the file: what says the same of the same place is said once.
         raise SiteError({(item.line, item.column, item.message): item for item in found}.values()) from None
+
+
+def _refuse_other_files(source: Source) -> None:
+    """Raises SiteError for a file of another program, which `import` reads."""
+    key = next((key for key in source.data if key in FOREIGN["files"]), None)
+    if key and not {"schema_version", "hosts"} & {*source.data}:
+        words = f"this is {FOREIGN['files'][key]} and no inventory"
+        remedy = f"carry it over with: ./generate.py import {source.file} --output NEW.yaml"
+        raise SiteError([source.locate(Finding(words, (key,), remedy))])
 
 
 def _check_version(source: Source) -> None:

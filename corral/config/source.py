@@ -82,7 +82,8 @@ def read_source(path: Path) -> Source:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise SiteError([Finding(f"cannot be read: {error.strerror or error}", file=name)]) from None
+        remedy = "name a file in it" if path.is_dir() else ""
+        raise SiteError([Finding(f"cannot be read: {error.strerror or error}", remedy=remedy, file=name)]) from None
     if len(raw) > MAX_BYTES:
         words = f"larger than {MAX_BYTES // 1024**2} MiB, which no inventory is"
         raise SiteError([Finding(words, remedy="is this the right file?", file=name)])

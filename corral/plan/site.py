@@ -426,15 +426,17 @@ def _replicas(
     if pool.model is None:
         return
     as_set = cache(lambda card, count: _as_set(inventory, lock, name, card, count))
-    index = 0
+    copies: Counter[tuple[str, int]] = Counter()
     for placement in pool.on:
         if placement.host is None:
             continue
-        for group, copy in _groups(placement):
+        for group in _groups(placement):
             chosen = tuple(cards[placement.host][number - 1] for number in group)
             alike = as_set(chosen[0].card if chosen else "", len(chosen))
-            yield _in_place(inventory, replace(alike, host=placement.host, cards=chosen), placement, copy, index)
-            index += 1
+            before, place = copies.total(), (placement.host, group[0] if group else 0)
+            copies[place] += 1
+            replica = replace(alike, host=placement.host, cards=chosen)
+            yield _in_place(inventory, replica, placement, copies[place], before)
 
 
 def _as_set(inventory: Inventory, lock: ModelLock, name: str, card: str, cards: int) -> Replica:
@@ -508,15 +510,11 @@ def _with_files(inventory: Inventory, lock: ModelLock, paths: Mapping[str, str],
     return replace(replica, files=files(replica.weights) | drafts, draft_file=next(iter(drafts), ""))
 
 
-def _groups(placement: Placement) -> Iterator[tuple[tuple[int, ...], int]]:
-    """GPU numbers and copy number (from 1) of every replica of a placement."""
-    copies = range(1, (placement.replicas or 1) + 1)
-    if placement.gpus is None:
-        yield from (((), copy) for copy in copies)
-        return
-    size = placement.gpus_per_replica
-    for start in range(0, len(placement.gpus), size):
-        yield from ((placement.gpus[start : start + size], copy) for copy in copies)
+def _groups(placement: Placement) -> Iterator[tuple[int, ...]]:
+    """GPU numbers of every replica of a placement; none for those on the processor."""
+    gpus, size = placement.gpus or (), placement.gpus_per_replica
+    for start in range(0, max(1, len(gpus)), size):
+        yield from [gpus[start : start + size]] * (placement.replicas or 1)
 
 
 def _in_place(inventory: Inventory, replica: Replica, placement: Placement, copy: int, index: int) -> Replica:
@@ -526,7 +524,7 @@ def _in_place(inventory: Inventory, replica: Replica, placement: Placement, copy
         inventory: the site.
         replica: as it is set, with host and cards.
         placement: where the inventory puts it.
-        copy: its number from 1 among the replicas on the same cards, or on the CPU.
+        copy: its number from 1 among the pool's replicas that begin on the same card, or are on the CPU of a host.
         index: its number from 0 among all replicas of the pool.
     """
     pool, host = inventory.pools[replica.pool], inventory.hosts[replica.host]

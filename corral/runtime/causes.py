@@ -67,6 +67,12 @@ def cause_of(text: str, place: Place = "container") -> Reason | None:
     return next((reason for pattern, reason in causes(place) if pattern.search(text)), None)
 
 
+def with_docker_cause(words: str) -> str:
+    """What the command `docker` said, with what it means and what helps where that is known."""
+    cause = cause_of(words, "docker")
+    return f"{words}\n  {cause.words}" if cause else words
+
+
 def exit_words(container: Container) -> str:
     """What the exit code of a container means; empty when it says nothing."""
     return "out of memory" if container.was_out_of_memory else _exit(container.exit_code).get("means", "")

@@ -26,6 +26,7 @@ from corral.errors import CorralError, UsageError
 from corral.files import private_folder
 from corral.plan.site import bracketed, resolve
 from corral.render.compose import project_name
+from corral.runtime.causes import with_docker_cause
 from corral.runtime.docker import PROJECT, Container, containers_in
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ class CommandError(CorralError):
 
     def __init__(self, host: str, argv: Sequence[str], done: Done) -> None:
         self.done = done
-        super().__init__(f"{host}: {shlex.join(argv)} failed ({done.code}): {done.words}")
+        words = with_docker_cause(done.words) if argv[:2] == ["docker", "ps"] else done.words
+        super().__init__(f"{host}: {shlex.join(argv)} failed ({done.code}): {words}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -189,7 +189,7 @@ def test_a_pin_under_the_address_of_before_is_still_one(tmp_path: Path) -> None:
         ("owner/D-8B-GGUF", "write hf:owner/D-8B-GGUF:Q4_K_M"),
         ("https://huggingface.co/o/B-GGUF", "write hf:owner/repo/file.gguf or hf:owner/repo:Q4_K_M"),
         ("/srv/x/m.gguf", "name its folder in the host's model_stores"),
-        ("llama3.2:3b", "ollama:name:tag"),
+        ("llama3.2:3b", "write ollama:llama3.2:3b"),
         ("ollama:..:3b", "this names no model of Ollama"),
     ],
 )

@@ -1,5 +1,6 @@
 """Every wrong inventory gets its exact message; the table is bad_inventories.yaml."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import yaml
 
 from corral.build import build_plan
 from corral.config.load import load_inventory
+from corral.config.messages import FOREIGN
+from corral.config.schema import schema_text
 from corral.errors import SiteError
 
 TABLE = Path(__file__).with_name("bad_inventories.yaml")
@@ -137,7 +140,7 @@ def test_a_line_number_counts_windows_line_ends_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
-        (lambda path: path.mkdir(), "cannot be read: Is a directory"),
+        (lambda path: path.mkdir(), "cannot be read: Is a directory; name a file in it"),
         (lambda path: path.symlink_to(path), "cannot be read: Too many levels of symbolic links"),
         (lambda _path: None, "cannot be read: No such file or directory"),
         (
@@ -152,3 +155,33 @@ def test_paths_that_are_no_file(make: Any, expected: str, tmp_path: Path) -> Non
     make(path)
 
     assert told(path) == [f"{NAME}: {expected}"]
+
+
+def test_every_word_of_other_programs_leads_to_a_key_that_exists() -> None:
+    schema = json.loads(schema_text())
+    for place in FOREIGN["keys"]:
+        kinds = [schema]
+        for part in place.split("."):
+            kinds = [below for kind in kinds for below in _below(schema, kind, part)]
+            assert kinds, place
+    choices = set(re.findall(r'"([a-z.]+)"', json.dumps([item["enum"] for item in _enums(schema)])))
+    assert set(FOREIGN["values"]) <= choices
+
+
+def _below(schema: Any, kind: Any, part: str) -> list[Any]:
+    """What a schema has at a key; `…` is any key."""
+    if "$ref" in kind:
+        return _below(schema, schema["$defs"][kind["$ref"].rpartition("/")[2]], part)
+    found = [below for key in ("anyOf", "oneOf") for one in kind.get(key, ()) for below in _below(schema, one, part)]
+    if "items" in kind:
+        found += _below(schema, kind["items"], part)
+    if part == "…":
+        return [*found, *kind.get("patternProperties", {}).values(), *filter(None, [kind.get("additionalProperties")])]
+    return found + ([kind["properties"][part]] if part in kind.get("properties", {}) else [])
+
+
+def _enums(node: Any) -> list[Any]:
+    """Every choice in a schema."""
+    items = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    own = [node] if isinstance(node, dict) and isinstance(node.get("enum"), list) else []
+    return [*own, *(found for item in items for found in _enums(item))]

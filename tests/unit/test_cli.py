@@ -16,6 +16,7 @@ from typing import NamedTuple
 import pytest
 
 from corral.cli import main
+from corral.cli.context import FOREIGN, PROGRAM
 from corral.verbs.up import history
 from tests.trees import ROOT, inventory_of
 
@@ -130,6 +131,60 @@ def test_wrong_usage_is_2_and_points_to_the_help(run: Run, arguments: list[str])
     said = run(*arguments)
     assert (said.code, said.out) == (2, "")
     assert "see ./generate.py --help" in said.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("start", 'there is no verb "start"; you may mean: ./generate.py up'),
+        ("deploy", "./generate.py up"),
+        ("stop", "./generate.py down"),
+        ("ps", "./generate.py status"),
+        ("build", "./generate.py render"),
+        ("validate", "./generate.py check"),
+        ("pull", "./generate.py models pull"),
+        ("what-if", "./generate.py plan --what-if"),
+        ("help", "./generate.py --help"),
+        ("keys add bob", "./generate.py keys create"),
+        ("secrets create", "./generate.py secrets init"),
+        ("check inventory.yaml", "write the inventory behind the verb: ./generate.py check --inventory FILE"),
+        ("-i inventory.yaml check", "write the inventory behind the verb"),
+        ("check -f inventory.yaml", "write the inventory behind the verb"),
+        ("up -d", "leave it out"),
+        ("check --verbose", "./generate.py doctor and logs tell more"),
+        ("chek", "Did you mean 'check'"),
+    ],
+)
+def test_words_of_other_programs_lead_to_the_verb(run: Run, words: str, said: str) -> None:
+    found = run(*words.split())
+    assert (found.code, found.out) == (2, "")
+    assert said in found.err
+
+
+def test_words_of_other_programs_lead_to_verbs_that_exist(run: Run) -> None:
+    for group, verbs in FOREIGN["verbs"].items():
+        for verb in verbs:
+            words = [word for word in (group, *verb.split()) if word != PROGRAM and not word.startswith("--")]
+            assert "Usage:" in run(*words, "--help").out, verb
+
+
+def test_without_a_verb_there_is_the_help(run: Run) -> None:
+    said = run()
+    assert (said.code, said.out) == (2, "")
+    assert said.err.startswith("Usage:")
+
+
+def test_an_engine_that_does_not_run_is_told_with_its_remedy(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docker = tmp_path / "docker"
+    docker.write_text("#!/bin/sh\necho 'Cannot connect to the Docker daemon at unix:///x.' >&2\nexit 1\n")
+    docker.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    run("render")
+    assert "sudo systemctl enable --now docker" in run("restart", "chat-1").err
+    assert "./generate.py doctor looks for the cause" in run("logs").err
+    assert "./generate.py doctor looks for the cause" in " ".join(run("status").out.split())
 
 
 @pytest.mark.parametrize("verb", [[], ["render"], ["secrets"], ["secrets", "init"]])

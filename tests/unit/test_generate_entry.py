@@ -63,3 +63,5 @@ def test_without_a_finished_environment_it_names_the_remedy(checkout: Path, left
     done = start(checkout / "generate.py", "plan", cwd=checkout)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "corral: no environment yet; run: make env\n"
+    elsewhere = start(checkout / "generate.py", "plan", cwd=checkout.parent)
+    assert elsewhere.stderr == f"corral: no environment yet; run: make -C {checkout} env\n"

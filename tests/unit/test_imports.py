@@ -285,7 +285,14 @@ def test_what_the_rules_refuse_is_told_with_its_line(
     assert "wrote farm.yaml; change the lines above" in err
 
 
-@pytest.mark.parametrize(("text", "words"), [("a: 1\n", "known are LiteLLM's"), ("x: [\n", "not valid YAML")])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: 1\n", "known are LiteLLM's"),
+        ("x: [\n", "not valid YAML"),
+        ("schema_version: 1\nmodels: {}\n", "this is an inventory already"),
+    ],
+)
 def test_another_file_is_refused_with_its_name(text: str, words: str) -> None:
     with pytest.raises(SiteError, match=r"strange\.yaml") as refused:
         read_text(text, "strange.yaml")

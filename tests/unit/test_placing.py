@@ -129,8 +129,17 @@ def test_a_split_replica_and_one_without_a_place_are_told(written: Path, capsys:
     written.write_text(larger.replace("on: auto", "on: {auto: true, replicas: 2}").replace("count: 3", "count: 2"))
     assert main(["check"]) == 1
     said = capsys.readouterr().err
-    assert "[name-unique]" in said
+    assert "name-unique" not in said
     assert "[vram]" in said
+
+
+def test_two_split_replicas_may_begin_on_one_card(written: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    larger = BASE.replace("context: 4096}", "context: 4096, engine: {vram_mib: 9000}}").replace("REPLICAS", "1")
+    written.write_text(larger.replace("on: auto", "on: {auto: true, replicas: 2}"))
+    assert main(["plan"]) == 0
+    said = capsys.readouterr().out
+    assert "big-1 " in said
+    assert "big-1-2" in said
 
 
 @pytest.mark.parametrize(

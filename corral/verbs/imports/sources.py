@@ -118,8 +118,8 @@ def read_text(text: str, name: str, folder: str = ".") -> Document:
     source = parse(text, name)
     keys = set(source.data) if isinstance(source.data, dict) else set()
     kind = next((kind for kind, known in KINDS["keys"].items() if keys & set(known.split())), "")
-    if not kind:
-        words = "this is no file of a kind that can be imported"
+    if not kind or "schema_version" in keys:
+        words = "this is an inventory already" if kind else "this is no file of a kind that can be imported"
         raise SiteError([Finding(words, remedy=KINDS["known"], file=name)])
     places = {path: line for path, (line, _) in source.marks.items()}
     return Document(kind, name, [Leaf(name, places[path], path, value) for path, value in _flat(source.data)], folder)

@@ -41,7 +41,8 @@ def find_weights(spec: str, talk: Console) -> Path:
         with path.open("rb") as file:
             start = file.read(len(MAGIC))
     except FileNotFoundError:
-        raise CorralError(f"{path}: there is no such file{_near(path.parent, path.name)}") from None
+        hint = _near(path.parent, path.name) or f"; {FORMS}"
+        raise CorralError(f"{path}: there is no such file{hint}") from None
     except OSError as error:
         raise CorralError(f"{path}: cannot be read: {error.strerror}") from None
     if start != MAGIC:

@@ -141,7 +141,7 @@ def _read(
     if code > 0 and not found.is_over.is_set():
         complaints.seek(0)
         words = " ".join("".join(complaints.readlines()[-3:]).split())
-        found.problems.append(f"{host}: {words or f'ended with {code}'}")
+        found.problems.append(f"{host}: {words or f'ended with {code}'}; ./generate.py doctor looks for the cause")
     found.lines.put(None)
 
 

@@ -153,7 +153,9 @@ def _headline(name: str, host: Data) -> Text:
     is_well = well == len(planned) and not host["problem"]
     words = host["problem"] or (f"all {well} services well" if is_well else f"{well} of {len(planned)} services well")
     line = Text.assemble((name, "bold cyan"), f"  {host['address']} · ", (words, "green" if is_well else "red"))
-    if changed := sum(DRIFT in row["notes"] or row["state"] == "missing" for row in planned):
+    if host["problem"]:
+        line.append(" · ./generate.py doctor looks for the cause", "yellow")
+    elif changed := sum(DRIFT in row["notes"] or row["state"] == "missing" for row in planned):
         line.append(f" · {changed} not as rendered: ./generate.py up", "yellow")
     return line
 

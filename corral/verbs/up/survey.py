@@ -9,7 +9,7 @@ from typing import Any
 
 from corral.contributions import Service
 from corral.errors import CorralError
-from corral.runtime.causes import cause_of
+from corral.runtime.causes import with_docker_cause
 from corral.runtime.docker import CONFIG, Container
 from corral.runtime.hosts import ComposeHost
 from corral.runtime.observe import hashes_in
@@ -54,8 +54,7 @@ def check_engine(host: ComposeHost) -> None:
     script = "docker version --format '{{.Server.Version}}' && docker compose version --short"
     done = host.run(["sh", "-c", script], check=False)
     if done.code != 0:
-        cause = cause_of(done.words, "docker")
-        raise CorralError(f"{host.name}: {done.last_line}" + (f"\n  {cause.words}" if cause else ""))
+        raise CorralError(f"{host.name}: {with_docker_cause(done.last_line)}")
 
 
 def check_names(host: ComposeHost) -> None:
