@@ -158,7 +158,7 @@ def old_gateway(folder: Path) -> tuple[Path, str]:
                 key = str(made.raise_for_status().json()["key"])
             program = postgres_folder()
             assert program is not None
-            command = [program / "pg_dump", "--format", "custom", "--file", folder / "old.dump", url]
+            command = [str(program / "pg_dump"), "--format", "custom", "--file", str(folder / "old.dump"), url]
             subprocess.run(command, check=True, timeout=60)
     return folder / "old.dump", key
 
