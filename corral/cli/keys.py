@@ -108,6 +108,19 @@ def keys_rotate(
     _print_file(name, path, as_json=as_json)
 
 
+@app.command("import")
+@shared("inventory", "out")
+def keys_import(
+    site: SiteOptions,
+    file: Annotated[Path, typer.Argument(help="Made by: pg_dump --format custom")],
+    replace: Annotated[bool, typer.Option("--replace", help="Also if the keys that the gateway has are lost.")] = False,
+) -> None:
+    """Load keys, teams and spending from a dump of another LiteLLM's database."""
+    from corral.verbs.keys.moving import bring
+
+    bring(site.plan(), site.out, file, talk, replace=replace)
+
+
 def _given(**options: object) -> dict[str, object]:
     return {name: value for name, value in options.items() if value is not None}
 
