@@ -35,7 +35,12 @@ def data(
     if not queues or shown == "nowhere" or (shown == "inside" and not is_inside):
         return ""
     pools = list(_pools(inventory, queues)) if is_inside else []
-    named = {"name": inventory.name, "links": list({**dict(own_links), **inventory.gateway.page.links}.items())}
+    admin = inventory.gateway.admin_port if is_inside and inventory.gateway.database else 0
+    named = {
+        "admin": admin,
+        "name": inventory.name,
+        "links": list({**dict(own_links), **inventory.gateway.page.links}.items()),
+    }
     choices = ({"pools": pools, **named}, {"pools": [pool | {"aliases": ()} for pool in pools], **named})
     texts = [json.dumps(told, separators=(",", ":")).replace("'", "\\u0027") for told in choices]
     return next((text for text in texts if len(text) <= MOST_BYTES), "")

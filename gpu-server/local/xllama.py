@@ -223,6 +223,8 @@ OPTIONS: Mapping[str, Option] = {
     "--sleep-idle-seconds": _value("sleep_idle_seconds", _number),
     "--api-key-file": _value("api_keys", _keys_in),
     "--metrics": _switch("endpoint_metrics"),
+    "--no-webui": _switch("ui", value=False),
+    "--webui": _switch("ui"),
 }
 
 

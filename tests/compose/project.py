@@ -43,6 +43,18 @@ MAKERS: dict[str, Callable[..., None]] = {
     "embedding": make_embedding_model,
     "rerank": make_rerank_model,
 }
+# Run in the network of a container: of all [service, address, port] those that accept a connection.
+TRY_ALL = """
+import concurrent.futures, json, socket, sys
+def attempt(place):
+    try:
+        socket.create_connection(tuple(place[1:]), 0.5).close()
+    except OSError:
+        return
+    print(json.dumps([place[0], place[2]]) + chr(10), end="")
+with concurrent.futures.ThreadPoolExecutor(16) as pool:
+    list(pool.map(attempt, json.loads(sys.argv[1])))
+"""
 
 
 class CommandFailed(AssertionError):
@@ -221,6 +233,26 @@ def program_of(project: Project, container: str) -> psutil.Process:
     """The container's program: below its init, and for a llama-server below its watchdog, too."""
     below = psutil.Process(project.inspect(container)["State"]["Pid"]).children(recursive=True)
     return next((item for item in below if item.name() == "llama-server"), below[0])
+
+
+def reached_from(project: Project, service: str) -> set[tuple[str, int]]:
+    """What a program in a container can connect to, by service and port: tried by every address of every container.
+
+    From inside its network namespace, whatever tools its image has.
+    """
+    containers = {
+        item.name: project.inspect(f"{item.host}-{item.name}") for item in project.plan.services_of(project.host)
+    }
+    places = [
+        [item.name, network["IPAddress"], port.number]
+        for item in project.plan.services_of(project.host)
+        for network in containers[item.name]["NetworkSettings"]["Networks"].values()
+        for port in item.ports
+    ]
+    inside = f"--net=/proc/{containers[service]['State']['Pid']}/ns/net"
+    words = ["nsenter", inside, "python3", "-c", TRY_ALL, json.dumps(places)]
+    said = subprocess.run(words, capture_output=True, text=True, check=True, timeout=120).stdout
+    return {(name, port) for name, port in map(json.loads, said.splitlines())}
 
 
 @contextmanager

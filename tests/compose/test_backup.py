@@ -26,7 +26,7 @@ from corral.verbs.archives import passphrase
 from tests.compose import command
 from tests.compose.far import Sshd, client_config
 from tests.compose.images.build import ensure_images
-from tests.compose.project import PREFIX, Client, Project, docker, patiently
+from tests.compose.project import PREFIX, Client, Project, docker, docker_logs, patiently, reached_from
 from tests.processes.helpers import Process, wait_until
 from tests.processes.wires import orders
 from tests.tiny_models import KNOWN_ANSWER, make_chat_model
@@ -37,7 +37,7 @@ HOST = "ba"
 SITE = f"{PREFIX}backup"
 PORT = 21700
 ADMIN_PORT = 21702
-OLLAMA = 21713
+TUNNEL, LAPTOP, OLLAMA = 21710, 21711, 21713
 PAGE = "http://127.0.0.1:21703"
 READER = {"name": "Reader", "email": "reader@example.com", "password": "a long enough one", "role": "user"}
 QUESTION = "Where is the barley?"
@@ -71,6 +71,7 @@ gateway:
   port: {port}
   admin_port: 21702
   cache: false
+  conversations: {{keep: 24h}}
   tunnel: {{port: 21710}}
 chat: {{port: 21703, pools: [chat]}}
 jobs: {{workers: 1}}
@@ -130,6 +131,15 @@ class Reader:
 
 
 @dataclass(slots=True)
+class Talk:
+    """A conversation that the gateway keeps: an answer, a session, and the tokens that the next turn has before it."""
+
+    answer: str
+    session: str
+    tokens: int
+
+
+@dataclass(slots=True)
 class Saved:
     """A running site, a key with what it has spent, and the backup of it."""
 
@@ -140,6 +150,7 @@ class Saved:
     # A job that is done.
     job: str
     reader: Reader
+    talk: Talk
     # What a machine needs to dial in.
     worker: Path
 
@@ -169,7 +180,7 @@ def saved(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sa
         job = send_job(place, key)
         wait_until(lambda: state_of(place, key, job)["status"] == "succeeded", WRITTEN_LIMIT_S, "the job is done")
         wait_until(lambda: spend_of(place, key) > spent, WRITTEN_LIMIT_S, "its spending, too, is written down")
-        reader = keep_something(place)
+        reader, talk = keep_something(place), begin_talk(place, key)
         place.corral("workers", "issue", "laptop", "--port", str(OLLAMA), "--to", str(folder / "worker"))
         worker_answers(place, folder / "worker")
         docker(
@@ -184,7 +195,7 @@ def saved(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sa
         said = place.corral("backup", "--to", str(archive))
         assert said.splitlines()[-1] == str(archive)
         place.project.wait_healthy(WRITTEN_LIMIT_S)
-        yield Saved(place, archive, key, spend_of(place, key), job, reader, folder / "worker")
+        yield Saved(place, archive, key, spend_of(place, key), job, reader, talk, folder / "worker")
 
 
 def spend_of(place: Place, key: str) -> float:
@@ -228,8 +239,29 @@ def keep_something(place: Place) -> Reader:
     return Reader(kept["id"], sent["id"])
 
 
-def all_is_kept(place: Place, reader: Reader) -> None:
-    """Both accounts, the conversation and the file are on the chat page."""
+def answer_of(place: Place, key: str, **more: str) -> dict[str, Any]:
+    request = {"model": "chat", "input": QUESTION, **more}
+    answer: dict[str, Any] = place.client(key).send("POST", "/v1/responses", request).raise_for_status().json()
+    return answer
+
+
+def begin_talk(place: Place, key: str) -> Talk:
+    """Two turns of a conversation, and one of a session."""
+    first = answer_of(place, key)
+    second = answer_of(place, key, previous_response_id=first["id"])
+    assert second["usage"]["input_tokens"] > first["usage"]["input_tokens"]
+    session = place.client(key).send("POST", "/v1/sessions", {}).raise_for_status().json()["id"]
+    assert place.client(key).chat_text("chat", content=QUESTION, session_id=session) == KNOWN_ANSWER
+    return Talk(first["id"], session, second["usage"]["input_tokens"])
+
+
+def all_is_kept(place: Place, saved: Saved) -> None:
+    """What the gateway keeps of conversations; and both accounts, the conversation and the file on the chat page."""
+    reader, talk = saved.reader, saved.talk
+    turn = answer_of(place, saved.key, previous_response_id=talk.answer)
+    assert turn["usage"]["input_tokens"] == talk.tokens
+    told = place.client(saved.key).send("GET", f"/v1/sessions/{talk.session}/messages").raise_for_status().json()
+    assert [message["content"] for message in told["data"]] == [QUESTION, KNOWN_ANSWER]
     admin = person("admin@example.com", place.secrets["CHAT_ADMIN_PASSWORD"])
     with admin, person(READER["email"], READER["password"]) as client:
         chat = client.get(f"/api/v1/chats/{reader.conversation}").raise_for_status().json()["chat"]
@@ -238,13 +270,17 @@ def all_is_kept(place: Place, reader: Reader) -> None:
 
 
 @contextmanager
-def dialling(place: Place, folder: Path) -> Iterator[Process]:
-    """A worker that connects with what `workers issue` gave it, and answers."""
-    own = [f"IdentityFile={folder}/key", f"UserKnownHostsFile={folder}/known_hosts"]
-    words = ["ssh", "-N", "-F", f"{folder}/config", *(word for option in own for word in ("-o", option)), "farm"]
-    with Process(orders.command("ollama", OLLAMA), folder / "ollama.log"), Process(words, folder / "ssh.log") as ssh:
-        wait_until(lambda: is_connected(place), WRITTEN_LIMIT_S, f"the worker is connected: {ssh.output}")
-        yield ssh
+def dialling(place: Place, folder: Path) -> Iterator[str]:
+    """A worker that connects with Docker and what `workers issue` gave it, and answers: its container."""
+    project = f"{PREFIX}worker"
+    words = ("compose", "--project-name", project, "--file", str(folder / "compose.yaml"), "--profile", "worker")
+    with Process(orders.command("ollama", OLLAMA), folder.with_suffix(".log")):
+        try:
+            docker(*words, "up", "--detach")
+            wait_until(lambda: is_connected(place), WRITTEN_LIMIT_S, "the worker is connected")
+            yield f"{project}-corral-worker-laptop-1"
+        finally:
+            docker(*words, "down", "--timeout", "1")
 
 
 def is_connected(place: Place) -> bool:
@@ -446,45 +482,59 @@ def test_keys_spend_and_files_survive_the_loss_of_the_machine(saved: Saved) -> N
         assert kept.startswith(f"{KEPT}\n")
         assert kept.splitlines()[1].split()[2:4] == ["123", "456"]
         assert "nothing to do" in place.corral("up")
-        all_is_kept(place, saved.reader)
+        all_is_kept(place, saved)
         worker_answers(place, saved.worker)
         nothing_is_lost_when_the_inventory_changes(place, saved)
-        no_job_is_lost_in_a_restart(place, saved.key)
-        all_is_kept(place, saved.reader)
-        with dialling(place, saved.worker) as ssh:
+        no_job_is_lost_during(place, saved.key, "restart", "jobs-store", "jobs", "jobs-worker", "tunnel")
+        all_is_kept(place, saved)
+        with dialling(place, saved.worker) as container:
+            the_tunnel_leads_nowhere_else(place.project)
             place.corral("workers", "revoke", "laptop")
-            assert ssh.wait(WRITTEN_LIMIT_S) != 0
+            refused = "Permission denied (publickey)"
+            wait_until(lambda: refused in docker_logs(place.project, container), WRITTEN_LIMIT_S, "it is refused")
+            wait_until(lambda: not is_connected(place), WRITTEN_LIMIT_S, "the balancer knows that it is gone")
+
+
+def the_tunnel_leads_nowhere_else(project: Project) -> None:
+    """The balancer alone reaches a worker's port, and the tunnel's container nothing of the farm's inside."""
+    found = {service.name: reached_from(project, service.name) for service in project.plan.services_of(HOST)}
+    assert {name for name, places in found.items() if ("tunnel", LAPTOP) in places} == {"haproxy", "tunnel"}
+    assert found["tunnel"] == {("tunnel", TUNNEL), ("tunnel", LAPTOP), ("haproxy", PORT)}
 
 
 def nothing_is_lost_when_the_inventory_changes(place: Place, saved: Saved) -> None:
-    """The page and the tunnel are made anew, with another setting and for one worker more."""
+    """The page, the tunnel and the workers of jobs are made anew, with other settings; jobs come all the time."""
     inventory, before = place.folder / "inventory.yaml", place.project.ids()
     text = inventory.read_text().replace(
         "  laptop: {", "  desk: {dials_in: 21712, engine: ollama, model: llama3}\n  laptop: {"
     )
     inventory.write_text(
-        text.replace("{node: laptop}", "[{node: laptop}, {node: desk}]").replace("pools: [chat]", "titles: chat")
+        text.replace("{node: laptop}", "[{node: laptop}, {node: desk}]")
+        .replace("pools: [chat]", "titles: chat")
+        .replace("jobs: {workers: 1}", "jobs: {workers: 2}")
     )
-    place.corral("up", "--render", "--timeout", START_LIMIT_S)
+    no_job_is_lost_during(place, saved.key, "up", "--render", "--timeout", START_LIMIT_S)
     after = place.project.ids()
-    assert {name for name, made in after.items() if made != before[name]} >= {f"{HOST}-chat", f"{HOST}-tunnel"}
-    all_is_kept(place, saved.reader)
+    changed = {f"{HOST}-{name}" for name in ("chat", "jobs-worker", "tunnel")}
+    assert {name for name, made in after.items() if made != before[name]} >= changed
+    all_is_kept(place, saved)
     worker_answers(place, saved.worker)
 
 
-def no_job_is_lost_in_a_restart(place: Place, key: str) -> None:
-    """Sent while the store, the API and the worker restart one after the other; a client tries again meanwhile."""
+def no_job_is_lost_during(place: Place, key: str, *words: str) -> None:
+    """Sent while a verb makes services anew or restarts them; a client tries again meanwhile."""
     jobs: list[str] = []
 
     def send() -> bool:
         with suppress(httpx.HTTPError):
             jobs.append(send_job(place, key))
-        return restart.exit_code() is not None
+        return verb.exit_code() is not None
 
-    words = [*CORRAL, *place.arguments("restart", "jobs-store", "jobs", "jobs-worker", "service:chat", "tunnel")]
-    with Process(words, place.folder / "restart.log", environment=dict(place.environment)) as restart:
-        wait_until(send, RUN_LIMIT_S, "the restart is over")
-    assert restart.exit_code() == 0
+    log = place.folder / f"{words[0]}.log"
+    with Process([*CORRAL, *place.arguments(*words)], log, environment=dict(place.environment)) as verb:
+        wait_until(send, RUN_LIMIT_S, f"{words[0]} is over")
+    assert verb.exit_code() == 0, verb.output
+    assert jobs
     left = set(jobs)
 
     def are_done() -> bool:

@@ -16,7 +16,17 @@ import pytest
 from corral.checks.policy import check_project, exceptions_of
 from corral.render.compose import project_name
 from tests.compose.images.build import ensure_images
-from tests.compose.project import PREFIX, Client, Project, docker, docker_logs, files_with, make_models, render_site
+from tests.compose.project import (
+    PREFIX,
+    Client,
+    Project,
+    docker,
+    docker_logs,
+    files_with,
+    make_models,
+    reached_from,
+    render_site,
+)
 from tests.processes.helpers import Process, wait_until
 from tests.tiny_models import KNOWN_ANSWER
 
@@ -293,37 +303,16 @@ SAME_NETWORK = {
         ("postgres-exporter", 9187), ("valkey", 6379), ("valkey-exporter", 9121),
     },
 }  # fmt: skip
-TRY_ALL = """
-import json, socket, sys
-for service, address, port in json.loads(sys.argv[1]):
-    try:
-        socket.create_connection((address, port), 0.3).close()
-    except OSError:
-        continue
-    print(json.dumps([service, port]))
-"""
 
 
 @pytest.mark.parametrize("service", SAME_NETWORK)
 def test_a_container_reaches_what_it_calls_and_nothing_else(site: Project, service: str) -> None:
-    """By every address of every container, from inside its network namespace, whatever tools its image has."""
-    on_host = site.plan.services_of(HOST)
-    addresses = {
-        other.name: [
-            item["IPAddress"] for item in site.inspect(f"{HOST}-{other.name}")["NetworkSettings"]["Networks"].values()
-        ]
-        for other in on_host
-    }
-    places = [
-        [other.name, address, port.number]
-        for other in on_host
-        for address in addresses[other.name]
-        for port in other.ports
-    ]
-    pid = site.inspect(f"{HOST}-{service}")["State"]["Pid"]
-    words = ["nsenter", f"--net=/proc/{pid}/ns/net", "python3", "-c", TRY_ALL, json.dumps(places)]
-    said = subprocess.run(words, capture_output=True, text=True, check=True, timeout=120).stdout
-    assert {(name, port) for name, port in map(json.loads, said.splitlines())} == SAME_NETWORK[service]
+    assert reached_from(site, service) == SAME_NETWORK[service]
+
+
+def test_a_servers_own_page_is_off(site: Project) -> None:
+    words = ("curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "http://127.0.0.1:8100/")
+    assert _try(site, "chat-1", *words) == "404"
 
 
 @pytest.mark.parametrize("name", ["valkey", "postgres", "litellm", "grafana", "node-exporter"])

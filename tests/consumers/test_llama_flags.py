@@ -12,7 +12,7 @@ import xllamacpp
 import yaml
 
 from corral.components.llama import COMPONENT as LLAMA
-from corral.components.llama import HTTP
+from corral.components.llama import HTTP, NO_PAGE
 from corral.components.llama.flags import ENDS, GONE, IDLE, NOT_ENOUGH, SET, TABLE, troubles
 from tests.consumers.test_rendered import llama_servers
 from tests.trees import CASES, services_of, tree_of
@@ -112,7 +112,7 @@ def test_what_the_kit_sets_is_what_it_renders() -> None:
         if word in every_name()
     }
 
-    assert rendered - {*NOT_ENOUGH, HTTP} <= owned
+    assert rendered - {*NOT_ENOUGH, HTTP, NO_PAGE} <= owned
 
 
 def group(name: str) -> tuple[str, ...]:

@@ -712,7 +712,7 @@ def test_what_llama_server_would_choose_by_itself_is_said(case: str) -> None:
         assert found["--cache-type-k"] == found["--cache-type-v"]
         assert int(found["--cache-ram"]) < service.memory_mib
         assert int(found["--ctx-size"]) == replica.weights.context * replica.slots
-        assert "--metrics" in found
+        assert {"--metrics", "--no-webui"} <= set(found)
 
 
 def llama_servers(case: str) -> Iterator[tuple[Service, Replica]]:

@@ -483,3 +483,10 @@ def test_a_sleeping_machine_is_woken_by_the_gateways_host_and_is_no_alarm() -> N
 def test_sleep_that_cannot_work_is_refused(more: dict[str, Any], words: str) -> None:
     pools = {"pools": {"pc": {"on": {"node": "pc"}}}} if "nodes" in more else {}
     assert words in words_of(**more, **pools)
+
+
+@pytest.mark.parametrize("said", ["--ui", "--no-ui", "--webui"])
+def test_the_servers_own_page_is_off_unless_it_is_asked_for(said: str) -> None:
+    assert "--no-webui" in server_with()["command"]
+    words = server_with(extra_args=[said])["command"]
+    assert (words[-1], "--no-webui" in words) == (said, False)

@@ -44,6 +44,8 @@ def test_the_page_shows_the_load_of_every_pool_as_it_changes(farm: Farm, tab: Ta
     )
     assert "0 of 3 slots busy · queue 0 of 4" in card(tab, "even")
     assert "embedding" in card(tab, "embed")
+    port = farm.ports["admin"]
+    assert f"ssh -L {port}:127.0.0.1:{port} 127.0.0.1, then open http://127.0.0.1:{port}/ui" in tab.text("#admin")
     with ThreadPoolExecutor(5) as threads, farm.fakes.behaving(EVEN, "hold"):
         for _ in range(5):
             threads.submit(farm.ask, "even")

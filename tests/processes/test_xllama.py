@@ -109,7 +109,7 @@ def chat(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
         *("--ctx-size", "4096", "--parallel", "2", "--batch-size", "512", "--ubatch-size", "256"),
         *("--flash-attn", "on", "--cache-type-k", "q8_0", "--cache-type-v", "q8_0", "--cache-ram", "64"),
         *("--fit", "off", "--metrics", "--n-gpu-layers", "0", "--cache-reuse", "256"),
-        *("--no-warmup", "--jinja", "--offline"),
+        *("--no-warmup", "--jinja", "--offline", "--no-webui"),
         *("--reasoning-format", "none", "--threads-http", "4", "--chat-template-kwargs", '{"enable_thinking": false}'),
     ]
     with serving(models / "chat.gguf", folder / "log", *arguments, key="second-key") as server:
@@ -206,6 +206,10 @@ def test_aliases_are_the_model_names(chat: Server) -> None:
     assert model["aliases"] == ["small", "tiny"]
 
 
+def test_its_own_page_is_off(chat: Server) -> None:
+    assert chat.get("/").status_code == httpx.codes.NOT_FOUND
+
+
 def test_slots_share_the_context(chat: Server) -> None:
     slots = chat.get("/slots").json()
     assert [slot["n_ctx"] for slot in slots] == [2048, 2048]
@@ -239,7 +243,8 @@ def test_defaults_have_no_metrics_and_no_key(models: Path, tmp_path: Path) -> No
     with serving(models / "chat.gguf", tmp_path / "log") as server:
         assert server.get("/metrics").status_code == 501
         assert server.post("/props", {}).status_code == 501
-        assert server.get("/").status_code == 200
+        page = server.get("/")
+        assert (page.status_code, page.headers["content-type"].split(";")[0]) == (200, "text/html")
         assert server.get("/props").json()["total_slots"] == 4
         assert server.say(max_tokens=3)["choices"][0]["finish_reason"] == "length"
 
@@ -317,6 +322,7 @@ def test_rerank_scores_every_document(models: Path, tmp_path: Path) -> None:
         ("--reasoning-format deepseek-legacy", "reasoning_format.name", "COMMON_REASONING_FORMAT_DEEPSEEK_LEGACY"),
         ('--chat-template-kwargs {"a":[1,"ü"]}', "default_template_kwargs", {"a": '[1, "ü"]'}),
         ("--offline", "offline", True),
+        ("--no-webui --webui", "ui", True),
         ("--sleep-idle-seconds 5", "sleep_idle_seconds", 5),
         ("--threads-http 3", "n_threads_http", 3),
         ("--split-mode layer", "split_mode.name", "LLAMA_SPLIT_MODE_LAYER"),

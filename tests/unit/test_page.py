@@ -52,7 +52,10 @@ def test_the_page_knows_pools_inside_only_and_no_quote_ends_its_text() -> None:
     inventory = inventory_of("everywhere")
     inside, outside = (page.data(inventory, QUEUES, is_inside=side) for side in (True, False))
     assert "'" not in inside + outside
-    assert json.loads(outside) == {"name": "site", "pools": [], "links": [["it's Grafana", "http://192.0.2.7:3000"]]}
+    assert json.loads(outside) == {
+        "admin": 0, "name": "site", "pools": [], "links": [["it's Grafana", "http://192.0.2.7:3000"]],
+    }  # fmt: skip
+    assert json.loads(inside)["admin"] == inventory.gateway.admin_port
     chat, cloud = json.loads(inside)["pools"]
     assert chat == {"name": "chat", "kind": "chat", "aliases": ["talk"], "queue": "chat", "replicas": ["mac"]}
     assert (cloud["queue"], cloud["replicas"]) == ("", [])

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from corral.config.client_names import all_aliases
 from corral.config.inventory import Model
 from corral.config.load import load_inventory
 from corral.declarations import ASSETS
@@ -17,9 +18,49 @@ PUBLISHED: dict[str, dict[str, Any]] = json.loads((ASSETS / "inventories" / "sou
 TOLERANCE = 0.08
 
 
+# What users of the systems that examples replace call models, in each one's documentation.
+NAMES = {
+    "heartcode": {
+        "heartcode-chat-sfw", "heartcode-chat-nsfw", "heartcode-embed", "heartcode-image", "heartcode-default",
+        "heartcode-sfw", "heartcode-chat", "heartcode-nsfw",
+    },
+    "neural-farm": {"auto"},
+    "jarvis": {"live", "background", "all-MiniLM-L6-v2"},
+    "dragon": {
+        "nemotron-ultra", "command-a", "qwen3-14b", "default", "fast", "vision", "qwen",
+        "mlx-community/command-a-03-2025-q8", "mlx-community/qwen-3-14b-lbrx-2.0-q8",
+    },
+    "llama-farm": {"llama3", "codegemma", "codellama:7b", "llama2", "mistral"},
+}  # fmt: skip
+# What answers them there: files and models as the documentation names them.
+BEHIND = {
+    "heartcode": {
+        "Llama-3.1-8B-Stheno-v3.4-Q5_K_M",
+        "Lumimaid-v0.2-8B-Q5_K_M",
+        "nomic-embed-text-v1.5",
+        "segmind/SSD-1B",
+    },
+    "neural-farm": {"Qwen3-8B-4bit", "Qwen2.5-3B", "Llama-3.2-3B", "Qwen3-4B"},
+    "jarvis": {"Qwen3-14B-Q6_K.gguf", "Qwen3-32B-Q4_K_M.gguf", "All-MiniLM-L6-v2"},
+    "dragon": {"Nemotron-Ultra-253B-v1-mlx-q5", "command-a-03-2025-q8", "qwen-3-14b-lbrx-2.0-q8", "llama-scout"},
+    "llama-farm": {"llama3", "codegemma", "codellama:7b", "llama2", "mistral"},
+}
+
+
 def from_the_hub() -> list[tuple[str, Model]]:
     models = [(path.stem, model) for path in EXAMPLES for model in load_inventory(path).inventory.models.values()]
     return [(example, model) for example, model in models if model.source.startswith("hf:")]
+
+
+@pytest.mark.parametrize("example", NAMES)
+def test_an_example_answers_to_the_names_of_the_system_that_it_replaces(example: str) -> None:
+    inventory = load_inventory(ROOT / "inventories" / f"{example}.yaml").inventory
+    automatic = {inventory.gateway.auto.name} if inventory.gateway.auto else set()
+    assert NAMES[example] - {*inventory.pools, *all_aliases(inventory), *automatic} == set()
+    served = [model.source for model in inventory.models.values()]
+    served += [name for node in inventory.nodes.values() for name in node.names]
+    missing = {model for model in BEHIND[example] if not any(model.lower() in name.lower() for name in served)}
+    assert missing == set()
 
 
 def half_a_digit(published: str) -> Decimal:

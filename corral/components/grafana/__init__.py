@@ -60,6 +60,12 @@ def announce(site: Site) -> Iterator[Contribution]:
         yield ScrapeTarget(COMPONENT, endpoint, labels, secret=METRICS_PASSWORD, user="prometheus")
 
 
+def url_of(site: Site) -> str:
+    """Where browsers in the farm's network find it; empty without one."""
+    monitoring = _monitoring(site)
+    return f"http://{bracketed(site.host(monitoring.host).address)}:{monitoring.grafana_port}/" if monitoring else ""
+
+
 def _monitoring(site: Site) -> Monitoring | None:
     """The monitoring, if it wants a Grafana and has a host that can run one."""
     monitoring = site.inventory.monitoring

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from corral.components import Stage, edge, litellm, valkey
+from corral.components import Stage, edge, grafana, litellm, valkey
 from corral.components.declared import service
 from corral.config.client_names import added_models
 from corral.config.inventory import Entrance, Jobs
@@ -396,8 +396,14 @@ def _values(site: Site, groups: list[Group], cloud: set[str], web_pages: Sequenc
     is_dual = site.has_ipv6 and not is_local
     everywhere = EVERYWHERE if is_dual else bind
     links = [(item.title, item.url) for item in web_pages]
+    inside = [*links, ("Grafana", grafana.url_of(site))] if grafana.url_of(site) else links
     inward = [
-        front | {"page": page.data(site.inventory, queues, is_inside=front["is_inside"], own_links=links)}
+        front
+        | {
+            "page": page.data(
+                site.inventory, queues, is_inside=front["is_inside"], own_links=inside if front["is_inside"] else links
+            )
+        }
         for front in fronts(gateway, everywhere, most_clients, certificate)
     ]
     return {

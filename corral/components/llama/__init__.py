@@ -33,10 +33,12 @@ VULKAN_DRIVER, DRIVERS = "corral_nvidia.json", "/etc/vulkan/icd.d"
 # What one batch may take on a processor: 2048 tokens of an 8B model, on two slow cores.
 LONG_BATCH_S = 900
 HTTP = "--threads-http"
+# Its own web page is off unless `extra_args` say otherwise; earlier builds know it by this name, too.
+NO_PAGE = "--no-webui"
 # Settings of the models of a shared server: their path in the container.
 PRESETS = "/etc/corral/models.ini"
 # What a shared server is told itself; it gives its models names, addresses and what they have in common.
-OF_THE_SERVER = ("--alias", "--host", "--port", "--api-key-file", "--offline", "--metrics")
+OF_THE_SERVER = ("--alias", "--host", "--port", "--api-key-file", "--offline", "--metrics", NO_PAGE)
 # Prometheus asks a shared server for a model's metrics without making it load that model.
 ASKED_FOR = {"__param_autoload": "false"}
 # HTTP threads besides one for each request: for health, metrics and requests that wait for a model.
@@ -171,8 +173,14 @@ def shared_arguments(site: Site, members: Sequence[Replica]) -> tuple[str, ...]:
         "--threads-http": sum(item.slots for item in members) + SPARE_THREADS,
         "--offline": True,
         "--metrics": True,
+        NO_PAGE: not any(map(_speaks_of_page, members)),
     }
     return tuple(_words(options))
+
+
+def _speaks_of_page(replica: Replica) -> bool:
+    """Whether `extra_args` say themselves if llama-server's own page is there."""
+    return not set(flags.known_flags()[NO_PAGE].names).isdisjoint(replica.engine.extra_args or ())
 
 
 def _http_threads(replica: Replica) -> int:
@@ -313,6 +321,7 @@ def options(site: Site, replica: Replica) -> dict[str, Any]:
         "--fit": "off",
         "--offline": True,
         "--metrics": True,
+        NO_PAGE: not _speaks_of_page(replica),
         "--n-gpu-layers": engine.gpu_layers if replica.cards else 0,
         "--cpu-moe": engine.cpu_moe == "all" and bool(replica.cards),
         "--n-cpu-moe": engine.cpu_moe if engine.cpu_moe != "all" and replica.cards else None,
