@@ -57,24 +57,30 @@ class Failure(BaseModel):
 
 
 class End(BaseModel):
-    """The answer, as the gateway would give it, or an error."""
+    """The answer, as the gateway would give it, or an error; with `next` the next job is claimed in the same call."""
 
     lease: str = Field(max_length=100)
     result: dict[str, Any] | None = None
     error: Failure | None = None
+    next: Claim | None = None
 
 
 @router.post("/v1/work/claim")
 async def claim(its: Annotated[list[str], Depends(models)], told: Claim) -> Response:
     """A job under a lease; 204 when there is none."""
+    found = await _claimed(its, told)
+    return JSONResponse(found) if found else Response(status_code=204)
+
+
+async def _claimed(its: list[str], told: Claim) -> dict[str, Any] | None:
     until = time.monotonic() + told.wait_s
     while True:
         job = await STORE.job("claim", lease=uuid4().hex, lease_s=SETTINGS.lease_s, models=its)
         if job is not None:
             shown = {name: job[name] for name in ("id", "type", "lease")}
-            return JSONResponse(shown | {"lease_s": SETTINGS.lease_s, "request": STORE.open(job["request"])})
+            return shown | {"lease_s": SETTINGS.lease_s, "request": STORE.open(job["request"])}
         if time.monotonic() >= until:
-            return Response(status_code=204)
+            return None
         await asyncio.sleep(LOOK_S)
 
 
@@ -94,8 +100,8 @@ async def heartbeat(job_id: str, its: Annotated[list[str], Depends(models)], tol
 
 
 @router.post(f"{ONE}/finish")
-async def finish(job_id: str, its: Annotated[list[str], Depends(models)], told: End) -> dict[str, str]:
-    """Brings the answer, or says why there is none."""
+async def finish(job_id: str, its: Annotated[list[str], Depends(models)], told: End) -> dict[str, Any]:
+    """Brings the answer, or says why there is none; may claim the next job."""
     if (told.result is None) == (told.error is None):
         raise refusal(400, "invalid_job", "send either result or error")
     if told.error is None:
@@ -104,4 +110,5 @@ async def finish(job_id: str, its: Annotated[list[str], Depends(models)], told: 
         error = STORE.seal({"code": told.error.code, "message": told.error.message})
         again = {"again_s": SETTINGS.backoff_s[0]} if told.error.again else {}
         outcome = {"status": "failed", "field": "error", "value": error, **again}
-    return await _said(job_id, its, "finish", lease=told.lease, **outcome)
+    said = await _said(job_id, its, "finish", lease=told.lease, **outcome)
+    return said | ({"next": await _claimed(its, told.next)} if told.next else {})

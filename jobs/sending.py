@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from fastapi import APIRouter, Header
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import AliasChoices, BaseModel, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from store import FINISHED, LISTED, PATHS, owner_of, shown
 from web import SETTINGS, STORE, Key, Own, opens, refusal
@@ -34,10 +34,13 @@ class Item(BaseModel):
 
 
 class Callback(BaseModel):
-    """Where the result goes, and the token that its receiver wants."""
+    """Where the result goes, and the token that its receiver wants; `auth_type` is jarvis's word for how it is sent."""
+
+    model_config = ConfigDict(extra="forbid")
 
     url: str = Field(max_length=2000, pattern=r"^[!-~]+$")
     token: str | None = Field(None, max_length=2000, pattern=r"^[!-~]+$")
+    auth_type: str | None = Field(None, pattern=r"^(?i:bearer)$")
 
 
 class Submission(BaseModel):

@@ -207,7 +207,8 @@ function operations.beat()
     return 1
 end
 
--- Ends a run; nothing when its lease is lost. With `again_s` the job waits so long and is run once more.
+-- Ends a run; nothing when its lease is lost. With `again_s` the job waits so long and is run once more. A gateway that
+-- has broken off a run often enough may do so because of that request.
 function operations.finish()
     if not has_lease() then
         return false
@@ -216,7 +217,7 @@ function operations.finish()
         finish(a.id, a.status, a.field, a.value)
         return 1
     end
-    if a.is_uncounted then
+    if a.is_uncounted or a.is_broken and call('HINCRBY', 'job:' .. a.id, 'breaks', 1) <= 10 then
         call('HINCRBY', 'job:' .. a.id, 'attempts', -1)
     end
     if tonumber(get(a.id, 'attempts')) >= tonumber(get(a.id, 'most_attempts')) then

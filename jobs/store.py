@@ -49,7 +49,8 @@ class Settings(NamedTuple):
     keep_s: int
     run_s: int
     callbacks: list[str]
-    deliver_s: int
+    deliver_s: float
+    deliver_within_s: float
     lease_s: float
     backoff_s: list[float]
     # By name of the secret with which a poller fetches jobs, their models.
@@ -87,13 +88,16 @@ class Store:
             socket_connect_timeout=5,
             socket_timeout=30,
         )
-        self._script = self.redis.register_script(Path(__file__).with_name("store.lua").read_text(encoding="utf-8"))
+        text = Path(__file__).with_name("store.lua").read_text(encoding="utf-8")
+        # A store that is full takes no new job, and goes on with those that it has.
+        self._submit, self._script = map(self.redis.register_script, (text, f"#!lua flags=allow-oom\n{text}"))
         self._key = bytes.fromhex(secret("JOBS_KEY"))
         self._fernet = Fernet(base64.urlsafe_b64encode(self._key))
 
     async def do(self, operation: str, **arguments: object) -> Any:
         """What an operation of store.lua returns."""
-        return await self._script(args=[operation, json.dumps(arguments)])
+        script = self._submit if operation == "submit" else self._script
+        return await script(args=[operation, json.dumps(arguments)])
 
     async def job(self, operation: str, **arguments: object) -> dict[str, str] | None:
         """The job that an operation returns, as `fields` does."""

@@ -27,12 +27,13 @@ from redis import RedisError
 
 from store import PATHS, Settings, Store, shown
 
-# How often in seconds an idle worker looks for jobs, and how long a receiver of callbacks may take.
-IDLE_S, DELIVER_WITHIN_S = 0.25, 10.0
-CALLBACK_LEASE_S, GIVE_BACK_S = 30.0, 3.0
+# How often in seconds an idle worker looks for jobs, and how long it may take to give its own back.
+IDLE_S, GIVE_BACK_S = 0.25, 3.0
 # Statuses after which the same request may succeed, and those with which no server has begun it.
 PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 NOT_BEGUN, WAIT_S = frozenset({429, 503}), 5.0
+# What HAProxy says when LiteLLM ends before it has answered (templates/haproxy/door.cfg.j2).
+BROKEN = "the gateway broke the connection"
 # Where a piece of a streamed answer ends, at the latest after so many characters.
 PIECE_END, PIECE_LENGTH = re.compile(r"[\n.?!,]"), 100
 # Texts of a streamed answer that come in parts.
@@ -41,12 +42,15 @@ log = logging.getLogger("corral.jobs")
 
 
 class RunError(Exception):
-    """Why a run failed, and after how many seconds it may be tried again; None: never."""
+    """Why a run failed, after how many seconds it may be tried again (None: never), and whether that counts.
 
-    def __init__(self, code: str, message: str, again_s: float | None, *, is_uncounted: bool = False) -> None:
+    `uncounted` is a field of the store's `finish`: `is_uncounted`, or `is_broken` for what counts if it goes on.
+    """
+
+    def __init__(self, code: str, message: str, again_s: float | None, uncounted: str | None = None) -> None:
         super().__init__(code)
         self.told = {"code": code, "message": message}
-        self.again_s, self.is_uncounted = again_s, is_uncounted
+        self.again_s, self.uncounted = again_s, uncounted
 
 
 class Worker:
@@ -110,7 +114,7 @@ class Worker:
     # --- callbacks
 
     async def _deliver_next(self) -> bool:
-        job = await self.store.job("callback", lease_s=CALLBACK_LEASE_S)
+        job = await self.store.job("callback", lease_s=3 * self.settings.deliver_within_s)
         if job is None:
             return False
         try:
@@ -134,7 +138,7 @@ class Worker:
         if callback["token"]:
             headers["Authorization"] = f"Bearer {callback['token']}"
         async with (
-            asyncio.timeout(DELIVER_WITHIN_S),
+            asyncio.timeout(self.settings.deliver_within_s),
             self.client.stream("POST", callback["url"], content=body, headers=headers) as answer,
         ):
             return answer.is_success
@@ -170,7 +174,7 @@ class Run:
             return told
         attempts, backoff_s = int(self.job["attempts"]), self.worker.settings.backoff_s
         wait_s = max(error.again_s, backoff_s[min(attempts, len(backoff_s)) - 1])
-        return told | {"again_s": wait_s} | ({"is_uncounted": True} if error.is_uncounted else {})
+        return told | {"again_s": wait_s} | ({error.uncounted: True} if error.uncounted else {})
 
     async def give_back(self) -> dict[str, Any]:
         """The worker is stopped: another one takes the job at once."""
@@ -218,7 +222,9 @@ class Run:
         except TimeoutError:
             raise RunError("timeout", f"the run took longer than {run_s} s", 0) from None
         except httpx.ConnectError:
-            raise RunError("gateway_down", "the gateway is not there", WAIT_S, is_uncounted=True) from None
+            raise RunError("gateway_down", "the gateway is not there", WAIT_S, "is_uncounted") from None
+        except (httpx.NetworkError, httpx.RemoteProtocolError):
+            raise RunError("gateway_broke", BROKEN, WAIT_S, "is_broken") from None
         except (httpx.HTTPError, ValueError) as error:
             raise RunError("gateway_failed", type(error).__name__, 0) from None
 
@@ -268,9 +274,11 @@ def _refused(answer: httpx.Response, body: bytes) -> RunError:
         code, message = str(answer.status_code), "the gateway gave no reason"
     if answer.status_code not in PASSING:
         return RunError(code, message, None)
+    if message == BROKEN:
+        return RunError(code, message, WAIT_S, "is_broken")
     is_begun, after = answer.status_code not in NOT_BEGUN, answer.headers.get("retry-after", "")
     again_s = float(after) if after.isdigit() else 0.0 if is_begun else WAIT_S
-    return RunError(code, message, again_s, is_uncounted=not is_begun)
+    return RunError(code, message, again_s, None if is_begun else "is_uncounted")
 
 
 def merge(whole: dict[str, Any], part: dict[str, Any]) -> None:

@@ -1116,7 +1116,8 @@ class Jobs(Section):
     workers: int = Field(4, ge=1, le=256)
     """Jobs that run at the same time."""
     model: ModelName | None = None
-    """Model of requests that name none: a pool, an alias, or a name of a pool's `background`."""
+    """Model of requests that name none: a pool, an alias, or a name of a pool's `background`; without it the
+    first of these."""
     depth: int = Field(1000, ge=1, le=100_000)
     """Jobs that may wait; more get 429 with Retry-After."""
     key_depth: int = Field(500, ge=1, le=100_000)

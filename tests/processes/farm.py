@@ -75,6 +75,8 @@ PRICES = {"mixed": {"input_usd_per_million": 5000, "output_usd_per_million": 500
 UNKNOWN_GOES_TO = "even"
 # A model of `gateway.extra`.
 ADDED = "added"
+# The name of `mixed` for what may wait.
+SPARE_TIME = "spare-time"
 # A link on the page about the farm, with a title that must not become HTML.
 LINK = "<img src=x onerror=alert(1)>"
 EVEN_DEPTH = 4
@@ -83,6 +85,7 @@ LIMIT_RPM = 5
 CHAT_SLOTS = 2
 # Unfinished jobs of one key.
 MOST_JOBS = 210
+JOBS_MIB = 16
 CHAT_REPLICAS = ("box-chat-1", "box-chat-2")
 # Fakes whose health is asked on the path that the kit knows for their engine; of the others on `/health`.
 FAKES_OF_DEFAULT_HEALTH = LIMITED
@@ -92,7 +95,7 @@ _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 FIRST_PORTS = range(23_000 + _WORKER % 3 * 3_000, 26_000 + _WORKER % 3 * 3_000)
 PROGRAMS = (
     "chat", "chat-2", "embed", "gateway", "admin", "litellm", "balancer", "stats", "database", "cache", "prometheus",
-    "node-exporter", "fakes", "jobs", "jobs-store", "sink", "page", "open-webui",
+    "node-exporter", "fakes", "jobs", "jobs-store", "sink", "page", "open-webui", "entrance",
 )  # fmt: skip
 PORT_NAMES = (*PROGRAMS, *(name for pool in POOLS.values() for name in pool))
 
@@ -190,7 +193,10 @@ def inventory_of(mode: Mode, ports: dict[str, int], extras: Extras) -> dict[str,
             "even": fakes["even"] | {
                 "queue": {"depth": EVEN_DEPTH, "timeout_s": 24}, "aliases": ["Owner/Model:8B"], "editor_names": True,
             },
-            "mixed": fakes["mixed"] | {"queue": {"depth": 40, "timeout_s": 24}, "price": PRICES["mixed"]},
+            "mixed": fakes["mixed"] | {
+                "queue": {"depth": 40, "timeout_s": 24}, "price": PRICES["mixed"],
+                **({"background": [SPARE_TIME]} if mode == "slots" else {}),
+            },
             "brief": fakes["brief"] | {"queue": {"depth": 2, "timeout_s": BRIEF_TIMEOUT_S}, "cache": "private"},
             "vectors": fakes["vectors"] | {"editor_names": True},
             "limited": fakes["limited"] | {"limits": {"rpm": LIMIT_RPM}, "aliases": ["limited-alias"]},
@@ -204,6 +210,7 @@ def inventory_of(mode: Mode, ports: dict[str, int], extras: Extras) -> dict[str,
             "cache": extras.has_cache, "cache_port": ports["cache"],
             **({"extra": _added(ports["limited-1"])} if "limited-1" in ports else {}),
             "page": {"links": {LINK: "http://192.0.2.7:3000"}},
+            **({"entrance": _entrance(ports)} if extras.has_cache else {}),
         },
         **({"consumers": CONSUMERS} if extras.has_database else {}),
         **({"monitoring": _monitoring(ports)} if extras.has_monitoring else {}),
@@ -237,11 +244,16 @@ def _added(port: int) -> dict[str, Any]:
 def _jobs(ports: dict[str, int]) -> dict[str, Any]:
     """Jobs whose lost workers are noticed within two seconds."""
     return {
-        "workers": 2, "grace_s": 2, "key_depth": MOST_JOBS, "jarvis_path": True,
+        "workers": 2, "grace_s": 2, "key_depth": MOST_JOBS, "jarvis_path": True, "memory_mib": JOBS_MIB,
         "callbacks": [f"http://{LOOPBACK}:{ports['sink']}"],
         "pollers": {"tab": {"models": ["even"]}},
         "port": ports["jobs"], "store_port": ports["jobs-store"],
     }  # fmt: skip
+
+
+def _entrance(ports: dict[str, int]) -> dict[str, Any]:
+    """A door for a page whose origin is the receiver of callbacks."""
+    return {"port": ports["entrance"], "address": LOOPBACK, "origins": [f"http://{LOOPBACK}:{ports['sink']}"]}
 
 
 def _monitoring(ports: dict[str, int]) -> dict[str, Any]:

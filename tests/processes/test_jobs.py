@@ -12,8 +12,8 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -23,10 +23,24 @@ import httpx
 import openai
 import pytest
 import redis
+import yaml
 
 from corral.runtime import supervisor
-from tests.processes.fakes import LOOPBACK
-from tests.processes.farm import BRIEF, EVEN, MIXED, MOST_JOBS, Farm, body_of, in_modes, key_of
+from tests.processes.browser import browsing
+from tests.processes.fakes import LOOPBACK, PIECES
+from tests.processes.farm import (
+    BRIEF,
+    EVEN,
+    JOBS_MIB,
+    MIXED,
+    MOST_JOBS,
+    POOLS,
+    SPARE_TIME,
+    Farm,
+    body_of,
+    in_modes,
+    key_of,
+)
 from tests.processes.helpers import REPOSITORY, Process, serving_http, wait_until
 
 in_slots_mode = in_modes("slots")
@@ -123,17 +137,26 @@ def worker(farm: Farm, log: Path) -> Process:
 
 
 @contextmanager
-def patient(farm: Farm) -> Iterator[None]:
-    """The farm's worker with leases of a minute."""
+def changed(farm: Farm, program: str, **settings: object) -> Iterator[None]:
+    """One of the farm's programs with other settings."""
     path = farm.folder / "jobs" / "settings.yaml"
     before = path.read_text()
-    assert "lease_s: 2\n" in before
-    path.write_text(before.replace("lease_s: 2\n", "lease_s: 60\n"))
+    assert set(settings) <= set(yaml.safe_load(before))
+    path.write_text(yaml.safe_dump(yaml.safe_load(before) | settings))
     try:
-        farm.restart("jobs-worker")
+        farm.restart(program)
         yield
     finally:
         path.write_text(before)
+        farm.restart(program)
+
+
+@contextmanager
+def store_of(farm: Farm) -> Iterator[redis.Redis]:
+    """The store, with the rights of the API."""
+    password = farm.secrets["JOBS_STORE_PASSWORD"]
+    with redis.Redis(LOOPBACK, farm.ports["jobs-store"], username="jobs", password=password) as store:
+        yield store
 
 
 class Sink:
@@ -143,6 +166,8 @@ class Sink:
         self.refusals = 0
         self.seen: list[tuple[bytes, dict[str, str]]] = []
         self.taken: list[dict[str, Any]] = []
+        self.faults: list[Callable[[], object]] = []
+        """What happens between a callback and its answer, one after the other."""
 
     @contextmanager
     def listening(self, port: int) -> Iterator[None]:
@@ -155,7 +180,14 @@ class Sink:
                 is_refused = len(sink.seen) <= sink.refusals
                 if not is_refused:
                     sink.taken.append(json.loads(body))
+                if sink.faults:
+                    sink.faults.pop(0)()
                 self.send_response(500 if is_refused else 204)
+                self.end_headers()
+
+            def do_GET(self) -> None:
+                """A page without anything, for its origin."""
+                self.send_response(200)
                 self.end_headers()
 
             def log_message(self, *_: object) -> None:
@@ -227,13 +259,12 @@ def test_every_job_is_run_once_while_workers_are_killed_and_frozen_and_the_store
 @in_slots_mode
 def test_a_worker_that_is_stopped_gives_its_job_back(farm: Farm) -> None:
     """Its lease would last for a minute; the fake sees the run that was broken off, and the one that answers."""
-    with patient(farm), farm.fakes.behaving(BRIEF, "hold"):
+    with changed(farm, "jobs-worker", lease_s=60), farm.fakes.behaving(BRIEF, "hold"):
         sent = send(farm, job_of("brief"))["id"]
         wait_until(lambda: farm.fakes.in_flight(BRIEF) == 1, 10, "it runs")
         supervisor.call(farm.folder, "stopProcess", "jobs-worker")
         assert job(farm, sent)["status"] == "queued"
         wait_until(lambda: farm.fakes.in_flight(BRIEF) == 0, 10, "its request is gone")
-    farm.restart("jobs-worker")
     found = finished(farm, sent)
     assert (found["status"], found["attempts"]) == ("succeeded", 1)
     assert sum(farm.fakes.arrivals(BRIEF).values()) == 2
@@ -251,6 +282,58 @@ def test_restarts_of_all_three_services_lose_no_job(farm: Farm) -> None:
     assert Counter(item["status"] for item in found["requests"]) == {"succeeded": len(requests)}
     for item in found["requests"]:
         assert [name for _, name, _ in events(farm, item["id"])].count("succeeded") == 1
+
+
+@in_slots_mode
+def test_restarts_of_the_gateway_are_no_attempts(farm: Farm) -> None:
+    """The run is broken off twice: LiteLLM ends behind HAProxy, and then HAProxy itself."""
+    with farm.fakes.behaving(BRIEF, "hold"):
+        sent = send(farm, job_of("brief", retries=0))["id"]
+        for program in ("litellm", "haproxy"):
+            wait_until(lambda: farm.fakes.in_flight(BRIEF) == 1, 30, "it runs")
+            os.kill(farm.pid(program), signal.SIGKILL)
+            wait_until(lambda: farm.fakes.in_flight(BRIEF) == 0, 30, "its run is broken off")
+            farm.wait_healthy([program])
+    found = finished(farm, sent)
+    assert (found["status"], found["attempts"]) == ("succeeded", 1), found
+    assert sum(farm.fakes.arrivals(BRIEF).values()) == 3
+
+
+@in_slots_mode
+def test_a_job_without_model_waits_behind_live_requests(farm: Farm) -> None:
+    """It takes the name of a pool's `background`; every slot is held, and one server is let go."""
+    slots = sum(POOLS["mixed"].values())
+    with farm.fakes.behaving(MIXED, "hold"), ThreadPoolExecutor(slots + 1) as pool:
+        held = [pool.submit(farm.ask, "mixed") for _ in range(slots)]
+        wait_until(lambda: farm.fakes.in_flight(MIXED) == slots, 30, "all slots are held")
+        sent = send(farm, {"request": {"messages": [{"role": "user", "content": "may wait"}]}})["id"]
+        wait_until(lambda: farm.queue("mixed") == 1, 20, "the job waits in HAProxy")
+        live: Future[httpx.Response] = pool.submit(farm.ask, "mixed", "live")
+        wait_until(lambda: farm.queue("mixed") == 2, 20, "a live request waits behind it")
+        farm.fakes.tell(["mixed-1"])
+        assert finished(farm, sent)["status"] == "succeeded"
+        bodies = farm.fakes.seen()["mixed-1"].bodies
+        assert [body["messages"][0]["content"] for body in bodies[-2:]] == ["live", "may wait"]
+        farm.fakes.tell(MIXED)
+        assert {answer.result().status_code for answer in (*held, live)} == {200}
+    assert SPARE_TIME in (farm.folder / "jobs" / "settings.yaml").read_text()
+
+
+@in_slots_mode
+def test_a_lost_worker_ends_a_job_without_retries_and_its_late_result_is_refused(farm: Farm, tmp_path: Path) -> None:
+    log = farm.folder / "logs" / "jobs-worker.log"
+    before = log.stat().st_size
+    with farm.fakes.behaving(BRIEF, "hold"):
+        sent = send(farm, job_of("brief", retries=0))["id"]
+        wait_until(lambda: farm.fakes.in_flight(BRIEF) == 1, 20, "it runs")
+        with frozen(farm.pid("jobs-worker")), worker(farm, tmp_path / "other.log"):
+            found = finished(farm, sent)
+            farm.fakes.tell(BRIEF)
+            wait_until(lambda: farm.fakes.in_flight(BRIEF) == 0, 10, "its answer is there")
+    assert (found["status"], found["error"]["code"]) == ("failed", "worker_lost")
+    late = f"job {sent}: the lease was lost, the result is refused"
+    wait_until(lambda: late in log.read_text()[before:], 20, "the late result is refused")
+    assert job(farm, sent) == found
 
 
 @in_slots_mode
@@ -319,6 +402,22 @@ def test_a_stream_of_events_is_resumed_without_loss(farm: Farm) -> None:
     assert "".join(pieces) == answer_of(found)
     assert len(pieces) > 5
     assert found["result"]["choices"][0]["finish_reason"] == "stop"
+
+
+@in_slots_mode
+def test_a_stream_that_broke_off_begins_anew_and_repeats_nothing(farm: Farm) -> None:
+    """The first run is cut after three pieces, slowly enough for some of them to be kept."""
+    farm.fakes.tell(BRIEF, "break", service_s=PIECES * 0.4)
+    sent = send(farm, job_of("brief", stream=True))["id"]
+    wait_until(lambda: farm.fakes.seen()["brief-1"].left == 1, 20, "it is cut")
+    farm.fakes.tell(BRIEF)
+    assert finished(farm, sent)["attempts"] == 2
+    seen = [(name, data.get("text", "")) for _, name, data in events(farm, sent)]
+    last = max(at for at, (name, _) in enumerate(seen) if name == "running")
+    texts = [["".join(text for _, text in part)] for part in (seen[:last], seen[last:])]
+    assert texts == [[texts[0][0]], [answer_of(job(farm, sent))]]
+    assert texts[0][0].startswith("piece0 ")
+    assert texts[1][0].split() == [f"piece{number}" for number in range(PIECES)]
 
 
 @in_slots_mode
@@ -463,8 +562,44 @@ def test_a_poller_fetches_a_job_and_brings_its_answer(farm: Farm) -> None:
         assert work(tab, f"{sent}/finish", **told).status_code == 400
         assert work(tab, f"{sent}/finish", lease="of another", result=result).status_code == 409
         assert work(tab, f"{sent}/finish", **told, result=result).status_code == 200
+        following = send(farm, job_of("even"))["id"]
+        second = work(tab, "claim", wait_s=0).json()
+        third = send(farm, job_of("even"))["id"]
+        told = {"lease": second["lease"], "result": result, "next": {"wait_s": 0}}
+        handed = work(tab, f"{following}/finish", **told).json()["next"]
+        assert (second["id"], handed["id"]) == (following, third)
+        told |= {"lease": handed["lease"]}
+        assert work(tab, f"{third}/finish", **told).json() == {"id": third, "next": None}
     assert answer_of(job(farm, sent)) == "from a tab"
     assert sum(farm.fakes.arrivals(EVEN).values()) == 0
+
+
+@in_slots_mode
+@pytest.mark.needs("chromium")
+def test_a_page_of_an_allowed_origin_works_as_a_poller(farm: Farm, tmp_path: Path) -> None:
+    """In a real browser, through the entrance; a page of another origin gets nothing."""
+    key = (farm.folder / "secrets" / POLLER_KEY).read_text().strip()
+    script = f"""(async () => {{
+        const post = async (path, body) => {{
+            const headers = {{"Authorization": "Bearer {key}", "Content-Type": "application/json"}};
+            const url = "http://{LOOPBACK}:{farm.ports["entrance"]}/v1/work/" + path;
+            return fetch(url, {{method: "POST", headers, body: JSON.stringify(body)}});
+        }};
+        const {{id, lease, request}} = await (await post("claim", {{wait_s: 10}})).json();
+        const beat = await post(id + "/heartbeat", {{lease, text: "from ", number: 1}});
+        const content = "from a page: " + request.messages[0].content;
+        const end = await post(id + "/finish", {{lease, result: {{choices: [{{message: {{content}}}}]}}}});
+        return [id, beat.status, end.status];
+    }})()"""
+    sink = Sink()
+    with sink.listening(farm.ports["sink"]), frozen(farm.pid("jobs-worker")), browsing(tmp_path) as tab:
+        tab.open(sink.url(farm))
+        sent = send(farm, job_of("even", "hello"))["id"]
+        assert tab.value(script) == [sent, 200, 200]
+        tab.open(f"http://localhost:{farm.ports['sink']}/")
+        assert tab.value(f"{script}.catch((error) => error.name)") == "TypeError"
+    assert answer_of(job(farm, sent)) == "from a page: hello"
+    assert [data["text"] for _, name, data in events(farm, sent) if name == "piece"] == ["from "]
 
 
 @in_slots_mode
@@ -545,6 +680,32 @@ def test_a_callback_is_repeated_until_it_is_taken_and_signed(farm: Farm) -> None
 
 
 @in_slots_mode
+def test_no_callback_is_lost(farm: Farm) -> None:
+    """Its receiver is away at first; the worker dies between a callback and its note, then the store."""
+    sink, quick = Sink(), {"backoff_s": [0.5], "deliver_s": 2, "deliver_within_s": 1}
+
+    def callback(name: str) -> dict[str, Any]:
+        found: dict[str, Any] = job(farm, name).get("callback", {})
+        return found
+
+    for program in ("jobs-worker", "jobs-store"):
+        sink.faults.append(lambda program=program: os.kill(farm.pid(program), signal.SIGKILL))  # type: ignore[misc]
+    with changed(farm, "jobs-worker", **quick):
+        sent, dead = [send(farm, job_of("brief", callback=sink.url(farm), retries=0))["id"] for _ in range(2)]
+        wait_until(lambda: callback(dead).get("status") == "dead", 30, "there is no receiver for too long")
+        listed = farm.client.get("/v1/jobs", params={"status": "undelivered"}).json()["data"]
+        assert dead in {item["id"] for item in listed}
+        with sink.listening(farm.ports["sink"]):
+            for name in (sent, dead):
+                wait_until(lambda name=name: callback(name).get("status") == "dead", 30, "it is given up")  # type: ignore[misc]
+                farm.client.post(f"/v1/jobs/{name}/again", json={}).raise_for_status()
+                wait_until(lambda name=name: callback(name).get("status") == "delivered", 60, "it is known")  # type: ignore[misc]
+    assert not sink.faults
+    assert Counter(headers["webhook-id"] for _, headers in sink.seen) == {sent: 2, dead: 1}
+    assert finished(farm, dead)["status"] == "succeeded"
+
+
+@in_slots_mode
 def test_jarvis_clients_enqueue_as_before(farm: Farm) -> None:
     sink = Sink()
     told = {
@@ -554,9 +715,23 @@ def test_jarvis_clients_enqueue_as_before(farm: Farm) -> None:
     with sink.listening(farm.ports["sink"]):
         answers = [farm.client.post("/internal/queue/enqueue", json=told).json() for _ in range(2)]
         wait_until(lambda: len(sink.taken) == 1, 20, "it is told")
+        object_of = {"url": sink.url(farm), "auth_type": "bearer", "token": "of-the-receiver"}
+        told |= {"job_id": "mine-2", "callback": object_of}
+        del told["callback_url"]
+        assert farm.client.post("/internal/queue/enqueue", json=told).json()["accepted"]
+        wait_until(lambda: len(sink.taken) == 2, 20, "its object of a callback is taken, too")
     assert [answer["deduped"] for answer in answers] == [False, True]
     assert answers[0]["accepted"]
     assert (sink.taken[0]["job_id"], sink.taken[0]["status"]) == ("mine-1", "succeeded")
+    assert sink.seen[-1][1]["Authorization"] == "Bearer of-the-receiver"
+    schemaless = body_of("mixed", response_format={"type": "json_schema"})
+    for wrong, code in (
+        ({"callback": object_of | {"auth_type": "basic"}}, "invalid_job"),
+        ({"callback": object_of | {"headers": {}}}, "invalid_job"),
+        ({"request": schemaless}, "missing_schema"),
+    ):
+        refused = farm.client.post("/internal/queue/enqueue", json=told | {"job_id": "mine-3"} | wrong)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, code)
 
 
 # --- keys, limits, secrets
@@ -582,6 +757,41 @@ def test_strangers_and_full_queues_are_refused(farm: Farm) -> None:
 
 @in_slots_mode
 @pytest.mark.needs("postgres", "prisma-engine")
+def test_the_queue_is_bounded_over_all_keys_and_a_refused_post_leaves_its_idempotency_key_free(farm: Farm) -> None:
+    def waiting() -> int:
+        with store_of(farm) as store:
+            return int(store.zcard("waiting"))
+
+    wait_until(lambda: waiting() == 0, 30, "nothing waits")
+    with changed(farm, "jobs", depth=2), farm.new_client(key_of(farm, "AnyDataNext")) as other:
+        headers = {"Idempotency-Key": "refused at first"}
+        with frozen(farm.pid("jobs-worker")):
+            sent = [send(farm, job_of("brief"))["id"] for _ in range(2)]
+            refused = other.post("/v1/jobs", json=job_of("mixed"), headers=headers)
+            assert (refused.status_code, refused.headers["Retry-After"]) == (429, "10")
+            assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+        assert {finished(farm, name)["status"] for name in sent} == {"succeeded"}
+        taken = other.post("/v1/jobs", json=job_of("mixed"), headers=headers)
+        assert (taken.status_code, taken.json()["deduped"]) == (202, False)
+
+
+@in_slots_mode
+def test_a_full_store_takes_no_job_and_goes_on_with_those_that_it_has(farm: Farm) -> None:
+    with store_of(farm) as store:
+        with frozen(farm.pid("jobs-worker")):
+            sent = send(farm, job_of("brief", stream=True))["id"]
+            store.setrange("filler", JOBS_MIB << 20, b"x")
+        try:
+            assert finished(farm, sent)["status"] == "succeeded"
+            refused = farm.client.post("/v1/jobs", json=job_of("brief"))
+            assert (refused.status_code, refused.headers["Retry-After"]) == (503, "10")
+        finally:
+            store.delete("filler")
+    assert finished(farm, send(farm, job_of("brief"))["id"])["status"] == "succeeded"
+
+
+@in_slots_mode
+@pytest.mark.needs("postgres", "prisma-engine")
 def test_a_key_sees_its_own_jobs_only(farm: Farm) -> None:
     sent = send(farm, job_of("brief"))["id"]
     with farm.new_client(key_of(farm, "guest")) as guest:
@@ -598,8 +808,7 @@ def test_no_log_and_no_store_has_what_a_job_says(farm: Farm) -> None:
     found = finished(farm, send(farm, job_of("brief", "zebra crossing", stream=True, metadata={"of": "zebra"}))["id"])
     assert found["status"] == "succeeded"
     finished(farm, send(farm, job_of("mixed", "poison of a zebra", retries=0))["id"])
-    password = farm.secrets["JOBS_STORE_PASSWORD"]
-    with redis.Redis(LOOPBACK, farm.ports["jobs-store"], username="jobs", password=password) as store:
+    with store_of(farm) as store:
         assert store.exists(f"job:{found['id']}")
     files = [*(farm.folder / "logs").glob("jobs*"), *(farm.folder / "data" / "jobs").rglob("*.aof")]
     texts = [path.read_bytes() for path in files]

@@ -598,6 +598,10 @@ def test_a_session_is_of_one_key_and_ends(farm: Farm) -> None:
         assert (refused.value.code, refused.value.param) == ("session_not_found", "session_id")
         for below, method in (("", "GET"), ("/messages", "GET"), ("/extend", "POST"), ("", "DELETE")):
             assert of_session(farm, other, session, below, method).status_code == 404
+            assert of_session(farm, "", session, below, method).status_code == 401
+        with farm.new_client() as nameless:
+            for asked in (("GET", "/v1/sessions"), ("POST", "/v1/sessions"), ("POST", "/v1/responses")):
+                assert nameless.request(*asked, json={"model": "easy", "input": "x"}).status_code == 401
         assert [item["id"] for item in json_of(farm, other)] == ["my-own"]
         before = of_session(farm, farm.key, session).json()["expires_at"]
         longer = farm.client.post(f"/v1/sessions/{session}/extend", json={"ttl_s": 600}).json()["expires_at"]

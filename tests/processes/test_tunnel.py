@@ -11,6 +11,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -256,6 +257,15 @@ def assert_both_work(farm: Machines) -> None:
     assert {farm.replica(answer) for answer in answers} == set(MACHINES)
 
 
+def seen_on(farm: Machines, name: str) -> str:
+    """What has reached the fake on a machine; only that machine can ask it."""
+    call = (
+        f"import urllib.request as u; print(u.urlopen('http://{LOOPBACK}:{OLLAMA}/seen', timeout=10).read().decode())"
+    )
+    words = ["ip", "netns", "exec", farm.space(name), sys.executable, "-c", call]
+    return subprocess.run(words, capture_output=True, text=True, check=True, timeout=30).stdout
+
+
 def busy(farm: Machines) -> set[str]:
     figures = farm.balancer_figures("haproxy_server_current_sessions")
     return {name for name in MACHINES if figures[f"herd/{name}"] > 0}
@@ -314,14 +324,21 @@ def test_no_other_key_opens_anything(farm: Machines) -> None:
 
 def test_a_revoked_worker_is_out_at_once_and_others_are_not(farm: Machines, capsys: pytest.CaptureFixture[str]) -> None:
     waiting = farm.ssh_words("laptop", "-v", "-N", f"sshd@{farm.address}")
-    with Process(waiting, farm.out / "waiting.log") as lurker, ThreadPoolExecutor(2) as threads:
+    with Process(waiting, farm.out / "waiting.log") as lurker, ThreadPoolExecutor(4) as threads:
         wait_until(lambda: "Authenticated to" in lurker.output, 20, "the lurker is in, without a port")
         slow = [threads.submit(farm.ask, "herd", order(["late"], service_s=6)) for _ in MACHINES]
         wait_until(lambda: busy(farm) == set(MACHINES), 20, "both machines are at work")
-        farm.verb("revoke", "laptop")
-        wait_until(lambda: not is_listening(farm.ports["laptop"]), REVOKED_S, "its connection has ended")
+        revoked = threads.submit(farm.verb, "revoke", "laptop")
+        wait_until(
+            lambda: not is_listening(farm.ports["laptop"]), REVOKED_S, "its connection has ended since the order"
+        )
+        after = threads.submit(ask, farm, "sent afterwards")
+        revoked.result()
         assert lurker.wait(REVOKED_S) != 0
         assert farm.ssh["laptop"].wait(REVOKED_S) != 0
+        assert farm.replica(after.result()) == "desk"
+        assert "sent afterwards" not in seen_on(farm, "laptop")
+        assert "sent afterwards" in seen_on(farm, "desk")
         assert farm.ssh["desk"].exit_code() is None
         good = [item.result() for item in slow if item.result().is_success]
     assert "desk" in [farm.replica(answer) for answer in good]

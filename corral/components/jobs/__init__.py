@@ -65,7 +65,7 @@ def _settings(site: Site, jobs: Jobs, store: Endpoint, door: Endpoint) -> dict[s
         "store": site.address(store, host),
         "gateway": f"http://{site.address(door, host)}",
         "workers": jobs.workers,
-        "model": jobs.model or "",
+        "model": jobs.model or next((name for pool in site.inventory.pools.values() for name in pool.background), ""),
         "depth": jobs.depth,
         "key_depth": jobs.key_depth,
         "ttl_s": jobs.ttl_s,
