@@ -116,8 +116,8 @@ class Verbs(TyperGroup):
 def verbs(help_text: str, *, has_completion: bool = False) -> typer.Typer:
     """An empty group of verbs."""
     return typer.Typer(
-        cls=Verbs, add_completion=has_completion, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
-        help=help_text,
+        cls=Verbs, add_completion=has_completion, no_args_is_help=True, rich_markup_mode=None,
+        pretty_exceptions_enable=False, help=help_text,
     )  # fmt: skip
 
 

@@ -54,7 +54,7 @@ def from_the_hub() -> list[tuple[str, Model]]:
 
 @pytest.mark.parametrize("example", NAMES)
 def test_an_example_answers_to_the_names_of_the_system_that_it_replaces(example: str) -> None:
-    inventory = load_inventory(ROOT / "inventories" / f"{example}.yaml").inventory
+    inventory = load_inventory(ASSETS / "inventories" / f"{example}.yaml").inventory
     automatic = {inventory.gateway.auto.name} if inventory.gateway.auto else set()
     assert NAMES[example] - {*inventory.pools, *all_aliases(inventory), *automatic} == set()
     served = [model.source for model in inventory.models.values()]
