@@ -23,6 +23,7 @@ from corral.components.llama import arguments
 from corral.contributions import Service
 from corral.plan.site import HERE, Replica
 from corral.render.secrets import initialise, write_files
+from corral.render.tree import LOCAL_DIGEST
 from tests.consumers.litellm_contract import load_with_litellm, unknown_keys
 from tests.needs import program
 from tests.processes.test_entrance import make_certificate
@@ -927,6 +928,7 @@ def test_supervisord_reads_every_program_as_planned(case: str, path: str, folder
     assert sorted(found) == sorted(planned)
     for name, service in planned.items():
         words, environment, log = found[name]
+        assert re.fullmatch("[0-9a-f]{16}", environment.pop(LOCAL_DIGEST))
         assert (words, environment) == as_process(service, str(here)), name
         assert log == f"{here}/logs/{name}.log"
 
