@@ -191,6 +191,11 @@ async function start() {
   byId("links").replaceChildren(
     ...farm.links.map(([name, url]) => Object.assign(element("a", "", name), { href: url, rel: "noreferrer" })),
   );
+  if (farm.admin) {
+    byId("admin").hidden = false;
+    byId("admin-ssh").textContent = `ssh -L ${farm.admin}:127.0.0.1:${farm.admin} ${location.hostname}`;
+    byId("admin-url").textContent = `http://127.0.0.1:${farm.admin}/ui`;
+  }
   choices();
   await refresh();
   setInterval(refresh, EVERY_MS);
