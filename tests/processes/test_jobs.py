@@ -290,7 +290,7 @@ def test_restarts_of_the_gateway_are_no_attempts(farm: Farm) -> None:
     with farm.fakes.behaving(BRIEF, "hold"):
         sent = send(farm, job_of("brief", retries=0))["id"]
         for program in ("litellm", "haproxy"):
-            wait_until(lambda: farm.fakes.in_flight(BRIEF) == 1, 30, "it runs")
+            wait_until(lambda: farm.fakes.in_flight(BRIEF) == 1, 60, "it runs")
             os.kill(farm.pid(program), signal.SIGKILL)
             wait_until(lambda: farm.fakes.in_flight(BRIEF) == 0, 30, "its run is broken off")
             farm.wait_healthy([program])
