@@ -90,7 +90,7 @@ function show() {
     return;
   }
   byId("totals").textContent = health.nodes
-    ? `${health.healthy} of ${health.total} replicas up · ${health.busy} of ${health.slots} slots busy · ${health.queued} requests wait`
+    ? `${health.healthy} of ${health.total} replicas up · ${health.busy} of ${health.slots} slots busy · ${health.queued} waiting`
     : "Pools and their load are shown inside the farm's network only.";
   byId("pools").replaceChildren(...farm.pools.map(card));
 }

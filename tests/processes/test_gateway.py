@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -322,6 +323,16 @@ def test_b3_a_full_pool_refuses_at_the_door(farm: Farm) -> None:
         }  # fmt: skip
         assert "access-control-allow-origin" not in answer.headers
     assert farm.ask("even").status_code == 200
+
+
+@in_slots
+def test_json_that_curl_calls_a_form_is_read_as_json(farm: Farm) -> None:
+    """`curl -d` without a header says application/x-www-form-urlencoded."""
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    body = json.dumps(body_of("even"))
+    assert farm.client.post("/v1/chat/completions", content=body, headers=form).status_code == 200
+    refused = farm.client.post("/v1/chat/completions", content="model=even", headers=form)
+    assert (refused.status_code, refused.json()["error"]["message"]) == (400, "the body must be a JSON object")
 
 
 @in_slots
