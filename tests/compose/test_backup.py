@@ -21,6 +21,7 @@ import pytest
 
 from corral.build import Plan, build_plan
 from corral.config.load import load_inventory
+from corral.gateway.routes import CONSUMER_ROUTES
 from corral.render.secrets import read_env
 from corral.verbs.archives import passphrase
 from tests.compose import command
@@ -38,7 +39,8 @@ SITE = f"{PREFIX}backup"
 PORT = 21700
 ADMIN_PORT = 21702
 TUNNEL, LAPTOP, OLLAMA = 21710, 21711, 21713
-PAGE = "http://127.0.0.1:21703"
+PAGE_PORT = 21703
+PAGE = f"http://127.0.0.1:{PAGE_PORT}"
 READER = {"name": "Reader", "email": "reader@example.com", "password": "a long enough one", "role": "user"}
 QUESTION = "Where is the barley?"
 PASSPHRASE = "open sesame, slowly"
@@ -171,7 +173,7 @@ def saved(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sa
     with place.project:
         place.corral("secrets", "init")
         place.start()
-        wanted = {"models": ["chat"], "key_alias": "somebody"}
+        wanted = {"models": ["chat"], "key_alias": "somebody", "allowed_routes": CONSUMER_ROUTES}
         made = place.client().admin(ADMIN_PORT).send("POST", "/key/generate", wanted)
         key = str(made.raise_for_status().json()["key"])
         assert place.client(key).chat_text("chat") == KNOWN_ANSWER
@@ -496,10 +498,11 @@ def test_keys_spend_and_files_survive_the_loss_of_the_machine(saved: Saved) -> N
 
 
 def the_tunnel_leads_nowhere_else(project: Project) -> None:
-    """The balancer alone reaches a worker's port, and the tunnel's container nothing of the farm's inside."""
+    """The balancer alone reaches a worker's port, and the tunnel's container the balancer's doors and figures alone."""
     found = {service.name: reached_from(project, service.name) for service in project.plan.services_of(HOST)}
     assert {name for name, places in found.items() if ("tunnel", LAPTOP) in places} == {"haproxy", "tunnel"}
-    assert found["tunnel"] == {("tunnel", TUNNEL), ("tunnel", LAPTOP), ("haproxy", PORT)}
+    doors = {("haproxy", PORT), ("haproxy", PAGE_PORT), ("haproxy", 8404)}
+    assert found["tunnel"] == {("tunnel", TUNNEL), ("tunnel", LAPTOP), *doors}
 
 
 def nothing_is_lost_when_the_inventory_changes(place: Place, saved: Saved) -> None:

@@ -38,8 +38,8 @@ SUITE = "sid"
 # The suite's Python: wheels for it are fetched while the root file system is made, and again if it has another one.
 PYTHON_GUESS = "3.14"
 PACKAGES = (
-    "busybox-static", "ca-certificates", "curl", "haproxy", "llama.cpp", "nodejs", "openssh-server", "postgresql",
-    "prometheus", "prometheus-alertmanager", "prometheus-node-exporter", "prometheus-postgres-exporter",
+    "busybox-static", "ca-certificates", "curl", "haproxy", "llama.cpp", "nodejs", "openssh-client", "openssh-server",
+    "postgresql", "prometheus", "prometheus-alertmanager", "prometheus-node-exporter", "prometheus-postgres-exporter",
     "prometheus-redis-exporter", "python3", "valkey-server",
 )  # fmt: skip
 # What upstream's image has besides the package's own `proxy` extra.
