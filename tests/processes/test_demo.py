@@ -158,6 +158,7 @@ def test_life_of_a_demo(checkout: Checkout, tmp_path: Path) -> None:
     assert ask(first) == DEMO_ANSWER
     found = EXPORTS.search(first.stdout)
     assert found
+    assert re.search(r"^next: .*\./generate\.py init .*farm", first.stderr, re.MULTILINE), first.stderr
     assert found[2] not in first.stdout[: found.start()] + first.stderr  # the key stands in the last line alone
     assert all(str(checkout.root) not in path for path in sys_path_of_the_gateway(checkout))
 

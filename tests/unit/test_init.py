@@ -135,6 +135,14 @@ def test_text_for_a_machine(name: str, run: Run, update_golden: bool) -> None:  
     assert main(["check"]) == 0
 
 
+def test_a_machine_in_short() -> None:
+    card, file = FoundCard("nvidia", "NVIDIA GeForce RTX 3090", 24576), look.FoundFile("a.gguf", "", "a.gguf")
+    server = FoundServer("ollama", 11434, {"llama3": "chat"})
+    rich = look.Machine("box", "", cards=(card, card), files=(file,), servers=(server,))
+    assert rich.in_short == "2 cards (rtx-3090), 1 model file, ollama"
+    assert look.Machine("box", "").in_short == ""
+
+
 @pytest.mark.parametrize(
     ("answers", "engine", "models", "slots"),
     [

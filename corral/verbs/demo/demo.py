@@ -7,7 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from corral.runtime.supervisor import LocalHost, Status, taken_ports
 from corral.tables import new_table
 from corral.units import duration
 from corral.verbs.demo.probe import client, embed, import_client, stream_chat
+from corral.verbs.init.init import this_machine
 from corral.verbs.models.weights import canonical, find_weights
 
 INVENTORY = shipped("inventories/demo.yaml")
@@ -271,8 +272,17 @@ def _report(demo: Demo) -> None:
     text = Text(words)
     text.highlight_regex(r"(?m)^\w+( model)?(?=  )", "bold")
     demo.out.print(text)
+    demo.talk.print(Text(_next_step()))
     exports = f"export OPENAI_BASE_URL={demo.base_url}\nexport OPENAI_API_KEY={demo.key}"
     demo.out.print(exports, markup=False, style=None)
+
+
+def _next_step() -> str:
+    """What a person with this machine does after the demo."""
+    with suppress(CorralError):
+        if found := this_machine().in_short:
+            return f"next: ./generate.py init --output farm.yaml proposes a farm of your own, with {found}"
+    return "next: docs/tutorial.md; on a machine with cards or models, ./generate.py init proposes a farm with them"
 
 
 def _table(services: Sequence[Service], found: Mapping[str, Status]) -> Table:

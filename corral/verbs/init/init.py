@@ -71,6 +71,11 @@ def propose(destinations: Sequence[str], folders: Sequence[str]) -> Proposal:
     return proposal_for(machines, *_inspected(machines))
 
 
+def this_machine() -> Machine:
+    """What this machine has; raises CorralError as `look` does."""
+    return _looked_at((), ())[0]
+
+
 def proposal_for(
     machines: Sequence[Machine], lock: ModelLock, candidates: Sequence[Candidate], notes: list[str]
 ) -> Proposal:

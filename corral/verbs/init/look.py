@@ -14,6 +14,7 @@ from corral.contributions import is_systems
 from corral.errors import CorralError
 from corral.runtime.hosts import ComposeHost
 from corral.runtime.observe import CARDS_SCRIPT, assigned, parts
+from corral.units import counted
 from corral.verbs.init.cards import FoundCard, cards_in
 from corral.verbs.init.said import items, json_in, mapping
 from corral.verbs.init.servers import FoundServer, servers_in
@@ -71,6 +72,17 @@ class Machine:
         """Servers that the gateway reaches."""
         is_here = self.is_mac and not self.ssh
         return [server for server in self.servers if server.models and (server.is_open or is_here)]
+
+    @property
+    def in_short(self) -> str:
+        """What a farm could use, as `2 cards (rtx-3090), 3 model files, ollama`; empty without any of these."""
+        kinds = ", ".join(sorted({card.kind for card in self.cards}))
+        found = [
+            f"{counted(len(self.cards), 'card')} ({kinds})" if self.cards else "",
+            counted(len(self.files), "model file") if self.files else "",
+            *sorted({server.engine or "a server" for server in self.servers if server.models}),
+        ]
+        return ", ".join(filter(None, found))
 
     @property
     def remarks(self) -> list[str]:
