@@ -277,7 +277,7 @@ def test_restart_of_what_was_never_started_touches_nothing(site: Project) -> Non
     before = site.inspect("sa-chat-1")["State"]["StartedAt"]
     done = corral(site, "restart", "chat-1", "litellm")
     assert done.returncode == 1
-    assert "sa/litellm: no container to restart; ./generate.py up makes what is missing" in done.stderr
+    assert "sa/litellm: not there to restart; ./generate.py up makes what is missing" in done.stderr
     assert site.inspect("sa-chat-1")["State"]["StartedAt"] == before
 
 
