@@ -238,7 +238,7 @@ def program_of(project: Project, container: str) -> psutil.Process:
 def reached_from(project: Project, service: str) -> set[tuple[str, int]]:
     """What a program in a container can connect to, by service and port: tried by every address of every container.
 
-    From inside its network namespace, whatever tools its image has.
+    From inside its network namespace, with the tools of this machine: the image may have none.
     """
     containers = {
         item.name: project.inspect(f"{item.host}-{item.name}") for item in project.plan.services_of(project.host)

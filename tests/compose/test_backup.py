@@ -173,7 +173,7 @@ def saved(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sa
     with place.project:
         place.corral("secrets", "init")
         place.start()
-        wanted = {"models": ["chat"], "key_alias": "somebody", "allowed_routes": CONSUMER_ROUTES}
+        wanted = {"models": ["chat"], "key_alias": "client", "allowed_routes": CONSUMER_ROUTES}
         made = place.client().admin(ADMIN_PORT).send("POST", "/key/generate", wanted)
         key = str(made.raise_for_status().json()["key"])
         assert place.client(key).chat_text("chat") == KNOWN_ANSWER
@@ -457,7 +457,7 @@ def test_over_ssh_and_without_secrets_it_says_what_to_supply_and_the_data_comes_
         place.corral("secrets", "init")
         said = place.corral("restore", str(archive), "--yes")
         assert "ba/postgres: database (keys, budgets and spend): is back" in said
-        query = "SELECT count(*) FROM \"LiteLLM_VerificationToken\" WHERE key_alias = 'somebody' AND spend > 0"
+        query = "SELECT count(*) FROM \"LiteLLM_VerificationToken\" WHERE key_alias = 'client' AND spend > 0"
         login = ["--port", "5432", "--username", "litellm", "--dbname", "corral"]
         psql = ["psql", *login, "--tuples-only", "--no-align", "--command", query]
         assert docker("exec", f"{HOST}-postgres", *psql).strip() == "1"

@@ -55,10 +55,10 @@ def announce(site: Site) -> Iterator[Contribution]:
         chat.port,
         program,
         ACCOUNTS,
-        each.rpm,
-        each.parallel,
-        KEY,
-        ACCOUNT_HEADER,
+        rpm=each.rpm,
+        parallel=each.parallel,
+        secret=KEY,
+        account_header=ACCOUNT_HEADER,
     )
 
 

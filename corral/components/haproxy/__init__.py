@@ -396,15 +396,13 @@ def _values(site: Site, groups: list[Group], cloud: set[str], web_pages: Sequenc
     is_dual = site.has_ipv6 and not is_local
     everywhere = EVERYWHERE if is_dual else bind
     links = [(item.title, item.url) for item in web_pages]
-    inside = [*links, ("Grafana", grafana.url_of(site))] if grafana.url_of(site) else links
+    dashboards = [("Grafana", url)] if (url := grafana.url_of(site)) else []
+    pages = {
+        True: page.data(site.inventory, queues, is_inside=True, own_links=[*links, *dashboards]),
+        False: page.data(site.inventory, queues, is_inside=False, own_links=links),
+    }
     inward = [
-        front
-        | {
-            "page": page.data(
-                site.inventory, queues, is_inside=front["is_inside"], own_links=inside if front["is_inside"] else links
-            )
-        }
-        for front in fronts(gateway, everywhere, most_clients, certificate)
+        front | {"page": pages[front["is_inside"]]} for front in fronts(gateway, everywhere, most_clients, certificate)
     ]
     return {
         "entry": _own_addresses(site, gateway.balancer_port, INSIDE),
@@ -448,7 +446,6 @@ def _values(site: Site, groups: list[Group], cloud: set[str], web_pages: Sequenc
         "most_readers": MOST_READERS,
         "successor_address": f"127.0.0.1:{gateway.balancer_port}",
         "figures": _figures(site, bind),
-        "has_docker_dns": not is_local,
         "is_local": is_local,
         "control": LOCAL_SOCKET if is_local else f"ipv4@127.0.0.1:{control_port(site)}",
         "state_file": "" if is_local else STATE_FILE,
